@@ -1,0 +1,6 @@
+"""Frozen features, measured (paper section 7). Every function takes any `AutoModel`."""
+
+from .knn import evaluate_knn, knn_class_scores
+from .visualization import draw_patch_pca, patch_pca, save_patch_pca
+
+__all__ = ["draw_patch_pca", "evaluate_knn", "knn_class_scores", "patch_pca", "save_patch_pca"]

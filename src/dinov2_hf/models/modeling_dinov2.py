@@ -1,0 +1,388 @@
+"""
+The DINOv2 vision transformer (paper: Oquab et al. 2024; registers: Darcet et al. 2024).
+
+Parameter names are those of the checkpoints on the Hub (`encoder.layer.0.attention.attention.query.weight`, ...), so
+released weights load and saved weights travel without any renaming.
+
+Shapes: `B` images, `N = h * w` patches, `R` register tokens, `T = 1 + R + N` tokens in the order CLS, registers,
+patches, `D` hidden size.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_dinov2 import DINOv2Config
+from .crop_packing import CropPacking, attend_per_resolution, draw_kept_tokens, pack_crops, unpack_crops
+
+
+def interpolate_position_embeddings(
+    position_embeddings: torch.Tensor, grid: tuple[int, int], *, offset: float, antialias: bool
+) -> torch.Tensor:
+    """
+    Resize stored position embeddings to another patch grid, bicubic and in float32. The CLS position is untouched.
+
+    Args:
+        position_embeddings: `(1, 1 + M * M, D)`, CLS first.
+        grid: wanted patches `(h, w)`.
+        offset: when not 0, the scale handed to the resampling is `((h + offset) / M, (w + offset) / M)` and is used as
+            given, which shifts the sampled coordinates a little; the original does this (with 0.1) for models without
+            registers.
+        antialias: widen the cubic kernel when shrinking.
+
+    Returns:
+        `(1, 1 + h * w, D)`; the input itself when the grid is already `M * M`.
+    """
+    height, width = grid
+    num_patches, side = position_embeddings.shape[1] - 1, int((position_embeddings.shape[1] - 1) ** 0.5)
+    if height * width == num_patches and height == width:
+        return position_embeddings
+    stored = position_embeddings[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    target = (
+        {"scale_factor": ((height + offset) / side, (width + offset) / side)} if offset else {"size": (height, width)}
+    )
+    resized = nn.functional.interpolate(stored, mode="bicubic", align_corners=False, antialias=antialias, **target)
+    if resized.shape[-2:] != (height, width):
+        raise ValueError(
+            f"`interpolate_offset` is {offset}, which turns a {side} x {side} grid into {tuple(resized.shape[-2:])}"
+            f" where {grid} is needed; use 0.1 or 0.0."
+        )
+    resized = resized.permute(0, 2, 3, 1).flatten(1, 2).to(position_embeddings.dtype)
+    return torch.cat([position_embeddings[:, :1], resized], dim=1)
+
+
+class DINOv2PatchEmbeddings(nn.Module):
+    """Image `(B, C, H, W)` to patch tokens `(B, N, D)`, row by row."""
+
+    def __init__(self, config: DINOv2Config):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.num_channels = config.num_channels
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        channels, height, width = pixel_values.shape[-3:]
+        if channels != self.num_channels:
+            raise ValueError(f"`pixel_values` has {channels} channels; this model was configured for {self.num_channels}.")
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"`pixel_values` is {height} x {width} pixels; both must be multiples of the patch size,"
+                f" {self.patch_size}."
+            )
+        return self.projection(pixel_values.to(self.projection.weight.dtype)).flatten(2).transpose(1, 2)
+
+
+class DINOv2Embeddings(nn.Module):
+    """Patches, mask token, CLS, positions and registers: everything before the first block."""
+
+    def __init__(self, config: DINOv2Config):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.mask_token = nn.Parameter(torch.zeros(1, config.hidden_size))
+        if config.num_register_tokens > 0:
+            self.register_tokens = nn.Parameter(torch.zeros(1, config.num_register_tokens, config.hidden_size))
+        else:
+            self.register_tokens = None
+        num_patches = (config.image_size // config.patch_size) ** 2
+        self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + num_patches, config.hidden_size))
+        self.patch_embeddings = DINOv2PatchEmbeddings(config)
+        self.interpolate_offset = config.interpolate_offset
+        self.interpolate_antialias = config.interpolate_antialias
+
+    def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
+        tokens = self.patch_embeddings(pixel_values)
+        if bool_masked_pos is not None:
+            # Before the positions are added: a masked token keeps its position.
+            tokens = torch.where(bool_masked_pos.unsqueeze(-1), self.mask_token.to(tokens.dtype), tokens)
+        tokens = torch.cat([self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
+        patch_size = self.patch_embeddings.patch_size
+        positions = interpolate_position_embeddings(
+            self.position_embeddings,
+            (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size),
+            offset=self.interpolate_offset,
+            antialias=self.interpolate_antialias,
+        )
+        tokens = tokens + positions.to(tokens.dtype)
+        if self.register_tokens is not None:
+            # After the positions: registers have none.
+            registers = self.register_tokens.to(tokens.dtype).expand(len(tokens), -1, -1)
+            tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
+        return tokens
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, `(B, heads, T, head_dim)` to `(B, T, heads, head_dim)`; the one that returns weights."""
+    weights = torch.softmax(query @ key.transpose(-1, -2) * scaling, dim=-1)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class DINOv2SelfAttention(nn.Module):
+    """Multi-head self-attention through transformers' attention interface (eager, SDPA, flash, flex, own)."""
+
+    is_causal = False
+
+    def __init__(self, config: DINOv2Config):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+
+    def forward(
+        self, hidden_states: torch.Tensor, crop_packing: CropPacking | None = None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (-1, self.head_dim))
+            for projection in (self.query, self.key, self.value)
+        )
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+
+        def attend(query, key, value):
+            return attention(self, query, key, value, None, scaling=self.head_dim**-0.5, dropout=0.0, **kwargs)
+
+        if crop_packing is None:
+            context, weights = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        else:
+            context = attend_per_resolution(lambda *qkv: attend(*qkv)[0], query, key, value, crop_packing)
+            weights = None
+        return context.flatten(-2), weights
+
+
+class DINOv2SelfOutput(nn.Module):
+    """The output projection of attention, a module of its own because the checkpoints name it so."""
+
+    def __init__(self, config: DINOv2Config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dense(hidden_states)
+
+
+class DINOv2Attention(nn.Module):
+    def __init__(self, config: DINOv2Config):
+        super().__init__()
+        self.attention = DINOv2SelfAttention(config)
+        self.output = DINOv2SelfOutput(config)
+
+    def forward(self, hidden_states: torch.Tensor, crop_packing: CropPacking | None = None, **kwargs) -> torch.Tensor:
+        context, _ = self.attention(hidden_states, crop_packing, **kwargs)
+        return self.output(context)
+
+
+class DINOv2LayerScale(nn.Module):
+    """A learned factor for every channel of a residual branch."""
+
+    def __init__(self, config: DINOv2Config):
+        super().__init__()
+        self.lambda1 = nn.Parameter(torch.full((config.hidden_size,), float(config.layerscale_value)))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states * self.lambda1
+
+
+class DINOv2MLP(nn.Module):
+    def __init__(self, config: DINOv2Config):
+        super().__init__()
+        hidden_features = int(config.hidden_size * config.mlp_ratio)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, hidden_features)
+        self.fc2 = nn.Linear(hidden_features, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class DINOv2SwiGLUFFN(nn.Module):
+    """`weights_out(silu(a) * g)` with `(a, g)` the halves of `weights_in(x)`; two thirds of the MLP width, to 8."""
+
+    def __init__(self, config: DINOv2Config):
+        super().__init__()
+        hidden_features = 8 * ((int(int(config.hidden_size * config.mlp_ratio) * 2 / 3) + 7) // 8)
+        self.weights_in = nn.Linear(config.hidden_size, 2 * hidden_features)
+        self.weights_out = nn.Linear(hidden_features, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        activated, gate = self.weights_in(hidden_states).chunk(2, dim=-1)
+        return self.weights_out(nn.functional.silu(activated) * gate)
+
+
+class DINOv2Layer(GradientCheckpointingLayer):
+    """
+    One pre-norm block: `x + ls1(attention(norm1(x)))`, then `x + ls2(mlp(norm2(x)))`.
+
+    In training with `drop_path_rate > 0` each branch runs on a random subset of the crops only and is scaled up to
+    keep its mean (efficient stochastic depth); the two branches draw independently.
+    """
+
+    def __init__(self, config: DINOv2Config):
+        super().__init__()
+        self.drop_path_rate = config.drop_path_rate
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = DINOv2Attention(config)
+        self.layer_scale1 = DINOv2LayerScale(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = DINOv2SwiGLUFFN(config) if config.use_swiglu_ffn else DINOv2MLP(config)
+        self.layer_scale2 = DINOv2LayerScale(config)
+
+    def forward(self, hidden_states: torch.Tensor, crop_packing: CropPacking | None = None, **kwargs) -> torch.Tensor:
+        """`(B, T, D)`, or `(1, sum_i n_i * t_i, D)` laid out as `crop_packing` says; the same shape comes out."""
+
+        def attention_branch(tokens: torch.Tensor, packing: CropPacking | None) -> torch.Tensor:
+            return self.layer_scale1(self.attention(self.norm1(tokens), packing, **kwargs))
+
+        def mlp_branch(tokens: torch.Tensor, packing: CropPacking | None) -> torch.Tensor:
+            return self.layer_scale2(self.mlp(self.norm2(tokens)))
+
+        shape = hidden_states.shape
+        drops = self.training and self.drop_path_rate > 0
+        if drops and crop_packing is None:
+            hidden_states, crop_packing = pack_crops([hidden_states])
+        for branch in (attention_branch, mlp_branch):
+            if drops:
+                kept, packing, scale = draw_kept_tokens(crop_packing, self.drop_path_rate, hidden_states.device)
+                residual = branch(hidden_states[:, kept], packing) * scale
+                hidden_states = hidden_states.index_add(1, kept, residual.to(hidden_states.dtype))
+            else:
+                hidden_states = hidden_states + branch(hidden_states, crop_packing)
+        return hidden_states.view(shape)
+
+
+class DINOv2PreTrainedModel(PreTrainedModel):
+    config: DINOv2Config
+    base_model_prefix = "dinov2"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["DINOv2Embeddings", "DINOv2Layer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": DINOv2Layer, "attentions": DINOv2SelfAttention}
+    _input_embed_layer = "patch_embeddings"
+    model_tags = ["dinov2"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            # The original leaves the patch projection at PyTorch's default.
+            bound = (module.in_channels * module.kernel_size[0] * module.kernel_size[1]) ** -0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, DINOv2LayerScale):
+            init.constant_(module.lambda1, float(self.config.layerscale_value))
+        elif isinstance(module, DINOv2Embeddings):
+            init.trunc_normal_(module.position_embeddings, std=std)
+            init.normal_(module.cls_token, std=1e-6)
+            init.zeros_(module.mask_token)
+            if module.register_tokens is not None:
+                init.normal_(module.register_tokens, std=1e-6)
+
+
+class DINOv2Encoder(DINOv2PreTrainedModel):
+    def __init__(self, config: DINOv2Config):
+        super().__init__(config)
+        self.layer = nn.ModuleList([DINOv2Layer(config) for _ in range(config.num_hidden_layers)])
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, hidden_states: torch.Tensor, crop_packing: CropPacking | None = None, **kwargs
+    ) -> BaseModelOutput:
+        for layer in self.layer:
+            hidden_states = layer(hidden_states, crop_packing, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+class DINOv2Model(DINOv2PreTrainedModel):
+    """
+    The backbone: what `AutoModel` loads.
+
+    `last_hidden_state` holds CLS, registers and patches after the final norm; `pooler_output` is its CLS token.
+    """
+
+    def __init__(self, config: DINOv2Config):
+        super().__init__(config)
+        self.embeddings = DINOv2Embeddings(config)
+        self.encoder = DINOv2Encoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): normalised images; `H` and `W` multiples of the
+                patch size, in any ratio.
+            bool_masked_pos (`torch.BoolTensor` of shape `(B, N)`, *optional*): patches to replace by the mask token.
+
+        Returns:
+            `last_hidden_state` `(B, 1 + R + N, D)`, `pooler_output` `(B, D)`, and, when asked for, `hidden_states`
+            (before the final norm; index 0 is the input of the first block) and `attentions`.
+
+        Raises:
+            `ValueError`: when `H` or `W` is not a multiple of the patch size, or `C` is not `num_channels`.
+        """
+        outputs = self.encoder(self.embeddings(pixel_values, bool_masked_pos), **kwargs)
+        last_hidden_state = self.layernorm(outputs.last_hidden_state)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=last_hidden_state,
+            pooler_output=last_hidden_state[:, 0],
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def forward_crops(
+        self, crops: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None] | None = None
+    ) -> list[torch.Tensor]:
+        r"""
+        Several resolutions in one pass, equal to one `forward` each.
+
+        Args:
+            crops: images `(n_i, C, H_i, W_i)` of each resolution.
+            masks: for each resolution `None` or `(n_i, N_i)` booleans, as `bool_masked_pos`.
+
+        Returns:
+            For each resolution the tokens after the final norm, `(n_i, 1 + R + N_i, D)`.
+        """
+        masks = masks if masks is not None else [None] * len(crops)
+        packed, packing = pack_crops(
+            [self.embeddings(crop, mask) for crop, mask in zip(crops, masks, strict=True)]
+        )
+        packed = self.encoder(packed, crop_packing=packing).last_hidden_state
+        return unpack_crops(self.layernorm(packed), packing)

@@ -1,0 +1,82 @@
+"""Configuration of DINOv2 pretraining: the backbone, the heads and the losses."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from ..models import DINOv2Config
+
+
+@strict
+class DINOv2PreTrainingConfig(PreTrainedConfig):
+    r"""
+    What shapes the pretraining objective (paper, section 4). In brackets: the values of the short ViT-L/16 recipe,
+    then of the ViT-g/14 recipe.
+
+    Args:
+        backbone_config ([`DINOv2Config`] or `dict`, *optional*): The network of student and teacher.
+        num_prototypes (`int`, defaults to 65536): Outputs `K` of the DINO head [65536, 131072].
+        head_hidden_size (`int`, defaults to 2048): Hidden width of the projection heads [2048, 2048].
+        head_num_layers (`int`, defaults to 3): Linear layers of a projection head before the prototypes [3, 3].
+        bottleneck_size (`int`, defaults to 256): Width before the prototypes of the DINO head [256, 384].
+        separate_ibot_head (`bool`, defaults to `False`): Give patches a head of their own [`False`, `True`].
+        ibot_num_prototypes (`int`, *optional*): Prototypes of that head; `None` means `num_prototypes` [-, 131072].
+        ibot_bottleneck_size (`int`, *optional*): Bottleneck of that head; `None` means `bottleneck_size` [-, 256].
+        centering (`str`, defaults to `"softmax"`): How teacher targets are kept from collapsing: `"softmax"` with a
+            running centre, or `"sinkhorn_knopp"` [`"softmax"`, `"sinkhorn_knopp"`].
+        center_momentum (`float`, defaults to 0.9): Momentum of that running centre.
+        student_temperature (`float`, defaults to 0.1): Temperature of the student's softmax.
+        dino_loss_weight (`float`, defaults to 1.0): Weight of the image-level loss; 0 leaves it out.
+        ibot_loss_weight (`float`, defaults to 1.0): Weight of the patch-level loss; 0 leaves it out.
+        koleo_loss_weight (`float`, defaults to 0.1): Weight of the KoLeo regulariser on both global crops; 0 leaves
+            it out.
+
+    Raises:
+        `ValueError`: when a size, a weight, a temperature or `centering` is out of range.
+    """
+
+    model_type = "dinov2_hf_pretraining"
+    sub_configs = {"backbone_config": DINOv2Config}
+
+    backbone_config: DINOv2Config | dict | None = None
+    num_prototypes: int = 65536
+    head_hidden_size: int = 2048
+    head_num_layers: int = 3
+    bottleneck_size: int = 256
+    separate_ibot_head: bool = False
+    ibot_num_prototypes: int | None = None
+    ibot_bottleneck_size: int | None = None
+    centering: str = "softmax"
+    center_momentum: float | int = 0.9
+    student_temperature: float | int = 0.1
+    dino_loss_weight: float | int = 1.0
+    ibot_loss_weight: float | int = 1.0
+    koleo_loss_weight: float | int = 0.1
+
+    def __post_init__(self, **kwargs):
+        if self.backbone_config is None:
+            self.backbone_config = DINOv2Config()
+        elif isinstance(self.backbone_config, dict):
+            self.backbone_config = DINOv2Config(**self.backbone_config)
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict`: runs after the fields are set."""
+        if self.centering not in ("softmax", "sinkhorn_knopp"):
+            raise ValueError(f'`centering` is "{self.centering}"; it must be "softmax" or "sinkhorn_knopp".')
+        for name in ("num_prototypes", "bottleneck_size", "head_hidden_size", "head_num_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        for name in ("dino_loss_weight", "ibot_loss_weight", "koleo_loss_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must not be negative.")
+        if self.dino_loss_weight == 0 and self.ibot_loss_weight == 0:
+            raise ValueError(
+                "`dino_loss_weight` and `ibot_loss_weight` are both 0, which leaves nothing to learn; raise one."
+            )
+        if self.student_temperature <= 0:
+            raise ValueError(f"`student_temperature` is {self.student_temperature}; it must be above 0.")
+        if not self.separate_ibot_head and (self.ibot_num_prototypes or self.ibot_bottleneck_size):
+            raise ValueError(
+                "`ibot_num_prototypes` or `ibot_bottleneck_size` is set while `separate_ibot_head` is False; set"
+                " `separate_ibot_head` to True, or leave both out."
+            )

@@ -1,0 +1,51 @@
+"""Projection heads (paper, section 4): an MLP, an L2-normalised bottleneck and weight-normalised prototypes."""
+
+import torch
+from torch import nn
+
+
+class Prototypes(nn.Module):
+    """
+    Linear map without bias whose `K` rows are `g_k * v_k / |v_k|`. Both the gains and the directions are trained and
+    averaged into the teacher; the parameter names are the original's.
+    """
+
+    def __init__(self, bottleneck_size: int, num_prototypes: int):
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1))
+        self.weight_v = nn.Parameter(torch.empty(num_prototypes, bottleneck_size))
+        nn.init.uniform_(self.weight_v, -(bottleneck_size**-0.5), bottleneck_size**-0.5)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
+        return nn.functional.linear(hidden_states, weight)
+
+
+class ProjectionHead(nn.Module):
+    """
+    Tokens `(..., D)` to prototype logits `(..., K)`.
+
+    Args:
+        hidden_size: width `D` of the tokens.
+        num_prototypes: outputs `K`.
+        head_hidden_size: width of the hidden layers.
+        bottleneck_size: width of the L2-normalised representation before the prototypes.
+        num_layers: linear layers before the prototypes; 1 is a single projection.
+    """
+
+    def __init__(
+        self, hidden_size: int, num_prototypes: int, *, head_hidden_size: int, bottleneck_size: int, num_layers: int
+    ):
+        super().__init__()
+        widths = [hidden_size] + [head_hidden_size] * (num_layers - 1) + [bottleneck_size]
+        layers: list[nn.Module] = []
+        for width_in, width_out in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(width_in, width_out), nn.GELU()]
+        self.mlp = nn.Sequential(*layers[:-1])
+        self.last_layer = Prototypes(bottleneck_size, num_prototypes)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.mlp(hidden_states)
+        # 1e-12 is below the smallest half-precision number, where a zero vector would become NaN.
+        eps = 1e-6 if hidden_states.dtype == torch.float16 else 1e-12
+        return self.last_layer(nn.functional.normalize(hidden_states, dim=-1, eps=eps))

@@ -1,0 +1,98 @@
+"""
+The three losses of DINOv2 (paper, section 4), in float32 whatever the inputs are.
+
+Shapes: `S` student crops, `T` teacher crops, `B` images, `K` prototypes, `M` masked patches, `D` hidden size.
+"""
+
+import torch
+
+
+def cross_entropy(student_logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+    """
+    `-sum_k targets_k * log_softmax(student_logits / temperature)_k`, row by row.
+
+    Written as `sum(targets) * logsumexp - <targets, logits>`: no `(..., K)` tensor of log-probabilities is made.
+    `targets` need not sum to 1, so the cross-entropies of one student crop with several teacher crops are one with the
+    sum of their targets.
+
+    Args:
+        student_logits, targets: `(rows, K)`.
+
+    Returns:
+        `(rows,)`.
+    """
+    scaled = student_logits.float() / temperature
+    agreement = torch.bmm(scaled.unsqueeze(1), targets.unsqueeze(2)).view(len(scaled))
+    return targets.sum(dim=-1) * scaled.logsumexp(dim=-1) - agreement
+
+
+def dino_loss(
+    student_logits: torch.Tensor,
+    teacher_targets: torch.Tensor,
+    student_temperature: float,
+    *,
+    same_crops: bool = False,
+) -> torch.Tensor:
+    """
+    Image-level loss: cross-entropy summed over pairs of (student crop, teacher crop), averaged over images.
+
+    Args:
+        student_logits: `(S, B, K)`.
+        teacher_targets: `(2, B, K)` probabilities of the two global crops.
+        student_temperature: above 0.
+        same_crops: the student's crops are the teacher's two; a crop is then compared with the other one only.
+    """
+    num_student, num_images, _ = student_logits.shape
+    targets = teacher_targets.flip(0) if same_crops else teacher_targets.sum(0).expand(num_student, -1, -1)
+    with torch.autocast(student_logits.device.type, enabled=False):
+        losses = cross_entropy(student_logits.flatten(0, 1), targets.flatten(0, 1), student_temperature)
+    return losses.sum() / num_images
+
+
+def ibot_loss(
+    student_logits: torch.Tensor,
+    teacher_targets: torch.Tensor,
+    masked_weights: torch.Tensor,
+    num_crops: int,
+    student_temperature: float,
+) -> torch.Tensor:
+    """
+    Patch-level loss: cross-entropy averaged over the masked patches of a crop, then summed over crops and divided by
+    the number of all crops, masked or not.
+
+    Args:
+        student_logits, teacher_targets: `(M, K)`, row by row the same patch.
+        masked_weights: `(M,)`, one over the masked patches of that crop.
+        num_crops: all global crops of the batch, `2 B`.
+        student_temperature: above 0.
+    """
+    with torch.autocast(student_logits.device.type, enabled=False):
+        losses = cross_entropy(student_logits, teacher_targets, student_temperature)
+    return (losses * masked_weights).sum() / num_crops
+
+
+def koleo_loss(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
+    """
+    Kozachenko-Leonenko regulariser: minus the mean log distance of L2-normalised features to their nearest neighbour
+    in this batch; the gradient flows to both.
+
+    Args:
+        features: `(B, D)` CLS tokens of one global crop, `B` at least 2.
+
+    Raises:
+        `ValueError`: for a single image, which has no neighbour.
+    """
+    if len(features) < 2:
+        raise ValueError(
+            f"`features` holds {len(features)} image; KoLeo needs at least 2 per device: raise the batch size, or set"
+            " `koleo_loss_weight` to 0."
+        )
+    with torch.autocast(features.device.type, enabled=False):
+        features = torch.nn.functional.normalize(features.float(), dim=-1, eps=eps)
+        with torch.no_grad():
+            similarity = features @ features.T
+            similarity.fill_diagonal_(-1)
+            neighbours = similarity.argmax(dim=1)
+        # eps inside the norm keeps its gradient finite for two equal images, where the distance is 0.
+        distances = torch.linalg.vector_norm(features - features[neighbours] + eps, dim=-1)
+        return -torch.log(distances + eps).mean()

@@ -1,0 +1,45 @@
+"""What differs between one process, DDP and the sharded backends; the only file that knows them apart."""
+
+import torch
+from accelerate import Accelerator
+
+
+def cpu_supports_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX); elsewhere bf16 is slower."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def choose_mixed_precision(requested: str, launched: str, use_cpu: bool) -> str:
+    """
+    The precision of a run.
+
+    Args:
+        requested: `"auto"`, `"no"`, `"bf16"` or `"fp16"`, from the recipe or flag; everything but `"auto"` is final.
+        launched: what `accelerate launch` was configured with; used by `"auto"` unless it is `"no"`, which is also
+            what an unconfigured launch says.
+        use_cpu: whether the run is on CPU.
+
+    Returns:
+        `"no"`, `"bf16"` or `"fp16"`.
+    """
+    if requested not in ("auto", "no", "bf16", "fp16"):
+        raise ValueError(f'`mixed_precision` is "{requested}"; it must be "auto", "no", "bf16" or "fp16".')
+    if requested != "auto":
+        return requested
+    if launched not in ("", "no"):
+        return launched
+    supported = cpu_supports_bfloat16() if use_cpu else torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bf16" if supported else "no"
+
+
+def gather_state_dict(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Full, unsharded weights under the names of the unwrapped model; every process must call it."""
+    return accelerator.get_state_dict(model)
+
+
+def mean_over_processes(accelerator: Accelerator, values: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Means of scalars over all processes, in one collective."""
+    stacked = torch.stack([value.detach().float() for value in values.values()])
+    means = accelerator.reduce(stacked, reduction="mean")
+    return dict(zip(values, means.tolist(), strict=True))

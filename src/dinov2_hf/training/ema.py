@@ -1,0 +1,19 @@
+"""The exponential moving average that makes the teacher."""
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def update_ema(ema_module: nn.Module, module: nn.Module, momentum: float) -> None:
+    """
+    `ema = momentum * ema + (1 - momentum) * module`, for every parameter, in place.
+
+    Both modules have the same parameters in the same order. Weights must be float32: in bfloat16 an average with
+    momentum 0.99 and above does not move at all, because a change of 1 % is below what 8 bits resolve.
+
+    Args:
+        momentum: in [0, 1].
+    """
+    averages, parameters = list(ema_module.parameters()), list(module.parameters())
+    torch._foreach_lerp_(averages, parameters, 1 - momentum)

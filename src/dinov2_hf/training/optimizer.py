@@ -1,0 +1,99 @@
+"""AdamW with the original's parameter groups (layer-wise decay), the writing of schedules, and gradient clipping."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from .schedules import ScheduleValues
+
+
+def learning_rate_multiplier(
+    name: str, num_layers: int, layerwise_decay: float, patch_embed_lr_multiplier: float
+) -> float:
+    """
+    Factor on the learning rate of one parameter.
+
+    With decay `d` and `L` blocks: `d ** (L + 1)` for everything before the first block (patches times
+    `patch_embed_lr_multiplier` more), `d ** (L - i)` for block `i` (so the last block has `d`, not 1), 1 for the final
+    norm and for the heads.
+    """
+    if "backbone." not in name:
+        return 1.0
+    block = re.search(r"encoder\.layer\.(\d+)\.", name)
+    if block:
+        layer = int(block.group(1)) + 1
+    else:
+        layer = 0 if "embeddings." in name else num_layers + 1
+    multiplier = layerwise_decay ** (num_layers + 1 - layer)
+    return multiplier * patch_embed_lr_multiplier if "patch_embeddings." in name else multiplier
+
+
+def weight_decay_multiplier(name: str) -> float:
+    """0 for biases, norms and LayerScale, else 1; tokens, positions and prototypes are decayed, as in the original."""
+    return 0.0 if name.endswith(".bias") or "norm" in name or name.endswith(".lambda1") else 1.0
+
+
+def parameter_groups(
+    student: nn.Module, *, num_layers: int, layerwise_decay: float, patch_embed_lr_multiplier: float
+) -> list[dict]:
+    """
+    Trainable parameters of `student`, each in exactly one group.
+
+    Groups are made within each part (`backbone`, `dino_head`, `ibot_head`) and carry `part`, `lr_multiplier`,
+    `weight_decay_multiplier` and `is_last_layer` (prototypes) beside `params`.
+    """
+    groups: dict[tuple, list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad:
+            key = (
+                name.split(".")[0],
+                learning_rate_multiplier(name, num_layers, layerwise_decay, patch_embed_lr_multiplier),
+                weight_decay_multiplier(name),
+                "last_layer" in name,
+            )
+            groups[key].append(parameter)
+    names = ("part", "lr_multiplier", "weight_decay_multiplier", "is_last_layer")
+    return [{"params": params, **dict(zip(names, key, strict=True))} for key, params in groups.items()]
+
+
+def build_optimizer(groups: list[dict], *, adam_beta1: float, adam_beta2: float) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups(...)`; learning rates and decays are written by `set_schedule` before each step."""
+    # The fused kernel: on CPU torch would otherwise loop over parameters one by one.
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, betas=(adam_beta1, adam_beta2), fused=True)
+
+
+def set_schedule(optimizer: torch.optim.Optimizer, now: ScheduleValues) -> None:
+    """Write learning rate and weight decay of this step into every group."""
+    for group in optimizer.param_groups:
+        learning_rate = now.last_layer_learning_rate if group["is_last_layer"] else now.learning_rate
+        group["lr"] = learning_rate * group["lr_multiplier"]
+        group["weight_decay"] = now.weight_decay * group["weight_decay_multiplier"]
+
+
+def clip_gradients(
+    accelerator: Accelerator, student: nn.Module, max_grad_norm: float, *, per_part: bool
+) -> dict[str, float]:
+    """
+    Clip the gradients of `student` to an L2 norm of `max_grad_norm`.
+
+    Args:
+        per_part: clip the backbone and each head by a norm of its own, as the original does; otherwise by one norm
+            over all.
+
+    Returns:
+        Norms before clipping: `grad_norm_<part>` for each part, or `grad_norm`.
+    """
+
+    def clip(parameters: Iterable[nn.Parameter]) -> float:
+        norm = accelerator.clip_grad_norm_(list(parameters), max_grad_norm)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    if not per_part:
+        return {"grad_norm": clip(student.parameters())}
+    return {
+        f"grad_norm_{name}": clip(part.parameters()) for name, part in student.named_children()
+    }
