@@ -1,7 +1,7 @@
 """Run a frozen model over a dataset: one feature vector per image.
 
 The feature is the CLS token after the final norm, which the paper uses for k-NN, logistic regression and retrieval
-(section 7, "Frozen features").
+(section 7).
 
 Shapes: `B` images in a batch, `n` rows of the dataset, `D` hidden size.
 """
@@ -13,10 +13,12 @@ from typing import Any
 
 import datasets
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+
+from .data.image_decoding import UndecodableImage, decode_image
 
 
 def cls_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
@@ -104,20 +106,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def decode_image(value: Any) -> Image.Image:
-    """An RGB picture, upright by its EXIF orientation, from a PIL image or an undecoded `{"bytes", "path"}` dict.
-
-    Raises:
-        ValueError: `value` is of another type.
-        Exception: whatever PIL raises on broken bytes, or the file system on a missing path.
-    """
-    if isinstance(value, dict):
-        value = datasets.Image().decode_example(value)
-    if not isinstance(value, Image.Image):
-        raise ValueError(f'an image is a PIL image or a {{"bytes", "path"}} dict, not {type(value).__name__}')
-    return ImageOps.exif_transpose(value).convert("RGB")
-
-
 def require_column(dataset: datasets.Dataset | Sequence[dict[str, Any]], column: str, field: str) -> None:
     """Check that `dataset` is finite, indexable and not empty, and that its rows have `column`.
 
@@ -156,7 +144,7 @@ class _DecodedImages(Dataset):
     def __getitem__(self, row: int) -> Image.Image:
         try:
             return decode_image(self.dataset[row][self.image_column])
-        except Exception as error:
+        except UndecodableImage as error:
             raise ValueError(
                 f"image_column={self.image_column!r} of row {row} cannot be decoded ({error}); repair it or remove "
                 "the row from the dataset."

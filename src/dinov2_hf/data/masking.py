@@ -10,6 +10,7 @@ import random
 import numpy as np
 import torch
 
+
 MAX_ATTEMPTS_PER_RECTANGLE = 10
 
 

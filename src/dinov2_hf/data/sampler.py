@@ -1,11 +1,12 @@
 """The order in which images are seen: endless, fixed by a seed, and entered at any batch at no cost."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+
 
 _MASK_64 = 2**64 - 1
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
@@ -37,7 +38,7 @@ class PreTrainingBatchSampler:
     """Endless batches of `SampleKey` for one process.
 
     `order="global"`: pass e over the data is a permutation of all rows drawn from (seed, e), and the passes follow each
-    other without a gap. Global batch t is positions t*B*W to (t+1)*B*W of that sequence, of which rank r takes the
+    other without a gap (a batch that spans two passes may hold a row twice). Global batch t is positions t*B*W to (t+1)*B*W of that sequence, of which rank r takes the
     r-th block of B. The order is therefore the same for every number of processes with an equal global batch, and no
     row is dropped.
 
@@ -92,5 +93,35 @@ class PreTrainingBatchSampler:
         self.order = order
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
+        if self.order == "global":
+            rows_of_pass, rows_per_pass = self._global_pass, self.num_rows
+        else:
+            rows_of_pass, rows_per_pass = self._sharded_pass, self.num_rows // self.world_size
+        current_pass, rows = -1, None
         for batch in itertools.count(self.start_batch):
-            ...
+            first_position = (batch * self.world_size + self.rank) * self.batch_size
+            first_index = first_position if self.order == "global" else batch * self.batch_size
+            keys = []
+            for i in range(self.batch_size):
+                pass_index, index = divmod(first_index + i, rows_per_pass)
+                if pass_index != current_pass:
+                    current_pass, rows = pass_index, rows_of_pass(pass_index)
+                keys.append(SampleKey(int(rows[index]), mix_seed(self.seed, first_position + i)))
+            yield keys
+
+    def _global_pass(self, pass_index: int) -> np.ndarray:
+        # Negative positions belong to no sample, so no sample shares its seed with a permutation.
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, -1 - pass_index))
+        return torch.randperm(self.num_rows, generator=generator).numpy()
+
+    def _sharded_pass(self, pass_index: int) -> list[int]:
+        permutation = torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(self.seed))
+        part = permutation[self.rank :: self.world_size][: self.num_rows // self.world_size].tolist()
+        generator = torch.Generator().manual_seed(self.seed + self.rank + (pass_index << 24))
+        # The inside-out shuffle draws one number per element, from the second on; randperm would give another order.
+        shuffled = part[:1]
+        for i, row in enumerate(part[1:], start=1):
+            j = int(torch.randint(0, i + 1, (1,), generator=generator))
+            shuffled.append(row)
+            shuffled[i], shuffled[j] = shuffled[j], row
+        return shuffled

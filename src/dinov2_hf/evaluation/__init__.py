@@ -3,4 +3,5 @@
 from .knn import evaluate_knn, knn_class_scores
 from .visualization import draw_patch_pca, patch_pca, save_patch_pca
 
+
 __all__ = ["draw_patch_pca", "evaluate_knn", "knn_class_scores", "patch_pca", "save_patch_pca"]

@@ -1,4 +1,4 @@
-"""k-NN classification on frozen features (paper section 7.1).
+"""k-NN classification on frozen features (paper section 7).
 
 The protocol of the reference: cosine similarity of L2-normalised CLS features in fp32; the weights of an image's
 neighbours are the softmax of their similarities over the temperature, taken over the `max(ks)` nearest neighbours
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..features import extract_features, require_column
+
 
 # A wide tile of the similarity matrix keeps the number of top-k merges, and on a GPU of launches, small.
 _BANK_ROWS_PER_QUERY = 16
@@ -248,8 +249,8 @@ def _matched_labels(bank_dataset, query_dataset, label_column: str) -> tuple[Ten
     if unknown:
         raise ValueError(
             f"label_column={label_column!r} has {len(unknown)} classes in the queries that the bank lacks "
-            f"({', '.join(map(repr, unknown[:5]))}{', ...' if len(unknown) > 5 else ''}): every query needs a class of "
-            "the bank."
+            f"({', '.join(map(repr, unknown[:5]))}{', ...' if len(unknown) > 5 else ''}): every query needs a class "
+            "of the bank."
         )
     bank_indices = torch.tensor([index[label] for label in bank_labels])
     query_indices = torch.tensor([index[label] for label in query_labels])

@@ -1,4 +1,4 @@
-"""Colour pictures by the principal components of their patch features (paper section 7.5, "Qualitative results").
+"""Colour pictures by the principal components of their patch features (paper section 7).
 
 Shapes: `n` images, `h` x `w` patches of an image, `D` hidden size.
 """
@@ -55,7 +55,7 @@ def patch_pca(model: nn.Module, pixel_values: Tensor) -> np.ndarray:
     components = (patches @ (directions * largest_loadings.sign())).numpy()
 
     low, high = np.percentile(components, [1, 99], axis=0)
-    colours = (components - low) / np.maximum(high - low, np.finfo(np.float64).tiny)
+    colours = (components - low) / np.maximum(high - low, 1e-12)
     return colours.clip(0, 1).reshape(len(pixel_values), height, width, 3)
 
 
@@ -80,41 +80,38 @@ def draw_patch_pca(images: Sequence[Image.Image], pca: np.ndarray, path: str | P
     bands = ceil(len(images) / 8)
     columns = ceil(len(images) / bands)
     # All lengths are in inches, from the top left corner.
-    cell_width, gap, margin = 1.8, 0.06, 0.12
+    gap = 0.06
+    cell_width = 1.8
     cell_height = cell_width * pca.shape[1] / pca.shape[2]
-    band_height = 2 * cell_height + gap
-    band_gap = 3 * gap
-    top = margin + (0.36 if title else 0.0)
-    figure_width = 2 * margin + columns * cell_width + (columns - 1) * gap
-    figure_height = top + bands * band_height + (bands - 1) * band_gap + margin
+    column_width = cell_width + gap
+    band_height = 2 * cell_height + 4 * gap
+    top = 0.36 if title else 0.0
+    figure_width = columns * column_width
+    figure_height = top + bands * band_height
 
     figure = Figure(figsize=(figure_width, figure_height), facecolor="white")
     FigureCanvasAgg(figure)
+
+    def draw(picture, left, top, interpolation):
+        bottom = figure_height - top - cell_height
+        box = left / figure_width, bottom / figure_height, cell_width / figure_width, cell_height / figure_height
+        axes = figure.add_axes(box)
+        axes.imshow(picture, interpolation=interpolation)
+        axes.set_axis_off()
+
     if title:
-        figure.text(margin / figure_width, 1 - margin / figure_height, title, fontsize=13, va="top", ha="left")
+        figure.text(0, 1, title, fontsize=13, va="top", ha="left")
     for i, (image, colours) in enumerate(zip(images, pca, strict=True)):
         band, column = divmod(i, columns)
-        left = margin + column * (cell_width + gap)
-        picture_top = top + band * (band_height + band_gap)
-        pictures = (np.asarray(image.convert("RGB")), "antialiased"), (colours, "nearest")
-        for cell_top, (picture, interpolation) in zip(
-            (picture_top, picture_top + cell_height + gap), pictures, strict=True
-        ):
-            axes = figure.add_axes(
-                (
-                    left / figure_width,
-                    1 - (cell_top + cell_height) / figure_height,
-                    cell_width / figure_width,
-                    cell_height / figure_height,
-                )
-            )
-            axes.imshow(picture, interpolation=interpolation)
-            axes.set_axis_off()
+        left, band_top = column * column_width, top + band * band_height
+        draw(np.asarray(image.convert("RGB")), left, band_top, "antialiased")
+        draw(colours, left, band_top + cell_height + gap, "nearest")
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_path = path.with_name(f".{path.name}.{os.getpid()}.png")
-    figure.savefig(partial_path, dpi=150)
+    # The tight box also makes room for a title longer than the row of pictures.
+    figure.savefig(partial_path, dpi=150, bbox_inches="tight", pad_inches=0.12)
     os.replace(partial_path, path)
 
 

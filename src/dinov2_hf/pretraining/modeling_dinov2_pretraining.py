@@ -5,6 +5,7 @@ Shapes: `B` images per device, `G` = 2 global crops, `L` local crops, `N` patche
 in the batch, `K` prototypes, `D` hidden size.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -91,7 +92,8 @@ class DINOv2ForPreTraining(PreTrainedModel):
 
     def __init__(self, config: DINOv2PreTrainingConfig):
         super().__init__(config)
-        teacher_backbone_config = DINOv2Config(**{**config.backbone_config.to_dict(), "drop_path_rate": 0.0})
+        teacher_backbone_config = copy.deepcopy(config.backbone_config)
+        teacher_backbone_config.drop_path_rate = 0.0
         self.student = BackboneWithHeads(config, config.backbone_config)
         self.teacher = BackboneWithHeads(config, teacher_backbone_config)
         self.teacher.requires_grad_(False)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+
 # Of the Okabe-Ito palette, which colour-blind readers can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LOSSES = {

@@ -1,0 +1,33 @@
+# `make quickstart` and `make test` need nothing but Python >= 3.10 and make.
+PYTHON ?= python3
+BIN := .venv/bin
+QUICKSTART := outputs/quickstart
+
+.PHONY: quickstart test quality style clean
+
+quickstart: .venv/installed
+	$(BIN)/python examples/write_digits.py outputs/digits
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		examples/pretrain.py --config examples/recipes/quickstart_digits.yaml \
+		--train_data outputs/digits/train.parquet --eval_data outputs/digits/test.parquet \
+		--output_dir $(QUICKSTART) --overwrite_output_dir
+
+# No network and no accelerator are needed: the tests make their own images and models.
+test: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+quality: .venv/installed
+	$(BIN)/ruff check src tests examples setup.py
+	$(BIN)/ruff format --check src tests examples setup.py
+
+style: .venv/installed
+	$(BIN)/ruff check --fix src tests examples setup.py
+	$(BIN)/ruff format src tests examples setup.py
+
+.venv/installed: setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[quickstart,test]"
+	touch $@
+
+clean:
+	rm -rf .venv outputs build dist

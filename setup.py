@@ -1,0 +1,42 @@
+"""Package metadata; tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+root = Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (root / "src/dinov2_hf/__init__.py").read_text()).group(1)
+
+setup(
+    name="dinov2_hf",
+    version=version,
+    description="DINOv2 for Hugging Face transformers: network, pretraining, evaluation",
+    long_description=(root / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    install_requires=[
+        "accelerate>=1.15",
+        "datasets>=4.0",
+        "huggingface-hub>=1.0",
+        "jinja2>=3.0",  # model cards
+        "matplotlib>=3.8",
+        "numpy>=1.26",
+        "pillow>=10.0",
+        "pyyaml>=6.0",
+        "safetensors>=0.5",
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "tqdm>=4.66",
+        "transformers>=5.17",
+    ],
+    extras_require={
+        "quickstart": ["scikit-learn>=1.4"],  # its handwritten digits
+        "tensorboard": ["tensorboard>=2.15"],
+        "test": ["pytest>=8.0", "ruff>=0.9", "scikit-learn>=1.4", "tensorboard>=2.15"],
+    },
+)

@@ -1,0 +1,96 @@
+"""From the crops of single images to one batch: stacked crops, block masks and their flat indices.
+
+Letters: B images, G=2 global crops, L local crops, N patches of a global crop, M masked patches in the batch.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from .masking import BlockMaskGenerator, check_mask_settings, draw_masks
+
+
+class SkippedImage(NamedTuple):
+    """An image that could not be decoded, and why."""
+
+    row_id: str
+    reason: str
+
+
+class PreTrainingSample(NamedTuple):
+    """The crops of one image.
+
+    `global_crops` is (G, 3, S, S) and `local_crops` (L, 3, s, s), both float32 and normalised; `row_id` names the
+    image for people; `seed` is the sample's own; `skipped` are images that were tried before this one.
+    """
+
+    global_crops: torch.Tensor
+    local_crops: torch.Tensor
+    row_id: str
+    seed: int
+    skipped: tuple[SkippedImage, ...]
+
+
+class BatchReport(NamedTuple):
+    """What a batch was made of: the id of each image, and the images that could not be decoded."""
+
+    row_ids: list[str]
+    skipped: list[SkippedImage]
+
+
+class PreTrainingCollator:
+    """Stacks samples and draws the masks of the student's global crops (DINOv2, section 4).
+
+    The masks are drawn from the first sample's seed, so a batch is a function of its samples.
+
+    Args:
+        mask_generator: draws one mask over the patches of a global crop.
+        mask_probability: share of the global crops that are masked.
+        mask_ratio: smallest and largest share of masked patches in such a crop.
+
+    Raises:
+        ValueError: if the probability or the ratios are out of range.
+    """
+
+    def __init__(
+        self,
+        mask_generator: BlockMaskGenerator,
+        *,
+        mask_probability: float = 0.5,
+        mask_ratio: tuple[float, float] = (0.1, 0.5),
+    ):
+        check_mask_settings(mask_probability, mask_ratio)
+        self.mask_generator = mask_generator
+        self.mask_probability = mask_probability
+        self.mask_ratio = mask_ratio
+
+    def __call__(self, samples: Sequence[PreTrainingSample]) -> tuple[dict[str, torch.Tensor], BatchReport]:
+        """Make one batch.
+
+        Returns:
+            The batch and its report. The batch holds
+            `global_crops` (G, B, 3, S, S) and `local_crops` (L, B, 3, s, s), float32;
+            `bool_masked_pos` (G*B, N), True where a patch is masked; row g*B + i is global crop g of image i;
+            `masked_indices` (M,), int64, the flat positions of the True entries of `bool_masked_pos`;
+            `masked_weights` (M,), float32, one over the number of masked patches of the entry's crop.
+        """
+        global_crops = torch.stack([sample.global_crops for sample in samples], dim=1)
+        local_crops = torch.stack([sample.local_crops for sample in samples], dim=1)
+        masks, _ = draw_masks(
+            global_crops.shape[0] * global_crops.shape[1],
+            self.mask_generator,
+            mask_probability=self.mask_probability,
+            mask_ratio=self.mask_ratio,
+            rng=random.Random(samples[0].seed),
+        )
+        batch = {
+            "global_crops": global_crops,
+            "local_crops": local_crops,
+            "bool_masked_pos": masks,
+            "masked_indices": masks.flatten().nonzero().squeeze(1),
+            "masked_weights": (1.0 / masks.sum(dim=1, keepdim=True)).expand_as(masks)[masks],
+        }
+        skipped = [image for sample in samples for image in sample.skipped]
+        return batch, BatchReport([sample.row_id for sample in samples], skipped)

@@ -1,0 +1,37 @@
+import os
+import socket
+
+
+# Before anything of Hugging Face is imported: the tests need no network and must not wait for one.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from dinov2_hf import DINOv2Config
+
+
+@pytest.fixture
+def tiny_config() -> DINOv2Config:
+    """2 layers, 32 wide, 4 x 4 patches of 8 pixels."""
+    return DINOv2Config(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        layerscale_value=1.0,
+    )
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,226 @@
+import math
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
+from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+from dinov2_hf.evaluation.knn import evaluate_knn, knn_class_scores
+from dinov2_hf.features import extract_features
+
+
+COLOURS = {
+    "red": (220, 20, 20),
+    "green": (20, 200, 20),
+    "blue": (20, 20, 220),
+    "white": (240, 240, 240),
+    "black": (10, 10, 10),
+    "yellow": (230, 230, 20),
+}
+
+
+def random_problem(num_bank=300, num_queries=41, size=16, num_classes=7):
+    generator = torch.Generator().manual_seed(0)
+    bank = torch.randn(num_bank, size, generator=generator) * 3
+    labels = torch.randint(num_classes, (num_bank,), generator=generator)
+    return bank, labels, torch.randn(num_queries, size, generator=generator)
+
+
+def protocol_by_loops(bank, labels, queries, num_classes, ks, temperature):
+    bank, queries = bank.double().numpy(), queries.double().numpy()
+    scores = {k: np.zeros((len(queries), num_classes)) for k in ks}
+    for q, query in enumerate(queries):
+        similarities = [float(row @ query / np.linalg.norm(row) / np.linalg.norm(query)) for row in bank]
+        order = sorted(range(len(bank)), key=lambda i: -similarities[i])[: max(ks)]
+        exponentials = [math.exp(similarities[i] / temperature) for i in order]
+        for k in ks:
+            for i, exponential in zip(order[:k], exponentials[:k], strict=True):
+                scores[k][q, labels[i]] += exponential / sum(exponentials)
+    return scores
+
+
+def test_scores_equal_a_plain_loop_over_the_protocol():
+    bank, labels, queries = random_problem()
+    ks = (200, 10, 20)
+    scores = knn_class_scores(bank, labels, queries, num_classes=7, ks=ks)
+    expected = protocol_by_loops(bank, labels, queries, 7, ks, 0.07)
+    assert list(scores) == [10, 20, 200]
+    for k in ks:
+        assert scores[k].dtype == torch.float32
+        np.testing.assert_allclose(scores[k].numpy(), expected[k], atol=1e-5)
+    torch.testing.assert_close(scores[200].sum(dim=1), torch.ones(len(queries)))
+
+
+def test_predictions_equal_scikit_learn():
+    bank, labels, queries = random_problem()
+    for k in (1, 5, 50):
+        classifier = KNeighborsClassifier(
+            k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
+        )
+        expected = classifier.fit(bank.numpy(), labels.numpy()).predict(queries.numpy())
+        scores = knn_class_scores(bank, labels, queries, num_classes=7, ks=(k,))
+        np.testing.assert_array_equal(scores[k].argmax(dim=1).numpy(), expected)
+
+
+def test_a_case_by_hand():
+    # Cosines with the query (1, 0): 1, 0.6, 0. With temperature 0.5 the weights are as e^2 : e^1.2 : 1.
+    bank = torch.tensor([[0.0, 5.0], [2.0, 0.0], [3.0, 4.0]])
+    scores = knn_class_scores(
+        bank, torch.tensor([1, 0, 1]), torch.tensor([[1.0, 0.0]]), num_classes=3, ks=(1, 2, 3), temperature=0.5
+    )
+    total = math.exp(2) + math.exp(1.2) + 1
+    first, second, third = math.exp(2) / total, math.exp(1.2) / total, 1 / total
+    torch.testing.assert_close(scores[1], torch.tensor([[first, 0.0, 0.0]]))
+    torch.testing.assert_close(scores[2], torch.tensor([[first, second, 0.0]]))
+    torch.testing.assert_close(scores[3], torch.tensor([[first, second + third, 0.0]]))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 7, 40])
+def test_chunks_change_nothing(chunk_size):
+    bank, labels, queries = random_problem()
+    whole = knn_class_scores(bank, labels, queries, num_classes=7, ks=(3, 50))
+    parts = knn_class_scores(bank, labels, queries, num_classes=7, ks=(3, 50), chunk_size=chunk_size)
+    for k in (3, 50):
+        assert torch.equal(parts[k].argmax(dim=1), whole[k].argmax(dim=1))
+        torch.testing.assert_close(parts[k], whole[k], atol=1e-6, rtol=0)
+
+
+def test_scale_and_an_outer_autocast_change_nothing():
+    bank, labels, queries = random_problem()
+    expected = knn_class_scores(bank, labels, queries, num_classes=7, ks=(10,))[10]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = knn_class_scores(bank * 100, labels, queries * 0.01, num_classes=7, ks=(10,))[10]
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ks": (10, 400)}, "asks for 400 neighbours, but the bank has 300"),
+        ({"ks": ()}, "ks="),
+        ({"ks": (0, 3)}, "ks="),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"chunk_size": 0}, "chunk_size=0"),
+        ({"num_classes": 4}, "bank_labels ranges from 0 to 6"),
+    ],
+)
+def test_arguments_out_of_range_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        knn_class_scores(*random_problem(), **{"num_classes": 7, "ks": (10,)} | change)
+
+
+def test_bad_tensors_are_named():
+    bank, labels, queries = random_problem()
+    with pytest.raises(ValueError, match="bank_labels has shape"):
+        knn_class_scores(bank, labels[:-1], queries, num_classes=7)
+    queries[3, 0] = math.nan
+    with pytest.raises(ValueError, match="query_features has 1 of 41 rows"):
+        knn_class_scores(bank, labels, queries, num_classes=7)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return Dinov2Model(
+        Dinov2Config(
+            hidden_size=24, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=2, image_size=28, patch_size=14
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return BitImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+
+
+def colour_rows(names, per_class, seed):
+    generator = np.random.default_rng(seed)
+    rows = []
+    for _ in range(per_class):
+        for name in names:
+            noise = generator.integers(-10, 10, (28, 28, 3))
+            pixels = np.clip(np.array(COLOURS[name]) + noise, 0, 255).astype(np.uint8)
+            rows.append({"image": Image.fromarray(pixels), "label": name})
+    return rows
+
+
+def as_dataset(rows, names):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+def test_class_labels_are_matched_by_name(model, processor):
+    names = list(COLOURS)
+    bank = as_dataset(colour_rows(names, 4, 0), names)
+    queries = as_dataset(colour_rows(names, 2, 1), names[::-1])
+    result = evaluate_knn(model, bank, queries, processor, ks=(1, 3))
+    assert result == {"knn_top1_k1": 1.0, "knn_top1_k3": 1.0, "knn_top5_k1": 1.0, "knn_top5_k3": 1.0}
+
+
+def test_strings_and_integers_are_matched_by_value(model, processor):
+    names = ["red", "green", "blue"]
+    bank, queries = colour_rows(names, 3, 0), colour_rows(names, 2, 1)
+    ids = {"red": 40, "green": -1, "blue": 7}
+    for label in (str, ids.get):
+        bank_rows, query_rows = ([{**row, "label": label(row["label"])} for row in rows] for rows in (bank, queries))
+        # Only top-1, because there are no more than 5 classes.
+        assert evaluate_knn(model, bank_rows, query_rows, processor, ks=(3,)) == {"knn_top1_k3": 1.0}
+        # Wrong labels give a wrong accuracy: those of two of the three classes.
+        query_rows = [{**row, "label": label("red")} for row in query_rows]
+        assert evaluate_knn(model, bank_rows, query_rows, processor, ks=(3,)) == {"knn_top1_k3": pytest.approx(1 / 3)}
+
+
+def test_accuracies_are_those_of_the_class_scores(model, processor):
+    rows = colour_rows(list(COLOURS), 6, 0)
+    generator = np.random.default_rng(0)
+    labels = [int(label) for label in generator.permutation([i % 8 for i in range(36)])]
+    rows = [{"image": row["image"], "label": label} for row, label in zip(rows, labels, strict=True)]
+    bank, queries = rows[:24], [row for row in rows[24:] if row["label"] in labels[:24]]
+    result = evaluate_knn(model, bank, queries, processor, ks=(5, 20), temperature=0.2)
+
+    scores = knn_class_scores(
+        extract_features(model, bank, processor),
+        torch.tensor([row["label"] for row in bank]),
+        extract_features(model, queries, processor),
+        num_classes=8,
+        ks=(5, 20),
+        temperature=0.2,
+    )
+    answers = torch.tensor([row["label"] for row in queries])
+    for k in (5, 20):
+        top1 = (scores[k].argmax(dim=1) == answers).float().mean().item()
+        assert result[f"knn_top1_k{k}"] == pytest.approx(top1)
+    top5 = (scores[20].topk(5).indices == answers[:, None]).any(dim=1).float().mean().item()
+    assert result["knn_top5_k20"] == pytest.approx(top5)
+
+
+def test_dataset_mistakes_are_named_before_any_image_is_read(model, processor):
+    names = ["red", "green"]
+    unreadable = {"bytes": b"", "path": None}
+    bank = [{"image": unreadable, "label": name} for name in names * 3]
+
+    def evaluate(bank, queries, **options):
+        evaluate_knn(model, bank, queries, processor, **{"ks": (2,)} | options)
+
+    with pytest.raises(ValueError, match="queries that the bank lacks .'blue'."):
+        evaluate(bank, [{"image": unreadable, "label": "blue"}])
+    with pytest.raises(ValueError, match="one class 'red'"):
+        evaluate(bank[::2], bank[::2])
+    with pytest.raises(ValueError, match=r"label_column='fine' is not a column .*\['image', 'label'\]"):
+        evaluate(bank, bank, label_column="fine")
+    with pytest.raises(ValueError, match="row 0 is None"):
+        evaluate(bank, [{"image": unreadable, "label": None}])
+    with pytest.raises(ValueError, match="asks for 200 neighbours, but the bank has 6"):
+        evaluate(bank, bank, ks=(2, 200))
+    with pytest.raises(ValueError, match="temperature=-1"):
+        evaluate(bank, bank, temperature=-1)
+
+    labelled = as_dataset(colour_rows(names, 2, 0), names)
+    with pytest.raises(ValueError, match="queries that the bank lacks .'blue'."):
+        evaluate(labelled, as_dataset(colour_rows(["blue"], 1, 0), ["green", "blue"]))
+    unlabelled = as_dataset([{"image": Image.new("RGB", (28, 28)), "label": -1}], names)
+    with pytest.raises(ValueError, match="row 0 is -1, but must be one of the 2 classes"):
+        evaluate(labelled, unlabelled)

@@ -1,0 +1,100 @@
+"""Teacher targets: golden numbers, the textbook Sinkhorn-Knopp as a second way, two processes against one."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from dinov2_hf.pretraining.centering import SinkhornKnoppCentering, SoftmaxCentering, sinkhorn_knopp
+
+from .test_losses import waves
+
+
+def textbook_sinkhorn(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The specification's section 5.1, in float64, step by step."""
+    matrix = torch.exp(logits.double() / temperature).T
+    num_prototypes, num_rows = matrix.shape
+    matrix /= matrix.sum()
+    for _ in range(3):
+        matrix /= matrix.sum(dim=1, keepdim=True) * num_prototypes
+        matrix /= matrix.sum(dim=0, keepdim=True) * num_rows
+    return (matrix * num_rows).T
+
+
+@pytest.mark.parametrize("temperature", [0.04, 0.07, 1.0])
+def test_equals_the_textbook(temperature):
+    logits = torch.randn(13, 29).clamp(-1, 1)
+    torch.testing.assert_close(
+        sinkhorn_knopp(logits, temperature).double(), textbook_sinkhorn(logits, temperature), atol=1e-6, rtol=1e-4
+    )
+
+
+def test_large_logits_do_not_overflow():
+    """exp(4 / 0.04) is infinite in float32; in float64 the textbook still works."""
+    logits = torch.randn(16, 8).clamp(-2, 2) * 2
+    assert torch.isinf(torch.exp(logits / 0.04)).any()
+    targets = sinkhorn_knopp(logits, 0.04)
+    torch.testing.assert_close(targets.double(), textbook_sinkhorn(logits, 0.04), atol=1e-6, rtol=1e-3)
+
+
+def test_rows_sum_to_one_and_prototypes_are_shared():
+    targets = sinkhorn_knopp(torch.randn(512, 16), 0.5)
+    torch.testing.assert_close(targets.sum(1), torch.ones(512))
+    plain = torch.softmax(torch.randn(512, 16) / 0.5 + 3 * torch.arange(16) / 16, -1)
+    torch.testing.assert_close(targets.mean(0), torch.full((16,), 1 / 16), rtol=0.05, atol=0)
+    assert (plain.mean(0) * 16 - 1).abs().max() > 0.5
+
+
+def test_leading_dimensions_are_one_problem():
+    logits = torch.randn(2, 5, 7)
+    assert torch.equal(SinkhornKnoppCentering()(logits, 0.1).flatten(0, 1), sinkhorn_knopp(logits.flatten(0, 1), 0.1))
+
+
+def test_no_rows():
+    assert sinkhorn_knopp(torch.zeros(0, 7), 0.1).shape == (0, 7)
+
+
+def test_golden_softmax_centering():
+    """Appendix B: the same logits three times; what is applied at the third call comes from the first two."""
+    logits, centering = waves(6, 7, 0.7, 1.3, 0.11), SoftmaxCentering(7, 0.9)
+    centering(logits, 0.07)
+    centering(logits, 0.07)
+    expected = [0.07844092, -0.00957205, -0.02609698, 0.00063209, -0.01581841, 0.00615238, 0.03977626]
+    assert centering.center.tolist() == pytest.approx(expected, abs=1e-6)
+    targets = centering(logits.view(2, 3, 7).flip(0).reshape(6, 7), 0.07)
+    expected = [0.6078691, 3.394e-9, 1.345e-10, 0.0871218, 0.3050091, 2.08e-10, 5.45e-10]
+    assert targets[0].tolist() == pytest.approx(expected, rel=2e-3, abs=1e-6)
+
+
+def test_centre_rests_in_evaluation():
+    centering = SoftmaxCentering(7, 0.9).eval()
+    centering(torch.randn(4, 7), 0.1)
+    assert centering.center.abs().max() == 0
+
+
+def half_of_the_batch(rank: int, port: int, results) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    logits = waves(12, 9, 0.7, 1.3, 0.11)
+    rows = logits[:5] if rank == 0 else logits[5:]  # unequal shares, as with masked patches
+    centering = SoftmaxCentering(9, 0.9)
+    centering(logits[:6] if rank == 0 else logits[6:], 0.07)
+    results.put((rank, sinkhorn_knopp(rows, 0.07).tolist(), centering.center.tolist()))
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(free_port):
+    context = mp.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=half_of_the_batch, args=(rank, free_port, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    answers = sorted(results.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join()
+    logits, alone = waves(12, 9, 0.7, 1.3, 0.11), SoftmaxCentering(9, 0.9)
+    together = torch.tensor(answers[0][1] + answers[1][1])
+    torch.testing.assert_close(together, sinkhorn_knopp(logits, 0.07), atol=1e-7, rtol=1e-5)
+    alone(logits, 0.07)
+    for _, _, center in answers:
+        torch.testing.assert_close(torch.tensor(center), alone.center, atol=1e-7, rtol=1e-5)

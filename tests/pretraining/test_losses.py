@@ -1,0 +1,117 @@
+"""The losses against golden numbers (specification, appendix B) and against the formulas written as loops."""
+
+import math
+
+import pytest
+import torch
+
+from dinov2_hf.pretraining.centering import sinkhorn_knopp
+from dinov2_hf.pretraining.losses import cross_entropy, dino_loss, ibot_loss, koleo_loss
+
+
+def waves(rows: int, columns: int, a: float, b: float, c: float) -> torch.Tensor:
+    i, k = torch.arange(rows, dtype=torch.float64)[:, None], torch.arange(columns, dtype=torch.float64)
+    return torch.sin(a * i + b * k + c * i * k).float()
+
+
+def test_golden_dino_loss():
+    targets = sinkhorn_knopp(waves(6, 7, 0.7, 1.3, 0.11), 0.07)
+    expected = [1.4839e-7, 0.5021107, 0.0073197, 1.0453e-11, 1.9757e-12, 5.8975e-6, 0.4905635]
+    assert targets[0].tolist() == pytest.approx(expected, rel=2e-4, abs=1e-13)
+    targets = targets.view(2, 3, 7)
+    local = dino_loss(waves(6, 7, 0.3, 1.7, 0.31).view(2, 3, 7), targets, 0.1) / 6
+    global_ = dino_loss(waves(6, 7, 0.5, 0.9, 0.23).view(2, 3, 7), targets, 0.1, same_crops=True) / 6
+    assert local.item() == pytest.approx(6.661356, abs=1e-5)
+    assert global_.item() == pytest.approx(4.928273, abs=1e-5)
+
+
+def test_golden_ibot_loss():
+    student, teacher = waves(6, 5, 0.4, 1.1, 0.2), waves(6, 5, 0.9, 0.6, 0.15)
+    weights = torch.tensor([1 / 3, 1 / 3, 1 / 3, 1, 1 / 2, 1 / 2])
+    loss = ibot_loss(student, sinkhorn_knopp(teacher, 0.07), weights, 4, 0.1)
+    assert loss.item() == pytest.approx(2.521593, abs=1e-5)
+
+
+def test_golden_koleo_loss():
+    assert koleo_loss(waves(5, 6, 0.8, 0.35, 0.27)).item() == pytest.approx(-0.2354021, abs=1e-5)
+
+
+def test_dino_loss_equals_loops():
+    student, targets = torch.randn(3, 4, 9), torch.softmax(torch.randn(2, 4, 9), -1)
+
+    def pair(s: int, t: int, logits: torch.Tensor) -> float:
+        total = 0.0
+        for image in range(4):
+            log_probabilities = torch.log_softmax(logits[s, image].double() / 0.1, -1)
+            total -= (targets[t, image].double() * log_probabilities).sum().item() / 4
+        return total
+
+    all_pairs = sum(pair(s, t, student) for s in range(3) for t in range(2))
+    assert dino_loss(student, targets, 0.1).item() == pytest.approx(all_pairs, rel=1e-6)
+    other_crop = pair(0, 1, student[:2]) + pair(1, 0, student[:2])
+    assert dino_loss(student[:2], targets, 0.1, same_crops=True).item() == pytest.approx(other_crop, rel=1e-6)
+
+
+def test_cross_entropy_and_its_gradient_equal_log_softmax():
+    logits, targets = torch.randn(5, 11, requires_grad=True), torch.rand(5, 11)
+    ours, reference = cross_entropy(logits, targets, 0.1), -(targets * torch.log_softmax(logits / 0.1, -1)).sum(-1)
+    torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad(loss.sum(), logits, retain_graph=True)[0] for loss in (ours, reference)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_uniform_logits_cost_log_k():
+    uniform = torch.full((2, 3, 8), 1 / 8)
+    assert dino_loss(torch.zeros(2, 3, 8), uniform, 0.1).item() == pytest.approx(4 * math.log(8), rel=1e-6)
+
+
+def test_ibot_loss_equals_loops_over_images():
+    masks = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]], dtype=torch.bool)
+    student, targets = torch.randn(4, 6), torch.softmax(torch.randn(4, 6), -1)
+    weights = torch.tensor([1 / 3, 1 / 3, 1 / 3, 1.0])
+    row, expected = 0, 0.0
+    for mask in masks:
+        costs = []
+        for _ in range(int(mask.sum())):
+            costs.append(-(targets[row] * torch.log_softmax(student[row] / 0.1, -1)).sum().item())
+            row += 1
+        expected += sum(costs) / len(costs) / 3 if costs else 0.0
+    assert ibot_loss(student, targets, weights, 3, 0.1).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_no_masked_patch_costs_nothing():
+    empty = torch.zeros(0, 6, requires_grad=True)
+    loss = ibot_loss(empty, torch.zeros(0, 6), torch.zeros(0), 4, 0.1)
+    loss.backward()
+    assert loss.item() == 0
+
+
+def test_koleo_equals_loops():
+    features = torch.randn(6, 5)
+    unit = [row / row.norm() for row in features]
+    total = 0.0
+    for i in range(6):
+        neighbour = max((j for j in range(6) if j != i), key=lambda j: float(unit[i] @ unit[j]))
+        total -= math.log((unit[i] - unit[neighbour]).norm().item()) / 6
+    assert koleo_loss(features).item() == pytest.approx(total, rel=1e-5)
+
+
+def test_koleo_of_twins_is_finite_in_half_precision():
+    features = torch.randn(4, 8, dtype=torch.float16).repeat(2, 1).requires_grad_()
+    loss = koleo_loss(features)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(features.grad).all()
+
+
+def test_koleo_of_one_image_is_refused():
+    with pytest.raises(ValueError, match="holds 1 image; KoLeo needs at least 2"):
+        koleo_loss(torch.randn(1, 8))
+
+
+def test_losses_stay_in_float32_under_autocast():
+    student, targets = torch.randn(2, 3, 64), torch.softmax(torch.randn(2, 3, 64), -1)
+    expected = dino_loss(student, targets, 0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(dino_loss(student, targets, 0.1), expected)
+        assert torch.equal(koleo_loss(student[0]), koleo_loss(student[0].clone()))

@@ -1,0 +1,89 @@
+"""The house: who may import whom, no drawers, no file that two ideas share, no field that nothing reads."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from dinov2_hf import DINOv2Config, DINOv2PreTrainingConfig
+from dinov2_hf.training.arguments import PreTrainingArguments
+
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "dinov2_hf"
+ROOMS = ("models", "pretraining", "data", "training", "evaluation", "curation")
+ALLOWED = {
+    "models": set(),
+    "pretraining": {"models"},
+    "data": set(),
+    "training": set(),
+    "features": {"data"},  # one way to decode an image
+    "evaluation": {"features", "models"},
+    "curation": {"features"},
+    "auto": {"models", "pretraining", "evaluation"},
+    "cli": {*ROOMS, "auto", "features"},
+    "__init__": {*ROOMS, "auto", "features"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Rooms (or top files) of the package that a file imports, itself excluded."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("dinov2_hf.")}
+        elif isinstance(node, ast.ImportFrom):
+            module = (node.module or "").split(".")
+            if node.level == 0 and module[0] == "dinov2_hf":
+                found |= {module[1]} if len(module) > 1 else {alias.name for alias in node.names}
+            elif node.level == len(parts):  # from .x at the top, from ..x in a room
+                found |= {module[0]} if node.module else {alias.name for alias in node.names}
+    return found - {parts[0]}
+
+
+def test_every_room_is_known():
+    top = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in FILES}
+    assert top <= set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_follow_the_house(path):
+    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    assert imported_rooms(path) <= ALLOWED[room]
+
+
+def test_the_import_rule_can_fail(tmp_path, monkeypatch):
+    stranger = tmp_path / "models" / "stranger.py"
+    stranger.parent.mkdir()
+    stranger.write_text("from ..training.ema import update_ema\nfrom dinov2_hf.data import collator\n")
+    monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path)
+    assert imported_rooms(stranger) == {"training", "data"}
+
+
+@pytest.mark.parametrize("path", [*FILES, *(ROOT / "examples").rglob("*.py")], ids=lambda path: path.name)
+def test_no_drawers_and_one_idea_per_file(path):
+    assert not {"utils", "helpers", "common", "misc"} & set(path.with_suffix("").parts)
+    assert len(path.read_text().splitlines()) <= 500
+
+
+def attributes_read(paths: list[Path]) -> set[str]:
+    """Attribute names that are read, and strings that could be read by `getattr`."""
+    names = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                names.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names.add(node.value)
+    return names
+
+
+@pytest.mark.parametrize("config", [DINOv2Config, DINOv2PreTrainingConfig, PreTrainingArguments])
+def test_every_field_is_read(config):
+    own = set(config.__annotations__)
+    assert own
+    readers = [path for path in [*FILES, *(ROOT / "examples").glob("*.py")]]
+    unread = own - attributes_read(readers)
+    assert not unread
