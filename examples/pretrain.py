@@ -25,6 +25,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, pipeline
 from transformers.utils import logging as transformers_logging
@@ -45,7 +46,7 @@ from dinov2_hf.evaluation.knn import evaluate_knn
 from dinov2_hf.evaluation.visualization import save_patch_pca
 from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe
 from dinov2_hf.training.checkpoints import find_checkpoint, load_checkpoint, read_state, save_checkpoint
-from dinov2_hf.training.distributed import choose_mixed_precision, mean_over_processes
+from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, mean_over_processes
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.exports import export_models
 from dinov2_hf.training.monitor import append_metrics, plot_training_curves, truncate_metrics
@@ -93,6 +94,8 @@ def main(arguments: list[str]) -> None:
         )
         schedules = build_run_schedules(args, global_batch_size)
         transform, collator = build_transform(args, config), build_collator(args, config)
+    except StrictDataclassError as error:  # from a configuration, around the sentence
+        sys.exit(f"error: {error.__cause__}")
     except ValueError as error:
         sys.exit(f"error: {error}")
 
@@ -102,7 +105,12 @@ def main(arguments: list[str]) -> None:
         start_output_dir(output_dir, fresh=checkpoint is None)
         (output_dir / "recipe.yaml").write_text(recipe)
     set_seed(args.seed)  # the same weights on every process
-    model = DINOv2ForPreTraining._from_config(config, attn_implementation=args.attn_implementation)
+    model = DINOv2ForPreTraining._from_config(
+        config,
+        attn_implementation=choose_attention(
+            args.attn_implementation, accelerator.mixed_precision, accelerator.device
+        ),
+    )
     if args.gradient_checkpointing:
         model.student.backbone.gradient_checkpointing_enable()
     groups = parameter_groups(
@@ -335,7 +343,7 @@ def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerat
         level=logging.INFO if accelerator.is_main_process else logging.ERROR,
         stream=sys.stdout,
     )
-    for name in ("httpx", "datasets", "huggingface_hub"):
+    for name in ("httpx", "datasets", "huggingface_hub", "accelerate"):
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
     return accelerator

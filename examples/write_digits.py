@@ -37,9 +37,8 @@ def main() -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
     datasets.disable_progress_bars()
     for name, rows in (("train", train_rows), ("test", test_rows)):
-        images = [
-            Image.fromarray(greys[row]).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC) for row in rows
-        ]
+        size = (IMAGE_SIZE, IMAGE_SIZE)
+        images = [Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC) for grey in greys[rows]]
         split = datasets.Dataset.from_dict({"image": images, "label": digits.target[rows]}, features=features)
         path = out_dir / f"{name}.parquet"
         split.to_parquet(path)

@@ -12,7 +12,7 @@ from .skipped_images import SkippedImageLog
 
 __all__ = [
     "BatchReport", "BlockMaskGenerator", "MultiCropTransform", "PreTrainingBatchSampler", "PreTrainingCollator",
-    "PreTrainingImages", "PreTrainingSample", "PreTrainingStream", "SampleKey", "SkippedImage", "SkippedImageLog", "UndecodableImage",
-    "build_loader", "decode_image", "describe_row", "draw_masks", "find_image_column", "load_image_dataset",
-    "reference_max_num_patches",
+    "PreTrainingImages", "PreTrainingSample", "PreTrainingStream", "SampleKey", "SkippedImage", "SkippedImageLog",
+    "UndecodableImage", "build_loader", "decode_image", "describe_row", "draw_masks", "find_image_column",
+    "load_image_dataset", "reference_max_num_patches",
 ]  # fmt: skip

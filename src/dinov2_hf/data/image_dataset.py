@@ -79,7 +79,8 @@ def load_image_dataset(
             )
         except (FileNotFoundError, ConnectionError) as error:
             raise ValueError(
-                f"the data set {path_or_name!r} is no path on this machine and could not be loaded from the Hub ({error})."
+                f"the data set {path_or_name!r} is no path on this machine and could not be loaded from the Hub "
+                f"({error})."
             ) from error
     else:
         problem = "is no folder, parquet file or tar" if os.path.exists(path) else "does not exist"
@@ -176,13 +177,11 @@ def _load_folder(
         dataset = datasets.Dataset.load_from_disk(folder)
     else:
         files = _files_below(folder)
-        parquets = [
-            file for file in files if file.endswith(".parquet") and os.path.basename(file) != "metadata.parquet"
-        ]
+        parquets = [file for file in files if file.endswith(".parquet")]
         tars = [file for file in files if file.endswith(".tar")]
         images = [file for file in files if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES]
         if parquets or len(tars) > len(images):
-            # A lone archive next to many images is where they came from; a few images next to archives illustrate them.
+            # A lone tar next to many images is where they came from; a few images next to tars illustrate them.
             packed = _take_split(_split_packed_files(parquets or tars), _split_name(split), folder)
             return datasets.load_dataset(
                 "parquet" if parquets else "webdataset",
@@ -193,7 +192,7 @@ def _load_folder(
             )
         if not images:
             raise ValueError(
-                f"the data set {folder!r} is a folder with no images, parquet files or tars (hidden files do not count)."
+                f"the data set {folder!r} is a folder with no images, parquet files or tars but hidden ones."
             )
         dataset = _image_folder(folder, images, split)
     if streaming:

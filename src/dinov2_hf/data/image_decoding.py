@@ -29,8 +29,8 @@ def decode_image(value: Mapping[str, Any] | bytes | str | os.PathLike | Image.Im
         A new image of mode "RGB".
 
     Raises:
-        UndecodableImage: for a missing, empty or truncated file, for a file that is no image, and for an image so large
-            that Pillow takes it for a decompression bomb.
+        UndecodableImage: for a missing, empty or truncated file, for a file that is no image, and for an image so
+            large that Pillow takes it for a decompression bomb.
     """
     # Decoders meet hostile bytes and raise nearly anything (OSError, SyntaxError, struct.error, IndexError, ...).
     try:
@@ -86,4 +86,4 @@ def _grey_to_8_bit(grey: np.ndarray) -> np.ndarray:
         if low >= 0 and high <= 65535:
             low = 0
             high = 65535 if high > 255 else 255 if high > 1 or is_integer else 1
-    return np.rint((grey - float(low)) * (255 / max(float(high - low), 1e-12))).astype(np.uint8)
+    return np.rint((grey - float(low)) * 255 / max(float(high - low), 1e-12)).astype(np.uint8)

@@ -36,9 +36,9 @@ class MultiCropTransform:
 
     All randomness derives from one draw of torch's global CPU generator, so `torch.manual_seed` fixes the result.
 
-    The default blur probabilities are those that the original DINOv2 training had in effect. Its code names 1.0 and 0.1
-    for the two global crops and 0.5 for local crops, but applies one minus the named value. Pass
-    `global_blur_probabilities=(1.0, 0.1)` to train as the paper intended.
+    The default blur probabilities are those that the original DINOv2 training had in effect. Its code names 1.0 and
+    0.1 for the two global crops and 0.5 for local crops, but applies one minus the named value. Pass
+    `global_blur_probabilities=(1.0, 0.1)` to train as intended.
 
     Args:
         global_crop_size: side S of a global crop, in pixels.
@@ -90,8 +90,8 @@ class MultiCropTransform:
                 raise ValueError(f"{name} is {probability}, but a probability must lie in [0, 1].")
         if len(image_mean) != 3 or len(image_std) != 3 or min(image_std) <= 0:
             raise ValueError(
-                f"image_mean is {image_mean} and image_std is {image_std}, but each must be three numbers (red, green, "
-                "blue), and those of image_std positive."
+                f"image_mean is {image_mean} and image_std is {image_std}, but each must be three numbers (red, "
+                "green, blue), and those of image_std positive."
             )
         self.global_crop_size = global_crop_size
         self.local_crop_size = local_crop_size

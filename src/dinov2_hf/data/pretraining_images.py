@@ -81,8 +81,8 @@ class PreTrainingStream(IterableDataset):
         seed: the run's seed.
         rank, world_size: this process and the number of processes.
         shuffle_buffer_size: rows that a worker holds in memory to shuffle them.
-        start_batch: the batch to begin with. Worker w of n yields batches w, w + n, w + 2n and so on, and here they all
-            begin in the round of n batches that contains `start_batch`; `build_loader` drops the rest of that round.
+        start_batch: the batch to begin with. Worker w of n yields batches w, w + n, w + 2n and so on, and all of them
+            begin in the round of n batches that contains `start_batch`; `build_loader` drops what is before it.
 
     Raises:
         ValueError: if a number is out of range; while iterating, if a worker gets no rows or 20 rows in a row that
@@ -161,8 +161,8 @@ class PreTrainingStream(IterableDataset):
                 yield row[self.image_column]
             if is_empty:
                 raise ValueError(
-                    f"the data set gave no images to a data loader worker of rank {self.rank} of {self.world_size}; use "
-                    "fewer workers or processes, or more images."
+                    f"the data set gave no images to a data loader worker of rank {self.rank} of {self.world_size}; "
+                    "use fewer workers or processes, or more images."
                 )
 
 
@@ -208,6 +208,8 @@ def build_loader(
     Raises:
         ValueError: as `PreTrainingBatchSampler` and `PreTrainingStream`.
     """
+    # A loader draws a seed for its workers, which would otherwise come from the generator of the training.
+    loader_generator = torch.Generator().manual_seed(seed)
     if not isinstance(dataset, datasets.IterableDataset):
         images = PreTrainingImages(dataset, image_column, transform)
         sampler = PreTrainingBatchSampler(
@@ -226,6 +228,7 @@ def build_loader(
                 collate_fn=collator,
                 num_workers=num_workers,
                 pin_memory=pin_memory,
+                generator=loader_generator,
             )
         )
     stream = PreTrainingStream(
@@ -247,7 +250,12 @@ def build_loader(
         )
         num_workers = stream.max_workers
     loader = DataLoader(
-        stream, batch_size=batch_size, collate_fn=collator, num_workers=num_workers, pin_memory=pin_memory
+        stream,
+        batch_size=batch_size,
+        collate_fn=collator,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=loader_generator,
     )
     return itertools.islice(loader, start_batch % max(num_workers, 1), None)
 

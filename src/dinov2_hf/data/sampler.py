@@ -37,14 +37,14 @@ def _finalize(value: int) -> int:
 class PreTrainingBatchSampler:
     """Endless batches of `SampleKey` for one process.
 
-    `order="global"`: pass e over the data is a permutation of all rows drawn from (seed, e), and the passes follow each
-    other without a gap (a batch that spans two passes may hold a row twice). Global batch t is positions t*B*W to (t+1)*B*W of that sequence, of which rank r takes the
-    r-th block of B. The order is therefore the same for every number of processes with an equal global batch, and no
-    row is dropped.
+    `order="global"`: pass e over the data is a permutation of all rows drawn from (seed, e), and the passes follow
+    each other without a gap (so a batch that spans two passes may hold a row twice). Global batch t is positions
+    t*B*W to (t+1)*B*W of that sequence, of which rank r takes the r-th block of B. The order is therefore the same for
+    every number of processes with an equal global batch, and no row is dropped.
 
     `order="sharded"`: the original DINOv2 order. One permutation is dealt out to the ranks once; each rank reshuffles
-    its own part on every pass. The last num_rows mod W rows of the permutation are never seen, and the order depends on
-    the number of processes.
+    its own part on every pass. The last num_rows mod W rows of the permutation are never seen, and the order depends
+    on the number of processes.
 
     Args:
         num_rows: rows in the data set.
@@ -55,7 +55,8 @@ class PreTrainingBatchSampler:
         order: "global" or "sharded".
 
     Raises:
-        ValueError: if there are no rows, if a global batch is larger than the data set, or if a number is out of range.
+        ValueError: if there are no rows, if a global batch is larger than the data set, or if another number is out of
+            range.
     """
 
     def __init__(

@@ -129,7 +129,9 @@ class PreTrainingArguments:
     max_skipped_fraction: float = field(
         default=0.01, metadata={"help": "Stop when more than this share of the images cannot be decoded."}
     )
-    attn_implementation: str = field(default="sdpa", metadata={"help": "As in from_pretrained."})
+    attn_implementation: str = field(
+        default="auto", metadata={"help": "As in from_pretrained; \"auto\" is sdpa, but eager for bf16 on CPU."}
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute blocks: less memory, slower."})
     report_to: str = field(default="none", metadata={"help": "Accelerate tracker, such as tensorboard or wandb."})
 
@@ -166,9 +168,16 @@ def parse_recipe(arguments: list[str], arguments_type: type, config_types: list[
     parser = RecipeParser([arguments_type, *map(_own_fields, config_types)], allow_abbrev=False)
     parser.add_argument("--config", help="Recipe: a YAML file of the names below.")
     path, flags = _take_config_flag(arguments)
-    recipe = _read_recipe(path, known={action.dest for action in parser._actions}) if path else {}
-    parsed = parser.parse_args_into_dataclasses([*_as_flags(recipe), *flags], look_for_args_file=False)
-    return parsed[0], *(dataclasses.asdict(values) for values in parsed[1 : 1 + len(config_types)])
+    recipe = _read_recipe(path) if path else {}
+    for key in recipe:
+        if key not in _names(parser):
+            raise ValueError(f"{path} has the unknown key `{key}`; {_suggestion(str(key), parser)}")
+    *parsed, namespace, unknown = parser.parse_args_into_dataclasses(
+        [*_as_flags(recipe), *flags], look_for_args_file=False, return_remaining_strings=True
+    )
+    if unknown:
+        raise ValueError(f"there is no flag {unknown[0]}; {_suggestion(unknown[0].lstrip('-'), parser)}")
+    return parsed[0], *(dataclasses.asdict(values) for values in parsed[1:])
 
 
 def _own_fields(config_type: type[PreTrainedConfig]) -> type:
@@ -201,18 +210,22 @@ def _take_config_flag(arguments: list[str]) -> tuple[str | None, list[str]]:
     return None, flags
 
 
-def _read_recipe(path: str, known: set[str]) -> dict[str, Any]:
+def _read_recipe(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ValueError(f"`--config` is {path}, which is not a file; give the path of a YAML recipe.")
     recipe = yaml.safe_load(Path(path).read_text()) or {}
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} is not a recipe: it must be a list of `name: value` lines.")
-    for key in recipe:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else "--help lists the names that there are."
-            raise ValueError(f"{path} has the unknown key `{key}`; {hint}")
     return recipe
+
+
+def _names(parser: HfArgumentParser) -> set[str]:
+    return {action.dest for action in parser._actions}
+
+
+def _suggestion(name: str, parser: HfArgumentParser) -> str:
+    close = difflib.get_close_matches(name, _names(parser), n=1)
+    return f"did you mean `{close[0]}`?" if close else "--help lists the names that there are."
 
 
 def _as_flags(recipe: dict[str, Any]) -> list[str]:

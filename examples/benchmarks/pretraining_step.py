@@ -1,0 +1,225 @@
+"""
+How fast one full pretraining step is, and where its time goes.
+
+    python examples/benchmarks/pretraining_step.py --config examples/recipes/vits14_short.yaml \
+        --per_device_train_batch_size 8 --steps 5 --output step.json
+
+A step is teacher, student, losses, backward, clipping, optimizer and teacher update, on random crops of the recipe's
+sizes; any recipe, any device. Variants run in turn within one process, round after round, so that their ratios hold on
+a machine whose speed drifts: packed and separate student passes, in float32 and in bfloat16 where the hardware has it.
+The shares of backbone, heads and losses are of the forward passes, by module; `--train_data` adds the share of the
+data: how long one process takes to decode and augment a batch, against the step.
+
+Peak memory is the process's largest resident size on CPU (of all variants so far: use `--variants` to measure one
+alone) and the allocator's peak on a GPU.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
+from dinov2_hf.data import (
+    BlockMaskGenerator,
+    MultiCropTransform,
+    PreTrainingCollator,
+    PreTrainingSample,
+    build_loader,
+    find_image_column,
+    load_image_dataset,
+)
+from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe
+from dinov2_hf.training.distributed import choose_attention, cpu_supports_bfloat16
+from dinov2_hf.training.ema import update_ema
+from dinov2_hf.training.optimizer import build_optimizer, parameter_groups, set_schedule
+from dinov2_hf.training.schedules import ScheduleValues
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--steps", type=int, default=5, help="Timed steps of each variant, after one to warm up.")
+    parser.add_argument("--variants", nargs="+", help="Such as packed-no or separate-bf16; by default all.")
+    parser.add_argument("--output", type=Path, help="JSON file for the numbers.")
+    own, recipe_flags = parser.parse_known_args()
+    if "--train_data" not in recipe_flags:
+        recipe_flags += ["--train_data", ""]
+    args, backbone_values, objective_values = parse_recipe(
+        recipe_flags, PreTrainingArguments, [DINOv2Config, DINOv2PreTrainingConfig]
+    )
+    config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone_values), **objective_values)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bf16 = cpu_supports_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+    names = own.variants or [f"{way}-{dtype}" for dtype in ["no", "bf16"][: 1 + bf16] for way in ("packed", "separate")]
+
+    batch = {name: value.to(device) for name, value in random_batch(args, config).items()}
+    variants = {name: Variant(name, args, config, device) for name in names}
+    rounds = tqdm(range(own.steps + 1), desc="rounds", disable=not sys.stderr.isatty())
+    for round_ in rounds:
+        for variant in variants.values():
+            variant.step(batch, timed=round_ > 0)
+    results = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads",
+        "torch": torch.__version__,
+        "batch": args.per_device_train_batch_size,
+        "crops": f"2 x {config.backbone_config.image_size} + {args.num_local_crops} x {args.local_crop_size}",
+        "variants": {
+            name: variant.summary(args.per_device_train_batch_size) for name, variant in variants.items()
+        },
+        "peak_memory_gib": peak_memory(device),
+    }
+    if args.train_data:
+        seconds = seconds_per_batch_of_data(args, config)
+        results["data"] = {
+            "images_per_second_of_one_process": args.per_device_train_batch_size / seconds,
+            "share_of_a_step": {
+                name: seconds / (seconds + statistics.median(variant.seconds)) for name, variant in variants.items()
+            },
+        }
+    print(json.dumps(results, indent=2))
+    if own.output:
+        own.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+class Variant:
+    """One way of taking the step, with a model and optimizer of its own."""
+
+    def __init__(self, name: str, args: PreTrainingArguments, config: DINOv2PreTrainingConfig, device: torch.device):
+        self.way, self.dtype = name.split("-")
+        self.device, self.max_grad_norm = device, args.max_grad_norm
+        torch.manual_seed(0)
+        attention = choose_attention(args.attn_implementation, self.dtype, device)
+        self.model = DINOv2ForPreTraining._from_config(config, attn_implementation=attention).to(device).train()
+        if self.way == "separate":
+            backbone = self.model.student.backbone
+            backbone.forward_crops = lambda crops, masks: [
+                backbone(crop, bool_masked_pos=mask).last_hidden_state for crop, mask in zip(crops, masks, strict=True)
+            ]
+        groups = parameter_groups(
+            self.model.student,
+            num_layers=config.backbone_config.num_hidden_layers,
+            layerwise_decay=args.layerwise_decay,
+            patch_embed_lr_multiplier=args.patch_embed_lr_multiplier,
+        )
+        self.optimizer = build_optimizer(groups, adam_beta1=args.adam_beta1, adam_beta2=args.adam_beta2)
+        set_schedule(self.optimizer, ScheduleValues(1e-4, 1e-4, 0.04, 0.99, 0.07))
+        self.seconds: list[float] = []
+        self.parts: dict[str, float] = defaultdict(float)
+        self.forward_seconds = 0.0
+
+    def step(self, batch: dict[str, torch.Tensor], timed: bool) -> None:
+        started = self.now()
+        with self.part_timers(timed), torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bf16"
+        ):
+            output = self.model(**batch, teacher_temperature=0.07)
+            forward_done = self.now()
+        output.loss.backward()
+        for part in self.model.student.children():
+            torch.nn.utils.clip_grad_norm_(part.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        update_ema(self.model.ema_module, self.model.student, 0.99)
+        if timed:
+            self.seconds.append(self.now() - started)
+            self.forward_seconds += forward_done - started
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    @contextmanager
+    def part_timers(self, timed: bool):
+        """Count the forward time spent in backbones and heads."""
+        starts, handles = {}, []
+        for network in (self.model.student, self.model.teacher):
+            # The encoder stands for the backbone: it is called as a module by the packed and the separate way alike.
+            for name, module in (("backbone", network.backbone.encoder), ("heads", network.dino_head), ("heads", network.ibot_head)):
+                if module is None or not timed:
+                    continue
+
+                def start(module, *_):
+                    starts[module] = self.now()
+
+                def stop(module, *_, name=name):
+                    self.parts[name] += self.now() - starts[module]
+
+                handles += [module.register_forward_pre_hook(start), module.register_forward_hook(stop)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def summary(self, batch_size: int) -> dict:
+        seconds = statistics.median(self.seconds)
+        shares = {name: value / self.forward_seconds for name, value in self.parts.items()}
+        return {
+            "images_per_second": batch_size / seconds,
+            "seconds_per_step": {"median": seconds, "min": min(self.seconds), "max": max(self.seconds)},
+            "share_of_forward": {**shares, "losses_and_rest": 1 - sum(shares.values())},
+            "forward_share_of_step": self.forward_seconds / sum(self.seconds),
+        }
+
+
+def random_batch(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> dict[str, torch.Tensor]:
+    backbone = config.backbone_config
+    shape = (backbone.num_channels, backbone.image_size, backbone.image_size)
+    local_shape = (backbone.num_channels, args.local_crop_size, args.local_crop_size)
+    samples = [
+        PreTrainingSample(torch.randn(2, *shape), torch.randn(args.num_local_crops, *local_shape), f"row {i}", i, ())
+        for i in range(args.per_device_train_batch_size)
+    ]
+    return build_collator(args, config)(samples)[0]
+
+
+def build_collator(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> PreTrainingCollator:
+    grid_size = config.backbone_config.image_size // config.backbone_config.patch_size
+    return PreTrainingCollator(
+        BlockMaskGenerator(grid_size), mask_probability=args.mask_probability, mask_ratio=tuple(args.mask_ratio)
+    )
+
+
+def seconds_per_batch_of_data(args: PreTrainingArguments, config: DINOv2PreTrainingConfig, num_batches: int = 5) -> float:
+    """Median time in which this process decodes and augments a batch."""
+    dataset = load_image_dataset(args.train_data, split=args.train_split, image_column=args.image_column)
+    transform = MultiCropTransform(
+        global_crop_size=config.backbone_config.image_size,
+        local_crop_size=args.local_crop_size,
+        num_local_crops=args.num_local_crops,
+        global_crop_scale=tuple(args.global_crop_scale),
+        local_crop_scale=tuple(args.local_crop_scale),
+    )
+    loader = build_loader(
+        dataset,
+        find_image_column(dataset, args.image_column),
+        transform,
+        build_collator(args, config),
+        batch_size=args.per_device_train_batch_size,
+        seed=0,
+    )
+    seconds = []
+    for _ in range(num_batches):
+        started = time.perf_counter()
+        next(loader)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def peak_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kibibytes on Linux
+
+
+if __name__ == "__main__":
+    main()

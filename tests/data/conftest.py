@@ -1,0 +1,25 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def noise_image(seed: int, height: int = 24, width: int = 32) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="session")
+def encoded_images() -> list[bytes]:
+    """24 different pictures as PNG files, of which rows 5, 6 and 17 are broken."""
+    images = [encode(noise_image(seed)) for seed in range(24)]
+    images[5] = b""
+    images[6] = images[6][:300]
+    images[17] = b"not an image"
+    return images

@@ -1,0 +1,226 @@
+import io
+import tarfile
+
+import datasets
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+
+from dinov2_hf.data.image_dataset import describe_row, find_image_column, load_image_dataset
+
+from .conftest import encode, noise_image
+
+
+PNG = encode(noise_image(0, 8, 8))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    return folder
+
+
+def write_files(folder, *names, content=PNG):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def write_parquet(path, num_rows, features=None, **columns):
+    columns = columns or {"image": [{"bytes": PNG, "path": f"{i}.png"} for i in range(num_rows)]}
+    features = features or Features({"image": Image()})
+    Dataset.from_dict(columns, features=features).to_parquet(path)
+
+
+def write_tar(path, names, content=PNG):
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def paths_of(dataset, root):
+    return [row["path"].removeprefix(f"{root}/") for row in dataset["image"]]
+
+
+def check_undecoded(dataset, column, num_rows):
+    assert dataset.features[column] == Image(decode=False)
+    rows = list(dataset)
+    assert len(rows) == num_rows
+    assert set(rows[0][column]) == {"bytes", "path"}
+
+
+def test_a_folder_of_any_depth_without_labels(folder):
+    write_files(folder, "b/2.JPG", "a.png", "b/c/d/1.webp", ".hidden/x.png", ".y.png", "notes.txt", "b/3.jpeg")
+    dataset = load_image_dataset(str(folder))
+    assert dataset.column_names == ["image"]
+    assert paths_of(dataset, folder) == ["a.png", "b/2.JPG", "b/3.jpeg", "b/c/d/1.webp"]
+    check_undecoded(dataset, "image", 4)
+
+
+def test_broken_files_do_not_disturb_the_loading(folder):
+    write_files(folder, "a.jpg", "b.jpg", content=b"")
+    write_files(folder, "c.png", content=b"not an image")
+    check_undecoded(load_image_dataset(str(folder)), "image", 3)
+
+
+def test_one_folder_per_class_gives_labels(folder):
+    write_files(folder, "dog/1.png", "cat/1.png", "cat/2.png", "eel/1.png")
+    dataset = load_image_dataset(str(folder))
+    assert dataset.features["label"] == ClassLabel(names=["cat", "dog", "eel"])
+    assert dataset["label"][:] == [0, 0, 1, 2]
+
+
+def test_a_single_subfolder_is_no_class(folder):
+    write_files(folder, "all/1.png", "all/2.png")
+    assert load_image_dataset(str(folder)).column_names == ["image"]
+
+
+def test_split_folders_share_their_classes(folder):
+    write_files(folder, "train/ant/1.png", "train/cat/1.png", "train/dog/1.png", "val/dog/2.png", "val/ant/2.png")
+    write_files(folder, "labels/list.txt")
+    train = load_image_dataset(str(folder))
+    validation = load_image_dataset(str(folder), split="validation")
+    assert len(train) == 3
+    assert paths_of(validation, folder) == ["val/ant/2.png", "val/dog/2.png"]
+    assert train.features["label"].names == validation.features["label"].names == ["ant", "cat", "dog"]
+    assert validation["label"][:] == [0, 2]
+    assert len(load_image_dataset(str(folder), split="val")) == 2
+
+
+def test_a_class_called_train_is_no_split(folder):
+    write_files(folder, "bus/1.png", "train/1.png")
+    assert load_image_dataset(str(folder))["label"][:] == [0, 1]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_parquet_file(tmp_path, streaming):
+    write_parquet(tmp_path / "test.parquet", 3)
+    dataset = load_image_dataset(str(tmp_path / "test.parquet"), streaming=streaming)
+    check_undecoded(dataset, "image", 3)
+    assert isinstance(dataset, datasets.IterableDataset) == streaming
+
+
+def test_a_slice_of_a_split(tmp_path):
+    write_parquet(tmp_path / "train-0.parquet", 4)
+    assert len(load_image_dataset(str(tmp_path / "train-0.parquet"), split="test[:50%]")) == 2
+    assert len(load_image_dataset(str(tmp_path), split="train[:3]")) == 3
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_globs_and_folders_of_parquet_files(folder, streaming):
+    for name, num_rows in (("train-00000-of-00002", 2), ("train-00001-of-00002", 3), ("test-00000-of-00001", 1)):
+        write_parquet(folder / f"{name}.parquet", num_rows)
+    write_files(folder, "README.md", content=b"# Pictures\n")
+    write_files(folder, "example.png")
+    check_undecoded(load_image_dataset(f"{folder}/train-*.parquet", streaming=streaming), "image", 5)
+    check_undecoded(load_image_dataset(str(folder), streaming=streaming), "image", 5)
+    check_undecoded(load_image_dataset(str(folder), split="test", streaming=streaming), "image", 1)
+    with pytest.raises(ValueError, match="'validation'.* splits: test, train"):
+        load_image_dataset(str(folder), split="validation", streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("column", ["image", "picture"])
+def test_parquet_files_that_do_not_say_what_is_an_image(tmp_path, streaming, column):
+    path = tmp_path / "plain.parquet"
+    features = Features(
+        {
+            "id": Value("int64"),
+            "picture": Value("binary"),
+            "image": {"bytes": Value("binary"), "path": Value("string")},
+        }
+    )
+    write_parquet(
+        path,
+        2,
+        features,
+        id=[0, 1],
+        picture=[PNG, PNG],
+        image=[{"bytes": PNG, "path": "a"}, {"bytes": PNG, "path": "b"}],
+    )
+    asked = None if column == "image" else column
+    dataset = load_image_dataset(str(path), image_column=asked, streaming=streaming)
+    check_undecoded(dataset, column, 2)
+    assert next(iter(dataset))[column]["bytes"] == PNG
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_webdataset_tars(folder, streaming):
+    for shard in range(2):
+        write_tar(folder / f"train-{shard}.tar", [f"{shard}-{i}.png" for i in range(3)])
+    for source, num_rows in ((folder / "train-0.tar", 3), (folder / "*.tar", 6), (folder, 6)):
+        check_undecoded(load_image_dataset(str(source), streaming=streaming), "png", num_rows)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_saved_data_sets(tmp_path, streaming):
+    dataset = Dataset.from_dict({"image": [{"bytes": PNG, "path": None}] * 3}, features=Features({"image": Image()}))
+    dataset.save_to_disk(tmp_path / "one")
+    DatasetDict({"train": dataset, "test": dataset.select([0])}).save_to_disk(tmp_path / "several")
+    check_undecoded(load_image_dataset(str(tmp_path / "one"), streaming=streaming), "image", 3)
+    check_undecoded(load_image_dataset(str(tmp_path / "several"), split="test", streaming=streaming), "image", 1)
+    with pytest.raises(ValueError, match="split is 'validation'.* train, test"):
+        load_image_dataset(str(tmp_path / "several"), split="validation", streaming=streaming)
+
+
+def test_streaming_a_folder(folder):
+    write_files(folder, *(f"{i}.png" for i in range(5)))
+    dataset = load_image_dataset(str(folder), streaming=True)
+    assert dataset.num_shards == 5
+    check_undecoded(dataset, "image", 5)
+
+
+def test_a_missing_split_of_a_folder_is_named(folder):
+    write_files(folder, "a.png")
+    with pytest.raises(ValueError, match="split is 'test'.* splits: train"):
+        load_image_dataset(str(folder), split="test")
+
+
+def test_what_cannot_be_loaded_is_a_clear_error(folder, tmp_path):
+    with pytest.raises(ValueError, match="with no images"):
+        load_image_dataset(str(folder))
+    with pytest.raises(ValueError, match="does not exist"):
+        load_image_dataset(str(tmp_path / "missing"))
+    with pytest.raises(ValueError, match="matches no file"):
+        load_image_dataset(str(tmp_path / "*.parquet"))
+    with pytest.raises(ValueError, match="'someone/missing' is no path on this machine"):
+        load_image_dataset("someone/missing")
+    write_files(folder, "a.csv")
+    with pytest.raises(ValueError, match="is no folder, parquet file or tar"):
+        load_image_dataset(str(folder / "a.csv"))
+
+
+def test_a_missing_or_wrong_column_is_named(tmp_path):
+    dataset = Dataset.from_dict({"text": ["a"], "number": [1]})
+    with pytest.raises(ValueError, match="none of the data set's columns holds images: text, number"):
+        find_image_column(dataset)
+    with pytest.raises(ValueError, match="'picture', but the data set has the columns: text, number"):
+        find_image_column(dataset, "picture")
+    with pytest.raises(ValueError, match="'number', but that column holds .*int64"):
+        find_image_column(dataset, "number")
+
+
+def test_the_first_image_column_is_taken():
+    features = Features({"jpg": Value("binary"), "photo": Image(), "annotation": Image()})
+    dataset = Dataset.from_dict({name: [PNG] for name in features}, features=features)
+    assert find_image_column(dataset) == "photo"
+    assert find_image_column(dataset, "annotation") == "annotation"
+
+
+def test_a_stream_of_untyped_rows():
+    dataset = datasets.IterableDataset.from_generator(lambda: iter([{"n": 1, "image": {"bytes": PNG, "path": "a"}}]))
+    assert find_image_column(dataset) == "image"
+
+
+def test_rows_are_described():
+    assert describe_row({"bytes": None, "path": "cats/7.jpg"}, 123) == "row 123 (cats/7.jpg)"
+    assert describe_row({"bytes": b"", "path": None}, 123) == "row 123"

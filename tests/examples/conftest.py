@@ -1,0 +1,82 @@
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+# A network of 2 layers on 16 px images: a step takes milliseconds.
+TINY = """
+hidden_size: 32
+num_hidden_layers: 2
+num_attention_heads: 2
+image_size: 16
+patch_size: 4
+layerscale_value: 0.1
+drop_path_rate: 0.3
+num_prototypes: 32
+head_hidden_size: 32
+bottleneck_size: 16
+local_crop_size: 8
+num_local_crops: 2
+max_steps: 6
+per_device_train_batch_size: 4
+learning_rate: 1e-3
+learning_rate_scaling: none
+warmup_steps: 2
+freeze_last_layer_steps: 1
+teacher_momentum: 0.9
+teacher_temperature_warmup_steps: 3
+logging_steps: 1
+save_steps: 2
+eval_steps: 3
+eval_resize_size: 16
+dataloader_num_workers: 0
+mixed_precision: "no"
+attn_implementation: sdpa
+"""
+
+
+def load_example(name: str):
+    """A script of the examples as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Every run of a script in this process finds Accelerate as a new process would."""
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+
+
+@pytest.fixture(scope="session")
+def pretrain():
+    return load_example("pretrain")
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(TINY)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    """24 PNG files in two class folders: stripes that lie and stripes that stand, with noise."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for index in range(24):
+        kind = ("lying", "standing")[index % 2]
+        stripes = np.where(np.arange(24) // 3 % 2, 200, 50)[:, None].repeat(20, axis=1)
+        pixels = np.clip((stripes if kind == "lying" else stripes[:20].T.repeat(1, axis=0)) + rng.normal(0, 25), 0, 255)
+        pixels = np.clip(pixels[..., None] + rng.normal(0, 25, (*pixels.shape, 3)), 0, 255)
+        (folder / kind).mkdir(exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / kind / f"{index:02d}.png")
+    return folder

@@ -1,0 +1,243 @@
+"""The script that users run: what it leaves, that it resumes exactly, and what it says to bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, pipeline
+
+from dinov2_hf import DINOv2ForPreTraining, DINOv2ImageProcessor, DINOv2Model
+
+
+def run(pretrain, recipe, images, output_dir, *flags: str) -> None:
+    pretrain.main(["--config", recipe, "--train_data", str(images), "--output_dir", str(output_dir), *flags])
+
+
+def weights(output_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(output_dir / "pretraining_model" / "model.safetensors")
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Bit-equal weights, and the same losses on the way."""
+    one_weights, other_weights = weights(one), weights(other)
+    assert one_weights.keys() == other_weights.keys()
+    assert [name for name in one_weights if not torch.equal(one_weights[name], other_weights[name])] == []
+    records = [
+        [
+            {name: value for name, value in json.loads(line).items() if name not in ("images_per_second", "data_wait_share")}
+            for line in (folder / "metrics.jsonl").read_text().splitlines()
+        ]
+        for folder in (one, other)
+    ]
+    assert records[0] == records[1]
+
+
+@pytest.fixture(scope="session")
+def finished_run(pretrain, recipe, images, tmp_path_factory):
+    """One uninterrupted run with k-NN evaluation, and what it printed."""
+    import contextlib
+    import io
+
+    output_dir, printed = tmp_path_factory.mktemp("run") / "out", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        run(pretrain, recipe, images, output_dir, "--eval_data", str(images), "--eval_split", "train")
+    return output_dir, printed.getvalue()
+
+
+def test_what_a_run_leaves(finished_run):
+    output_dir, printed = finished_run
+    assert sorted(path.name for path in output_dir.iterdir()) == [
+        "checkpoints", "metrics.json", "metrics.jsonl", "model", "patch_pca.png", "pretraining_model", "recipe.yaml",
+        "training_curves.png",
+    ]  # fmt: skip
+    assert [path.name for path in sorted((output_dir / "checkpoints").iterdir())] == [
+        "step_0000002", "step_0000004", "step_0000006",
+    ]  # fmt: skip
+    metrics = json.loads((output_dir / "metrics.json").read_text())
+    assert metrics["steps"] == 6
+    assert {*metrics["knn"]["before"]} == {*metrics["knn"]["after"]} == {"knn_top1_k10", "knn_top1_k20"}
+    assert "untrained backbone" in printed
+    assert "returns (1, 17, 32)" in printed
+    for name in ("training_curves.png", "patch_pca.png"):
+        with Image.open(output_dir / name) as picture:
+            assert min(picture.size) > 200
+    records = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in records if "knn_top1_k20" in r] == [0, 3, 6]
+
+
+def test_the_model_loads_as_any_other(finished_run, images):
+    folder = finished_run[0] / "model"
+    processor = AutoImageProcessor.from_pretrained(folder)
+    assert type(processor) is DINOv2ImageProcessor
+    assert processor.crop_size["height"] == 16
+    model = AutoModel.from_pretrained(folder)
+    assert type(model) is DINOv2Model
+    image = next(images.rglob("*.png"))
+    features = pipeline("image-feature-extraction", model=str(folder))(str(image), return_tensors=True)
+    pixels = processor(images=Image.open(image), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        torch.testing.assert_close(features, model.eval()(pixels).last_hidden_state)
+    card = (folder / "README.md").read_text()
+    assert "image-feature-extraction" in card
+    assert "num_prototypes: 32" in card
+
+
+def test_the_exported_backbone_is_the_teacher(finished_run):
+    everything = AutoModelForPreTraining.from_pretrained(finished_run[0] / "pretraining_model")
+    assert type(everything) is DINOv2ForPreTraining
+    backbone = AutoModel.from_pretrained(finished_run[0] / "model")
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, everything.teacher.backbone.state_dict()[name])
+        if "embeddings.cls_token" in name:
+            assert not torch.equal(value, everything.student.backbone.state_dict()[name])
+
+
+def test_the_resolved_recipe_gives_the_same_run(finished_run, pretrain, tmp_path):
+    output_dir = finished_run[0]
+    pretrain.main(["--config", str(output_dir / "recipe.yaml"), "--output_dir", str(tmp_path / "again")])
+    assert_same_run(output_dir, tmp_path / "again")
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "flags", [(), ("--gradient_accumulation_steps", "2", "--dataloader_num_workers", "2"), ("--streaming", "true")]
+)
+def test_resume_equals_the_uninterrupted_run(pretrain, recipe, images, tmp_path, monkeypatch, flags):
+    run(pretrain, recipe, images, tmp_path / "straight", *flags)
+    save_checkpoint = pretrain.save_checkpoint
+
+    def save_and_stop(accelerator, folder, state, limit):
+        save_checkpoint(accelerator, folder, state, limit)
+        if state["step"] == 4:
+            raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "save_checkpoint", save_and_stop)
+        with pytest.raises(Interrupted):
+            run(pretrain, recipe, images, tmp_path / "resumed", *flags)
+    torch.manual_seed(99)  # the state of the process must not matter
+    run(pretrain, recipe, images, tmp_path / "resumed", *flags, "--resume_from_checkpoint", "latest")
+    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+
+
+def test_a_killed_save_leaves_the_checkpoint_before(finished_run, pretrain, recipe, images, tmp_path):
+    """SIGKILL as soon as a checkpoint beyond the first is being written; then resume, and end where the others do."""
+    output_dir = tmp_path / "killed"
+    script = Path(pretrain.__file__)
+    command = [sys.executable, str(script), "--config", recipe, "--train_data", str(images)]
+    command += ["--output_dir", str(output_dir), "--eval_data", str(images), "--eval_split", "train"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoints = output_dir / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not (checkpoints / ".step_0000004.partial").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    flags = ("--eval_data", str(images), "--eval_split", "train", "--resume_from_checkpoint", "latest")
+    run(pretrain, recipe, images, output_dir, *flags)
+    assert_same_run(finished_run[0], output_dir)
+
+
+def test_launched_by_accelerate_as_documented(recipe, images, tmp_path, pretrain):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", pretrain.__file__, "--config", recipe]
+    command += ["--train_data", str(images), "--output_dir", str(tmp_path / "out"), "--max_steps", "2"]
+    command += ["--report_to", "tensorboard"]
+    finished = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert finished.returncode == 0, finished.stderr
+    assert "returns (1, 17, 32)" in finished.stdout
+    assert all(part in finished.stderr for part in ("local", "global", "ibot", "koleo", "entropy", "images/s"))
+    assert list((tmp_path / "out" / "trackers").rglob("events.out.tfevents.*"))
+
+
+def test_not_finite_stops_before_the_weights_are_touched(pretrain, recipe, images, tmp_path, monkeypatch):
+    calls = []
+
+    def poison(batch, device, **kwargs):
+        calls.append(batch)
+        if len(calls) == 4:
+            batch["global_crops"][0, 2, 0, 3, 3] = torch.nan
+        return batch
+
+    monkeypatch.setattr(pretrain, "send_to_device", poison)
+    with pytest.raises(SystemExit) as stop:
+        run(pretrain, recipe, images, tmp_path / "out")
+    message = str(stop.value)
+    assert "the loss is nan at step 3" in message
+    assert message.count("row ") == 4
+    assert ".png" in message
+    assert "--resume_from_checkpoint latest" in message
+    (checkpoint,) = (tmp_path / "out" / "checkpoints").iterdir()
+    assert checkpoint.name == "step_0000002"
+    assert all(torch.isfinite(value).all() for value in load_file(checkpoint / "model.safetensors").values())
+    monkeypatch.undo()
+    run(pretrain, recipe, images, tmp_path / "out", "--resume_from_checkpoint", "latest")
+
+
+def test_broken_images_are_skipped_and_listed(pretrain, recipe, images, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    (folder / "lying" / "empty.png").write_bytes(b"")
+    whole = next(images.rglob("*.png")).read_bytes()
+    (folder / "standing" / "torn.png").write_bytes(whole[: len(whole) // 2])
+    run(pretrain, recipe, folder, tmp_path / "out", "--max_skipped_fraction", "0.5", "--max_steps", "12")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "skipped_images.jsonl").read_text().splitlines()]
+    assert {Path(line["row_id"].rstrip(")")).name for line in lines} == {"empty.png", "torn.png"}
+    assert {"the file is empty"} < {line["reason"] for line in lines}
+    with pytest.raises(SystemExit, match="could not be decoded, more than `max_skipped_fraction` \\(0.01\\) allows"):
+        run(pretrain, recipe, folder, tmp_path / "strict", "--max_steps", "12")
+
+
+MISTAKES = {
+    "no images": (["--train_data", "{tmp}/empty"], "no images"),
+    "no such folder": (["--train_data", "{tmp}/nowhere/x"], "does not exist"),
+    "missing column": (["--image_column", "picture"], "'picture'.*columns: image, label"),
+    "crop and patch": (["--local_crop_size", "10"], r"`local_crop_size` is 10.*`patch_size` \(4\).*8"),
+    "image and patch": (["--image_size", "18"], r"`image_size` is 18.*`patch_size` \(4\)"),
+    "one image and KoLeo": (["--per_device_train_batch_size", "1"], "`per_device_train_batch_size` is 1.*KoLeo"),
+    "unknown key": (["--config", "{tmp}/typo.yaml"], "`num_prototype`; did you mean `num_prototypes`"),
+    "used folder": (["--output_dir", "{tmp}/used"], "already holds a run.*--resume_from_checkpoint"),
+    "nothing to resume": (["--resume_from_checkpoint", "latest"], "holds no complete checkpoint"),
+    "unlabelled bank": (["--eval_data", "{images}", "--eval_split", "train", "--label_column", "kind"], "has no `kind` column"),
+    "scale": (["--global_crop_scale", "0.5", "1.5"], "global_crop_scale"),
+    "long warm-up": (["--warmup_steps", "7"], r"`warmup_steps` is 7, more than `max_steps` \(6\)"),
+    "precision": (["--mixed_precision", "bf8"], '`mixed_precision` is "bf8"'),
+}
+
+
+@pytest.mark.parametrize(("flags", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_sentence_before_training(pretrain, recipe, images, tmp_path, flags, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "metrics.jsonl").write_text("")
+    (tmp_path / "typo.yaml").write_text("num_prototype: 3")
+    flags = [flag.format(tmp=tmp_path, images=images) for flag in flags]
+    recipes = [] if "--config" in flags else ["--config", recipe]
+    given = ["--train_data", str(images), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=f"(?s)^error: .*{message}") as stop:
+        pretrain.main([*recipes, *given, *flags])
+    assert "\n" not in str(stop.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_overwriting_deletes_only_what_a_run_left(pretrain, recipe, images, tmp_path):
+    (tmp_path / "out" / "checkpoints" / "step_0000099").mkdir(parents=True)
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    run(pretrain, recipe, images, tmp_path / "out", "--overwrite_output_dir", "--max_steps", "2")
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step_0000002"]

@@ -1,0 +1,79 @@
+"""Schedules against the reference values of the specification (section 8.4) and the rule written as a list."""
+
+import math
+
+import pytest
+
+from dinov2_hf.training.schedules import CosineSchedule, build_schedules, scale_learning_rate
+
+
+SHORT = {
+    "min_learning_rate": 1e-6, "warmup_steps": 12_500, "freeze_last_layer_steps": 1250, "weight_decay": 0.04,
+    "final_weight_decay": 0.4, "teacher_momentum": 0.992, "final_teacher_momentum": 1.0,
+    "warmup_teacher_temperature": 0.04, "teacher_temperature": 0.07, "teacher_temperature_warmup_steps": 37_500,
+    "max_steps": 125_000,
+}  # fmt: skip
+LARGE = {
+    **SHORT, "warmup_steps": 100_000, "final_weight_decay": 0.2, "teacher_momentum": 0.994, "max_steps": 625_000,
+}  # fmt: skip
+
+# step: learning rate, weight decay, teacher momentum, teacher temperature
+SHORT_VALUES = {
+    0: (0, 0.04, 0.992, 0.04),
+    1: (4.52584546723e-7, 0.0400000000568, 0.992000000001, 0.0400008000213),
+    1249: (5.65278098857e-4, 0.0400886770921, 0.992001970602, 0.040999226646),
+    12499: (0.00565685424949, 0.048808429161, None, None),
+    12500: (0.00565685424949, 0.0488098270669, None, None),
+    37499: (0.0049952957447, 0.114194994714, 0.99364877766, 0.07),
+    62500: (0.00331999151653, 0.22, 0.996, 0.07),
+    124999: (1.00000110264e-6, 0.399999999943, 0.999999999999, 0.07),
+}
+LARGE_VALUES = {
+    1: (3.4641362565e-9, 0.040000000001, 0.994, 0.0400008000213),
+    12500: (4.33017032063e-5, 0.0401578617257, 0.994005919815, 0.0500002666738),
+    99999: (3.46410161514e-4, 0.0498952718727, 0.994371072695, 0.07),
+    100000: (3.46410161514e-4, 0.0498954655966, 0.99437107996, 0.07),
+    312500: (2.24610796957e-4, 0.12, 0.997, 0.07),
+    624999: (1.00000000309e-6, 0.2, 1.0, 0.07),
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "base", "batch", "table"), [(SHORT, 4e-3, 2048, SHORT_VALUES), (LARGE, 2e-4, 3072, LARGE_VALUES)]
+)
+def test_reference_values(recipe, base, batch, table):
+    schedules = build_schedules(
+        peak_learning_rate=scale_learning_rate(base, batch, "sqrt_wrt_1024"), **recipe
+    )
+    for step, expected in table.items():
+        now = schedules.at(step)
+        values = (now.learning_rate, now.weight_decay, now.teacher_momentum, now.teacher_temperature)
+        for value, wanted in zip(values, expected, strict=True):
+            assert wanted is None or value == pytest.approx(wanted, rel=1e-10, abs=1e-16)
+
+
+def test_last_layer_is_frozen_at_first():
+    schedules = build_schedules(peak_learning_rate=1e-3, **SHORT)
+    assert schedules.at(1249).last_layer_learning_rate == 0
+    assert schedules.at(1249).learning_rate > 0
+    assert schedules.at(1250).last_layer_learning_rate == schedules.at(1250).learning_rate
+
+
+def test_equals_the_rule_written_as_a_list():
+    schedule = CosineSchedule(base=2.0, final=0.5, total_steps=20, warmup_steps=5, start=1.0)
+    warmup = [1 + i / 4 for i in range(5)]
+    cosine = [0.5 + 0.5 * 1.5 * (1 + math.cos(math.pi * i / 15)) for i in range(15)]
+    expected = warmup + cosine + [0.5] * 3
+    assert [schedule.at(step) for step in range(23)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_scaling_rules():
+    assert scale_learning_rate(4e-3, 2048, "sqrt_wrt_1024") == pytest.approx(0.00565685424949, rel=1e-10)
+    assert scale_learning_rate(4e-3, 2048, "none") == 4e-3
+    with pytest.raises(ValueError, match='`learning_rate_scaling` is "linear"; it must be'):
+        scale_learning_rate(4e-3, 2048, "linear")
+
+
+def test_a_warmup_beyond_the_run_is_refused():
+    with pytest.raises(ValueError, match="`warmup_steps` is 12500, more than `max_steps` \\(100\\)"):
+        build_schedules(peak_learning_rate=1e-3, **{**SHORT, "max_steps": 100})
