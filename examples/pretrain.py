@@ -11,12 +11,9 @@ leaves in the output folder: `model/` (what AutoModel loads), `pretraining_model
 
 import json
 import logging
-import math
 import os
-import shutil
 import sys
 import time
-from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,7 +30,6 @@ from transformers.utils import logging as transformers_logging
 import dinov2_hf  # noqa: F401  (registers the Auto classes)
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2ImageProcessor, DINOv2PreTrainingConfig
 from dinov2_hf.data import (
-    BlockMaskGenerator,
     MultiCropTransform,
     PreTrainingCollator,
     SkippedImageLog,
@@ -41,24 +37,23 @@ from dinov2_hf.data import (
     decode_image,
     find_image_column,
     load_image_dataset,
+    reference_mask_generator,
 )
 from dinov2_hf.evaluation.knn import evaluate_knn
 from dinov2_hf.evaluation.visualization import save_patch_pca
-from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe
-from dinov2_hf.training.checkpoints import find_checkpoint, load_checkpoint, read_state, save_checkpoint
+from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, values_for
+from dinov2_hf.training.checkpoints import load_checkpoint, read_state, save_checkpoint
 from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, mean_over_processes
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.exports import export_models
 from dinov2_hf.training.monitor import append_metrics, plot_training_curves, truncate_metrics
 from dinov2_hf.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_schedule
+from dinov2_hf.training.output_folder import find_start, start_output_dir
 from dinov2_hf.training.schedules import PreTrainingSchedules, build_schedules, scale_learning_rate
+from dinov2_hf.training.step_window import StepWindow, format_progress
 
 
 logger = logging.getLogger("pretrain")
-RUN_FILES = (
-    "checkpoints", "model", "pretraining_model", "trackers", "recipe.yaml", "metrics.jsonl", "metrics.json",
-    "training_curves.png", "patch_pca.png", "skipped_images.jsonl",
-)  # fmt: skip
 KNN_NEIGHBOURS = (10, 20, 100, 200)
 
 
@@ -78,7 +73,7 @@ def main(arguments: list[str]) -> None:
         )
         config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone_values), **objective_values)
         output_dir = Path(args.output_dir)
-        checkpoint = find_start(args, output_dir)
+        checkpoint = find_start(output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
         check_crops(args, config)
         accelerator = build_accelerator(args, output_dir)
         dataset = load_image_dataset(
@@ -92,8 +87,31 @@ def main(arguments: list[str]) -> None:
         global_batch_size = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
         )
-        schedules = build_run_schedules(args, global_batch_size)
-        transform, collator = build_transform(args, config), build_collator(args, config)
+        schedules = build_schedules(
+            peak_learning_rate=scale_learning_rate(args.learning_rate, global_batch_size, args.learning_rate_scaling),
+            **values_for(build_schedules, args),
+        )
+        state = read_state(checkpoint) if checkpoint else {"step": 0}
+        loader = build_loader(
+            dataset,
+            find_image_column(dataset, args.image_column),
+            MultiCropTransform(
+                global_crop_size=config.backbone_config.image_size, **values_for(MultiCropTransform, args)
+            ),
+            PreTrainingCollator(
+                reference_mask_generator(config.backbone_config.image_size, config.backbone_config.patch_size),
+                **values_for(PreTrainingCollator, args),
+            ),
+            batch_size=args.per_device_train_batch_size,
+            seed=args.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            start_batch=state["step"] * args.gradient_accumulation_steps,
+            num_workers=args.dataloader_num_workers,
+            sample_order=args.sample_order,
+            shuffle_buffer_size=args.shuffle_buffer_size,
+            pin_memory=accelerator.device.type == "cuda",
+        )
     except StrictDataclassError as error:  # from a configuration, around the sentence
         sys.exit(f"error: {error.__cause__}")
     except ValueError as error:
@@ -123,26 +141,12 @@ def main(arguments: list[str]) -> None:
     set_seed(args.seed, device_specific=True)  # but stochastic depth of its own
     model, optimizer = accelerator.prepare(model, optimizer)
     # Where a run starts, in order: its own checkpoint, else fresh weights.
-    state = load_checkpoint(accelerator, checkpoint) if checkpoint else {"step": 0}
-    if checkpoint and accelerator.is_main_process:
-        truncate_metrics(output_dir / "metrics.jsonl", state["step"])
+    if checkpoint:
+        load_checkpoint(accelerator, checkpoint)
+        if accelerator.is_main_process:
+            truncate_metrics(output_dir / "metrics.jsonl", state["step"])
 
     num_images = None if args.streaming else len(dataset)
-    loader = build_loader(
-        dataset,
-        find_image_column(dataset, args.image_column),
-        transform,
-        collator,
-        batch_size=args.per_device_train_batch_size,
-        seed=args.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        start_batch=state["step"] * args.gradient_accumulation_steps,
-        num_workers=args.dataloader_num_workers,
-        sample_order=args.sample_order,
-        shuffle_buffer_size=args.shuffle_buffer_size,
-        pin_memory=accelerator.device.type == "cuda",
-    )
     skipped_images = SkippedImageLog(
         output_dir / "skipped_images.jsonl", num_images=num_images, max_fraction=args.max_skipped_fraction
     )
@@ -180,7 +184,7 @@ def train(
     """The training loop. `state` holds `step` and what has been measured, and is brought up to date in place."""
     module = accelerator.unwrap_model(model)
     output_dir = Path(args.output_dir)
-    window = Window()
+    window = StepWindow()
     progress = tqdm(
         total=args.max_steps,
         initial=state["step"],
@@ -227,7 +231,9 @@ def train(
                 stop_if_not_finite(accelerator, output.loss, report.row_ids, step, output_dir)
                 accelerator.backward(output.loss)
                 if accelerator.sync_gradients:
-                    norms = clip_gradients(accelerator, module.student, args.max_grad_norm, per_part=args.clip_per_part)
+                    norms = clip_gradients(
+                        accelerator, module.student, args.max_grad_norm, per_part=args.clip_per_part
+                    )
                 optimizer.step()
                 optimizer.zero_grad()
             window.add(output, num_images=len(report.row_ids) * accelerator.num_processes)
@@ -238,7 +244,7 @@ def train(
         if state["step"] % args.logging_steps == 0 or state["step"] == args.max_steps:
             metrics = mean_over_processes(accelerator, window.means())
             rates = window.rates()
-            progress.set_postfix_str(format_progress(metrics, rates))
+            progress.set_postfix_str(format_progress(metrics, rates["images_per_second"]))
             record({**metrics, **norms, **asdict(now), **rates})
             window.restart()
         if state["step"] % args.eval_steps == 0 or state["step"] == args.max_steps:
@@ -248,33 +254,6 @@ def train(
             draw_curves(accelerator, module, output_dir)
             window.restart()
     progress.close()
-
-
-class Window:
-    """Loss parts, images and time since the last log line."""
-
-    def __init__(self):
-        self.restart()
-
-    def restart(self) -> None:
-        self.sums, self.count, self.num_images, self.waited = defaultdict(float), 0, 0, 0.0
-        self.started = time.perf_counter()
-
-    def add(self, output, num_images: int) -> None:
-        for name, value in output.items():
-            self.sums[name] = self.sums[name] + value.detach()
-        self.count += 1
-        self.num_images += num_images
-
-    def add_wait(self, seconds: float) -> None:
-        self.waited += seconds
-
-    def means(self) -> dict[str, torch.Tensor]:
-        return {name: value / self.count for name, value in self.sums.items()}
-
-    def rates(self) -> dict[str, float]:
-        elapsed = time.perf_counter() - self.started
-        return {"images_per_second": self.num_images / elapsed, "data_wait_share": self.waited / elapsed}
 
 
 def stop_if_not_finite(
@@ -289,28 +268,6 @@ def stop_if_not_finite(
             f"the loss is {loss.item()} at step {step} on process {accelerator.process_index}, for the images"
             f" {', '.join(row_ids)}; checkpoints in {output_dir / 'checkpoints'} are from before and intact."
         )
-
-
-def find_start(args: PreTrainingArguments, output_dir: Path) -> Path | None:
-    """The checkpoint to resume from, or `None` for a fresh start in an output folder that is free."""
-    if args.resume_from_checkpoint:
-        return find_checkpoint(output_dir / "checkpoints", args.resume_from_checkpoint)
-    if not args.overwrite_output_dir and any((output_dir / name).exists() for name in RUN_FILES):
-        raise ValueError(
-            f"`output_dir` is {output_dir}, which already holds a run; choose another, continue that run with"
-            " --resume_from_checkpoint latest, or delete it with --overwrite_output_dir."
-        )
-    return None
-
-
-def start_output_dir(output_dir: Path, fresh: bool) -> None:
-    """Make the folder; for a fresh start remove what an earlier run left, and nothing else."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for path in (output_dir / name for name in RUN_FILES if fresh):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def check_crops(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> None:
@@ -399,42 +356,6 @@ def measure(
     return metrics
 
 
-def build_run_schedules(args: PreTrainingArguments, global_batch_size: int) -> PreTrainingSchedules:
-    return build_schedules(
-        peak_learning_rate=scale_learning_rate(args.learning_rate, global_batch_size, args.learning_rate_scaling),
-        **{
-            name: getattr(args, name)
-            for name in (
-                "min_learning_rate", "warmup_steps", "freeze_last_layer_steps", "weight_decay", "final_weight_decay",
-                "teacher_momentum", "final_teacher_momentum", "warmup_teacher_temperature", "teacher_temperature",
-                "teacher_temperature_warmup_steps", "max_steps",
-            )
-        },
-    )  # fmt: skip
-
-
-def build_transform(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> MultiCropTransform:
-    return MultiCropTransform(
-        global_crop_size=config.backbone_config.image_size,
-        **{
-            name: getattr(args, name)
-            for name in (
-                "local_crop_size", "num_local_crops", "global_crop_scale", "local_crop_scale",
-                "horizontal_flip_probability", "color_jitter_probability", "grayscale_probability",
-                "global_blur_probabilities", "local_blur_probability", "solarize_probability", "image_mean",
-                "image_std",
-            )
-        },
-    )  # fmt: skip
-
-
-def build_collator(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> PreTrainingCollator:
-    grid_size = config.backbone_config.image_size // config.backbone_config.patch_size
-    return PreTrainingCollator(
-        BlockMaskGenerator(grid_size), mask_probability=args.mask_probability, mask_ratio=tuple(args.mask_ratio)
-    )
-
-
 def build_image_processor(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> DINOv2ImageProcessor:
     """For the recipe's resolution: the backbone's `image_size` after the usual margin of 256 / 224."""
     image_size = config.backbone_config.image_size
@@ -457,9 +378,13 @@ def describe_run(
 ) -> None:
     student = accelerator.unwrap_model(model).student
     millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in student.named_children()}
-    passes = "" if num_images is None else f" = {args.max_steps * global_batch_size / num_images:.1f} passes over the data"
+    passes = (
+        "" if num_images is None else f" = {args.max_steps * global_batch_size / num_images:.1f} passes over the data"
+    )
     logger.info("***** Pretraining *****")
-    logger.info("  images               %s from %s", "a stream" if num_images is None else f"{num_images:,}", args.train_data)
+    logger.info(
+        "  images               %s from %s", "a stream" if num_images is None else f"{num_images:,}", args.train_data
+    )
     logger.info("  student              %s", ", ".join(f"{name} {count:.2f}M" for name, count in millions.items()))
     logger.info(
         "  global batch         %d = %d per device x %d accumulated x %d processes",
@@ -550,12 +475,6 @@ def draw_curves(accelerator: Accelerator, module: torch.nn.Module, output_dir: P
         )
 
 
-def format_progress(metrics: dict[str, float], rates: dict[str, float]) -> str:
-    short = {"dino_local_loss": "local", "dino_global_loss": "global", "ibot_loss": "ibot", "koleo_loss": "koleo"}
-    parts = " ".join(f"{short[name]} {metrics[name]:.3f}" for name in short if name in metrics)
-    return f" loss {metrics['loss']:.3f} ({parts}) entropy {metrics['target_entropy']:.2f}, {rates['images_per_second']:.0f} images/s"
-
-
 def format_knn(metrics: dict[str, float]) -> list[str]:
     """`knn_top1_k20: 0.93` as "k=20 0.930"; top-1 only."""
     return [
@@ -567,7 +486,9 @@ def format_knn(metrics: dict[str, float]) -> list[str]:
 
 def flat_values(values: dict) -> dict:
     """What trackers take: numbers and texts."""
-    return {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in values.items()}
+    return {
+        name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in values.items()
+    }
 
 
 if __name__ == "__main__":

@@ -84,6 +84,5 @@ def attributes_read(paths: list[Path]) -> set[str]:
 def test_every_field_is_read(config):
     own = set(config.__annotations__)
     assert own
-    readers = [path for path in [*FILES, *(ROOT / "examples").glob("*.py")]]
-    unread = own - attributes_read(readers)
+    unread = own - attributes_read([*FILES, *(ROOT / "examples").glob("*.py")])
     assert not unread

@@ -29,15 +29,15 @@ from tqdm.auto import tqdm
 
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from dinov2_hf.data import (
-    BlockMaskGenerator,
     MultiCropTransform,
     PreTrainingCollator,
     PreTrainingSample,
     build_loader,
     find_image_column,
     load_image_dataset,
+    reference_mask_generator,
 )
-from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe
+from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, values_for
 from dinov2_hf.training.distributed import choose_attention, cpu_supports_bfloat16
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.optimizer import build_optimizer, parameter_groups, set_schedule
@@ -58,7 +58,9 @@ def main() -> None:
     config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone_values), **objective_values)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bf16 = cpu_supports_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
-    names = own.variants or [f"{way}-{dtype}" for dtype in ["no", "bf16"][: 1 + bf16] for way in ("packed", "separate")]
+    names = own.variants or [
+        f"{way}-{dtype}" for dtype in ["no", "bf16"][: 1 + bf16] for way in ("packed", "separate")
+    ]
 
     batch = {name: value.to(device) for name, value in random_batch(args, config).items()}
     variants = {name: Variant(name, args, config, device) for name in names}
@@ -71,9 +73,7 @@ def main() -> None:
         "torch": torch.__version__,
         "batch": args.per_device_train_batch_size,
         "crops": f"2 x {config.backbone_config.image_size} + {args.num_local_crops} x {args.local_crop_size}",
-        "variants": {
-            name: variant.summary(args.per_device_train_batch_size) for name, variant in variants.items()
-        },
+        "variants": {name: variant.summary(args.per_device_train_batch_size) for name, variant in variants.items()},
         "peak_memory_gib": peak_memory(device),
     }
     if args.train_data:
@@ -117,8 +117,9 @@ class Variant:
 
     def step(self, batch: dict[str, torch.Tensor], timed: bool) -> None:
         started = self.now()
-        with self.part_timers(timed), torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bf16"
+        with (
+            self.part_timers(timed),
+            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bf16"),
         ):
             output = self.model(**batch, teacher_temperature=0.07)
             forward_done = self.now()
@@ -143,7 +144,11 @@ class Variant:
         starts, handles = {}, []
         for network in (self.model.student, self.model.teacher):
             # The encoder stands for the backbone: it is called as a module by the packed and the separate way alike.
-            for name, module in (("backbone", network.backbone.encoder), ("heads", network.dino_head), ("heads", network.ibot_head)):
+            for name, module in (
+                ("backbone", network.backbone.encoder),
+                ("heads", network.dino_head),
+                ("heads", network.ibot_head),
+            ):
                 if module is None or not timed:
                     continue
 
@@ -183,21 +188,18 @@ def random_batch(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) ->
 
 
 def build_collator(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> PreTrainingCollator:
-    grid_size = config.backbone_config.image_size // config.backbone_config.patch_size
-    return PreTrainingCollator(
-        BlockMaskGenerator(grid_size), mask_probability=args.mask_probability, mask_ratio=tuple(args.mask_ratio)
-    )
+    backbone = config.backbone_config
+    generator = reference_mask_generator(backbone.image_size, backbone.patch_size)
+    return PreTrainingCollator(generator, **values_for(PreTrainingCollator, args))
 
 
-def seconds_per_batch_of_data(args: PreTrainingArguments, config: DINOv2PreTrainingConfig, num_batches: int = 5) -> float:
+def seconds_per_batch_of_data(
+    args: PreTrainingArguments, config: DINOv2PreTrainingConfig, num_batches: int = 5
+) -> float:
     """Median time in which this process decodes and augments a batch."""
     dataset = load_image_dataset(args.train_data, split=args.train_split, image_column=args.image_column)
     transform = MultiCropTransform(
-        global_crop_size=config.backbone_config.image_size,
-        local_crop_size=args.local_crop_size,
-        num_local_crops=args.num_local_crops,
-        global_crop_scale=tuple(args.global_crop_scale),
-        local_crop_scale=tuple(args.local_crop_scale),
+        global_crop_size=config.backbone_config.image_size, **values_for(MultiCropTransform, args)
     )
     loader = build_loader(
         dataset,

@@ -75,7 +75,9 @@ def images(tmp_path_factory) -> Path:
     for index in range(24):
         kind = ("lying", "standing")[index % 2]
         stripes = np.where(np.arange(24) // 3 % 2, 200, 50)[:, None].repeat(20, axis=1)
-        pixels = np.clip((stripes if kind == "lying" else stripes[:20].T.repeat(1, axis=0)) + rng.normal(0, 25), 0, 255)
+        pixels = np.clip(
+            (stripes if kind == "lying" else stripes[:20].T.repeat(1, axis=0)) + rng.normal(0, 25), 0, 255
+        )
         pixels = np.clip(pixels[..., None] + rng.normal(0, 25, (*pixels.shape, 3)), 0, 255)
         (folder / kind).mkdir(exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(folder / kind / f"{index:02d}.png")

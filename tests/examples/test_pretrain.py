@@ -33,7 +33,11 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert [name for name in one_weights if not torch.equal(one_weights[name], other_weights[name])] == []
     records = [
         [
-            {name: value for name, value in json.loads(line).items() if name not in ("images_per_second", "data_wait_share")}
+            {
+                name: value
+                for name, value in json.loads(line).items()
+                if name not in ("images_per_second", "data_wait_share")
+            }
             for line in (folder / "metrics.jsonl").read_text().splitlines()
         ]
         for folder in (one, other)
@@ -213,7 +217,10 @@ MISTAKES = {
     "unknown key": (["--config", "{tmp}/typo.yaml"], "`num_prototype`; did you mean `num_prototypes`"),
     "used folder": (["--output_dir", "{tmp}/used"], "already holds a run.*--resume_from_checkpoint"),
     "nothing to resume": (["--resume_from_checkpoint", "latest"], "holds no complete checkpoint"),
-    "unlabelled bank": (["--eval_data", "{images}", "--eval_split", "train", "--label_column", "kind"], "has no `kind` column"),
+    "unlabelled bank": (
+        ["--eval_data", "{images}", "--eval_split", "train", "--label_column", "kind"],
+        "has no `kind` column",
+    ),
     "scale": (["--global_crop_scale", "0.5", "1.5"], "global_crop_scale"),
     "long warm-up": (["--warmup_steps", "7"], r"`warmup_steps` is 7, more than `max_steps` \(6\)"),
     "precision": (["--mixed_precision", "bf8"], '`mixed_precision` is "bf8"'),

@@ -26,7 +26,9 @@ INTERPOLATED = [
 @pytest.mark.parametrize(("grid", "offset", "antialias", "first", "middle", "total"), INTERPOLATED)
 def test_position_interpolation(grid, offset, antialias, first, middle, total):
     rows, columns = torch.meshgrid(torch.arange(37.0), torch.arange(37.0), indexing="ij")
-    stored = torch.sin(0.3 * rows) + torch.cos(0.22 * columns) + 0.05 * torch.cos(1.7 * rows) * torch.sin(1.3 * columns)
+    stored = (
+        torch.sin(0.3 * rows) + torch.cos(0.22 * columns) + 0.05 * torch.cos(1.7 * rows) * torch.sin(1.3 * columns)
+    )
     positions = torch.cat([torch.tensor([[[5.0]]]), stored.view(1, -1, 1)], dim=1)
     out = interpolate_position_embeddings(positions, grid, offset=offset, antialias=antialias)
     assert out[0, 0, 0] == 5

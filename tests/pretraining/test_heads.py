@@ -16,9 +16,7 @@ from dinov2_hf.pretraining.heads import ProjectionHead, Prototypes
 )  # fmt: skip
 def test_parameter_counts(hidden_size, bottleneck, prototypes, expected):
     with torch.device("meta"):
-        head = ProjectionHead(
-            hidden_size, prototypes, head_hidden_size=2048, bottleneck_size=bottleneck, num_layers=3
-        )
+        head = ProjectionHead(hidden_size, prototypes, head_hidden_size=2048, bottleneck_size=bottleneck, num_layers=3)
     assert sum(p.numel() for p in head.parameters()) == expected
     assert [name for name, _ in head.named_parameters()] == [
         "mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias", "mlp.4.weight", "mlp.4.bias",

@@ -117,9 +117,7 @@ def test_save_and_load(tmp_path, config, batch):
     loaded = AutoModelForPreTraining.from_pretrained(tmp_path)
     assert type(loaded) is DINOv2ForPreTraining
     assert model.dino_centering.center.abs().max() > 0
-    for (name, one), (other_name, other) in zip(
-        model.state_dict().items(), loaded.state_dict().items(), strict=True
-    ):
+    for (name, one), (other_name, other) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
         assert name == other_name
         assert torch.equal(one, other), name
     model.eval()

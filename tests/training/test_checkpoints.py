@@ -36,8 +36,8 @@ def test_save_and_load_bring_everything_back(tmp_path, prepared):
     save_checkpoint(accelerator, tmp_path, {"step": 1, "note": "kept"}, save_total_limit=2)
     step(*prepared)
     expected = [p.clone() for p in model.parameters()]
-    state = load_checkpoint(accelerator, find_checkpoint(tmp_path, "latest"))
-    assert state == {"step": 1, "note": "kept"}
+    load_checkpoint(accelerator, find_checkpoint(tmp_path, "latest"))
+    assert read_state(find_checkpoint(tmp_path, "latest")) == {"step": 1, "note": "kept"}
     step(*prepared)  # with the random numbers and the moments of the first time
     assert all(torch.equal(one, other) for one, other in zip(expected, model.parameters(), strict=True))
 

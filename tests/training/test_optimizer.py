@@ -1,4 +1,4 @@
-"""Parameter groups against the original's table (specification, section 8.1), clipping, and the writing of schedules."""
+"""Parameter groups against the original's table (specification, section 8.1), clipping, writing of schedules."""
 
 from collections import Counter
 

@@ -42,9 +42,7 @@ LARGE_VALUES = {
     ("recipe", "base", "batch", "table"), [(SHORT, 4e-3, 2048, SHORT_VALUES), (LARGE, 2e-4, 3072, LARGE_VALUES)]
 )
 def test_reference_values(recipe, base, batch, table):
-    schedules = build_schedules(
-        peak_learning_rate=scale_learning_rate(base, batch, "sqrt_wrt_1024"), **recipe
-    )
+    schedules = build_schedules(peak_learning_rate=scale_learning_rate(base, batch, "sqrt_wrt_1024"), **recipe)
     for step, expected in table.items():
         now = schedules.at(step)
         values = (now.learning_rate, now.weight_decay, now.teacher_momentum, now.teacher_temperature)

@@ -3,7 +3,7 @@
 from .collator import BatchReport, PreTrainingCollator, PreTrainingSample, SkippedImage
 from .image_dataset import describe_row, find_image_column, load_image_dataset
 from .image_decoding import UndecodableImage, decode_image
-from .masking import BlockMaskGenerator, draw_masks, reference_max_num_patches
+from .masking import BlockMaskGenerator, draw_masks, reference_mask_generator, reference_max_num_patches
 from .multi_crop import MultiCropTransform
 from .pretraining_images import PreTrainingImages, PreTrainingStream, build_loader
 from .sampler import PreTrainingBatchSampler, SampleKey
@@ -14,5 +14,5 @@ __all__ = [
     "BatchReport", "BlockMaskGenerator", "MultiCropTransform", "PreTrainingBatchSampler", "PreTrainingCollator",
     "PreTrainingImages", "PreTrainingSample", "PreTrainingStream", "SampleKey", "SkippedImage", "SkippedImageLog",
     "UndecodableImage", "build_loader", "decode_image", "describe_row", "draw_masks", "find_image_column",
-    "load_image_dataset", "reference_max_num_patches",
+    "load_image_dataset", "reference_mask_generator", "reference_max_num_patches",
 ]  # fmt: skip

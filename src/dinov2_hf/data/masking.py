@@ -111,6 +111,13 @@ def reference_max_num_patches(image_size: int, patch_size: int) -> int:
     return int(0.5 * image_size // patch_size * image_size // patch_size)
 
 
+def reference_mask_generator(image_size: int, patch_size: int) -> BlockMaskGenerator:
+    """The generator that the original uses for square crops of `image_size` pixels and patches of `patch_size`."""
+    return BlockMaskGenerator(
+        image_size // patch_size, max_num_patches=reference_max_num_patches(image_size, patch_size)
+    )
+
+
 def check_mask_settings(mask_probability: float, mask_ratio: tuple[float, float]) -> None:
     """Raise a ValueError if the masking probability or the range of ratios makes no sense."""
     if not 0 <= mask_probability <= 1:

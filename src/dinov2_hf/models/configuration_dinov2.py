@@ -76,9 +76,10 @@ class DINOv2Config(PreTrainedConfig):
                 f" ({self.num_attention_heads}); choose a multiple of it."
             )
         if self.patch_size < 1 or self.image_size < self.patch_size or self.image_size % self.patch_size:
+            nearest = max(1, round(self.image_size / max(self.patch_size, 1))) * self.patch_size
             raise ValueError(
                 f"`image_size` is {self.image_size}, which is not a multiple of `patch_size` ({self.patch_size});"
-                f" the nearest that fits is {max(1, round(self.image_size / max(self.patch_size, 1))) * self.patch_size}."
+                f" the nearest that fits is {nearest}."
             )
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"`drop_path_rate` is {self.drop_path_rate}; it must be at least 0 and below 1.")

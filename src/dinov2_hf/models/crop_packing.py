@@ -2,10 +2,10 @@
 Crops of several resolutions in one token sequence (paper, section 5: "sequence packing" and "efficient stochastic
 depth").
 
-Every norm, projection and feed-forward network is a function of one token, so it may run on the tokens of all crops at
-once: `(1, sum_i n_i * t_i, D)` for `n_i` crops of `t_i` tokens at resolution `i`. Only attention must keep crops apart,
-and it does so by running once per resolution on a dense `(n_i, heads, t_i, head_dim)` batch. The result equals separate
-forward passes to rounding; nothing is padded and no attention mask is built.
+Every norm, projection and feed-forward network is a function of one token, so it may run on the tokens of all crops
+at once: `(1, sum_i n_i * t_i, D)` for `n_i` crops of `t_i` tokens at resolution `i`. Only attention must keep crops
+apart, and it does so by running once per resolution on a dense `(n_i, heads, t_i, head_dim)` batch. The result equals
+separate forward passes to rounding; nothing is padded and no attention mask is built.
 """
 
 from collections.abc import Callable
@@ -77,7 +77,7 @@ def attend_per_resolution(
 
 
 def num_kept(num_images: int, drop_rate: float) -> int:
-    """Crops that a residual branch keeps out of `num_images`: `max(int(n * (1 - p)), 1)`, truncated as in the original."""
+    """Crops out of `num_images` that a residual branch keeps: `max(int(n * (1 - p)), 1)`, truncated."""
     return max(int(num_images * (1 - drop_rate)), 1)
 
 

@@ -73,7 +73,9 @@ class DINOv2PatchEmbeddings(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         channels, height, width = pixel_values.shape[-3:]
         if channels != self.num_channels:
-            raise ValueError(f"`pixel_values` has {channels} channels; this model was configured for {self.num_channels}.")
+            raise ValueError(
+                f"`pixel_values` has {channels} channels; this model was configured for {self.num_channels}."
+            )
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
                 f"`pixel_values` is {height} x {width} pixels; both must be multiples of the patch size,"
@@ -381,8 +383,6 @@ class DINOv2Model(DINOv2PreTrainedModel):
             For each resolution the tokens after the final norm, `(n_i, 1 + R + N_i, D)`.
         """
         masks = masks if masks is not None else [None] * len(crops)
-        packed, packing = pack_crops(
-            [self.embeddings(crop, mask) for crop, mask in zip(crops, masks, strict=True)]
-        )
+        packed, packing = pack_crops([self.embeddings(crop, mask) for crop, mask in zip(crops, masks, strict=True)])
         packed = self.encoder(packed, crop_packing=packing).last_hidden_state
         return unpack_crops(self.layernorm(packed), packing)

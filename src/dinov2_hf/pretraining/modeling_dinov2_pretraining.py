@@ -21,8 +21,6 @@ from .heads import ProjectionHead, Prototypes
 from .losses import dino_loss, ibot_loss, koleo_loss
 
 
-
-
 @dataclass
 class DINOv2ForPreTrainingOutput(ModelOutput):
     """

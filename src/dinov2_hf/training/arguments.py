@@ -7,6 +7,8 @@ pretraining's): names are unique over the three, so one flat list of them can be
 
 import dataclasses
 import difflib
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -18,7 +20,6 @@ from transformers import HfArgumentParser, PreTrainedConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 
 @dataclass
@@ -59,7 +60,9 @@ class PreTrainingArguments:
     grayscale_probability: float = 0.2
     global_blur_probabilities: list[float] = field(
         default_factory=lambda: [0.0, 0.9],
-        metadata={"help": "Blur of the first and of the second global crop, as the original runs (it intended 1, 0.1)."},
+        metadata={
+            "help": "Blur of the first and of the second global crop, as the original runs (it intended 1, 0.1)."
+        },
     )
     local_blur_probability: float = 0.5
     solarize_probability: float = field(default=0.2, metadata={"help": "Of the second global crop."})
@@ -109,7 +112,9 @@ class PreTrainingArguments:
     )
     eval_bank_split: str = field(default="train", metadata={"help": "Split of eval_bank_data."})
     label_column: str = "label"
-    max_eval_bank_images: int | None = field(default=None, metadata={"help": "Use only the first so many of the bank."})
+    max_eval_bank_images: int | None = field(
+        default=None, metadata={"help": "Use only the first so many of the bank."}
+    )
     max_eval_images: int | None = field(default=None, metadata={"help": "Classify only the first so many."})
     eval_resize_size: int | None = field(
         default=None,
@@ -130,7 +135,7 @@ class PreTrainingArguments:
         default=0.01, metadata={"help": "Stop when more than this share of the images cannot be decoded."}
     )
     attn_implementation: str = field(
-        default="auto", metadata={"help": "As in from_pretrained; \"auto\" is sdpa, but eager for bf16 on CPU."}
+        default="auto", metadata={"help": 'As in from_pretrained; "auto" is sdpa, but eager for bf16 on CPU.'}
     )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute blocks: less memory, slower."})
     report_to: str = field(default="none", metadata={"help": "Accelerate tracker, such as tensorboard or wandb."})
@@ -148,6 +153,11 @@ class PreTrainingArguments:
         for name in ("teacher_momentum", "final_teacher_momentum", "max_skipped_fraction", "layerwise_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must lie between 0 and 1.")
+
+
+def values_for(function: Callable, args: PreTrainingArguments) -> dict[str, Any]:
+    """Those values of `args` that `function` takes under the same names."""
+    return {name: getattr(args, name) for name in inspect.signature(function).parameters if hasattr(args, name)}
 
 
 class RecipeParser(HfArgumentParser):

@@ -27,7 +27,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints in `folder`, oldest first."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if re.fullmatch(r"step_\d+", path.name) and (path / STATE_FILE).is_file()]
+    found = [
+        path for path in folder.iterdir() if re.fullmatch(r"step_\d+", path.name) and (path / STATE_FILE).is_file()
+    ]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
@@ -86,12 +88,14 @@ def find_checkpoint(folder: Path, wanted: str) -> Path:
         checkpoints = list_checkpoints(folder)
         if not checkpoints:
             raise ValueError(
-                f'`resume_from_checkpoint` is "latest", but {folder} holds no complete checkpoint; leave it out to start'
-                " from the beginning."
+                f'`resume_from_checkpoint` is "latest", but {folder} holds no complete checkpoint; leave it out to'
+                " start from the beginning."
             )
         return checkpoints[-1]
     if not (Path(wanted) / STATE_FILE).is_file():
-        raise ValueError(f'`resume_from_checkpoint` is {wanted}, which is not a checkpoint folder; give one, or "latest".')
+        raise ValueError(
+            f'`resume_from_checkpoint` is {wanted}, which is not a checkpoint folder; give one, or "latest".'
+        )
     return Path(wanted)
 
 
@@ -100,7 +104,6 @@ def read_state(checkpoint: Path) -> dict:
     return json.loads((checkpoint / STATE_FILE).read_text())
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> dict:
-    """Put the prepared model and optimizer and all random states back; returns `read_state`."""
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
+    """Put the prepared model and optimizer and all random states back."""
     accelerator.load_state(str(checkpoint))
-    return read_state(checkpoint)

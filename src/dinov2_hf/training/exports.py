@@ -1,4 +1,4 @@
-"""What a run leaves behind for others: the backbone that users load, and the whole module that a later run goes on from."""
+"""What a run leaves for others: the backbone that users load, and the whole module that a later run goes on from."""
 
 from pathlib import Path
 

@@ -25,6 +25,12 @@ _LOSSES = {
     "ibot_loss": "iBOT",
     "koleo_loss": "KoLeo",
 }
+_GRAD_NORMS = {
+    "grad_norm": "",
+    "grad_norm_backbone": "backbone",
+    "grad_norm_dino_head": "DINO head",
+    "grad_norm_ibot_head": "iBOT head",
+}
 _SCHEDULES = {
     "learning_rate": "Learning rate",
     "weight_decay": "Weight decay",
@@ -183,7 +189,7 @@ def _panels(names: Iterable[str], num_prototypes: int | None) -> list[_Panel]:
         _Panel("Losses", present(_LOSSES), wide=True, smooth=True),
         _Panel("k-NN top-1 accuracy", knn_labels, percent=True),
         _Panel("Target entropy (nats)", present({"target_entropy": "targets"}), smooth=True, line=uniform),
-        _Panel("Gradient norm", present({"grad_norm": ""}), smooth=True),
+        _Panel("Gradient norm", present(_GRAD_NORMS), smooth=True),
         _Panel("Images per second", present({"images_per_second": ""}), smooth=True),
         *(_Panel(title, present({name: ""})) for name, title in _SCHEDULES.items()),
     ]

@@ -94,6 +94,4 @@ def clip_gradients(
 
     if not per_part:
         return {"grad_norm": clip(student.parameters())}
-    return {
-        f"grad_norm_{name}": clip(part.parameters()) for name, part in student.named_children()
-    }
+    return {f"grad_norm_{name}": clip(part.parameters()) for name, part in student.named_children()}

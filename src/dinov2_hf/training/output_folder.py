@@ -1,0 +1,39 @@
+"""The folder that a run writes to: free, or its own to continue."""
+
+import shutil
+from pathlib import Path
+
+from .checkpoints import find_checkpoint
+
+
+RUN_FILES = (
+    "checkpoints", "model", "pretraining_model", "trackers", "recipe.yaml", "metrics.jsonl", "metrics.json",
+    "training_curves.png", "patch_pca.png", "skipped_images.jsonl",
+)  # fmt: skip
+
+
+def find_start(output_dir: Path, resume_from_checkpoint: str | None, overwrite: bool) -> Path | None:
+    """
+    The checkpoint to resume from, or `None` for a fresh start. Nothing is written or deleted.
+
+    Raises:
+        `ValueError`: when there is no such checkpoint, or when a fresh start would meet an earlier run.
+    """
+    if resume_from_checkpoint:
+        return find_checkpoint(output_dir / "checkpoints", resume_from_checkpoint)
+    if not overwrite and any((output_dir / name).exists() for name in RUN_FILES):
+        raise ValueError(
+            f"`output_dir` is {output_dir}, which already holds a run; choose another, continue that run with"
+            " --resume_from_checkpoint latest, or delete it with --overwrite_output_dir."
+        )
+    return None
+
+
+def start_output_dir(output_dir: Path, fresh: bool) -> None:
+    """Make the folder; for a fresh start remove what an earlier run left, and nothing else."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for path in (output_dir / name for name in RUN_FILES if fresh):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,52 @@
+"""Averages over the steps since the last log line: losses, images per second, time spent waiting for data."""
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+
+
+class StepWindow:
+    """Sums stay on the device until they are asked for, so that adding a step does not wait for it."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything; time runs from here."""
+        self.sums: dict[str, torch.Tensor | float] = defaultdict(float)
+        self.num_added = 0
+        self.num_images = 0
+        self.waited = 0.0
+        self.started = time.perf_counter()
+
+    def add(self, losses: Mapping[str, torch.Tensor], num_images: int) -> None:
+        """Count one forward pass: its scalars by name, and its images over all processes."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums[name] + value.detach()
+        self.num_added += 1
+        self.num_images += num_images
+
+    def add_wait(self, seconds: float) -> None:
+        """Count time spent waiting for a batch."""
+        self.waited += seconds
+
+    def means(self) -> dict[str, torch.Tensor]:
+        """Mean of every scalar over the forward passes added."""
+        return {name: value / self.num_added for name, value in self.sums.items()}
+
+    def rates(self) -> dict[str, float]:
+        """`images_per_second`, and `data_wait_share`, the share of the time in [0, 1] spent waiting for data."""
+        elapsed = time.perf_counter() - self.started
+        return {"images_per_second": self.num_images / elapsed, "data_wait_share": self.waited / elapsed}
+
+
+def format_progress(metrics: dict[str, float], images_per_second: float) -> str:
+    """One line with every loss part, for a progress bar."""
+    names = {"dino_local_loss": "local", "dino_global_loss": "global", "ibot_loss": "ibot", "koleo_loss": "koleo"}
+    parts = " ".join(f"{short} {metrics[name]:.3f}" for name, short in names.items() if name in metrics)
+    return (
+        f" loss {metrics['loss']:.3f} ({parts}) entropy {metrics['target_entropy']:.2f},"
+        f" {images_per_second:.3g} images/s"
+    )

@@ -1,0 +1,23 @@
+"""The benchmark of a step runs on any recipe and writes its numbers."""
+
+import json
+import sys
+
+import pytest
+
+from .conftest import load_example
+
+
+def test_pretraining_step(recipe, images, tmp_path, monkeypatch):
+    output = tmp_path / "step.json"
+    flags = ["--config", recipe, "--train_data", str(images), "--steps", "2", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["pretraining_step.py", *flags, "--variants", "packed-no", "separate-no"])
+    load_example("benchmarks/pretraining_step").main()
+    results = json.loads(output.read_text())
+    assert set(results["variants"]) == {"packed-no", "separate-no"}
+    for variant in results["variants"].values():
+        assert variant["images_per_second"] > 0
+        assert sum(variant["share_of_forward"].values()) == pytest.approx(1)
+        assert set(variant["share_of_forward"]) == {"backbone", "heads", "losses_and_rest"}
+    assert results["peak_memory_gib"] > 0
+    assert 0 < results["data"]["share_of_a_step"]["packed-no"] < 1
