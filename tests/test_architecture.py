@@ -1,12 +1,15 @@
 """The house: who may import whom, no drawers, no file that two ideas share, no field that nothing reads."""
 
 import ast
+import inspect
 from pathlib import Path
 
 import pytest
 
 from dinov2_hf import DINOv2Config, DINOv2PreTrainingConfig
+from dinov2_hf.data import MultiCropTransform, PreTrainingCollator
 from dinov2_hf.training.arguments import PreTrainingArguments
+from dinov2_hf.training.schedules import build_schedules
 
 
 ROOT = Path(__file__).parents[1]
@@ -84,5 +87,9 @@ def attributes_read(paths: list[Path]) -> set[str]:
 def test_every_field_is_read(config):
     own = set(config.__annotations__)
     assert own
-    unread = own - attributes_read([*FILES, *(ROOT / "examples").glob("*.py")])
+    scripts = list((ROOT / "examples").glob("*.py"))
+    unread = own - attributes_read([*FILES, *scripts])
+    for function in (build_schedules, MultiCropTransform, PreTrainingCollator):  # get what they take, by name
+        assert any(f"values_for({function.__name__}, args)" in script.read_text() for script in scripts)
+        unread -= set(inspect.signature(function).parameters)
     assert not unread
