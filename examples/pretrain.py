@@ -228,12 +228,15 @@ def train(
                     **send_to_device(batch, accelerator.device, non_blocking=True),
                     teacher_temperature=now.teacher_temperature,
                 )
-                stop_if_not_finite(accelerator, output.loss, report.row_ids, step, output_dir)
+                stop_if_not_finite(accelerator, "loss", output.loss, report.row_ids, step, output_dir)
                 accelerator.backward(output.loss)
                 if accelerator.sync_gradients:
                     norms = clip_gradients(
                         accelerator, module.student, args.max_grad_norm, per_part=args.clip_per_part
                     )
+                    if accelerator.scaler is None:  # fp16's scaler skips such steps by itself
+                        norm = torch.tensor(sum(norms.values()), device=accelerator.device)
+                        stop_if_not_finite(accelerator, "gradient norm", norm, report.row_ids, step, output_dir)
                 optimizer.step()
                 optimizer.zero_grad()
             window.add(output, num_images=len(report.row_ids) * accelerator.num_processes)
@@ -257,15 +260,15 @@ def train(
 
 
 def stop_if_not_finite(
-    accelerator: Accelerator, loss: torch.Tensor, row_ids: list[str], step: int, output_dir: Path
+    accelerator: Accelerator, name: str, value: torch.Tensor, row_ids: list[str], step: int, output_dir: Path
 ) -> None:
-    """Stop before a NaN or infinite loss reaches the weights, on all processes together."""
-    finite = torch.isfinite(loss.detach()).float()
+    """Stop before a NaN or infinite loss or gradient reaches the weights, on all processes together."""
+    finite = torch.isfinite(value.detach()).float()
     if accelerator.num_processes > 1:
         finite = accelerator.reduce(finite, reduction="sum") / accelerator.num_processes
     if finite.item() < 1:
         raise RunStopped(
-            f"the loss is {loss.item()} at step {step} on process {accelerator.process_index}, for the images"
+            f"the {name} is {value.item()} at step {step} on process {accelerator.process_index}, for the images"
             f" {', '.join(row_ids)}; checkpoints in {output_dir / 'checkpoints'} are from before and intact."
         )
 
