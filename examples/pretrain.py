@@ -55,6 +55,7 @@ from dinov2_hf.training.step_window import StepWindow, format_progress
 
 logger = logging.getLogger("pretrain")
 KNN_NEIGHBOURS = (10, 20, 100, 200)
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -353,7 +354,7 @@ def measure(
             ks=neighbours or (len(evaluation.bank),),
             batch_size=args.per_device_eval_batch_size,
             device=accelerator.device,
-            progress=False,
+            autocast_dtype=AUTOCAST_DTYPES.get(accelerator.mixed_precision),
         )
     accelerator.wait_for_everyone()
     return metrics
