@@ -2,12 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 QUICKSTART := outputs/quickstart
+# Without this, `accelerate launch` gives a process on a CPU one thread.
+CPU_THREADS := $(shell getconf _NPROCESSORS_ONLN)
 
 .PHONY: quickstart test quality style clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/write_digits.py outputs/digits
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		--num_cpu_threads_per_process $(CPU_THREADS) \
 		examples/pretrain.py --config examples/recipes/quickstart_digits.yaml \
 		--train_data outputs/digits/train.parquet --eval_data outputs/digits/test.parquet \
 		--output_dir $(QUICKSTART) --overwrite_output_dir

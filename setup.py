@@ -26,7 +26,7 @@ setup(
         "jinja2>=3.0",  # model cards
         "matplotlib>=3.8",
         "numpy>=1.26",
-        "pillow>=10.0",
+        "pillow>=10.1",
         "pyyaml>=6.0",
         "safetensors>=0.5",
         "torch>=2.11",

@@ -34,8 +34,8 @@ from dinov2_hf.data import (
     PreTrainingCollator,
     SkippedImageLog,
     build_loader,
-    decode_image,
     find_image_column,
+    first_images,
     load_image_dataset,
     reference_mask_generator,
 )
@@ -186,15 +186,6 @@ def train(
     module = accelerator.unwrap_model(model)
     output_dir = Path(args.output_dir)
     window = StepWindow()
-    progress = tqdm(
-        total=args.max_steps,
-        initial=state["step"],
-        desc="pretraining",
-        disable=not accelerator.is_local_main_process,
-        dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        bar_format="{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
-    )
 
     def record(metrics: dict[str, float]) -> None:
         if accelerator.is_main_process:
@@ -207,12 +198,21 @@ def train(
             record(metrics)
             state.setdefault("knn_before", metrics)
             state["knn_after"] = metrics
-            progress.write(f"step {state['step']}: k-NN " + ", ".join(format_knn(metrics)), file=sys.stdout)
+            tqdm.write(f"step {state['step']}: k-NN " + ", ".join(format_knn(metrics)), file=sys.stdout)
         window.restart()  # time spent here is not training time
 
     model.train()
     if state["step"] == 0:
         evaluate()
+    progress = tqdm(
+        total=args.max_steps,
+        initial=state["step"],
+        desc="pretraining",
+        disable=not accelerator.is_local_main_process,
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        bar_format="{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
+    )
     batches = iter(loader)
     for step in range(state["step"], args.max_steps):
         now = schedules.at(step)
@@ -248,7 +248,7 @@ def train(
         if state["step"] % args.logging_steps == 0 or state["step"] == args.max_steps:
             metrics = mean_over_processes(accelerator, window.means())
             rates = window.rates()
-            progress.set_postfix_str(format_progress(metrics, rates["images_per_second"]))
+            progress.set_postfix_str(format_progress(metrics, rates["images_per_second"]), refresh=False)
             record({**metrics, **norms, **asdict(now), **rates})
             window.restart()
         if state["step"] % args.eval_steps == 0 or state["step"] == args.max_steps:
@@ -381,31 +381,33 @@ def describe_run(
     start_step: int,
 ) -> None:
     student = accelerator.unwrap_model(model).student
-    millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in student.named_children()}
-    passes = (
-        "" if num_images is None else f" = {args.max_steps * global_batch_size / num_images:.1f} passes over the data"
-    )
+    sizes = [
+        f"{name} {sum(p.numel() for p in part.parameters()) / 1e6:.2f}M" for name, part in student.named_children()
+    ]
+    images, passes = "a stream", ""
+    if num_images is not None:
+        images = f"{num_images:,}"
+        passes = f", {args.max_steps * global_batch_size / num_images:.1f} passes over the data"
+    device = str(accelerator.device)
+    if accelerator.device.type == "cpu":
+        device = f"cpu, {torch.get_num_threads()} of {os.cpu_count()} threads"
+        if torch.get_num_threads() < os.cpu_count() // accelerator.num_processes:
+            device += " (accelerate launch --num_cpu_threads_per_process sets them)"
+    lines = {
+        "images": f"{images} from {args.train_data}",
+        "student": ", ".join(sizes),
+        "global batch": f"{global_batch_size} = {args.per_device_train_batch_size} per device"
+        f" x {args.gradient_accumulation_steps} accumulated x {accelerator.num_processes} processes",
+        "steps": f"{start_step} of {args.max_steps}{passes}",
+        "peak learning rate": f"{schedules.learning_rate.base:.4g} = {args.learning_rate:.4g}"
+        f" scaled by {args.learning_rate_scaling}",
+        "precision": accelerator.mixed_precision,
+        "device": device,
+        "output": args.output_dir,
+    }
     logger.info("***** Pretraining *****")
-    logger.info(
-        "  images               %s from %s", "a stream" if num_images is None else f"{num_images:,}", args.train_data
-    )
-    logger.info("  student              %s", ", ".join(f"{name} {count:.2f}M" for name, count in millions.items()))
-    logger.info(
-        "  global batch         %d = %d per device x %d accumulated x %d processes",
-        global_batch_size,
-        args.per_device_train_batch_size,
-        args.gradient_accumulation_steps,
-        accelerator.num_processes,
-    )
-    logger.info("  steps                %d of %d%s", start_step, args.max_steps, passes)
-    logger.info(
-        "  peak learning rate   %.4g = %.4g scaled by %s",
-        schedules.learning_rate.base,
-        args.learning_rate,
-        args.learning_rate_scaling,
-    )
-    logger.info("  device, precision    %s, %s", accelerator.device, accelerator.mixed_precision)
-    logger.info("  output               %s", args.output_dir)
+    for name, text in lines.items():
+        logger.info("  %-19s %s", name, text)
 
 
 def finish(
@@ -450,19 +452,6 @@ def finish(
         print(f"  trained backbone     {knn['after'][key]:.3f}")
     print(f'pipeline("image-feature-extraction", model="{model_folder}") returns {tuple(features.shape)}')
     print(f"curves and pictures: {output_dir / 'training_curves.png'}, {output_dir / 'patch_pca.png'}")
-
-
-def first_images(dataset, image_column: str, count: int) -> list:
-    """The first images of the data that decode."""
-    images = []
-    for row in dataset:
-        try:
-            images.append(decode_image(row[image_column]))
-        except ValueError:
-            continue
-        if len(images) == count:
-            break
-    return images
 
 
 def picture_size(config: DINOv2Config) -> int:

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
-from dinov2_hf.features import cls_features, decode_image, evaluation_mode, extract_features
+from dinov2_hf.data import decode_image
+from dinov2_hf.features import cls_features, evaluation_mode, extract_features
 
 
 TINY = {

@@ -7,8 +7,8 @@ How fast one full pretraining step is, and where its time goes.
 A step is teacher, student, losses, backward, clipping, optimizer and teacher update, on random crops of the recipe's
 sizes; any recipe, any device. Variants run in turn within one process, round after round, so that their ratios hold on
 a machine whose speed drifts: packed and separate student passes, in float32 and in bfloat16 where the hardware has it.
-The shares of backbone, heads and losses are of the forward passes, by module; `--train_data` adds the share of the
-data: how long one process takes to decode and augment a batch, against the step.
+`share_of_step` tells the forward time of backbones, heads and losses, the backward pass, and the update (clipping,
+optimizer, teacher) apart; `--train_data` adds the data: the time in which one process decodes and augments a batch.
 
 Peak memory is the process's largest resident size on CPU (of all variants so far: use `--variants` to measure one
 alone) and the allocator's peak on a GPU.
@@ -80,8 +80,8 @@ def main() -> None:
         seconds = seconds_per_batch_of_data(args, config)
         results["data"] = {
             "images_per_second_of_one_process": args.per_device_train_batch_size / seconds,
-            "share_of_a_step": {
-                name: seconds / (seconds + statistics.median(variant.seconds)) for name, variant in variants.items()
+            "seconds_per_batch_over_seconds_per_step": {
+                name: seconds / statistics.median(variant.seconds) for name, variant in variants.items()
             },
         }
     print(json.dumps(results, indent=2))
@@ -113,7 +113,6 @@ class Variant:
         set_schedule(self.optimizer, ScheduleValues(1e-4, 1e-4, 0.04, 0.99, 0.07))
         self.seconds: list[float] = []
         self.parts: dict[str, float] = defaultdict(float)
-        self.forward_seconds = 0.0
 
     def step(self, batch: dict[str, torch.Tensor], timed: bool) -> None:
         started = self.now()
@@ -122,16 +121,20 @@ class Variant:
             torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bf16"),
         ):
             output = self.model(**batch, teacher_temperature=0.07)
-            forward_done = self.now()
+        forward_done = self.now()
         output.loss.backward()
+        backward_done = self.now()
         for part in self.model.student.children():
             torch.nn.utils.clip_grad_norm_(part.parameters(), self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         update_ema(self.model.ema_module, self.model.student, 0.99)
         if timed:
-            self.seconds.append(self.now() - started)
-            self.forward_seconds += forward_done - started
+            done = self.now()
+            self.seconds.append(done - started)
+            self.parts["forward"] += forward_done - started
+            self.parts["backward"] += backward_done - forward_done
+            self.parts["update"] += done - backward_done
 
     def now(self) -> float:
         if self.device.type == "cuda":
@@ -167,12 +170,12 @@ class Variant:
 
     def summary(self, batch_size: int) -> dict:
         seconds = statistics.median(self.seconds)
-        shares = {name: value / self.forward_seconds for name, value in self.parts.items()}
+        shares = {name: value / sum(self.seconds) for name, value in self.parts.items()}
+        shares["losses"] = shares.pop("forward") - shares["backbone"] - shares["heads"]
         return {
             "images_per_second": batch_size / seconds,
             "seconds_per_step": {"median": seconds, "min": min(self.seconds), "max": max(self.seconds)},
-            "share_of_forward": {**shares, "losses_and_rest": 1 - sum(shares.values())},
-            "forward_share_of_step": self.forward_seconds / sum(self.seconds),
+            "share_of_step": shares,
         }
 
 

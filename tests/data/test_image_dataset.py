@@ -5,7 +5,7 @@ import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from dinov2_hf.data.image_dataset import describe_row, find_image_column, load_image_dataset
+from dinov2_hf.data.image_dataset import describe_row, find_image_column, first_images, load_image_dataset
 
 from .conftest import encode, noise_image
 
@@ -224,3 +224,12 @@ def test_a_stream_of_untyped_rows():
 def test_rows_are_described():
     assert describe_row({"bytes": None, "path": "cats/7.jpg"}, 123) == "row 123 (cats/7.jpg)"
     assert describe_row({"bytes": b"", "path": None}, 123) == "row 123"
+
+
+def test_first_images_passes_over_broken_ones(tmp_path):
+    for index in range(4):
+        (tmp_path / f"{index}.png").write_bytes(encode(noise_image(0, index + 1, 2)))
+    (tmp_path / "1.png").write_bytes(b"")
+    dataset = load_image_dataset(str(tmp_path))
+    assert [image.size for image in first_images(dataset, "image", 2)] == [(2, 1), (2, 3)]
+    assert len(first_images(dataset, "image", 9)) == 3

@@ -143,7 +143,8 @@ def test_forward_takes_what_the_collator_makes():
         ({"koleo_loss_weight": -0.1}, "`koleo_loss_weight` is -0.1"),
         ({"dino_loss_weight": 0, "ibot_loss_weight": 0}, "nothing to learn"),
         ({"ibot_num_prototypes": 8}, "`separate_ibot_head` is False"),
-        ({"separate_ibot_head": True, "ibot_loss_weight": 0}, "without a use"),
+        ({"separate_ibot_head": True, "ibot_loss_weight": 0}, "`ibot_loss_weight` is 0 .* without a use"),
+        ({"separate_ibot_head": True, "dino_loss_weight": 0}, "`dino_loss_weight` is 0 .* without a use"),
         ({"student_temperature": 0}, "`student_temperature` is 0"),
     ],
 )

@@ -103,6 +103,6 @@ def test_clipping(tiny_config, per_part):
     parts = ("backbone", "dino_head") if per_part else ("",)
     for part in parts:
         expected = norm(gradient for name, gradient in before.items() if name.startswith(part))
-        assert norms[f"grad_norm_{part}" if part else "grad_norm"] == pytest.approx(expected, rel=1e-5)
+        assert norms[f"grad_norm_{part}" if part else "grad_norm"].item() == pytest.approx(expected, rel=1e-5)
         clipped = norm(p.grad for name, p in network.named_parameters() if name.startswith(part))
         assert clipped == pytest.approx(3.0, rel=1e-4)

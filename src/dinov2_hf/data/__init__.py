@@ -1,7 +1,7 @@
 """From image files to pretraining batches."""
 
 from .collator import BatchReport, PreTrainingCollator, PreTrainingSample, SkippedImage
-from .image_dataset import describe_row, find_image_column, load_image_dataset
+from .image_dataset import describe_row, find_image_column, first_images, load_image_dataset
 from .image_decoding import UndecodableImage, decode_image
 from .masking import BlockMaskGenerator, draw_masks, reference_mask_generator, reference_max_num_patches
 from .multi_crop import MultiCropTransform
@@ -14,5 +14,5 @@ __all__ = [
     "BatchReport", "BlockMaskGenerator", "MultiCropTransform", "PreTrainingBatchSampler", "PreTrainingCollator",
     "PreTrainingImages", "PreTrainingSample", "PreTrainingStream", "SampleKey", "SkippedImage", "SkippedImageLog",
     "UndecodableImage", "build_loader", "decode_image", "describe_row", "draw_masks", "find_image_column",
-    "load_image_dataset", "reference_mask_generator", "reference_max_num_patches",
+    "first_images", "load_image_dataset", "reference_mask_generator", "reference_max_num_patches",
 ]  # fmt: skip

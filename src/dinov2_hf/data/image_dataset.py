@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from PIL import Image
+
+from .image_decoding import UndecodableImage, decode_image
 
 
 IMAGE_SUFFIXES = frozenset(
@@ -125,6 +128,21 @@ def find_image_column(dataset: datasets.Dataset | datasets.IterableDataset, imag
     if not images:
         raise ValueError(f"image_column is not given, and none of the data set's columns holds images: {columns}.")
     return images[0]
+
+
+def first_images(
+    dataset: datasets.Dataset | datasets.IterableDataset, image_column: str, count: int
+) -> list[Image.Image]:
+    """The first `count` images that can be decoded, RGB; fewer if there are no more."""
+    images = []
+    for row in dataset:
+        try:
+            images.append(decode_image(row[image_column]))
+        except UndecodableImage:
+            continue
+        if len(images) == count:
+            break
+    return images
 
 
 def describe_row(value: Any, index: int | str) -> str:

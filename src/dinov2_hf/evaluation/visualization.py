@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..features import decode_image, evaluation_mode
+from ..features import evaluation_mode
 
 
 def patch_pca(model: nn.Module, pixel_values: Tensor) -> np.ndarray:
@@ -159,7 +159,7 @@ def save_patch_pca(
     if device is not None:
         model.to(device)
 
-    images = [decode_image(image) for image in images]
+    images = [image.convert("RGB") for image in images]
     pixel_values = image_processor(images=images, return_tensors="pt", **overrides)["pixel_values"]
     # The same crop without the normalisation is what the model saw, as a picture.
     pictures = image_processor(

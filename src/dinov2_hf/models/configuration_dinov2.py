@@ -2,6 +2,7 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 
 @strict
@@ -81,5 +82,7 @@ class DINOv2Config(PreTrainedConfig):
                 f"`image_size` is {self.image_size}, which is not a multiple of `patch_size` ({self.patch_size});"
                 f" the nearest that fits is {nearest}."
             )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f'`hidden_act` is "{self.hidden_act}", which is no activation that transformers knows.')
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"`drop_path_rate` is {self.drop_path_rate}; it must be at least 0 and below 1.")

@@ -102,11 +102,13 @@ class DINOv2Embeddings(nn.Module):
         self.interpolate_antialias = config.interpolate_antialias
 
     def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
-        tokens = self.patch_embeddings(pixel_values)
+        # Under autocast the projection is half precision. The residual stream is not: updates that a LayerScale of
+        # 1e-5 scales would round away in it.
+        tokens = self.patch_embeddings(pixel_values).to(self.position_embeddings.dtype)
         if bool_masked_pos is not None:
             # Before the positions are added: a masked token keeps its position.
-            tokens = torch.where(bool_masked_pos.unsqueeze(-1), self.mask_token.to(tokens.dtype), tokens)
-        tokens = torch.cat([self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
+            tokens = torch.where(bool_masked_pos.unsqueeze(-1), self.mask_token, tokens)
+        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         patch_size = self.patch_embeddings.patch_size
         positions = interpolate_position_embeddings(
             self.position_embeddings,
@@ -114,10 +116,10 @@ class DINOv2Embeddings(nn.Module):
             offset=self.interpolate_offset,
             antialias=self.interpolate_antialias,
         )
-        tokens = tokens + positions.to(tokens.dtype)
+        tokens = tokens + positions
         if self.register_tokens is not None:
             # After the positions: registers have none.
-            registers = self.register_tokens.to(tokens.dtype).expand(len(tokens), -1, -1)
+            registers = self.register_tokens.expand(len(tokens), -1, -1)
             tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
         return tokens
 
@@ -283,7 +285,6 @@ class DINOv2PreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": DINOv2Layer, "attentions": DINOv2SelfAttention}
     _input_embed_layer = "patch_embeddings"
     model_tags = ["dinov2"]

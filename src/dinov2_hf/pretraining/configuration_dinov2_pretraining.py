@@ -73,11 +73,12 @@ class DINOv2PreTrainingConfig(PreTrainedConfig):
             raise ValueError(
                 "`dino_loss_weight` and `ibot_loss_weight` are both 0, which leaves nothing to learn; raise one."
             )
-        if self.separate_ibot_head and self.ibot_loss_weight == 0:
-            raise ValueError(
-                "`separate_ibot_head` is True while `ibot_loss_weight` is 0, which leaves that head without a use; set"
-                " one of them otherwise."
-            )
+        for name in ("dino_loss_weight", "ibot_loss_weight"):
+            if self.separate_ibot_head and getattr(self, name) == 0:
+                raise ValueError(
+                    f"`{name}` is 0 while `separate_ibot_head` is True, which leaves one of the two heads without a"
+                    " use; share the head, or raise the weight."
+                )
         if self.student_temperature <= 0:
             raise ValueError(f"`student_temperature` is {self.student_temperature}; it must be above 0.")
         if not self.separate_ibot_head and (self.ibot_num_prototypes or self.ibot_bottleneck_size):

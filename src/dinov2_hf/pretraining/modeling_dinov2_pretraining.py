@@ -152,26 +152,24 @@ class DINOv2ForPreTraining(PreTrainedModel):
         )
         num_crops, num_images = global_crops.shape[:2]
         num_pairs = num_crops * len(local_crops) + num_crops * (num_crops - 1)
-        output = DINOv2ForPreTrainingOutput(
-            loss=global_logits.new_zeros((), dtype=torch.float32), target_entropy=entropy(dino_targets)
-        )
+        temperature = config.student_temperature
+        parts, loss = {}, 0.0
         if config.dino_loss_weight > 0:
-            output.dino_global_loss = (
-                dino_loss(global_logits, dino_targets, config.student_temperature, same_crops=True) / num_pairs
-            )
-            output.loss = output.loss + config.dino_loss_weight * output.dino_global_loss
             if len(local_crops):
-                output.dino_local_loss = dino_loss(local_logits, dino_targets, config.student_temperature) / num_pairs
-                output.loss = output.loss + config.dino_loss_weight * output.dino_local_loss
-        if config.ibot_loss_weight > 0:
-            output.ibot_loss = ibot_loss(
-                patch_logits, ibot_targets, masked_weights, num_crops * num_images, config.student_temperature
+                parts["dino_local_loss"] = dino_loss(local_logits, dino_targets, temperature) / num_pairs
+            parts["dino_global_loss"] = (
+                dino_loss(global_logits, dino_targets, temperature, same_crops=True) / num_pairs
             )
-            output.loss = output.loss + config.ibot_loss_weight * output.ibot_loss
+            loss = loss + config.dino_loss_weight * sum(parts.values())
+        if config.ibot_loss_weight > 0:
+            parts["ibot_loss"] = ibot_loss(
+                patch_logits, ibot_targets, masked_weights, num_crops * num_images, temperature
+            )
+            loss = loss + config.ibot_loss_weight * parts["ibot_loss"]
         if config.koleo_loss_weight > 0:
-            output.koleo_loss = sum(koleo_loss(cls_tokens) for cls_tokens in global_cls)
-            output.loss = output.loss + config.koleo_loss_weight * output.koleo_loss
-        return output
+            parts["koleo_loss"] = sum(koleo_loss(cls_tokens) for cls_tokens in global_cls)
+            loss = loss + config.koleo_loss_weight * parts["koleo_loss"]
+        return DINOv2ForPreTrainingOutput(loss=loss, **parts, target_entropy=entropy(dino_targets))
 
     @torch.no_grad()
     def teacher_targets(

@@ -16,10 +16,7 @@ from typing import Any, Union, get_args, get_origin
 
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
-
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
 @dataclass
@@ -40,7 +37,9 @@ class PreTrainingArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     image_column: str | None = field(default=None, metadata={"help": "Column of images; by default the first one."})
     streaming: bool = field(default=False, metadata={"help": "Read train_data as a stream, without a local copy."})
-    shuffle_buffer_size: int = field(default=10_000, metadata={"help": "Images that a stream is shuffled within."})
+    shuffle_buffer_size: int = field(
+        default=1000, metadata={"help": "Encoded images that each worker of a stream holds to shuffle them."}
+    )
     sample_order: str = field(
         default="global",
         metadata={"help": '"global": the same order for any number of processes; "sharded": the original\'s.'},
@@ -66,8 +65,8 @@ class PreTrainingArguments:
     )
     local_blur_probability: float = 0.5
     solarize_probability: float = field(default=0.2, metadata={"help": "Of the second global crop."})
-    image_mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
-    image_std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
+    image_mean: list[float] = field(default_factory=lambda: list(IMAGENET_DEFAULT_MEAN))
+    image_std: list[float] = field(default_factory=lambda: list(IMAGENET_DEFAULT_STD))
     mask_probability: float = field(default=0.5, metadata={"help": "Share of the global crops that are masked."})
     mask_ratio: list[float] = field(
         default_factory=lambda: [0.1, 0.5], metadata={"help": "Smallest and largest masked share of a masked crop."}
@@ -147,6 +146,9 @@ class PreTrainingArguments:
         for name in ("eval_steps", "save_steps", "save_total_limit", "per_device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        for name in ("global_crop_scale", "local_crop_scale", "global_blur_probabilities", "mask_ratio"):
+            if len(getattr(self, name)) != 2:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be two numbers.")
         for name in ("warmup_teacher_temperature", "teacher_temperature", "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be above 0.")

@@ -1,4 +1,4 @@
-"""What differs between one process, DDP and the sharded backends; the only file that knows them apart."""
+"""Choices that depend on the device, and sums over processes."""
 
 import torch
 from accelerate import Accelerator
@@ -41,11 +41,6 @@ def choose_attention(requested: str, mixed_precision: str, device: torch.device)
     if requested != "auto":
         return requested
     return "eager" if device.type == "cpu" and mixed_precision == "bf16" else "sdpa"
-
-
-def gather_state_dict(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Full, unsharded weights under the names of the unwrapped model; every process must call it."""
-    return accelerator.get_state_dict(model)
 
 
 def mean_over_processes(accelerator: Accelerator, values: dict[str, torch.Tensor]) -> dict[str, float]:

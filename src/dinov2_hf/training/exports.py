@@ -1,4 +1,4 @@
-"""What a run leaves for others: the backbone that users load, and the whole module that a later run goes on from."""
+"""What a run leaves for others: the backbone that users load, and the whole module with teacher and heads."""
 
 from pathlib import Path
 
@@ -8,7 +8,6 @@ from torch import nn
 from transformers import BaseImageProcessor
 
 from .checkpoints import replace_folder
-from .distributed import gather_state_dict
 
 
 CARD = """---
@@ -55,7 +54,7 @@ def export_models(
         The folder of the backbone.
     """
     unwrapped = accelerator.unwrap_model(model)
-    state_dict = gather_state_dict(accelerator, model)
+    state_dict = accelerator.get_state_dict(model)  # whole tensors, also of a sharded model
     prefix = next(name for name, module in unwrapped.named_modules() if module is unwrapped.ema_module.backbone) + "."
     backbone_state = {
         name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)

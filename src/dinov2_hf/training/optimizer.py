@@ -2,7 +2,6 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
 
 import torch
 from accelerate import Accelerator
@@ -76,7 +75,7 @@ def set_schedule(optimizer: torch.optim.Optimizer, now: ScheduleValues) -> None:
 
 def clip_gradients(
     accelerator: Accelerator, student: nn.Module, max_grad_norm: float, *, per_part: bool
-) -> dict[str, float]:
+) -> dict[str, torch.Tensor]:
     """
     Clip the gradients of `student` to an L2 norm of `max_grad_norm`.
 
@@ -85,13 +84,17 @@ def clip_gradients(
             over all.
 
     Returns:
-        Norms before clipping: `grad_norm_<part>` for each part, or `grad_norm`.
+        Norms before clipping, scalars on the device: `grad_norm_<part>` for each part, or `grad_norm`.
     """
-
-    def clip(parameters: Iterable[nn.Parameter]) -> float:
-        norm = accelerator.clip_grad_norm_(list(parameters), max_grad_norm)
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-
     if not per_part:
-        return {"grad_norm": clip(student.parameters())}
-    return {f"grad_norm_{name}": clip(part.parameters()) for name, part in student.named_children()}
+        return {"grad_norm": _whole(accelerator.clip_grad_norm_(student.parameters(), max_grad_norm))}
+    accelerator.unscale_gradients()  # once; Accelerate's own clipping would do it for every part
+    return {
+        f"grad_norm_{name}": _whole(nn.utils.clip_grad_norm_(part.parameters(), max_grad_norm))
+        for name, part in student.named_children()
+    }
+
+
+def _whole(norm: torch.Tensor) -> torch.Tensor:
+    """A norm of sharded gradients, gathered."""
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
