@@ -15,12 +15,19 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import (
+    InitProcessGroupKwargs,
+    gather_object,
+    parse_flag_from_env,
+    send_to_device,
+    set_seed,
+)
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
@@ -39,16 +46,17 @@ from dinov2_hf.data import (
     load_image_dataset,
     reference_mask_generator,
 )
-from dinov2_hf.evaluation.knn import evaluate_knn
+from dinov2_hf.evaluation.knn import evaluate_knn, match_labels
 from dinov2_hf.evaluation.visualization import save_patch_pca
 from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, values_for
-from dinov2_hf.training.checkpoints import load_checkpoint, read_state, save_checkpoint
+from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, read_state, save_checkpoint
 from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, mean_over_processes
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.exports import export_models
 from dinov2_hf.training.monitor import append_metrics, plot_training_curves, truncate_metrics
 from dinov2_hf.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_schedule
 from dinov2_hf.training.output_folder import find_start, start_output_dir
+from dinov2_hf.training.run_description import describe_run
 from dinov2_hf.training.schedules import PreTrainingSchedules, build_schedules, scale_learning_rate
 from dinov2_hf.training.step_window import StepWindow, format_progress
 
@@ -92,7 +100,7 @@ def main(arguments: list[str]) -> None:
             peak_learning_rate=scale_learning_rate(args.learning_rate, global_batch_size, args.learning_rate_scaling),
             **values_for(build_schedules, args),
         )
-        state = read_state(checkpoint) if checkpoint else {"step": 0}
+        state = start_state(args, accelerator, checkpoint)
         loader = build_loader(
             dataset,
             find_image_column(dataset, args.image_column),
@@ -113,23 +121,22 @@ def main(arguments: list[str]) -> None:
             shuffle_buffer_size=args.shuffle_buffer_size,
             pin_memory=accelerator.device.type == "cuda",
         )
+        set_seed(args.seed)  # the same weights on every process
+        attention = choose_attention(args.attn_implementation, accelerator.mixed_precision, accelerator.device)
+        model = DINOv2ForPreTraining._from_config(config, attn_implementation=attention)
     except StrictDataclassError as error:  # from a configuration, around the sentence
         sys.exit(f"error: {error.__cause__}")
     except ValueError as error:
         sys.exit(f"error: {error}")
 
     accelerator.wait_for_everyone()  # nobody may write before everybody has looked at the output folder
-    recipe = yaml.safe_dump({**backbone_values, **objective_values, **asdict(args)}, sort_keys=False)
+    recipe = {**backbone_values, **objective_values, **asdict(args)}
+    for name in ("output_dir", "overwrite_output_dir", "resume_from_checkpoint"):  # of this start, not of the recipe
+        del recipe[name]
     if accelerator.is_main_process:
         start_output_dir(output_dir, fresh=checkpoint is None)
-        (output_dir / "recipe.yaml").write_text(recipe)
-    set_seed(args.seed)  # the same weights on every process
-    model = DINOv2ForPreTraining._from_config(
-        config,
-        attn_implementation=choose_attention(
-            args.attn_implementation, accelerator.mixed_precision, accelerator.device
-        ),
-    )
+        (output_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    accelerator.wait_for_everyone()
     if args.gradient_checkpointing:
         model.student.backbone.gradient_checkpointing_enable()
     groups = parameter_groups(
@@ -148,23 +155,25 @@ def main(arguments: list[str]) -> None:
             truncate_metrics(output_dir / "metrics.jsonl", state["step"])
 
     num_images = None if args.streaming else len(dataset)
+    suffix = "" if accelerator.is_main_process else f"_{accelerator.process_index}"
     skipped_images = SkippedImageLog(
-        output_dir / "skipped_images.jsonl", num_images=num_images, max_fraction=args.max_skipped_fraction
+        output_dir / f"skipped_images{suffix}.jsonl", num_images=num_images, max_fraction=args.max_skipped_fraction
     )
     image_processor = build_image_processor(args, config)
     describe_run(accelerator, args, model, num_images, global_batch_size, schedules, state["step"])
     if args.report_to != "none":
-        accelerator.init_trackers("dinov2_pretraining", flat_values(asdict(args)))
+        accelerator.init_trackers("dinov2_pretraining", {name: str(value) for name, value in recipe.items()})
     try:
         train(
             accelerator, model, optimizer, loader, schedules, skipped_images, args, state,
             lambda: measure(accelerator, model, image_processor, evaluation, args),
         )  # fmt: skip
     except RunStopped as stop:
-        accelerator.end_training()
-        sys.exit(f"stopped: {stop} Continue with --resume_from_checkpoint latest.")
-    accelerator.end_training()
+        kept = list_checkpoints(output_dir / "checkpoints")
+        advice = f" --resume_from_checkpoint latest continues from {kept[-1]}." if kept else ""
+        sys.exit(f"stopped: {stop}{advice}")
     finish(accelerator, model, image_processor, dataset, args, state, recipe)
+    accelerator.end_training()
 
 
 class RunStopped(Exception):
@@ -217,27 +226,27 @@ def train(
     for step in range(state["step"], args.max_steps):
         now = schedules.at(step)
         set_schedule(optimizer, now)
+        finite, row_ids = torch.tensor(True, device=accelerator.device), []
         for _ in range(args.gradient_accumulation_steps):
             waited = time.perf_counter()
-            batch, report = next(batches)
+            batch, report = next_batch(batches)
             window.add_wait(time.perf_counter() - waited)
             skipped_images.add(report)
-            if skipped_images.too_many:
-                raise RunStopped(skipped_images.complaint)
+            row_ids += report.row_ids
             with accelerator.accumulate(model):
                 output = model(
                     **send_to_device(batch, accelerator.device, non_blocking=True),
                     teacher_temperature=now.teacher_temperature,
                 )
-                stop_if_not_finite(accelerator, "loss", output.loss, report.row_ids, step, output_dir)
                 accelerator.backward(output.loss)
+                finite &= output.loss.isfinite()
                 if accelerator.sync_gradients:
                     norms = clip_gradients(
                         accelerator, module.student, args.max_grad_norm, per_part=args.clip_per_part
                     )
-                    if accelerator.scaler is None:  # fp16's scaler skips such steps by itself
-                        norm = torch.tensor(sum(norms.values()), device=accelerator.device)
-                        stop_if_not_finite(accelerator, "gradient norm", norm, report.row_ids, step, output_dir)
+                    if accelerator.scaler is None:  # fp16's scaler leaves out such steps by itself
+                        finite &= sum(norms.values()).isfinite()
+                    stop_if_not_finite(accelerator, finite, output.loss, row_ids, step)
                 optimizer.step()
                 optimizer.zero_grad()
             window.add(output, num_images=len(report.row_ids) * accelerator.num_processes)
@@ -249,8 +258,13 @@ def train(
             metrics = mean_over_processes(accelerator, window.means())
             rates = window.rates()
             progress.set_postfix_str(format_progress(metrics, rates["images_per_second"]), refresh=False)
-            record({**metrics, **norms, **asdict(now), **rates})
+            record({**metrics, **{name: norm.item() for name, norm in norms.items()}, **asdict(now), **rates})
             window.restart()
+            complaint = skipped_images.complaint(
+                gather_object(list(skipped_images.reasons)), state["step"] * len(row_ids) * accelerator.num_processes
+            )
+            if complaint:
+                raise RunStopped(complaint)
         if state["step"] % args.eval_steps == 0 or state["step"] == args.max_steps:
             evaluate()
         if state["step"] % args.save_steps == 0 or state["step"] == args.max_steps:
@@ -260,18 +274,38 @@ def train(
     progress.close()
 
 
+def next_batch(batches):
+    try:
+        return next(batches)
+    except ValueError as error:  # too many broken images in a row, or a stream without images
+        raise RunStopped(str(error)) from error
+
+
 def stop_if_not_finite(
-    accelerator: Accelerator, name: str, value: torch.Tensor, row_ids: list[str], step: int, output_dir: Path
+    accelerator: Accelerator, finite: torch.Tensor, loss: torch.Tensor, row_ids: list[str], step: int
 ) -> None:
-    """Stop before a NaN or infinite loss or gradient reaches the weights, on all processes together."""
-    finite = torch.isfinite(value.detach()).float()
-    if accelerator.num_processes > 1:
-        finite = accelerator.reduce(finite, reduction="sum") / accelerator.num_processes
-    if finite.item() < 1:
+    """Stop on all processes together before a NaN or infinite loss or gradient reaches the weights."""
+    num_finite = accelerator.reduce(finite.float(), reduction="sum").item()
+    if num_finite < accelerator.num_processes:
+        where = f"on process {accelerator.process_index}, where the loss is {loss.item()}"
+        if finite:
+            raise RunStopped(f"the loss or gradient of step {step} is not finite on another process than this.")
         raise RunStopped(
-            f"the {name} is {value.item()} at step {step} on process {accelerator.process_index}, for the images"
-            f" {', '.join(row_ids)}; checkpoints in {output_dir / 'checkpoints'} are from before and intact."
+            f"the loss or gradient of step {step} is not finite {where}, for the images {', '.join(row_ids)}; the"
+            " weights and checkpoints are from before it."
         )
+
+
+def start_state(args: PreTrainingArguments, accelerator: Accelerator, checkpoint: Path | None) -> dict:
+    """What the run knows of itself: the step, and what a stream must have again to be continued exactly."""
+    readers = [accelerator.num_processes, args.dataloader_num_workers]
+    state = read_state(checkpoint) if checkpoint else {"step": 0, "readers": readers}
+    if args.streaming and state["readers"] != readers:
+        raise ValueError(
+            f"`dataloader_num_workers` is {readers[1]} on {readers[0]} processes, but this stream was read by"
+            f" {state['readers'][1]} on {state['readers'][0]} and continues exactly only with the same."
+        )
+    return state
 
 
 def check_crops(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> None:
@@ -280,6 +314,10 @@ def check_crops(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> 
         raise ValueError(
             f"`local_crop_size` is {args.local_crop_size}, which is not a multiple of `patch_size` ({patch_size});"
             f" the nearest that fits is {max(1, round(args.local_crop_size / patch_size)) * patch_size}."
+        )
+    if config.backbone_config.num_channels != 3:
+        raise ValueError(
+            f"`num_channels` is {config.backbone_config.num_channels}, but images are decoded to RGB; it must be 3."
         )
     if args.per_device_train_batch_size < 2 and config.koleo_loss_weight > 0:
         raise ValueError(
@@ -292,12 +330,17 @@ def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerat
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=choose_mixed_precision(
-            args.mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION", ""), not torch.cuda.is_available()
+            args.mixed_precision,
+            os.environ.get("ACCELERATE_MIXED_PRECISION", ""),
+            use_cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available(),
         ),
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=str(output_dir / "trackers"),
-        step_scheduler_with_optimizer=False,
+        # Beyond the usual 10 minutes: the others wait while the main process evaluates.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))],
     )
+    if args.report_to != "none" and not accelerator.log_with:
+        raise ValueError(f"`report_to` is {args.report_to}, which is no tracker that is installed here.")
     logging.basicConfig(
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
@@ -323,14 +366,13 @@ def load_evaluation(args: PreTrainingArguments, train_dataset) -> Evaluation | N
             f"`eval_data` is {args.eval_data}, but `train_data` has no `{args.label_column}` column that could be held"
             " against it (a stream never has); give labelled images as --eval_bank_data."
         )
-    if args.label_column not in queries.column_names:
-        raise ValueError(
-            f"`label_column` is {args.label_column}, which {args.eval_data} does not have; its columns are"
-            f" {', '.join(queries.column_names)}."
-        )
+    image_column, bank_column = find_image_column(queries, args.image_column), find_image_column(bank)
+    if bank_column != image_column:
+        bank = bank.rename_column(bank_column, image_column)
     bank = bank.select(range(min(len(bank), args.max_eval_bank_images or len(bank))))
     queries = queries.select(range(min(len(queries), args.max_eval_images or len(queries))))
-    return Evaluation(bank, queries, find_image_column(queries, args.image_column))
+    match_labels(bank, queries, args.label_column)  # or it would complain in the middle of the run
+    return Evaluation(bank, queries, image_column)
 
 
 def measure(
@@ -354,6 +396,7 @@ def measure(
             ks=neighbours or (len(evaluation.bank),),
             batch_size=args.per_device_eval_batch_size,
             device=accelerator.device,
+            num_workers=args.dataloader_num_workers,
             autocast_dtype=AUTOCAST_DTYPES.get(accelerator.mixed_precision),
         )
     accelerator.wait_for_everyone()
@@ -371,45 +414,6 @@ def build_image_processor(args: PreTrainingArguments, config: DINOv2PreTrainingC
     )
 
 
-def describe_run(
-    accelerator: Accelerator,
-    args: PreTrainingArguments,
-    model: torch.nn.Module,
-    num_images: int | None,
-    global_batch_size: int,
-    schedules: PreTrainingSchedules,
-    start_step: int,
-) -> None:
-    student = accelerator.unwrap_model(model).student
-    sizes = [
-        f"{name} {sum(p.numel() for p in part.parameters()) / 1e6:.2f}M" for name, part in student.named_children()
-    ]
-    images, passes = "a stream", ""
-    if num_images is not None:
-        images = f"{num_images:,}"
-        passes = f", {args.max_steps * global_batch_size / num_images:.1f} passes over the data"
-    device = str(accelerator.device)
-    if accelerator.device.type == "cpu":
-        device = f"cpu, {torch.get_num_threads()} of {os.cpu_count()} threads"
-        if torch.get_num_threads() < os.cpu_count() // accelerator.num_processes:
-            device += " (accelerate launch --num_cpu_threads_per_process sets them)"
-    lines = {
-        "images": f"{images} from {args.train_data}",
-        "student": ", ".join(sizes),
-        "global batch": f"{global_batch_size} = {args.per_device_train_batch_size} per device"
-        f" x {args.gradient_accumulation_steps} accumulated x {accelerator.num_processes} processes",
-        "steps": f"{start_step} of {args.max_steps}{passes}",
-        "peak learning rate": f"{schedules.learning_rate.base:.4g} = {args.learning_rate:.4g}"
-        f" scaled by {args.learning_rate_scaling}",
-        "precision": accelerator.mixed_precision,
-        "device": device,
-        "output": args.output_dir,
-    }
-    logger.info("***** Pretraining *****")
-    for name, text in lines.items():
-        logger.info("  %-19s %s", name, text)
-
-
 def finish(
     accelerator: Accelerator,
     model: torch.nn.Module,
@@ -417,7 +421,7 @@ def finish(
     dataset,
     args: PreTrainingArguments,
     state: dict,
-    recipe: str,
+    recipe: dict,
 ) -> None:
     """Export the models, draw the pictures, load the result as a user would, and say what came out."""
     output_dir = Path(args.output_dir)
@@ -427,7 +431,13 @@ def finish(
         measured = "\n".join(f"- {line} (untrained: {before})" for line, before in zip(
             format_knn(knn["after"]), (f"{value:.3f}" for value in knn["before"].values()), strict=False
         ))  # fmt: skip
-    card = {"steps": state["step"], "train_data": Path(args.train_data).name, "measured": measured, "recipe": recipe}
+    public = {name: Path(value).name if name.endswith("_data") and value else value for name, value in recipe.items()}
+    card = {
+        "steps": state["step"],
+        "train_data": public["train_data"],
+        "measured": measured,
+        "recipe": yaml.safe_dump(public, sort_keys=False),
+    }
     model_folder = export_models(accelerator, model, image_processor, output_dir, card)
     if not accelerator.is_main_process:
         return
@@ -475,13 +485,6 @@ def format_knn(metrics: dict[str, float]) -> list[str]:
         for name, value in metrics.items()
         if name.startswith("knn_top1_")
     ]
-
-
-def flat_values(values: dict) -> dict:
-    """What trackers take: numbers and texts."""
-    return {
-        name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in values.items()
-    }
 
 
 if __name__ == "__main__":

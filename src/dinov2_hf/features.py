@@ -55,6 +55,7 @@ def extract_features(
     num_workers: int = 0,
     progress: bool = False,
     description: str = "Extracting features",
+    undecodable_rows: list[int] | None = None,
 ) -> Tensor:
     """The CLS feature of every image of a dataset, in the order of its rows.
 
@@ -69,19 +70,23 @@ def extract_features(
         autocast_dtype: run the forward pass under autocast to this dtype. None: no autocast.
         num_workers: processes that decode and process images. 0: this process.
         progress: show a progress bar with the time left, labelled `description`.
+        undecodable_rows: a list to be filled with the rows whose image cannot be decoded, which are then left out of
+            the result. None: such a row is an error.
 
     Returns:
-        (n, D) float32 on the CPU; row i is the feature of row i of the dataset.
+        (n, D) float32 on the CPU; row i is the feature of row i of the dataset (of those that could be decoded).
 
     Raises:
         ValueError: the dataset is empty, streamed or a dict of splits; the column is missing; an image cannot be
-            decoded (no row is ever dropped, so the error names the row).
+            decoded and nobody asked for a list of those; or no image can be.
     """
     loader = DataLoader(
         _DecodedImages(dataset, image_column),
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=partial(_process_images, image_processor),
+        # Its own: the loader draws a seed, and evaluation must not move the random numbers of a training around it.
+        generator=torch.Generator(),
     )
     if device is not None:
         model.to(device)
@@ -89,8 +94,18 @@ def extract_features(
     autocast = torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None)
     batches = []
     with evaluation_mode(model), torch.no_grad(), autocast:
-        for pixel_values in tqdm(loader, desc=description, unit="batch", disable=not progress):
-            batches.append(cls_features(model, pixel_values.to(device)).float().cpu())
+        for pixel_values, failures in tqdm(loader, desc=description, unit="batch", disable=not progress):
+            for row, reason in failures:
+                if undecodable_rows is None:
+                    raise ValueError(
+                        f"image_column={image_column!r} of row {row} cannot be decoded ({reason}); repair it or "
+                        "remove the row from the dataset."
+                    )
+                undecodable_rows.append(row)
+            if pixel_values is not None:
+                batches.append(cls_features(model, pixel_values.to(device)).float().cpu())
+    if not batches:
+        raise ValueError(f"image_column={image_column!r} holds no image that can be decoded.")
     return torch.cat(batches)
 
 
@@ -141,15 +156,15 @@ class _DecodedImages(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, row: int) -> Image.Image:
+    def __getitem__(self, row: int) -> tuple[int, Image.Image | UndecodableImage]:
         try:
-            return decode_image(self.dataset[row][self.image_column])
-        except UndecodableImage as error:
-            raise ValueError(
-                f"image_column={self.image_column!r} of row {row} cannot be decoded ({error}); repair it or remove "
-                "the row from the dataset."
-            ) from error
+            return row, decode_image(self.dataset[row][self.image_column])
+        except UndecodableImage as reason:
+            return row, reason
 
 
-def _process_images(image_processor, images: list[Image.Image]) -> Tensor:
-    return image_processor(images=images, return_tensors="pt")["pixel_values"]
+def _process_images(image_processor, rows: list[tuple[int, Image.Image | UndecodableImage]]):
+    """Pixel values of the images that there are, or None, and (row, reason) of the others."""
+    images = [image for _, image in rows if isinstance(image, Image.Image)]
+    failures = [(row, str(reason)) for row, reason in rows if isinstance(reason, UndecodableImage)]
+    return image_processor(images=images, return_tensors="pt")["pixel_values"] if images else None, failures

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, pipeline
 
 from dinov2_hf import DINOv2ForPreTraining, DINOv2ImageProcessor, DINOv2Model
+from dinov2_hf.data import load_image_dataset
 
 
 def run(pretrain, recipe, images, output_dir, *flags: str) -> None:
@@ -137,24 +137,35 @@ def test_resume_equals_the_uninterrupted_run(pretrain, recipe, images, tmp_path,
     assert_same_run(tmp_path / "straight", tmp_path / "resumed")
 
 
+DIES_WHILE_SAVING = """
+import importlib.util, os, signal, sys
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("pretrain", sys.argv[1])
+pretrain = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pretrain)
+save_state = pretrain.Accelerator.save_state
+def save_and_die(self, folder):
+    save_state(self, folder)
+    if "4" in folder.rpartition("step_")[2]:
+        (Path(folder) / "optimizer.bin").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+pretrain.Accelerator.save_state = save_and_die
+pretrain.main(sys.argv[2:])
+"""
+
+
 def test_a_killed_save_leaves_the_checkpoint_before(finished_run, pretrain, recipe, images, tmp_path):
-    """SIGKILL as soon as a checkpoint beyond the first is being written; then resume, and end where the others do."""
-    output_dir = tmp_path / "killed"
-    script = Path(pretrain.__file__)
-    command = [sys.executable, str(script), "--config", recipe, "--train_data", str(images)]
-    command += ["--output_dir", str(output_dir), "--eval_data", str(images), "--eval_split", "train"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    checkpoints = output_dir / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not (checkpoints / ".step_0000004.partial").exists() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.0005)
-    assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    flags = ("--eval_data", str(images), "--eval_split", "train", "--resume_from_checkpoint", "latest")
-    run(pretrain, recipe, images, output_dir, *flags)
-    assert_same_run(finished_run[0], output_dir)
+    """SIGKILL in the middle of the second save; then resume, and end where the others do."""
+    flags = ["--config", recipe, "--train_data", str(images), "--output_dir", str(tmp_path / "killed")]
+    flags += ["--eval_data", str(images), "--eval_split", "train"]
+    process = subprocess.run(
+        [sys.executable, "-c", DIES_WHILE_SAVING, pretrain.__file__, *flags], capture_output=True, text=True
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    left = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
+    assert left == [".step_0000004.partial", "step_0000002"]
+    pretrain.main([*flags, "--resume_from_checkpoint", "latest"])
+    assert_same_run(finished_run[0], tmp_path / "killed")
 
 
 def test_launched_by_accelerate_as_documented(recipe, images, tmp_path, pretrain):
@@ -182,11 +193,11 @@ def test_not_finite_stops_before_the_weights_are_touched(pretrain, recipe, image
     with pytest.raises(SystemExit) as stop:
         run(pretrain, recipe, images, tmp_path / "out")
     message = str(stop.value)
-    assert "the loss is nan at step 3" in message
+    (checkpoint,) = (tmp_path / "out" / "checkpoints").iterdir()
+    assert "loss or gradient of step 3 is not finite on process 0, where the loss is nan" in message
     assert message.count("row ") == 4
     assert ".png" in message
-    assert "--resume_from_checkpoint latest" in message
-    (checkpoint,) = (tmp_path / "out" / "checkpoints").iterdir()
+    assert message.endswith("--resume_from_checkpoint latest continues from " + f"{checkpoint}.")
     assert checkpoint.name == "step_0000002"
     assert all(torch.isfinite(value).all() for value in load_file(checkpoint / "model.safetensors").values())
     monkeypatch.undo()
@@ -224,6 +235,14 @@ MISTAKES = {
     "scale": (["--global_crop_scale", "0.5", "1.5"], "global_crop_scale"),
     "long warm-up": (["--warmup_steps", "7"], r"`warmup_steps` is 7, more than `max_steps` \(6\)"),
     "precision": (["--mixed_precision", "bf8"], '`mixed_precision` is "bf8"'),
+    "half a range": (["--mask_ratio", "0.3"], r"`mask_ratio` is \[0.3\]; it must be two numbers"),
+    "three global crops": (["--global_blur_probabilities", "0", "0", "0"], "`global_blur_probabilities` is"),
+    "channels": (["--num_channels", "4"], "`num_channels` is 4"),
+    "activation": (["--hidden_act", "glu"], '`hidden_act` is "glu"'),
+    "tracker": (["--report_to", "mlflow"], "`report_to` is mlflow, which is no tracker that is installed"),
+    "attention": (["--attn_implementation", "fast"], "fast"),
+    "one class": (["--eval_data", "{one_class}", "--eval_bank_data", "{one_class}"], "has the one class"),
+    "more images than there are": (["--per_device_train_batch_size", "64"], "64"),
 }
 
 
@@ -233,13 +252,72 @@ def test_a_mistake_is_one_sentence_before_training(pretrain, recipe, images, tmp
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "metrics.jsonl").write_text("")
     (tmp_path / "typo.yaml").write_text("num_prototype: 3")
-    flags = [flag.format(tmp=tmp_path, images=images) for flag in flags]
+    one_class = tmp_path / "one_class.parquet"
+    only = load_image_dataset(str(images)).filter(lambda label: label == 0, input_columns="label")
+    only.to_parquet(one_class)
+    flags = [flag.format(tmp=tmp_path, images=images, one_class=one_class) for flag in flags]
     recipes = [] if "--config" in flags else ["--config", recipe]
     given = ["--train_data", str(images), "--output_dir", str(tmp_path / "out")]
     with pytest.raises(SystemExit, match=f"(?s)^error: .*{message}") as stop:
         pretrain.main([*recipes, *given, *flags])
     assert "\n" not in str(stop.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_bf16_trains_with_float32_weights(pretrain, recipe, images, tmp_path):
+    run(pretrain, recipe, images, tmp_path / "out", "--mixed_precision", "bf16", "--attn_implementation", "auto")
+    assert {value.dtype for value in weights(tmp_path / "out").values()} == {torch.float32}
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    run(pretrain, recipe, images, tmp_path / "full")
+    expected = [json.loads(line)["loss"] for line in (tmp_path / "full" / "metrics.jsonl").read_text().splitlines()]
+    assert losses == pytest.approx(expected, rel=0.05)
+    assert losses != expected
+
+
+def test_a_broken_bank_image_does_not_stop_the_evaluation(pretrain, recipe, images, tmp_path, caplog):
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    (folder / "lying" / "empty.png").write_bytes(b"")
+    flags = ("--eval_data", str(images), "--eval_split", "train", "--max_skipped_fraction", "0.5")
+    run(pretrain, recipe, folder, tmp_path / "out", *flags, "--max_steps", "2")
+    assert "1 images of the bank cannot be decoded and are left out" in caplog.text
+
+
+def test_twenty_broken_images_in_a_row_stop_the_run(pretrain, recipe, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(24):
+        (folder / f"{index}.png").write_bytes(b"")
+    with pytest.raises(SystemExit, match="^stopped: 20 images in a row could not be decoded"):
+        run(pretrain, recipe, folder, tmp_path / "out")
+
+
+def test_a_stream_resumes_with_the_same_readers_only(pretrain, recipe, images, tmp_path):
+    flags = ("--streaming", "--save_steps", "2", "--max_steps", "2")
+    run(pretrain, recipe, images, tmp_path / "out", *flags)
+    with pytest.raises(
+        SystemExit, match="`dataloader_num_workers` is 1 on 1 processes, but this stream was read by 0"
+    ):
+        run(pretrain, recipe, images, tmp_path / "out", *flags, "--resume_from_checkpoint", "latest",
+            "--dataloader_num_workers", "1")  # fmt: skip
+
+
+def test_two_processes_train_resume_and_export(pretrain, recipe, images, tmp_path, free_port):
+    """DDP over gloo: one global order of the data, equal weights, and models that load at the end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--master_port", str(free_port), pretrain.__file__, "--config", recipe, "--train_data", str(images)]
+    command += ["--output_dir", str(tmp_path / "out"), "--per_device_train_batch_size", "4"]
+    command += ["--eval_data", str(images), "--eval_split", "train"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    for flags in ([], ["--resume_from_checkpoint", str(tmp_path / "out" / "checkpoints" / "step_0000004")]):
+        finished = subprocess.run([*command, *flags], capture_output=True, text=True, env=environment)
+        assert finished.returncode == 0, finished.stderr
+        assert "8 = 4 per device x 1 accumulated x 2 processes" in finished.stdout
+        assert "returns (1, 17, 32)" in finished.stdout
+        digest = {name: value.double().sum().item() for name, value in weights(tmp_path / "out").items()}
+        first = digest if not flags else first
+        assert digest == first
+    assert AutoModel.from_pretrained(tmp_path / "out" / "model").config.hidden_size == 32
 
 
 def test_overwriting_deletes_only_what_a_run_left(pretrain, recipe, images, tmp_path):

@@ -173,6 +173,18 @@ def test_packed_crops_equal_separate_passes(tiny_config, registers, implementati
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.4])
+def test_the_residual_stream_stays_float32_under_autocast(tiny_config, drop_path_rate):
+    tiny_config.drop_path_rate, tiny_config.layerscale_value = drop_path_rate, 1e-5
+    model = DINOv2Model(tiny_config).train()
+    stream = []
+    for layer in model.encoder.layer:
+        layer.register_forward_hook(lambda module, inputs, output: stream.append((inputs[0].dtype, output.dtype)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.forward_crops([torch.randn(4, 3, 32, 32), torch.randn(6, 3, 16, 16)])
+    assert stream == [(torch.float32, torch.float32)] * 2
+
+
 def test_gradient_checkpointing_changes_nothing(tiny_config):
     tiny_config.drop_path_rate = 0.5
     model = DINOv2Model(tiny_config).train()

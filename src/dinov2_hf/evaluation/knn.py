@@ -7,6 +7,7 @@ whatever k is scored; the score of a class is the sum of the weights of its memb
 Shapes: `Q` query images, `n` bank images, `D` feature size, `C` classes.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import Any
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 
 from ..features import extract_features, require_column
 
+
+logger = logging.getLogger(__name__)
 
 # A wide tile of the similarity matrix keeps the number of top-k merges, and on a GPU of launches, small.
 _BANK_ROWS_PER_QUERY = 16
@@ -41,6 +44,8 @@ def evaluate_knn(
 ) -> dict[str, float]:
     """Classify `query_dataset` by the neighbours of its images in `bank_dataset`.
 
+    A bank image that cannot be decoded is left out, with a warning; a query is never left out.
+
     Labels are matched by name where both columns are a `ClassLabel`, and by value (integers or strings) otherwise.
 
     Args:
@@ -59,7 +64,7 @@ def evaluate_knn(
         ValueError: a column is missing, a row has no label, there is one class only, the bank lacks a class of the
             queries, `ks` or `temperature` is out of range, or what `extract_features` raises.
     """
-    bank_labels, query_labels, num_classes = _matched_labels(bank_dataset, query_dataset, label_column)
+    bank_labels, query_labels, num_classes = match_labels(bank_dataset, query_dataset, label_column)
     ks = _checked_ks(ks, len(bank_labels))
     _check_temperature(temperature)
 
@@ -71,9 +76,21 @@ def evaluate_knn(
         "num_workers": num_workers,
         "progress": progress,
     }
+    undecodable_rows = []
     bank_features = extract_features(
-        model, bank_dataset, image_processor, description="Extracting bank features", **extraction
+        model,
+        bank_dataset,
+        image_processor,
+        description="Extracting bank features",
+        undecodable_rows=undecodable_rows,
+        **extraction,
     )
+    if undecodable_rows:
+        logger.warning("%d images of the bank cannot be decoded and are left out", len(undecodable_rows))
+        kept = torch.ones(len(bank_labels), dtype=torch.bool)
+        kept[undecodable_rows] = False
+        bank_labels = bank_labels[kept]
+        ks = _checked_ks(ks, len(bank_labels))
     query_features = extract_features(
         model, query_dataset, image_processor, description="Extracting query features", **extraction
     )
@@ -229,8 +246,12 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature={temperature} must be above 0.")
 
 
-def _matched_labels(bank_dataset, query_dataset, label_column: str) -> tuple[Tensor, Tensor, int]:
-    """Class indices of bank and queries in one numbering, and the number of classes."""
+def match_labels(bank_dataset, query_dataset, label_column: str) -> tuple[Tensor, Tensor, int]:
+    """Class indices of bank and queries in one numbering, and the number of classes.
+
+    Raises:
+        ValueError: a label is missing, or the two do not fit together.
+    """
     bank_labels, bank_names = _labels(bank_dataset, label_column)
     query_labels, query_names = _labels(query_dataset, label_column)
     if bank_names and query_names:

@@ -8,8 +8,13 @@ from .checkpoints import find_checkpoint
 
 RUN_FILES = (
     "checkpoints", "model", "pretraining_model", "trackers", "recipe.yaml", "metrics.jsonl", "metrics.json",
-    "training_curves.png", "patch_pca.png", "skipped_images.jsonl",
+    "training_curves.png", "patch_pca.png", "skipped_images*.jsonl",
 )  # fmt: skip
+
+
+def run_files(output_dir: Path) -> list[Path]:
+    """What a run left in the folder."""
+    return [path for pattern in RUN_FILES for path in output_dir.glob(pattern)]
 
 
 def find_start(output_dir: Path, resume_from_checkpoint: str | None, overwrite: bool) -> Path | None:
@@ -21,7 +26,7 @@ def find_start(output_dir: Path, resume_from_checkpoint: str | None, overwrite: 
     """
     if resume_from_checkpoint:
         return find_checkpoint(output_dir / "checkpoints", resume_from_checkpoint)
-    if not overwrite and any((output_dir / name).exists() for name in RUN_FILES):
+    if not overwrite and any(run_files(output_dir)):
         raise ValueError(
             f"`output_dir` is {output_dir}, which already holds a run; choose another, continue that run with"
             " --resume_from_checkpoint latest, or delete it with --overwrite_output_dir."
@@ -32,7 +37,7 @@ def find_start(output_dir: Path, resume_from_checkpoint: str | None, overwrite: 
 def start_output_dir(output_dir: Path, fresh: bool) -> None:
     """Make the folder; for a fresh start remove what an earlier run left, and nothing else."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    for path in (output_dir / name for name in RUN_FILES if fresh):
+    for path in run_files(output_dir) if fresh else []:
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -1,0 +1,53 @@
+"""What a run is about to do, for the log: sizes, passes over the data, the learning rate that came out, the device."""
+
+import logging
+import os
+
+import torch
+from accelerate import Accelerator
+
+from .arguments import PreTrainingArguments
+from .schedules import PreTrainingSchedules
+
+
+logger = logging.getLogger(__name__)
+
+
+def describe_run(
+    accelerator: Accelerator,
+    args: PreTrainingArguments,
+    model: torch.nn.Module,
+    num_images: int | None,
+    global_batch_size: int,
+    schedules: PreTrainingSchedules,
+    start_step: int,
+) -> None:
+    """Log it, one line for each thing; `num_images` is `None` for a stream."""
+    student = accelerator.unwrap_model(model).student
+    sizes = [
+        f"{name} {sum(p.numel() for p in part.parameters()) / 1e6:.2f}M" for name, part in student.named_children()
+    ]
+    images, passes = "a stream", ""
+    if num_images is not None:
+        images = f"{num_images:,}"
+        passes = f", {args.max_steps * global_batch_size / num_images:.1f} passes over the data"
+    device = str(accelerator.device)
+    if accelerator.device.type == "cpu":
+        device = f"cpu, {torch.get_num_threads()} of {os.cpu_count()} threads"
+        if torch.get_num_threads() < os.cpu_count() // accelerator.num_processes:
+            device += " (accelerate launch --num_cpu_threads_per_process sets them)"
+    lines = {
+        "images": f"{images} from {args.train_data}",
+        "student": ", ".join(sizes),
+        "global batch": f"{global_batch_size} = {args.per_device_train_batch_size} per device"
+        f" x {args.gradient_accumulation_steps} accumulated x {accelerator.num_processes} processes",
+        "steps": f"{start_step} of {args.max_steps}{passes}",
+        "peak learning rate": f"{schedules.learning_rate.base:.4g} = {args.learning_rate:.4g}"
+        f" scaled by {args.learning_rate_scaling}",
+        "precision": accelerator.mixed_precision,
+        "device": device,
+        "output": args.output_dir,
+    }
+    logger.info("***** Pretraining *****")
+    for name, text in lines.items():
+        logger.info("  %-19s %s", name, text)
