@@ -49,11 +49,15 @@ def load_example(name: str):
     return module
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Every run of a script in this process finds Accelerate as a new process would."""
+def forget_accelerate() -> None:
+    """Let the next run of a script in this process find Accelerate as a new process would."""
     for state in (AcceleratorState, PartialState, GradientState):
         state._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    forget_accelerate()
 
 
 @pytest.fixture(scope="session")
