@@ -21,7 +21,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -64,10 +64,10 @@ def main() -> None:
 
     batch = {name: value.to(device) for name, value in random_batch(args, config).items()}
     variants = {name: Variant(name, args, config, device) for name in names}
-    rounds = tqdm(range(own.steps + 1), desc="rounds", disable=not sys.stderr.isatty())
-    for round_ in rounds:
+    rounds = ["warm up"] + ["time"] * own.steps + ["split"] * 2
+    for purpose in tqdm(rounds, desc="rounds", disable=not sys.stderr.isatty()):
         for variant in variants.values():
-            variant.step(batch, timed=round_ > 0)
+            variant.step(batch, purpose)
     results = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads",
         "torch": torch.__version__,
@@ -114,24 +114,27 @@ class Variant:
         self.seconds: list[float] = []
         self.parts: dict[str, float] = defaultdict(float)
 
-    def step(self, batch: dict[str, torch.Tensor], timed: bool) -> None:
+    def step(self, batch: dict[str, torch.Tensor], purpose: str) -> None:
+        """One step, to "warm up", to "time" it, or to "split" its time into parts, which costs some on a GPU."""
+        split = purpose == "split"
         started = self.now()
         with (
-            self.part_timers(timed),
+            self.part_timers() if split else nullcontext(),
             torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bf16"),
         ):
             output = self.model(**batch, teacher_temperature=0.07)
-        forward_done = self.now()
+        forward_done = self.now() if split else 0.0
         output.loss.backward()
-        backward_done = self.now()
+        backward_done = self.now() if split else 0.0
         for part in self.model.student.children():
             torch.nn.utils.clip_grad_norm_(part.parameters(), self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         update_ema(self.model.ema_module, self.model.student, 0.99)
-        if timed:
-            done = self.now()
+        done = self.now()
+        if purpose == "time":
             self.seconds.append(done - started)
+        elif split:
             self.parts["forward"] += forward_done - started
             self.parts["backward"] += backward_done - forward_done
             self.parts["update"] += done - backward_done
@@ -142,7 +145,7 @@ class Variant:
         return time.perf_counter()
 
     @contextmanager
-    def part_timers(self, timed: bool):
+    def part_timers(self):
         """Count the forward time spent in backbones and heads."""
         starts, handles = {}, []
         for network in (self.model.student, self.model.teacher):
@@ -152,7 +155,7 @@ class Variant:
                 ("heads", network.dino_head),
                 ("heads", network.ibot_head),
             ):
-                if module is None or not timed:
+                if module is None:
                     continue
 
                 def start(module, *_):
@@ -170,8 +173,9 @@ class Variant:
 
     def summary(self, batch_size: int) -> dict:
         seconds = statistics.median(self.seconds)
-        shares = {name: value / sum(self.seconds) for name, value in self.parts.items()}
-        shares["losses"] = shares.pop("forward") - shares["backbone"] - shares["heads"]
+        parts = dict(self.parts)
+        parts["losses"] = parts.pop("forward") - parts["backbone"] - parts["heads"]
+        shares = {name: value / sum(parts.values()) for name, value in parts.items()}
         return {
             "images_per_second": batch_size / seconds,
             "seconds_per_step": {"median": seconds, "min": min(self.seconds), "max": max(self.seconds)},
