@@ -1,0 +1,36 @@
+"""Choices of precision and attention, and means over processes."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from dinov2_hf.training.distributed import (
+    choose_attention,
+    choose_mixed_precision,
+    cpu_supports_bfloat16,
+    mean_over_processes,
+)
+
+
+@pytest.mark.parametrize(
+    ("requested", "launched", "expected"),
+    [
+        ("no", "bf16", "no"), ("bf16", "no", "bf16"), ("fp16", "", "fp16"), ("auto", "bf16", "bf16"),
+        ("auto", "no", "bf16" if cpu_supports_bfloat16() else "no"),
+    ],
+)  # fmt: skip
+def test_precision(requested, launched, expected):
+    assert choose_mixed_precision(requested, launched, use_cpu=True) == expected
+
+
+def test_attention():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert choose_attention("auto", "bf16", cpu) == "eager"
+    assert choose_attention("auto", "no", cpu) == "sdpa"
+    assert choose_attention("auto", "bf16", gpu) == "sdpa"
+    assert choose_attention("flex_attention", "bf16", cpu) == "flex_attention"
+
+
+def test_mean_of_one_process_is_the_value():
+    means = mean_over_processes(Accelerator(cpu=True), {"loss": torch.tensor(1.5), "koleo": torch.tensor(-0.5)})
+    assert means == {"loss": 1.5, "koleo": -0.5}

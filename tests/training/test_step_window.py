@@ -1,0 +1,27 @@
+"""Averages between two log lines."""
+
+import pytest
+import torch
+
+from dinov2_hf.training.step_window import StepWindow, format_progress
+
+
+def test_means_and_rates():
+    window = StepWindow()
+    for loss in (1.0, 2.0, 6.0):
+        window.add({"loss": torch.tensor(loss, requires_grad=True)}, num_images=4)
+    assert window.means()["loss"].item() == pytest.approx(3.0)
+    assert not window.means()["loss"].requires_grad
+    window.add_wait(0.5)
+    window.started -= 2.0  # as if two seconds had gone by
+    rates = window.rates()
+    assert rates["images_per_second"] == pytest.approx(6.0, rel=0.1)
+    assert rates["data_wait_share"] == pytest.approx(0.25, rel=0.1)
+    window.restart()
+    assert window.num_images == 0
+    assert window.rates()["data_wait_share"] == 0
+
+
+def test_a_line_with_every_part():
+    line = format_progress({"loss": 3.5, "ibot_loss": 1.25, "target_entropy": 4.0}, images_per_second=123.4)
+    assert line == " loss 3.500 (ibot 1.250) entropy 4.00, 123 images/s"
