@@ -21,8 +21,8 @@ setup(
     packages=find_packages("src"),
     install_requires=[
         "accelerate>=1.15",
-        "datasets>=4.0",
-        "huggingface-hub>=1.0",
+        "datasets>=5.0",
+        "huggingface-hub>=1.33",
         "jinja2>=3.0",  # model cards
         "matplotlib>=3.8",
         "numpy>=1.26",
