@@ -53,7 +53,7 @@ from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, re
 from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, mean_over_processes
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.exports import export_models
-from dinov2_hf.training.monitor import append_metrics, plot_training_curves, truncate_metrics
+from dinov2_hf.training.monitor import append_metrics, plot_training_curves, read_metrics, truncate_metrics
 from dinov2_hf.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_schedule
 from dinov2_hf.training.output_folder import find_start, start_output_dir
 from dinov2_hf.training.run_description import describe_run
@@ -428,9 +428,8 @@ def finish(
     knn = {"before": state.get("knn_before"), "after": state.get("knn_after")}
     measured = "Not measured."
     if knn["after"]:
-        measured = "\n".join(f"- {line} (untrained: {before})" for line, before in zip(
-            format_knn(knn["after"]), (f"{value:.3f}" for value in knn["before"].values()), strict=False
-        ))  # fmt: skip
+        pairs = zip(format_knn(knn["after"]), format_knn(knn["before"]), strict=True)
+        measured = "\n".join(f"- k-NN accuracy, {after} (untrained network: {before})" for after, before in pairs)
     public = {name: Path(value).name if name.endswith("_data") and value else value for name, value in recipe.items()}
     card = {
         "steps": state["step"],
@@ -441,7 +440,9 @@ def finish(
     model_folder = export_models(accelerator, model, image_processor, output_dir, card)
     if not accelerator.is_main_process:
         return
-    (output_dir / "metrics.json").write_text(json.dumps({"steps": state["step"], "knn": knn}, indent=2) + "\n")
+    training = [record for record in read_metrics(output_dir / "metrics.jsonl") if "loss" in record]
+    summary = {"steps": state["step"], "knn": knn, "last_training_record": training[-1]}
+    (output_dir / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
 
     extract = pipeline("image-feature-extraction", model=str(model_folder), device=accelerator.device)
     images = first_images(dataset, find_image_column(dataset, args.image_column), count=8)

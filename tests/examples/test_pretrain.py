@@ -69,7 +69,7 @@ def test_what_a_run_leaves(finished_run):
         "step_0000002", "step_0000004", "step_0000006",
     ]  # fmt: skip
     metrics = json.loads((output_dir / "metrics.json").read_text())
-    assert metrics["steps"] == 6
+    assert metrics["steps"] == metrics["last_training_record"]["step"] == 6
     assert {*metrics["knn"]["before"]} == {*metrics["knn"]["after"]} == {"knn_top1_k10", "knn_top1_k20"}
     assert "untrained backbone" in printed
     assert "returns (1, 17, 32)" in printed
