@@ -11,9 +11,8 @@ def cross_entropy(student_logits: torch.Tensor, targets: torch.Tensor, temperatu
     """
     `-sum_k targets_k * log_softmax(student_logits / temperature)_k`, row by row.
 
-    Written as `sum(targets) * logsumexp - <targets, logits>`: no `(..., K)` tensor of log-probabilities is made.
     `targets` need not sum to 1, so the cross-entropies of one student crop with several teacher crops are one with the
-    sum of their targets.
+    sum of their targets. No gradient flows to `targets`.
 
     Args:
         student_logits, targets: `(rows, K)`.
@@ -21,9 +20,30 @@ def cross_entropy(student_logits: torch.Tensor, targets: torch.Tensor, temperatu
     Returns:
         `(rows,)`.
     """
-    scaled = student_logits.float() / temperature
-    agreement = torch.bmm(scaled.unsqueeze(1), targets.unsqueeze(2)).view(len(scaled))
-    return targets.sum(dim=-1) * scaled.logsumexp(dim=-1) - agreement
+    return _CrossEntropy.apply(student_logits, targets, temperature)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """
+    `sum(targets) * logsumexp - <targets, logits>`, with its gradient `(sum(targets) * softmax - targets) / temperature`
+    made in one buffer. Left to autograd, a row of 65,536 prototypes would be kept twice and rewritten four times more.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+        ctx.save_for_backward(logits, targets)
+        ctx.temperature = temperature
+        scaled = logits.float() / temperature
+        agreement = torch.bmm(scaled.unsqueeze(1), targets.unsqueeze(2)).view(len(scaled))
+        return targets.sum(dim=-1) * scaled.logsumexp(dim=-1) - agreement
+
+    @staticmethod
+    def backward(ctx, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        logits, targets = ctx.saved_tensors
+        scale = (grad_output / ctx.temperature).unsqueeze(-1)
+        gradient = torch.softmax(logits.float() / ctx.temperature, dim=-1)
+        gradient.mul_(scale * targets.sum(dim=-1, keepdim=True)).addcmul_(targets, scale, value=-1)
+        return gradient.to(logits.dtype), None, None
 
 
 def dino_loss(
