@@ -25,8 +25,8 @@ def cross_entropy(student_logits: torch.Tensor, targets: torch.Tensor, temperatu
 
 class _CrossEntropy(torch.autograd.Function):
     """
-    `sum(targets) * logsumexp - <targets, logits>`, with its gradient `(sum(targets) * softmax - targets) / temperature`
-    made in one buffer. Left to autograd, a row of 65,536 prototypes would be kept twice and rewritten four times more.
+    `sum(targets) * logsumexp - <targets, logits>`. Its gradient, `(sum(targets) * softmax - targets) / temperature`,
+    is made in one buffer; autograd would keep each row of 65,536 prototypes twice and rewrite it four times more.
     """
 
     @staticmethod
