@@ -22,6 +22,7 @@ import sys
 import time
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -98,11 +99,8 @@ class Variant:
         torch.manual_seed(0)
         attention = choose_attention(args.attn_implementation, self.dtype, device)
         self.model = DINOv2ForPreTraining._from_config(config, attn_implementation=attention).to(device).train()
-        if self.way == "separate":
-            backbone = self.model.student.backbone
-            backbone.forward_crops = lambda crops, masks: [
-                backbone(crop, bool_masked_pos=mask).last_hidden_state for crop, mask in zip(crops, masks, strict=True)
-            ]
+        backbone = self.model.student.backbone
+        backbone.forward_crops = partial(backbone.forward_crops, packed=self.way == "packed")
         groups = parameter_groups(
             self.model.student,
             num_layers=config.backbone_config.num_hidden_layers,

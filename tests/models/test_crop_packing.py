@@ -62,7 +62,7 @@ def test_a_single_resolution_drops_too(tiny_config):
     torch.manual_seed(1)
     one = model(pixels).last_hidden_state
     torch.manual_seed(1)
-    (other,) = model.forward_crops([pixels])
+    (other,) = model.forward_crops([pixels], packed=True)
     torch.testing.assert_close(one, other)
     assert not torch.allclose(one, model.eval()(pixels).last_hidden_state, atol=1e-3)
 

@@ -371,19 +371,28 @@ class DINOv2Model(DINOv2PreTrainedModel):
         )
 
     def forward_crops(
-        self, crops: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None] | None = None
+        self,
+        crops: Sequence[torch.Tensor],
+        masks: Sequence[torch.Tensor | None] | None = None,
+        packed: bool | None = None,
     ) -> list[torch.Tensor]:
         r"""
-        Several resolutions in one pass, equal to one `forward` each.
+        Several resolutions, equal to one `forward` each.
 
         Args:
             crops: images `(n_i, C, H_i, W_i)` of each resolution.
             masks: for each resolution `None` or `(n_i, N_i)` booleans, as `bool_masked_pos`.
+            packed: run all resolutions as one sequence, which saves launches on an accelerator. `None`: everywhere
+                but on a CPU, where packed ViT-S steps took 1.00 to 1.09 of the time of separate passes.
 
         Returns:
             For each resolution the tokens after the final norm, `(n_i, 1 + R + N_i, D)`.
         """
         masks = masks if masks is not None else [None] * len(crops)
+        if not (packed if packed is not None else crops[0].device.type != "cpu"):
+            return [
+                self(crop, bool_masked_pos=mask).last_hidden_state for crop, mask in zip(crops, masks, strict=True)
+            ]
         packed, packing = pack_crops([self.embeddings(crop, mask) for crop, mask in zip(crops, masks, strict=True)])
         packed = self.encoder(packed, crop_packing=packing).last_hidden_state
         return unpack_crops(self.layernorm(packed), packing)

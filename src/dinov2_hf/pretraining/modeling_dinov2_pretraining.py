@@ -193,7 +193,7 @@ class DINOv2ForPreTraining(PreTrainedModel):
         masked_indices: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        The student's view, all crops in one packed pass: logits of local crops `(L, B, K)`, of masked global crops
+        The student's view of all crops: logits of local crops `(L, B, K)`, of masked global crops
         `(G, B, K)` and of masked patches `(M, K)`, and the CLS features of the global crops `(G, B, D)`.
         """
         crops, masks = [global_crops.flatten(0, 1)], [bool_masked_pos]
