@@ -1,15 +1,41 @@
 """Registration with transformers' Auto classes, in one place. Nothing of transformers' own is replaced."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForDepthEstimation,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
+)
+from transformers.utils import is_torchvision_available
 
-from .models import DINOv2Config, DINOv2ImageProcessor, DINOv2Model
+from .models import (
+    DINOv2Backbone,
+    DINOv2Config,
+    DINOv2ForDepthEstimation,
+    DINOv2ForImageClassification,
+    DINOv2ForSemanticSegmentation,
+    DINOv2ImageProcessor,
+    DINOv2ImageProcessorPil,
+    DINOv2Model,
+)
 from .pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
 
 
 def register() -> None:
-    """Make `AutoConfig`, `AutoModel`, `AutoImageProcessor` and `AutoModelForPreTraining` know our classes."""
+    """Make the Auto classes of transformers know ours."""
     AutoConfig.register(DINOv2Config.model_type, DINOv2Config)
     AutoModel.register(DINOv2Config, DINOv2Model)
-    AutoImageProcessor.register(DINOv2Config, image_processor_classes={"torchvision": DINOv2ImageProcessor})
+    AutoBackbone.register(DINOv2Config, DINOv2Backbone)
+    AutoModelForImageClassification.register(DINOv2Config, DINOv2ForImageClassification)
+    AutoModelForSemanticSegmentation.register(DINOv2Config, DINOv2ForSemanticSegmentation)
+    AutoModelForDepthEstimation.register(DINOv2Config, DINOv2ForDepthEstimation)
+    image_processors = {"pil": DINOv2ImageProcessorPil}
+    if is_torchvision_available():  # the other class can be made without it, and fails at its first image
+        image_processors["torchvision"] = DINOv2ImageProcessor
+    AutoImageProcessor.register(DINOv2Config, image_processor_classes=image_processors)
     AutoConfig.register(DINOv2PreTrainingConfig.model_type, DINOv2PreTrainingConfig)
     AutoModelForPreTraining.register(DINOv2PreTrainingConfig, DINOv2ForPreTraining)

@@ -1,12 +1,15 @@
 """Configuration of the DINOv2 vision transformer."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneConfigMixin
 
 
 @strict
-class DINOv2Config(PreTrainedConfig):
+class DINOv2Config(BackboneConfigMixin, PreTrainedConfig):
     r"""
     What shapes a DINOv2 network. Field names follow transformers' own `Dinov2Config`; the released sizes are
 
@@ -44,9 +47,30 @@ class DINOv2Config(PreTrainedConfig):
             passes the grid size itself.
         interpolate_antialias (`bool`, defaults to `False`): Antialias that interpolation; `True` (with offset 0.0)
             is what models with registers use and what is recommended for new training.
+        apply_layernorm (`bool`, defaults to `True`): Of `DINOv2Backbone`: final norm on every feature map.
+        reshape_hidden_states (`bool`, defaults to `True`): Of `DINOv2Backbone`: feature maps of the patches,
+            `(B, D, h, w)`; otherwise all tokens, `(B, 1 + R + N, D)`.
+        classifier_num_layers (`int`, defaults to 1): Of `DINOv2ForImageClassification`: the last blocks whose CLS
+            tokens are the classifier's input; the released linear heads use 1 or 4.
+        classifier_use_patch_mean (`bool`, defaults to `True`): Append the mean patch of the last block to that input.
+        segmentation_num_layers (`int`, defaults to 1): Of `DINOv2ForSemanticSegmentation`: the last blocks whose
+            patches are its input (paper, section 7.4: 1 for "linear", 4 for "+ms").
+        semantic_loss_ignore_index (`int`, defaults to 255): Label of pixels that do not count.
+        depth_layers (`list[int]`, *optional*): Of `DINOv2ForDepthEstimation`: 0-based blocks whose CLS and patches
+            are its input; `None` is the last block.
+        depth_num_bins (`int`, defaults to 256): Depths between `min_depth` and `max_depth` to weigh.
+        min_depth (`float`, defaults to 0.001), max_depth (`float`, defaults to 10.0): Range of the depth, in the
+            unit of the data (metres; 10 for NYU, 80 for KITTI).
+
+    `out_features` and `out_indices` choose the feature maps of `DINOv2Backbone`, as in every backbone of transformers:
+    `"stem"` (the input of the first block), `"stage1"`, ...
+
+    The configurations of transformers' own `dinov2` and `dinov2_with_registers` are read as well; they get the
+    interpolation their weights were released with.
 
     Raises:
-        `ValueError`: when sizes do not divide as said above, or a rate is out of range.
+        `ValueError`: when sizes do not divide as said above, a rate or block is out of range, or a folder holds the
+            configuration of another kind of model.
     """
 
     model_type = "dinov2_hf"
@@ -68,6 +92,31 @@ class DINOv2Config(PreTrainedConfig):
     num_register_tokens: int = 0
     interpolate_offset: float | int = 0.1
     interpolate_antialias: bool = False
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
+    classifier_num_layers: int = 1
+    classifier_use_patch_mean: bool = True
+    segmentation_num_layers: int = 1
+    semantic_loss_ignore_index: int = 255
+    depth_layers: list[int] | None = None
+    depth_num_bins: int = 256
+    min_depth: float | int = 0.001
+    max_depth: float | int = 10.0
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, self.num_hidden_layers + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read a config.json as the base class does; one of a stock DINOv2 is translated to ours."""
+        values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return from_stock_values(values, str(pretrained_model_name_or_path)), kwargs
 
     def validate_architecture(self):
         """Part of `@strict`: runs after the fields are set."""
@@ -86,3 +135,65 @@ class DINOv2Config(PreTrainedConfig):
             raise ValueError(f'`hidden_act` is "{self.hidden_act}", which is no activation that transformers knows.')
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"`drop_path_rate` is {self.drop_path_rate}; it must be at least 0 and below 1.")
+        for name in ("classifier_num_layers", "segmentation_num_layers"):
+            if not 1 <= getattr(self, name) <= self.num_hidden_layers:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}; it must be between 1 and `num_hidden_layers`"
+                    f" ({self.num_hidden_layers})."
+                )
+        if self.depth_layers is not None and not set(self.depth_layers) <= set(range(self.num_hidden_layers)):
+            raise ValueError(
+                f"`depth_layers` is {self.depth_layers}; it must hold blocks from 0 to {self.num_hidden_layers - 1}."
+            )
+        if not 0 < self.min_depth < self.max_depth:
+            raise ValueError(
+                f"`min_depth` is {self.min_depth} and `max_depth` is {self.max_depth}; the first must be above 0 and"
+                " below the second."
+            )
+
+
+# What transformers' own configurations have and ours does not: options of training that no released model uses.
+STOCK_ONLY_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "use_mask_token")
+# The original's interpolation of the position embeddings for each stock kind, which stock configurations do not hold.
+STOCK_INTERPOLATION = {
+    "dinov2": {"num_register_tokens": 0, "interpolate_offset": 0.1, "interpolate_antialias": False},
+    "dinov2_with_registers": {"num_register_tokens": 4, "interpolate_offset": 0.0, "interpolate_antialias": True},
+}
+
+
+def from_stock_values(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """
+    The fields of a config.json as fields of ours.
+
+    Args:
+        values: of our own `model_type` (returned as they are), of stock `dinov2` or of `dinov2_with_registers`.
+        source: the folder or Hub id, for the message.
+
+    Raises:
+        `ValueError`: another `model_type`, or a stock model for images or patches that are not square.
+    """
+    model_type = values.get("model_type", DINOv2Config.model_type)
+    if model_type == DINOv2Config.model_type:
+        return values
+    if model_type not in STOCK_INTERPOLATION:
+        advice = ""
+        if model_type == f"{DINOv2Config.model_type}_pretraining":
+            advice = (
+                " (a DINOv2ForPreTraining, which AutoModelForPreTraining loads; its backbone was exported to `model`)"
+            )
+        raise ValueError(
+            f"{source} holds a model of type `{model_type}`{advice}, but `{DINOv2Config.model_type}`, `dinov2` or"
+            " `dinov2_with_registers` is needed."
+        )
+    defaults = {**STOCK_INTERPOLATION[model_type], "image_size": 224}
+    defaults["patch_size"] = 14 if model_type == "dinov2" else 16  # of the stock classes, for fields left out
+    dropped = (*STOCK_ONLY_FIELDS, "auto_map", "architectures")
+    translated = defaults | {name: value for name, value in values.items() if name not in dropped}
+    for name in ("image_size", "patch_size"):
+        if isinstance(translated[name], list | tuple):
+            if len(set(translated[name])) > 1:
+                raise ValueError(
+                    f"`{name}` of {source} is {translated[name]}, but one number, for squares, is needed."
+                )
+            translated[name] = translated[name][0]
+    return translated | {"model_type": DINOv2Config.model_type}

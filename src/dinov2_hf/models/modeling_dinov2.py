@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .checkpoint_keys import SavesCheckpointKeysAsTheyAre, register_stock_keys
 from .configuration_dinov2 import DINOv2Config
 from .crop_packing import CropPacking, attend_per_resolution, draw_kept_tokens, pack_crops, unpack_crops
 
@@ -110,18 +111,19 @@ class DINOv2Embeddings(nn.Module):
             tokens = torch.where(bool_masked_pos.unsqueeze(-1), self.mask_token, tokens)
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         patch_size = self.patch_embeddings.patch_size
-        positions = interpolate_position_embeddings(
-            self.position_embeddings,
-            (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size),
-            offset=self.interpolate_offset,
-            antialias=self.interpolate_antialias,
-        )
-        tokens = tokens + positions
+        grid = (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size)
+        tokens = tokens + self.positions(grid)
         if self.register_tokens is not None:
             # After the positions: registers have none.
             registers = self.register_tokens.expand(len(tokens), -1, -1)
             tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
         return tokens
+
+    def positions(self, grid: tuple[int, int]) -> torch.Tensor:
+        """Position embeddings of CLS and patches for a grid of `(h, w)` patches, `(1, 1 + h * w, D)`."""
+        return interpolate_position_embeddings(
+            self.position_embeddings, grid, offset=self.interpolate_offset, antialias=self.interpolate_antialias
+        )
 
 
 def eager_attention_forward(
@@ -274,7 +276,7 @@ class DINOv2Layer(GradientCheckpointingLayer):
         return hidden_states.view(shape)
 
 
-class DINOv2PreTrainedModel(PreTrainedModel):
+class DINOv2PreTrainedModel(SavesCheckpointKeysAsTheyAre, PreTrainedModel):
     config: DINOv2Config
     base_model_prefix = "dinov2"
     main_input_name = "pixel_values"
@@ -285,6 +287,7 @@ class DINOv2PreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": DINOv2Layer, "attentions": DINOv2SelfAttention}
     _input_embed_layer = "patch_embeddings"
     model_tags = ["dinov2"]
@@ -370,6 +373,47 @@ class DINOv2Model(DINOv2PreTrainedModel):
             attentions=outputs.attentions,
         )
 
+    def get_intermediate_layers(
+        self,
+        pixel_values: torch.Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[torch.Tensor | tuple[torch.Tensor, torch.Tensor], ...]:
+        r"""
+        Patch tokens after chosen blocks, as the original's method of this name gives them: registers are left out, and
+        blocks come in the order of depth.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): normalised images.
+            n: the last `n` blocks, or 0-based block numbers.
+            reshape: patches as maps `(B, D, h, w)` instead of `(B, N, D)`.
+            return_class_token: `(patches, cls)` pairs with the CLS token `(B, D)` of each block.
+            norm: apply the final norm to every block's tokens.
+
+        Raises:
+            `ValueError`: `n` is not a number of blocks, or names a block that there is not, or one twice.
+        """
+        depth = len(self.encoder.layer)
+        blocks = list(range(depth - n, depth)) if isinstance(n, int) else list(n)
+        if not blocks or len(set(blocks)) < len(blocks) or not set(blocks) <= set(range(depth)):
+            raise ValueError(
+                f"`n` is {n}; it must be a number from 1 to {depth}, or different blocks from 0 to {depth - 1}."
+            )
+        tokens, outputs = self.embeddings(pixel_values), []
+        for index, layer in enumerate(self.encoder.layer[: max(blocks) + 1]):
+            tokens = layer(tokens)
+            if index not in blocks:
+                continue
+            normed = self.layernorm(tokens) if norm else tokens
+            patches = normed[:, 1 + self.config.num_register_tokens :]
+            if reshape:
+                height = pixel_values.shape[-2] // self.config.patch_size
+                patches = patches.transpose(1, 2).unflatten(2, (height, -1))
+            outputs.append((patches, normed[:, 0]) if return_class_token else patches)
+        return tuple(outputs)
+
     def forward_crops(
         self,
         crops: Sequence[torch.Tensor],
@@ -396,3 +440,6 @@ class DINOv2Model(DINOv2PreTrainedModel):
         packed, packing = pack_crops([self.embeddings(crop, mask) for crop, mask in zip(crops, masks, strict=True)])
         packed = self.encoder(packed, crop_packing=packing).last_hidden_state
         return unpack_crops(self.layernorm(packed), packing)
+
+
+register_stock_keys(DINOv2Model.__name__)

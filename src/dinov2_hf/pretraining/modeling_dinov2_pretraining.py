@@ -15,6 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..models import DINOv2Config, DINOv2Model
+from ..models.checkpoint_keys import SavesCheckpointKeysAsTheyAre
 from .centering import build_centering
 from .configuration_dinov2_pretraining import DINOv2PreTrainingConfig
 from .heads import ProjectionHead, Prototypes
@@ -70,7 +71,7 @@ class BackboneWithHeads(nn.Module):
         return logits.split([len(cls_tokens), len(patch_tokens)])
 
 
-class DINOv2ForPreTraining(PreTrainedModel):
+class DINOv2ForPreTraining(SavesCheckpointKeysAsTheyAre, PreTrainedModel):
     """
     DINO on CLS tokens, iBOT on masked patches, KoLeo on CLS features; the teacher is an average of the student.
 

@@ -1,0 +1,43 @@
+"""
+Which checkpoint keys our classes load, beside their own.
+
+Our parameter names are those of the checkpoints on the Hub, so these need no rule. Two kinds of stock checkpoints do:
+those that `save_pretrained(save_original_format=False)` of transformers' own classes writes, with the names that its
+modules have in memory, and heads on a model with registers, whose prefix is `dinov2_with_registers.`.
+"""
+
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import Concatenate, WeightConverter, WeightRenaming
+
+
+def register_stock_keys(class_name: str) -> None:
+    """Make `from_pretrained` of the class of this name understand the stock keys. Harmless when done again."""
+    renamings = {
+        r"^dinov2_with_registers\.": "dinov2.",
+        r"attention\.q_proj\.": "attention.attention.query.",
+        r"attention\.k_proj\.": "attention.attention.key.",
+        r"attention\.v_proj\.": "attention.attention.value.",
+        r"attention\.o_proj\.": "attention.output.dense.",
+        r"mlp\.down_proj\.": "mlp.weights_out.",
+    }
+    converters = [
+        WeightConverter(
+            source_patterns=[f"mlp.gate_proj.{kind}", f"mlp.up_proj.{kind}"],
+            target_patterns=f"mlp.weights_in.{kind}",
+            operations=[Concatenate(dim=0)],
+        )
+        for kind in ("weight", "bias")
+    ]
+    register_checkpoint_conversion_mapping(
+        class_name,
+        [WeightRenaming(source, target) for source, target in renamings.items()] + converters,
+        overwrite=True,
+    )
+
+
+class SavesCheckpointKeysAsTheyAre:
+    """Mix-in of a `PreTrainedModel`: saves under the names of its parameters, whatever it was loaded from."""
+
+    def save_pretrained(self, *args, save_original_format: bool = False, **kwargs):
+        """As in transformers, with another default: `save_original_format=True` would undo the rules of loading."""
+        return super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)

