@@ -19,6 +19,7 @@ from transformers.modeling_outputs import (
     SemanticSegmenterOutput,
 )
 from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .checkpoint_keys import register_stock_keys
 from .configuration_dinov2 import DINOv2Config
@@ -56,7 +57,16 @@ def patch_map(tokens: torch.Tensor, pixel_values: torch.Tensor, config: DINOv2Co
     return tokens[:, 1 + config.num_register_tokens :].transpose(1, 2).unflatten(2, (height, -1))
 
 
-class DINOv2ForImageClassification(DINOv2PreTrainedModel):
+class DINOv2PreTrainedHead(DINOv2PreTrainedModel):
+    """A model with a backbone `dinov2` whose inner blocks its head reads."""
+
+    def post_init(self):
+        super().post_init()
+        # At the first use, as elsewhere, it would break the graph of a compiled model.
+        maybe_install_capturing_hooks(self.dinov2.encoder)
+
+
+class DINOv2ForImageClassification(DINOv2PreTrainedHead):
     """
     One linear layer on the final-normed CLS tokens of the last `classifier_num_layers` blocks (shallow to deep) and,
     with `classifier_use_patch_mean`, the mean patch of the last block (paper, appendix B.3).
@@ -108,7 +118,7 @@ class DINOv2SegmentationHead(nn.Module):
         return self.conv_seg(self.bn(features))
 
 
-class DINOv2ForSemanticSegmentation(DINOv2PreTrainedModel):
+class DINOv2ForSemanticSegmentation(DINOv2PreTrainedHead):
     """Linear segmentation on the final-normed patches of the last `segmentation_num_layers` blocks (section 7.4)."""
 
     def __init__(self, config: DINOv2Config):
@@ -179,7 +189,7 @@ class DINOv2DepthHead(nn.Module):
         return torch.einsum("bkhw,k->bhw", weights / weights.sum(dim=1, keepdim=True), depths)
 
 
-class DINOv2ForDepthEstimation(DINOv2PreTrainedModel):
+class DINOv2ForDepthEstimation(DINOv2PreTrainedHead):
     """
     Linear depth on the patches of `depth_layers`, each with the CLS token of its block beside it, without the final
     norm (section 7.4).
