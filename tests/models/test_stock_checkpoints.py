@@ -50,8 +50,8 @@ def test_backbones(tmp_path, spread, kind, swiglu, original_format, our_class):
     config_class, model_class, _ = STOCK[kind]
     stock = spread(model_class(config_class(**SHAPE, use_swiglu_ffn=swiglu)))
     stock.save_pretrained(tmp_path, save_original_format=original_format)
-    names = load_file(tmp_path / "model.safetensors")
-    assert any("attention.attention.query" in name for name in names) == original_format
+    if not original_format:  # the names that the modules have in memory, which depend on transformers' version
+        assert load_file(tmp_path / "model.safetensors").keys() == dict(stock.named_parameters()).keys()
 
     model, report = our_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))

@@ -43,9 +43,10 @@ def run_backbone(
     """
     if output_hidden_states is None:
         output_hidden_states = backbone.config.output_hidden_states
-    wanted = output_hidden_states or [block + 1 for block in blocks]  # 0 is the input of the first block
+    # 0 is the input of the first block, but its output in transformers before 5.23; counted from the end both agree.
+    wanted = output_hidden_states or sorted({*blocks, *(block + 1 for block in blocks)})
     outputs = backbone(pixel_values, output_hidden_states=wanted, **kwargs)
-    tokens = [outputs.hidden_states[block + 1] for block in blocks]
+    tokens = [outputs.hidden_states[block - backbone.config.num_hidden_layers] for block in blocks]
     if not output_hidden_states:
         outputs.hidden_states = None
     return outputs, tokens
