@@ -9,16 +9,19 @@ from setuptools import find_packages, setup
 root = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (root / "src/dinov2_hf/__init__.py").read_text()).group(1)
 
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
+
 setup(
     name="dinov2_hf",
     version=version,
-    description="DINOv2 for Hugging Face transformers: network, pretraining, evaluation",
+    description="DINOv2 for Hugging Face transformers: network, pretraining, evaluation, conversion and export",
     long_description=(root / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
     package_dir={"": "src"},
     packages=find_packages("src"),
+    entry_points={"console_scripts": ["dinov2-hf = dinov2_hf.cli:main"]},
     install_requires=[
         "accelerate>=1.15",
         "datasets>=5.0",
@@ -27,6 +30,7 @@ setup(
         "matplotlib>=3.8",
         "numpy>=1.26",
         "pillow>=10.1",
+        "pyarrow>=21.0",
         "pyyaml>=6.0",
         "safetensors>=0.5",
         "torch>=2.11",
@@ -35,8 +39,17 @@ setup(
         "transformers>=5.17",
     ],
     extras_require={
+        "onnx": ONNX,
         "quickstart": ["scikit-learn>=1.4"],  # its handwritten digits
         "tensorboard": ["tensorboard>=2.15"],
-        "test": ["pytest>=8.0", "ruff>=0.9", "scikit-learn>=1.4", "tensorboard>=2.15"],
+        "test": [
+            *ONNX,
+            "parameterized>=0.9",  # of transformers' own tests
+            "pytest>=8.0",
+            "ruff>=0.9",
+            "scikit-learn>=1.4",
+            "tensorboard>=2.15",
+            "torchao>=0.13",
+        ],
     },
 )

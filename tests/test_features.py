@@ -5,10 +5,35 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel, ViTConfig, ViTModel
+from torch import nn
+from transformers import (
+    BitImageProcessor,
+    DeiTConfig,
+    DeiTModel,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+)
+from transformers.modeling_outputs import BaseModelOutput
 
+from dinov2_hf import DINOv2Config, DINOv2Model
 from dinov2_hf.data import decode_image
-from dinov2_hf.features import cls_features, evaluation_mode, extract_features
+from dinov2_hf.features import (
+    FEATURE_FUNCTIONS,
+    cls_features,
+    evaluation_mode,
+    extract_features,
+    iterate_features,
+    last_layers_features,
+    mean_patch_features,
+    patch_grid_features,
+)
 
 
 TINY = {
@@ -174,3 +199,186 @@ def test_a_model_without_tokens_is_refused():
     resnet = ResNetModel(ResNetConfig(embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1], layer_type="basic"))
     with pytest.raises(ValueError, match="last_hidden_state of shape"):
         cls_features(resnet, torch.randn(1, 3, 32, 32))
+
+    with pytest.raises(ValueError, match="ViTForImageClassification.* gives no last_hidden_state"):
+        cls_features(ViTForImageClassification(ViTConfig(**TINY)), torch.randn(1, 3, 28, 28))
+
+
+class TraceableTokens(nn.Module):
+    """Tokens that say what they are: -1 CLS, -2 registers, and the mean pixel of each patch."""
+
+    def __init__(self, num_registers: int, patch_size: int | tuple[int, int]):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.config = Dinov2Config(patch_size=14)
+        self.config.patch_size = patch_size
+        if num_registers:
+            self.config.num_register_tokens = num_registers
+        self.num_registers = num_registers
+
+    def forward(self, pixel_values):
+        patches = nn.functional.avg_pool2d(pixel_values, self.config.patch_size).flatten(2).transpose(1, 2)
+        start = torch.tensor([-1.0] + [-2.0] * self.num_registers)
+        start = start.view(1, -1, 1).expand(len(patches), -1, patches.shape[-1])
+        return BaseModelOutput(last_hidden_state=torch.cat([start, patches], dim=1) * self.scale)
+
+
+@pytest.mark.parametrize("num_registers", [0, 4])
+@pytest.mark.parametrize("patch_size", [7, (14, 7)])
+def test_the_patch_grid_has_each_patch_in_its_place(num_registers, patch_size):
+    model = TraceableTokens(num_registers, patch_size)
+    images = torch.rand(2, 3, 28, 42)
+    patch_height, patch_width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+    grid = patch_grid_features(model, images)
+    assert grid.shape == (2, 28 // patch_height, 42 // patch_width, 3)
+    for row in range(grid.shape[1]):
+        for column in range(grid.shape[2]):
+            top, left = row * patch_height, column * patch_width
+            patch = images[:, :, top : top + patch_height, left : left + patch_width]
+            torch.testing.assert_close(grid[:, row, column], patch.mean(dim=(2, 3)))
+    torch.testing.assert_close(mean_patch_features(model, images), images.mean(dim=(2, 3)))
+    assert (cls_features(model, images) == -1).all()
+
+
+def tiny_model(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    tiny = {**TINY, "num_hidden_layers": 3}
+    if name == "dinov2_hf":
+        del tiny["intermediate_size"]
+        model = DINOv2Model(DINOv2Config(**tiny, num_register_tokens=2))
+    elif name == "dinov2":
+        model = Dinov2Model(Dinov2Config(**tiny))
+    elif name == "dinov2_with_registers":
+        model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**tiny, num_register_tokens=4))
+    else:
+        model = ViTModel(ViTConfig(**tiny))
+    norm = model.layernorm
+    with torch.no_grad():  # so that a norm left out or applied twice is seen
+        norm.weight.uniform_(0.5, 2)
+        norm.bias.normal_()
+    return model.eval()
+
+
+MODELS = {"dinov2_hf": 2, "dinov2": 0, "dinov2_with_registers": 4, "vit": 0}  # and their registers
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_patches_come_without_cls_and_registers(name):
+    model = tiny_model(name)
+    size = (28, 28) if name == "vit" else (42, 28)
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        tokens = model(images).last_hidden_state
+        patches = tokens[:, 1 + MODELS[name] :]
+        height = size[0] // 14
+        assert patches.shape[1] == height * 2
+        grid = torch.stack([patches[:, 2 * row : 2 * row + 2] for row in range(height)], dim=1)
+        torch.testing.assert_close(patch_grid_features(model, images), grid)
+        torch.testing.assert_close(mean_patch_features(model, images), patches.mean(dim=1))
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("name", MODELS)
+def test_last_layers_are_the_models_cut_after_each_of_them(name, num_layers):
+    model = tiny_model(name)
+    images = torch.randn(2, 3, 28, 28)
+    features = last_layers_features(model, images, num_layers)
+    assert features.shape == (2, num_layers * 12)
+    layers = model.layers if name == "vit" else model.encoder.layer
+    expected = []
+    for depth in range(3, 3 - num_layers, -1):
+        del layers[depth:]
+        expected.insert(0, model(images).last_hidden_state[:, 0])
+    torch.testing.assert_close(features, torch.cat(expected, dim=-1))
+
+
+def test_last_layers_are_the_same_with_and_without_the_method_of_the_model(monkeypatch):
+    model = tiny_model("dinov2_hf")
+    images = torch.randn(2, 3, 42, 28)
+    features = last_layers_features(model, images, 2)
+    monkeypatch.delattr(DINOv2Model, "get_intermediate_layers")
+    torch.testing.assert_close(last_layers_features(model, images, 2), features)
+
+
+@pytest.mark.parametrize("kind", FEATURE_FUNCTIONS)
+def test_every_kind_over_a_dataset_is_a_loop_over_its_images(processor, kind):
+    model = tiny_model("dinov2_with_registers")
+    images = make_images(5)
+    options = {"num_layers": 2} if kind == "last_layers" else {}
+    with torch.no_grad():
+        expected = torch.cat(
+            [
+                FEATURE_FUNCTIONS[kind](model, processor(images=image, return_tensors="pt")["pixel_values"], **options)
+                for image in images
+            ]
+        )
+    for batch_size in (1, 2, 5, 64):
+        features = extract_features(
+            model, make_dataset(images), processor, kind=kind, num_layers=2, batch_size=batch_size
+        )
+        assert features.dtype == torch.float32
+        torch.testing.assert_close(features, expected)
+
+
+def test_batches_name_their_rows_and_leave_the_caller_alone_between_them(model, processor):
+    images = make_images(7)
+    rows = [{"image": b"no image" if row in (0, 1, 4) else images[row]} for row in range(7)]
+    undecodable = {}
+    model.train()
+    batches = []
+    for batch_rows, features in iterate_features(
+        model, rows, processor, batch_size=2, autocast_dtype=torch.bfloat16, undecodable_rows=undecodable
+    ):
+        assert torch.is_grad_enabled()
+        assert not torch.is_autocast_enabled("cpu")
+        assert model.training
+        assert len(features) == len(batch_rows)
+        batches.append(batch_rows)
+    assert batches == [[2, 3], [5], [6]]
+    assert list(undecodable) == [0, 1, 4]
+    assert "not an image" in undecodable[0]
+    listed = []
+    assert len(extract_features(model, rows, processor, batch_size=2, undecodable_rows=listed)) == 4
+    assert listed == [0, 1, 4]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("kind", FEATURE_FUNCTIONS)
+def test_a_batch_of_features_holds_no_other_tokens_in_memory(model, processor, kind, batch_size):
+    batches = iterate_features(
+        model, make_dataset(make_images(2)), processor, kind=kind, num_layers=2, batch_size=batch_size
+    )
+    for _, features in batches:
+        assert features.is_contiguous()
+        assert features.untyped_storage().nbytes() == features.numel() * 4
+
+
+def test_mistakes_about_kinds_are_named(model, processor):
+    dataset = make_dataset(make_images(2))
+    images = torch.randn(1, 3, 28, 28)
+    with pytest.raises(ValueError, match="'pooled' is no kind .* 'cls', 'mean_patch', 'patch_grid', 'last_layers'"):
+        iterate_features(model, dataset, processor, kind="pooled")
+    for num_layers in (0, 3):
+        with pytest.raises(ValueError, match=f"num_layers is {num_layers}, but must be from 1 to the 2 blocks"):
+            extract_features(model, dataset, processor, kind="last_layers", num_layers=num_layers)
+    distilled = DeiTModel(DeiTConfig(**TINY))  # has a second token before the patches
+    for function in (patch_grid_features, mean_patch_features):
+        with pytest.raises(ValueError, match="gives 6 tokens .* 1 CLS, 0 registers and 2 x 2 patches .* are 5"):
+            function(distilled, images)
+    without = TraceableTokens(0, 7)
+    with pytest.raises(ValueError, match="no final norm called layernorm or norm"):
+        last_layers_features(without, images)
+    without.config = None
+    with pytest.raises(ValueError, match=r"no config\.patch_size"):
+        patch_grid_features(without, images)
+    with pytest.raises(ValueError, match=r"no config\.num_hidden_layers"):
+        last_layers_features(without, images)
+
+
+def test_patch_grids_of_different_sizes_are_refused():
+    processor = BitImageProcessor(size={"shortest_edge": 28}, do_center_crop=False)
+    images = [Image.new("RGB", size) for size in ((28, 28), (42, 28))]
+    model = Dinov2Model(Dinov2Config(**TINY))
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 12\) for row 1 and of \(2, 2, 12\) for earlier ones"):
+        extract_features(model, make_dataset(images), processor, kind="patch_grid", batch_size=1)
+    assert extract_features(model, make_dataset(images), processor, batch_size=1).shape == (2, 12)

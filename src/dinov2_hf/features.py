@@ -1,12 +1,19 @@
-"""Run a frozen model over a dataset: one feature vector per image.
+"""Features of a frozen vision transformer: of a batch of images, and of a whole dataset.
 
-The feature is the CLS token after the final norm, which the paper uses for k-NN, logistic regression and retrieval
-(section 7).
+| kind | feature of one image | used by the paper (section 7) for |
+|---|---|---|
+| `cls` | the CLS token | k-NN, logistic regression, retrieval |
+| `mean_patch` | the mean over the patch tokens | with `cls`, the classification head |
+| `patch_grid` | the patch tokens in their places | segmentation, depth, matching |
+| `last_layers` | the CLS tokens of the last blocks, concatenated | the linear probe |
 
-Shapes: `B` images in a batch, `n` rows of the dataset, `D` hidden size.
+All are taken after the final norm, and none contains register tokens.
+
+Shapes: `B` images in a batch, `n` rows of the dataset, `D` hidden size, `h` x `w` patches, `R` register tokens, `T`
+tokens in the order CLS, registers, patches row by row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -25,22 +32,110 @@ def cls_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
     """The final-normed CLS token of each image.
 
     Args:
-        model: any model whose output has `last_hidden_state` of shape (B, tokens, D) with the CLS token first.
+        model: any model whose output has `last_hidden_state` of shape (B, T, D) with the CLS token first.
         pixel_values: (B, channels, height, width), on the device of the model.
 
     Returns:
         (B, D) in the dtype of the model's output. Gradients flow; mode and device of the model are left as they are.
 
     Raises:
-        ValueError: `last_hidden_state` is not a sequence of tokens (a convolutional network).
+        ValueError: there is no `last_hidden_state` (a model with a head), or it is not a sequence of tokens (a
+            convolutional network).
     """
-    hidden_state = model(pixel_values).last_hidden_state
-    if hidden_state.ndim != 3:
+    return _tokens(model, model(pixel_values))[:, 0]
+
+
+def mean_patch_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """The mean of the final-normed patch tokens of each image, CLS and registers left out.
+
+    Args:
+        model, pixel_values: as in `patch_grid_features`.
+
+    Returns:
+        (B, D).
+
+    Raises:
+        ValueError: as `patch_grid_features`: a count of tokens that is not understood would give a wrong mean.
+    """
+    return patch_grid_features(model, pixel_values).mean(dim=(1, 2))
+
+
+def patch_grid_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """The final-normed patch tokens of each image in their places, CLS and registers left out.
+
+    Args:
+        model: as in `cls_features`; its `config` has `patch_size` (pixels, or a pair of height and width) and, where
+            the model has registers, `num_register_tokens`.
+        pixel_values: (B, channels, height, width), on the device of the model.
+
+    Returns:
+        (B, h, w, D), where `h` and `w` are the height and width over those of a patch, rounded down.
+
+    Raises:
+        ValueError: `config.patch_size` is missing, the tokens are not `1 + R + h * w` (another token order, such as
+            that of a model with a distillation token), or what `cls_features` raises.
+    """
+    patch_size = _config_field(model, "patch_size")
+    if patch_size is None:
+        raise ValueError("model has no config.patch_size, which is needed to know the grid of its patch tokens.")
+    patch_height, patch_width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+    tokens = _tokens(model, model(pixel_values))
+    height, width = pixel_values.shape[-2:]
+    grid = height // patch_height, width // patch_width
+    num_registers = _config_field(model, "num_register_tokens") or 0
+    if tokens.shape[1] != 1 + num_registers + grid[0] * grid[1]:
         raise ValueError(
-            f"model gives a last_hidden_state of shape {tuple(hidden_state.shape)}, but a vision transformer's "
-            "(images, tokens, hidden size) with the CLS token first is needed."
+            f"model gives {tokens.shape[1]} tokens for an image of {height} x {width} pixels, but 1 CLS, "
+            f"{num_registers} registers and {grid[0]} x {grid[1]} patches of {patch_height} x {patch_width} pixels "
+            f"are {1 + num_registers + grid[0] * grid[1]}."
         )
-    return hidden_state[:, 0]
+    return tokens[:, 1 + num_registers :].unflatten(1, grid)
+
+
+def last_layers_features(model: nn.Module, pixel_values: Tensor, num_layers: int = 4) -> Tensor:
+    """The CLS tokens after each of the last blocks, concatenated: the input of the paper's linear probe.
+
+    Args:
+        model: one with `get_intermediate_layers`, such as `DINOv2Model`, or any as in `cls_features` that can output
+            its hidden states and keeps its final norm as `layernorm` or `norm`.
+        pixel_values: (B, channels, height, width), on the device of the model.
+        num_layers: how many blocks, at least 1; the paper takes 1 or 4.
+
+    Returns:
+        (B, num_layers * D): each block's CLS token through the final norm, from the shallowest block to the last.
+
+    Raises:
+        ValueError: the model has fewer blocks or does not say how many (`config.num_hidden_layers`), or has neither
+            the method nor a final norm.
+    """
+    depth = _config_field(model, "num_hidden_layers")
+    if depth is None:
+        raise ValueError("model has no config.num_hidden_layers, which is needed to know its last blocks.")
+    if not 1 <= num_layers <= depth:
+        raise ValueError(f"num_layers is {num_layers}, but must be from 1 to the {depth} blocks of the model.")
+    # Keeps the tokens of these blocks only; all hidden states of a ViT-L, 64 images at 518 pixels, are 9 GB.
+    if hasattr(model, "get_intermediate_layers"):
+        layers = model.get_intermediate_layers(pixel_values, n=num_layers, return_class_token=True)
+        return torch.cat([cls_tokens for _, cls_tokens in layers], dim=-1)
+    norm = getattr(model, "layernorm", None) or getattr(model, "norm", None)
+    if norm is None:
+        raise ValueError(
+            f"model ({type(model).__name__}) has no get_intermediate_layers and no final norm called layernorm or "
+            "norm, one of which is needed for the features of its last blocks."
+        )
+    output = model(pixel_values, output_hidden_states=True)
+    # The last is taken from the output: whether the last hidden state is already normed differs between models.
+    last = _tokens(model, output)[:, 0]
+    earlier = output.hidden_states[depth + 1 - num_layers : depth]
+    return torch.cat([*(norm(hidden_state[:, 0]) for hidden_state in earlier), last], dim=-1)
+
+
+FEATURE_FUNCTIONS = {
+    "cls": cls_features,
+    "mean_patch": mean_patch_features,
+    "patch_grid": patch_grid_features,
+    "last_layers": last_layers_features,
+}
 
 
 def extract_features(
@@ -48,6 +143,8 @@ def extract_features(
     dataset: datasets.Dataset | Sequence[dict[str, Any]],
     image_processor: Any,
     *,
+    kind: str = "cls",
+    num_layers: int = 4,
     image_column: str = "image",
     batch_size: int = 64,
     device: torch.device | str | None = None,
@@ -57,29 +154,88 @@ def extract_features(
     description: str = "Extracting features",
     undecodable_rows: list[int] | None = None,
 ) -> Tensor:
-    """The CLS feature of every image of a dataset, in the order of its rows.
+    """The feature of every image of a dataset, in the order of its rows, in memory.
 
     Args:
-        model: any `AutoModel` with a CLS token; in eval mode for the call, then every submodule gets its mode back.
+        model, dataset, image_processor, kind, num_layers, image_column, batch_size, device, autocast_dtype,
+            num_workers, progress, description: as in `iterate_features`.
+        undecodable_rows: a list to be filled with the rows whose image cannot be decoded, which are then left out of
+            the result. None: such a row is an error.
+
+    Returns:
+        (n, ...) float32 on the CPU, with the feature's shape for the dots; row i is the feature of row i of the
+        dataset (of those that could be decoded).
+
+    Raises:
+        ValueError: what `iterate_features` raises.
+    """
+    undecodable = None if undecodable_rows is None else {}
+    batches = iterate_features(
+        model,
+        dataset,
+        image_processor,
+        kind=kind,
+        num_layers=num_layers,
+        image_column=image_column,
+        batch_size=batch_size,
+        device=device,
+        autocast_dtype=autocast_dtype,
+        num_workers=num_workers,
+        progress=progress,
+        description=description,
+        undecodable_rows=undecodable,
+    )
+    features = torch.cat([features for _, features in batches])
+    if undecodable_rows is not None:
+        undecodable_rows.extend(undecodable)
+    return features
+
+
+def iterate_features(
+    model: nn.Module,
+    dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    image_processor: Any,
+    *,
+    kind: str = "cls",
+    num_layers: int = 4,
+    image_column: str = "image",
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+    autocast_dtype: torch.dtype | None = None,
+    num_workers: int = 0,
+    progress: bool = False,
+    description: str = "Extracting features",
+    undecodable_rows: dict[int, str] | None = None,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """The features of a dataset batch by batch, so that they need not fit in memory.
+
+    Args:
+        model: any `AutoModel` with a CLS token; in eval mode for each forward pass, after which every submodule gets
+            its mode back.
         dataset: a map-style `datasets.Dataset` or a sequence of dict rows. The image is a PIL image or an undecoded
             `{"bytes", "path"}` dict. A format or transform set on a `datasets.Dataset` is not applied.
         image_processor: called as `image_processor(images=list_of_pil, return_tensors="pt")`.
+        kind: "cls", "mean_patch", "patch_grid" or "last_layers", see the functions of these names.
+        num_layers: blocks of "last_layers"; of no meaning to the others.
         image_column: name of the column that holds the images.
         batch_size: images in one forward pass.
         device: where to run; the model is moved there and stays. None: where the model is.
         autocast_dtype: run the forward pass under autocast to this dtype. None: no autocast.
         num_workers: processes that decode and process images. 0: this process.
         progress: show a progress bar with the time left, labelled `description`.
-        undecodable_rows: a list to be filled with the rows whose image cannot be decoded, which are then left out of
-            the result. None: such a row is an error.
+        undecodable_rows: a mapping to be filled, before the batch that they would have been in, with the rows whose
+            image cannot be decoded and the reason; these are then left out. None: such a row is an error.
 
-    Returns:
-        (n, D) float32 on the CPU; row i is the feature of row i of the dataset (of those that could be decoded).
+    Yields:
+        (rows, features): at most `batch_size` rows of the dataset, ascending, and their features, float32 on the CPU
+        of shape (len(rows), ...). Between batches nothing of the caller's is changed (gradients, autocast, modes).
 
     Raises:
-        ValueError: the dataset is empty, streamed or a dict of splits; the column is missing; an image cannot be
-            decoded and nobody asked for a list of those; or no image can be.
+        ValueError: at once, where `kind` is unknown, the dataset is empty, streamed or a dict of splits, or the
+            column is missing; while iterating, where an image cannot be decoded and nobody asked for those, none can
+            be, features differ in shape between batches, or the model cannot give this kind.
     """
+    features_of = _feature_function(kind, num_layers)
     loader = DataLoader(
         _DecodedImages(dataset, image_column),
         batch_size=batch_size,
@@ -91,22 +247,37 @@ def extract_features(
     if device is not None:
         model.to(device)
     device = next(model.parameters()).device
-    autocast = torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None)
-    batches = []
-    with evaluation_mode(model), torch.no_grad(), autocast:
-        for pixel_values, failures in tqdm(loader, desc=description, unit="batch", disable=not progress):
+
+    # A generator of its own, so that the checks above are made by the call and not by the first batch.
+    def batches() -> Iterator[tuple[list[int], Tensor]]:
+        shape = None
+        for rows, pixel_values, failures in tqdm(loader, desc=description, unit="batch", disable=not progress):
             for row, reason in failures:
                 if undecodable_rows is None:
                     raise ValueError(
                         f"image_column={image_column!r} of row {row} cannot be decoded ({reason}); repair it or "
                         "remove the row from the dataset."
                     )
-                undecodable_rows.append(row)
-            if pixel_values is not None:
-                batches.append(cls_features(model, pixel_values.to(device)).float().cpu())
-    if not batches:
-        raise ValueError(f"image_column={image_column!r} holds no image that can be decoded.")
-    return torch.cat(batches)
+                undecodable_rows[row] = reason
+            if not rows:
+                continue
+            autocast = torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None)
+            with evaluation_mode(model), torch.no_grad(), autocast:
+                features = features_of(model, pixel_values.to(device))
+            # A copy: a CLS token is a view that would keep all tokens of its batch in memory, 257 times its size.
+            features = features.to("cpu", torch.float32, copy=True)
+            if shape is not None and features.shape[1:] != shape:
+                raise ValueError(
+                    f"kind={kind!r} gives features of shape {tuple(features.shape[1:])} for row {rows[0]} and of "
+                    f"{tuple(shape)} for earlier ones, but all must be alike: use an image processor that gives "
+                    "every image the same size."
+                )
+            shape = features.shape[1:]
+            yield rows, features
+        if shape is None:
+            raise ValueError(f"image_column={image_column!r} holds no image that can be decoded.")
+
+    return batches()
 
 
 @contextmanager
@@ -164,7 +335,37 @@ class _DecodedImages(Dataset):
 
 
 def _process_images(image_processor, rows: list[tuple[int, Image.Image | UndecodableImage]]):
-    """Pixel values of the images that there are, or None, and (row, reason) of the others."""
-    images = [image for _, image in rows if isinstance(image, Image.Image)]
+    """The rows that have an image, the pixel values of these or None, and (row, reason) of the others."""
+    decoded = {row: image for row, image in rows if isinstance(image, Image.Image)}
     failures = [(row, str(reason)) for row, reason in rows if isinstance(reason, UndecodableImage)]
-    return image_processor(images=images, return_tensors="pt")["pixel_values"] if images else None, failures
+    pixel_values = None
+    if decoded:
+        pixel_values = image_processor(images=list(decoded.values()), return_tensors="pt")["pixel_values"]
+    return list(decoded), pixel_values, failures
+
+
+def _feature_function(kind: str, num_layers: int) -> Callable[[nn.Module, Tensor], Tensor]:
+    if kind not in FEATURE_FUNCTIONS:
+        raise ValueError(f"kind={kind!r} is no kind of features, which are {', '.join(map(repr, FEATURE_FUNCTIONS))}.")
+    function = FEATURE_FUNCTIONS[kind]
+    return partial(function, num_layers=num_layers) if kind == "last_layers" else function
+
+
+def _tokens(model: nn.Module, output: Any) -> Tensor:
+    """`last_hidden_state` (B, T, D) of a model's output."""
+    hidden_state = getattr(output, "last_hidden_state", None)
+    if hidden_state is None:
+        raise ValueError(
+            f"model ({type(model).__name__}) gives no last_hidden_state: a vision transformer without a head, as "
+            "AutoModel loads it, is needed."
+        )
+    if hidden_state.ndim != 3:
+        raise ValueError(
+            f"model gives a last_hidden_state of shape {tuple(hidden_state.shape)}, but a vision transformer's "
+            "(images, tokens, hidden size) with the CLS token first is needed."
+        )
+    return hidden_state
+
+
+def _config_field(model: nn.Module, field: str) -> Any:
+    return getattr(getattr(model, "config", None), field, None)

@@ -1,0 +1,317 @@
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pyarrow import parquet
+from torch import nn
+from transformers import BitImageProcessor, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+from dinov2_hf import feature_files
+from dinov2_hf.feature_files import write_features
+from dinov2_hf.features import extract_features
+
+
+FORMATS = ("features.parquet", "features.npy", "features")
+TABLES = ("features.parquet", "features")
+NUM_IMAGES = 7
+SHAPES = {"cls": (12,), "mean_patch": (12,), "patch_grid": (3, 2, 12), "last_layers": (24,)}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    config = {
+        "hidden_size": 12,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+        "num_register_tokens": 3,
+    }
+    return Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**config))
+
+
+@pytest.fixture
+def processor():
+    return BitImageProcessor(size={"shortest_edge": 42}, crop_size={"height": 42, "width": 28})
+
+
+@pytest.fixture
+def dataset():
+    generator = np.random.default_rng(0)
+    images = [Image.fromarray(generator.integers(0, 255, (50, 40 + i, 3), dtype=np.uint8)) for i in range(NUM_IMAGES)]
+    features = {
+        "image": datasets.Image(),
+        "label": datasets.ClassLabel(names=["cat", "dog", "owl"]),
+        "boxes": datasets.List(datasets.Value("int32")),
+        "title": datasets.Value("string"),
+        "thumbnail": datasets.Image(),
+    }
+    columns = {
+        "image": images,
+        "label": [i % 3 for i in range(NUM_IMAGES)],
+        "boxes": [list(range(i)) for i in range(NUM_IMAGES)],
+        "title": [None, *"abcdef"],
+        "thumbnail": [image.resize((4, 4)) for image in images],
+    }
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def break_images(dataset: datasets.Dataset, rows: list[int]) -> datasets.Dataset:
+    undecoded = dataset.cast_column("image", datasets.Image(decode=False))
+    broken = undecoded.to_list()
+    for row in rows:
+        broken[row]["image"] = {"bytes": b"no image", "path": None}
+    return datasets.Dataset.from_list(broken, features=undecoded.features)
+
+
+def read(path) -> tuple[np.ndarray, datasets.Dataset | None]:
+    """The features, and the whole table where there is one."""
+    if path.suffix == ".npy":
+        return np.load(path), None
+    table = datasets.Dataset.from_parquet(str(path)) if path.suffix else datasets.load_from_disk(path)
+    return table.with_format("numpy")[:]["features"], table
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_back_the_features_of_memory(model, processor, dataset, tmp_path, name, kind):
+    expected = extract_features(model, dataset, processor, kind=kind, num_layers=2)
+    path = tmp_path / "new" / name
+    written = write_features(model, dataset, processor, path, kind=kind, num_layers=2, batch_size=3)
+    assert (written.num_rows, written.shape, written.undecodable_rows) == (NUM_IMAGES, SHAPES[kind], {})
+    features, table = read(path)
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features, expected.numpy(), atol=1e-6)
+    if table is not None:
+        assert table["row"][:] == list(range(NUM_IMAGES))
+        assert np.shape(table[0]["features"]) == SHAPES[kind]
+    assert [file.name for file in path.parent.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_other_columns_keep_their_values_and_types(model, processor, dataset, tmp_path, name):
+    order = [4, 0, 6, 1]
+    # Neither a format nor a transform of the user's reaches the file.
+    shuffled = dataset.select(order).with_transform(lambda rows: {"image": rows["image"]})
+    write_features(model, shuffled, processor, tmp_path / name, batch_size=3)
+    _, table = read(tmp_path / name)
+    others = ["label", "boxes", "title"]
+    assert table.column_names == ["row", *others, "features"]
+    assert {column: table.features[column] for column in others} == {
+        column: dataset.features[column] for column in others
+    }
+    assert table["row"][:] == [0, 1, 2, 3]
+    assert table.select_columns(others).to_list() == dataset.select(order).select_columns(others).to_list()
+
+
+def test_load_dataset_reads_the_parquet_file_with_its_types(model, processor, dataset, tmp_path):
+    write_features(model, dataset, processor, tmp_path / "a.parquet", kind="patch_grid")
+    table = datasets.load_dataset("parquet", data_files=str(tmp_path / "a.parquet"), split="train")
+    assert table.features["label"] == dataset.features["label"]
+    assert table.features["features"] == datasets.Array3D((3, 2, 12), "float32")
+    streamed = datasets.load_dataset("parquet", data_files=str(tmp_path / "a.parquet"), split="train", streaming=True)
+    assert np.shape(next(iter(streamed))["features"]) == (3, 2, 12)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_chosen_columns_only(model, processor, dataset, tmp_path, name):
+    write_features(model, dataset, processor, tmp_path / name, keep_columns=["thumbnail"])
+    _, table = read(tmp_path / name)
+    assert table.column_names == ["row", "thumbnail", "features"]
+    assert table.features["thumbnail"] == datasets.Image()
+    stored = datasets.Image(decode=False)  # the bytes themselves are copied
+    assert (
+        table.cast_column("thumbnail", stored)["thumbnail"][:]
+        == dataset.cast_column("thumbnail", stored)["thumbnail"][:]
+    )
+    write_features(model, dataset, processor, tmp_path / name, keep_columns=[], overwrite=True)
+    assert read(tmp_path / name)[1].column_names == ["row", "features"]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_plain_list_of_rows(model, processor, dataset, tmp_path, name):
+    rows = dataset.to_list()
+    rows = [{"image": image, "title": row["title"]} for image, row in zip(dataset["image"], rows, strict=True)]
+    write_features(model, rows, processor, tmp_path / name, batch_size=2)
+    features, table = read(tmp_path / name)
+    np.testing.assert_allclose(features, extract_features(model, dataset, processor).numpy(), atol=1e-6)
+    assert table["title"][:] == dataset["title"][:]
+    bare = [{"image": row["image"]} for row in rows]
+    write_features(model, bare, processor, tmp_path / f"bare_{name}")
+    assert read(tmp_path / f"bare_{name}")[1].column_names == ["row", "features"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_half_precision_is_the_rounded_feature(model, processor, dataset, tmp_path, name):
+    write_features(model, dataset, processor, tmp_path / name, dtype="float16", kind="patch_grid")
+    expected = extract_features(model, dataset, processor, kind="patch_grid").half().numpy()
+    features, table = read(tmp_path / name)
+    if table is not None:
+        assert table.features["features"].dtype == "float16"
+    else:
+        assert features.dtype == np.float16
+    np.testing.assert_array_equal(features.astype(np.float16), expected)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_value_beyond_half_precision_is_refused(model, processor, dataset, tmp_path, name):
+    with torch.no_grad():
+        model.layernorm.bias[0] = 1e6
+    with pytest.raises(ValueError, match="cannot hold the features of row 0, which exceed 65504"):
+        write_features(model, dataset, processor, tmp_path / name, dtype="float16")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_leave_broken_images_out(model, processor, dataset, tmp_path, name):
+    broken = break_images(dataset, [0, 1, 5])
+    written = write_features(model, broken, processor, tmp_path / name, batch_size=2)
+    assert (written.num_rows, list(written.undecodable_rows)) == (4, [0, 1, 5])
+    assert "not an image" in written.undecodable_rows[5]
+    features, table = read(tmp_path / name)
+    assert table["row"][:] == [2, 3, 4, 6]
+    assert table["title"][:] == ["b", "c", "d", "f"]
+    expected = extract_features(model, dataset, processor)[[2, 3, 4, 6]]
+    np.testing.assert_allclose(features, expected.numpy(), atol=1e-6)
+
+
+def test_npy_keeps_the_place_of_broken_images(model, processor, dataset, tmp_path):
+    broken = break_images(dataset, [0, 1, 6])
+    written = write_features(model, broken, processor, tmp_path / "a.npy", batch_size=2, kind="patch_grid")
+    assert (written.num_rows, list(written.undecodable_rows)) == (4, [0, 1, 6])
+    features = np.load(tmp_path / "a.npy", mmap_mode="r")
+    assert features.shape == (NUM_IMAGES, 3, 2, 12)
+    assert np.isnan(features[[0, 1, 6]]).all()
+    expected = extract_features(model, dataset, processor, kind="patch_grid")[2:6]
+    np.testing.assert_allclose(features[2:6], expected.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_dataset_of_broken_images_is_an_error(model, processor, dataset, tmp_path, name):
+    with pytest.raises(ValueError, match="holds no image that can be decoded"):
+        write_features(model, break_images(dataset, list(range(NUM_IMAGES))), processor, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+class FailsInThirdBatch(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.num_calls = 0
+
+    def forward(self, pixel_values):
+        self.num_calls += 1
+        if self.num_calls == 3:
+            raise RuntimeError("out of memory")
+        return self.model(pixel_values)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_error_in_the_middle_leaves_nothing_and_what_was_there(model, processor, dataset, tmp_path, name):
+    with pytest.raises(RuntimeError, match="out of memory"):
+        write_features(FailsInThirdBatch(model), dataset, processor, tmp_path / name, batch_size=2)
+    assert list(tmp_path.iterdir()) == []
+
+    write_features(model, dataset, processor, tmp_path / name)
+    before, _ = read(tmp_path / name)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        write_features(FailsInThirdBatch(model), dataset, processor, tmp_path / name, batch_size=2, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} <= {name, "cache"}
+    np.testing.assert_array_equal(read(tmp_path / name)[0], before)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_there_is_replaced_only_when_asked(model, processor, dataset, tmp_path, name):
+    write_features(model, dataset, processor, tmp_path / name)
+    with pytest.raises(ValueError, match="exists already; choose another name or set overwrite=True"):
+        write_features(model, dataset, processor, tmp_path / name)
+    written = write_features(model, dataset.select(range(3)), processor, tmp_path / name, overwrite=True)
+    assert written.num_rows == 3
+    assert len(read(tmp_path / name)[0]) == 3
+    assert {path.name for path in tmp_path.iterdir()} <= {name, "cache"}
+
+
+def test_only_a_dataset_folder_is_ever_replaced(model, processor, dataset, tmp_path):
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "a.txt").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.npy").mkdir()
+    for name, message in [
+        ("photographs", "a folder of other things than a dataset"),
+        ("file", "a file that is not replaced by a folder"),
+        ("folder.npy", "a folder that is not replaced by a file"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            write_features(model, dataset, processor, tmp_path / name, overwrite=True)
+    assert (tmp_path / "photographs" / "a.txt").exists()
+
+
+def test_mistakes_are_named_before_any_compute(processor, dataset, tmp_path):
+    class Untouched(nn.Module):
+        def forward(self, pixel_values):
+            raise AssertionError("compute was spent")
+
+    def write(name="a.parquet", data=dataset, **options):
+        write_features(Untouched(), data, processor, tmp_path / name, **options)
+
+    for name in ("features.csv", "features.npz"):
+        with pytest.raises(ValueError, match=r"must end in \.parquet or \.npy, or have no ending for a folder"):
+            write(name)
+    with pytest.raises(ValueError, match="dtype='bfloat16' is no type for features"):
+        write(dtype="bfloat16")
+    with pytest.raises(ValueError, match="a .npy file holds nothing but features"):
+        write("a.npy", keep_columns=["label"])
+    with pytest.raises(ValueError, match="must be a list of columns of the dataset, which has .*'label'"):
+        write(keep_columns=["lable"])
+    with pytest.raises(ValueError, match="keep_columns='label' must be a list"):
+        write(keep_columns="label")
+    with pytest.raises(ValueError, match="'row', which is the name of a column that is written"):
+        write(data=dataset.rename_column("title", "row"))
+    with pytest.raises(ValueError, match="kind='pooled' is no kind of features"):
+        write(kind="pooled")
+    with pytest.raises(ValueError, match="image_column='img' is not a column"):
+        write(image_column="img")
+    with pytest.raises(ValueError, match="IterableDataset, but one split"):
+        write(data=dataset.to_iterable_dataset())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_may_have_a_version_in_its_name(model, processor, dataset, tmp_path):
+    write_features(model, dataset, processor, tmp_path / "dinov2_v1.5")
+    assert len(datasets.load_from_disk(tmp_path / "dinov2_v1.5")) == NUM_IMAGES
+
+
+def test_small_batches_are_gathered_into_row_groups(model, processor, dataset, tmp_path, monkeypatch):
+    write_features(model, dataset, processor, tmp_path / "one.parquet", batch_size=1)
+    assert parquet.ParquetFile(tmp_path / "one.parquet").num_row_groups == 1
+    monkeypatch.setattr(feature_files, "ROW_GROUP_BYTES", 1)
+    write_features(model, dataset, processor, tmp_path / "many.parquet", batch_size=3)
+    assert parquet.ParquetFile(tmp_path / "many.parquet").num_row_groups == 3
+    one, many = (
+        parquet.read_table(tmp_path / f"{name}.parquet", columns=["row", "label"]) for name in ("one", "many")
+    )
+    assert one.equals(many)
+
+
+def test_each_batch_is_on_the_disk_before_the_next_is_computed(model, processor, dataset, tmp_path):
+    rows_on_disk = []
+
+    class Watching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values):
+            for unfinished in tmp_path.glob(".a.npy.*/features"):
+                rows_on_disk.append(int((np.load(unfinished, mmap_mode="r") != 0).any(axis=1).sum()))
+            return self.model(pixel_values)
+
+    write_features(Watching(), dataset, processor, tmp_path / "a.npy", batch_size=2)
+    assert rows_on_disk == [2, 4, 6]
