@@ -213,3 +213,19 @@ def test_pipelines(tmp_path, spread):
         expected = model.dinov2(pixels)
     torch.testing.assert_close(extract(image, return_tensors=True), expected.last_hidden_state)
     torch.testing.assert_close(extract(image, pool=True, return_tensors=True), expected.pooler_output)
+
+
+def test_depth_has_no_loss():
+    with pytest.raises(ValueError, match="`labels` is given, but this model has no loss"):
+        DINOv2ForDepthEstimation(tiny())(torch.zeros(1, 3, 32, 32), labels=torch.zeros(1, 32, 32))
+
+
+def test_heads_start_whole_on_a_saved_backbone(tmp_path, spread):
+    spread(DINOv2Model(tiny())).save_pretrained(tmp_path)
+    model = DINOv2ForSemanticSegmentation.from_pretrained(tmp_path)
+    norm, convolution = model.decode_head.bn, model.decode_head.conv_seg
+    for tensor, value in ((norm.weight, 1), (norm.bias, 0), (norm.running_mean, 0), (norm.running_var, 1)):
+        assert (tensor == value).all()
+    assert norm.num_batches_tracked == 0
+    assert (convolution.bias == 0).all()
+    assert 0 < convolution.weight.abs().max() < 0.06

@@ -315,6 +315,8 @@ class DINOv2PreTrainedModel(SavesCheckpointKeysAsTheyAre, PreTrainedModel):
             init.zeros_(module.mask_token)
             if module.register_tokens is not None:
                 init.normal_(module.register_tokens, std=1e-6)
+        elif isinstance(module, nn.BatchNorm2d):
+            super()._init_weights(module)  # running averages too: `from_pretrained` leaves their memory as it was
 
 
 class DINOv2Encoder(DINOv2PreTrainedModel):

@@ -203,14 +203,19 @@ class DINOv2ForDepthEstimation(DINOv2PreTrainedHead):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> DepthEstimatorOutput:
+    def forward(self, pixel_values: torch.Tensor, labels: None = None, **kwargs) -> DepthEstimatorOutput:
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): normalised images.
 
         Returns:
             `predicted_depth` `(B, 4 h, 4 w)`, in the unit of `min_depth` and `max_depth`.
+
+        Raises:
+            `ValueError`: for `labels`, as in transformers' depth models: the loss belongs to the training.
         """
+        if labels is not None:
+            raise ValueError("`labels` is given, but this model has no loss of its own; compare `predicted_depth`.")
         layers = self.config.depth_layers
         layers = sorted(layers) if layers is not None else [self.config.num_hidden_layers - 1]
         outputs, blocks = run_backbone(self.dinov2, pixel_values, layers, **kwargs)
