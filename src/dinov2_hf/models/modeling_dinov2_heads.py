@@ -131,10 +131,11 @@ class DINOv2ForSemanticSegmentation(DINOv2PreTrainedHead):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        super()._init_weights(module)
-        if isinstance(module, DINOv2SegmentationHead):
-            init.normal_(module.conv_seg.weight, std=0.01)
-            init.zeros_(module.conv_seg.bias)
+        if module is self.decode_head.conv_seg:
+            init.normal_(module.weight, std=0.01)
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
 
     @can_return_tuple
     def forward(
