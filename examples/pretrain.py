@@ -9,7 +9,6 @@ leaves in the output folder: `model/` (what AutoModel loads), `pretraining_model
 `checkpoints/`, `metrics.jsonl`, `metrics.json`, `training_curves.png`, `patch_pca.png` and the resolved `recipe.yaml`.
 """
 
-import json
 import logging
 import os
 import sys
@@ -48,15 +47,18 @@ from dinov2_hf.data import (
 )
 from dinov2_hf.evaluation.knn import evaluate_knn, match_labels
 from dinov2_hf.evaluation.visualization import save_patch_pca
-from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, values_for
+from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, recipe_values, values_for
 from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, read_state, save_checkpoint
 from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, mean_over_processes
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.exports import export_models
-from dinov2_hf.training.monitor import append_metrics, plot_training_curves, read_metrics, truncate_metrics
+from dinov2_hf.training.hub_upload import prepare_upload, push_run
+from dinov2_hf.training.model_card import card_metadata
+from dinov2_hf.training.monitor import append_metrics, plot_training_curves, truncate_metrics
 from dinov2_hf.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_schedule
 from dinov2_hf.training.output_folder import find_start, start_output_dir
 from dinov2_hf.training.run_description import describe_run
+from dinov2_hf.training.run_summary import format_knn, format_knn_gain, knn_before_and_after, write_summary
 from dinov2_hf.training.schedules import PreTrainingSchedules, build_schedules, scale_learning_rate
 from dinov2_hf.training.step_window import StepWindow, format_progress
 
@@ -124,15 +126,14 @@ def main(arguments: list[str]) -> None:
         set_seed(args.seed)  # the same weights on every process
         attention = choose_attention(args.attn_implementation, accelerator.mixed_precision, accelerator.device)
         model = DINOv2ForPreTraining._from_config(config, attn_implementation=attention)
+        recipe = {**backbone_values, **objective_values, **recipe_values(args)}
+        repo_id = prepare_upload(accelerator, args, card_metadata(recipe))
     except StrictDataclassError as error:  # from a configuration, around the sentence
         sys.exit(f"error: {error.__cause__}")
     except ValueError as error:
         sys.exit(f"error: {error}")
 
     accelerator.wait_for_everyone()  # nobody may write before everybody has looked at the output folder
-    recipe = {**backbone_values, **objective_values, **asdict(args)}
-    for name in ("output_dir", "overwrite_output_dir", "resume_from_checkpoint"):  # of this start, not of the recipe
-        del recipe[name]
     if accelerator.is_main_process:
         start_output_dir(output_dir, fresh=checkpoint is None)
         (output_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -174,6 +175,11 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"stopped: {stop}{advice}")
     finish(accelerator, model, image_processor, dataset, args, state, recipe)
     accelerator.end_training()
+    if repo_id and accelerator.is_main_process:
+        try:
+            print(f"uploaded to {push_run(args, repo_id)}")
+        except ValueError as error:  # everything is on disk; the exit status says that it is not on the Hub
+            sys.exit(f"error: {error}")
 
 
 class RunStopped(Exception):
@@ -425,25 +431,11 @@ def finish(
 ) -> None:
     """Export the models, draw the pictures, load the result as a user would, and say what came out."""
     output_dir = Path(args.output_dir)
-    knn = {"before": state.get("knn_before"), "after": state.get("knn_after")}
-    measured = "Not measured."
-    if knn["after"]:
-        pairs = zip(format_knn(knn["after"]), format_knn(knn["before"]), strict=True)
-        measured = "\n".join(f"- k-NN accuracy, {after} (untrained network: {before})" for after, before in pairs)
-    public = {name: Path(value).name if name.endswith("_data") and value else value for name, value in recipe.items()}
-    card = {
-        "steps": state["step"],
-        "train_data": public["train_data"],
-        "measured": measured,
-        "recipe": yaml.safe_dump(public, sort_keys=False),
-    }
+    card = {"steps": state["step"], "recipe": recipe, "knn": knn_before_and_after(state)}
     model_folder = export_models(accelerator, model, image_processor, output_dir, card)
     if not accelerator.is_main_process:
         return
-    training = [record for record in read_metrics(output_dir / "metrics.jsonl") if "loss" in record]
-    summary = {"steps": state["step"], "knn": knn, "last_training_record": training[-1]}
-    (output_dir / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
-
+    write_summary(output_dir, state)
     extract = pipeline("image-feature-extraction", model=str(model_folder), device=accelerator.device)
     images = first_images(dataset, find_image_column(dataset, args.image_column), count=8)
     features = extract(images[0], return_tensors=True)
@@ -455,12 +447,7 @@ def finish(
         image_size=picture_size(extract.model.config),
         device=accelerator.device,
     )
-    print()
-    if knn["after"]:
-        key = "knn_top1_k20" if "knn_top1_k20" in knn["after"] else next(iter(knn["after"]))
-        print(f"k-NN accuracy (k={key.rpartition('k')[2]}) on {args.eval_data}")
-        print(f"  untrained backbone   {knn['before'][key]:.3f}")
-        print(f"  trained backbone     {knn['after'][key]:.3f}")
+    print(f"\n{format_knn_gain(state, args.eval_data)}", end="")
     print(f'pipeline("image-feature-extraction", model="{model_folder}") returns {tuple(features.shape)}')
     print(f"curves and pictures: {output_dir / 'training_curves.png'}, {output_dir / 'patch_pca.png'}")
 
@@ -477,15 +464,6 @@ def draw_curves(accelerator: Accelerator, module: torch.nn.Module, output_dir: P
             output_dir / "training_curves.png",
             num_prototypes=module.config.num_prototypes,
         )
-
-
-def format_knn(metrics: dict[str, float]) -> list[str]:
-    """`knn_top1_k20: 0.93` as "k=20 0.930"; top-1 only."""
-    return [
-        f"k={name.removeprefix('knn_top1_k')} {value:.3f}"
-        for name, value in metrics.items()
-        if name.startswith("knn_top1_")
-    ]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import pytest
 
 from dinov2_hf import DINOv2Config, DINOv2PreTrainingConfig
-from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe
+from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, recipe_values
 
 
 CONFIGS = [DINOv2Config, DINOv2PreTrainingConfig]
@@ -71,3 +71,31 @@ def test_bad_flags_are_named():
         parse("--config", "nowhere.yaml")
     with pytest.raises(ValueError, match="--train_data"):
         parse_recipe([], PreTrainingArguments, CONFIGS)
+
+
+def test_what_belongs_to_one_start_stays_out_of_the_recipe():
+    uploaded = (
+        "--push_to_hub",
+        "--hub_model_id",
+        "ada/vits",
+        "--hub_private_repo",
+        "true",
+        "--hub_token",
+        "hf_secret",
+    )
+    args, _, _ = parse(*uploaded, "--output_dir", "there", "--overwrite_output_dir", "--seed", "3")
+    plain, _, _ = parse("--seed", "3")
+    assert recipe_values(args) == recipe_values(plain)
+    assert recipe_values(args)["seed"] == 3
+    assert "hf_secret" not in repr(args)
+
+
+def test_options_of_an_upload_that_was_not_asked_for():
+    with pytest.raises(ValueError, match="`hub_model_id` is ada/vits, but nothing would be uploaded"):
+        parse("--hub_model_id", "ada/vits")
+
+
+def test_a_misspelled_flag_does_not_repeat_its_value():
+    with pytest.raises(ValueError, match="there is no flag --hub_tokn; did you mean `hub_token`") as mistake:
+        parse("--push_to_hub", "--hub_tokn=hf_secret")
+    assert "hf_secret" not in str(mistake.value)

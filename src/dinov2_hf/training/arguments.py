@@ -22,8 +22,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 @dataclass
 class PreTrainingArguments:
     """
-    What belongs to a run rather than to the network or the objective. The first four groups change results; the last
-    does not. The size of the global crops is the backbone's `image_size`.
+    What belongs to a run rather than to the network or the objective. The first four groups change results; the others
+    do not. The size of the global crops is the backbone's `image_size`.
     """
 
     # --- data
@@ -138,6 +138,29 @@ class PreTrainingArguments:
     )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute blocks: less memory, slower."})
     report_to: str = field(default="none", metadata={"help": "Accelerate tracker, such as tensorboard or wandb."})
+    license: str | None = field(
+        default=None, metadata={"help": "Licence of the weights for the model card, such as apache-2.0."}
+    )
+
+    # --- upload of the finished run
+    push_to_hub: bool = field(default=False, metadata={"help": "Upload the exported model when the run is complete."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Repository, owner/name; by default the name of output_dir in your account."}
+    )
+    hub_private_repo: bool | None = field(
+        default=None, metadata={"help": "Make a new repository private; by default as the organization has it."}
+    )
+    hub_revision: str | None = field(default=None, metadata={"help": "Branch to upload to; made if missing."})
+    hub_pretraining_model: bool = field(
+        default=False, metadata={"help": "Also upload student, teacher and heads, several times the model's size."}
+    )
+    hub_token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={
+            "help": "Token that may write. Better HF_TOKEN or hf auth login: others see flags in the process list."
+        },
+    )
 
     def __post_init__(self):
         for name in ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
@@ -155,6 +178,25 @@ class PreTrainingArguments:
         for name in ("teacher_momentum", "final_teacher_momentum", "max_skipped_fraction", "layerwise_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must lie between 0 and 1.")
+        for name in ("hub_model_id", "hub_private_repo", "hub_revision", "hub_pretraining_model"):
+            if getattr(self, name) and not self.push_to_hub:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, but nothing would be uploaded; add --push_to_hub, or leave it"
+                    " out."
+                )
+
+
+# Of one start, not of the recipe: repeating a run from its recipe must not write over what an earlier one left or
+# uploaded, and a token belongs in no file.
+OF_ONE_START = (
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo",
+    "hub_revision", "hub_pretraining_model", "hub_token",
+)  # fmt: skip
+
+
+def recipe_values(args: PreTrainingArguments) -> dict[str, Any]:
+    """What of `args` belongs in a recipe that gives the same run again."""
+    return {name: value for name, value in dataclasses.asdict(args).items() if name not in OF_ONE_START}
 
 
 def values_for(function: Callable, args: PreTrainingArguments) -> dict[str, Any]:
@@ -188,7 +230,8 @@ def parse_recipe(arguments: list[str], arguments_type: type, config_types: list[
         [*_as_flags(recipe), *flags], look_for_args_file=False, return_remaining_strings=True
     )
     if unknown:
-        raise ValueError(f"there is no flag {unknown[0]}; {_suggestion(unknown[0].lstrip('-'), parser)}")
+        flag = unknown[0].partition("=")[0]  # without its value, which may be a token
+        raise ValueError(f"there is no flag {flag}; {_suggestion(flag.lstrip('-'), parser)}")
     return parsed[0], *(dataclasses.asdict(values) for values in parsed[1:])
 
 

@@ -3,40 +3,11 @@
 from pathlib import Path
 
 from accelerate import Accelerator
-from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 from transformers import BaseImageProcessor
 
 from .checkpoints import replace_folder
-
-
-CARD = """---
-{{ card_data }}
----
-
-# {{ name }}
-
-A DINOv2 backbone, pretrained without labels by dinov2_hf: the averaged teacher after {{ steps }}
-steps on `{{ train_data }}`.
-
-```python
-import dinov2_hf  # registers the model with the Auto classes
-from transformers import pipeline
-
-extract = pipeline("image-feature-extraction", model="{{ name }}")
-features = extract("image.jpg", return_tensors=True)  # (1, {{ num_tokens }}, {{ hidden_size }}): CLS, then patches
-```
-
-## Measured
-
-{{ measured }}
-
-## Recipe
-
-```yaml
-{{ recipe }}
-```
-"""
+from .model_card import model_card
 
 
 def export_models(
@@ -48,7 +19,7 @@ def export_models(
 
     Args:
         model: the module as prepared by Accelerate; it offers `ema_module`, which has a `backbone`.
-        card: `steps`, `train_data`, `measured` and `recipe` (texts) for the model card.
+        card: `steps`, `recipe` and `knn` for `model_card`.
 
     Returns:
         The folder of the backbone.
@@ -65,7 +36,7 @@ def export_models(
         backbone.save_pretrained(folder, state_dict=backbone_state, is_main_process=accelerator.is_main_process)
         if accelerator.is_main_process:
             image_processor.save_pretrained(folder)
-            model_card(backbone.config, output_dir.name, **card).save(folder / "README.md")
+            model_card(backbone.config, output_dir.resolve().name, **card).save(folder / "README.md")
 
     def write_everything(folder: Path) -> None:
         unwrapped.save_pretrained(folder, state_dict=state_dict, is_main_process=accelerator.is_main_process)
@@ -75,22 +46,3 @@ def export_models(
     replace_folder(accelerator, output_dir / "model", write_backbone)
     replace_folder(accelerator, output_dir / "pretraining_model", write_everything)
     return output_dir / "model"
-
-
-def model_card(config, name: str, *, steps: int, train_data: str, measured: str, recipe: str) -> ModelCard:
-    """The README of an exported backbone."""
-    data = ModelCardData(
-        library_name="transformers", pipeline_tag="image-feature-extraction", tags=["dinov2", "self-supervised"]
-    )
-    num_patches = (config.image_size // config.patch_size) ** 2
-    return ModelCard.from_template(
-        data,
-        template_str=CARD,
-        name=name,
-        steps=steps,
-        train_data=train_data,
-        measured=measured,
-        recipe=recipe,
-        num_tokens=1 + config.num_register_tokens + num_patches,
-        hidden_size=config.hidden_size,
-    )

@@ -1,0 +1,241 @@
+"""
+A finished run, or any model folder, to the Hub.
+
+A wrong name or token is found before the first step (`prepare_upload`). The upload itself is a single commit, so a
+repository never holds half of a model, and whatever goes wrong is one sentence: the run is whole on disk by then.
+"""
+
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    get_token,
+)
+from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.utils import get_session, hf_raise_for_status
+
+from .arguments import PreTrainingArguments
+from .model_card import PICTURES, card_for_repo
+
+
+REASONS = {
+    401: "the Hub does not accept the token, or got none; log in with `hf auth login`, or set HF_TOKEN to one that may"
+    " write",
+    403: "the token may not write there; use one with write access to that user or organization",
+}
+# What from_pretrained looks for in turn: a file left by an earlier upload in another number of shards could win.
+WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+
+
+def prepare_repo(
+    repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
+) -> str:
+    """
+    Make the model repository, and the branch `revision`, where they are missing, and ask whether the token may write.
+
+    Args:
+        repo_id: "namespace/name", or a name in the token's own namespace.
+        private: of a new repository; `None` is public unless the organization's default says otherwise.
+        token: `None` is that of `hf auth login` or HF_TOKEN.
+
+    Returns:
+        The whole "namespace/name".
+
+    Raises:
+        `ValueError`: one sentence, when the Hub refuses or cannot be reached, or when `private` is asked of a
+            repository that is public.
+    """
+    api = _api(token)
+    with _one_sentence(f"the repository {repo_id} cannot be prepared for an upload"):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        api.auth_check(repo_id, write=True)  # create_repo is content when it may read a repository that exists
+        if revision and not revision.startswith("refs/pr/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        is_private = api.repo_info(repo_id).private
+    if private and not is_private:
+        raise ValueError(
+            f"a private repository is asked for, but {repo_id} exists and is public; make it private in its settings"
+            " or choose another name."
+        )
+    return repo_id
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    pretraining_model: bool = False,
+    commit_message: str = "Upload model",
+) -> str:
+    """
+    Upload a model folder, or of a run's output folder its `model/`, pictures and `metrics.json`, to the root of a
+    model repository, in one commit. The card's examples then name the repository; the folder is left as it is.
+
+    Args:
+        folder: what `save_pretrained` wrote, or the output folder of a finished run.
+        repo_id, private, revision, token: as in `prepare_repo`.
+        pretraining_model: of a run, also upload student, teacher and heads, to a folder of that name.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        `ValueError`: one sentence, when the folder holds no model, or when the upload fails.
+    """
+    files = _files_to_upload(Path(folder), pretraining_model)
+    repo_id = prepare_repo(repo_id, private=private, revision=revision, token=token)
+    api = _api(token)
+    with _one_sentence(f"the upload of {folder} to {repo_id} failed"):
+        operations = [CommitOperationAdd(name, path) for name, path in files.items() if name != "README.md"]
+        if "README.md" in files:
+            card = card_for_repo(
+                ModelCard.load(files["README.md"]),
+                repo_id,
+                revision=revision,
+                pictures=[name for name in PICTURES if name in files] if _is_run(folder) else [],
+                pretraining_model=pretraining_model,
+            )
+            operations.append(CommitOperationAdd("README.md", str(card).encode()))
+        operations += [
+            CommitOperationDelete(name)
+            for name in api.list_repo_files(repo_id, revision=revision)
+            if name not in files and WEIGHT_FILES.fullmatch(_in_uploaded_folder(name, pretraining_model))
+        ]
+        api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision)
+    return f"{api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
+
+
+def prepare_upload(accelerator: Accelerator, args: PreTrainingArguments, metadata: ModelCardData) -> str | None:
+    """
+    `prepare_repo` for a run and check its card's `metadata`, on the main process. Every process must call it.
+
+    Returns:
+        The repository's "namespace/name", or `None` without `push_to_hub`.
+
+    Raises:
+        `ValueError`: on every process, the sentence of the main process.
+    """
+    if not args.push_to_hub:
+        return None
+    repo_id, mistake = None, None
+    if accelerator.is_main_process:
+        try:
+            repo_id = prepare_repo(
+                args.hub_model_id or Path(args.output_dir).resolve().name,
+                private=args.hub_private_repo,
+                revision=args.hub_revision,
+                token=args.hub_token,
+            )
+            _check_metadata(metadata, args.hub_token)
+        except ValueError as error:
+            mistake = str(error)
+    repo_id, mistake = broadcast_object_list([repo_id, mistake])
+    if mistake:
+        raise ValueError(mistake)
+    return repo_id
+
+
+def push_run(args: PreTrainingArguments, repo_id: str) -> str:
+    """
+    `push_folder` of a finished run.
+
+    Raises:
+        `ValueError`: when the upload fails; it says where the model is and which command uploads it again.
+    """
+    try:
+        return push_folder(
+            args.output_dir,
+            repo_id,
+            private=args.hub_private_repo,
+            revision=args.hub_revision,
+            token=args.hub_token,
+            pretraining_model=args.hub_pretraining_model,
+        )
+    except ValueError as error:
+        command = ["dinov2-hf", "push", args.output_dir, "--repo_id", repo_id]
+        command += ["--revision", args.hub_revision] if args.hub_revision else []
+        command += ["--pretraining_model"] if args.hub_pretraining_model else []
+        raise ValueError(
+            f"{str(error).rstrip('.')}; the run itself is complete, its model is in {Path(args.output_dir) / 'model'},"
+            f" and this uploads it again: {shlex.join(command)}"
+        ) from error
+
+
+def _api(token: str | None) -> HfApi:
+    secret = token or get_token()
+    if secret and not re.fullmatch(r"[!-~]+", secret):
+        # Sent as it is, the HTTP client would complain about the header and print it.
+        raise ValueError("the token holds a space, a line break or another sign that no token has; copy it again.")
+    return HfApi(token=token, library_name="dinov2_hf")
+
+
+def _check_metadata(metadata: ModelCardData, token: str | None) -> None:
+    """As `ModelCard.validate`, which in huggingface_hub 1.33 asks the public Hub whatever HF_ENDPOINT says."""
+    with _one_sentence("the Hub would not accept the model card"):
+        response = get_session().post(
+            f"{_api(token).endpoint}/api/validate-yaml",
+            json={"repoType": "model", "content": f"---\n{metadata.to_yaml()}\n---\n"},
+            headers={"Accept": "text/plain"},
+        )
+        if response.status_code == 400:
+            raise ValueError(response.text)
+        hf_raise_for_status(response)
+
+
+@contextmanager
+def _one_sentence(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of the HTTP client (which one depends on huggingface_hub's version), of Xet, of disk
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        reason = REASONS.get(status) or " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        if isinstance(error, OfflineModeIsEnabled):
+            reason = "HF_HUB_OFFLINE is set"
+        raise ValueError(f"{what}: {reason}.") from error
+
+
+def _is_run(folder: str | Path) -> bool:
+    return (Path(folder) / "model" / "config.json").is_file()
+
+
+def _files_to_upload(folder: Path, pretraining_model: bool) -> dict[str, Path]:
+    """Files by the name they get in the repository; hidden ones stay."""
+    if _is_run(folder):
+        files = _files_in(folder / "model")
+        files |= {name: folder / name for name in (*PICTURES, "metrics.json") if (folder / name).is_file()}
+    elif (folder / "config.json").is_file():
+        files = _files_in(folder)
+    else:
+        raise ValueError(
+            f"`folder` is {folder}, which holds no model; give the output folder of a finished run, or a folder with"
+            " config.json that save_pretrained wrote."
+        )
+    if pretraining_model:
+        if not (_is_run(folder) and (folder / "pretraining_model" / "config.json").is_file()):
+            raise ValueError(f"`pretraining_model` is asked for, but {folder} holds no folder of that name.")
+        files |= {f"pretraining_model/{name}": path for name, path in _files_in(folder / "pretraining_model").items()}
+    return files
+
+
+def _files_in(folder: Path) -> dict[str, Path]:
+    names = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        name.as_posix(): path for name, path in names.items() if not any(part.startswith(".") for part in name.parts)
+    }
+
+
+def _in_uploaded_folder(name: str, pretraining_model: bool) -> str:
+    return name.removeprefix("pretraining_model/") if pretraining_model else name

@@ -1,0 +1,171 @@
+"""The README of an exported backbone: recipe, data, steps, k-NN accuracy, and how to load it."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedConfig
+
+
+CARD = """---
+{{ card_data }}
+---
+
+# {{ name }}
+
+A DINOv2 backbone, pretrained without labels by dinov2_hf: the averaged teacher after {{ steps }}
+steps on `{{ train_data }}`.
+
+```python
+import dinov2_hf  # makes the Auto classes know the model
+from transformers import AutoImageProcessor, AutoModel, pipeline
+
+extract = pipeline("image-feature-extraction", model="{{ name }}/model")
+features = extract("image.jpg", return_tensors=True)  # (1, {{ num_tokens }}, {{ hidden_size }}): {{ token_order }}
+
+processor = AutoImageProcessor.from_pretrained("{{ name }}/model")
+model = AutoModel.from_pretrained("{{ name }}/model")
+```
+
+## Measured
+
+{{ measured }}
+
+## Recipe
+
+```yaml
+{{ recipe }}
+```
+"""
+
+PICTURES = {
+    "training_curves.png": "Training curves",
+    "patch_pca.png": "Images and the first three principal components of their patch features, as colours",
+}
+PRETRAINING_MODEL = """
+## Continue the pretraining
+
+Student, teacher and heads:
+
+```python
+import dinov2_hf
+from transformers import AutoModelForPreTraining
+
+model = AutoModelForPreTraining.from_pretrained({source}, subfolder="pretraining_model")
+```
+"""
+
+
+def model_card(
+    config: PreTrainedConfig, name: str, *, steps: int, recipe: dict[str, Any], knn: dict[str, dict | None]
+) -> ModelCard:
+    """
+    The card of a backbone.
+
+    Args:
+        config: of the backbone.
+        name: of the run; its loading example reads the folder `name/model`.
+        recipe: names and values, with `train_data`, `eval_data`, `eval_split` and `license`; of paths only the last
+            part reaches the card.
+        knn: `before` and `after` training the accuracies in [0, 1] by name, such as `knn_top1_k20`, or `None`.
+    """
+    public = {key: _public_name(value) if key.endswith("_data") and value else value for key, value in recipe.items()}
+    data = card_metadata(recipe)
+    measured = "Not measured."
+    if knn["after"]:
+        data.model_name, data.eval_results = name, _eval_results(recipe, public, knn["after"])
+        measured = _knn_table(public, knn)
+    num_registers = config.num_register_tokens
+    return ModelCard.from_template(
+        data,
+        template_str=CARD,
+        name=name,
+        steps=steps,
+        train_data=public["train_data"],
+        measured=measured,
+        recipe=yaml.safe_dump(public, sort_keys=False).strip(),
+        num_tokens=1 + num_registers + (config.image_size // config.patch_size) ** 2,
+        hidden_size=config.hidden_size,
+        token_order=f"CLS, {num_registers} registers, patches" if num_registers else "CLS, then patches",
+    )
+
+
+def card_metadata(recipe: dict[str, Any]) -> ModelCardData:
+    """What is known of a card before the first step: `license` and data set of the recipe, task and tags."""
+    train_data = recipe["train_data"]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=["dinov2", "dinov2_hf", "self-supervised"],
+        license=recipe["license"],
+        datasets=[train_data] if _is_hub_name(train_data) else None,
+    )
+
+
+def card_for_repo(
+    card: ModelCard, repo_id: str, *, revision: str | None, pictures: Sequence[str], pretraining_model: bool
+) -> ModelCard:
+    """
+    The card as it reads on the Hub: its examples load from the repository rather than from a folder, and it shows the
+    pictures and mentions the pretraining model that are uploaded with it. A card that `model_card` did not write
+    keeps its own words.
+    """
+    source = f'"{repo_id}"' + (f', revision="{revision}"' if revision else "")
+    text = card.text
+    title = re.search(r"^# (.+)$", text, re.MULTILINE)
+    if title and f'"{title[1]}/model"' in text:
+        text = text.replace(title[0], f"# {repo_id}", 1).replace(f'"{title[1]}/model"', source)
+        if card.data.eval_results:
+            card.data.model_name = repo_id.split("/")[-1]
+    if pictures:
+        text += "\n## Pictures\n\n" + "\n\n".join(f"![{PICTURES[name]}]({name})" for name in pictures) + "\n"
+    if pretraining_model:
+        text += PRETRAINING_MODEL.format(source=source)
+    card.text = text
+    return card
+
+
+def _eval_results(recipe: dict, public: dict, accuracies: dict[str, float]) -> list[EvalResult]:
+    """k-NN accuracies as the `model-index` that the Hub shows beside the card."""
+    return [
+        EvalResult(
+            task_type="image-classification",
+            task_name="k-NN classification of frozen features",
+            dataset_type=recipe["eval_data"] if _is_hub_name(recipe["eval_data"]) else "private",
+            dataset_name=public["eval_data"],
+            dataset_split=recipe["eval_split"],
+            metric_type="accuracy",
+            metric_name=f"top-1, k={name.removeprefix('knn_top1_k')}",
+            metric_value=round(value, 4),
+        )
+        for name, value in accuracies.items()
+        if name.startswith("knn_top1_k")
+    ]
+
+
+def _knn_table(public: dict, knn: dict[str, dict[str, float]]) -> str:
+    bank = public["eval_bank_data"] or public["train_data"]
+    lines = [
+        f"k-NN top-1 accuracy of the frozen CLS features on `{public['eval_data']}`, with the labels of `{bank}`:",
+        "",
+        "| k | trained | untrained |",
+        "|---|---|---|",
+    ]
+    for name, trained in knn["after"].items():
+        if name.startswith("knn_top1_k"):
+            lines.append(f"| {name.removeprefix('knn_top1_k')} | {trained:.3f} | {knn['before'][name]:.3f} |")
+    return "\n".join(lines)
+
+
+def _is_hub_name(data: str) -> bool:
+    return bool(re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", data)) and not (
+        Path(data).exists() or Path(data).suffix in (".parquet", ".tar")
+    )
+
+
+def _public_name(data: str) -> str:
+    """A Hub data set by its whole name; of a path the last part, because the folders above it are private."""
+    return data if _is_hub_name(data) else Path(data).name
