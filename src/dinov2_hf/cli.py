@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     run = options.pop("run")
     try:
         run(**options)
-    except ValueError as error:
+    except (ValueError, ImportError, RuntimeError) as error:  # a mistake, an extra not installed, a check that failed
         sys.exit(f"error: {error}")
 
 

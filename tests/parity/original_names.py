@@ -18,7 +18,7 @@ def original_name(name: str) -> str:
         (r"layer_scale(\d)\.lambda1", r"ls\1.gamma"),
         (r"mlp\.weights_in", "mlp.w12"),
         (r"mlp\.weights_out", "mlp.w3"),
-        (r"backbone\.layernorm", "backbone.norm"),
+        (r"(^|\.)layernorm\.", r"\1norm."),
     ]
     for pattern, replacement in replacements:
         name = re.sub(pattern, replacement, name)

@@ -116,7 +116,11 @@ class DINOv2Config(BackboneConfigMixin, PreTrainedConfig):
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read a config.json as the base class does; one of a stock DINOv2 is translated to ours."""
         values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return from_stock_values(values, str(pretrained_model_name_or_path)), kwargs
+        translated = from_stock_values(values, str(pretrained_model_name_or_path))
+        if cls._auto_class is not None and "auto_map" in values:
+            # Loaded as remote code: the Auto classes look here for the models that came with it.
+            translated["auto_map"] = values["auto_map"]
+        return translated, kwargs
 
     def validate_architecture(self):
         """Part of `@strict`: runs after the fields are set."""

@@ -109,13 +109,13 @@ class DINOv2Embeddings(nn.Module):
         if bool_masked_pos is not None:
             # Before the positions are added: a masked token keeps its position.
             tokens = torch.where(bool_masked_pos.unsqueeze(-1), self.mask_token, tokens)
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         patch_size = self.patch_embeddings.patch_size
         grid = (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size)
         tokens = tokens + self.positions(grid)
         if self.register_tokens is not None:
             # After the positions: registers have none.
-            registers = self.register_tokens.expand(len(tokens), -1, -1)
+            registers = self.register_tokens.expand(tokens.shape[0], -1, -1)
             tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
         return tokens
 
@@ -158,7 +158,7 @@ class DINOv2SelfAttention(nn.Module):
         self, hidden_states: torch.Tensor, crop_packing: CropPacking | None = None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query, key, value = (
-            projection(hidden_states).unflatten(-1, (-1, self.head_dim))
+            projection(hidden_states).view(*hidden_states.shape[:-1], -1, self.head_dim)
             for projection in (self.query, self.key, self.value)
         )
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
