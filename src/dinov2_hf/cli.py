@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .conversion.export_report import ExportCheckError
+
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="dinov2-hf", description="DINOv2 for Hugging Face transformers.")
@@ -23,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     run = options.pop("run")
     try:
         run(**options)
-    except (ValueError, ImportError, RuntimeError) as error:  # a mistake, an extra not installed, a check that failed
+    except (ValueError, ImportError, ExportCheckError) as error:  # ImportError: an extra that is not installed
         sys.exit(f"error: {error}")
 
 
@@ -167,7 +169,7 @@ def features(parser: argparse.ArgumentParser) -> Callable[..., None]:
             image_processor,
             output,
             image_column=find_image_column(dataset, image_column),
-            device=device or torch.accelerator.current_accelerator() or "cpu",
+            device=device or (torch.accelerator.current_accelerator(check_available=True) or "cpu"),
             autocast_dtype=torch.bfloat16 if bf16 else None,
             progress=True,
             **options,

@@ -17,6 +17,7 @@ from dinov2_hf import (
     DINOv2ForSemanticSegmentation,
     DINOv2Model,
 )
+from dinov2_hf.conversion.export_report import ExportCheckError
 from dinov2_hf.conversion.exported_graph import FixedSizeEmbeddings, export_onnx, export_torch
 from dinov2_hf.conversion.image_processor_values import for_fixed_size
 
@@ -217,7 +218,7 @@ def test_a_failed_check_leaves_nothing(tmp_path, export, run, shapes):
     model = write_model(DINOv2Model, tmp_path / "model")
     model.layernorm.bias.data[0] = torch.nan  # differs from itself
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(RuntimeError, match="differs by nan for 1 images"):
+    with pytest.raises(ExportCheckError, match="differs by nan for 1 images"):
         export(tmp_path / "model", tmp_path / "graph", height=28, width=28)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

@@ -18,6 +18,7 @@ from dinov2_hf import (
     DINOv2Model,
     DINOv2PreTrainingConfig,
 )
+from dinov2_hf.conversion.export_report import ExportCheckError
 from dinov2_hf.conversion.stock_transformers import export_transformers
 
 from .model_folders import run_without_package, write_model, write_photograph
@@ -223,7 +224,7 @@ def test_a_failed_check_leaves_nothing(tmp_path):
     model = write_model(DINOv2Model, tmp_path / "model")
     model.layernorm.weight.data[0] = torch.nan  # differs from itself
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(RuntimeError, match=r"differs by nan at 28 x 28 pixels"):
+    with pytest.raises(ExportCheckError, match=r"differs by nan at 28 x 28 pixels"):
         export_transformers(tmp_path / "model", tmp_path / "stock")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

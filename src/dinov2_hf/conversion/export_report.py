@@ -8,6 +8,10 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 
+class ExportCheckError(RuntimeError):
+    """The exported model does not compute what the model does; the message says by how much."""
+
+
 @dataclass(frozen=True)
 class Measurement:
     """The largest difference between two models on random images `(batch_size, C, height, width)`, in float32."""
@@ -45,12 +49,12 @@ def measure(reference: Iterable[torch.Tensor], other: Iterable[torch.Tensor], im
     Compare the outputs of two models for the same images `(B, C, H, W)`.
 
     Raises:
-        `RuntimeError`: the outputs differ in number or shape.
+        `ExportCheckError`: the outputs differ in number or shape.
     """
     pairs = [(first.float(), second.float()) for first, second in zip(reference, other, strict=True)]
     for first, second in pairs:
         if first.shape != second.shape:
-            raise RuntimeError(f"The exported model gives {tuple(second.shape)} instead of {tuple(first.shape)}.")
+            raise ExportCheckError(f"The exported model gives {tuple(second.shape)} instead of {tuple(first.shape)}.")
     return Measurement(
         batch_size=images.shape[0],
         height=images.shape[2],

@@ -26,7 +26,7 @@ from ..models import (
     DINOv2Model,
 )
 from ..models.modeling_dinov2 import DINOv2Embeddings
-from .export_report import ExportReport, Measurement, export_card, measure
+from .export_report import ExportCheckError, ExportReport, Measurement, export_card, measure
 from .image_processor_values import for_fixed_size, stock_image_processor_values, write_image_processor
 from .model_folder import check_export_folders, load_model_folder
 from .new_output import new_folder
@@ -79,8 +79,8 @@ def export_onnx(
     folder: str | Path,
     output_dir: str | Path,
     *,
-    height: int,
-    width: int,
+    height: int | None = None,
+    width: int | None = None,
     batch_size: int | None = None,
     opset: int | None = None,
     overwrite: bool = False,
@@ -93,7 +93,8 @@ def export_onnx(
     Args:
         folder: of any model of this package but those to be pretrained.
         output_dir: the new folder.
-        height, width: of the images, in pixels; multiples of the patch size.
+        height, width: of the images, in pixels; multiples of the patch size. `None` is the image processor's crop, or
+            the model's `image_size` where there is none.
         batch_size: `None` for any number of images.
         opset: version of the ONNX operators, at least 18; `None` is the exporter's choice.
         overwrite: replace an earlier model at `output_dir`.
@@ -104,7 +105,7 @@ def export_onnx(
     Raises:
         `ImportError`: one of onnx, onnxscript and onnxruntime is not installed.
         `ValueError`: a size is not possible, the folder holds no such model, or `output_dir` is in use.
-        `RuntimeError`: the graph differs by more than 1e-4 of the largest value. Nothing is left behind then.
+        `ExportCheckError`: the graph differs by more than 1e-4 of the largest value. Nothing is left behind then.
     """
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -125,8 +126,8 @@ def export_torch(
     folder: str | Path,
     output_dir: str | Path,
     *,
-    height: int,
-    width: int,
+    height: int | None = None,
+    width: int | None = None,
     batch_size: int | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
@@ -184,8 +185,8 @@ class NamedOutputs(nn.Module):
 def export_graph(
     folder: str | Path,
     output_dir: str | Path,
-    height: int,
-    width: int,
+    height: int | None,
+    width: int | None,
     batch_size: int | None,
     overwrite: bool,
     *,
@@ -207,12 +208,15 @@ def export_graph(
         raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1, or `None` for any number of images.")
     model = load_model_folder(folder).float()
     config = model.config
+    processor = stock_image_processor_values(folder, config.num_channels)
+    crop = (processor or {}).get("crop_size") or {}
+    height = height if height is not None else crop.get("height", config.image_size)
+    width = width if width is not None else crop.get("width", config.image_size)
     for name, value in (("height", height), ("width", width)):
         if value < config.patch_size or value % config.patch_size:
             raise ValueError(
                 f"`{name}` is {value} pixels; it must be a multiple of the model's patch size, {config.patch_size}."
             )
-    processor = stock_image_processor_values(folder, config.num_channels)
     named = NamedOutputs(model)
     generator = torch.Generator().manual_seed(0)
     images = [
@@ -300,13 +304,13 @@ def onnx_runner(path: Path) -> Runner:
 def verify(
     run: Runner, images: list[torch.Tensor], expected: list[dict[str, torch.Tensor]]
 ) -> tuple[Measurement, ...]:
-    """Every batch through the written file; `RuntimeError` where it is not what the model gave."""
+    """Every batch through the written file; `ExportCheckError` where it is not what the model gave."""
     measurements = []
     for pixel_values, reference in zip(images, expected, strict=True):
         outputs = run(pixel_values)
         measurement = measure(reference.values(), [outputs[name] for name in reference], pixel_values)
         if not measurement.within(TOLERANCE):
-            raise RuntimeError(
+            raise ExportCheckError(
                 f"The exported graph differs by {measurement.max_difference:.1e} for {len(pixel_values)} images, where"
                 f" at most {TOLERANCE} of the largest value ({measurement.largest_value:.1e}) is right; the export was"
                 " removed."

@@ -12,6 +12,8 @@ FILE_NAME = "preprocessor_config.json"
 # Both have the same fields, and give the same pixels.
 STOCK_CLASS = "BitImageProcessor"
 REPLACED_CLASSES = ("DINOv2ImageProcessor", "DINOv2ImageProcessorPil", "BitImageProcessor", "BitImageProcessorFast")
+# What converted heads for segmentation and depth have, already transformers' own: whole images, padded to patches.
+DENSE_CLASS = "DPTImageProcessor"
 
 
 def stock_image_processor_values(folder: Path, num_channels: int) -> dict[str, Any] | None:
@@ -35,10 +37,12 @@ def stock_image_processor_values(folder: Path, num_channels: int) -> dict[str, A
     else:
         return None
     name = values.get("image_processor_type")
+    if name == DENSE_CLASS:
+        return values
     if name not in REPLACED_CLASSES:
         raise ValueError(
-            f"`image_processor_type` in {folder / FILE_NAME} is {name}, but one of {', '.join(REPLACED_CLASSES)} is"
-            " needed."
+            f"`image_processor_type` in {folder / FILE_NAME} is {name}, but one of"
+            f" {', '.join((*REPLACED_CLASSES, DENSE_CLASS))} is needed."
         )
     return {key: value for key, value in values.items() if key != "auto_map"} | {"image_processor_type": STOCK_CLASS}
 
@@ -48,10 +52,12 @@ def for_fixed_size(values: dict[str, Any], height: int, width: int) -> dict[str,
     The same processor with `(height, width)` images as its result.
 
     A short side before the crop grows in proportion: 256 for a crop of 224 is 592 for one of 518. For a rectangle it
-    follows the longer side, so that every image fills the crop.
+    follows the longer side, so that every image fills the crop. Whole images, of dense tasks, are stretched to it.
     """
     size, crop = values.get("size") or {}, values.get("crop_size") or {}
     fixed = {"height": height, "width": width}
+    if values["image_processor_type"] == DENSE_CLASS:
+        return values | {"do_resize": True, "size": fixed, "keep_aspect_ratio": False, "do_pad": False}
     if values.get("do_center_crop") and crop == fixed:
         return values
     if "shortest_edge" in size:

@@ -58,7 +58,7 @@ def export_dual(folder: str | Path, output_dir: str | Path, *, overwrite: bool =
         The report; what it measured is how far the default, transformers' own class, is from ours.
 
     Raises:
-        `ValueError`, `RuntimeError`: as `export_transformers`.
+        `ValueError`, `ExportCheckError`: as `export_transformers`.
     """
     folder, output_dir = Path(folder), Path(output_dir)
     check_export_folders(folder, output_dir, overwrite)

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from ..models import DINOv2Backbone, DINOv2Config, DINOv2ForImageClassification, DINOv2Model
-from .export_report import ExportReport, Measurement, export_card, measure
+from .export_report import ExportCheckError, ExportReport, Measurement, export_card, measure
 from .image_processor_values import stock_image_processor_values, write_image_processor
 from .model_folder import check_export_folders, load_model_folder
 from .new_output import new_folder
@@ -82,8 +82,8 @@ def export_transformers(folder: str | Path, output_dir: str | Path, *, overwrite
     Raises:
         `ValueError`: the folder holds no such model, transformers has no class that computes the same, or `output_dir`
             is in use.
-        `RuntimeError`: the exported model differs by more than 1e-5 of the largest value at the native size. Nothing
-            is left behind then.
+        `ExportCheckError`: the exported model differs by more than 1e-5 of the largest value at the native size.
+            Nothing is left behind then.
     """
     folder, output_dir = Path(folder), Path(output_dir)
     check_export_folders(folder, output_dir, overwrite)
@@ -121,7 +121,7 @@ def write_stock_folder(
         )
     measurements = compare_with_stock(model.float(), stock_class, folder)
     if not measurements[0].within(TOLERANCE):
-        raise RuntimeError(
+        raise ExportCheckError(
             f"The exported {stock_class.__name__} differs by {measurements[0].max_difference:.1e} at"
             f" {measurements[0].height} x {measurements[0].width} pixels, where at most {TOLERANCE} of the largest"
             f" value ({measurements[0].largest_value:.1e}) is right; the export was removed."
