@@ -44,10 +44,11 @@ setup(
         "tensorboard": ["tensorboard>=2.15"],
         "test": [
             *ONNX,
-            "parameterized>=0.9",  # of transformers' own tests
+            "parameterized>=0.9",  # transformers' own tests use it
             "pytest>=8.0",
             "ruff>=0.9",
             "scikit-learn>=1.4",
+            "setuptools>=77",  # pip needs it to download them
             "tensorboard>=2.15",
             "torchao>=0.13",
         ],
