@@ -35,6 +35,7 @@ from transformers.utils import logging as transformers_logging
 
 import dinov2_hf  # noqa: F401  (registers the Auto classes)
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2ImageProcessor, DINOv2PreTrainingConfig
+from dinov2_hf.conversion.initial_weights import initialise, load_initial_model, recipe_of, refuse_other_architecture
 from dinov2_hf.data import (
     MultiCropTransform,
     PreTrainingCollator,
@@ -79,9 +80,12 @@ class Evaluation:
 
 def main(arguments: list[str]) -> None:
     try:  # a mistake in recipe, flags or data is one sentence, before anything is computed
-        args, backbone_values, objective_values = parse_recipe(
-            arguments, PreTrainingArguments, [DINOv2Config, DINOv2PreTrainingConfig]
-        )
+        kinds = (PreTrainingArguments, [DINOv2Config, DINOv2PreTrainingConfig])
+        args, backbone_values, objective_values = parse_recipe(arguments, *kinds)
+        initial = load_initial_model(args.init_from) if args.init_from else None
+        if initial is not None:  # whose network is the recipe's, where it says nothing else
+            args, backbone_values, objective_values = parse_recipe(arguments, *kinds, recipe_of(initial))
+            refuse_other_architecture(initial, backbone_values | objective_values, args.init_from)
         config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone_values), **objective_values)
         output_dir = Path(args.output_dir)
         checkpoint = find_start(output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
@@ -126,6 +130,9 @@ def main(arguments: list[str]) -> None:
         set_seed(args.seed)  # the same weights on every process
         attention = choose_attention(args.attn_implementation, accelerator.mixed_precision, accelerator.device)
         model = DINOv2ForPreTraining._from_config(config, attn_implementation=attention)
+        if initial is not None:
+            initialise(model, initial)
+        del initial  # as large as the backbone, or as all
         recipe = {**backbone_values, **objective_values, **recipe_values(args)}
         repo_id = prepare_upload(accelerator, args, card_metadata(recipe))
     except StrictDataclassError as error:  # from a configuration, around the sentence
@@ -149,7 +156,7 @@ def main(arguments: list[str]) -> None:
     optimizer = build_optimizer(groups, adam_beta1=args.adam_beta1, adam_beta2=args.adam_beta2)
     set_seed(args.seed, device_specific=True)  # but stochastic depth of its own
     model, optimizer = accelerator.prepare(model, optimizer)
-    # Where a run starts, in order: its own checkpoint, else fresh weights.
+    # Where a run starts, in order: its own checkpoint, else `init_from`, else fresh weights.
     if checkpoint:
         load_checkpoint(accelerator, checkpoint)
         if accelerator.is_main_process:

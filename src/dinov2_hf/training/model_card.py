@@ -72,7 +72,10 @@ def model_card(
             part reaches the card.
         knn: `before` and `after` training the accuracies in [0, 1] by name, such as `knn_top1_k20`, or `None`.
     """
-    public = {key: _public_name(value) if key.endswith("_data") and value else value for key, value in recipe.items()}
+    public = {
+        key: _public_name(value) if value and (key.endswith("_data") or key == "init_from") else value
+        for key, value in recipe.items()
+    }
     data = card_metadata(recipe)
     measured = "Not measured."
     if knn["after"]:
@@ -95,13 +98,14 @@ def model_card(
 
 def card_metadata(recipe: dict[str, Any]) -> ModelCardData:
     """What is known of a card before the first step: `license` and data set of the recipe, task and tags."""
-    train_data = recipe["train_data"]
+    train_data, init_from = recipe["train_data"], recipe.get("init_from")
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         tags=["dinov2", "dinov2_hf", "self-supervised"],
         license=recipe["license"],
         datasets=[train_data] if _is_hub_name(train_data) else None,
+        base_model=init_from if init_from and _is_hub_name(init_from) else None,
     )
 
 
@@ -151,7 +155,7 @@ def _knn_table(public: dict, knn: dict[str, dict[str, float]]) -> str:
     lines = [
         f"k-NN top-1 accuracy of the frozen CLS features on `{public['eval_data']}`, with the labels of `{bank}`:",
         "",
-        "| k | trained | untrained |",
+        f"| k | trained | {'before this run' if public.get('init_from') else 'untrained'} |",
         "|---|---|---|",
     ]
     for name, trained in knn["after"].items():
