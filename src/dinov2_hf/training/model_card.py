@@ -21,6 +21,7 @@ steps on `{{ train_data }}`.
 
 ```python
 import dinov2_hf  # makes the Auto classes know the model
+{% if num_channels == 3 -%}
 from transformers import AutoImageProcessor, AutoModel, pipeline
 
 extract = pipeline("image-feature-extraction", model="{{ name }}/model")
@@ -28,6 +29,17 @@ features = extract("image.jpg", return_tensors=True)  # (1, {{ num_tokens }}, {{
 
 processor = AutoImageProcessor.from_pretrained("{{ name }}/model")
 model = AutoModel.from_pretrained("{{ name }}/model")
+{% else -%}
+from dinov2_hf.data import decode_channels
+from transformers import AutoImageProcessor, AutoModel
+
+processor = AutoImageProcessor.from_pretrained("{{ name }}/model")
+model = AutoModel.from_pretrained("{{ name }}/model")
+
+image = decode_channels("image.tif", {{ num_channels }})  # (height, width, {{ num_channels }}), 0 to 255
+pixels = processor(images=[image], input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+features = model(pixels).last_hidden_state  # (1, {{ num_tokens }}, {{ hidden_size }}): {{ token_order }}
+{% endif -%}
 ```
 
 ## Measured
@@ -92,6 +104,7 @@ def model_card(
         recipe=yaml.safe_dump(public, sort_keys=False).strip(),
         num_tokens=1 + num_registers + (config.image_size // config.patch_size) ** 2,
         hidden_size=config.hidden_size,
+        num_channels=config.num_channels,
         token_order=f"CLS, {num_registers} registers, patches" if num_registers else "CLS, then patches",
     )
 

@@ -38,8 +38,10 @@ def describe_run(
             device += " (accelerate launch --num_cpu_threads_per_process sets them)"
     images_of_a_pass = args.per_device_train_batch_size * accelerator.num_processes
     rule = f"x sqrt({global_batch_size} / 1024)" if args.learning_rate_scaling == "sqrt_wrt_1024" else "as given"
+    num_channels = student.backbone.config.num_channels
     lines = {
         "images": f"{images} from {args.train_data}",
+        "channels": "RGB" if num_channels == 3 else f"{num_channels}, without colour jitter, greyscale and solarize",
         "student": ", ".join(sizes),
         "weights from": f"{args.init_from}, backbone frozen for {args.freeze_backbone_steps} steps"
         if args.init_from
