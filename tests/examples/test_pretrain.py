@@ -241,7 +241,7 @@ MISTAKES = {
     "precision": (["--mixed_precision", "bf8"], '`mixed_precision` is "bf8"'),
     "half a range": (["--mask_ratio", "0.3"], r"`mask_ratio` is \[0.3\]; it must be two numbers"),
     "three global crops": (["--global_blur_probabilities", "0", "0", "0"], "`global_blur_probabilities` is"),
-    "channels": (["--num_channels", "4"], "`num_channels` is 4"),
+    "channels": (["--num_channels", "4"], "num_channels is 4"),
     "activation": (["--hidden_act", "glu"], '`hidden_act` is "glu"'),
     "tracker": (["--report_to", "mlflow"], "`report_to` is mlflow, which is no tracker that is installed"),
     "attention": (["--attn_implementation", "fast"], "fast"),

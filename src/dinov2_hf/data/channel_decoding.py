@@ -51,7 +51,7 @@ def decode_channels(
         content = read_content(value)
         if content.startswith(NPY_BEGINNING):
             array = np.load(io.BytesIO(content), allow_pickle=False)
-            return _scaled(array if array.ndim == 3 else array[..., None], num_channels)
+            return _scaled(array[..., None] if array.ndim == 2 else array, num_channels)
         if content.startswith(TIFF_BEGINNINGS) and num_channels > 1:
             return _scaled(_read_tiff(content), num_channels)
         return _from_pillow(Image.open(io.BytesIO(content)), num_channels)
