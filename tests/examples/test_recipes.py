@@ -203,6 +203,26 @@ def test_every_recipe_is_whole(path):
     assert "not yet measured" in path.read_text() or "docs/results.md" in path.read_text()
 
 
+TINY_CROPS = ("--local_crop_size", "8", "--max_steps", "2", "--warmup_steps", "1", "--dataloader_num_workers", "0")
+TINY_CROPS += ("--per_device_train_batch_size", "4", "--mixed_precision", "no", "--logging_steps", "1")
+TINY_NETWORK = ("--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "2", "--patch_size", "4")
+TINY_NETWORK += ("--image_size", "16", "--num_prototypes", "32", "--head_hidden_size", "32", "--bottleneck_size", "16")
+TINY_RUNS = {
+    "vits14_one_gpu": TINY_NETWORK,
+    "continue_pretraining": ("--init_from", "{earlier}", "--image_size", "16", "--freeze_backbone_steps", "1"),
+    "vitl14_highres518": ("--init_from", "{earlier}", "--image_size", "32"),
+}
+
+
+@pytest.mark.parametrize("name", TINY_RUNS)
+def test_recipes_run(pretrain, images, earlier, tmp_path, name):
+    """On a tiny network, with everything else as the recipe says."""
+    flags = [flag.format(earlier=earlier) for flag in TINY_RUNS[name]]
+    run(pretrain, str(RECIPES[0].parent / f"{name}.yaml"), images, tmp_path / "out", *flags, *TINY_CROPS)
+    assert [record["step"] for record in records(tmp_path / "out") if "loss" in record] == [1, 2]
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "out").values())
+
+
 def test_the_high_resolution_schedules_are_the_long_ones_compressed():
     long, short = (
         yaml.safe_load((RECIPES[0].parent / f"{name}.yaml").read_text())
