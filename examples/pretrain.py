@@ -30,11 +30,12 @@ from accelerate.utils import (
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, pipeline
+from transformers import AutoImageProcessor, AutoModel, pipeline
 from transformers.utils import logging as transformers_logging
 
 import dinov2_hf  # noqa: F401  (registers the Auto classes)
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2ImageProcessor, DINOv2PreTrainingConfig
+from dinov2_hf.conversion.initial_weights import initialise, load_initial_model, recipe_of, refuse_other_architecture
 from dinov2_hf.data import (
     MultiCropTransform,
     PreTrainingCollator,
@@ -79,9 +80,12 @@ class Evaluation:
 
 def main(arguments: list[str]) -> None:
     try:  # a mistake in recipe, flags or data is one sentence, before anything is computed
-        args, backbone_values, objective_values = parse_recipe(
-            arguments, PreTrainingArguments, [DINOv2Config, DINOv2PreTrainingConfig]
-        )
+        kinds = (PreTrainingArguments, [DINOv2Config, DINOv2PreTrainingConfig])
+        args, backbone_values, objective_values = parse_recipe(arguments, *kinds)
+        initial = load_initial_model(args.init_from) if args.init_from else None
+        if initial is not None:  # whose network is the recipe's, where it says nothing else
+            args, backbone_values, objective_values = parse_recipe(arguments, *kinds, recipe_of(initial))
+            refuse_other_architecture(initial, backbone_values | objective_values, args.init_from)
         config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone_values), **objective_values)
         output_dir = Path(args.output_dir)
         checkpoint = find_start(output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
@@ -107,7 +111,9 @@ def main(arguments: list[str]) -> None:
             dataset,
             find_image_column(dataset, args.image_column),
             MultiCropTransform(
-                global_crop_size=config.backbone_config.image_size, **values_for(MultiCropTransform, args)
+                num_channels=config.backbone_config.num_channels,
+                global_crop_size=config.backbone_config.image_size,
+                **values_for(MultiCropTransform, args),
             ),
             PreTrainingCollator(
                 reference_mask_generator(config.backbone_config.image_size, config.backbone_config.patch_size),
@@ -121,11 +127,15 @@ def main(arguments: list[str]) -> None:
             num_workers=args.dataloader_num_workers,
             sample_order=args.sample_order,
             shuffle_buffer_size=args.shuffle_buffer_size,
+            num_channels=config.backbone_config.num_channels,
             pin_memory=accelerator.device.type == "cuda",
         )
         set_seed(args.seed)  # the same weights on every process
         attention = choose_attention(args.attn_implementation, accelerator.mixed_precision, accelerator.device)
         model = DINOv2ForPreTraining._from_config(config, attn_implementation=attention)
+        if initial is not None:
+            initialise(model, initial)
+        del initial  # as large as the backbone, or as all
         recipe = {**backbone_values, **objective_values, **recipe_values(args)}
         repo_id = prepare_upload(accelerator, args, card_metadata(recipe))
     except StrictDataclassError as error:  # from a configuration, around the sentence
@@ -149,7 +159,7 @@ def main(arguments: list[str]) -> None:
     optimizer = build_optimizer(groups, adam_beta1=args.adam_beta1, adam_beta2=args.adam_beta2)
     set_seed(args.seed, device_specific=True)  # but stochastic depth of its own
     model, optimizer = accelerator.prepare(model, optimizer)
-    # Where a run starts, in order: its own checkpoint, else fresh weights.
+    # Where a run starts, in order: its own checkpoint, else `init_from`, else fresh weights.
     if checkpoint:
         load_checkpoint(accelerator, checkpoint)
         if accelerator.is_main_process:
@@ -321,10 +331,6 @@ def check_crops(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> 
             f"`local_crop_size` is {args.local_crop_size}, which is not a multiple of `patch_size` ({patch_size});"
             f" the nearest that fits is {max(1, round(args.local_crop_size / patch_size)) * patch_size}."
         )
-    if config.backbone_config.num_channels != 3:
-        raise ValueError(
-            f"`num_channels` is {config.backbone_config.num_channels}, but images are decoded to RGB; it must be 3."
-        )
     if args.per_device_train_batch_size < 2 and config.koleo_loss_weight > 0:
         raise ValueError(
             "`per_device_train_batch_size` is 1, but KoLeo compares the images of a device with each other; use at"
@@ -417,6 +423,7 @@ def build_image_processor(args: PreTrainingArguments, config: DINOv2PreTrainingC
         crop_size={"height": image_size, "width": image_size},
         image_mean=args.image_mean,
         image_std=args.image_std,
+        do_convert_rgb=config.backbone_config.num_channels == 3,
     )
 
 
@@ -436,19 +443,23 @@ def finish(
     if not accelerator.is_main_process:
         return
     write_summary(output_dir, state)
-    extract = pipeline("image-feature-extraction", model=str(model_folder), device=accelerator.device)
-    images = first_images(dataset, find_image_column(dataset, args.image_column), count=8)
-    features = extract(images[0], return_tensors=True)
+    backbone = AutoModel.from_pretrained(model_folder)
+    images = first_images(
+        dataset, find_image_column(dataset, args.image_column), count=8, num_channels=backbone.config.num_channels
+    )
     save_patch_pca(
-        extract.model,
+        backbone,
         images,
         AutoImageProcessor.from_pretrained(model_folder),
         output_dir / "patch_pca.png",
-        image_size=picture_size(extract.model.config),
+        image_size=picture_size(backbone.config),
         device=accelerator.device,
     )
     print(f"\n{format_knn_gain(state, args.eval_data)}", end="")
-    print(f'pipeline("image-feature-extraction", model="{model_folder}") returns {tuple(features.shape)}')
+    if backbone.config.num_channels == 3:  # which is what a pipeline reads
+        extract = pipeline("image-feature-extraction", model=str(model_folder), device=accelerator.device)
+        features = extract(images[0], return_tensors=True)
+        print(f'pipeline("image-feature-extraction", model="{model_folder}") returns {tuple(features.shape)}')
     print(f"curves and pictures: {output_dir / 'training_curves.png'}, {output_dir / 'patch_pca.png'}")
 
 

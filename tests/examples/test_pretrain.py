@@ -71,7 +71,7 @@ def test_what_a_run_leaves(finished_run):
     metrics = json.loads((output_dir / "metrics.json").read_text())
     assert metrics["steps"] == metrics["last_training_record"]["step"] == 6
     assert {*metrics["knn"]["before"]} == {*metrics["knn"]["after"]} == {"knn_top1_k10", "knn_top1_k20"}
-    assert "untrained backbone" in printed
+    assert "before training" in printed
     assert "returns (1, 17, 32)" in printed
     for name in ("training_curves.png", "patch_pca.png"):
         with Image.open(output_dir / name) as picture:
@@ -241,7 +241,7 @@ MISTAKES = {
     "precision": (["--mixed_precision", "bf8"], '`mixed_precision` is "bf8"'),
     "half a range": (["--mask_ratio", "0.3"], r"`mask_ratio` is \[0.3\]; it must be two numbers"),
     "three global crops": (["--global_blur_probabilities", "0", "0", "0"], "`global_blur_probabilities` is"),
-    "channels": (["--num_channels", "4"], "`num_channels` is 4"),
+    "channels": (["--num_channels", "4"], "num_channels is 4"),
     "activation": (["--hidden_act", "glu"], '`hidden_act` is "glu"'),
     "tracker": (["--report_to", "mlflow"], "`report_to` is mlflow, which is no tracker that is installed"),
     "attention": (["--attn_implementation", "fast"], "fast"),

@@ -12,20 +12,22 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import datasets
+import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from .channel_decoding import image_decoder
 from .collator import BatchReport, PreTrainingCollator, PreTrainingSample, SkippedImage
 from .image_dataset import describe_row
-from .image_decoding import UndecodableImage, decode_image
+from .image_decoding import UndecodableImage
 from .sampler import PreTrainingBatchSampler, SampleKey, mix_seed
 
 
 MAX_TRIES_PER_SAMPLE = 20
 
-Transform = Callable[[Image.Image], tuple[torch.Tensor, torch.Tensor]]
+Transform = Callable[[Image.Image | np.ndarray], tuple[torch.Tensor, torch.Tensor]]
 
 
 class PreTrainingImages(Dataset):
@@ -34,13 +36,15 @@ class PreTrainingImages(Dataset):
     Args:
         dataset: the images, from `load_image_dataset`.
         image_column: the column that holds them.
-        transform: makes the global and local crops of one RGB image, such as `MultiCropTransform`.
+        transform: makes the global and local crops of one image, such as `MultiCropTransform`.
+        num_channels: channels to decode, see `image_decoder`.
     """
 
-    def __init__(self, dataset: datasets.Dataset, image_column: str, transform: Transform):
+    def __init__(self, dataset: datasets.Dataset, image_column: str, transform: Transform, num_channels: int = 3):
         self.dataset = _undecoded_images(dataset, image_column)
         self.image_column = image_column
         self.transform = transform
+        self.decode = image_decoder(num_channels)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -54,7 +58,7 @@ class PreTrainingImages(Dataset):
         Raises:
             ValueError: if 20 rows in a row cannot be decoded.
         """
-        return _first_decodable(self._candidates(key), self.transform, key.seed)
+        return _first_decodable(self._candidates(key), self.decode, self.transform, key.seed)
 
     def _candidates(self, key: SampleKey) -> Iterator[tuple[str, Any]]:
         replacements = random.Random(key.seed)
@@ -76,11 +80,12 @@ class PreTrainingStream(IterableDataset):
     Args:
         dataset: the images, from `load_image_dataset(..., streaming=True)`.
         image_column: the column that holds them.
-        transform: makes the global and local crops of one RGB image, such as `MultiCropTransform`.
+        transform: makes the global and local crops of one image, such as `MultiCropTransform`.
         batch_size: B, images per process and batch.
         seed: the run's seed.
         rank, world_size: this process and the number of processes.
         shuffle_buffer_size: rows that a worker holds in memory to shuffle them.
+        num_channels: channels to decode, see `image_decoder`.
         start_batch: the batch to begin with. Worker w of n yields batches w, w + n, w + 2n and so on, and all of them
             begin in the round of n batches that contains `start_batch`; `build_loader` drops what is before it.
 
@@ -100,6 +105,7 @@ class PreTrainingStream(IterableDataset):
         rank: int = 0,
         world_size: int = 1,
         shuffle_buffer_size: int = 1000,
+        num_channels: int = 3,
         start_batch: int = 0,
     ):
         for name, value, smallest in (
@@ -114,6 +120,7 @@ class PreTrainingStream(IterableDataset):
         self.dataset = _undecoded_images(dataset, image_column)
         self.image_column = image_column
         self.transform = transform
+        self.decode = image_decoder(num_channels)
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -144,7 +151,7 @@ class PreTrainingStream(IterableDataset):
             own_batch, index = divmod(place, self.batch_size)
             batch = own_batch * num_workers + worker
             position = (batch * self.world_size + self.rank) * self.batch_size + index
-            sample = _first_decodable(candidates(), self.transform, mix_seed(self.seed, position))
+            sample = _first_decodable(candidates(), self.decode, self.transform, mix_seed(self.seed, position))
             upcoming.popleft()
             # Any further images that failed are reported in their own places.
             yield sample._replace(skipped=sample.skipped[:1])
@@ -180,6 +187,7 @@ def build_loader(
     num_workers: int = 0,
     sample_order: Literal["global", "sharded"] = "global",
     shuffle_buffer_size: int = 1000,
+    num_channels: int = 3,
     pin_memory: bool = False,
 ) -> Iterator[tuple[dict[str, torch.Tensor], BatchReport]]:
     """Endless batches for one process, from global batch number `start_batch` on.
@@ -200,6 +208,7 @@ def build_loader(
             use more of them than it has shards; a warning says so.
         sample_order: see `PreTrainingBatchSampler`; a stream has an order of its own.
         shuffle_buffer_size: see `PreTrainingStream`; a data set with random access has no use for it.
+        num_channels: channels to decode, see `image_decoder`.
         pin_memory: put the batches in page-locked memory, for faster copies to a GPU.
 
     Returns:
@@ -211,7 +220,7 @@ def build_loader(
     # A loader draws a seed for its workers, which would otherwise come from the generator of the training.
     loader_generator = torch.Generator().manual_seed(seed)
     if not isinstance(dataset, datasets.IterableDataset):
-        images = PreTrainingImages(dataset, image_column, transform)
+        images = PreTrainingImages(dataset, image_column, transform, num_channels)
         sampler = PreTrainingBatchSampler(
             len(images),
             batch_size,
@@ -240,6 +249,7 @@ def build_loader(
         rank=rank,
         world_size=world_size,
         shuffle_buffer_size=shuffle_buffer_size,
+        num_channels=num_channels,
         start_batch=start_batch,
     )
     if num_workers > stream.max_workers:
@@ -267,12 +277,14 @@ def _undecoded_images(
     return dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
 
 
-def _first_decodable(candidates: Iterator[tuple[str, Any]], transform: Transform, seed: int) -> PreTrainingSample:
+def _first_decodable(
+    candidates: Iterator[tuple[str, Any]], decode: Callable[[Any], Any], transform: Transform, seed: int
+) -> PreTrainingSample:
     """The sample made from the first of the candidates, pairs of a row id and an image, that can be decoded."""
     skipped = []
     for row_id, value in itertools.islice(candidates, MAX_TRIES_PER_SAMPLE):
         try:
-            image = decode_image(value)
+            image = decode(value)
         except UndecodableImage as error:
             skipped.append(SkippedImage(row_id, str(error)))
             continue

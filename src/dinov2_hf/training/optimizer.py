@@ -68,7 +68,10 @@ def build_optimizer(groups: list[dict], *, adam_beta1: float, adam_beta2: float)
 def set_schedule(optimizer: torch.optim.Optimizer, now: ScheduleValues) -> None:
     """Write learning rate and weight decay of this step into every group."""
     for group in optimizer.param_groups:
-        learning_rate = now.last_layer_learning_rate if group["is_last_layer"] else now.learning_rate
+        if group["part"] == "backbone":
+            learning_rate = now.backbone_learning_rate
+        else:
+            learning_rate = now.last_layer_learning_rate if group["is_last_layer"] else now.learning_rate
         group["lr"] = learning_rate * group["lr_multiplier"]
         group["weight_decay"] = now.weight_decay * group["weight_decay_multiplier"]
 
