@@ -61,6 +61,7 @@ from dinov2_hf.training.run_description import describe_run
 from dinov2_hf.training.run_summary import format_knn, format_knn_gain, knn_before_and_after, write_summary
 from dinov2_hf.training.schedules import PreTrainingSchedules, build_schedules, scale_learning_rate
 from dinov2_hf.training.step_window import StepWindow, format_progress
+from dinov2_hf.training.trackers import find_tracker
 
 
 logger = logging.getLogger("pretrain")
@@ -261,7 +262,8 @@ def train(
         state["step"] = step + 1
         progress.update()
         if state["step"] % args.logging_steps == 0 or state["step"] == args.max_steps:
-            metrics = mean_over_processes(accelerator, window.means())
+            metrics = {**window.means(), **window.feature_statistics(accelerator)}
+            metrics = mean_over_processes(accelerator, metrics)
             rates = window.rates()
             progress.set_postfix_str(format_progress(metrics, rates["images_per_second"]), refresh=False)
             record({**metrics, **{name: norm.item() for name, norm in norms.items()}, **asdict(now), **rates})
@@ -340,13 +342,11 @@ def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerat
             os.environ.get("ACCELERATE_MIXED_PRECISION", ""),
             use_cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available(),
         ),
-        log_with=None if args.report_to == "none" else args.report_to,
+        log_with=find_tracker(args.report_to),
         project_dir=str(output_dir / "trackers"),
         # Beyond the usual 10 minutes: the others wait while the main process evaluates.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))],
     )
-    if args.report_to != "none" and not accelerator.log_with:
-        raise ValueError(f"`report_to` is {args.report_to}, which is no tracker that is installed here.")
     logging.basicConfig(
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
