@@ -49,6 +49,7 @@ from dinov2_hf.evaluation.knn import evaluate_knn, match_labels
 from dinov2_hf.evaluation.visualization import save_patch_pca
 from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, recipe_values, values_for
 from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, read_state, save_checkpoint
+from dinov2_hf.training.collapse import EXIT_STATUS, CollapseMonitor, RunCollapsed
 from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, mean_over_processes
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.exports import export_models
@@ -169,7 +170,12 @@ def main(arguments: list[str]) -> None:
         train(
             accelerator, model, optimizer, loader, schedules, skipped_images, args, state,
             lambda: measure(accelerator, model, image_processor, evaluation, args),
+            CollapseMonitor.of_run(state, config, args, len(evaluation.queries) if evaluation else 0),
         )  # fmt: skip
+    except RunCollapsed as collapse:
+        draw_curves(accelerator, accelerator.unwrap_model(model), output_dir)
+        print(f"stopped: {collapse} {collapse.advice(output_dir / 'checkpoints')}", file=sys.stderr)
+        sys.exit(EXIT_STATUS)
     except RunStopped as stop:
         kept = list_checkpoints(output_dir / "checkpoints")
         advice = f" --resume_from_checkpoint latest continues from {kept[-1]}." if kept else ""
@@ -197,6 +203,7 @@ def train(
     args: PreTrainingArguments,
     state: dict,
     measure_backbone,
+    collapse_monitor: CollapseMonitor,
 ) -> None:
     """The training loop. `state` holds `step` and what has been measured, and is brought up to date in place."""
     module = accelerator.unwrap_model(model)
@@ -207,6 +214,7 @@ def train(
         if accelerator.is_main_process:
             append_metrics(output_dir / "metrics.jsonl", {"step": state["step"], **metrics})
         accelerator.log(metrics, step=state["step"])
+        collapse_monitor.warn(state["step"], metrics, stop=args.stop_on_collapse)
 
     def evaluate() -> None:
         metrics = measure_backbone()

@@ -2,7 +2,8 @@
 Teacher targets from teacher logits (paper, section 4): Sinkhorn-Knopp, softmax with a running centre, or neither.
 
 Shapes: `n` rows on this rank (crops or masked patches), `K` prototypes. The modules turn logits `(..., K)` into
-probabilities of the same shape, float32, each row summing to 1; where rows depend on one another, on those of all ranks.
+probabilities of the same shape, float32, each row summing to 1. Where rows depend on one another, they do so over all
+ranks.
 """
 
 import torch
