@@ -174,7 +174,7 @@ def main(arguments: list[str]) -> None:
         )  # fmt: skip
     except RunCollapsed as collapse:
         draw_curves(accelerator, accelerator.unwrap_model(model), output_dir)
-        print(f"stopped: {collapse} {collapse.advice(output_dir / 'checkpoints')}", file=sys.stderr)
+        print(f"\nstopped: {collapse} {collapse.advice(output_dir / 'checkpoints')}", file=sys.stderr)
         sys.exit(EXIT_STATUS)
     except RunStopped as stop:
         kept = list_checkpoints(output_dir / "checkpoints")

@@ -49,7 +49,10 @@ def test_a_run_that_learns_is_left_alone():
 @pytest.mark.parametrize(
     ("collapsed", "words"),
     [
-        ({"target_information": 1e-9, "target_entropy": 0.0}, ["target_information is 1e-09 nats, below 0.02", "0.12"]),
+        (
+            {"target_information": 1e-9, "target_entropy": 0.0},
+            ["information is 1e-09 nats, below 0.02", "0.12"],
+        ),
         ({"target_information": 1e-9, "target_entropy": 4.0}, ["every image has the same target", "54.6 of 256"]),
         ({"cls_pair_cosine": 0.999}, ["CLS features", "cls_pair_cosine is 0.9990, above 0.98", "0.992 at the start"]),
         ({"patch_pair_cosine": 0.99}, ["patch features", "0.9900, above 0.98", "0.05 at the start"]),

@@ -27,15 +27,16 @@ EXIT_STATUS = 3
 MIN_MEASUREMENTS = 3
 MIN_STEPS = 50
 
-# Nats that a target tells about its image. Untrained networks had 0.1, trained ones 1 to 4, collapsed ones below 1e-6.
+# Nats that a target tells about its image. On handwritten digits an untrained network had 0.1, a trained one 3, and a
+# collapsed one 1e-16; with targets as good as uniform, from teacher temperatures of 0.04 to 0.07, it was 0.02 to 0.4.
 MIN_TARGET_INFORMATION = 0.02
 # Of the entropy of uniform targets, ln K: such targets teach nothing, but are not a collapse by themselves.
 UNIFORM_ENTROPY = 0.98
-# Mean cosine of two images. Trained networks had 0.0 to 0.3. Untrained ones have 0.99 too, so this counts after the
-# learning rate's warm-up, or once the run has been below DISTINCT_COSINE.
+# Mean cosine of two images. On digits, trained networks had 0.03 to 0.1, and one that collapsed without KoLeo 0.99. An
+# untrained one has 0.99 too, so this counts after the learning rate's warm-up, or below DISTINCT_COSINE once.
 MAX_PAIR_COSINE = 0.98
 DISTINCT_COSINE = 0.9
-# Of the best effective rank so far; runs that learn lose less than a tenth of it.
+# Of the best effective rank so far; on digits the rank of a run that learns only rises.
 MIN_SHARE_OF_BEST_RANK = 0.25
 # Of the best k-NN accuracy so far that may be lost.
 MAX_KNN_LOSS = 0.1
