@@ -49,7 +49,7 @@ from dinov2_hf.evaluation.knn import evaluate_knn, match_labels
 from dinov2_hf.evaluation.visualization import save_patch_pca
 from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, recipe_values, values_for
 from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, read_state, save_checkpoint
-from dinov2_hf.training.collapse import EXIT_STATUS, CollapseMonitor, RunCollapsed
+from dinov2_hf.training.collapse import COLLAPSED_EXIT_CODE, CollapseMonitor, RunCollapsed
 from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, mean_over_processes
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.exports import export_models
@@ -175,7 +175,8 @@ def main(arguments: list[str]) -> None:
     except RunCollapsed as collapse:
         draw_curves(accelerator, accelerator.unwrap_model(model), output_dir)
         print(f"\nstopped: {collapse} {collapse.advice(output_dir / 'checkpoints')}", file=sys.stderr)
-        sys.exit(EXIT_STATUS)
+        accelerator.end_training()  # trackers send what they hold
+        sys.exit(COLLAPSED_EXIT_CODE)
     except RunStopped as stop:
         kept = list_checkpoints(output_dir / "checkpoints")
         advice = f" --resume_from_checkpoint latest continues from {kept[-1]}." if kept else ""

@@ -36,8 +36,8 @@ class DINOv2ForPreTrainingOutput(ModelOutput):
             teach nothing; 0 means one prototype for each image.
         mean_target: `(K,)`, the teacher's image-level targets averaged over the crops of this device.
         cls_features: `(B, D)`, CLS features of the teacher for the first global crop of each image.
-        patch_features: `(B, D)`, for the same crops the teacher's feature of one patch each; over the batch these
-            patches go evenly through the positions.
+        patch_features: `(B, D)`, for the same crops the teacher's feature of the patch in the middle. Always the same
+            position: patches that tell where they are, and nothing of their image, must look alike.
 
     The last three belong to no loss: they are there to see a collapse with, carry no gradient and keep no other tensor
     alive.
@@ -198,14 +198,16 @@ class DINOv2ForPreTraining(SavesCheckpointKeysAsTheyAre, PreTrainedModel):
         """
         What the student should predict: `(G, B, K)` for CLS tokens and `(M, K)` for the patches masked in the
         student. The teacher sees global crops only, unmasked. Then, of the first crop of each image, its CLS feature
-        and that of one patch, both `(B, D)`.
+        and that of the patch in the middle, both `(B, D)`.
         """
         tokens = self.teacher.backbone(global_crops.flatten(0, 1)).last_hidden_state
         cls_logits, patch_logits = self.teacher.project(tokens[:, 0], self._masked_patches(tokens, masked_indices))
         dino_targets = self.dino_centering(cls_logits.unflatten(0, global_crops.shape[:2]), temperature)
         ibot_targets = self.ibot_centering(patch_logits, temperature)
-        first_crops = tokens[: global_crops.shape[1]]
-        return dino_targets, ibot_targets, first_crops[:, 0].clone(), self._one_patch_each(first_crops)
+        rows, columns = (side // self.config.backbone_config.patch_size for side in global_crops.shape[-2:])
+        middle = tokens.shape[1] - rows * columns + rows // 2 * columns + columns // 2
+        cls_features, patch_features = tokens[: global_crops.shape[1], [0, middle]].unbind(dim=1)
+        return dino_targets, ibot_targets, cls_features, patch_features
 
     def student_logits(
         self,
@@ -234,13 +236,6 @@ class DINOv2ForPreTraining(SavesCheckpointKeysAsTheyAre, PreTrainedModel):
         """Tokens of global crops `(G * B, T, D)` to those of the masked patches `(M, D)`."""
         num_prefix_tokens = 1 + self.config.backbone_config.num_register_tokens
         return tokens[:, num_prefix_tokens:].flatten(0, 1)[masked_indices]
-
-    def _one_patch_each(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Of crops `(B, T, D)` one patch each, `(B, D)`: at positions that cover the whole grid evenly."""
-        num_prefix_tokens = 1 + self.config.backbone_config.num_register_tokens
-        crops = torch.arange(len(tokens), device=tokens.device)
-        positions = crops * (tokens.shape[1] - num_prefix_tokens) // len(tokens)
-        return tokens[crops, num_prefix_tokens + positions]
 
 
 @torch.no_grad()

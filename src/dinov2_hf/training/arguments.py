@@ -141,7 +141,7 @@ class PreTrainingArguments:
         default="none", metadata={"help": "Accelerate tracker for the curves, such as tensorboard, wandb or mlflow."}
     )
     stop_on_collapse: bool = field(
-        default=False, metadata={"help": "Stop, with exit status 3, where a collapse would only be warned of."}
+        default=False, metadata={"help": "Stop, with exit code 3, where a collapse would only be warned of."}
     )
     license: str | None = field(
         default=None, metadata={"help": "Licence of the weights for the model card, such as apache-2.0."}

@@ -20,7 +20,7 @@ from .checkpoints import list_checkpoints
 logger = logging.getLogger(__name__)
 
 # Of a run that was stopped for a collapse; every other error has 1, and 2 is Python's own.
-EXIT_STATUS = 3
+COLLAPSED_EXIT_CODE = 3
 
 # One odd batch or the first steps must not count: so many log lines in a row, over at least so many steps. A running
 # centre with the usual momentum of 0.9 has forgotten where it started after 50.

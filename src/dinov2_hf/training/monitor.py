@@ -235,6 +235,7 @@ def _draw_panel(axes, panel: _Panel, curves: dict) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if panel.logarithmic:
         axes.set_yscale("log")
+        axes.set_ylim(bottom=0.8)
     plain_numbers = FuncFormatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1) if panel.percent else plain_numbers)
 
