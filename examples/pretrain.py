@@ -50,6 +50,7 @@ from dinov2_hf.evaluation.knn import evaluate_knn, match_labels
 from dinov2_hf.evaluation.visualization import save_patch_pca
 from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, recipe_values, values_for
 from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, read_state, save_checkpoint
+from dinov2_hf.training.collapse import COLLAPSED_EXIT_CODE, CollapseMonitor, RunCollapsed
 from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, mean_over_processes
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.exports import export_models
@@ -62,6 +63,7 @@ from dinov2_hf.training.run_description import describe_run
 from dinov2_hf.training.run_summary import format_knn, format_knn_gain, knn_before_and_after, write_summary
 from dinov2_hf.training.schedules import PreTrainingSchedules, build_schedules, scale_learning_rate
 from dinov2_hf.training.step_window import StepWindow, format_progress
+from dinov2_hf.training.trackers import find_tracker
 
 
 logger = logging.getLogger("pretrain")
@@ -178,7 +180,13 @@ def main(arguments: list[str]) -> None:
         train(
             accelerator, model, optimizer, loader, schedules, skipped_images, args, state,
             lambda: measure(accelerator, model, image_processor, evaluation, args),
+            CollapseMonitor.of_run(state, config, args, len(evaluation.queries) if evaluation else 0),
         )  # fmt: skip
+    except RunCollapsed as collapse:
+        draw_curves(accelerator, accelerator.unwrap_model(model), output_dir)
+        print(f"\nstopped: {collapse} {collapse.advice(output_dir / 'checkpoints')}", file=sys.stderr)
+        accelerator.end_training()  # trackers send what they hold
+        sys.exit(COLLAPSED_EXIT_CODE)
     except RunStopped as stop:
         kept = list_checkpoints(output_dir / "checkpoints")
         advice = f" --resume_from_checkpoint latest continues from {kept[-1]}." if kept else ""
@@ -206,6 +214,7 @@ def train(
     args: PreTrainingArguments,
     state: dict,
     measure_backbone,
+    collapse_monitor: CollapseMonitor,
 ) -> None:
     """The training loop. `state` holds `step` and what has been measured, and is brought up to date in place."""
     module = accelerator.unwrap_model(model)
@@ -216,6 +225,7 @@ def train(
         if accelerator.is_main_process:
             append_metrics(output_dir / "metrics.jsonl", {"step": state["step"], **metrics})
         accelerator.log(metrics, step=state["step"])
+        collapse_monitor.warn(state["step"], metrics, stop=args.stop_on_collapse)
 
     def evaluate() -> None:
         metrics = measure_backbone()
@@ -271,7 +281,8 @@ def train(
         state["step"] = step + 1
         progress.update()
         if state["step"] % args.logging_steps == 0 or state["step"] == args.max_steps:
-            metrics = mean_over_processes(accelerator, window.means())
+            metrics = {**window.means(), **window.feature_statistics(accelerator)}
+            metrics = mean_over_processes(accelerator, metrics)
             rates = window.rates()
             progress.set_postfix_str(format_progress(metrics, rates["images_per_second"]), refresh=False)
             record({**metrics, **{name: norm.item() for name, norm in norms.items()}, **asdict(now), **rates})
@@ -346,13 +357,11 @@ def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerat
             os.environ.get("ACCELERATE_MIXED_PRECISION", ""),
             use_cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available(),
         ),
-        log_with=None if args.report_to == "none" else args.report_to,
+        log_with=find_tracker(args.report_to),
         project_dir=str(output_dir / "trackers"),
         # Beyond the usual 10 minutes: the others wait while the main process evaluates.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))],
     )
-    if args.report_to != "none" and not accelerator.log_with:
-        raise ValueError(f"`report_to` is {args.report_to}, which is no tracker that is installed here.")
     logging.basicConfig(
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",

@@ -149,7 +149,12 @@ class PreTrainingArguments:
         default="auto", metadata={"help": 'As in from_pretrained; "auto" is sdpa, but eager for bf16 on CPU.'}
     )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute blocks: less memory, slower."})
-    report_to: str = field(default="none", metadata={"help": "Accelerate tracker, such as tensorboard or wandb."})
+    report_to: str = field(
+        default="none", metadata={"help": "Accelerate tracker for the curves, such as tensorboard, wandb or mlflow."}
+    )
+    stop_on_collapse: bool = field(
+        default=False, metadata={"help": "Stop, with exit code 3, where a collapse would only be warned of."}
+    )
     license: str | None = field(
         default=None, metadata={"help": "Licence of the weights for the model card, such as apache-2.0."}
     )

@@ -1,10 +1,13 @@
-"""Averages over the steps since the last log line: losses, images per second, time spent waiting for data."""
+"""What the steps since the last log line were like: losses, features, images per second, time waiting for data."""
 
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
+from accelerate import Accelerator
+
+from .feature_window import FeatureWindow
 
 
 class StepWindow:
@@ -16,15 +19,18 @@ class StepWindow:
     def restart(self) -> None:
         """Forget everything; time runs from here."""
         self.sums: dict[str, torch.Tensor | float] = defaultdict(float)
+        self.features = FeatureWindow()
         self.num_added = 0
         self.num_images = 0
         self.waited = 0.0
         self.started = time.perf_counter()
 
-    def add(self, losses: Mapping[str, torch.Tensor], num_images: int) -> None:
-        """Count one forward pass: its scalars by name, and its images over all processes."""
-        for name, value in losses.items():
-            self.sums[name] = self.sums[name] + value.detach()
+    def add(self, output: Mapping[str, torch.Tensor], num_images: int) -> None:
+        """Count one forward pass: its scalars by name, its features, and its images over all processes."""
+        for name, value in output.items():
+            if value.dim() == 0:
+                self.sums[name] = self.sums[name] + value.detach()
+        self.features.add(output)
         self.num_added += 1
         self.num_images += num_images
 
@@ -35,6 +41,10 @@ class StepWindow:
     def means(self) -> dict[str, torch.Tensor]:
         """Mean of every scalar over the forward passes added."""
         return {name: value / self.num_added for name, value in self.sums.items()}
+
+    def feature_statistics(self, accelerator: Accelerator) -> dict[str, torch.Tensor]:
+        """See `FeatureWindow.statistics`; a collective that every process calls."""
+        return self.features.statistics(accelerator)
 
     def rates(self) -> dict[str, float]:
         """`images_per_second`, and `data_wait_share`, the share of the time in [0, 1] spent waiting for data."""
