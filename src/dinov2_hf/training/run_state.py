@@ -31,9 +31,9 @@ def start_state(args: PreTrainingArguments, num_processes: int, checkpoint: Path
     if state["images_seen"] != state["step"] * global_batch_size:
         raise ValueError(
             "`per_device_train_batch_size` x `gradient_accumulation_steps` x processes is"
-            f" {' x '.join(map(str, factors))} = {global_batch_size} images a step, but {checkpoint} is from a run with"
-            f" {state['images_seen'] // state['step']}, for which its schedules were made; change a factor until the"
-            " product is the same."
+            f" {' x '.join(map(str, factors))} = {global_batch_size} images a step, but {checkpoint} is from a run"
+            f" with {state['images_seen'] // state['step']}, for which its schedules were made; change a factor"
+            " until the product is the same."
         )
     if args.streaming:
         kind, fixed = "a stream", tuple(readers)
