@@ -286,7 +286,9 @@ def train(
             draw_curves(accelerator, module, output_dir)
             window.restart()
         if num_preempted:
-            raise RunPreempted(f"a signal asked for it after step {state['step']}, which is saved.")
+            raise RunPreempted(
+                f"{preemption.received or 'a signal'} asked for it after step {state['step']}, which is saved."
+            )
     progress.close()
 
 

@@ -12,13 +12,17 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
+from .run_stopped import RunPreempted
+
 
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preemption:
     """
-    Within its `with` block, the signals are noted rather than deadly. To be entered in the main thread.
+    Within its `with` block, the signals are noted rather than deadly; and after it when it is left by `RunPreempted`,
+    because a launcher whose first process has left sends SIGTERM to those that are still closing their files and
+    trackers. To be entered in the main thread.
 
     Attributes:
         received: name of the last signal, such as `"SIGTERM"`, or `None`.
@@ -31,7 +35,9 @@ class Preemption:
         self._handlers_before = {number: signal.signal(number, self._note) for number in PREEMPTION_SIGNALS}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *_) -> None:
+        if error_type is not None and issubclass(error_type, RunPreempted):
+            return
         for number, handler in self._handlers_before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
