@@ -6,7 +6,6 @@ run was interrupted and, for data sets with random access, not on the number of 
 
 import itertools
 import random
-import signal
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from .collator import BatchReport, PreTrainingCollator, PreTrainingSample, SkippedImage
 from .image_dataset import describe_row
 from .image_decoding import UndecodableImage, decode_image
+from .loader_workers import outlive_preemption
 from .sampler import PreTrainingBatchSampler, SampleKey, mix_seed
 
 
@@ -268,16 +268,6 @@ def build_loader(
         worker_init_fn=outlive_preemption,
     )
     return itertools.islice(loader, start_batch % max(num_workers, 1), None)
-
-
-def outlive_preemption(worker: int) -> None:
-    """
-    Let a data loader worker ignore SIGTERM and SIGUSR1, which batch systems and launchers send to every process.
-
-    The training process needs its workers until it has finished its step; they end when it does.
-    """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _undecoded_images(
