@@ -74,7 +74,7 @@ def flags_of(recipe, images, output_dir, *flags: str) -> list[str]:
 def test_ten_kills_change_nothing(pretrain, recipe, images, tmp_path, monkeypatch):
     """SIGKILL at random moments of random steps; ends bit-equal to the run that nobody disturbed."""
     monkeypatch.setattr(pretrain, "draw_curves", lambda *_: None)
-    flags = ("--max_steps", "120", "--save_steps", "3", "--eval_steps", "1000")
+    flags = ("--max_steps", "100", "--save_steps", "3", "--eval_steps", "1000")
     run(pretrain, recipe, images, tmp_path / "straight", *flags)
     finished = subprocess.run(
         [sys.executable, "-c", KILLED_TEN_TIMES, pretrain.__file__, str(tmp_path / "killed")]
@@ -220,10 +220,11 @@ DISK_OF_ONE_RUN = """
 set -e
 mount -t tmpfs -o size=%d tmpfs "$1"
 status=0
-shift
+out=$1 kept=$2
+shift 2
 "$@" || status=$?
-ls -A out/checkpoints
-cp -r out/checkpoints kept
+ls -A "$out/checkpoints"
+cp -r "$out/checkpoints" "$kept"
 exit $status
 """
 
@@ -241,16 +242,16 @@ def test_a_full_disk_stops_the_run_with_the_checkpoint_before(pretrain, recipe, 
     run(pretrain, recipe, images, tmp_path / "straight")
     size = sum(path.stat().st_size for path in (tmp_path / "straight" / "checkpoints" / "step_0000002").iterdir())
     (tmp_path / "out").mkdir()
-    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", DISK_OF_ONE_RUN % (1.5 * size), "sh", "out"]
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", DISK_OF_ONE_RUN % (1.5 * size), "sh"]
+    command += [str(tmp_path / "out"), str(tmp_path / "kept")]
     finished = subprocess.run(
         [*command, sys.executable, pretrain.__file__, *flags_of(recipe, images, tmp_path / "out")],
-        capture_output=True, text=True, cwd=tmp_path,
+        capture_output=True, text=True,
     )  # fmt: skip
     assert finished.returncode == 1, finished.stderr
-    last = finished.stderr.strip().splitlines()[-1]
-    assert "stopped: " in last
-    assert "step_0000004 could not be written (" in last
-    assert last.endswith("latest continues from " + str(tmp_path / "out" / "checkpoints" / "step_0000002") + ".")
+    (sentence,) = (line for line in finished.stderr.splitlines() if "stopped: " in line)
+    assert "step_0000004 could not be written (" in sentence
+    assert sentence.endswith("latest continues from " + str(tmp_path / "out" / "checkpoints" / "step_0000002") + ".")
     assert "Traceback" not in finished.stderr
     assert finished.stdout.splitlines()[-1] == "step_0000002"  # and no partial folder
     shutil.copytree(tmp_path / "kept", tmp_path / "room" / "checkpoints")
