@@ -49,7 +49,7 @@ from dinov2_hf.data import (
 from dinov2_hf.evaluation.knn import evaluate_knn, match_labels
 from dinov2_hf.evaluation.visualization import save_patch_pca
 from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, recipe_values, values_for
-from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, read_state, save_checkpoint
+from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from dinov2_hf.training.collapse import COLLAPSED_EXIT_CODE, CollapseMonitor, RunCollapsed
 from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, mean_over_processes
 from dinov2_hf.training.ema import update_ema
@@ -57,9 +57,13 @@ from dinov2_hf.training.exports import export_models
 from dinov2_hf.training.hub_upload import prepare_upload, push_run
 from dinov2_hf.training.model_card import card_metadata
 from dinov2_hf.training.monitor import append_metrics, plot_training_curves, truncate_metrics
+from dinov2_hf.training.nonfinite import NonFiniteSteps
 from dinov2_hf.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_schedule
 from dinov2_hf.training.output_folder import find_start, start_output_dir
+from dinov2_hf.training.preemption import Preemption, count_processes
 from dinov2_hf.training.run_description import describe_run
+from dinov2_hf.training.run_state import start_state
+from dinov2_hf.training.run_stopped import RunPreempted, RunStopped, exit_stopped, full_disk_stops_run
 from dinov2_hf.training.run_summary import format_knn, format_knn_gain, knn_before_and_after, write_summary
 from dinov2_hf.training.schedules import PreTrainingSchedules, build_schedules, scale_learning_rate
 from dinov2_hf.training.step_window import StepWindow, format_progress
@@ -90,9 +94,9 @@ def main(arguments: list[str]) -> None:
             refuse_other_architecture(initial, backbone_values | objective_values, args.init_from)
         config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone_values), **objective_values)
         output_dir = Path(args.output_dir)
-        checkpoint = find_start(output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
         check_crops(args, config)
         accelerator = build_accelerator(args, output_dir)
+        checkpoint = find_start(accelerator, output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
         dataset = load_image_dataset(
             args.train_data,
             split=args.train_split,
@@ -108,7 +112,7 @@ def main(arguments: list[str]) -> None:
             peak_learning_rate=scale_learning_rate(args.learning_rate, global_batch_size, args.learning_rate_scaling),
             **values_for(build_schedules, args),
         )
-        state = start_state(args, accelerator, checkpoint)
+        state = start_state(args, accelerator.num_processes, checkpoint)
         loader = build_loader(
             dataset,
             find_image_column(dataset, args.image_column),
@@ -125,7 +129,7 @@ def main(arguments: list[str]) -> None:
             seed=args.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
-            start_batch=state["step"] * args.gradient_accumulation_steps,
+            start_sample=state["images_seen"],
             num_workers=args.dataloader_num_workers,
             sample_order=args.sample_order,
             shuffle_buffer_size=args.shuffle_buffer_size,
@@ -177,31 +181,27 @@ def main(arguments: list[str]) -> None:
     if args.report_to != "none":
         accelerator.init_trackers("dinov2_pretraining", {name: str(value) for name, value in recipe.items()})
     try:
-        train(
-            accelerator, model, optimizer, loader, schedules, skipped_images, args, state,
-            lambda: measure(accelerator, model, image_processor, evaluation, args),
-            CollapseMonitor.of_run(state, config, args, len(evaluation.queries) if evaluation else 0),
-        )  # fmt: skip
+        with full_disk_stops_run(), Preemption() as preemption:
+            train(
+                accelerator, model, optimizer, loader, schedules, skipped_images, args, state, preemption,
+                lambda: measure(accelerator, model, image_processor, evaluation, args),
+                CollapseMonitor.of_run(state, config, args, len(evaluation.queries) if evaluation else 0),
+            )  # fmt: skip
+        with full_disk_stops_run():
+            finish(accelerator, model, image_processor, dataset, args, state, recipe)
     except RunCollapsed as collapse:
         draw_curves(accelerator, accelerator.unwrap_model(model), output_dir)
         print(f"\nstopped: {collapse} {collapse.advice(output_dir / 'checkpoints')}", file=sys.stderr)
         accelerator.end_training()  # trackers send what they hold
         sys.exit(COLLAPSED_EXIT_CODE)
     except RunStopped as stop:
-        kept = list_checkpoints(output_dir / "checkpoints")
-        advice = f" --resume_from_checkpoint latest continues from {kept[-1]}." if kept else ""
-        sys.exit(f"stopped: {stop}{advice}")
-    finish(accelerator, model, image_processor, dataset, args, state, recipe)
+        exit_stopped(accelerator, stop, list_checkpoints(output_dir / "checkpoints"))
     accelerator.end_training()
     if repo_id and accelerator.is_main_process:
         try:
             print(f"uploaded to {push_run(args, repo_id)}")
         except ValueError as error:  # everything is on disk; the exit status says that it is not on the Hub
             sys.exit(f"error: {error}")
-
-
-class RunStopped(Exception):
-    """A run that cannot go on; its message says why, and what is left."""
 
 
 def train(
@@ -213,13 +213,17 @@ def train(
     skipped_images: SkippedImageLog,
     args: PreTrainingArguments,
     state: dict,
+    preemption: Preemption,
     measure_backbone,
     collapse_monitor: CollapseMonitor,
 ) -> None:
-    """The training loop. `state` holds `step` and what has been measured, and is brought up to date in place."""
+    """The training loop. `state` of `start_state` and what has been measured are brought up to date in place."""
     module = accelerator.unwrap_model(model)
     output_dir = Path(args.output_dir)
     window = StepWindow()
+    nonfinite = NonFiniteSteps(
+        accelerator, module, state, max_in_a_row=args.max_nonfinite_steps, path=output_dir / "nonfinite_steps.jsonl"
+    )
 
     def record(metrics: dict[str, float]) -> None:
         if accelerator.is_main_process:
@@ -252,31 +256,36 @@ def train(
     for step in range(state["step"], args.max_steps):
         now = schedules.at(step)
         set_schedule(optimizer, now)
-        finite, row_ids = torch.tensor(True, device=accelerator.device), []
+        nonfinite.begin()
         for _ in range(args.gradient_accumulation_steps):
             waited = time.perf_counter()
             batch, report = next_batch(batches)
             window.add_wait(time.perf_counter() - waited)
             skipped_images.add(report)
-            row_ids += report.row_ids
             with accelerator.accumulate(model):
                 output = model(
                     **send_to_device(batch, accelerator.device, non_blocking=True),
                     teacher_temperature=now.teacher_temperature,
                 )
                 accelerator.backward(output.loss)
-                finite &= output.loss.isfinite()
+                nonfinite.add(output.loss, report.row_ids)
                 if accelerator.sync_gradients:
                     norms = clip_gradients(
                         accelerator, module.student, args.max_grad_norm, per_part=args.clip_per_part
                     )
-                    if accelerator.scaler is None:  # fp16's scaler leaves out such steps by itself
-                        finite &= sum(norms.values()).isfinite()
-                    stop_if_not_finite(accelerator, finite, output.loss, row_ids, step)
-                optimizer.step()
+                    *bad, num_preempted = count_processes(
+                        accelerator, *nonfinite.found(norms), preemption.received is not None
+                    )
+                    left_out = nonfinite.skip(*bad)
+                    if not left_out:
+                        optimizer.step()
                 optimizer.zero_grad()
-            window.add(output, num_images=len(report.row_ids) * accelerator.num_processes)
-        update_ema(module.ema_module, module.student, now.teacher_momentum)
+            num_images = len(report.row_ids) * accelerator.num_processes
+            window.add(output, num_images)
+            state["images_seen"] += num_images
+        window.end_step(left_out=left_out)
+        if not left_out:
+            update_ema(module.ema_module, module.student, now.teacher_momentum)
 
         state["step"] = step + 1
         progress.update()
@@ -285,19 +294,22 @@ def train(
             metrics = mean_over_processes(accelerator, metrics)
             rates = window.rates()
             progress.set_postfix_str(format_progress(metrics, rates["images_per_second"]), refresh=False)
-            record({**metrics, **{name: norm.item() for name, norm in norms.items()}, **asdict(now), **rates})
+            record({**metrics, **{name: norm.item() for name, norm in norms.items()}, **asdict(now), **rates,
+                    "nonfinite_steps": state["nonfinite_steps"]})  # fmt: skip
             window.restart()
-            complaint = skipped_images.complaint(
-                gather_object(list(skipped_images.reasons)), state["step"] * len(row_ids) * accelerator.num_processes
-            )
+            complaint = skipped_images.complaint(gather_object(list(skipped_images.reasons)), state["images_seen"])
             if complaint:
                 raise RunStopped(complaint)
         if state["step"] % args.eval_steps == 0 or state["step"] == args.max_steps:
             evaluate()
-        if state["step"] % args.save_steps == 0 or state["step"] == args.max_steps:
+        if state["step"] % args.save_steps == 0 or state["step"] == args.max_steps or num_preempted:
             save_checkpoint(accelerator, output_dir / "checkpoints", state, args.save_total_limit)
             draw_curves(accelerator, module, output_dir)
             window.restart()
+        if num_preempted:
+            raise RunPreempted(
+                f"{preemption.received or 'a signal'} asked for it after step {state['step']}, which is saved."
+            )
     progress.close()
 
 
@@ -306,33 +318,6 @@ def next_batch(batches):
         return next(batches)
     except ValueError as error:  # too many broken images in a row, or a stream without images
         raise RunStopped(str(error)) from error
-
-
-def stop_if_not_finite(
-    accelerator: Accelerator, finite: torch.Tensor, loss: torch.Tensor, row_ids: list[str], step: int
-) -> None:
-    """Stop on all processes together before a NaN or infinite loss or gradient reaches the weights."""
-    num_finite = accelerator.reduce(finite.float(), reduction="sum").item()
-    if num_finite < accelerator.num_processes:
-        where = f"on process {accelerator.process_index}, where the loss is {loss.item()}"
-        if finite:
-            raise RunStopped(f"the loss or gradient of step {step} is not finite on another process than this.")
-        raise RunStopped(
-            f"the loss or gradient of step {step} is not finite {where}, for the images {', '.join(row_ids)}; the"
-            " weights and checkpoints are from before it."
-        )
-
-
-def start_state(args: PreTrainingArguments, accelerator: Accelerator, checkpoint: Path | None) -> dict:
-    """What the run knows of itself: the step, and what a stream must have again to be continued exactly."""
-    readers = [accelerator.num_processes, args.dataloader_num_workers]
-    state = read_state(checkpoint) if checkpoint else {"step": 0, "readers": readers}
-    if args.streaming and state["readers"] != readers:
-        raise ValueError(
-            f"`dataloader_num_workers` is {readers[1]} on {readers[0]} processes, but this stream was read by"
-            f" {state['readers'][1]} on {state['readers'][0]} and continues exactly only with the same."
-        )
-    return state
 
 
 def check_crops(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> None:

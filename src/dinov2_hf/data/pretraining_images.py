@@ -1,7 +1,7 @@
 """From a data set of undecoded images to an endless sequence of pretraining batches that can be entered anywhere.
 
-What a batch holds depends on the run's seed and the batch's number only. It does not depend on how often the run was
-interrupted and, for data sets with random access, not on the number of workers either.
+What a batch holds depends on the run's seed and the position of its samples only. It does not depend on how often the
+run was interrupted and, for data sets with random access, not on the number of workers either.
 """
 
 import itertools
@@ -22,6 +22,7 @@ from .channel_decoding import image_decoder
 from .collator import BatchReport, PreTrainingCollator, PreTrainingSample, SkippedImage
 from .image_dataset import describe_row
 from .image_decoding import UndecodableImage
+from .loader_workers import outlive_preemption
 from .sampler import PreTrainingBatchSampler, SampleKey, mix_seed
 
 
@@ -183,16 +184,16 @@ def build_loader(
     seed: int,
     rank: int = 0,
     world_size: int = 1,
-    start_batch: int = 0,
+    start_sample: int = 0,
     num_workers: int = 0,
     sample_order: Literal["global", "sharded"] = "global",
     shuffle_buffer_size: int = 1000,
     num_channels: int = 3,
     pin_memory: bool = False,
 ) -> Iterator[tuple[dict[str, torch.Tensor], BatchReport]]:
-    """Endless batches for one process, from global batch number `start_batch` on.
+    """Endless batches for one process, from sample number `start_sample` of all processes on.
 
-    A stream is read again up to `start_batch`, without decoding, and continues exactly only with the number of workers
+    A stream is read again up to there, without decoding, and continues exactly only with the number of workers
     and processes it had before. A data set with random access needs neither.
 
     Args:
@@ -203,7 +204,8 @@ def build_loader(
         batch_size: B, images per process and batch.
         seed: the run's seed.
         rank, world_size: this process and the number of processes.
-        start_batch: the first batch.
+        start_sample: images that all processes together have seen before; of a stream, a multiple of B times
+            `world_size`.
         num_workers: processes that decode and augment, each on one thread; 0 does it in this process. A stream cannot
             use more of them than it has shards; a warning says so.
         sample_order: see `PreTrainingBatchSampler`; a stream has an order of its own.
@@ -227,7 +229,7 @@ def build_loader(
             seed=seed,
             rank=rank,
             world_size=world_size,
-            start_batch=start_batch,
+            start_sample=start_sample,
             order=sample_order,
         )
         return iter(
@@ -238,7 +240,14 @@ def build_loader(
                 num_workers=num_workers,
                 pin_memory=pin_memory,
                 generator=loader_generator,
+                worker_init_fn=outlive_preemption,
             )
+        )
+    start_batch, rest = divmod(start_sample, batch_size * world_size)
+    if rest:
+        raise ValueError(
+            f"start_sample is {start_sample}, but for a stream it must be a multiple of batch_size x world_size"
+            f" ({batch_size} x {world_size})."
         )
     stream = PreTrainingStream(
         dataset,
@@ -266,6 +275,7 @@ def build_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         generator=loader_generator,
+        worker_init_fn=outlive_preemption,
     )
     return itertools.islice(loader, start_batch % max(num_workers, 1), None)
 

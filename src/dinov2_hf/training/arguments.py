@@ -113,6 +113,9 @@ class PreTrainingArguments:
     mixed_precision: str = field(
         default="auto", metadata={"help": '"auto" (bf16 where the hardware has it), "no", "bf16" or "fp16".'}
     )
+    max_nonfinite_steps: int = field(
+        default=5, metadata={"help": "Steps in a row left out for a loss or gradient that is not finite; then stop."}
+    )
     seed: int = 0
 
     # --- evaluation while training
@@ -186,6 +189,10 @@ class PreTrainingArguments:
         for name in ("eval_steps", "save_steps", "save_total_limit", "per_device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        if self.max_nonfinite_steps < 0:
+            raise ValueError(
+                f"`max_nonfinite_steps` is {self.max_nonfinite_steps}; it must be 0 (stop at the first) or more."
+            )
         for name in ("global_crop_scale", "local_crop_scale", "global_blur_probabilities", "mask_ratio"):
             if len(getattr(self, name)) != 2:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be two numbers.")

@@ -20,6 +20,7 @@ class StepWindow:
         """Forget everything; time runs from here."""
         self.sums: dict[str, torch.Tensor | float] = defaultdict(float)
         self.features = FeatureWindow()
+        self.of_this_step: list[dict[str, torch.Tensor]] = []
         self.num_added = 0
         self.num_images = 0
         self.waited = 0.0
@@ -27,19 +28,26 @@ class StepWindow:
 
     def add(self, output: Mapping[str, torch.Tensor], num_images: int) -> None:
         """Count one forward pass: its scalars by name, its features, and its images over all processes."""
-        for name, value in output.items():
-            if value.dim() == 0:
-                self.sums[name] = self.sums[name] + value.detach()
-        self.features.add(output)
-        self.num_added += 1
+        self.of_this_step.append({name: value.detach() for name, value in output.items()})
         self.num_images += num_images
+
+    def end_step(self, *, left_out: bool = False) -> None:
+        """Let what was added since the last step count in the means, or not: a NaN would take the others with it."""
+        for output in self.of_this_step:
+            for name, value in output.items():
+                if value.dim() == 0:
+                    self.sums[name] = self.sums[name] + (torch.zeros_like(value) if left_out else value)
+            if not left_out:
+                self.features.add(output)
+                self.num_added += 1
+        self.of_this_step = []
 
     def add_wait(self, seconds: float) -> None:
         """Count time spent waiting for a batch."""
         self.waited += seconds
 
     def means(self) -> dict[str, torch.Tensor]:
-        """Mean of every scalar over the forward passes added."""
+        """Mean of every scalar over the forward passes that count; NaN if all were left out."""
         return {name: value / self.num_added for name, value in self.sums.items()}
 
     def feature_statistics(self, accelerator: Accelerator) -> dict[str, torch.Tensor]:
