@@ -14,19 +14,12 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import (
-    InitProcessGroupKwargs,
-    gather_object,
-    parse_flag_from_env,
-    send_to_device,
-    set_seed,
-)
+from accelerate.utils import gather_object, parse_flag_from_env, send_to_device, set_seed
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
@@ -48,6 +41,14 @@ from dinov2_hf.data import (
 from dinov2_hf.evaluation.knn import evaluate_knn, match_labels
 from dinov2_hf.evaluation.visualization import save_patch_pca
 from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, recipe_values, values_for
+from dinov2_hf.training.backends import (
+    backend_name,
+    check_resumable,
+    compute_precision,
+    configure_backend,
+    prepare,
+    process_group_settings,
+)
 from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, read_state, save_checkpoint
 from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, mean_over_processes
 from dinov2_hf.training.ema import update_ema
@@ -60,6 +61,7 @@ from dinov2_hf.training.output_folder import find_start, start_output_dir
 from dinov2_hf.training.run_description import describe_run
 from dinov2_hf.training.run_summary import format_knn, format_knn_gain, knn_before_and_after, write_summary
 from dinov2_hf.training.schedules import PreTrainingSchedules, build_schedules, scale_learning_rate
+from dinov2_hf.training.sharded_weights import whole_copy
 from dinov2_hf.training.step_window import StepWindow, format_progress
 
 
@@ -124,7 +126,7 @@ def main(arguments: list[str]) -> None:
             pin_memory=accelerator.device.type == "cuda",
         )
         set_seed(args.seed)  # the same weights on every process
-        attention = choose_attention(args.attn_implementation, accelerator.mixed_precision, accelerator.device)
+        attention = choose_attention(args.attn_implementation, compute_precision(accelerator), accelerator.device)
         model = DINOv2ForPreTraining._from_config(config, attn_implementation=attention)
         recipe = {**backbone_values, **objective_values, **recipe_values(args)}
         repo_id = prepare_upload(accelerator, args, card_metadata(recipe))
@@ -148,7 +150,7 @@ def main(arguments: list[str]) -> None:
     )
     optimizer = build_optimizer(groups, adam_beta1=args.adam_beta1, adam_beta2=args.adam_beta2)
     set_seed(args.seed, device_specific=True)  # but stochastic depth of its own
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = prepare(accelerator, model, optimizer)
     # Where a run starts, in order: its own checkpoint, else fresh weights.
     if checkpoint:
         load_checkpoint(accelerator, checkpoint)
@@ -305,7 +307,10 @@ def stop_if_not_finite(
 def start_state(args: PreTrainingArguments, accelerator: Accelerator, checkpoint: Path | None) -> dict:
     """What the run knows of itself: the step, and what a stream must have again to be continued exactly."""
     readers = [accelerator.num_processes, args.dataloader_num_workers]
-    state = read_state(checkpoint) if checkpoint else {"step": 0, "readers": readers}
+    launch = {"backend": backend_name(accelerator), "num_processes": accelerator.num_processes}
+    state = read_state(checkpoint) if checkpoint else {"step": 0, "readers": readers, "launch": launch}
+    check_resumable(accelerator, state["launch"])
+    state["launch"] = launch
     if args.streaming and state["readers"] != readers:
         raise ValueError(
             f"`dataloader_num_workers` is {readers[1]} on {readers[0]} processes, but this stream was read by"
@@ -333,18 +338,17 @@ def check_crops(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> 
 
 
 def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerator:
+    use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "")
+    mixed_precision = choose_mixed_precision(args.mixed_precision, launched, use_cpu)
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=choose_mixed_precision(
-            args.mixed_precision,
-            os.environ.get("ACCELERATE_MIXED_PRECISION", ""),
-            use_cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available(),
-        ),
+        mixed_precision=mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=str(output_dir / "trackers"),
-        # Beyond the usual 10 minutes: the others wait while the main process evaluates.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))],
+        kwargs_handlers=[process_group_settings(use_cpu)],
     )
+    configure_backend(accelerator, **{**values_for(configure_backend, args), "mixed_precision": mixed_precision})
     if args.report_to != "none" and not accelerator.log_with:
         raise ValueError(f"`report_to` is {args.report_to}, which is no tracker that is installed here.")
     logging.basicConfig(
@@ -389,11 +393,13 @@ def measure(
     args: PreTrainingArguments,
 ) -> dict[str, float]:
     """k-NN accuracies of the backbone as it would be exported now; the main process measures, the others wait."""
-    metrics = {}
-    if evaluation is not None and accelerator.is_main_process:
+    metrics, backbone = {}, None
+    if evaluation is not None:
+        backbone = whole_copy(accelerator.unwrap_model(model).ema_module.backbone, keep=accelerator.is_main_process)
+    if backbone is not None:
         neighbours = [k for k in KNN_NEIGHBOURS if k <= len(evaluation.bank)]
         metrics = evaluate_knn(
-            accelerator.unwrap_model(model).ema_module.backbone,
+            backbone,
             evaluation.bank,
             evaluation.queries,
             image_processor,
@@ -403,7 +409,7 @@ def measure(
             batch_size=args.per_device_eval_batch_size,
             device=accelerator.device,
             num_workers=args.dataloader_num_workers,
-            autocast_dtype=AUTOCAST_DTYPES.get(accelerator.mixed_precision),
+            autocast_dtype=AUTOCAST_DTYPES.get(compute_precision(accelerator)),
         )
     accelerator.wait_for_everyone()
     return metrics
