@@ -14,19 +14,12 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import (
-    InitProcessGroupKwargs,
-    gather_object,
-    parse_flag_from_env,
-    send_to_device,
-    set_seed,
-)
+from accelerate.utils import gather_object, parse_flag_from_env, send_to_device, set_seed
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
@@ -49,6 +42,13 @@ from dinov2_hf.data import (
 from dinov2_hf.evaluation.knn import evaluate_knn, match_labels
 from dinov2_hf.evaluation.visualization import save_patch_pca
 from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, recipe_values, values_for
+from dinov2_hf.training.backends import (
+    compute_precision,
+    configure_backend,
+    prepare,
+    process_group_settings,
+    resume_launch,
+)
 from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from dinov2_hf.training.collapse import COLLAPSED_EXIT_CODE, CollapseMonitor, RunCollapsed
 from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, mean_over_processes
@@ -66,6 +66,7 @@ from dinov2_hf.training.run_state import start_state
 from dinov2_hf.training.run_stopped import RunPreempted, RunStopped, exit_stopped, full_disk_stops_run
 from dinov2_hf.training.run_summary import format_knn, format_knn_gain, knn_before_and_after, write_summary
 from dinov2_hf.training.schedules import PreTrainingSchedules, build_schedules, scale_learning_rate
+from dinov2_hf.training.sharded_weights import whole_copy
 from dinov2_hf.training.step_window import StepWindow, format_progress
 from dinov2_hf.training.trackers import find_tracker
 
@@ -113,6 +114,7 @@ def main(arguments: list[str]) -> None:
             **values_for(build_schedules, args),
         )
         state = start_state(args, accelerator.num_processes, checkpoint)
+        resume_launch(accelerator, state)
         loader = build_loader(
             dataset,
             find_image_column(dataset, args.image_column),
@@ -137,7 +139,7 @@ def main(arguments: list[str]) -> None:
             pin_memory=accelerator.device.type == "cuda",
         )
         set_seed(args.seed)  # the same weights on every process
-        attention = choose_attention(args.attn_implementation, accelerator.mixed_precision, accelerator.device)
+        attention = choose_attention(args.attn_implementation, compute_precision(accelerator), accelerator.device)
         model = DINOv2ForPreTraining._from_config(config, attn_implementation=attention)
         if initial is not None:
             initialise(model, initial)
@@ -164,7 +166,7 @@ def main(arguments: list[str]) -> None:
     )
     optimizer = build_optimizer(groups, adam_beta1=args.adam_beta1, adam_beta2=args.adam_beta2)
     set_seed(args.seed, device_specific=True)  # but stochastic depth of its own
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = prepare(accelerator, model, optimizer)
     # Where a run starts, in order: its own checkpoint, else `init_from`, else fresh weights.
     if checkpoint:
         load_checkpoint(accelerator, checkpoint)
@@ -335,18 +337,17 @@ def check_crops(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> 
 
 
 def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerator:
+    use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "")
+    mixed_precision = choose_mixed_precision(args.mixed_precision, launched, use_cpu)
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=choose_mixed_precision(
-            args.mixed_precision,
-            os.environ.get("ACCELERATE_MIXED_PRECISION", ""),
-            use_cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available(),
-        ),
+        mixed_precision=mixed_precision,
         log_with=find_tracker(args.report_to),
         project_dir=str(output_dir / "trackers"),
-        # Beyond the usual 10 minutes: the others wait while the main process evaluates.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))],
+        kwargs_handlers=[process_group_settings(use_cpu)],
     )
+    configure_backend(accelerator, **{**values_for(configure_backend, args), "mixed_precision": mixed_precision})
     logging.basicConfig(
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
@@ -389,11 +390,13 @@ def measure(
     args: PreTrainingArguments,
 ) -> dict[str, float]:
     """k-NN accuracies of the backbone as it would be exported now; the main process measures, the others wait."""
-    metrics = {}
-    if evaluation is not None and accelerator.is_main_process:
+    metrics, backbone = {}, None
+    if evaluation is not None:
+        backbone = whole_copy(accelerator.unwrap_model(model).ema_module.backbone, keep=accelerator.is_main_process)
+    if backbone is not None:
         neighbours = [k for k in KNN_NEIGHBOURS if k <= len(evaluation.bank)]
         metrics = evaluate_knn(
-            accelerator.unwrap_model(model).ema_module.backbone,
+            backbone,
             evaluation.bank,
             evaluation.queries,
             image_processor,
@@ -403,7 +406,7 @@ def measure(
             batch_size=args.per_device_eval_batch_size,
             device=accelerator.device,
             num_workers=args.dataloader_num_workers,
-            autocast_dtype=AUTOCAST_DTYPES.get(accelerator.mixed_precision),
+            autocast_dtype=AUTOCAST_DTYPES.get(compute_precision(accelerator)),
         )
     accelerator.wait_for_everyone()
     return metrics

@@ -277,7 +277,8 @@ class DINOv2Layer(GradientCheckpointingLayer):
                 hidden_states = hidden_states.index_add(1, kept, residual.to(hidden_states.dtype))
             else:
                 hidden_states = hidden_states + branch(hidden_states, crop_packing)
-        return hidden_states.view(shape)
+        # No view where none is needed: FSDP2 hooks into what comes out, and warns of views.
+        return hidden_states if hidden_states.shape == shape else hidden_states.view(shape)
 
 
 class DINOv2PreTrainedModel(SavesCheckpointKeysAsTheyAre, PreTrainedModel):

@@ -84,7 +84,8 @@ class SoftmaxCentering(nn.Module):
         mean = _all_reduce(mean, dist.ReduceOp.SUM)
         if dist.is_available() and dist.is_initialized():
             mean /= dist.get_world_size()
-        self.center.lerp_(mean, 1 - self.momentum)
+        # A batch that is not finite is lost, but not the centre with it.
+        self.center.lerp_(torch.where(mean.isfinite(), mean, self.center), 1 - self.momentum)
 
 
 class NoCentering(nn.Module):

@@ -93,7 +93,7 @@ class DINOv2ForPreTraining(SavesCheckpointKeysAsTheyAre, PreTrainedModel):
     base_model_prefix = "student"
     main_input_name = "global_crops"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["DINOv2Layer"]
+    _no_split_modules = ["DINOv2Layer", "ProjectionHead"]  # what FSDP2 shards as a unit, unless told otherwise
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True

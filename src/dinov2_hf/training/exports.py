@@ -8,6 +8,7 @@ from transformers import BaseImageProcessor
 
 from .checkpoints import replace_folder
 from .model_card import model_card
+from .sharded_weights import whole_weights
 
 
 def export_models(
@@ -25,7 +26,7 @@ def export_models(
         The folder of the backbone.
     """
     unwrapped = accelerator.unwrap_model(model)
-    state_dict = accelerator.get_state_dict(model)  # whole tensors, also of a sharded model
+    state_dict = whole_weights(unwrapped, keep=accelerator.is_main_process)
     prefix = next(name for name, module in unwrapped.named_modules() if module is unwrapped.ema_module.backbone) + "."
     backbone_state = {
         name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)
@@ -33,14 +34,14 @@ def export_models(
     backbone = unwrapped.ema_module.backbone
 
     def write_backbone(folder: Path) -> None:
-        backbone.save_pretrained(folder, state_dict=backbone_state, is_main_process=accelerator.is_main_process)
         if accelerator.is_main_process:
+            backbone.save_pretrained(folder, state_dict=backbone_state)
             image_processor.save_pretrained(folder)
             model_card(backbone.config, output_dir.resolve().name, **card).save(folder / "README.md")
 
     def write_everything(folder: Path) -> None:
-        unwrapped.save_pretrained(folder, state_dict=state_dict, is_main_process=accelerator.is_main_process)
         if accelerator.is_main_process:
+            unwrapped.save_pretrained(folder, state_dict=state_dict)
             image_processor.save_pretrained(folder)
 
     replace_folder(accelerator, output_dir / "model", write_backbone)

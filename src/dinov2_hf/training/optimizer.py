@@ -80,7 +80,8 @@ def clip_gradients(
     accelerator: Accelerator, student: nn.Module, max_grad_norm: float, *, per_part: bool
 ) -> dict[str, torch.Tensor]:
     """
-    Clip the gradients of `student` to an L2 norm of `max_grad_norm`.
+    Clip the gradients of `student` to an L2 norm of `max_grad_norm`. DeepSpeed has clipped them in the backward pass,
+    or left out the step where the norm is not finite, and tells the norm.
 
     Args:
         per_part: clip the backbone and each head by a norm of its own, as the original does; otherwise by one norm
@@ -98,6 +99,6 @@ def clip_gradients(
     }
 
 
-def _whole(norm: torch.Tensor) -> torch.Tensor:
-    """A norm of sharded gradients, gathered."""
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+def _whole(norm: torch.Tensor | float) -> torch.Tensor:
+    """A norm of sharded gradients, gathered; DeepSpeed gives a plain number."""
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else torch.as_tensor(norm)

@@ -7,7 +7,9 @@ import torch
 from accelerate import Accelerator
 
 from .arguments import PreTrainingArguments
+from .backends import backend_name, compute_precision
 from .schedules import PreTrainingSchedules
+from .sharded_weights import num_parameters
 
 
 logger = logging.getLogger(__name__)
@@ -24,9 +26,7 @@ def describe_run(
 ) -> None:
     """Log it, one line for each thing; `num_images` is `None` for a stream."""
     student = accelerator.unwrap_model(model).student
-    sizes = [
-        f"{name} {sum(p.numel() for p in part.parameters()) / 1e6:.2f}M" for name, part in student.named_children()
-    ]
+    sizes = [f"{name} {num_parameters(part) / 1e6:.2f}M" for name, part in student.named_children()]
     images, passes = "a stream", ""
     if num_images is not None:
         images = f"{num_images:,}"
@@ -52,7 +52,8 @@ def describe_run(
         "peak learning rate": f"{schedules.learning_rate.base:.4g} = {args.learning_rate:.4g} {rule}",
         "seen together": f"{args.per_device_train_batch_size} images by KoLeo (one device), {images_of_a_pass} by"
         " centering (all devices), in one forward pass",
-        "precision": accelerator.mixed_precision,
+        "precision": compute_precision(accelerator),
+        "backend": f"{backend_name(accelerator)}, {accelerator.num_processes} processes",
         "device": device,
         "output": args.output_dir,
     }

@@ -1,0 +1,172 @@
+"""
+How a run is spread over processes: not at all, replicated (DDP), or sharded (FSDP2, DeepSpeed ZeRO-1/2/3).
+
+The loop is the same for all. What a backend needs before it starts is here: `accelerate launch` chooses the backend,
+the recipe the batch, precision and clipping, and neither may silently overrule the other.
+"""
+
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, parse_flag_from_env
+
+
+def process_group_settings(use_cpu: bool) -> InitProcessGroupKwargs:
+    """For `Accelerator`: gloo on a CPU (DeepSpeed would not start one by itself), and patience."""
+    # Beyond the usual 10 minutes: the others wait while the main process evaluates.
+    settings = {"timeout": timedelta(hours=4)}
+    if use_cpu and "LOCAL_RANK" in os.environ:
+        settings["backend"] = "gloo"
+    return InitProcessGroupKwargs(**settings)
+
+
+def backend_name(accelerator: Accelerator) -> str:
+    """`"single"`, `"ddp"`, `"fsdp2"`, `"zero1"`, `"zero2"` or `"zero3"`."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return "fsdp2"
+    return "ddp" if accelerator.num_processes > 1 else "single"
+
+
+def compute_precision(accelerator: Accelerator) -> str:
+    """`"no"`, `"bf16"` or `"fp16"`: what matrices are multiplied in; weights are float32 always."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # where Accelerate knows of cast weights only
+        return "bf16" if accelerator.state.deepspeed_plugin.deepspeed_config["torch_autocast"]["enabled"] else "no"
+    return accelerator.mixed_precision
+
+
+def configure_backend(
+    accelerator: Accelerator,
+    *,
+    mixed_precision: str,
+    per_device_train_batch_size: int,
+    gradient_accumulation_steps: int,
+    max_grad_norm: float,
+    clip_per_part: bool,
+) -> None:
+    """
+    Check that the backend is the one that was launched, and tell it what the recipe says.
+
+    Args:
+        mixed_precision: `"no"`, `"bf16"` or `"fp16"`, as chosen for the run.
+
+    Raises:
+        `ValueError`: when Accelerate fell back to another backend than the launch asked for, or when the backend
+            cannot do what the recipe asks.
+    """
+    _check_launch(accelerator)
+    backend = backend_name(accelerator)
+    if backend in ("single", "ddp"):
+        return
+    if mixed_precision == "fp16":
+        raise ValueError(
+            f'`mixed_precision` is "fp16", which {backend} does not train with here; use "bf16", or the ddp backend.'
+        )
+    if backend == "fsdp2":
+        _configure_fsdp2(accelerator.state.fsdp_plugin, mixed_precision)
+        return
+    if clip_per_part:
+        raise ValueError(
+            "`clip_per_part` is true, but DeepSpeed clips all gradients by one norm; set it to false, or use the fsdp2"
+            " or ddp backend."
+        )
+    _configure_deepspeed(
+        accelerator.state.deepspeed_plugin.deepspeed_config,
+        train_micro_batch_size_per_gpu=per_device_train_batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        gradient_clipping=max_grad_norm,  # 1.0 when left out
+        torch_autocast={"enabled": mixed_precision == "bf16", "dtype": "bfloat16"},
+    )
+
+
+def prepare(
+    accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """`accelerator.prepare`, after which `model` computes in the precision of the run under every backend."""
+    if backend_name(accelerator) == "fsdp2" and accelerator.mixed_precision == "bf16":
+        # Accelerate casts inputs and outputs of every block instead, with them the residual stream and the loss.
+        model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)
+    return accelerator.prepare(model, optimizer)
+
+
+def check_resumable(accelerator: Accelerator, saved: dict) -> None:
+    """
+    Whether this run can read the checkpoint of a run that was `saved` as `{"backend": ..., "num_processes": ...}`.
+
+    Raises:
+        `ValueError`: for another backend, or another number of processes under DeepSpeed.
+    """
+    backend, processes = backend_name(accelerator), accelerator.num_processes
+    way_round = "or start a new run from the `pretraining_model` that a finished run exports"
+    if {saved["backend"], backend} == {"single", "ddp"}:  # one process or several of the same files
+        return
+    if saved["backend"] != backend:
+        raise ValueError(
+            f"this run is launched as {backend}, but the checkpoint is of a run as {saved['backend']}, which it cannot"
+            f" read; launch it as {saved['backend']}, {way_round}."
+        )
+    if backend.startswith("zero") and saved["num_processes"] != processes:
+        raise ValueError(
+            f"this run has {processes} processes, but DeepSpeed's checkpoint is split for {saved['num_processes']} and"
+            f" cannot be read by another number; launch {saved['num_processes']}, {way_round}."
+        )
+
+
+def resume_launch(accelerator: Accelerator, state: dict) -> None:
+    """Check with `check_resumable` that the `state` of a run may go on as launched now, and note this launch in it."""
+    launch = {"backend": backend_name(accelerator), "num_processes": accelerator.num_processes}
+    check_resumable(accelerator, state.get("launch", launch))
+    state["launch"] = launch
+
+
+def _check_launch(accelerator: Accelerator) -> None:
+    actual = accelerator.distributed_type
+    for flag, wanted in (
+        ("ACCELERATE_USE_DEEPSPEED", DistributedType.DEEPSPEED),
+        ("ACCELERATE_USE_FSDP", DistributedType.FSDP),
+    ):
+        if parse_flag_from_env(flag) and actual != wanted:
+            raise ValueError(
+                f"the launch asks for {wanted.value}, but Accelerate made {actual.value} of it; leave out"
+                " `ACCELERATE_USE_CPU`, and for FSDP2 use a GPU."
+            )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise ValueError(
+            f"{launched} processes were launched, but Accelerate connects {accelerator.num_processes} of them, so each"
+            " would train alone; without a GPU set ACCELERATE_USE_CPU=true."
+        )
+
+
+def _configure_fsdp2(plugin, mixed_precision: str) -> None:
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    if plugin.fsdp_version != 2:
+        raise ValueError(f"`fsdp_version` is {plugin.fsdp_version}; it must be 2.")
+    if plugin.cpu_ram_efficient_loading:
+        raise ValueError(
+            "`fsdp_cpu_ram_efficient_loading` is true, which loses the weights that a run starts with; set it to false."
+        )
+    plugin.mixed_precision_policy = None
+    if mixed_precision == "bf16":
+        # Weights travel in bf16, gradients in float32; activations are left to autocast.
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+
+
+def _configure_deepspeed(config: dict, **from_recipe) -> None:
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    # `bf16.enabled` would cast the teacher too, which then stands still: autocast leaves all weights in float32.
+    config.update(from_recipe, bf16={"enabled": False}, fp16={"enabled": False}, zero_allow_untested_optimizer=True)
+    if config["zero_optimization"].get("offload_param", {}).get("device") == "nvme":
+        raise ValueError(
+            '`offload_param_device` is "nvme", where the teacher cannot be averaged; use "cpu" or "none".'
+        )
+    # Else transformers splits the weights of ZeRO-3 while a model is made, before the teacher is copied from the
+    # student, and a model loaded by the main process alone waits for the others forever.
+    unset_hf_deepspeed_config()

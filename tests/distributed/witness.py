@@ -1,0 +1,109 @@
+"""
+What the tests of backends launch: `examples/pretrain.py` as it is, on a CPU, with witnesses around its training loop.
+
+    accelerate launch ... tests/distributed/witness.py FOLDER [flags of pretrain.py]
+
+Every process writes `facts_<rank>.json` to FOLDER; the main one also `weights.pt`, whole weights gathered in the
+library's own way: `before` and `after` training, and of one step the `teacher`, the `student` and the teacher's `average`.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import DistributedType, PartialState
+from accelerate.utils import parse_flag_from_env
+from torch.distributed.tensor import DTensor
+
+
+WATCHED_STEP = 4
+POISONED_CALL = int(os.environ.get("POISONED_CALL", "-1"))
+
+
+def let_fsdp_run_on_a_cpu() -> None:
+    """Accelerate shards on GPUs and their like only, and would silently replicate here."""
+    original = PartialState.__init__
+
+    def init(self, cpu=False, **kwargs):
+        original(self, cpu, **kwargs)
+        if self.distributed_type is DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = init
+
+
+def whole(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
+    """The state dict by means of the library that shards."""
+    module = accelerator.unwrap_model(model)
+    if hasattr(next(module.parameters()), "ds_tensor"):
+        import deepspeed
+
+        # Leaves alone what is whole anyway, and so comparable with a run that is not watched.
+        with deepspeed.zero.GatheredParameters([p for p in module.parameters() if p.shape != p.ds_shape]):
+            weights = {name: value.clone() for name, value in module.state_dict().items()}
+    else:
+        weights = {name: value.clone() for name, value in accelerator.get_state_dict(model).items()}
+    return weights if accelerator.is_main_process else None
+
+
+def watch(pretrain, folder: Path) -> None:
+    train, update_ema, send_to_device = pretrain.train, pretrain.update_ema, pretrain.send_to_device
+    watched, calls = {}, []
+
+    def watching_train(accelerator, model, *rest):
+        module = accelerator.unwrap_model(model)
+        facts = {
+            "distributed_type": accelerator.distributed_type.value,
+            "num_processes": accelerator.num_processes,
+            "dtensors": sum(isinstance(p, DTensor) for p in module.parameters()),
+            "zero3_shares": sum(hasattr(p, "ds_tensor") for p in module.parameters()),
+            "parameters": len(list(module.parameters())),
+            "stored": sorted({str(getattr(p, "ds_tensor", p).dtype) for p in module.parameters()}),
+        }
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            facts["zero_stage"] = model.zero_optimization_stage()
+            facts["gradient_clipping"] = model.gradient_clipping()
+        (folder / f"facts_{accelerator.process_index}.json").write_text(json.dumps(facts))
+
+        def watching_update(ema_module, student, momentum):
+            calls.append("update")
+            if len(calls) != WATCHED_STEP:
+                return update_ema(ema_module, student, momentum)
+            watched["before_update"] = whole(accelerator, model)
+            update_ema(ema_module, student, momentum)
+            watched["after_update"] = whole(accelerator, model)
+            watched["momentum"] = momentum
+
+        pretrain.update_ema = watching_update
+        watched["before"] = whole(accelerator, model)
+        try:
+            train(accelerator, model, *rest)
+        finally:
+            watched["after"] = whole(accelerator, model)
+            if accelerator.is_main_process:
+                torch.save(watched, folder / "weights.pt")
+
+    batches = []
+
+    def poison(batch, device, **kwargs):
+        batches.append(None)
+        if len(batches) == POISONED_CALL and os.environ["RANK"] == "1":
+            batch["global_crops"][0, 2, 0, 3, 3] = torch.nan
+        return send_to_device(batch, device, **kwargs)
+
+    pretrain.train, pretrain.send_to_device = watching_train, poison
+
+
+if __name__ == "__main__":
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        let_fsdp_run_on_a_cpu()
+    script = Path(__file__).parents[2] / "examples" / "pretrain.py"
+    spec = importlib.util.spec_from_file_location("pretrain", script)
+    pretrain = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pretrain)
+    watch(pretrain, Path(sys.argv[1]))
+    pretrain.main(sys.argv[2:])
