@@ -197,8 +197,7 @@ def test_not_finite_stops_before_the_weights_are_touched(pretrain, recipe, image
     message = str(stop.value)
     (checkpoint,) = (tmp_path / "out" / "checkpoints").iterdir()
     assert "the loss of step 4 is nan, number 1 in a row where `max_nonfinite_steps` (0) are left out" in message
-    assert message.count("row ") == 4
-    assert ".png" in message
+    assert message.count(".png)") == 4
     assert message.endswith("--resume_from_checkpoint latest continues from " + f"{checkpoint}.")
     assert checkpoint.name == "step_0000002"
     assert all(torch.isfinite(value).all() for value in load_file(checkpoint / "model.safetensors").values())
