@@ -75,7 +75,7 @@ def model_card(
     public = {key: _public_name(value) if key.endswith("_data") and value else value for key, value in recipe.items()}
     data = card_metadata(recipe)
     measured = "Not measured."
-    if knn["after"]:
+    if knn["after"] and recipe["eval_data"]:  # else it is of weights before this continuation of the run
         data.model_name, data.eval_results = name, _eval_results(recipe, public, knn["after"])
         measured = _knn_table(public, knn)
     num_registers = config.num_register_tokens
