@@ -4,7 +4,7 @@ What the tests of backends launch: `examples/pretrain.py` as it is, on a CPU, wi
     accelerate launch ... tests/distributed/witness.py FOLDER [flags of pretrain.py]
 
 Every process writes `facts_<rank>.json` to FOLDER; the main one also `weights.pt`, whole weights gathered in the
-library's own way: `before` and `after` training, and of one step the `teacher`, the `student` and the teacher's `average`.
+library's own way: `before` and `after` training, and `before_update` and `after_update` of the teacher in one step.
 """
 
 import importlib.util

@@ -90,7 +90,7 @@ def model_card(
     }
     data = card_metadata(recipe)
     measured = "Not measured."
-    if knn["after"]:
+    if knn["after"] and recipe["eval_data"]:  # else it is of weights before this continuation of the run
         data.model_name, data.eval_results = name, _eval_results(recipe, public, knn["after"])
         measured = _knn_table(public, knn)
     num_registers = config.num_register_tokens

@@ -1,0 +1,124 @@
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.examples.conftest import images  # noqa: F401  (a fixture)
+
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "examples" / "accelerate_configs"
+WITHOUT_DEEPSPEED = next(
+    (
+        f"needs {name}"
+        for name, found in (
+            ("deepspeed", importlib.util.find_spec("deepspeed")),
+            ("ninja, to compile DeepSpeed's operators", importlib.util.find_spec("ninja")),
+            ("a C++ compiler, for DeepSpeed's operators", shutil.which("g++") or shutil.which("c++")),
+        )
+        if not found
+    ),
+    None,
+)
+
+# A step takes milliseconds. Each head has one matrix above ZeRO-3's limit of 100,000 elements for what it keeps whole,
+# clipping is active in every step, and what differs between one process and two is off: KoLeo, stochastic depth, and
+# softmax centering, whose centre of patches is a mean of the means of processes.
+RECIPE = """
+hidden_size: 32
+num_hidden_layers: 2
+num_attention_heads: 2
+image_size: 16
+patch_size: 4
+layerscale_value: 0.1
+drop_path_rate: 0.0
+num_prototypes: 4096
+head_hidden_size: 32
+bottleneck_size: 32
+separate_ibot_head: true
+centering: sinkhorn_knopp
+koleo_loss_weight: 0.0
+local_crop_size: 8
+num_local_crops: 2
+max_steps: 10
+per_device_train_batch_size: 4
+learning_rate: 1e-3
+learning_rate_scaling: none
+warmup_steps: 0
+freeze_last_layer_steps: 1
+max_grad_norm: 0.3
+teacher_momentum: 0.999
+teacher_temperature_warmup_steps: 3
+logging_steps: 1
+save_steps: 6
+eval_steps: 10
+eval_resize_size: 16
+dataloader_num_workers: 0
+mixed_precision: "no"
+attn_implementation: sdpa
+"""
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@dataclass
+class Run:
+    """A finished run of `witness.py`."""
+
+    output_dir: Path
+    witnessed: Path
+    printed: str
+    returncode: int
+
+    @property
+    def facts(self) -> list[dict]:
+        return [json.loads(path.read_text()) for path in sorted(self.witnessed.glob("facts_*.json"))]
+
+    @property
+    def weights(self) -> dict:
+        return torch.load(self.witnessed / "weights.pt")
+
+    def records(self, metric: str) -> list[dict]:
+        lines = (self.output_dir / "metrics.jsonl").read_text().splitlines()
+        return [record for record in map(json.loads, lines) if metric in record]
+
+
+def environment(config: str, **extra: str) -> dict[str, str]:
+    """For a launch on a CPU, which Accelerate and DeepSpeed must be told of in different ways."""
+    device = {"DS_ACCELERATOR": "cpu"} if config.startswith("deepspeed") else {"ACCELERATE_USE_CPU": "true"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **device, **extra}
+
+
+def launch_command(config: str, num_processes: int, port: int) -> list[str]:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
+    command += ["--num_processes", str(num_processes), "--main_process_port", str(port)]
+    return [*command, str(Path(__file__).parent / "witness.py")]
+
+
+@pytest.fixture(scope="session")
+def launch(recipe, images):  # noqa: F811
+    def launch(config: str, output_dir: Path, *flags: str, num_processes: int = 2, **extra: str) -> Run:
+        witnessed = output_dir.with_name(f"{output_dir.name}.witnessed")
+        witnessed.mkdir(exist_ok=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [*launch_command(config, num_processes, port), str(witnessed), "--config", str(recipe)]
+        command += ["--train_data", str(images), "--output_dir", str(output_dir), *flags]
+        finished = subprocess.run(command, capture_output=True, text=True, env=environment(config, **extra))
+        return Run(output_dir, witnessed, finished.stdout + finished.stderr, finished.returncode)
+
+    return launch

@@ -1,0 +1,195 @@
+"""
+Every backend with two processes on a CPU: the run equals one process on the same global batch, the teacher moves in
+float32, what is exported is what was trained, and a resumed run equals one that was not interrupted.
+"""
+
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.examples.conftest import forget_accelerate, load_example
+
+from .conftest import WITHOUT_DEEPSPEED
+from .one_process import train_alone
+
+
+deepspeed = pytest.mark.skipif(WITHOUT_DEEPSPEED is not None, reason=str(WITHOUT_DEEPSPEED))
+offload = [
+    deepspeed,
+    pytest.mark.skipif(
+        "TEST_OFFLOAD" not in os.environ, reason="compiles DeepSpeed's Adam for minutes; TEST_OFFLOAD=1 runs it"
+    ),
+]
+BACKENDS = {
+    "ddp": {"distributed_type": "MULTI_CPU"},
+    "fsdp2": {"distributed_type": "FSDP"},
+    "deepspeed_zero1": {"distributed_type": "DEEPSPEED", "zero_stage": 1},
+    "deepspeed_zero2": {"distributed_type": "DEEPSPEED", "zero_stage": 2},
+    "deepspeed_zero3": {"distributed_type": "DEEPSPEED", "zero_stage": 3},
+    "deepspeed_zero2_offload": {"distributed_type": "DEEPSPEED", "zero_stage": 2},
+    "deepspeed_zero3_offload": {"distributed_type": "DEEPSPEED", "zero_stage": 3},
+}
+every_backend = pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(name, marks=offload if "offload" in name else deepspeed if "deepspeed" in name else ())
+        for name in BACKENDS
+    ],
+)
+
+
+def clipping(backend: str) -> bool:
+    return not backend.startswith("deepspeed")  # which clips by one norm
+
+
+@pytest.fixture(scope="session")
+def straight(launch, images, tmp_path_factory):
+    """An uninterrupted run under a backend, made when it is first asked for."""
+    runs = {}
+
+    def straight(backend: str):
+        if backend not in runs:
+            flags = [
+                "--clip_per_part",
+                str(clipping(backend)).lower(),
+                "--eval_data",
+                str(images),
+                "--eval_split",
+                "train",
+            ]
+            runs[backend] = launch(backend, tmp_path_factory.mktemp(backend) / "out", *flags)
+            assert runs[backend].returncode == 0, runs[backend].printed
+        return runs[backend]
+
+    return straight
+
+
+@pytest.fixture(scope="session")
+def alone(recipe, images):
+    runs = {}
+
+    def alone(clip_per_part: bool):
+        if clip_per_part not in runs:
+            runs[clip_per_part] = train_alone(recipe, images, clip_per_part)
+        return runs[clip_per_part]
+
+    return alone
+
+
+@every_backend
+def test_it_is_the_backend_that_was_asked_for(straight, backend):
+    """Launchers fall back to plain DDP, or to processes that train alone, without a word."""
+    facts = straight(backend).facts
+    assert len(facts) == 2
+    for fact in facts:
+        assert fact["num_processes"] == 2
+        assert {name: fact.get(name) for name in BACKENDS[backend]} == BACKENDS[backend]
+        assert fact["dtensors"] == (fact["parameters"] if backend == "fsdp2" else 0)
+        assert fact["zero3_shares"] == (fact["parameters"] if "zero3" in backend else 0)
+        assert fact["stored"] == ["torch.float32"]
+        assert fact.get("gradient_clipping", 0.3) == 0.3
+
+
+@every_backend
+def test_ten_steps_equal_one_process_on_the_global_batch(straight, alone, backend):
+    """Losses to 2e-5, gradient norms before clipping to 1e-4, weights after ten steps of Adam to 1e-5."""
+    records, before, after = alone(clipping(backend))
+    run = straight(backend)
+    assert [record["step"] for record in run.records("loss")] == list(range(1, 11))
+    for record, expected in zip(run.records("loss"), records, strict=True):
+        assert record["loss"] == pytest.approx(expected["loss"], rel=2e-5)
+        for name in expected.keys() - {"loss"}:
+            assert record[name] == pytest.approx(expected[name], rel=1e-4)
+            assert record[name] > 0.3  # so that clipping took part
+    assert run.weights["before"].keys() == before.keys()
+    assert all(torch.equal(run.weights["before"][name], before[name]) for name in before)
+    for name, value in after.items():
+        torch.testing.assert_close(run.weights["after"][name], value, rtol=0, atol=1e-5)
+        assert not torch.equal(value, before[name])
+
+
+@every_backend
+def test_the_teacher_is_the_average_of_every_step(straight, backend):
+    weights = straight(backend).weights
+    old, new, momentum = (weights[name] for name in ("before_update", "after_update", "momentum"))
+    teacher = [name for name in old if name.startswith("teacher.")]
+    assert len(teacher) == 59
+    for name in teacher:
+        student = old[name.replace("teacher.", "student.", 1)]
+        assert torch.equal(new[name], torch.lerp(old[name], student, 1 - momentum))
+        assert not torch.equal(new[name], old[name])
+    assert all(torch.equal(new[name], old[name]) for name in old.keys() - set(teacher))
+
+
+@every_backend
+def test_the_export_is_bit_equal_to_the_state(straight, backend):
+    run = straight(backend)
+    after = run.weights["after"]
+    everything = load_file(run.output_dir / "pretraining_model" / "model.safetensors")
+    assert everything.keys() == after.keys()
+    assert all(torch.equal(everything[name], after[name]) for name in after)
+    backbone = load_file(run.output_dir / "model" / "model.safetensors")
+    assert backbone
+    assert all(torch.equal(value, after[f"teacher.backbone.{name}"]) for name, value in backbone.items())
+
+
+@every_backend
+def test_knn_measures_the_same_backbone(straight, backend):
+    """Sharded backbones are measured by a whole copy, in the middle of training, which must not disturb it."""
+    measured = [record["knn_top1_k20"] for record in straight(backend).records("knn_top1_k20")]
+    assert measured == [record["knn_top1_k20"] for record in straight("ddp").records("knn_top1_k20")]
+    assert len(measured) == 2
+
+
+@every_backend
+def test_resume_equals_the_uninterrupted_run(straight, launch, tmp_path, backend):
+    run = straight(backend)
+    shutil.copytree(run.output_dir, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "step_0000010")
+    flags = ["--clip_per_part", str(clipping(backend)).lower(), "--resume_from_checkpoint", "latest"]
+    resumed = launch(backend, tmp_path / "out", *flags)
+    assert resumed.returncode == 0, resumed.printed
+    assert all(torch.equal(resumed.weights["after"][name], value) for name, value in run.weights["after"].items())
+    assert [r["loss"] for r in resumed.records("loss")] == [r["loss"] for r in run.records("loss")]
+
+
+@pytest.mark.parametrize(
+    "backend",
+    ["fsdp2", pytest.param("deepspeed_zero2", marks=deepspeed), pytest.param("deepspeed_zero3", marks=deepspeed)],
+)
+def test_bf16_keeps_float32_weights_and_stops_before_a_nan_reaches_them(launch, alone, tmp_path, backend):
+    """The sixth batch of the second process holds a NaN; softmax centering adds a buffer."""
+    flags = ["--clip_per_part", str(clipping(backend)).lower(), "--mixed_precision", "bf16", "--save_steps", "5"]
+    run = launch(backend, tmp_path / "out", *flags, "--centering", "softmax", POISONED_CALL="6")
+    assert run.returncode != 0
+    assert "the loss or gradient of step 5 is not finite on process 1, where the loss is nan" in run.printed
+    assert "--resume_from_checkpoint latest continues from" in run.printed
+    assert [fact["stored"] for fact in run.facts] == [["torch.float32"]] * 2
+    old, new, after, momentum = (run.weights[name] for name in ("before_update", "after_update", "after", "momentum"))
+    assert {value.dtype for value in after.values()} == {torch.float32}
+    assert all(value.isfinite().all() for value in after.values())
+    assert after["dino_centering.center"].abs().max() > 0
+    for name in (name for name in old if name.startswith("teacher.")):
+        student = old[name.replace("teacher.", "student.", 1)]
+        assert torch.equal(new[name], torch.lerp(old[name], student, 1 - momentum))
+        assert not torch.equal(new[name], old[name])
+    losses = [record["loss"] for record in run.records("loss")]
+    assert len(losses) == 5
+
+
+@deepspeed
+def test_zero_is_resumed_by_its_own_number_of_processes_and_backend_only(straight, launch, images, recipe, tmp_path):
+    checkpoint = str(straight("deepspeed_zero2").output_dir / "checkpoints" / "step_0000006")
+    flags = ["--clip_per_part", "false", "--resume_from_checkpoint", checkpoint]
+    fewer = launch("deepspeed_zero2", tmp_path / "fewer", *flags, num_processes=1)
+    assert fewer.returncode != 0
+    assert "error: this run has 1 processes, but DeepSpeed's checkpoint is split for 2" in fewer.printed
+    assert "`pretraining_model`" in fewer.printed
+    forget_accelerate()
+    given = ["--config", str(recipe), "--train_data", str(images), "--output_dir", str(tmp_path / "single"), *flags]
+    with pytest.raises(SystemExit, match="launched as single, but the checkpoint is of a run as zero2"):
+        load_example("pretrain").main(given)
+    assert not (tmp_path / "single").exists()
