@@ -148,7 +148,7 @@ def _configure_fsdp2(plugin, mixed_precision: str) -> None:
         raise ValueError(f"`fsdp_version` is {plugin.fsdp_version}; it must be 2.")
     if plugin.cpu_ram_efficient_loading:
         raise ValueError(
-            "`fsdp_cpu_ram_efficient_loading` is true, which loses the weights that a run starts with; set it to false."
+            "`fsdp_cpu_ram_efficient_loading` is true, which loses the weights that a run starts with; make it false."
         )
     plugin.mixed_precision_policy = None
     if mixed_precision == "bf16":
