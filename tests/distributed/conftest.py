@@ -13,6 +13,8 @@ import torch
 
 from tests.examples.conftest import images  # noqa: F401  (a fixture)
 
+from .one_process import train_alone
+
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "accelerate_configs"
@@ -28,6 +30,7 @@ WITHOUT_DEEPSPEED = next(
     ),
     None,
 )
+deepspeed = pytest.mark.skipif(WITHOUT_DEEPSPEED is not None, reason=str(WITHOUT_DEEPSPEED))
 
 # A step takes milliseconds. Each head has one matrix above ZeRO-3's limit of 100,000 elements for what it keeps whole,
 # clipping is active in every step, and what differs between one process and two is off: KoLeo, stochastic depth, and
@@ -122,3 +125,41 @@ def launch(recipe, images):  # noqa: F811
         return Run(output_dir, witnessed, finished.stdout + finished.stderr, finished.returncode)
 
     return launch
+
+
+def clips_per_part(backend: str) -> bool:
+    return not backend.startswith("deepspeed")  # which clips by one norm
+
+
+@pytest.fixture(scope="session")
+def straight(launch, images, tmp_path_factory):  # noqa: F811
+    """An uninterrupted run under a backend, made when it is first asked for."""
+    runs = {}
+
+    def straight(backend: str):
+        if backend not in runs:
+            flags = [
+                "--clip_per_part",
+                str(clips_per_part(backend)).lower(),
+                "--eval_data",
+                str(images),
+                "--eval_split",
+                "train",
+            ]
+            runs[backend] = launch(backend, tmp_path_factory.mktemp(backend) / "out", *flags)
+            assert runs[backend].returncode == 0, runs[backend].printed
+        return runs[backend]
+
+    return straight
+
+
+@pytest.fixture(scope="session")
+def alone(recipe, images):  # noqa: F811
+    runs = {}
+
+    def alone(clip_per_part: bool):
+        if clip_per_part not in runs:
+            runs[clip_per_part] = train_alone(recipe, images, clip_per_part)
+        return runs[clip_per_part]
+
+    return alone

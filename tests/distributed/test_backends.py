@@ -12,11 +12,9 @@ from safetensors.torch import load_file
 
 from tests.examples.conftest import forget_accelerate, load_example
 
-from .conftest import WITHOUT_DEEPSPEED
-from .one_process import train_alone
+from .conftest import clips_per_part, deepspeed
 
 
-deepspeed = pytest.mark.skipif(WITHOUT_DEEPSPEED is not None, reason=str(WITHOUT_DEEPSPEED))
 offload = [
     deepspeed,
     pytest.mark.skipif(
@@ -41,44 +39,6 @@ every_backend = pytest.mark.parametrize(
 )
 
 
-def clipping(backend: str) -> bool:
-    return not backend.startswith("deepspeed")  # which clips by one norm
-
-
-@pytest.fixture(scope="session")
-def straight(launch, images, tmp_path_factory):
-    """An uninterrupted run under a backend, made when it is first asked for."""
-    runs = {}
-
-    def straight(backend: str):
-        if backend not in runs:
-            flags = [
-                "--clip_per_part",
-                str(clipping(backend)).lower(),
-                "--eval_data",
-                str(images),
-                "--eval_split",
-                "train",
-            ]
-            runs[backend] = launch(backend, tmp_path_factory.mktemp(backend) / "out", *flags)
-            assert runs[backend].returncode == 0, runs[backend].printed
-        return runs[backend]
-
-    return straight
-
-
-@pytest.fixture(scope="session")
-def alone(recipe, images):
-    runs = {}
-
-    def alone(clip_per_part: bool):
-        if clip_per_part not in runs:
-            runs[clip_per_part] = train_alone(recipe, images, clip_per_part)
-        return runs[clip_per_part]
-
-    return alone
-
-
 @every_backend
 def test_it_is_the_backend_that_was_asked_for(straight, backend):
     """Launchers fall back to plain DDP, or to processes that train alone, without a word."""
@@ -96,7 +56,7 @@ def test_it_is_the_backend_that_was_asked_for(straight, backend):
 @every_backend
 def test_ten_steps_equal_one_process_on_the_global_batch(straight, alone, backend):
     """Losses to 2e-5, gradient norms before clipping to 1e-4, weights after ten steps of Adam to 1e-5."""
-    records, before, after = alone(clipping(backend))
+    records, before, after = alone(clips_per_part(backend))
     run = straight(backend)
     assert [record["step"] for record in run.records("loss")] == list(range(1, 11))
     for record, expected in zip(run.records("loss"), records, strict=True):
@@ -149,7 +109,7 @@ def test_resume_equals_the_uninterrupted_run(straight, launch, tmp_path, backend
     run = straight(backend)
     shutil.copytree(run.output_dir, tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "checkpoints" / "step_0000010")
-    flags = ["--clip_per_part", str(clipping(backend)).lower(), "--resume_from_checkpoint", "latest"]
+    flags = ["--clip_per_part", str(clips_per_part(backend)).lower(), "--resume_from_checkpoint", "latest"]
     resumed = launch(backend, tmp_path / "out", *flags)
     assert resumed.returncode == 0, resumed.printed
     assert all(torch.equal(resumed.weights["after"][name], value) for name, value in run.weights["after"].items())
@@ -162,7 +122,7 @@ def test_resume_equals_the_uninterrupted_run(straight, launch, tmp_path, backend
 )
 def test_bf16_keeps_float32_weights_and_stops_before_a_nan_reaches_them(launch, alone, tmp_path, backend):
     """The sixth batch of the second process holds a NaN; softmax centering adds a buffer."""
-    flags = ["--clip_per_part", str(clipping(backend)).lower(), "--mixed_precision", "bf16", "--save_steps", "5"]
+    flags = ["--clip_per_part", str(clips_per_part(backend)).lower(), "--mixed_precision", "bf16", "--save_steps", "5"]
     run = launch(backend, tmp_path / "out", *flags, "--centering", "softmax", POISONED_CALL="6")
     assert run.returncode != 0
     assert "the loss or gradient of step 5 is not finite on process 1, where the loss is nan" in run.printed
