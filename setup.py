@@ -10,6 +10,7 @@ root = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (root / "src/dinov2_hf/__init__.py").read_text()).group(1)
 
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
+MULTIBAND = ["tifffile>=2024.1"]  # TIFF files of other channels than Pillow reads
 
 setup(
     name="dinov2_hf",
@@ -39,15 +40,18 @@ setup(
         "transformers>=5.17",
     ],
     extras_require={
+        "multiband": MULTIBAND,
         "onnx": ONNX,
         "quickstart": ["scikit-learn>=1.4"],  # its handwritten digits
         "tensorboard": ["tensorboard>=2.15"],
         "test": [
+            *MULTIBAND,
             *ONNX,
-            "parameterized>=0.9",  # of transformers' own tests
+            "parameterized>=0.9",  # transformers' own tests use it
             "pytest>=8.0",
             "ruff>=0.9",
             "scikit-learn>=1.4",
+            "setuptools>=77",  # pip needs it to download them
             "tensorboard>=2.15",
             "torchao>=0.13",
         ],

@@ -23,11 +23,12 @@ from accelerate.utils import gather_object, parse_flag_from_env, send_to_device,
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, pipeline
+from transformers import AutoImageProcessor, AutoModel, pipeline
 from transformers.utils import logging as transformers_logging
 
 import dinov2_hf  # noqa: F401  (registers the Auto classes)
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2ImageProcessor, DINOv2PreTrainingConfig
+from dinov2_hf.conversion.initial_weights import initialise, load_initial_model, recipe_of, refuse_other_architecture
 from dinov2_hf.data import (
     MultiCropTransform,
     PreTrainingCollator,
@@ -42,27 +43,32 @@ from dinov2_hf.evaluation.knn import evaluate_knn, match_labels
 from dinov2_hf.evaluation.visualization import save_patch_pca
 from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, recipe_values, values_for
 from dinov2_hf.training.backends import (
-    backend_name,
-    check_resumable,
     compute_precision,
     configure_backend,
     prepare,
     process_group_settings,
+    resume_launch,
 )
-from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, read_state, save_checkpoint
+from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
+from dinov2_hf.training.collapse import COLLAPSED_EXIT_CODE, CollapseMonitor, RunCollapsed
 from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, mean_over_processes
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.exports import export_models
 from dinov2_hf.training.hub_upload import prepare_upload, push_run
 from dinov2_hf.training.model_card import card_metadata
 from dinov2_hf.training.monitor import append_metrics, plot_training_curves, truncate_metrics
+from dinov2_hf.training.nonfinite import NonFiniteSteps
 from dinov2_hf.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_schedule
 from dinov2_hf.training.output_folder import find_start, start_output_dir
+from dinov2_hf.training.preemption import Preemption, count_processes
 from dinov2_hf.training.run_description import describe_run
+from dinov2_hf.training.run_state import start_state
+from dinov2_hf.training.run_stopped import RunPreempted, RunStopped, exit_stopped, full_disk_stops_run
 from dinov2_hf.training.run_summary import format_knn, format_knn_gain, knn_before_and_after, write_summary
 from dinov2_hf.training.schedules import PreTrainingSchedules, build_schedules, scale_learning_rate
 from dinov2_hf.training.sharded_weights import whole_copy
 from dinov2_hf.training.step_window import StepWindow, format_progress
+from dinov2_hf.training.trackers import find_tracker
 
 
 logger = logging.getLogger("pretrain")
@@ -81,14 +87,17 @@ class Evaluation:
 
 def main(arguments: list[str]) -> None:
     try:  # a mistake in recipe, flags or data is one sentence, before anything is computed
-        args, backbone_values, objective_values = parse_recipe(
-            arguments, PreTrainingArguments, [DINOv2Config, DINOv2PreTrainingConfig]
-        )
+        kinds = (PreTrainingArguments, [DINOv2Config, DINOv2PreTrainingConfig])
+        args, backbone_values, objective_values = parse_recipe(arguments, *kinds)
+        initial = load_initial_model(args.init_from) if args.init_from else None
+        if initial is not None:  # whose network is the recipe's, where it says nothing else
+            args, backbone_values, objective_values = parse_recipe(arguments, *kinds, recipe_of(initial))
+            refuse_other_architecture(initial, backbone_values | objective_values, args.init_from)
         config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone_values), **objective_values)
         output_dir = Path(args.output_dir)
-        checkpoint = find_start(output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
         check_crops(args, config)
         accelerator = build_accelerator(args, output_dir)
+        checkpoint = find_start(accelerator, output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
         dataset = load_image_dataset(
             args.train_data,
             split=args.train_split,
@@ -104,12 +113,15 @@ def main(arguments: list[str]) -> None:
             peak_learning_rate=scale_learning_rate(args.learning_rate, global_batch_size, args.learning_rate_scaling),
             **values_for(build_schedules, args),
         )
-        state = start_state(args, accelerator, checkpoint)
+        state = start_state(args, accelerator.num_processes, checkpoint)
+        resume_launch(accelerator, state)
         loader = build_loader(
             dataset,
             find_image_column(dataset, args.image_column),
             MultiCropTransform(
-                global_crop_size=config.backbone_config.image_size, **values_for(MultiCropTransform, args)
+                num_channels=config.backbone_config.num_channels,
+                global_crop_size=config.backbone_config.image_size,
+                **values_for(MultiCropTransform, args),
             ),
             PreTrainingCollator(
                 reference_mask_generator(config.backbone_config.image_size, config.backbone_config.patch_size),
@@ -119,15 +131,19 @@ def main(arguments: list[str]) -> None:
             seed=args.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
-            start_batch=state["step"] * args.gradient_accumulation_steps,
+            start_sample=state["images_seen"],
             num_workers=args.dataloader_num_workers,
             sample_order=args.sample_order,
             shuffle_buffer_size=args.shuffle_buffer_size,
+            num_channels=config.backbone_config.num_channels,
             pin_memory=accelerator.device.type == "cuda",
         )
         set_seed(args.seed)  # the same weights on every process
         attention = choose_attention(args.attn_implementation, compute_precision(accelerator), accelerator.device)
         model = DINOv2ForPreTraining._from_config(config, attn_implementation=attention)
+        if initial is not None:
+            initialise(model, initial)
+        del initial  # as large as the backbone, or as all
         recipe = {**backbone_values, **objective_values, **recipe_values(args)}
         repo_id = prepare_upload(accelerator, args, card_metadata(recipe))
     except StrictDataclassError as error:  # from a configuration, around the sentence
@@ -151,7 +167,7 @@ def main(arguments: list[str]) -> None:
     optimizer = build_optimizer(groups, adam_beta1=args.adam_beta1, adam_beta2=args.adam_beta2)
     set_seed(args.seed, device_specific=True)  # but stochastic depth of its own
     model, optimizer = prepare(accelerator, model, optimizer)
-    # Where a run starts, in order: its own checkpoint, else fresh weights.
+    # Where a run starts, in order: its own checkpoint, else `init_from`, else fresh weights.
     if checkpoint:
         load_checkpoint(accelerator, checkpoint)
         if accelerator.is_main_process:
@@ -167,25 +183,27 @@ def main(arguments: list[str]) -> None:
     if args.report_to != "none":
         accelerator.init_trackers("dinov2_pretraining", {name: str(value) for name, value in recipe.items()})
     try:
-        train(
-            accelerator, model, optimizer, loader, schedules, skipped_images, args, state,
-            lambda: measure(accelerator, model, image_processor, evaluation, args),
-        )  # fmt: skip
+        with full_disk_stops_run(), Preemption() as preemption:
+            train(
+                accelerator, model, optimizer, loader, schedules, skipped_images, args, state, preemption,
+                lambda: measure(accelerator, model, image_processor, evaluation, args),
+                CollapseMonitor.of_run(state, config, args, len(evaluation.queries) if evaluation else 0),
+            )  # fmt: skip
+        with full_disk_stops_run():
+            finish(accelerator, model, image_processor, dataset, args, state, recipe)
+    except RunCollapsed as collapse:
+        draw_curves(accelerator, accelerator.unwrap_model(model), output_dir)
+        print(f"\nstopped: {collapse} {collapse.advice(output_dir / 'checkpoints')}", file=sys.stderr)
+        accelerator.end_training()  # trackers send what they hold
+        sys.exit(COLLAPSED_EXIT_CODE)
     except RunStopped as stop:
-        kept = list_checkpoints(output_dir / "checkpoints")
-        advice = f" --resume_from_checkpoint latest continues from {kept[-1]}." if kept else ""
-        sys.exit(f"stopped: {stop}{advice}")
-    finish(accelerator, model, image_processor, dataset, args, state, recipe)
+        exit_stopped(accelerator, stop, list_checkpoints(output_dir / "checkpoints"))
     accelerator.end_training()
     if repo_id and accelerator.is_main_process:
         try:
             print(f"uploaded to {push_run(args, repo_id)}")
         except ValueError as error:  # everything is on disk; the exit status says that it is not on the Hub
             sys.exit(f"error: {error}")
-
-
-class RunStopped(Exception):
-    """A run that cannot go on; its message says why, and what is left."""
 
 
 def train(
@@ -197,17 +215,23 @@ def train(
     skipped_images: SkippedImageLog,
     args: PreTrainingArguments,
     state: dict,
+    preemption: Preemption,
     measure_backbone,
+    collapse_monitor: CollapseMonitor,
 ) -> None:
-    """The training loop. `state` holds `step` and what has been measured, and is brought up to date in place."""
+    """The training loop. `state` of `start_state` and what has been measured are brought up to date in place."""
     module = accelerator.unwrap_model(model)
     output_dir = Path(args.output_dir)
     window = StepWindow()
+    nonfinite = NonFiniteSteps(
+        accelerator, module, state, max_in_a_row=args.max_nonfinite_steps, path=output_dir / "nonfinite_steps.jsonl"
+    )
 
     def record(metrics: dict[str, float]) -> None:
         if accelerator.is_main_process:
             append_metrics(output_dir / "metrics.jsonl", {"step": state["step"], **metrics})
         accelerator.log(metrics, step=state["step"])
+        collapse_monitor.warn(state["step"], metrics, stop=args.stop_on_collapse)
 
     def evaluate() -> None:
         metrics = measure_backbone()
@@ -234,51 +258,60 @@ def train(
     for step in range(state["step"], args.max_steps):
         now = schedules.at(step)
         set_schedule(optimizer, now)
-        finite, row_ids = torch.tensor(True, device=accelerator.device), []
+        nonfinite.begin()
         for _ in range(args.gradient_accumulation_steps):
             waited = time.perf_counter()
             batch, report = next_batch(batches)
             window.add_wait(time.perf_counter() - waited)
             skipped_images.add(report)
-            row_ids += report.row_ids
             with accelerator.accumulate(model):
                 output = model(
                     **send_to_device(batch, accelerator.device, non_blocking=True),
                     teacher_temperature=now.teacher_temperature,
                 )
                 accelerator.backward(output.loss)
-                finite &= output.loss.isfinite()
+                nonfinite.add(output.loss, report.row_ids)
                 if accelerator.sync_gradients:
                     norms = clip_gradients(
                         accelerator, module.student, args.max_grad_norm, per_part=args.clip_per_part
                     )
-                    if accelerator.scaler is None:  # fp16's scaler leaves out such steps by itself
-                        finite &= sum(norms.values()).isfinite()
-                    stop_if_not_finite(accelerator, finite, output.loss, row_ids, step)
-                optimizer.step()
+                    *bad, num_preempted = count_processes(
+                        accelerator, *nonfinite.found(norms), preemption.received is not None
+                    )
+                    left_out = nonfinite.skip(*bad)
+                    if not left_out:
+                        optimizer.step()
                 optimizer.zero_grad()
-            window.add(output, num_images=len(report.row_ids) * accelerator.num_processes)
-        update_ema(module.ema_module, module.student, now.teacher_momentum)
+            num_images = len(report.row_ids) * accelerator.num_processes
+            window.add(output, num_images)
+            state["images_seen"] += num_images
+        window.end_step(left_out=left_out)
+        if not left_out:
+            update_ema(module.ema_module, module.student, now.teacher_momentum)
 
         state["step"] = step + 1
         progress.update()
         if state["step"] % args.logging_steps == 0 or state["step"] == args.max_steps:
-            metrics = mean_over_processes(accelerator, window.means())
+            metrics = {**window.means(), **window.feature_statistics(accelerator)}
+            metrics = mean_over_processes(accelerator, metrics)
             rates = window.rates()
             progress.set_postfix_str(format_progress(metrics, rates["images_per_second"]), refresh=False)
-            record({**metrics, **{name: norm.item() for name, norm in norms.items()}, **asdict(now), **rates})
+            record({**metrics, **{name: norm.item() for name, norm in norms.items()}, **asdict(now), **rates,
+                    "nonfinite_steps": state["nonfinite_steps"]})  # fmt: skip
             window.restart()
-            complaint = skipped_images.complaint(
-                gather_object(list(skipped_images.reasons)), state["step"] * len(row_ids) * accelerator.num_processes
-            )
+            complaint = skipped_images.complaint(gather_object(list(skipped_images.reasons)), state["images_seen"])
             if complaint:
                 raise RunStopped(complaint)
         if state["step"] % args.eval_steps == 0 or state["step"] == args.max_steps:
             evaluate()
-        if state["step"] % args.save_steps == 0 or state["step"] == args.max_steps:
+        if state["step"] % args.save_steps == 0 or state["step"] == args.max_steps or num_preempted:
             save_checkpoint(accelerator, output_dir / "checkpoints", state, args.save_total_limit)
             draw_curves(accelerator, module, output_dir)
             window.restart()
+        if num_preempted:
+            raise RunPreempted(
+                f"{preemption.received or 'a signal'} asked for it after step {state['step']}, which is saved."
+            )
     progress.close()
 
 
@@ -289,46 +322,12 @@ def next_batch(batches):
         raise RunStopped(str(error)) from error
 
 
-def stop_if_not_finite(
-    accelerator: Accelerator, finite: torch.Tensor, loss: torch.Tensor, row_ids: list[str], step: int
-) -> None:
-    """Stop on all processes together before a NaN or infinite loss or gradient reaches the weights."""
-    num_finite = accelerator.reduce(finite.float(), reduction="sum").item()
-    if num_finite < accelerator.num_processes:
-        where = f"on process {accelerator.process_index}, where the loss is {loss.item()}"
-        if finite:
-            raise RunStopped(f"the loss or gradient of step {step} is not finite on another process than this.")
-        raise RunStopped(
-            f"the loss or gradient of step {step} is not finite {where}, for the images {', '.join(row_ids)}; the"
-            " weights and checkpoints are from before it."
-        )
-
-
-def start_state(args: PreTrainingArguments, accelerator: Accelerator, checkpoint: Path | None) -> dict:
-    """What the run knows of itself: the step, and what a stream must have again to be continued exactly."""
-    readers = [accelerator.num_processes, args.dataloader_num_workers]
-    launch = {"backend": backend_name(accelerator), "num_processes": accelerator.num_processes}
-    state = read_state(checkpoint) if checkpoint else {"step": 0, "readers": readers, "launch": launch}
-    check_resumable(accelerator, state["launch"])
-    state["launch"] = launch
-    if args.streaming and state["readers"] != readers:
-        raise ValueError(
-            f"`dataloader_num_workers` is {readers[1]} on {readers[0]} processes, but this stream was read by"
-            f" {state['readers'][1]} on {state['readers'][0]} and continues exactly only with the same."
-        )
-    return state
-
-
 def check_crops(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> None:
     patch_size = config.backbone_config.patch_size
     if args.num_local_crops and args.local_crop_size % patch_size:
         raise ValueError(
             f"`local_crop_size` is {args.local_crop_size}, which is not a multiple of `patch_size` ({patch_size});"
             f" the nearest that fits is {max(1, round(args.local_crop_size / patch_size)) * patch_size}."
-        )
-    if config.backbone_config.num_channels != 3:
-        raise ValueError(
-            f"`num_channels` is {config.backbone_config.num_channels}, but images are decoded to RGB; it must be 3."
         )
     if args.per_device_train_batch_size < 2 and config.koleo_loss_weight > 0:
         raise ValueError(
@@ -344,13 +343,11 @@ def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerat
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=mixed_precision,
-        log_with=None if args.report_to == "none" else args.report_to,
+        log_with=find_tracker(args.report_to),
         project_dir=str(output_dir / "trackers"),
         kwargs_handlers=[process_group_settings(use_cpu)],
     )
     configure_backend(accelerator, **{**values_for(configure_backend, args), "mixed_precision": mixed_precision})
-    if args.report_to != "none" and not accelerator.log_with:
-        raise ValueError(f"`report_to` is {args.report_to}, which is no tracker that is installed here.")
     logging.basicConfig(
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
@@ -423,6 +420,7 @@ def build_image_processor(args: PreTrainingArguments, config: DINOv2PreTrainingC
         crop_size={"height": image_size, "width": image_size},
         image_mean=args.image_mean,
         image_std=args.image_std,
+        do_convert_rgb=config.backbone_config.num_channels == 3,
     )
 
 
@@ -442,19 +440,23 @@ def finish(
     if not accelerator.is_main_process:
         return
     write_summary(output_dir, state)
-    extract = pipeline("image-feature-extraction", model=str(model_folder), device=accelerator.device)
-    images = first_images(dataset, find_image_column(dataset, args.image_column), count=8)
-    features = extract(images[0], return_tensors=True)
+    backbone = AutoModel.from_pretrained(model_folder)
+    images = first_images(
+        dataset, find_image_column(dataset, args.image_column), count=8, num_channels=backbone.config.num_channels
+    )
     save_patch_pca(
-        extract.model,
+        backbone,
         images,
         AutoImageProcessor.from_pretrained(model_folder),
         output_dir / "patch_pca.png",
-        image_size=picture_size(extract.model.config),
+        image_size=picture_size(backbone.config),
         device=accelerator.device,
     )
     print(f"\n{format_knn_gain(state, args.eval_data)}", end="")
-    print(f'pipeline("image-feature-extraction", model="{model_folder}") returns {tuple(features.shape)}')
+    if backbone.config.num_channels == 3:  # which is what a pipeline reads
+        extract = pipeline("image-feature-extraction", model=str(model_folder), device=accelerator.device)
+        features = extract(images[0], return_tensors=True)
+        print(f'pipeline("image-feature-extraction", model="{model_folder}") returns {tuple(features.shape)}')
     print(f"curves and pictures: {output_dir / 'training_curves.png'}, {output_dir / 'patch_pca.png'}")
 
 

@@ -108,7 +108,7 @@ class Variant:
             patch_embed_lr_multiplier=args.patch_embed_lr_multiplier,
         )
         self.optimizer = build_optimizer(groups, adam_beta1=args.adam_beta1, adam_beta2=args.adam_beta2)
-        set_schedule(self.optimizer, ScheduleValues(1e-4, 1e-4, 0.04, 0.99, 0.07))
+        set_schedule(self.optimizer, ScheduleValues(1e-4, 1e-4, 0.04, 0.99, 0.07, 1e-4))
         self.seconds: list[float] = []
         self.parts: dict[str, float] = defaultdict(float)
 

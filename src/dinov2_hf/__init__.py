@@ -11,6 +11,7 @@ from .models import (
     DINOv2ImageProcessorPil,
     DINOv2Model,
     adapt_num_channels,
+    resize_position_embeddings,
 )
 from .pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
 
@@ -28,6 +29,7 @@ __all__ = [
     "DINOv2Model",
     "DINOv2PreTrainingConfig",
     "adapt_num_channels",
+    "resize_position_embeddings",
 ]
 
 register()

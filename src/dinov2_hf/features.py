@@ -19,13 +19,15 @@ from functools import partial
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from .data.image_decoding import UndecodableImage, decode_image
+from .data.channel_decoding import image_decoder
+from .data.image_decoding import UndecodableImage
 
 
 def cls_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
@@ -214,7 +216,8 @@ def iterate_features(
             its mode back.
         dataset: a map-style `datasets.Dataset` or a sequence of dict rows. The image is a PIL image or an undecoded
             `{"bytes", "path"}` dict. A format or transform set on a `datasets.Dataset` is not applied.
-        image_processor: called as `image_processor(images=list_of_pil, return_tensors="pt")`.
+        image_processor: called as `image_processor(images=list_of_pil, return_tensors="pt")`; where
+            `model.config.num_channels` is not 3, with arrays of `decode_channels` in place of PIL images.
         kind: "cls", "mean_patch", "patch_grid" or "last_layers", see the functions of these names.
         num_layers: blocks of "last_layers"; of no meaning to the others.
         image_column: name of the column that holds the images.
@@ -237,7 +240,7 @@ def iterate_features(
     """
     features_of = _feature_function(kind, num_layers)
     loader = DataLoader(
-        _DecodedImages(dataset, image_column),
+        _DecodedImages(dataset, image_column, _config_field(model, "num_channels") or 3),
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=partial(_process_images, image_processor),
@@ -314,7 +317,7 @@ def require_column(dataset: datasets.Dataset | Sequence[dict[str, Any]], column:
 
 
 class _DecodedImages(Dataset):
-    def __init__(self, dataset, image_column: str):
+    def __init__(self, dataset, image_column: str, num_channels: int):
         require_column(dataset, image_column, "image_column")
         if isinstance(dataset, datasets.Dataset):
             dataset = dataset.select_columns([image_column]).with_format(None)
@@ -323,25 +326,33 @@ class _DecodedImages(Dataset):
                 dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
         self.dataset = dataset
         self.image_column = image_column
+        self.decode = image_decoder(num_channels)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, row: int) -> tuple[int, Image.Image | UndecodableImage]:
+    def __getitem__(self, row: int) -> tuple[int, Image.Image | np.ndarray | UndecodableImage]:
         try:
-            return row, decode_image(self.dataset[row][self.image_column])
+            return row, self.decode(self.dataset[row][self.image_column])
         except UndecodableImage as reason:
             return row, reason
 
 
-def _process_images(image_processor, rows: list[tuple[int, Image.Image | UndecodableImage]]):
+def _process_images(image_processor, rows: list[tuple[int, Image.Image | np.ndarray | UndecodableImage]]):
     """The rows that have an image, the pixel values of these or None, and (row, reason) of the others."""
-    decoded = {row: image for row, image in rows if isinstance(image, Image.Image)}
+    decoded = {row: image for row, image in rows if not isinstance(image, UndecodableImage)}
     failures = [(row, str(reason)) for row, reason in rows if isinstance(reason, UndecodableImage)]
     pixel_values = None
     if decoded:
-        pixel_values = image_processor(images=list(decoded.values()), return_tensors="pt")["pixel_values"]
+        pixel_values = process_images(image_processor, list(decoded.values()))
     return list(decoded), pixel_values, failures
+
+
+def process_images(image_processor: Any, images: Sequence[Image.Image | np.ndarray], **options) -> Tensor:
+    """Pixel values (B, channels, height, width) of pictures, or of arrays (height, width, channels)."""
+    if isinstance(images[0], np.ndarray):  # of 4 or 5 channels a processor could not tell that they are channels
+        options["input_data_format"] = "channels_last"
+    return image_processor(images=list(images), return_tensors="pt", **options)["pixel_values"]
 
 
 def _feature_function(kind: str, num_layers: int) -> Callable[[nn.Module, Tensor], Tensor]:

@@ -96,7 +96,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(dataset):
 @pytest.mark.parametrize("order", ["global", "sharded"])
 def test_resuming_gives_the_tail(dataset, order):
     uninterrupted = first_batches(9, dataset, sample_order=order)
-    check_equal(first_batches(3, dataset, sample_order=order, start_batch=6), uninterrupted[6:])
+    check_equal(first_batches(3, dataset, sample_order=order, start_sample=6 * 4), uninterrupted[6:])
 
 
 def test_two_processes_see_what_one_sees(dataset):
@@ -119,8 +119,13 @@ def test_a_stream_is_resumed_exactly(stream, num_workers, start_batch):
     options = {"num_workers": num_workers, "shuffle_buffer_size": 5, "batch_size": 3}
     uninterrupted = first_batches(14, stream, **options)
     check_equal(
-        first_batches(14 - start_batch, stream, start_batch=start_batch, **options), uninterrupted[start_batch:]
+        first_batches(14 - start_batch, stream, start_sample=3 * start_batch, **options), uninterrupted[start_batch:]
     )
+
+
+def test_a_stream_starts_at_whole_batches(stream):
+    with pytest.raises(ValueError, match=r"start_sample is 7, .* a multiple of batch_size x world_size \(3 x 1\)"):
+        first_batches(1, stream, batch_size=3, start_sample=7)
 
 
 def names_of(batches):

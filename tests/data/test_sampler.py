@@ -42,11 +42,24 @@ def test_the_global_order_does_not_depend_on_the_number_of_processes(world_size)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_starting_late_gives_the_tail(order, rank):
     options = {"seed": 2, "rank": rank, "world_size": 2, "order": order}
-    assert first_keys(5, 11, 3, start_batch=7, **options) == first_keys(12, 11, 3, **options)[7:]
+    assert first_keys(5, 11, 3, start_sample=7 * 3 * 2, **options) == first_keys(12, 11, 3, **options)[7:]
+
+
+def test_another_number_of_processes_continues_the_same_order():
+    """1 process x 6, then 2 x 3, then 3 x 1 accumulated twice, then 1 x 6: the rows and seeds of 1 x 6 throughout."""
+    uninterrupted = list(chain.from_iterable(first_keys(8, 20, 6, seed=5)))
+    seen = list(chain.from_iterable(first_keys(2, 20, 6, seed=5)))
+    for batch_size, world_size, num_batches in ((3, 2, 2), (1, 3, 4), (6, 1, 2)):
+        ranks = [
+            first_keys(num_batches, 20, batch_size, seed=5, rank=rank, world_size=world_size, start_sample=len(seen))
+            for rank in range(world_size)
+        ]
+        seen += [key for blocks in zip(*ranks, strict=True) for block in blocks for key in block]
+    assert seen == uninterrupted
 
 
 def test_starting_very_late_is_no_walk():
-    (batch,) = first_keys(1, 1000, 2, seed=0, start_batch=10**15)
+    (batch,) = first_keys(1, 1000, 2, seed=0, start_sample=10**15)
     assert len(batch) == 2
 
 
@@ -66,7 +79,8 @@ def test_seeds_differ_between_positions_runs_and_passes():
         ("batch_size", (4, 5), {}),
         ("batch_size", (4, 3), {"world_size": 2}),
         ("rank", (4, 1), {"rank": 2, "world_size": 2}),
-        ("start_batch", (4, 1), {"start_batch": -1}),
+        ("start_sample", (4, 1), {"start_sample": -1}),
+        ("start_sample", (4, 1), {"start_sample": 3, "world_size": 2, "order": "sharded"}),
         ("order", (4, 1), {"order": "shuffled"}),
     ],
 )

@@ -95,7 +95,7 @@ def test_four_optimizer_steps(batch, packed):
     optimizer = build_optimizer(groups, adam_beta1=0.9, adam_beta2=0.999)
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     for step, expected in enumerate(TRAJECTORY):
-        now = ScheduleValues(1e-3, 0.0 if step == 0 else 1e-3, 0.04, 0.99, TEACHER_TEMPERATURE)
+        now = ScheduleValues(1e-3, 0.0 if step == 0 else 1e-3, 0.04, 0.99, TEACHER_TEMPERATURE, 1e-3)
         set_schedule(optimizer, now)
         output = model(**batch, teacher_temperature=now.teacher_temperature)
         assert_parts(output, *expected[:4])

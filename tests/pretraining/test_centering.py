@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from dinov2_hf.pretraining.centering import SinkhornKnoppCentering, SoftmaxCentering, sinkhorn_knopp
+from dinov2_hf.pretraining.centering import NoCentering, SinkhornKnoppCentering, SoftmaxCentering, sinkhorn_knopp
 
 from .test_losses import waves
 
@@ -52,6 +52,15 @@ def test_leading_dimensions_are_one_problem():
 
 def test_no_rows():
     assert sinkhorn_knopp(torch.zeros(0, 7), 0.1).shape == (0, 7)
+
+
+def test_no_centering_is_softmax_centering_whose_centre_stays_zero():
+    logits, centering = torch.randn(2, 5, 7) + torch.arange(7), SoftmaxCentering(7, 0.9).eval()
+    for _ in range(2):
+        targets = NoCentering()(logits, 0.3)
+        torch.testing.assert_close(targets, centering(logits, 0.3))
+    assert NoCentering()(logits.bfloat16(), 0.3).dtype == torch.float32
+    assert not NoCentering().state_dict()
 
 
 def test_golden_softmax_centering():

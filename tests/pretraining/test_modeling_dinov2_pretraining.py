@@ -47,7 +47,7 @@ def test_teacher_starts_as_the_student_and_stays_in_evaluation_mode(config):
 
 
 @pytest.mark.parametrize("separate", [False, True])
-@pytest.mark.parametrize("centering", ["softmax", "sinkhorn_knopp"])
+@pytest.mark.parametrize("centering", ["softmax", "sinkhorn_knopp", "none"])
 def test_loss_is_put_together_from_its_parts(config, batch, separate, centering):
     config.separate_ibot_head, config.centering = separate, centering
     config.dino_loss_weight, config.ibot_loss_weight, config.koleo_loss_weight = 0.7, 1.3, 0.2
@@ -151,3 +151,22 @@ def test_forward_takes_what_the_collator_makes():
 def test_bad_values_are_named(values, message):
     with pytest.raises(StrictDataclassError, match=message):
         DINOv2PreTrainingConfig(**values)
+
+
+def test_what_a_collapse_is_seen_by(config, batch):
+    """Features of the teacher for each image's first crop, and the mean of its targets: copies, without gradient."""
+    config.backbone_config.num_register_tokens = 3
+    model = DINOv2ForPreTraining(config).train()
+    output = model(**batch, teacher_temperature=0.06)
+    tokens = model.teacher.backbone(batch["global_crops"][0]).last_hidden_state
+    side = config.backbone_config.image_size // config.backbone_config.patch_size
+    grid = tokens[:, 4:].view(len(tokens), side, side, -1)
+    torch.testing.assert_close(output.cls_features, tokens[:, 0])
+    torch.testing.assert_close(output.patch_features, grid[:, side // 2, side // 2])
+    all_tokens = model.teacher.backbone(batch["global_crops"].flatten(0, 1)).last_hidden_state
+    logits = model.teacher.dino_head(all_tokens[:, 0])
+    targets = torch.softmax(logits / 0.06, dim=-1)  # the centre is 0 at the first step
+    torch.testing.assert_close(output.mean_target, targets.mean(dim=0))
+    for value in (output.mean_target, output.cls_features, output.patch_features):
+        assert not value.requires_grad
+        assert value.untyped_storage().nbytes() <= 2 * value.numel() * value.element_size()

@@ -1,11 +1,14 @@
 """Checkpoints are whole or not there."""
 
+import errno
 import json
+import os
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+from dinov2_hf.training.checkpoint_manifest import write_manifest
 from dinov2_hf.training.checkpoints import (
     find_checkpoint,
     list_checkpoints,
@@ -14,6 +17,7 @@ from dinov2_hf.training.checkpoints import (
     replace_folder,
     save_checkpoint,
 )
+from dinov2_hf.training.run_stopped import RunStopped
 
 
 @pytest.fixture
@@ -22,6 +26,12 @@ def prepared():
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     return accelerator, *accelerator.prepare(model, optimizer)
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def step(accelerator, model, optimizer):
@@ -85,4 +95,68 @@ def test_what_cannot_be_resumed_is_named(tmp_path):
     with pytest.raises(ValueError, match="which is not a checkpoint folder"):
         find_checkpoint(tmp_path, str(tmp_path / "step_0000005"))
     (tmp_path / "step_0000005" / "run_state.json").write_text(json.dumps({"step": 5}))
+    with pytest.raises(ValueError, match=r"step_0000005, which is damaged: it has no manifest.json"):
+        find_checkpoint(tmp_path, str(tmp_path / "step_0000005"))
+    write_manifest(tmp_path / "step_0000005")
     assert find_checkpoint(tmp_path, str(tmp_path / "step_0000005")).name == "step_0000005"
+
+
+def test_latest_passes_over_damaged_checkpoints_and_says_so(tmp_path, prepared, caplog):
+    for number in (1, 2, 3):
+        save_checkpoint(prepared[0], tmp_path, {"step": number}, save_total_limit=3)
+    flip_a_bit(tmp_path / "step_0000003" / "model.safetensors")
+    (tmp_path / "step_0000002" / "optimizer.bin").write_bytes(b"half")
+    assert find_checkpoint(tmp_path, "latest").name == "step_0000001"
+    assert "step_0000003 is damaged: its model.safetensors is not what was saved (SHA-256 differs)" in caplog.text
+    assert "step_0000002 is damaged: its optimizer.bin has 4 bytes instead of" in caplog.text
+    assert caplog.text.count("continuing from step_0000001") == 2
+    with pytest.raises(ValueError, match=r"which is damaged: its model.safetensors is not what was saved"):
+        find_checkpoint(tmp_path, str(tmp_path / "step_0000003"))
+    (tmp_path / "step_0000001" / "random_states_0.pkl").unlink()
+    with pytest.raises(ValueError, match=r"holds no complete checkpoint \(.*its random_states_0.pkl is missing\)"):
+        find_checkpoint(tmp_path, "latest")
+
+
+def test_a_new_checkpoint_that_does_not_read_back_deletes_nothing(tmp_path, prepared, monkeypatch, caplog):
+    save_checkpoint(prepared[0], tmp_path, {"step": 1}, save_total_limit=1)
+
+    def lose_a_bit(source, target):
+        real_replace(source, target)
+        flip_a_bit(tmp_path / "step_0000002" / "optimizer.bin")
+
+    real_replace = os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lose_a_bit)
+        save_checkpoint(prepared[0], tmp_path, {"step": 2}, save_total_limit=1)
+    assert "step_0000002 was saved, but its optimizer.bin is not what was saved" in caplog.text
+    assert find_checkpoint(tmp_path, "latest").name == "step_0000001"
+    save_checkpoint(prepared[0], tmp_path, {"step": 2}, save_total_limit=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_0000002"]
+
+
+def test_later_checkpoints_of_an_abandoned_course_are_deleted(tmp_path, prepared):
+    for number in (1, 2, 3, 4):
+        save_checkpoint(prepared[0], tmp_path, {"step": number}, save_total_limit=4)
+    save_checkpoint(prepared[0], tmp_path, {"step": 2, "note": "again"}, save_total_limit=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_0000002"]
+    assert read_state(find_checkpoint(tmp_path, "latest"))["note"] == "again"
+
+
+@pytest.mark.parametrize("failing", ["save_state", "seal"])
+def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path, prepared, monkeypatch, failing):
+    accelerator = prepared[0]
+    save_checkpoint(accelerator, tmp_path, {"step": 1}, save_total_limit=1)
+
+    def disk_is_full(folder):
+        (tmp_path / ".step_0000002.partial" / "model.safetensors").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if failing == "save_state":
+            patch.setattr(accelerator, "save_state", disk_is_full)
+        else:
+            patch.setattr("dinov2_hf.training.checkpoints.write_manifest", disk_is_full)
+        with pytest.raises(RunStopped, match=r"step_0000002 could not be written \(.*No space left.* GB free"):
+            save_checkpoint(accelerator, tmp_path, {"step": 2}, save_total_limit=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_0000001"]
+    assert find_checkpoint(tmp_path, "latest").name == "step_0000001"

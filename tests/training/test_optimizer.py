@@ -81,9 +81,10 @@ def test_schedule_reaches_every_group(tiny_config):
     ).student
     groups = parameter_groups(network, num_layers=2, layerwise_decay=0.5, patch_embed_lr_multiplier=0.2)
     optimizer = build_optimizer(groups, adam_beta1=0.9, adam_beta2=0.999)
-    set_schedule(optimizer, ScheduleValues(0.1, 0.0, 0.3, 0.99, 0.07))
+    set_schedule(optimizer, ScheduleValues(0.1, 0.0, 0.3, 0.99, 0.07, 0.05))
     for group in optimizer.param_groups:
-        assert group["lr"] == (0.0 if group["is_last_layer"] else pytest.approx(0.1 * group["lr_multiplier"]))
+        rate = 0.05 if group["part"] == "backbone" else 0.1
+        assert group["lr"] == (0.0 if group["is_last_layer"] else pytest.approx(rate * group["lr_multiplier"]))
         assert group["weight_decay"] == pytest.approx(0.3 * group["weight_decay_multiplier"])
 
 

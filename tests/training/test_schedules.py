@@ -8,7 +8,8 @@ from dinov2_hf.training.schedules import CosineSchedule, build_schedules, scale_
 
 
 SHORT = {
-    "min_learning_rate": 1e-6, "warmup_steps": 12_500, "freeze_last_layer_steps": 1250, "weight_decay": 0.04,
+    "min_learning_rate": 1e-6, "warmup_steps": 12_500, "freeze_last_layer_steps": 1250,
+    "freeze_backbone_steps": 0, "weight_decay": 0.04,
     "final_weight_decay": 0.4, "teacher_momentum": 0.992, "final_teacher_momentum": 1.0,
     "warmup_teacher_temperature": 0.04, "teacher_temperature": 0.07, "teacher_temperature_warmup_steps": 37_500,
     "max_steps": 125_000,

@@ -94,7 +94,7 @@ def convert_from_original(
     """
     output_dir = Path(output_dir)
     check_folder(output_dir, overwrite)
-    original, models = _read_models(
+    original, models = read_models(
         checkpoint,
         backbone=backbone,
         num_attention_heads=num_attention_heads,
@@ -125,10 +125,10 @@ def load_original(checkpoint: str | Path, **options) -> PreTrainedModel:
     Raises:
         `ValueError`: as `convert_from_original`.
     """
-    return _read_models(checkpoint, **options)[1][""]
+    return read_models(checkpoint, **options)[1][""]
 
 
-def _read_models(
+def read_models(
     checkpoint: str | Path,
     *,
     backbone: str | Path | None = None,
@@ -204,7 +204,7 @@ def _build_models(
     depth_range: tuple[float, float] | None,
     id2label: Mapping[int, str] | Sequence[str] | None,
 ) -> dict[str, PreTrainedModel]:
-    """As `_read_models`, from a backbone in our names."""
+    """As `read_models`, from a backbone in our names."""
     if original.kind == BACKBONE:
         return {"": _build(DINOv2Model, config, weights)}
     if original.kind == TEACHER:

@@ -22,7 +22,7 @@ def load_backbone(source: str | Path) -> PreTrainedModel:
     return load_whole(DINOv2Model, source)
 
 
-def load_whole(model_class: type[PreTrainedModel], source: str | Path) -> PreTrainedModel:
+def load_whole(model_class: type[PreTrainedModel], source: str | Path, subfolder: str = "") -> PreTrainedModel:
     """
     `from_pretrained` in the number type that was saved; every tensor of the model must be there.
 
@@ -30,7 +30,9 @@ def load_whole(model_class: type[PreTrainedModel], source: str | Path) -> PreTra
         `ValueError`: as `load_backbone`.
     """
     try:
-        model, report = model_class.from_pretrained(source, dtype="auto", output_loading_info=True)
+        model, report = model_class.from_pretrained(
+            source, subfolder=subfolder, dtype="auto", output_loading_info=True
+        )
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"No {model_class.__name__} can be read from {source}: {reason}.") from None

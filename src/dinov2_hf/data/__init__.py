@@ -1,5 +1,6 @@
 """From image files to pretraining batches."""
 
+from .channel_decoding import decode_channels, image_decoder
 from .collator import BatchReport, PreTrainingCollator, PreTrainingSample, SkippedImage
 from .image_dataset import describe_row, find_image_column, first_images, load_image_dataset
 from .image_decoding import UndecodableImage, decode_image
@@ -13,6 +14,7 @@ from .skipped_images import SkippedImageLog
 __all__ = [
     "BatchReport", "BlockMaskGenerator", "MultiCropTransform", "PreTrainingBatchSampler", "PreTrainingCollator",
     "PreTrainingImages", "PreTrainingSample", "PreTrainingStream", "SampleKey", "SkippedImage", "SkippedImageLog",
-    "UndecodableImage", "build_loader", "decode_image", "describe_row", "draw_masks", "find_image_column",
-    "first_images", "load_image_dataset", "reference_mask_generator", "reference_max_num_patches",
+    "UndecodableImage", "build_loader", "decode_channels", "decode_image", "describe_row", "draw_masks",
+    "find_image_column", "first_images", "image_decoder", "load_image_dataset", "reference_mask_generator",
+    "reference_max_num_patches",
 ]  # fmt: skip

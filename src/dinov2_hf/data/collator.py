@@ -1,6 +1,7 @@
 """From the crops of single images to one batch: stacked crops, block masks and their flat indices.
 
-Letters: B images, G=2 global crops, L local crops, N patches of a global crop, M masked patches in the batch.
+Letters: B images, C channels, G=2 global crops, L local crops, N patches of a global crop, M masked patches in the
+batch.
 """
 
 import random
@@ -22,7 +23,7 @@ class SkippedImage(NamedTuple):
 class PreTrainingSample(NamedTuple):
     """The crops of one image.
 
-    `global_crops` is (G, 3, S, S) and `local_crops` (L, 3, s, s), both float32 and normalised; `row_id` names the
+    `global_crops` is (G, C, S, S) and `local_crops` (L, C, s, s), both float32 and normalised; `row_id` names the
     image for people; `seed` is the sample's own; `skipped` are images that were tried before this one.
     """
 
@@ -71,7 +72,7 @@ class PreTrainingCollator:
 
         Returns:
             The batch and its report. The batch holds
-            `global_crops` (G, B, 3, S, S) and `local_crops` (L, B, 3, s, s), float32;
+            `global_crops` (G, B, C, S, S) and `local_crops` (L, B, C, s, s), float32;
             `bool_masked_pos` (G*B, N), True where a patch is masked; row g*B + i is global crop g of image i;
             `masked_indices` (M,), int64, the flat positions of the True entries of `bool_masked_pos`;
             `masked_weights` (M,), float32, one over the number of masked patches of the entry's crop.

@@ -8,13 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from PIL import Image
 
-from .image_decoding import UndecodableImage, decode_image
+from .channel_decoding import image_decoder
+from .image_decoding import UndecodableImage
 
 
 IMAGE_SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+    (
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jp2",
+        ".jpeg",
+        ".jpg",
+        ".npy",
+        ".pgm",
+        ".png",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    )
 )
 BUILDER_OF_SUFFIX = {".parquet": "parquet", ".tar": "webdataset"}
 SPLIT_OF_FOLDER_NAME = {
@@ -131,13 +148,13 @@ def find_image_column(dataset: datasets.Dataset | datasets.IterableDataset, imag
 
 
 def first_images(
-    dataset: datasets.Dataset | datasets.IterableDataset, image_column: str, count: int
-) -> list[Image.Image]:
-    """The first `count` images that can be decoded, RGB; fewer if there are no more."""
-    images = []
+    dataset: datasets.Dataset | datasets.IterableDataset, image_column: str, count: int, num_channels: int = 3
+) -> list[Image.Image] | list[np.ndarray]:
+    """The first `count` images that can be decoded, by `image_decoder(num_channels)`; fewer if there are no more."""
+    images, decode = [], image_decoder(num_channels)
     for row in dataset:
         try:
-            images.append(decode_image(row[image_column]))
+            images.append(decode(row[image_column]))
         except UndecodableImage:
             continue
         if len(images) == count:

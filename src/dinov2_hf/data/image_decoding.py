@@ -34,7 +34,7 @@ def decode_image(value: Mapping[str, Any] | bytes | str | os.PathLike | Image.Im
     """
     # Decoders meet hostile bytes and raise nearly anything (OSError, SyntaxError, struct.error, IndexError, ...).
     try:
-        image = value if isinstance(value, Image.Image) else Image.open(io.BytesIO(_file_content(value)))
+        image = value if isinstance(value, Image.Image) else Image.open(io.BytesIO(read_content(value)))
         image.load()
         return _to_upright_rgb(image)
     except UndecodableImage:
@@ -45,7 +45,8 @@ def decode_image(value: Mapping[str, Any] | bytes | str | os.PathLike | Image.Im
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
 
-def _file_content(value: Mapping[str, Any] | bytes | str | os.PathLike) -> bytes:
+def read_content(value: Mapping[str, Any] | bytes | str | os.PathLike) -> bytes:
+    """The bytes of an image file; `UndecodableImage` where there are none."""
     if isinstance(value, Mapping):
         value = value["path"] if value.get("bytes") is None else value["bytes"]
     if value is None:
@@ -60,9 +61,13 @@ def _file_content(value: Mapping[str, Any] | bytes | str | os.PathLike) -> bytes
     return value
 
 
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Rotated and mirrored as its EXIF orientation says; the image itself where it is upright."""
+    return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
+
+
 def _to_upright_rgb(image: Image.Image) -> Image.Image:
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    image = turn_upright(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         image = Image.fromarray(_grey_to_8_bit(np.asarray(image)))
     elif image.has_transparency_data:

@@ -49,7 +49,9 @@ class MultiCropTransform:
         global_blur_probabilities: for the first and the second global crop.
         local_blur_probability: for a local crop.
         solarize_probability: for the second global crop.
-        image_mean, image_std: normalisation of the RGB channels scaled to [0, 1].
+        image_mean, image_std: normalisation of the channels scaled to [0, 1].
+        num_channels: 3 is RGB. For another number images are arrays, and what only colour has (jitter, greyscale,
+            solarize) is left out whatever its probability.
 
     Raises:
         ValueError: if a size is not positive (or too small to blur), if a scale is not a range in (0, 1], or if a
@@ -72,6 +74,7 @@ class MultiCropTransform:
         solarize_probability: float = 0.2,
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,
+        num_channels: int = 3,
     ):
         _check_crop("global_crop", global_crop_size, global_crop_scale, max(global_blur_probabilities))
         _check_crop("local_crop", local_crop_size, local_crop_scale, local_blur_probability)
@@ -88,11 +91,13 @@ class MultiCropTransform:
         }.items():
             if not 0 <= probability <= 1:
                 raise ValueError(f"{name} is {probability}, but a probability must lie in [0, 1].")
-        if len(image_mean) != 3 or len(image_std) != 3 or min(image_std) <= 0:
+        if len(image_mean) != num_channels or len(image_std) != num_channels or min(image_std) <= 0:
             raise ValueError(
-                f"image_mean is {image_mean} and image_std is {image_std}, but each must be three numbers (red, "
-                "green, blue), and those of image_std positive."
+                f"image_mean is {image_mean} and image_std is {image_std}, but num_channels is {num_channels}: each "
+                "must be so many numbers, and those of image_std positive."
             )
+        if num_channels != 3:
+            color_jitter_probability = grayscale_probability = solarize_probability = 0.0
         self.global_crop_size = global_crop_size
         self.local_crop_size = local_crop_size
         self.global_crop_scale = global_crop_scale
@@ -103,19 +108,21 @@ class MultiCropTransform:
         self.global_blur_probabilities = tuple(global_blur_probabilities)
         self.local_blur_probabilities = (local_blur_probability,) * num_local_crops
         self.solarize_probability = solarize_probability
-        self.mean = 255 * torch.tensor(image_mean).view(3, 1, 1)
-        self.std = 255 * torch.tensor(image_std).view(3, 1, 1)
+        self.mean = 255 * torch.tensor(image_mean).view(-1, 1, 1)
+        self.std = 255 * torch.tensor(image_std).view(-1, 1, 1)
 
-    def __call__(self, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, image: Image.Image | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw the crops of one image.
 
         Args:
-            image: a PIL image of mode RGB.
+            image: a PIL image of mode RGB, or float32 of shape (height, width, C), on the scale of 8 bits.
 
         Returns:
-            The global crops, float32 of shape (2, 3, S, S), and the local crops, float32 of shape (L, 3, s, s), both
+            The global crops, float32 of shape (2, C, S, S), and the local crops, float32 of shape (L, C, s, s), both
             normalised.
         """
+        if isinstance(image, np.ndarray):
+            image = torch.from_numpy(image).permute(2, 0, 1)
         # Python's generator draws a scalar about twenty times faster than torch's.
         rng = random.Random(int(torch.randint(2**63 - 1, ())))
         global_crops = self._crops(
@@ -130,27 +137,28 @@ class MultiCropTransform:
 
     def _crops(
         self,
-        image: Image.Image,
+        image: Image.Image | torch.Tensor,
         size: int,
         scale: tuple[float, float],
         blur_probabilities: tuple[float, ...],
         rng: random.Random,
     ) -> torch.Tensor:
-        """As many crops as there are blur probabilities, uint8 of shape (crops, 3, size, size)."""
-        crops = np.empty((len(blur_probabilities), size, size, 3), dtype=np.uint8)
-        sigmas = {}
+        """As many crops as there are blur probabilities, of shape (crops, C, size, size): uint8, of an array float."""
+        drawn, sigmas = [], {}
         for i, blur_probability in enumerate(blur_probabilities):
-            crops[i] = np.asarray(self._crop(image, size, scale, rng))
+            drawn.append(self._crop(image, size, scale, rng))
             if rng.random() < blur_probability:
                 sigmas[i] = rng.uniform(*BLUR_SIGMA)
-        crops = torch.from_numpy(crops).permute(0, 3, 1, 2)
+        crops = self._stack(drawn, size)
         if sigmas:
             blurred = list(sigmas)
             crops[blurred] = gaussian_blur(crops[blurred], torch.tensor(list(sigmas.values())))
         return crops
 
-    def _crop(self, image: Image.Image, size: int, scale: tuple[float, float], rng: random.Random) -> Image.Image:
-        box = draw_crop_box(image.height, image.width, scale, rng)
+    def _crop(
+        self, image: Image.Image | torch.Tensor, size: int, scale: tuple[float, float], rng: random.Random
+    ) -> Image.Image | torch.Tensor:
+        box = draw_crop_box(*F.get_size(image), scale, rng)
         crop = F.resized_crop(image, *box, [size, size], interpolation=InterpolationMode.BICUBIC)
         if rng.random() < self.horizontal_flip_probability:
             crop = F.horizontal_flip(crop)
@@ -167,6 +175,14 @@ class MultiCropTransform:
         if rng.random() < self.grayscale_probability:
             crop = F.rgb_to_grayscale(crop, num_output_channels=3)
         return crop
+
+    def _stack(self, crops: list[Image.Image] | list[torch.Tensor], size: int) -> torch.Tensor:
+        if crops and isinstance(crops[0], torch.Tensor):
+            return torch.stack(crops)
+        stacked = np.empty((len(crops), size, size, len(self.mean)), dtype=np.uint8)
+        for i, crop in enumerate(crops):
+            stacked[i] = np.asarray(crop)
+        return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
     def _normalize(self, crops: torch.Tensor) -> torch.Tensor:
         return crops.to(torch.float32, memory_format=torch.contiguous_format).sub_(self.mean).div_(self.std)
@@ -202,11 +218,11 @@ def gaussian_blur(crops: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     """Blur each image with its own sigma: torchvision's 9x9 `gaussian_blur`, in one grouped convolution.
 
     Args:
-        crops: uint8 of shape (n, 3, h, w).
+        crops: uint8 or float of shape (n, C, h, w).
         sigmas: float of shape (n,), in pixels.
 
     Returns:
-        uint8 of shape (n, 3, h, w); edges are reflected.
+        The same shape and type; edges are reflected.
     """
     n, channels, height, width = crops.shape
     offsets = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
@@ -214,7 +230,8 @@ def gaussian_blur(crops: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     kernels = kernels / kernels.sum(dim=1, keepdim=True)
     kernels = (kernels[:, :, None] * kernels[:, None, :]).repeat_interleave(channels, dim=0).unsqueeze(1)
     planes = pad(crops.reshape(1, -1, height, width).float(), [BLUR_RADIUS] * 4, mode="reflect")
-    return conv2d(planes, kernels, groups=n * channels).round_().to(torch.uint8).view(crops.shape)
+    blurred = conv2d(planes, kernels, groups=n * channels)
+    return (blurred if crops.is_floating_point() else blurred.round_()).to(crops.dtype).view(crops.shape)
 
 
 def _check_crop(name: str, size: int, scale: tuple[float, float], blur_probability: float) -> None:

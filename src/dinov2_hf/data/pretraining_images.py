@@ -1,7 +1,7 @@
 """From a data set of undecoded images to an endless sequence of pretraining batches that can be entered anywhere.
 
-What a batch holds depends on the run's seed and the batch's number only. It does not depend on how often the run was
-interrupted and, for data sets with random access, not on the number of workers either.
+What a batch holds depends on the run's seed and the position of its samples only. It does not depend on how often the
+run was interrupted and, for data sets with random access, not on the number of workers either.
 """
 
 import itertools
@@ -12,20 +12,23 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import datasets
+import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from .channel_decoding import image_decoder
 from .collator import BatchReport, PreTrainingCollator, PreTrainingSample, SkippedImage
 from .image_dataset import describe_row
-from .image_decoding import UndecodableImage, decode_image
+from .image_decoding import UndecodableImage
+from .loader_workers import outlive_preemption
 from .sampler import PreTrainingBatchSampler, SampleKey, mix_seed
 
 
 MAX_TRIES_PER_SAMPLE = 20
 
-Transform = Callable[[Image.Image], tuple[torch.Tensor, torch.Tensor]]
+Transform = Callable[[Image.Image | np.ndarray], tuple[torch.Tensor, torch.Tensor]]
 
 
 class PreTrainingImages(Dataset):
@@ -34,13 +37,15 @@ class PreTrainingImages(Dataset):
     Args:
         dataset: the images, from `load_image_dataset`.
         image_column: the column that holds them.
-        transform: makes the global and local crops of one RGB image, such as `MultiCropTransform`.
+        transform: makes the global and local crops of one image, such as `MultiCropTransform`.
+        num_channels: channels to decode, see `image_decoder`.
     """
 
-    def __init__(self, dataset: datasets.Dataset, image_column: str, transform: Transform):
+    def __init__(self, dataset: datasets.Dataset, image_column: str, transform: Transform, num_channels: int = 3):
         self.dataset = _undecoded_images(dataset, image_column)
         self.image_column = image_column
         self.transform = transform
+        self.decode = image_decoder(num_channels)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -54,7 +59,7 @@ class PreTrainingImages(Dataset):
         Raises:
             ValueError: if 20 rows in a row cannot be decoded.
         """
-        return _first_decodable(self._candidates(key), self.transform, key.seed)
+        return _first_decodable(self._candidates(key), self.decode, self.transform, key.seed)
 
     def _candidates(self, key: SampleKey) -> Iterator[tuple[str, Any]]:
         replacements = random.Random(key.seed)
@@ -76,11 +81,12 @@ class PreTrainingStream(IterableDataset):
     Args:
         dataset: the images, from `load_image_dataset(..., streaming=True)`.
         image_column: the column that holds them.
-        transform: makes the global and local crops of one RGB image, such as `MultiCropTransform`.
+        transform: makes the global and local crops of one image, such as `MultiCropTransform`.
         batch_size: B, images per process and batch.
         seed: the run's seed.
         rank, world_size: this process and the number of processes.
         shuffle_buffer_size: rows that a worker holds in memory to shuffle them.
+        num_channels: channels to decode, see `image_decoder`.
         start_batch: the batch to begin with. Worker w of n yields batches w, w + n, w + 2n and so on, and all of them
             begin in the round of n batches that contains `start_batch`; `build_loader` drops what is before it.
 
@@ -100,6 +106,7 @@ class PreTrainingStream(IterableDataset):
         rank: int = 0,
         world_size: int = 1,
         shuffle_buffer_size: int = 1000,
+        num_channels: int = 3,
         start_batch: int = 0,
     ):
         for name, value, smallest in (
@@ -114,6 +121,7 @@ class PreTrainingStream(IterableDataset):
         self.dataset = _undecoded_images(dataset, image_column)
         self.image_column = image_column
         self.transform = transform
+        self.decode = image_decoder(num_channels)
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -144,7 +152,7 @@ class PreTrainingStream(IterableDataset):
             own_batch, index = divmod(place, self.batch_size)
             batch = own_batch * num_workers + worker
             position = (batch * self.world_size + self.rank) * self.batch_size + index
-            sample = _first_decodable(candidates(), self.transform, mix_seed(self.seed, position))
+            sample = _first_decodable(candidates(), self.decode, self.transform, mix_seed(self.seed, position))
             upcoming.popleft()
             # Any further images that failed are reported in their own places.
             yield sample._replace(skipped=sample.skipped[:1])
@@ -176,15 +184,16 @@ def build_loader(
     seed: int,
     rank: int = 0,
     world_size: int = 1,
-    start_batch: int = 0,
+    start_sample: int = 0,
     num_workers: int = 0,
     sample_order: Literal["global", "sharded"] = "global",
     shuffle_buffer_size: int = 1000,
+    num_channels: int = 3,
     pin_memory: bool = False,
 ) -> Iterator[tuple[dict[str, torch.Tensor], BatchReport]]:
-    """Endless batches for one process, from global batch number `start_batch` on.
+    """Endless batches for one process, from sample number `start_sample` of all processes on.
 
-    A stream is read again up to `start_batch`, without decoding, and continues exactly only with the number of workers
+    A stream is read again up to there, without decoding, and continues exactly only with the number of workers
     and processes it had before. A data set with random access needs neither.
 
     Args:
@@ -195,11 +204,13 @@ def build_loader(
         batch_size: B, images per process and batch.
         seed: the run's seed.
         rank, world_size: this process and the number of processes.
-        start_batch: the first batch.
+        start_sample: images that all processes together have seen before; of a stream, a multiple of B times
+            `world_size`.
         num_workers: processes that decode and augment, each on one thread; 0 does it in this process. A stream cannot
             use more of them than it has shards; a warning says so.
         sample_order: see `PreTrainingBatchSampler`; a stream has an order of its own.
         shuffle_buffer_size: see `PreTrainingStream`; a data set with random access has no use for it.
+        num_channels: channels to decode, see `image_decoder`.
         pin_memory: put the batches in page-locked memory, for faster copies to a GPU.
 
     Returns:
@@ -211,14 +222,14 @@ def build_loader(
     # A loader draws a seed for its workers, which would otherwise come from the generator of the training.
     loader_generator = torch.Generator().manual_seed(seed)
     if not isinstance(dataset, datasets.IterableDataset):
-        images = PreTrainingImages(dataset, image_column, transform)
+        images = PreTrainingImages(dataset, image_column, transform, num_channels)
         sampler = PreTrainingBatchSampler(
             len(images),
             batch_size,
             seed=seed,
             rank=rank,
             world_size=world_size,
-            start_batch=start_batch,
+            start_sample=start_sample,
             order=sample_order,
         )
         return iter(
@@ -229,7 +240,14 @@ def build_loader(
                 num_workers=num_workers,
                 pin_memory=pin_memory,
                 generator=loader_generator,
+                worker_init_fn=outlive_preemption,
             )
+        )
+    start_batch, rest = divmod(start_sample, batch_size * world_size)
+    if rest:
+        raise ValueError(
+            f"start_sample is {start_sample}, but for a stream it must be a multiple of batch_size x world_size"
+            f" ({batch_size} x {world_size})."
         )
     stream = PreTrainingStream(
         dataset,
@@ -240,6 +258,7 @@ def build_loader(
         rank=rank,
         world_size=world_size,
         shuffle_buffer_size=shuffle_buffer_size,
+        num_channels=num_channels,
         start_batch=start_batch,
     )
     if num_workers > stream.max_workers:
@@ -256,6 +275,7 @@ def build_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         generator=loader_generator,
+        worker_init_fn=outlive_preemption,
     )
     return itertools.islice(loader, start_batch % max(num_workers, 1), None)
 
@@ -267,12 +287,14 @@ def _undecoded_images(
     return dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
 
 
-def _first_decodable(candidates: Iterator[tuple[str, Any]], transform: Transform, seed: int) -> PreTrainingSample:
+def _first_decodable(
+    candidates: Iterator[tuple[str, Any]], decode: Callable[[Any], Any], transform: Transform, seed: int
+) -> PreTrainingSample:
     """The sample made from the first of the candidates, pairs of a row id and an image, that can be decoded."""
     skipped = []
     for row_id, value in itertools.islice(candidates, MAX_TRIES_PER_SAMPLE):
         try:
-            image = decode_image(value)
+            image = decode(value)
         except UndecodableImage as error:
             skipped.append(SkippedImage(row_id, str(error)))
             continue

@@ -1,4 +1,4 @@
-"""The order in which images are seen: endless, fixed by a seed, and entered at any batch at no cost."""
+"""The order in which images are seen: endless, fixed by a seed, and entered at any position at no cost."""
 
 import itertools
 from collections.abc import Iterator
@@ -39,8 +39,9 @@ class PreTrainingBatchSampler:
 
     `order="global"`: pass e over the data is a permutation of all rows drawn from (seed, e), and the passes follow
     each other without a gap (so a batch that spans two passes may hold a row twice). Global batch t is positions
-    t*B*W to (t+1)*B*W of that sequence, of which rank r takes the r-th block of B. The order is therefore the same for
-    every number of processes with an equal global batch, and no row is dropped.
+    s + t*B*W to s + (t+1)*B*W of that sequence, s being `start_sample`, of which rank r takes the r-th block of B. The
+    order is therefore the same for every batch size and number of processes, also when they change on the way, and no
+    row is dropped.
 
     `order="sharded"`: the original DINOv2 order. One permutation is dealt out to the ranks once; each rank reshuffles
     its own part on every pass. The last num_rows mod W rows of the permutation are never seen, and the order depends
@@ -51,7 +52,8 @@ class PreTrainingBatchSampler:
         batch_size: B, images per process and batch.
         seed: the run's seed.
         rank, world_size: this process and the number W of processes.
-        start_batch: the batch to begin with; reached directly, without walking through the earlier ones.
+        start_sample: the position to begin with, counted in samples over all ranks; reached directly, without walking
+            through the earlier ones. With order "sharded", a multiple of W.
         order: "global" or "sharded".
 
     Raises:
@@ -67,7 +69,7 @@ class PreTrainingBatchSampler:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        start_batch: int = 0,
+        start_sample: int = 0,
         order: Literal["global", "sharded"] = "global",
     ):
         if num_rows < 1:
@@ -81,16 +83,21 @@ class PreTrainingBatchSampler:
                 f"batch_size is {batch_size} on each of {world_size} processes, but the data set has only {num_rows} "
                 "images, so a batch would hold the same image twice; use a smaller batch or more images."
             )
-        if start_batch < 0:
-            raise ValueError(f"start_batch is {start_batch}, but it must be 0 or more.")
+        if start_sample < 0:
+            raise ValueError(f"start_sample is {start_sample}, but it must be 0 or more.")
         if order not in ("global", "sharded"):
             raise ValueError(f"order is {order!r}, but it must be 'global' or 'sharded'.")
+        if order == "sharded" and start_sample % world_size:
+            raise ValueError(
+                f"start_sample is {start_sample}, but with order 'sharded' it must be a multiple of world_size"
+                f" ({world_size})."
+            )
         self.num_rows = num_rows
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.start_batch = start_batch
+        self.start_sample = start_sample
         self.order = order
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
@@ -99,9 +106,11 @@ class PreTrainingBatchSampler:
         else:
             rows_of_pass, rows_per_pass = self._sharded_pass, self.num_rows // self.world_size
         current_pass, rows = -1, None
-        for batch in itertools.count(self.start_batch):
-            first_position = (batch * self.world_size + self.rank) * self.batch_size
-            first_index = first_position if self.order == "global" else batch * self.batch_size
+        for batch in itertools.count():
+            first_position = self.start_sample + (batch * self.world_size + self.rank) * self.batch_size
+            first_index = first_position
+            if self.order == "sharded":
+                first_index = self.start_sample // self.world_size + batch * self.batch_size
             keys = []
             for i in range(self.batch_size):
                 pass_index, index = divmod(first_index + i, rows_per_pass)

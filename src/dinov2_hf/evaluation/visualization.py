@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..features import evaluation_mode
+from ..features import evaluation_mode, process_images
 
 
 def patch_pca(model: nn.Module, pixel_values: Tensor) -> np.ndarray:
@@ -117,7 +117,7 @@ def draw_patch_pca(images: Sequence[Image.Image], pca: np.ndarray, path: str | P
 
 def save_patch_pca(
     model: nn.Module,
-    images: Sequence[Image.Image],
+    images: Sequence[Image.Image] | Sequence[np.ndarray],
     image_processor: Any,
     path: str | Path,
     *,
@@ -129,7 +129,8 @@ def save_patch_pca(
 
     Args:
         model: see `patch_pca`.
-        images: PIL images, or undecoded `{"bytes", "path"}` dicts.
+        images: PIL images, or arrays (height, width, channels) of `decode_channels`, of which the first three
+            channels are shown, each stretched to the range of its values.
         image_processor: any transformers image processor.
         path: the PNG.
         image_size: resize the short side to this many pixels and crop a square of it, a multiple of the patch size;
@@ -159,12 +160,14 @@ def save_patch_pca(
     if device is not None:
         model.to(device)
 
-    images = [image.convert("RGB") for image in images]
-    pixel_values = image_processor(images=images, return_tensors="pt", **overrides)["pixel_values"]
+    images = [image.convert("RGB") if isinstance(image, Image.Image) else image for image in images]
+    pixel_values = process_images(image_processor, images, **overrides)
     # The same crop without the normalisation is what the model saw, as a picture.
-    pictures = image_processor(
-        images=images, return_tensors="pt", **{**overrides, "do_rescale": True, "do_normalize": False}
-    )["pixel_values"]
+    pictures = process_images(image_processor, images, **{**overrides, "do_rescale": True, "do_normalize": False})
+    if isinstance(images[0], np.ndarray):
+        pictures = pictures[:, [0, 1, 2] if pictures.shape[1] > 2 else [0, 0, 0]]
+        low, high = (limit(pictures, dim=(0, 2, 3), keepdim=True) for limit in (torch.amin, torch.amax))
+        pictures = (pictures - low) / (high - low).clamp_min(1e-12)
     pictures = (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     draw_patch_pca([Image.fromarray(picture) for picture in pictures], patch_pca(model, pixel_values), path, title)
     return Path(path)

@@ -11,6 +11,7 @@ from .modeling_dinov2_heads import (
     DINOv2ForImageClassification,
     DINOv2ForSemanticSegmentation,
 )
+from .position_resizing import resize_position_embeddings
 
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "DINOv2Model",
     "DINOv2PreTrainedModel",
     "adapt_num_channels",
+    "resize_position_embeddings",
 ]

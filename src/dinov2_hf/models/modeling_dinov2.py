@@ -157,6 +157,10 @@ class DINOv2SelfAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, crop_packing: CropPacking | None = None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        device_type = hidden_states.device.type
+        if not torch.is_grad_enabled() and torch.is_autocast_enabled(device_type):
+            # Once, where autocast would do it for each of the three. With gradients, their sum must stay float32.
+            hidden_states = hidden_states.to(torch.get_autocast_dtype(device_type))
         query, key, value = (
             projection(hidden_states).view(*hidden_states.shape[:-1], -1, self.head_dim)
             for projection in (self.query, self.key, self.value)

@@ -1,8 +1,9 @@
 """
-Teacher targets from teacher logits (paper, section 4): Sinkhorn-Knopp or softmax with a running centre.
+Teacher targets from teacher logits (paper, section 4): Sinkhorn-Knopp, softmax with a running centre, or neither.
 
-Shapes: `n` rows on this rank (crops or masked patches), `K` prototypes. Both modules turn logits `(..., K)` into
-probabilities of the same shape, float32, each row summing to 1, and see the rows of all ranks.
+Shapes: `n` rows on this rank (crops or masked patches), `K` prototypes. The modules turn logits `(..., K)` into
+probabilities of the same shape, float32, each row summing to 1. Where rows depend on one another, they do so over all
+ranks.
 """
 
 import torch
@@ -87,8 +88,22 @@ class SoftmaxCentering(nn.Module):
         self.center.lerp_(torch.where(mean.isfinite(), mean, self.center), 1 - self.momentum)
 
 
+class NoCentering(nn.Module):
+    """
+    Targets `softmax(logits / temperature)`. Nothing keeps all images from choosing the same prototype, so training
+    collapses (DINO paper, section 5.3): for ablations, and to see what a collapse looks like.
+    """
+
+    @torch.no_grad()
+    def forward(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Logits `(..., K)` to targets `(..., K)`."""
+        return torch.softmax(logits.float() / temperature, dim=-1)
+
+
 def build_centering(name: str, num_prototypes: int, center_momentum: float) -> nn.Module:
     """The module for `DINOv2PreTrainingConfig.centering`."""
     if name == "sinkhorn_knopp":
         return SinkhornKnoppCentering()
+    if name == "none":
+        return NoCentering()
     return SoftmaxCentering(num_prototypes, center_momentum)

@@ -22,7 +22,8 @@ class DINOv2PreTrainingConfig(PreTrainedConfig):
         ibot_num_prototypes (`int`, *optional*): Prototypes of that head; `None` means `num_prototypes` [-, 131072].
         ibot_bottleneck_size (`int`, *optional*): Bottleneck of that head; `None` means `bottleneck_size` [-, 256].
         centering (`str`, defaults to `"softmax"`): How teacher targets are kept from collapsing: `"softmax"` with a
-            running centre, or `"sinkhorn_knopp"` [`"softmax"`, `"sinkhorn_knopp"`].
+            running centre, or `"sinkhorn_knopp"` [`"softmax"`, `"sinkhorn_knopp"`]. `"none"` leaves the teacher's
+            softmax as it is, which collapses: for ablations.
         center_momentum (`float`, defaults to 0.9): Momentum of that running centre.
         student_temperature (`float`, defaults to 0.1): Temperature of the student's softmax.
         dino_loss_weight (`float`, defaults to 1.0): Weight of the image-level loss; 0 leaves it out.
@@ -61,8 +62,8 @@ class DINOv2PreTrainingConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`: runs after the fields are set."""
-        if self.centering not in ("softmax", "sinkhorn_knopp"):
-            raise ValueError(f'`centering` is "{self.centering}"; it must be "softmax" or "sinkhorn_knopp".')
+        if self.centering not in ("softmax", "sinkhorn_knopp", "none"):
+            raise ValueError(f'`centering` is "{self.centering}"; it must be "softmax", "sinkhorn_knopp" or "none".')
         for name in ("num_prototypes", "bottleneck_size", "head_hidden_size", "head_num_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")

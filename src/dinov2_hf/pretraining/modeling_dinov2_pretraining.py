@@ -34,6 +34,13 @@ class DINOv2ForPreTrainingOutput(ModelOutput):
         koleo_loss: sum of the regulariser over the global crops.
         target_entropy: mean entropy of the teacher's image-level targets, in nats. `log K` means uniform targets, that
             teach nothing; 0 means one prototype for each image.
+        mean_target: `(K,)`, the teacher's image-level targets averaged over the crops of this device.
+        cls_features: `(B, D)`, CLS features of the teacher for the first global crop of each image.
+        patch_features: `(B, D)`, for the same crops the teacher's feature of the patch in the middle. Always the same
+            position: patches that tell where they are, and nothing of their image, must look alike.
+
+    The last three belong to no loss: they are there to see a collapse with, carry no gradient and keep no other tensor
+    alive.
     """
 
     loss: torch.Tensor | None = None
@@ -42,6 +49,9 @@ class DINOv2ForPreTrainingOutput(ModelOutput):
     ibot_loss: torch.Tensor | None = None
     koleo_loss: torch.Tensor | None = None
     target_entropy: torch.Tensor | None = None
+    mean_target: torch.Tensor | None = None
+    cls_features: torch.Tensor | None = None
+    patch_features: torch.Tensor | None = None
 
 
 class BackboneWithHeads(nn.Module):
@@ -147,7 +157,9 @@ class DINOv2ForPreTraining(SavesCheckpointKeysAsTheyAre, PreTrainedModel):
             teacher_temperature (`float`): of the teacher's targets at this step, above 0.
         """
         config = self.config
-        dino_targets, ibot_targets = self.teacher_targets(global_crops, masked_indices, teacher_temperature)
+        dino_targets, ibot_targets, cls_features, patch_features = self.teacher_targets(
+            global_crops, masked_indices, teacher_temperature
+        )
         local_logits, global_logits, patch_logits, global_cls = self.student_logits(
             global_crops, local_crops, bool_masked_pos, masked_indices
         )
@@ -170,21 +182,32 @@ class DINOv2ForPreTraining(SavesCheckpointKeysAsTheyAre, PreTrainedModel):
         if config.koleo_loss_weight > 0:
             parts["koleo_loss"] = sum(koleo_loss(cls_tokens) for cls_tokens in global_cls)
             loss = loss + config.koleo_loss_weight * parts["koleo_loss"]
-        return DINOv2ForPreTrainingOutput(loss=loss, **parts, target_entropy=entropy(dino_targets))
+        return DINOv2ForPreTrainingOutput(
+            loss=loss,
+            **parts,
+            target_entropy=entropy(dino_targets),
+            mean_target=dino_targets.flatten(0, 1).mean(dim=0),
+            cls_features=cls_features,
+            patch_features=patch_features,
+        )
 
     @torch.no_grad()
     def teacher_targets(
         self, global_crops: torch.Tensor, masked_indices: torch.Tensor, temperature: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         What the student should predict: `(G, B, K)` for CLS tokens and `(M, K)` for the patches masked in the
-        student. The teacher sees global crops only, unmasked.
+        student. The teacher sees global crops only, unmasked. Then, of the first crop of each image, its CLS feature
+        and that of the patch in the middle, both `(B, D)`.
         """
         tokens = self.teacher.backbone(global_crops.flatten(0, 1)).last_hidden_state
         cls_logits, patch_logits = self.teacher.project(tokens[:, 0], self._masked_patches(tokens, masked_indices))
         dino_targets = self.dino_centering(cls_logits.unflatten(0, global_crops.shape[:2]), temperature)
         ibot_targets = self.ibot_centering(patch_logits, temperature)
-        return dino_targets, ibot_targets
+        rows, columns = (side // self.config.backbone_config.patch_size for side in global_crops.shape[-2:])
+        middle = tokens.shape[1] - rows * columns + rows // 2 * columns + columns // 2
+        cls_features, patch_features = tokens[: global_crops.shape[1], [0, middle]].unbind(dim=1)
+        return dino_targets, ibot_targets, cls_features, patch_features
 
     def student_logits(
         self,

@@ -8,7 +8,7 @@ pretraining's): names are unique over the three, so one flat list of them can be
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -22,7 +22,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 @dataclass
 class PreTrainingArguments:
     """
-    What belongs to a run rather than to the network or the objective. The first four groups change results; the others
+    What belongs to a run rather than to the network or the objective. The first five groups change results; the others
     do not. The size of the global crops is the backbone's `image_size`.
     """
 
@@ -43,6 +43,18 @@ class PreTrainingArguments:
     sample_order: str = field(
         default="global",
         metadata={"help": '"global": the same order for any number of processes; "sharded": the original\'s.'},
+    )
+
+    # --- where the weights start
+    init_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Weights to start from: a model on the Hub, a model folder or an original .pth (fresh heads), or a"
+            " run or pretraining_model folder (teacher and heads are kept)."
+        },
+    )
+    freeze_backbone_steps: int = field(
+        default=0, metadata={"help": "First steps with the backbone of init_from at rate 0; the heads learn alone."}
     )
 
     # --- crops and masks (paper, appendix B)
@@ -101,6 +113,9 @@ class PreTrainingArguments:
     mixed_precision: str = field(
         default="auto", metadata={"help": '"auto" (bf16 where the hardware has it), "no", "bf16" or "fp16".'}
     )
+    max_nonfinite_steps: int = field(
+        default=5, metadata={"help": "Steps in a row left out for a loss or gradient that is not finite; then stop."}
+    )
     seed: int = 0
 
     # --- evaluation while training
@@ -137,7 +152,12 @@ class PreTrainingArguments:
         default="auto", metadata={"help": 'As in from_pretrained; "auto" is sdpa, but eager for bf16 on CPU.'}
     )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute blocks: less memory, slower."})
-    report_to: str = field(default="none", metadata={"help": "Accelerate tracker, such as tensorboard or wandb."})
+    report_to: str = field(
+        default="none", metadata={"help": "Accelerate tracker for the curves, such as tensorboard, wandb or mlflow."}
+    )
+    stop_on_collapse: bool = field(
+        default=False, metadata={"help": "Stop, with exit code 3, where a collapse would only be warned of."}
+    )
     license: str | None = field(
         default=None, metadata={"help": "Licence of the weights for the model card, such as apache-2.0."}
     )
@@ -169,6 +189,10 @@ class PreTrainingArguments:
         for name in ("eval_steps", "save_steps", "save_total_limit", "per_device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        if self.max_nonfinite_steps < 0:
+            raise ValueError(
+                f"`max_nonfinite_steps` is {self.max_nonfinite_steps}; it must be 0 (stop at the first) or more."
+            )
         for name in ("global_crop_scale", "local_crop_scale", "global_blur_probabilities", "mask_ratio"):
             if len(getattr(self, name)) != 2:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be two numbers.")
@@ -178,6 +202,13 @@ class PreTrainingArguments:
         for name in ("teacher_momentum", "final_teacher_momentum", "max_skipped_fraction", "layerwise_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must lie between 0 and 1.")
+        if self.freeze_backbone_steps < 0:
+            raise ValueError(f"`freeze_backbone_steps` is {self.freeze_backbone_steps}; it must be at least 0.")
+        if self.freeze_backbone_steps and self.init_from is None:
+            raise ValueError(
+                f"`freeze_backbone_steps` is {self.freeze_backbone_steps}, but the backbone would be kept at random"
+                " weights; set `init_from`, or leave it out."
+            )
         for name in ("hub_model_id", "hub_private_repo", "hub_revision", "hub_pretraining_model"):
             if getattr(self, name) and not self.push_to_hub:
                 raise ValueError(
@@ -211,10 +242,18 @@ class RecipeParser(HfArgumentParser):
         raise ValueError(f"{message}; --help lists what can be set.")
 
 
-def parse_recipe(arguments: list[str], arguments_type: type, config_types: list[type[PreTrainedConfig]]) -> tuple:
+def parse_recipe(
+    arguments: list[str],
+    arguments_type: type,
+    config_types: list[type[PreTrainedConfig]],
+    defaults: Mapping[str, Any] | None = None,
+) -> tuple:
     """
     Read `--config recipe.yaml` (optional) and flags into an `arguments_type` and one `dict` of values for each
     configuration.
+
+    Args:
+        defaults: values for what neither recipe nor flags say, in place of those of the types.
 
     Raises:
         `ValueError`: for a recipe that is not there, an unknown key or flag, or a value of the wrong type.
@@ -226,8 +265,9 @@ def parse_recipe(arguments: list[str], arguments_type: type, config_types: list[
     for key in recipe:
         if key not in _names(parser):
             raise ValueError(f"{path} has the unknown key `{key}`; {_suggestion(str(key), parser)}")
+    all_flags = [*_as_flags(defaults or {}), *_as_flags(recipe), *flags]  # of the same flag the last one counts
     *parsed, namespace, unknown = parser.parse_args_into_dataclasses(
-        [*_as_flags(recipe), *flags], look_for_args_file=False, return_remaining_strings=True
+        all_flags, look_for_args_file=False, return_remaining_strings=True
     )
     if unknown:
         flag = unknown[0].partition("=")[0]  # without its value, which may be a token
@@ -283,7 +323,7 @@ def _suggestion(name: str, parser: HfArgumentParser) -> str:
     return f"did you mean `{close[0]}`?" if close else "--help lists the names that there are."
 
 
-def _as_flags(recipe: dict[str, Any]) -> list[str]:
+def _as_flags(recipe: Mapping[str, Any]) -> list[str]:
     """A recipe as the flags that say the same, so that one parser checks and converts both."""
     flags = []
     for key, value in recipe.items():

@@ -115,6 +115,13 @@ def check_resumable(accelerator: Accelerator, saved: dict) -> None:
         )
 
 
+def resume_launch(accelerator: Accelerator, state: dict) -> None:
+    """Check with `check_resumable` that the `state` of a run may go on as launched now, and note this launch in it."""
+    launch = {"backend": backend_name(accelerator), "num_processes": accelerator.num_processes}
+    check_resumable(accelerator, state.get("launch", launch))
+    state["launch"] = launch
+
+
 def _check_launch(accelerator: Accelerator) -> None:
     actual = accelerator.distributed_type
     for flag, wanted in (
@@ -141,7 +148,7 @@ def _configure_fsdp2(plugin, mixed_precision: str) -> None:
         raise ValueError(f"`fsdp_version` is {plugin.fsdp_version}; it must be 2.")
     if plugin.cpu_ram_efficient_loading:
         raise ValueError(
-            "`fsdp_cpu_ram_efficient_loading` is true, which loses the weights that a run starts with; set it to false."
+            "`fsdp_cpu_ram_efficient_loading` is true, which loses the weights that a run starts with; make it false."
         )
     plugin.mixed_precision_policy = None
     if mixed_precision == "bf16":

@@ -21,6 +21,7 @@ steps on `{{ train_data }}`.
 
 ```python
 import dinov2_hf  # makes the Auto classes know the model
+{% if num_channels == 3 -%}
 from transformers import AutoImageProcessor, AutoModel, pipeline
 
 extract = pipeline("image-feature-extraction", model="{{ name }}/model")
@@ -28,6 +29,17 @@ features = extract("image.jpg", return_tensors=True)  # (1, {{ num_tokens }}, {{
 
 processor = AutoImageProcessor.from_pretrained("{{ name }}/model")
 model = AutoModel.from_pretrained("{{ name }}/model")
+{% else -%}
+from dinov2_hf.data import decode_channels
+from transformers import AutoImageProcessor, AutoModel
+
+processor = AutoImageProcessor.from_pretrained("{{ name }}/model")
+model = AutoModel.from_pretrained("{{ name }}/model")
+
+image = decode_channels("image.tif", {{ num_channels }})  # (height, width, {{ num_channels }}), 0 to 255
+pixels = processor(images=[image], input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+features = model(pixels).last_hidden_state  # (1, {{ num_tokens }}, {{ hidden_size }}): {{ token_order }}
+{% endif -%}
 ```
 
 ## Measured
@@ -72,7 +84,10 @@ def model_card(
             part reaches the card.
         knn: `before` and `after` training the accuracies in [0, 1] by name, such as `knn_top1_k20`, or `None`.
     """
-    public = {key: _public_name(value) if key.endswith("_data") and value else value for key, value in recipe.items()}
+    public = {
+        key: _public_name(value) if value and (key.endswith("_data") or key == "init_from") else value
+        for key, value in recipe.items()
+    }
     data = card_metadata(recipe)
     measured = "Not measured."
     if knn["after"] and recipe["eval_data"]:  # else it is of weights before this continuation of the run
@@ -89,19 +104,21 @@ def model_card(
         recipe=yaml.safe_dump(public, sort_keys=False).strip(),
         num_tokens=1 + num_registers + (config.image_size // config.patch_size) ** 2,
         hidden_size=config.hidden_size,
+        num_channels=config.num_channels,
         token_order=f"CLS, {num_registers} registers, patches" if num_registers else "CLS, then patches",
     )
 
 
 def card_metadata(recipe: dict[str, Any]) -> ModelCardData:
     """What is known of a card before the first step: `license` and data set of the recipe, task and tags."""
-    train_data = recipe["train_data"]
+    train_data, init_from = recipe["train_data"], recipe.get("init_from")
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         tags=["dinov2", "dinov2_hf", "self-supervised"],
         license=recipe["license"],
         datasets=[train_data] if _is_hub_name(train_data) else None,
+        base_model=init_from if init_from and _is_hub_name(init_from) else None,
     )
 
 
@@ -151,7 +168,7 @@ def _knn_table(public: dict, knn: dict[str, dict[str, float]]) -> str:
     lines = [
         f"k-NN top-1 accuracy of the frozen CLS features on `{public['eval_data']}`, with the labels of `{bank}`:",
         "",
-        "| k | trained | untrained |",
+        f"| k | trained | {'before this run' if public.get('init_from') else 'untrained'} |",
         "|---|---|---|",
     ]
     for name, trained in knn["after"].items():

@@ -31,6 +31,9 @@ _GRAD_NORMS = {
     "grad_norm_dino_head": "DINO head",
     "grad_norm_ibot_head": "iBOT head",
 }
+_TARGETS = {"target_entropy": "mean entropy", "target_information": "information on the image"}
+_RANKS = {"cls_effective_rank": "CLS", "patch_effective_rank": "patches"}
+_COSINES = {"cls_pair_cosine": "CLS", "patch_pair_cosine": "patches"}
 _SCHEDULES = {
     "learning_rate": "Learning rate",
     "weight_decay": "Weight decay",
@@ -105,8 +108,8 @@ def plot_training_curves(metrics_path: str | Path, png_path: str | Path, *, num_
     Args:
         metrics_path: a file of `append_metrics`.
         png_path: the picture; missing folders are made, and the file appears complete or not at all.
-        num_prototypes: K, for a line at ln K in the panel of the target entropy: the entropy, in nats, of targets
-            that are uniform over the prototypes.
+        num_prototypes: K, for a line at ln K in the panel of the targets: the entropy, in nats, of targets that are
+            uniform over the prototypes; and for one at K in that of the prototypes in use.
 
     Raises:
         ValueError: the file holds nothing to draw.
@@ -173,6 +176,7 @@ class _Panel:
     wide: bool = False
     smooth: bool = False
     percent: bool = False
+    logarithmic: bool = False
     line: tuple[float, str] | None = None
 
 
@@ -185,10 +189,14 @@ def _panels(names: Iterable[str], num_prototypes: int | None) -> list[_Panel]:
     knn = sorted((name for name in names if name.startswith("knn_top1")), key=lambda name: (len(name), name))
     knn_labels = {name: name.removeprefix("knn_top1_").replace("k", "k = ") for name in knn}
     uniform = (math.log(num_prototypes), "uniform targets (ln K)") if num_prototypes else None
+    every = (num_prototypes, "all (K)") if num_prototypes else None
     panels = [
         _Panel("Losses", present(_LOSSES), wide=True, smooth=True),
         _Panel("k-NN top-1 accuracy", knn_labels, percent=True),
-        _Panel("Target entropy (nats)", present({"target_entropy": "targets"}), smooth=True, line=uniform),
+        _Panel("Teacher targets (nats)", present(_TARGETS), smooth=True, line=uniform),
+        _Panel("Prototypes in use", present({"prototypes_in_use": "effective number"}), logarithmic=True, line=every),
+        _Panel("Effective rank of features", present(_RANKS), smooth=True),
+        _Panel("Cosine between images", present(_COSINES), smooth=True),
         _Panel("Gradient norm", present(_GRAD_NORMS), smooth=True),
         _Panel("Images per second", present({"images_per_second": ""}), smooth=True),
         *(_Panel(title, present({name: ""})) for name, title in _SCHEDULES.items()),
@@ -225,6 +233,9 @@ def _draw_panel(axes, panel: _Panel, curves: dict) -> None:
     axes.tick_params(colors="#444444", labelsize=9)
     axes.set_xlabel("step", fontsize=9, color="#444444")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if panel.logarithmic:
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.8)
     plain_numbers = FuncFormatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1) if panel.percent else plain_numbers)
 

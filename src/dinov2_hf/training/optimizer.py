@@ -68,7 +68,10 @@ def build_optimizer(groups: list[dict], *, adam_beta1: float, adam_beta2: float)
 def set_schedule(optimizer: torch.optim.Optimizer, now: ScheduleValues) -> None:
     """Write learning rate and weight decay of this step into every group."""
     for group in optimizer.param_groups:
-        learning_rate = now.last_layer_learning_rate if group["is_last_layer"] else now.learning_rate
+        if group["part"] == "backbone":
+            learning_rate = now.backbone_learning_rate
+        else:
+            learning_rate = now.last_layer_learning_rate if group["is_last_layer"] else now.learning_rate
         group["lr"] = learning_rate * group["lr_multiplier"]
         group["weight_decay"] = now.weight_decay * group["weight_decay_multiplier"]
 
@@ -77,8 +80,8 @@ def clip_gradients(
     accelerator: Accelerator, student: nn.Module, max_grad_norm: float, *, per_part: bool
 ) -> dict[str, torch.Tensor]:
     """
-    Clip the gradients of `student` to an L2 norm of `max_grad_norm`. DeepSpeed has clipped them in the backward pass, or
-    left out the step where the norm is not finite, and tells the norm.
+    Clip the gradients of `student` to an L2 norm of `max_grad_norm`. DeepSpeed has clipped them in the backward pass,
+    or left out the step where the norm is not finite, and tells the norm.
 
     Args:
         per_part: clip the backbone and each head by a norm of its own, as the original does; otherwise by one norm

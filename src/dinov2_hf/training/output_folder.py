@@ -3,12 +3,15 @@
 import shutil
 from pathlib import Path
 
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
 from .checkpoints import find_checkpoint
 
 
 RUN_FILES = (
     "checkpoints", "model", "pretraining_model", "trackers", "recipe.yaml", "metrics.jsonl", "metrics.json",
-    "training_curves.png", "patch_pca.png", "skipped_images*.jsonl",
+    "training_curves.png", "patch_pca.png", "skipped_images*.jsonl", "nonfinite_steps.jsonl",
 )  # fmt: skip
 
 
@@ -17,13 +20,29 @@ def run_files(output_dir: Path) -> list[Path]:
     return [path for pattern in RUN_FILES for path in output_dir.glob(pattern)]
 
 
-def find_start(output_dir: Path, resume_from_checkpoint: str | None, overwrite: bool) -> Path | None:
+def find_start(
+    accelerator: Accelerator, output_dir: Path, resume_from_checkpoint: str | None, overwrite: bool
+) -> Path | None:
     """
-    The checkpoint to resume from, or `None` for a fresh start. Nothing is written or deleted.
+    The checkpoint to resume from, or `None` for a fresh start. Nothing is written or deleted. The main process looks,
+    and all get its answer.
 
     Raises:
         `ValueError`: when there is no such checkpoint, or when a fresh start would meet an earlier run.
     """
+    answer: list[Path | ValueError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            answer = [_look(output_dir, resume_from_checkpoint, overwrite)]
+        except ValueError as error:
+            answer = [error]
+    (found,) = broadcast_object_list(answer)
+    if isinstance(found, ValueError):
+        raise found
+    return found
+
+
+def _look(output_dir: Path, resume_from_checkpoint: str | None, overwrite: bool) -> Path | None:
     if resume_from_checkpoint:
         return find_checkpoint(output_dir / "checkpoints", resume_from_checkpoint)
     if not overwrite and any(run_files(output_dir)):

@@ -36,14 +36,22 @@ def describe_run(
         device = f"cpu, {torch.get_num_threads()} of {os.cpu_count()} threads"
         if torch.get_num_threads() < os.cpu_count() // accelerator.num_processes:
             device += " (accelerate launch --num_cpu_threads_per_process sets them)"
+    images_of_a_pass = args.per_device_train_batch_size * accelerator.num_processes
+    rule = f"x sqrt({global_batch_size} / 1024)" if args.learning_rate_scaling == "sqrt_wrt_1024" else "as given"
+    num_channels = student.backbone.config.num_channels
     lines = {
         "images": f"{images} from {args.train_data}",
+        "channels": "RGB" if num_channels == 3 else f"{num_channels}, without colour jitter, greyscale and solarize",
         "student": ", ".join(sizes),
+        "weights from": f"{args.init_from}, backbone frozen for {args.freeze_backbone_steps} steps"
+        if args.init_from
+        else "a fresh initialisation",
         "global batch": f"{global_batch_size} = {args.per_device_train_batch_size} per device"
         f" x {args.gradient_accumulation_steps} accumulated x {accelerator.num_processes} processes",
         "steps": f"{start_step} of {args.max_steps}{passes}",
-        "peak learning rate": f"{schedules.learning_rate.base:.4g} = {args.learning_rate:.4g}"
-        f" scaled by {args.learning_rate_scaling}",
+        "peak learning rate": f"{schedules.learning_rate.base:.4g} = {args.learning_rate:.4g} {rule}",
+        "seen together": f"{args.per_device_train_batch_size} images by KoLeo (one device), {images_of_a_pass} by"
+        " centering (all devices), in one forward pass",
         "precision": compute_precision(accelerator),
         "backend": f"{backend_name(accelerator)}, {accelerator.num_processes} processes",
         "device": device,

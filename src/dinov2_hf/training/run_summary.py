@@ -8,7 +8,7 @@ from .monitor import read_metrics
 
 
 def knn_before_and_after(state: dict) -> dict[str, dict[str, float] | None]:
-    """Accuracies of the untrained (`before`) and of the trained backbone (`after`); `None` when not measured."""
+    """Accuracies of the backbone `before` and `after` training; `None` when not measured."""
     return {"before": state.get("knn_before"), "after": state.get("knn_after")}
 
 
@@ -38,6 +38,6 @@ def format_knn_gain(state: dict, eval_data: str | None) -> str:
     key = "knn_top1_k20" if "knn_top1_k20" in knn["after"] else next(iter(knn["after"]))
     return (
         f"k-NN accuracy (k={key.rpartition('k')[2]}) on {eval_data}\n"
-        f"  untrained backbone   {knn['before'][key]:.3f}\n"
-        f"  trained backbone     {knn['after'][key]:.3f}\n"
+        f"  before training   {knn['before'][key]:.3f}\n"
+        f"  after training    {knn['after'][key]:.3f}\n"
     )

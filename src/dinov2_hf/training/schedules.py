@@ -1,8 +1,8 @@
 """
-The five schedules of a DINOv2 run (paper, appendix B), as values read at a step.
+The schedules of a DINOv2 run (paper, appendix B), as values read at a step.
 
-They are plain numbers written into the optimizer rather than `LRScheduler` objects: only one of the five is a learning
-rate, and Accelerate steps a prepared scheduler once for every process.
+They are plain numbers written into the optimizer rather than `LRScheduler` objects: not all of them are learning
+rates, and Accelerate steps a prepared scheduler once for every process.
 """
 
 import math
@@ -21,6 +21,7 @@ class CosineSchedule:
         warmup_steps: steps of the warm-up.
         start: value at step 0 when there is a warm-up.
         frozen_steps: steps at the beginning where the value is 0 whatever the schedule says.
+        delay_steps: steps at the beginning where the value is 0, before the warm-up and the cosine begin.
     """
 
     base: float
@@ -29,40 +30,44 @@ class CosineSchedule:
     warmup_steps: int = 0
     start: float = 0.0
     frozen_steps: int = 0
+    delay_steps: int = 0
 
     def at(self, step: int) -> float:
         """The value at `step`, counted from 0."""
-        if step < self.frozen_steps:
+        if step < max(self.frozen_steps, self.delay_steps):
             return 0.0
+        step, total_steps = step - self.delay_steps, self.total_steps - self.delay_steps
         if step < self.warmup_steps:
             share = step / (self.warmup_steps - 1) if self.warmup_steps > 1 else 0.0
             return self.start + (self.base - self.start) * share
-        if step >= self.total_steps:
+        if step >= total_steps:
             return self.final
-        progress = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+        progress = (step - self.warmup_steps) / (total_steps - self.warmup_steps)
         return self.final + 0.5 * (self.base - self.final) * (1 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)
 class ScheduleValues:
-    """What the five schedules say at one step."""
+    """What the schedules say at one step; `learning_rate` is that of the heads without their last layers."""
 
     learning_rate: float
     last_layer_learning_rate: float
     weight_decay: float
     teacher_momentum: float
     teacher_temperature: float
+    backbone_learning_rate: float
 
 
 @dataclass(frozen=True)
 class PreTrainingSchedules:
-    """The five schedules; `at(step)` reads them all."""
+    """All schedules; `at(step)` reads them."""
 
     learning_rate: CosineSchedule
     last_layer_learning_rate: CosineSchedule
     weight_decay: CosineSchedule
     teacher_momentum: CosineSchedule
     teacher_temperature: CosineSchedule
+    backbone_learning_rate: CosineSchedule
 
     def at(self, step: int) -> ScheduleValues:
         """Values at `step`, counted from 0."""
@@ -75,6 +80,7 @@ def build_schedules(
     min_learning_rate: float,
     warmup_steps: int,
     freeze_last_layer_steps: int,
+    freeze_backbone_steps: int,
     weight_decay: float,
     final_weight_decay: float,
     teacher_momentum: float,
@@ -87,12 +93,20 @@ def build_schedules(
     """
     The schedules of a run of `max_steps` optimizer steps.
 
+    A frozen backbone has a learning rate of 0, by which AdamW neither moves nor decays a weight; then comes a warm-up
+    of its own, as long as that of the heads.
+
     Raises:
-        `ValueError`: when a warm-up is longer than the run.
+        `ValueError`: when a warm-up, after the steps before it, is longer than the run.
     """
     if warmup_steps > max_steps:
         raise ValueError(
             f"`warmup_steps` is {warmup_steps}, more than `max_steps` ({max_steps}); lower it or train longer."
+        )
+    if freeze_backbone_steps + warmup_steps > max_steps:
+        raise ValueError(
+            f"`freeze_backbone_steps` is {freeze_backbone_steps}, after which `warmup_steps` ({warmup_steps}) do not"
+            f" fit into `max_steps` ({max_steps}); lower one of the two or train longer."
         )
     learning_rate = {
         "base": peak_learning_rate,
@@ -112,6 +126,7 @@ def build_schedules(
             teacher_temperature_warmup_steps,
             warmup_teacher_temperature,
         ),
+        backbone_learning_rate=CosineSchedule(**learning_rate, delay_steps=freeze_backbone_steps),
     )
 
 

@@ -1,0 +1,287 @@
+"""
+Is a run collapsing? Rules over the numbers of the log lines and over k-NN accuracy, that answer in a sentence.
+
+A collapsed model gives every image the same target, or the same feature. The loss does not show it: without centering
+it falls to 0 within 200 steps, and KoLeo keeps the CLS features apart meanwhile.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedConfig
+
+from .arguments import PreTrainingArguments
+from .checkpoints import list_checkpoints
+
+
+logger = logging.getLogger(__name__)
+
+# Of a run that was stopped for a collapse; every other error has 1, and 2 is Python's own.
+COLLAPSED_EXIT_CODE = 3
+
+# One odd batch or the first steps must not count: so many log lines in a row, over at least so many steps. A running
+# centre with the usual momentum of 0.9 has forgotten where it started after 50.
+MIN_MEASUREMENTS = 3
+MIN_STEPS = 50
+
+# Nats that a target tells about its image. On handwritten digits an untrained network had 0.1, a trained one 3, and a
+# collapsed one 1e-16; with targets as good as uniform, from teacher temperatures of 0.04 to 0.07, it was 0.02 to 0.4.
+MIN_TARGET_INFORMATION = 0.02
+# Of the entropy of uniform targets, ln K: such targets teach nothing, but are not a collapse by themselves.
+UNIFORM_ENTROPY = 0.98
+# Mean cosine of two images. On digits, trained networks had 0.03 to 0.1, and one that collapsed without KoLeo 0.99. An
+# untrained one has 0.99 too, so this counts after the learning rate's warm-up, or below DISTINCT_COSINE once.
+MAX_PAIR_COSINE = 0.98
+DISTINCT_COSINE = 0.9
+# Of the best effective rank so far; on digits the rank of a run that learns only rises.
+MIN_SHARE_OF_BEST_RANK = 0.25
+# Of the best k-NN accuracy so far that may be lost.
+MAX_KNN_LOSS = 0.1
+
+REMEDIES = (
+    "what usually helps: centering sinkhorn_knopp (or softmax, never none), a higher koleo_loss_weight, a lower"
+    " learning_rate or more warmup_steps, a higher teacher_momentum, a larger batch, and a look for near-duplicates"
+    " among the images"
+)
+KNN_REMEDIES = (
+    "what usually helps: a lower learning_rate, more warmup_steps, a higher teacher_momentum, and, when continuing"
+    " from trained weights, heads that are trained first on a frozen backbone"
+)
+KINDS = {"cls": "CLS features", "patch": "patch features"}
+
+
+class RunCollapsed(Exception):
+    """
+    A run that stops because it has collapsed; its message is the sentence of the rule.
+
+    Args:
+        sentence: what crossed what, and what usually helps.
+        healthy_step: the last step at which the number was on the right side, or `None` when it never was.
+    """
+
+    def __init__(self, sentence: str, healthy_step: int | None):
+        super().__init__(sentence)
+        self.healthy_step = healthy_step
+
+    def advice(self, checkpoints: Path) -> str:
+        """Which checkpoint of the folder to go on from, in a sentence."""
+        good = [
+            path
+            for path in list_checkpoints(checkpoints)
+            if self.healthy_step is not None and int(path.name.removeprefix("step_")) <= self.healthy_step
+        ]
+        if not good:
+            return "No checkpoint is from before the collapse: change the recipe and start again."
+        return (
+            f"The last checkpoint from before the collapse is {good[-1]}: change the recipe, and go on with"
+            f" --resume_from_checkpoint {good[-1]}."
+        )
+
+
+@dataclass(frozen=True)
+class CollapseWarning:
+    """What a rule found. `collapse`: whether training on is a waste, which is where `stop_on_collapse` stops."""
+
+    sentence: str
+    collapse: bool
+    healthy_step: int | None
+
+
+class CollapseMonitor:
+    """
+    Sees every record of `metrics.jsonl` and warns once of each cause.
+
+    Args:
+        memory: where values of the start, the best and the last healthy ones are kept, as plain numbers and names;
+            saved with a checkpoint, so that a resumed run knows them. Empty at the start of a run.
+        num_prototypes: K of the DINO head.
+        warmup_steps: of the learning rate, in steps.
+        image_level: whether the DINO loss trains CLS tokens; if not, their targets and features are not judged.
+        patch_level: whether the iBOT loss trains patches; if not, their features are not judged.
+        num_eval_images: classified by k-NN, for the noise of its accuracy.
+    """
+
+    def __init__(
+        self,
+        memory: dict,
+        *,
+        num_prototypes: int,
+        warmup_steps: int,
+        image_level: bool = True,
+        patch_level: bool = True,
+        num_eval_images: int = 0,
+    ):
+        self.memory = memory
+        self.num_prototypes = num_prototypes
+        self.warmup_steps = warmup_steps
+        self.kinds = [kind for kind, trained in (("cls", image_level), ("patch", patch_level)) if trained]
+        self.image_level = image_level
+        self.num_eval_images = num_eval_images
+        for name in ("start", "best", "healthy_steps", "streaks"):
+            memory.setdefault(name, {})
+        memory.setdefault("warned", [])
+
+    @classmethod
+    def of_run(
+        cls, state: dict, config: PreTrainedConfig, args: PreTrainingArguments, num_eval_images: int
+    ) -> "CollapseMonitor":
+        """For a run's `state`, which is saved with its checkpoints, its pretraining configuration and arguments."""
+        return cls(
+            state.setdefault("collapse", {}),
+            num_prototypes=config.num_prototypes,
+            warmup_steps=args.warmup_steps,
+            image_level=config.dino_loss_weight > 0,
+            patch_level=config.ibot_loss_weight > 0,
+            num_eval_images=num_eval_images,
+        )
+
+    def observe(self, step: int, metrics: Mapping[str, float]) -> list[CollapseWarning]:
+        """
+        Judge the record of `step`; numbers that are missing or not finite are passed over.
+
+        Returns:
+            One warning for each cause that has not been warned of before, usually none.
+        """
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        for name in metrics:
+            if name.startswith(("cls_", "patch_", "target_information", "knn_top1")):
+                self.memory["start"].setdefault(name, metrics[name])
+        found = self._targets(step, metrics)
+        for kind in self.kinds:
+            found += self._features(kind, step, metrics)
+        return found + self._knn(step, metrics)
+
+    def warn(self, step: int, metrics: Mapping[str, float], *, stop: bool) -> None:
+        """
+        `observe`, and log what it finds.
+
+        Raises:
+            `RunCollapsed`: when `stop` is set and a cause found is a collapse.
+        """
+        for warning in self.observe(step, metrics):
+            if stop and warning.collapse:
+                raise RunCollapsed(f"step {step}: {warning.sentence}", warning.healthy_step)
+            logger.warning("warning at step %d: %s", step, warning.sentence)
+
+    def _targets(self, step: int, metrics: Mapping[str, float]) -> list[CollapseWarning]:
+        """Image-level targets that are the same for all images: uniform ones, or any other."""
+        if not self.image_level or not {"target_information", "target_entropy"} <= metrics.keys():
+            return []
+        information, entropy = metrics["target_information"], metrics["target_entropy"]
+        same = information < MIN_TARGET_INFORMATION
+        uniform = entropy > UNIFORM_ENTROPY * math.log(self.num_prototypes)
+        number = (
+            f"target_information is {information:.2g} nats, below {MIN_TARGET_INFORMATION} for"
+            f" {{measurements}} log lines{self._at_start('target_information')}"
+        )
+        in_use = math.exp(entropy + information)
+        return self._judge(
+            "constant_targets",
+            step,
+            bad=same and not uniform,
+            armed=True,
+            collapse=True,
+            sentence=f"the teacher's targets have collapsed: {number}, so every image has the same target, spread over"
+            f" {in_use:.3g} of {self.num_prototypes} prototypes; {REMEDIES}.",
+        ) + self._judge(
+            "uniform_targets",
+            step,
+            bad=same and uniform,
+            armed=step >= self.warmup_steps,
+            collapse=False,
+            sentence=f"the teacher's targets are uniform and teach nothing: {number} and target_entropy {entropy:.3f}"
+            f" of ln K = {math.log(self.num_prototypes):.3f}; what usually helps: a lower teacher_temperature and"
+            " warmup_teacher_temperature, and fewer prototypes for little data.",
+        )
+
+    def _features(self, kind: str, step: int, metrics: Mapping[str, float]) -> list[CollapseWarning]:
+        """Features that are the same for all images, or that have lost most of their directions."""
+        found, best = [], self.memory["best"]
+        name = f"{kind}_pair_cosine"
+        if name in metrics:
+            cosine = metrics[name]
+            best[name] = min(cosine, best.get(name, cosine))
+            found += self._judge(
+                f"same_{kind}",
+                step,
+                bad=cosine > MAX_PAIR_COSINE,
+                armed=step >= self.warmup_steps or best[name] < DISTINCT_COSINE,
+                collapse=True,
+                sentence=f"the {KINDS[kind]} have collapsed: {name} is {cosine:.4f}, above {MAX_PAIR_COSINE} for"
+                f" {{measurements}} log lines{self._at_start(name)}, so all images have nearly the same feature;"
+                f" {REMEDIES}.",
+            )
+        name = f"{kind}_effective_rank"
+        if name in metrics:
+            rank = metrics[name]
+            best[name] = max(rank, best.get(name, rank))
+            found += self._judge(
+                f"low_rank_{kind}",
+                step,
+                bad=rank < MIN_SHARE_OF_BEST_RANK * best[name],
+                armed=True,
+                collapse=True,
+                sentence=f"the {KINDS[kind]} lose their directions: {name} is {rank:.3g}, below"
+                f" {MIN_SHARE_OF_BEST_RANK} of its best, {best[name]:.3g}, for {{measurements}} log"
+                f" lines{self._at_start(name)}; {REMEDIES}.",
+            )
+        return found
+
+    def _knn(self, step: int, metrics: Mapping[str, float]) -> list[CollapseWarning]:
+        """k-NN accuracy that has fallen below the start, or well below its best, by more than the noise."""
+        name = next((name for name in ("knn_top1_k20", *metrics) if name in metrics and "knn_top1" in name), None)
+        if name is None:
+            return []
+        accuracy, start = metrics[name], self.memory["start"][name]
+        best = self.memory["best"][name] = max(accuracy, self.memory["best"].get(name, accuracy))
+        described = f"k-NN accuracy ({name.removeprefix('knn_top1_').replace('k', 'k=')}) is {accuracy:.3f}"
+        return self._judge(
+            "knn_below_start",
+            step,
+            bad=accuracy < start - self._knn_noise(start),
+            armed=True,
+            collapse=False,
+            patient=False,
+            sentence=f"{described}, below the {start:.3f} that the run started from: training makes the features"
+            f" worse; {KNN_REMEDIES}.",
+        ) + self._judge(
+            "knn_below_best",
+            step,
+            bad=accuracy < best - max(MAX_KNN_LOSS * best, self._knn_noise(best)),
+            armed=True,
+            collapse=False,
+            patient=False,
+            sentence=f"{described}, more than {MAX_KNN_LOSS:.0%} below its best,"
+            f" {best:.3f}{self._at_start(name)}; {KNN_REMEDIES}.",
+        )
+
+    def _knn_noise(self, accuracy: float) -> float:
+        """Two standard errors of the difference of two accuracies measured on as many images."""
+        return 2 * math.sqrt(2 * accuracy * (1 - accuracy) / max(self.num_eval_images, 1))
+
+    def _at_start(self, name: str) -> str:
+        return f" ({self.memory['start'][name]:.3g} at the start)"
+
+    def _judge(
+        self, cause: str, step: int, *, bad: bool, armed: bool, collapse: bool, sentence: str, patient: bool = True
+    ) -> list[CollapseWarning]:
+        """
+        Count the log lines in a row at which `bad` is true; warn once when they are enough and the rule is `armed`.
+
+        A number that is bad before its rule is armed, as those of untrained networks are, is not healthy either.
+        """
+        if not bad:
+            self.memory["healthy_steps"][cause] = step
+            self.memory["streaks"].pop(cause, None)
+            return []
+        streak = self.memory["streaks"].setdefault(cause, {"since": step, "measurements": 0})
+        streak["measurements"] += 1
+        long_enough = streak["measurements"] >= MIN_MEASUREMENTS and step - streak["since"] >= MIN_STEPS
+        if cause in self.memory["warned"] or not armed or (patient and not long_enough):
+            return []
+        self.memory["warned"].append(cause)
+        healthy_step = self.memory["healthy_steps"].get(cause)
+        return [CollapseWarning(sentence.format(measurements=streak["measurements"]), collapse, healthy_step)]

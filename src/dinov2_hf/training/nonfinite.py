@@ -1,0 +1,136 @@
+"""
+Steps whose loss or gradient is not finite: they are left out and listed, and too many in a row end the run.
+
+A step that is left out changes neither weights nor optimizer nor teacher nor centres. Its images are seen and its
+place in the schedules is used up, so that a resumed run meets the same steps.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
+
+from .monitor import truncate_metrics
+from .run_stopped import RunStopped
+
+
+logger = logging.getLogger(__name__)
+MAX_ROW_IDS_IN_LOG = 16
+
+
+class NonFiniteSteps:
+    """
+    For each step: `begin`, `add` for every forward pass, then `found` for the votes of this process, and `skip` with
+    the votes of all.
+
+    Args:
+        module: the module without wrappers; its buffers (centres move in the forward pass) are put back after a step
+            that is left out.
+        state: of the run; holds `nonfinite_steps`, all of them, and `nonfinite_steps_in_a_row`, and is saved with it.
+        max_in_a_row: the most that are left out one after the other; 0 stops at the first.
+        path: JSON lines, one for each such step: `step`, `losses` of the forward passes that were not finite (as
+            text; none where only a gradient was not) and `row_ids` of the images.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, module: torch.nn.Module, state: dict, *, max_in_a_row: int, path: Path
+    ):
+        self.accelerator = accelerator
+        self.state = state
+        self.max_in_a_row = max_in_a_row
+        self.path = path
+        self.buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+        state.setdefault("nonfinite_steps", 0)
+        state.setdefault("nonfinite_steps_in_a_row", 0)
+        if accelerator.is_main_process:
+            truncate_metrics(path, state["step"])
+
+    def begin(self) -> None:
+        """Before the first forward pass of a step."""
+        self.buffers_before = [buffer.clone() for buffer in self.buffers]
+        self.losses: list[torch.Tensor] = []
+        self.row_ids: list[list[str]] = []
+
+    def add(self, loss: torch.Tensor, row_ids: list[str]) -> None:
+        """Note the loss of one forward pass, and what it was made of."""
+        self.losses.append(loss.detach())
+        self.row_ids.append(row_ids)
+
+    def found(self, norms: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whether a loss of this process and whether a gradient (norms after the last backward pass) is not finite."""
+        norms_on_device = [torch.as_tensor(norm, device=self.accelerator.device) for norm in norms.values()]
+        return ~torch.stack(self.losses).isfinite().all(), ~torch.stack(norms_on_device).isfinite().all()
+
+    def skip(self, num_losses: int, num_gradients: int) -> bool:
+        """
+        Whether this step is to be left out; if so, buffers are put back, and it is counted and listed.
+
+        Under fp16, a finite loss whose gradient overflows is the loss scaler looking for its scale: left out, but
+        counted only once the scale is below 1, where there is nothing more to find. The scaler hears of every step.
+
+        Args:
+            num_losses, num_gradients: on how many processes a loss and a gradient was not finite. All processes
+                must give the same.
+
+        Raises:
+            RunStopped: on all processes, for more than `max_in_a_row` such steps, and at the first one under
+                DeepSpeed, whose backward pass has updated the weights already.
+        """
+        if not num_losses and not num_gradients:
+            self.state["nonfinite_steps_in_a_row"] = 0
+            return False
+        for buffer, before in zip(self.buffers, self.buffers_before, strict=True):
+            buffer.copy_(before)
+        if self._is_scale_search(num_losses):
+            return True
+        self.state["nonfinite_steps"] += 1
+        self.state["nonfinite_steps_in_a_row"] += 1
+        self._report(num_losses)
+        return True
+
+    def _is_scale_search(self, num_losses: int) -> bool:
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:  # has a scaler of its own
+            return self.accelerator.mixed_precision == "fp16" and not num_losses
+        if self.accelerator.scaler is None:
+            return False
+        scale = self.accelerator.scaler.get_scale()
+        # The optimizer is not stepped; without an update the next step would be unscaled twice.
+        self.accelerator.scaler.update()
+        return not num_losses and scale >= 1
+
+    def _report(self, num_losses: int) -> None:
+        passes = [
+            (loss.item(), row_ids)
+            for loss, row_ids in zip(self.losses, self.row_ids, strict=True)
+            if not num_losses or not loss.isfinite()
+        ]
+        passes = gather_object(passes)
+        row_ids = [row_id for _, ids in passes for row_id in ids]
+        losses = [str(loss) for loss, _ in passes] if num_losses else []
+        step, in_a_row = self.state["step"] + 1, self.state["nonfinite_steps_in_a_row"]
+        if self.accelerator.is_main_process:
+            record = {"step": step, "losses": losses, "row_ids": row_ids}
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        what = f"the loss of step {step} is {', '.join(sorted(set(losses)))}"
+        if not num_losses:
+            what = f"the gradient of step {step} is not finite, though the loss is"
+        images = ", ".join(row_ids[:MAX_ROW_IDS_IN_LOG])
+        if len(row_ids) > MAX_ROW_IDS_IN_LOG:
+            images += f" and {len(row_ids) - MAX_ROW_IDS_IN_LOG} more in {self.path}"
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise RunStopped(
+                f"{what}, and DeepSpeed has put it into the weights; checkpoints are from before it; images: {images}."
+            )
+        if in_a_row > self.max_in_a_row:
+            raise RunStopped(
+                f"{what}, number {in_a_row} in a row where `max_nonfinite_steps` ({self.max_in_a_row}) are left out;"
+                f" weights and checkpoints are from before them; images: {images}."
+            )
+        logger.warning(
+            "%s; it is left out, as number %d in a row of at most %d; images: %s", what, in_a_row, self.max_in_a_row,
+            images,
+        )  # fmt: skip
