@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from .conftest import CONFIGS, clips_per_part, deepspeed, environment
+from .conftest import CONFIGS, POISONED_STEP, clips_per_part, deepspeed, environment
 
 
 NODES = [f"node{index}_{os.getpid()}" for index in range(2)]
@@ -72,7 +72,7 @@ def test_two_nodes_equal_one_process(nodes, alone, recipe, images, tmp_path, con
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env=environment(config, GLOO_SOCKET_IFNAME=CABLE),
+                env=environment(config, GLOO_SOCKET_IFNAME=CABLE, POISONED_CALL=str(POISONED_STEP + 1)),
             )
         )
     try:
@@ -89,4 +89,6 @@ def test_two_nodes_equal_one_process(nodes, alone, recipe, images, tmp_path, con
         torch.testing.assert_close(trained[name], value, rtol=0, atol=1e-5)
     student = sum(value.numel() for name, value in before.items() if name.startswith("student."))
     for node, sent in zip(nodes, sent_before, strict=True):
-        assert bytes_sent(node) - sent > 10 * 4 * student / 2  # ten steps, at least half of the float32 gradients
+        assert (
+            bytes_sent(node) - sent > 10 * 4 * student / 2
+        )  # of twelve steps, at least half of the float32 gradients
