@@ -13,6 +13,8 @@ import torch
 
 from tests.examples.conftest import images  # noqa: F401  (a fixture)
 
+from .one_process import train_alone
+
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "accelerate_configs"
@@ -28,7 +30,9 @@ WITHOUT_DEEPSPEED = next(
     ),
     None,
 )
+deepspeed = pytest.mark.skipif(WITHOUT_DEEPSPEED is not None, reason=str(WITHOUT_DEEPSPEED))
 
+POISONED_STEP = 10
 # A step takes milliseconds. Each head has one matrix above ZeRO-3's limit of 100,000 elements for what it keeps whole,
 # clipping is active in every step, and what differs between one process and two is off: KoLeo, stochastic depth, and
 # softmax centering, whose centre of patches is a mean of the means of processes.
@@ -48,7 +52,7 @@ centering: sinkhorn_knopp
 koleo_loss_weight: 0.0
 local_crop_size: 8
 num_local_crops: 2
-max_steps: 10
+max_steps: 12
 per_device_train_batch_size: 4
 learning_rate: 1e-3
 learning_rate_scaling: none
@@ -59,7 +63,7 @@ teacher_momentum: 0.999
 teacher_temperature_warmup_steps: 3
 logging_steps: 1
 save_steps: 6
-eval_steps: 10
+eval_steps: 12
 eval_resize_size: 16
 dataloader_num_workers: 0
 mixed_precision: "no"
@@ -122,3 +126,45 @@ def launch(recipe, images):  # noqa: F811
         return Run(output_dir, witnessed, finished.stdout + finished.stderr, finished.returncode)
 
     return launch
+
+
+def clips_per_part(backend: str) -> bool:
+    return not backend.startswith("deepspeed")  # which clips by one norm
+
+
+@pytest.fixture(scope="session")
+def straight(launch, images, tmp_path_factory):  # noqa: F811
+    """
+    An uninterrupted run under a backend, made when it is first asked for. In step 10, counted from 0, the second
+    process meets a NaN.
+    """
+    runs = {}
+
+    def straight(backend: str):
+        if backend not in runs:
+            flags = [
+                "--clip_per_part",
+                str(clips_per_part(backend)).lower(),
+                "--eval_data",
+                str(images),
+                "--eval_split",
+                "train",
+            ]
+            poisoned = str(POISONED_STEP + 1)
+            runs[backend] = launch(backend, tmp_path_factory.mktemp(backend) / "out", *flags, POISONED_CALL=poisoned)
+            assert runs[backend].returncode == 0, runs[backend].printed
+        return runs[backend]
+
+    return straight
+
+
+@pytest.fixture(scope="session")
+def alone(recipe, images):  # noqa: F811
+    runs = {}
+
+    def alone(clip_per_part: bool):
+        if clip_per_part not in runs:
+            runs[clip_per_part] = train_alone(recipe, images, clip_per_part, leave_out=POISONED_STEP)
+        return runs[clip_per_part]
+
+    return alone

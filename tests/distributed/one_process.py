@@ -19,10 +19,15 @@ from dinov2_hf.training.optimizer import build_optimizer, parameter_groups, set_
 from dinov2_hf.training.schedules import build_schedules
 
 
-def train_alone(recipe: Path, images: Path, clip_per_part: bool) -> tuple[list[dict], dict, dict]:
+def train_alone(
+    recipe: Path, images: Path, clip_per_part: bool, leave_out: int | None = None
+) -> tuple[list[dict], dict, dict]:
     """
+    Args:
+        leave_out: a step, counted from 0, that changes nothing.
+
     Returns:
-        Loss and gradient norms of each step, the weights before, and the weights after.
+        `step`, `loss` and gradient norms of each step, the weights before, and the weights after.
     """
     args, backbone, objective = parse_recipe(
         ["--config", str(recipe), "--train_data", str(images)],
@@ -67,6 +72,8 @@ def train_alone(recipe: Path, images: Path, clip_per_part: bool) -> tuple[list[d
         now = schedules.at(step)
         set_schedule(optimizer, now)
         batch = join(*(next(loader)[0] for loader in loaders))
+        if step == leave_out:
+            continue
         loss = model(**batch, teacher_temperature=now.teacher_temperature).loss
         loss.backward()
         norms = {
@@ -78,7 +85,7 @@ def train_alone(recipe: Path, images: Path, clip_per_part: bool) -> tuple[list[d
         with torch.no_grad():
             for average, parameter in zip(model.teacher.parameters(), model.student.parameters(), strict=True):
                 average.copy_(now.teacher_momentum * average + (1 - now.teacher_momentum) * parameter)
-        records.append({"loss": loss.item(), **{name: norm.item() for name, norm in norms.items()}})
+        records.append({"step": step + 1, "loss": loss.item(), **{name: norm.item() for name, norm in norms.items()}})
     return records, before, model.state_dict()
 
 

@@ -1,8 +1,10 @@
 """
-Every backend with two processes on a CPU: the run equals one process on the same global batch, the teacher moves in
-float32, what is exported is what was trained, and a resumed run equals one that was not interrupted.
+Every backend with two processes on a CPU: the run equals one process on the same global batch, a step that is not
+finite changes nothing, the teacher moves in float32, what is exported is what was trained, and a resumed run equals one
+that was not interrupted.
 """
 
+import json
 import os
 import shutil
 
@@ -12,11 +14,9 @@ from safetensors.torch import load_file
 
 from tests.examples.conftest import forget_accelerate, load_example
 
-from .conftest import WITHOUT_DEEPSPEED
-from .one_process import train_alone
+from .conftest import POISONED_STEP, clips_per_part, deepspeed
 
 
-deepspeed = pytest.mark.skipif(WITHOUT_DEEPSPEED is not None, reason=str(WITHOUT_DEEPSPEED))
 offload = [
     deepspeed,
     pytest.mark.skipif(
@@ -41,44 +41,6 @@ every_backend = pytest.mark.parametrize(
 )
 
 
-def clipping(backend: str) -> bool:
-    return not backend.startswith("deepspeed")  # which clips by one norm
-
-
-@pytest.fixture(scope="session")
-def straight(launch, images, tmp_path_factory):
-    """An uninterrupted run under a backend, made when it is first asked for."""
-    runs = {}
-
-    def straight(backend: str):
-        if backend not in runs:
-            flags = [
-                "--clip_per_part",
-                str(clipping(backend)).lower(),
-                "--eval_data",
-                str(images),
-                "--eval_split",
-                "train",
-            ]
-            runs[backend] = launch(backend, tmp_path_factory.mktemp(backend) / "out", *flags)
-            assert runs[backend].returncode == 0, runs[backend].printed
-        return runs[backend]
-
-    return straight
-
-
-@pytest.fixture(scope="session")
-def alone(recipe, images):
-    runs = {}
-
-    def alone(clip_per_part: bool):
-        if clip_per_part not in runs:
-            runs[clip_per_part] = train_alone(recipe, images, clip_per_part)
-        return runs[clip_per_part]
-
-    return alone
-
-
 @every_backend
 def test_it_is_the_backend_that_was_asked_for(straight, backend):
     """Launchers fall back to plain DDP, or to processes that train alone, without a word."""
@@ -94,21 +56,32 @@ def test_it_is_the_backend_that_was_asked_for(straight, backend):
 
 
 @every_backend
-def test_ten_steps_equal_one_process_on_the_global_batch(straight, alone, backend):
-    """Losses to 2e-5, gradient norms before clipping to 1e-4, weights after ten steps of Adam to 1e-5."""
-    records, before, after = alone(clipping(backend))
+def test_it_equals_one_process_on_the_global_batch(straight, alone, backend):
+    """Losses to 2e-5, gradient norms before clipping to 1e-4, and the weights after eleven steps of Adam to 1e-5."""
+    expected, before, after = alone(clips_per_part(backend))
     run = straight(backend)
-    assert [record["step"] for record in run.records("loss")] == list(range(1, 11))
-    for record, expected in zip(run.records("loss"), records, strict=True):
-        assert record["loss"] == pytest.approx(expected["loss"], rel=2e-5)
-        for name in expected.keys() - {"loss"}:
-            assert record[name] == pytest.approx(expected[name], rel=1e-4)
+    records = [record for record in run.records("loss") if record["loss"] is not None]
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12]
+    for record, wanted in zip(records, expected, strict=True):
+        assert record["step"] == wanted["step"]
+        assert record["loss"] == pytest.approx(wanted["loss"], rel=2e-5)
+        for name in wanted.keys() - {"step", "loss"}:
+            assert record[name] == pytest.approx(wanted[name], rel=1e-4)
             assert record[name] > 0.3  # so that clipping took part
     assert run.weights["before"].keys() == before.keys()
     assert all(torch.equal(run.weights["before"][name], before[name]) for name in before)
     for name, value in after.items():
         torch.testing.assert_close(run.weights["after"][name], value, rtol=0, atol=1e-5)
         assert not torch.equal(value, before[name])
+
+
+@every_backend
+def test_the_step_that_is_not_finite_is_listed(straight, backend):
+    """That it changed nothing is in the weights of the test above."""
+    (line,) = (straight(backend).output_dir / "nonfinite_steps.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == 11
+    assert json.loads(line)["losses"] == ["nan"]
+    assert len(json.loads(line)["row_ids"]) == 4
 
 
 @every_backend
@@ -148,9 +121,10 @@ def test_knn_measures_the_same_backbone(straight, backend):
 def test_resume_equals_the_uninterrupted_run(straight, launch, tmp_path, backend):
     run = straight(backend)
     shutil.copytree(run.output_dir, tmp_path / "out")
-    shutil.rmtree(tmp_path / "out" / "checkpoints" / "step_0000010")
-    flags = ["--clip_per_part", str(clipping(backend)).lower(), "--resume_from_checkpoint", "latest"]
-    resumed = launch(backend, tmp_path / "out", *flags)
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "step_0000012")
+    flags = ["--clip_per_part", str(clips_per_part(backend)).lower(), "--resume_from_checkpoint", "latest"]
+    poisoned = str(POISONED_STEP + 1 - 6)
+    resumed = launch(backend, tmp_path / "out", *flags, POISONED_CALL=poisoned)
     assert resumed.returncode == 0, resumed.printed
     assert all(torch.equal(resumed.weights["after"][name], value) for name, value in run.weights["after"].items())
     assert [r["loss"] for r in resumed.records("loss")] == [r["loss"] for r in run.records("loss")]
@@ -160,24 +134,24 @@ def test_resume_equals_the_uninterrupted_run(straight, launch, tmp_path, backend
     "backend",
     ["fsdp2", pytest.param("deepspeed_zero2", marks=deepspeed), pytest.param("deepspeed_zero3", marks=deepspeed)],
 )
-def test_bf16_keeps_float32_weights_and_stops_before_a_nan_reaches_them(launch, alone, tmp_path, backend):
-    """The sixth batch of the second process holds a NaN; softmax centering adds a buffer."""
-    flags = ["--clip_per_part", str(clipping(backend)).lower(), "--mixed_precision", "bf16", "--save_steps", "5"]
-    run = launch(backend, tmp_path / "out", *flags, "--centering", "softmax", POISONED_CALL="6")
-    assert run.returncode != 0
-    assert "the loss or gradient of step 5 is not finite on process 1, where the loss is nan" in run.printed
-    assert "--resume_from_checkpoint latest continues from" in run.printed
+def test_bf16_keeps_float32_weights(launch, alone, tmp_path, backend):
+    """A teacher in bf16 would stand still at this momentum; losses stay within 2 % of those in float32."""
+    flags = ["--clip_per_part", str(clips_per_part(backend)).lower(), "--mixed_precision", "bf16", "--max_steps", "5"]
+    run = launch(backend, tmp_path / "out", *flags)
+    assert run.returncode == 0, run.printed
     assert [fact["stored"] for fact in run.facts] == [["torch.float32"]] * 2
     old, new, after, momentum = (run.weights[name] for name in ("before_update", "after_update", "after", "momentum"))
     assert {value.dtype for value in after.values()} == {torch.float32}
-    assert all(value.isfinite().all() for value in after.values())
-    assert after["dino_centering.center"].abs().max() > 0
     for name in (name for name in old if name.startswith("teacher.")):
         student = old[name.replace("teacher.", "student.", 1)]
         assert torch.equal(new[name], torch.lerp(old[name], student, 1 - momentum))
         assert not torch.equal(new[name], old[name])
+    exported = load_file(run.output_dir / "pretraining_model" / "model.safetensors")
+    assert all(torch.equal(exported[name], after[name]) for name in after)
     losses = [record["loss"] for record in run.records("loss")]
-    assert len(losses) == 5
+    in_float32 = [record["loss"] for record in alone(clips_per_part(backend))[0][:5]]
+    assert losses == pytest.approx(in_float32, rel=0.02)
+    assert losses != pytest.approx(in_float32, rel=1e-6)  # it is not float32 after all
 
 
 @deepspeed

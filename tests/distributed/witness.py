@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 
 WATCHED_STEP = 4
-POISONED_CALL = int(os.environ.get("POISONED_CALL", "-1"))
+POISONED_CALL = int(os.environ.get("POISONED_CALL", "-1"))  # the batch of the second process that holds a NaN, from 1
 
 
 def let_fsdp_run_on_a_cpu() -> None:

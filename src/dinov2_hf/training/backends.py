@@ -5,12 +5,17 @@ The loop is the same for all. What a backend needs before it starts is here: `ac
 the recipe the batch, precision and clipping, and neither may silently overrule the other.
 """
 
+import importlib.metadata
 import os
 from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, parse_flag_from_env
+from packaging.version import Version
+
+
+MIN_DEEPSPEED = "0.19.8"
 
 
 def process_group_settings(use_cpu: bool) -> InitProcessGroupKwargs:
@@ -161,6 +166,12 @@ def _configure_fsdp2(plugin, mixed_precision: str) -> None:
 def _configure_deepspeed(config: dict, **from_recipe) -> None:
     from transformers.integrations import unset_hf_deepspeed_config
 
+    version = importlib.metadata.version("deepspeed")
+    if Version(version) < Version(MIN_DEEPSPEED):
+        raise ValueError(
+            f"deepspeed is {version}, which may put gradients that are not finite into the weights; it must be"
+            f" {MIN_DEEPSPEED} or newer."
+        )
     # `bf16.enabled` would cast the teacher too, which then stands still: autocast leaves all weights in float32.
     config.update(from_recipe, bf16={"enabled": False}, fp16={"enabled": False}, zero_allow_untested_optimizer=True)
     if config["zero_optimization"].get("offload_param", {}).get("device") == "nvme":

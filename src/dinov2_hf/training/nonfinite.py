@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 
 from .monitor import truncate_metrics
 from .run_stopped import RunStopped
@@ -76,8 +76,7 @@ class NonFiniteSteps:
                 must give the same.
 
         Raises:
-            RunStopped: on all processes, for more than `max_in_a_row` such steps, and at the first one under
-                DeepSpeed, whose backward pass has updated the weights already.
+            RunStopped: on all processes, for more than `max_in_a_row` such steps.
         """
         if not num_losses and not num_gradients:
             self.state["nonfinite_steps_in_a_row"] = 0
@@ -92,8 +91,6 @@ class NonFiniteSteps:
         return True
 
     def _is_scale_search(self, num_losses: int) -> bool:
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:  # has a scaler of its own
-            return self.accelerator.mixed_precision == "fp16" and not num_losses
         if self.accelerator.scaler is None:
             return False
         scale = self.accelerator.scaler.get_scale()
@@ -121,10 +118,6 @@ class NonFiniteSteps:
         images = ", ".join(row_ids[:MAX_ROW_IDS_IN_LOG])
         if len(row_ids) > MAX_ROW_IDS_IN_LOG:
             images += f" and {len(row_ids) - MAX_ROW_IDS_IN_LOG} more in {self.path}"
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            raise RunStopped(
-                f"{what}, and DeepSpeed has put it into the weights; checkpoints are from before it; images: {images}."
-            )
         if in_a_row > self.max_in_a_row:
             raise RunStopped(
                 f"{what}, number {in_a_row} in a row where `max_nonfinite_steps` ({self.max_in_a_row}) are left out;"
