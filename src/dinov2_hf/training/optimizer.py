@@ -80,8 +80,8 @@ def clip_gradients(
     accelerator: Accelerator, student: nn.Module, max_grad_norm: float, *, per_part: bool
 ) -> dict[str, torch.Tensor]:
     """
-    Clip the gradients of `student` to an L2 norm of `max_grad_norm`. Under DeepSpeed the backward pass has clipped them
-    and updated the weights already, or left that out where the norm is not finite; here it tells the norm.
+    Clip the gradients of `student` to an L2 norm of `max_grad_norm`. Under DeepSpeed the backward pass has clipped
+    them and updated the weights already, or left that out where the norm is not finite; here it tells the norm.
 
     Args:
         per_part: clip the backbone and each head by a norm of its own, as the original does; otherwise by one norm
