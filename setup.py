@@ -9,6 +9,7 @@ from setuptools import find_packages, setup
 root = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (root / "src/dinov2_hf/__init__.py").read_text()).group(1)
 
+DEEPSPEED = ["deepspeed>=0.19.8", "ninja>=1.11"]  # it compiles its operators when they are first used
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
 MULTIBAND = ["tifffile>=2024.1"]  # TIFF files of other channels than Pillow reads
 
@@ -40,6 +41,7 @@ setup(
         "transformers>=5.17",
     ],
     extras_require={
+        "deepspeed": DEEPSPEED,
         "multiband": MULTIBAND,
         "onnx": ONNX,
         "quickstart": ["scikit-learn>=1.4"],  # its handwritten digits

@@ -1,7 +1,7 @@
 """
 Every backend with two processes on a CPU: the run equals one process on the same global batch, a step that is not
-finite changes nothing, the teacher moves in float32, what is exported is what was trained, and a resumed run equals one
-that was not interrupted.
+finite changes nothing, the teacher moves in float32, what is exported is what was trained, and a resumed run equals
+one that was not interrupted.
 """
 
 import json
@@ -11,6 +11,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from tests.examples.conftest import forget_accelerate, load_example
 
@@ -77,11 +78,11 @@ def test_it_equals_one_process_on_the_global_batch(straight, alone, backend):
 
 @every_backend
 def test_the_step_that_is_not_finite_is_listed(straight, backend):
-    """That it changed nothing is in the weights of the test above."""
+    """Sinkhorn-Knopp carries a NaN to all processes. That it changed nothing is in the weights of the test above."""
     (line,) = (straight(backend).output_dir / "nonfinite_steps.jsonl").read_text().splitlines()
     assert json.loads(line)["step"] == 11
-    assert json.loads(line)["losses"] == ["nan"]
-    assert len(json.loads(line)["row_ids"]) == 4
+    assert json.loads(line)["losses"] == ["nan", "nan"]
+    assert len(json.loads(line)["row_ids"]) == 8
 
 
 @every_backend
@@ -154,10 +155,23 @@ def test_bf16_keeps_float32_weights(launch, alone, tmp_path, backend):
     assert losses != pytest.approx(in_float32, rel=1e-6)  # it is not float32 after all
 
 
+def test_fsdp2_is_resumed_by_another_number_of_processes(straight, launch, tmp_path):
+    checkpoint = straight("fsdp2").output_dir / "checkpoints" / "step_0000006"
+    flags = ["--per_device_train_batch_size", "8", "--resume_from_checkpoint", str(checkpoint), "--save_steps", "12"]
+    alone = launch("fsdp2", tmp_path / "out", *flags, num_processes=1)
+    assert alone.returncode == 0, alone.printed
+    assert alone.facts[0]["num_processes"] == 1
+    dcp_to_torch_save(checkpoint / "pytorch_model_fsdp_0", tmp_path / "whole.pt")
+    saved = torch.load(tmp_path / "whole.pt")["model"]
+    assert saved.keys() == alone.weights["before"].keys()
+    assert all(torch.equal(alone.weights["before"][name], saved[name]) for name in saved)
+    assert alone.records("loss")[-1]["step"] == 12
+
+
 @deepspeed
 def test_zero_is_resumed_by_its_own_number_of_processes_and_backend_only(straight, launch, images, recipe, tmp_path):
     checkpoint = str(straight("deepspeed_zero2").output_dir / "checkpoints" / "step_0000006")
-    flags = ["--clip_per_part", "false", "--resume_from_checkpoint", checkpoint]
+    flags = ["--clip_per_part", "false", "--per_device_train_batch_size", "8", "--resume_from_checkpoint", checkpoint]
     fewer = launch("deepspeed_zero2", tmp_path / "fewer", *flags, num_processes=1)
     assert fewer.returncode != 0
     assert "error: this run has 1 processes, but DeepSpeed's checkpoint is split for 2" in fewer.printed
