@@ -55,6 +55,7 @@ setup(
             "scikit-learn>=1.4",
             "setuptools>=77",  # pip needs it to download them
             "tensorboard>=2.15",
+            "timm>=1.0",  # one of transformers' own tests needs it, and the inference benchmark measures beside it
             "torchao>=0.13",
         ],
     },
