@@ -43,8 +43,8 @@ MAX_KNN_LOSS = 0.1
 
 REMEDIES = (
     "what usually helps: centering sinkhorn_knopp (or softmax, never none), a higher koleo_loss_weight, a lower"
-    " learning_rate or more warmup_steps, a higher teacher_momentum, a larger batch, and a look for near-duplicates"
-    " among the images"
+    " learning_rate or more warmup_steps, a higher teacher_momentum, a larger batch, fewer near-duplicates among the"
+    " images"
 )
 KNN_REMEDIES = (
     "what usually helps: a lower learning_rate, more warmup_steps, a higher teacher_momentum, and, when continuing"
@@ -185,7 +185,7 @@ class CollapseMonitor:
             armed=True,
             collapse=True,
             sentence=f"the teacher's targets have collapsed: {number}, so every image has the same target, spread over"
-            f" {in_use:.3g} of {self.num_prototypes} prototypes; {REMEDIES}.",
+            f" {in_use:.3g} of {self.num_prototypes} prototypes; {REMEDIES}, and a higher teacher_temperature.",
         ) + self._judge(
             "uniform_targets",
             step,

@@ -11,7 +11,7 @@ from .feature_statistics import effective_rank, entropy_of, mean_pair_cosine
 
 
 # Features of each kind that the statistics are made of, over all processes. The rank cannot exceed their number, and
-# 1024 of size 1024 take 4 MiB and 0.2 s on one CPU core.
+# 1024 of size 1024 take 4 MiB and 0.2 s on a CPU core.
 NUM_FEATURES = 1024
 
 
