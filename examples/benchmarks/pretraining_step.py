@@ -10,15 +10,21 @@ a machine whose speed drifts: packed and separate student passes, in float32 and
 `share_of_step` tells the forward time of backbones, heads and losses, the backward pass, and the update (clipping,
 optimizer, teacher) apart; `--train_data` adds the data: the time in which one process decodes and augments a batch.
 
-Peak memory is the process's largest resident size on CPU (of all variants so far: use `--variants` to measure one
+With `--backend all` (or the name of a file in examples/accelerate_configs), full steps under that backend are measured
+instead, at each number of `--processes`: images per second and the peak memory of every process; see backend_step.py.
+
+Peak memory is else the process's largest resident size on CPU (of all variants so far: use `--variants` to measure one
 alone) and the allocator's peak on a GPU.
 """
 
 import argparse
 import json
+import os
 import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
@@ -45,12 +51,20 @@ from dinov2_hf.training.optimizer import build_optimizer, parameter_groups, set_
 from dinov2_hf.training.schedules import ScheduleValues
 
 
+BACKENDS = ("ddp", "fsdp2", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--steps", type=int, default=5, help="Timed steps of each variant, after one to warm up.")
     parser.add_argument("--variants", nargs="+", help="Such as packed-no or separate-bf16; by default all.")
+    parser.add_argument("--backend", help='"all", or the name of a configuration, such as fsdp2.')
+    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2], help="Of each backend.")
     parser.add_argument("--output", type=Path, help="JSON file for the numbers.")
     own, recipe_flags = parser.parse_known_args()
+    if own.backend:
+        report({"backends": measure_backends(own, recipe_flags)}, own.output)
+        return
     if "--train_data" not in recipe_flags:
         recipe_flags += ["--train_data", ""]
     args, backbone_values, objective_values = parse_recipe(
@@ -85,9 +99,34 @@ def main() -> None:
                 name: seconds / statistics.median(variant.seconds) for name, variant in variants.items()
             },
         }
+    report(results, own.output)
+
+
+def report(results: dict, output: Path | None) -> None:
     print(json.dumps(results, indent=2))
-    if own.output:
-        own.output.write_text(json.dumps(results, indent=2) + "\n")
+    if output:
+        output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def measure_backends(own: argparse.Namespace, recipe_flags: list[str]) -> list[dict]:
+    """What `backend_step.py` tells of each backend at each number of processes, one launch after the other."""
+    here, results = Path(__file__).parent, []
+    names = BACKENDS if own.backend == "all" else [own.backend]
+    runs = [("single" if name == "ddp" and count == 1 else name, count) for name in names for count in own.processes]
+    for name, count in tqdm(runs, desc="backends", disable=not sys.stderr.isatty()):
+        environment = dict(os.environ)
+        if not torch.cuda.is_available():  # DeepSpeed must be told in its own way, and Accelerate not at all
+            environment.update({"DS_ACCELERATOR": "cpu"} if "deepspeed" in name else {"ACCELERATE_USE_CPU": "true"})
+        clip = ["--clip_per_part", "false"] if "deepspeed" in name else []
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "step.json"
+            command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(count)]
+            command += ["--main_process_port", "0"]
+            command += ["--config_file", str(here.parent / "accelerate_configs" / f"{name}.yaml")]
+            command += [str(here / "backend_step.py"), "--steps", str(own.steps), "--output", str(output)]
+            subprocess.run([*command, *recipe_flags, *clip], env=environment, check=True, stdout=sys.stderr)
+            results.append(json.loads(output.read_text()))
+    return results
 
 
 class Variant:

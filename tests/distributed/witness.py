@@ -15,25 +15,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import DistributedType, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DistributedType, parse_flag_from_env
 from torch.distributed.tensor import DTensor
+
+from dinov2_hf.training.backends import allow_fsdp_on_cpu
 
 
 WATCHED_STEP = 4
 POISONED_CALL = int(os.environ.get("POISONED_CALL", "-1"))  # the batch of the second process that holds a NaN, from 1
-
-
-def let_fsdp_run_on_a_cpu() -> None:
-    """Accelerate shards on GPUs and their like only, and would silently replicate here."""
-    original = PartialState.__init__
-
-    def init(self, cpu=False, **kwargs):
-        original(self, cpu, **kwargs)
-        if self.distributed_type is DistributedType.MULTI_CPU:
-            self.distributed_type = DistributedType.MULTI_GPU
-
-    PartialState.__init__ = init
 
 
 def whole(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
@@ -100,7 +89,7 @@ def watch(pretrain, folder: Path) -> None:
 
 if __name__ == "__main__":
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        let_fsdp_run_on_a_cpu()
+        allow_fsdp_on_cpu()
     script = Path(__file__).parents[2] / "examples" / "pretrain.py"
     spec = importlib.util.spec_from_file_location("pretrain", script)
     pretrain = importlib.util.module_from_spec(spec)

@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, parse_flag_from_env
 from packaging.version import Version
 
@@ -125,6 +126,22 @@ def resume_launch(accelerator: Accelerator, state: dict) -> None:
     launch = {"backend": backend_name(accelerator), "num_processes": accelerator.num_processes}
     check_resumable(accelerator, state.get("launch", launch))
     state["launch"] = launch
+
+
+def allow_fsdp_on_cpu() -> None:
+    """
+    Let FSDP2 run without a GPU, for tests and measurements; call it before an `Accelerator` is made.
+
+    Accelerate shards on GPUs and their like only. Over gloo the same code runs, at the speed of gloo.
+    """
+    original = PartialState.__init__
+
+    def init(self, cpu: bool = False, **kwargs):
+        original(self, cpu, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = init
 
 
 def _check_launch(accelerator: Accelerator) -> None:
