@@ -45,8 +45,8 @@ from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, rec
 from dinov2_hf.training.backends import (
     compute_precision,
     configure_backend,
+    launch_settings,
     prepare,
-    process_group_settings,
     resume_launch,
 )
 from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
@@ -345,7 +345,7 @@ def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerat
         mixed_precision=mixed_precision,
         log_with=find_tracker(args.report_to),
         project_dir=str(output_dir / "trackers"),
-        kwargs_handlers=[process_group_settings(use_cpu)],
+        kwargs_handlers=launch_settings(use_cpu),
     )
     configure_backend(accelerator, **{**values_for(configure_backend, args), "mixed_precision": mixed_precision})
     logging.basicConfig(

@@ -4,9 +4,9 @@ Full pretraining steps under the backend that `accelerate launch` chose, on rand
     accelerate launch --config_file examples/accelerate_configs/fsdp2.yaml --num_processes 2 \
         examples/benchmarks/backend_step.py --config examples/recipes/vits14_short.yaml --output step.json
 
-`pretraining_step.py --backend all` runs it under every backend. Images per second are those of all processes. Memory is
-each process's peak during the timed steps: of the allocator on a GPU; on a CPU (Linux) the resident size beyond what
-the process had before the model was made.
+`pretraining_step.py --backend all` runs it under every backend. Images per second are those of all processes.
+Memory is each process's peak during the timed steps: of the allocator on a GPU; on a CPU (Linux) the resident size
+beyond what the process had before the model was made.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from dinov2_hf.training.backends import (
     backend_name,
     compute_precision,
     configure_backend,
+    launch_settings,
     prepare,
-    process_group_settings,
 )
 from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision
 from dinov2_hf.training.ema import update_ema
@@ -51,7 +51,7 @@ def main() -> None:
     if use_cpu and parse_flag_from_env("ACCELERATE_USE_FSDP"):
         allow_fsdp_on_cpu()
     precision = choose_mixed_precision(args.mixed_precision, "", use_cpu)
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[process_group_settings(use_cpu)])
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=launch_settings(use_cpu))
     args.gradient_accumulation_steps = 1
     configure_backend(accelerator, **{**values_for(configure_backend, args), "mixed_precision": precision})
 

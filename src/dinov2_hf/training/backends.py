@@ -12,20 +12,27 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, parse_flag_from_env
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    KwargsHandler,
+    parse_flag_from_env,
+)
 from packaging.version import Version
 
 
 MIN_DEEPSPEED = "0.19.8"
 
 
-def process_group_settings(use_cpu: bool) -> InitProcessGroupKwargs:
-    """For `Accelerator`: gloo on a CPU (DeepSpeed would not start one by itself), and patience."""
+def launch_settings(use_cpu: bool) -> list[KwargsHandler]:
+    """The `kwargs_handlers` for `Accelerator`."""
     # Beyond the usual 10 minutes: the others wait while the main process evaluates.
-    settings = {"timeout": timedelta(hours=4)}
-    if use_cpu and "LOCAL_RANK" in os.environ:
-        settings["backend"] = "gloo"
-    return InitProcessGroupKwargs(**settings)
+    process_group = {"timeout": timedelta(hours=4)}
+    if use_cpu and "LOCAL_RANK" in os.environ:  # DeepSpeed would not start one by itself
+        process_group["backend"] = "gloo"
+    # DDP else keeps gradients twice, 4 bytes a parameter more.
+    return [InitProcessGroupKwargs(**process_group), DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
 
 
 def backend_name(accelerator: Accelerator) -> str:
