@@ -51,7 +51,7 @@ from dinov2_hf.training.backends import (
 )
 from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from dinov2_hf.training.collapse import COLLAPSED_EXIT_CODE, CollapseMonitor, RunCollapsed
-from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, mean_over_processes
+from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, end_run, mean_over_processes
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.exports import export_models
 from dinov2_hf.training.hub_upload import prepare_upload, push_run
@@ -194,11 +194,11 @@ def main(arguments: list[str]) -> None:
     except RunCollapsed as collapse:
         draw_curves(accelerator, accelerator.unwrap_model(model), output_dir)
         print(f"\nstopped: {collapse} {collapse.advice(output_dir / 'checkpoints')}", file=sys.stderr)
-        accelerator.end_training()  # trackers send what they hold
+        end_run(accelerator)
         sys.exit(COLLAPSED_EXIT_CODE)
     except RunStopped as stop:
         exit_stopped(accelerator, stop, list_checkpoints(output_dir / "checkpoints"))
-    accelerator.end_training()
+    end_run(accelerator)
     if repo_id and accelerator.is_main_process:
         try:
             print(f"uploaded to {push_run(args, repo_id)}")

@@ -31,7 +31,7 @@ from dinov2_hf.training.backends import (
     launch_settings,
     prepare,
 )
-from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision
+from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, end_run
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_schedule
 from dinov2_hf.training.schedules import build_schedules
@@ -104,7 +104,7 @@ def main() -> None:
         print(json.dumps(results))
         if own.output:
             own.output.write_text(json.dumps(results, indent=2) + "\n")
-    accelerator.end_training()
+    end_run(accelerator)
 
 
 def resident_size() -> int:

@@ -1,4 +1,6 @@
-"""Choices that depend on the device, and sums over processes."""
+"""Choices that depend on the device, sums over processes, and their end."""
+
+import time
 
 import torch
 from accelerate import Accelerator
@@ -48,3 +50,16 @@ def mean_over_processes(accelerator: Accelerator, values: dict[str, torch.Tensor
     stacked = torch.stack([value.detach().float() for value in values.values()])
     means = accelerator.reduce(stacked, reduction="mean")
     return dict(zip(values, means.tolist(), strict=True))
+
+
+def end_run(accelerator: Accelerator) -> None:
+    """
+    `accelerator.end_training()` (trackers send what they hold), after which the process may exit.
+
+    Before it gloo gets a moment: its threads live as long as the process, and one that still drops the tensors of the
+    last collective while Python exits aborts the process (https://github.com/pytorch/pytorch/pull/179291), so that a
+    finished run would end with an error.
+    """
+    if accelerator.num_processes > 1 and accelerator.device.type == "cpu":
+        time.sleep(0.5)  # milliseconds are needed, more of them on a busy machine
+    accelerator.end_training()

@@ -9,6 +9,8 @@ from typing import NoReturn
 
 from accelerate import Accelerator
 
+from .distributed import end_run
+
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, start it again.
 PREEMPTED_EXIT_CODE = 75
@@ -49,5 +51,5 @@ def exit_stopped(accelerator: Accelerator, stop: RunStopped, checkpoints: list[P
         sys.exit(f"stopped: {stop}{advice}")
     if accelerator.is_main_process:
         sys.stderr.write(f"stopped: {stop}{advice}\n")
-    accelerator.end_training()  # trackers send what they hold
+    end_run(accelerator)
     sys.exit(stop.exit_code)
