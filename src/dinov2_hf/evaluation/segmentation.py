@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -246,18 +247,18 @@ def _window_logits(decode_head: nn.Module, features_of, windows: Tensor) -> Tens
 
 
 def _measure(predict, pairs, names, ignore_index, device, num_workers, progress):
-    """The metrics, and the first images with their masks as (image, truth, prediction)."""
+    """The metrics, and a few images, evenly spaced, with their masks as (image, truth, prediction)."""
     confusion = MulticlassConfusionMatrix(num_classes=len(names), ignore_index=ignore_index).to(device)
     rows = range(process_rank(), len(pairs), num_processes())
-    loader = DataLoader(
-        Subset(pairs, rows), batch_size=None, num_workers=num_workers, generator=torch.Generator()
-    )
+    loader = DataLoader(Subset(pairs, rows), batch_size=None, num_workers=num_workers, generator=torch.Generator())
+    drawn = rows[:: ceil(len(rows) / NUM_PICTURES)] if len(rows) else ()
     pictures = []
-    for image, mask in tqdm(loader, desc="Segmenting", unit="image", disable=not progress):
+    bar = tqdm(loader, desc="Segmenting", unit="image", disable=not progress)
+    for row, (image, mask) in zip(rows, bar, strict=True):
         image, mask = image.as_subclass(Tensor), mask.as_subclass(Tensor)
         prediction = predict(image)
         confusion.update(prediction.unsqueeze(0), mask.unsqueeze(0).to(device))
-        if len(pictures) < NUM_PICTURES:
+        if row in drawn:
             pictures.append((image, mask, prediction.cpu()))
     return mask_metrics(confusion.compute().cpu(), names), pictures
 
