@@ -9,12 +9,13 @@ import sys
 
 from ..conversion.export_report import ExportCheckError
 from .convert import convert
+from .evaluate import evaluate
 from .export import export
 from .features import features
 from .push import push
 
 
-COMMANDS = {"convert": convert, "export": export, "push": push, "features": features}
+COMMANDS = {"convert": convert, "export": export, "push": push, "features": features, "evaluate": evaluate}
 
 
 def main(arguments: list[str] | None = None) -> None:

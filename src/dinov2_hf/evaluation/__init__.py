@@ -1,4 +1,9 @@
-"""Frozen features, measured (paper section 7). Every function takes any `AutoModel`."""
+"""Frozen features, measured (paper section 7). Every function takes any `AutoModel`.
+
+Each protocol is one file with one function, and knows no other:
+`evaluate_<protocol>(model, train_dataset, eval_dataset, image_processor, *, ..., output_dir=None)`, which returns a
+`dict[str, float]`.
+"""
 
 from .knn import evaluate_knn, knn_class_scores
 from .visualization import draw_patch_pca, patch_pca, save_patch_pca

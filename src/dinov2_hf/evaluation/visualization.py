@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..features import evaluation_mode, process_images
+from ..features import evaluation_mode, patch_size_of, process_images
 
 
 def patch_pca(model: nn.Module, pixel_values: Tensor) -> np.ndarray:
@@ -35,7 +35,7 @@ def patch_pca(model: nn.Module, pixel_values: Tensor) -> np.ndarray:
     Raises:
         ValueError: the model gives another number of patch tokens than the patch grid of the images has.
     """
-    patch_height, patch_width = _patch_size(model)
+    patch_height, patch_width = patch_size_of(model)
     height, width = pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
     with evaluation_mode(model), torch.no_grad():
         hidden_state = model(pixel_values.to(next(model.parameters()).device)).last_hidden_state
@@ -148,7 +148,7 @@ def save_patch_pca(
         raise ValueError("images has 0 pictures, but at least 1 is needed.")
     overrides = {}
     if image_size is not None:
-        patch_size = _patch_size(model)
+        patch_size = patch_size_of(model)
         if image_size < 1 or any(image_size % side for side in patch_size):
             raise ValueError(f"image_size={image_size} must be a multiple of the patch size {patch_size}.")
         overrides = {
@@ -171,8 +171,3 @@ def save_patch_pca(
     pictures = (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     draw_patch_pca([Image.fromarray(picture) for picture in pictures], patch_pca(model, pixel_values), path, title)
     return Path(path)
-
-
-def _patch_size(model: nn.Module) -> tuple[int, int]:
-    patch_size = model.config.patch_size
-    return (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)

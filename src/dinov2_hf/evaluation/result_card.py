@@ -1,0 +1,120 @@
+"""Results of an evaluation in the README of a model: a table, and the `model-index` that the Hub shows beside it."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .results import format_metrics
+
+
+HEADING = "## Evaluation of the frozen features"
+# Of each protocol the task of the Hub, and how its main metrics begin and are called there.
+HUB_TASKS = {
+    "knn": ("image-classification", {"knn_top1": "accuracy"}),
+    "linear": ("image-classification", {"linear_top1": "accuracy"}),
+    "logistic_regression": ("image-classification", {"logistic_regression_top1": "accuracy"}),
+    "video": ("video-classification", {"video_top1": "accuracy"}),
+}
+
+
+def check_card(model: str, baseline: str | None) -> None:
+    """Raise a `ValueError` where the results of this model cannot go into its card."""
+    if baseline is not None:
+        raise ValueError(f"`update_card` is set, but `baseline` is {baseline}: those results are not of the model.")
+    if not Path(model).is_dir():
+        raise ValueError(
+            f"`update_card` is set, but `model` is {model}, which is no folder with a README to write to."
+        )
+
+
+def update_model_card(folder: str | Path, values: Mapping[str, Any]) -> Path:
+    """Write results into the README of a model folder, which is made where it is missing; other words stay.
+
+    Results of an earlier evaluation are replaced where they are of the same protocol and data.
+
+    Args:
+        folder: of the model.
+        values: what `metrics.json` holds.
+
+    Returns:
+        The path of the README.
+    """
+    path = Path(folder) / "README.md"
+    card = (
+        ModelCard.load(path)
+        if path.exists()
+        else ModelCard(f"---\n{ModelCardData(library_name='transformers')}\n---\n")
+    )
+    name = Path(folder).resolve().name
+    new = _eval_results(values)
+    replaced = {(result.task_name, result.dataset_name) for result in new}
+    kept = [
+        result for result in card.data.eval_results or [] if (result.task_name, result.dataset_name) not in replaced
+    ]
+    card.data.eval_results = kept + new
+    if card.data.eval_results and not card.data.model_name:
+        card.data.model_name = name
+    card.text = _with_section(card.text, values)
+    card.save(path)
+    return path
+
+
+def _eval_results(values: Mapping[str, Any]) -> list[EvalResult]:
+    results = []
+    for protocol, found in values["protocols"].items():
+        task, main_metrics = HUB_TASKS.get(protocol, (None, {}))
+        for name, value in found["metrics"].items():
+            kind = next((kind for start, kind in main_metrics.items() if name.startswith(start)), None)
+            if kind is not None and not name.endswith("_std"):
+                results.append(
+                    EvalResult(
+                        task_type=task,
+                        task_name=f"{protocol.replace('_', ' ')} of frozen features",
+                        dataset_type=_dataset_id(values["eval_data"]),
+                        dataset_name=_public_name(values["eval_data"]),
+                        dataset_split=values["eval_split"],
+                        metric_type=kind,
+                        metric_name=name,
+                        metric_value=round(value, 4),
+                    )
+                )
+    return results
+
+
+def _with_section(text: str, values: Mapping[str, Any]) -> str:
+    title = (
+        f"### `{_public_name(values['eval_data'])}` ({values['eval_split']}), learned from "
+        f"`{_public_name(values['train_data'])}` ({values['train_split']})"
+    )
+    metrics = {name: protocol["metrics"] for name, protocol in values["protocols"].items()}
+    part = f"{title}\n\n{format_metrics(metrics)}\n"
+    heading, body, after = _split_at_section(text)
+    parts = re.split(r"^(?=### )", body, flags=re.MULTILINE)
+    parts = [one.strip() + "\n" for one in parts if one.strip() and not one.startswith(title + "\n")]
+    return heading.rstrip() + f"\n\n{HEADING}\n\n" + "\n".join([*parts, part]) + after
+
+
+def _split_at_section(text: str) -> tuple[str, str, str]:
+    """What is before our section, what is in it, and what is after it."""
+    before, found, rest = text.partition(HEADING + "\n")
+    if not found:
+        return text, "", ""
+    next_heading = re.search(r"^##? ", rest, flags=re.MULTILINE)
+    end = next_heading.start() if next_heading else len(rest)
+    return before, rest[:end], ("\n" + rest[end:] if next_heading else "")
+
+
+def _is_hub_id(data: str) -> bool:
+    return bool(re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", data)) and not (Path(data).exists() or Path(data).suffix)
+
+
+def _dataset_id(data: str) -> str:
+    return data if _is_hub_id(data) else "private"
+
+
+def _public_name(data: str) -> str:
+    """Of a path the last part, because the folders above it are private."""
+    return data if _is_hub_id(data) else Path(data).name
