@@ -1,7 +1,7 @@
 """Options of the evaluation protocols, read off the signatures of their functions.
 
-A keyword of `evaluate_knn` that not all protocols share, such as `temperature`, is the option `--knn_temperature`; type
-and default are those of the signature, and the help is the text of the docstring.
+A keyword of `evaluate_knn` that not all protocols share, such as `temperature`, is the option `--knn_temperature`;
+type and default are those of the signature, and the help is the text of the docstring.
 """
 
 import argparse
@@ -31,6 +31,11 @@ def own_options(function: Callable) -> dict[str, inspect.Parameter]:
     }
 
 
+def option_name(protocol: str, keyword: str) -> str:
+    """`knn_temperature` for `temperature`, and `depth_scale` for `depth_scale`."""
+    return keyword if keyword.startswith(f"{protocol}_") else f"{protocol}_{keyword}"
+
+
 def add_protocol_options(parser: argparse.ArgumentParser, functions: Mapping[str, Callable]) -> None:
     """A group of options `--<protocol>_<keyword>` for each protocol; options that are not given are None."""
     for protocol, function in functions.items():
@@ -43,9 +48,8 @@ def add_protocol_options(parser: argparse.ArgumentParser, functions: Mapping[str
             if default is not None and default != ():
                 shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
                 explanation += f" (default: {shown})"
-            group.add_argument(
-                f"--{protocol}_{name}", default=None, help=explanation.strip(), **argument_type(parameter.annotation)
-            )
+            option = f"--{option_name(protocol, name)}"
+            group.add_argument(option, default=None, help=explanation.strip(), **argument_type(parameter.annotation))
 
 
 def chosen_options(
@@ -59,13 +63,13 @@ def chosen_options(
     chosen, ignored = {name: {} for name in protocols}, {}
     for protocol, function in functions.items():
         for name in own_options(function):
-            value = given.get(f"{protocol}_{name}")
+            value = given.get(option_name(protocol, name))
             if value is None:
                 continue
             if protocol in chosen:
                 chosen[protocol][name] = value
             else:
-                ignored[f"{protocol}_{name}"] = value
+                ignored[option_name(protocol, name)] = value
     refuse(ignored, f"`protocol` is {','.join(protocols)}")
     return chosen
 

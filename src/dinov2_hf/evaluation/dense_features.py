@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..features import patch_size_of
 from ..models import DINOv2Config, DINOv2Model
 from ..models.configuration_dinov2 import STOCK_INTERPOLATION, from_stock_values
 from ..models.modeling_dinov2_heads import center_pad
@@ -29,18 +30,11 @@ def as_dinov2(model: nn.Module) -> nn.Module:
 
 
 def square_patch_size(model: nn.Module) -> int:
-    """The side of a patch in pixels.
-
-    Raises:
-        ValueError: the model does not say (`config.patch_size`), or its patches are not square.
-    """
-    patch_size = getattr(getattr(model, "config", None), "patch_size", None)
-    sides = {patch_size} if isinstance(patch_size, int) else set(patch_size or ())
-    if len(sides) != 1:
-        raise ValueError(
-            f"model has config.patch_size={patch_size}, but the side of its square patches is needed to lay out maps."
-        )
-    return sides.pop()
+    """The side of a patch in pixels; `ValueError` where the model does not say, or its patches are not square."""
+    height, width = patch_size_of(model)
+    if height != width:
+        raise ValueError(f"model has config.patch_size=({height}, {width}), but square patches are needed.")
+    return height
 
 
 def check_image_size(image_size: int, patch_size: int, field: str) -> None:
@@ -119,8 +113,8 @@ def layer_maps(
     hidden_states = model(pixel_values, output_hidden_states=True).hidden_states
     if hidden_states is None or (final_norm and norm is None):
         raise ValueError(
-            f"model ({type(model).__name__}) has no get_intermediate_layers, and gives no hidden states or has no final"
-            " norm called layernorm or norm, one of which is needed for the features of its blocks."
+            f"model ({type(model).__name__}) has no get_intermediate_layers, and gives no hidden states or has no"
+            " final norm called layernorm or norm, one of which is needed for the features of its blocks."
         )
     registers = getattr(model.config, "num_register_tokens", None) or 0
     maps = []

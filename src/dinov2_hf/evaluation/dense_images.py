@@ -1,13 +1,14 @@
 """Images with a label for every pixel: rows of a dataset to pairs of an image and a map of the same size."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
@@ -105,23 +106,25 @@ def training_batches(
     pairs: PixelPairs,
     transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     *,
-    batch_size: int,
+    train_batch_size: int,
     seed: int,
     num_workers: int,
-    rank: int = 0,
-    world_size: int = 1,
+    processes: PartialState | None,
 ) -> DataLoader:
-    """Endless batches of this process's share of `batch_size` images, in a shuffled order that the seed fixes.
+    """Endless batches of this process's share of `train_batch_size` images, in an order that the seed fixes.
 
     Raises:
-        ValueError: `batch_size` is larger than the dataset, or does not divide among the processes.
+        ValueError: `train_batch_size` is larger than the dataset, or does not divide among the processes.
     """
-    if batch_size > len(pairs):
-        raise ValueError(f"batch_size={batch_size} is larger than the training set of {len(pairs)} images.")
-    if batch_size % world_size:
-        raise ValueError(f"batch_size={batch_size} does not divide among {world_size} processes.")
+    rank, world_size = (processes.process_index, processes.num_processes) if processes is not None else (0, 1)
+    if not 1 <= train_batch_size <= len(pairs):
+        raise ValueError(
+            f"train_batch_size={train_batch_size} must be from 1 to the {len(pairs)} images of the training data."
+        )
+    if train_batch_size % world_size:
+        raise ValueError(f"train_batch_size={train_batch_size} does not divide among {world_size} processes.")
     sampler = PreTrainingBatchSampler(
-        len(pairs), batch_size // world_size, seed=seed, rank=rank, world_size=world_size
+        len(pairs), train_batch_size // world_size, seed=seed, rank=rank, world_size=world_size
     )
     return DataLoader(
         TrainingCrops(pairs, transform),
@@ -130,6 +133,15 @@ def training_batches(
         # Its own: the loader draws a seed, and evaluation must not move the random numbers of a training around it.
         generator=torch.Generator(),
     )
+
+
+def pairs_of_process(
+    pairs: PixelPairs, num_workers: int, processes: PartialState | None
+) -> tuple[range, Iterable[tuple[Tensor, Tensor]]]:
+    """This process's rows, and their pairs one by one."""
+    rank, world_size = (processes.process_index, processes.num_processes) if processes is not None else (0, 1)
+    rows = range(rank, len(pairs), world_size)
+    return rows, DataLoader(Subset(pairs, rows), batch_size=None, num_workers=num_workers, generator=torch.Generator())
 
 
 class PixelNormalization:

@@ -1,11 +1,12 @@
 """Pictures of predicted masks and depths beside the truth."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
+
+from .figures import new_figure, save_figure
 
 
 WIDTH = 3.2  # of one picture, in inches
@@ -98,16 +99,12 @@ def _painted(mask: Tensor, colours: np.ndarray, ignored: np.ndarray) -> np.ndarr
 
 
 def _draw_rows(rows, titles, path, legend=(), scales=()) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     # All lengths are in inches, from the top left corner.
     gap, top, side = 0.06, 0.3, 1.5
     heights = [WIDTH * row[0].shape[0] / row[0].shape[1] for row in rows]
     figure_width = len(titles) * (WIDTH + gap) + side
     figure_height = top + sum(heights) + gap * len(rows)
-    figure = Figure(figsize=(figure_width, figure_height), facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figure_width, figure_height)
     for column, title in enumerate(titles):
         figure.text(column * (WIDTH + gap) / figure_width, 1, title, fontsize=12, va="top", ha="left")
     used = top
@@ -129,13 +126,6 @@ def _draw_rows(rows, titles, path, legend=(), scales=()) -> None:
     for number, (mappable, label) in enumerate(scales):
         length = min(2.0, (figure_height - top) / 2 - 0.3)
         bottom = figure_height - top - length - number * (length + 0.3)
-        axes = figure.add_axes(
-            (right, bottom / figure_height, 0.15 / figure_width, length / figure_height)
-        )
+        axes = figure.add_axes((right, bottom / figure_height, 0.15 / figure_width, length / figure_height))
         figure.colorbar(mappable, cax=axes, label=label)
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}.png")
-    figure.savefig(partial_path, dpi=110, bbox_inches="tight", pad_inches=0.12)
-    os.replace(partial_path, path)
+    save_figure(figure, path, dpi=110, pad_inches=0.12)

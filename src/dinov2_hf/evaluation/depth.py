@@ -9,30 +9,23 @@ from typing import Any, Literal
 
 import datasets
 import torch
-import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from ..features import evaluation_mode
 from ..models.depth_layers import four_depth_layers
 from .dense_features import as_dinov2, check_image_size, num_blocks, square_patch_size
-from .dense_images import PixelNormalization, PixelPairs, training_batches
+from .dense_images import PixelNormalization, PixelPairs, pairs_of_process, training_batches
 from .dense_pictures import draw_depths
 from .depth_benchmarks import BENCHMARKS, DepthBenchmark
 from .depth_heads import DPTDepth, LinearDepth, frozen_features
 from .depth_images import DepthCrop, depth_decoder, judged_box, lower_middle
 from .depth_losses import SIGLOSS_WARMUP_STEPS, sigloss
 from .depth_metrics import depth_metrics
-from .head_training import (
-    cosine_decay,
-    learning_rate_factor,
-    num_processes,
-    one_cycle_beta1,
-    process_rank,
-    train_head,
-)
+from .head_training import cosine_decay, learning_rate_factor, one_cycle_beta1, train_head
 
 
 logger = logging.getLogger(__name__)
@@ -62,11 +55,12 @@ def evaluate_depth(
     warmup_steps: int | None = None,
     max_grad_norm: float = 35.0,
     seed: int = 0,
-    batch_size: int = 16,
+    train_batch_size: int = 16,
+    num_workers: int = 0,
     device: torch.device | str | None = None,
     autocast_dtype: torch.dtype | None = None,
-    num_workers: int = 0,
     progress: bool = False,
+    processes: PartialState | None = None,
     output_dir: str | Path | None = None,
 ) -> dict[str, float]:
     """Train a depth head on the maps of `train_dataset` and measure it on those of `eval_dataset`.
@@ -76,8 +70,8 @@ def evaluate_depth(
     Images are used at their own size.
 
     Args:
-        model, image_column, device, autocast_dtype, num_workers, progress: see `extract_features`; the columns have
-            the same names in both datasets.
+        model, image_column, num_workers, device, autocast_dtype, progress, processes: see `iterate_features`; the
+            columns have the same names in both datasets.
         image_processor: gives the mean and deviation of the pixels; its sizes are not used.
         head: "linear1" (last block), "linear4" (four blocks spread over the model), or "dpt" (transformers' own DPT on
             those four).
@@ -90,9 +84,10 @@ def evaluate_depth(
         num_steps: of training; the learning rate falls to 1e-8 of its peak over them, along a cosine.
         warmup_steps: None: a third of `num_steps`, as 12,800 of 38,400.
         max_grad_norm: gradients are clipped to this norm.
-        batch_size: images of a training step, over all processes.
-        output_dir: for `depth_model` (a `DINOv2ForDepthEstimation` where the model is a DINOv2, or a
-            `DPTForDepthEstimation`, with an image processor) and `depth_maps.png`.
+        seed: of the head's weights, and of the order and augmentation of the training images.
+        train_batch_size: images of a training step, over all processes.
+        output_dir: a folder for `model` (a `DINOv2ForDepthEstimation` where the model is a DINOv2, or a
+            `DPTForDepthEstimation`, with its image processor) and `depth.png`, maps beside the truth.
 
     Returns:
         Means over the images of `depth_rmse` (in the unit of depth), `depth_abs_rel`, `depth_log10` and `depth_delta1`
@@ -123,11 +118,10 @@ def evaluate_depth(
     batches = training_batches(
         train_pairs,
         DepthCrop(rules, normalize),
-        batch_size=batch_size,
+        train_batch_size=train_batch_size,
         seed=seed,
         num_workers=num_workers,
-        rank=process_rank(),
-        world_size=num_processes(),
+        processes=processes,
     )
     for pairs, split in ((train_pairs, "training"), (eval_pairs, "evaluation")):
         check_depths(pairs, rules, patch_size, split)
@@ -165,6 +159,7 @@ def evaluate_depth(
             device=device,
             progress=progress,
             description="Training the depth head",
+            processes=processes,
         )
         depth_head.module.eval()
 
@@ -178,17 +173,21 @@ def evaluate_depth(
                 both.append(_resized(prediction, image.shape[-2:])[0])
             return (both[0] + both[1].flip(-1)) / 2
 
-        metrics, pictures = _measure(predict, eval_pairs, rules, num_workers, progress)
-    if output_dir is not None and process_rank() == 0:
-        depth_head.save(image_processor, Path(output_dir) / "depth_model")
-        draw_depths(pictures, Path(output_dir) / "depth_maps.png")
+        metrics, pictures = _measure(predict, eval_pairs, rules, num_workers, progress, processes)
+    if output_dir is not None and (processes is None or processes.is_main_process):
+        depth_head.save(image_processor, Path(output_dir) / "model")
+        draw_depths(pictures, Path(output_dir) / "depth.png")
     return metrics
 
 
 def _rules(benchmark, depth_scale, min_depth, max_depth, crop_size) -> DepthBenchmark:
     if benchmark not in BENCHMARKS:
         raise ValueError(f"benchmark={benchmark!r} is not one of {', '.join(map(repr, BENCHMARKS))}.")
-    given = {"depth_scale": depth_scale, "min_depth": min_depth, "max_depth": max_depth, "crop_size": crop_size}
+    given = {"depth_scale": depth_scale, "min_depth": min_depth, "max_depth": max_depth}
+    if crop_size is not None:
+        if len(crop_size) != 2:
+            raise ValueError(f"crop_size={tuple(crop_size)} must be two numbers, height and width.")
+        given["crop_size"] = tuple(crop_size)
     rules = replace(BENCHMARKS[benchmark], **{name: value for name, value in given.items() if value is not None})
     if not rules.depth_scale > 0 or not 0 < rules.min_depth < rules.max_depth:
         raise ValueError(
@@ -238,10 +237,9 @@ def _resized(depth: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(depth.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
 
 
-def _measure(predict, pairs, rules, num_workers, progress):
+def _measure(predict, pairs, rules, num_workers, progress, processes):
     """The metrics, and a few images, evenly spaced, with their maps as (image, truth, prediction)."""
-    rows = range(process_rank(), len(pairs), num_processes())
-    loader = DataLoader(Subset(pairs, rows), batch_size=None, num_workers=num_workers, generator=torch.Generator())
+    rows, loader = pairs_of_process(pairs, num_workers, processes)
     drawn = rows[:: ceil(len(rows) / NUM_PICTURES)] if len(rows) else ()
     found, pictures, left_out = [], [], 0
     bar = tqdm(loader, desc="Estimating depth", unit="image", disable=not progress)
@@ -255,11 +253,10 @@ def _measure(predict, pairs, rules, num_workers, progress):
         found.append(depth_metrics(prediction[judged], depth[judged]))
         if row in drawn:
             pictures.append((image, depth, prediction))
-    if num_processes() > 1:
-        gathered = [None] * num_processes()
-        dist.all_gather_object(gathered, (found, left_out))
-        found = [one for part, _ in gathered for one in part]
-        left_out = sum(count for _, count in gathered)
+    if processes is not None:
+        parts = gather_object([(found, left_out)])
+        found = [one for part, _ in parts for one in part]
+        left_out = sum(count for _, count in parts)
     if not found:
         raise ValueError("no image of the evaluation data has a pixel whose depth lies in the range.")
     if left_out:

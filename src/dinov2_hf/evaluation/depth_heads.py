@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
 from ..models import DINOv2ForDepthEstimation, DINOv2Model
 from ..models.modeling_dinov2_heads import DINOv2DepthHead, center_pad
@@ -49,14 +48,14 @@ class DPTDepth:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[int]):
+        from transformers import DPTConfig, DPTForDepthEstimation  # slow to import
+
         if not isinstance(model, DINOv2Model):
             raise ValueError(f"head='dpt' needs a DINOv2, but model is a {type(model).__name__}.")
         width = model.config.hidden_size
         if width % 8:
             raise ValueError(f"head='dpt' needs a hidden size that divides by 8, but that of the model is {width}.")
-        backbone = head_config(
-            model, apply_layernorm=False, reshape_hidden_states=False, keep_register_tokens=False
-        )
+        backbone = head_config(model, apply_layernorm=False, reshape_hidden_states=False, keep_register_tokens=False)
         backbone.set_output_features_output_indices(out_features=None, out_indices=[layer + 1 for layer in layers])
         config = DPTConfig(
             backbone_config=backbone,
@@ -69,7 +68,7 @@ class DPTDepth:
             use_auxiliary_head=False,
         )
         self.whole = DPTForDepthEstimation(config)
-        self.whole.backbone.load_state_dict({k: v for k, v in model.state_dict().items() if k != "embeddings.mask_token"}, strict=False)
+        self.whole.backbone.load_state_dict(model.state_dict())
         self.whole.backbone.requires_grad_(False).eval()
         # Its last activation is a ReLU: where that starts below 0 it has no gradient.
         nn.init.ones_(self.whole.head.head[-2].bias)
@@ -88,6 +87,8 @@ class DPTDepth:
 
     def save(self, image_processor: Any, folder: Path) -> None:
         """As a `DPTForDepthEstimation` with transformers' own image processor, which pads to whole patches."""
+        from transformers import DPTImageProcessor
+
         self.whole.save_pretrained(folder)
         DPTImageProcessor(
             **image_processor_values(image_processor), do_resize=False, do_pad=True, size_divisor=self.patch_size
@@ -96,7 +97,8 @@ class DPTDepth:
 
 def frozen_features(head: LinearDepth | DPTDepth, pixel_values: Tensor, autocast_dtype: torch.dtype | None):
     """The features that a head reads, float32, without gradients."""
-    with torch.no_grad(), torch.autocast(
-        pixel_values.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None
+    with (
+        torch.no_grad(),
+        torch.autocast(pixel_values.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None),
     ):
         return [features.float() for features in head.features(pixel_values)]

@@ -110,7 +110,10 @@ class DepthCrop:
         height, width = rules.crop_size
         top = int(torch.randint(max(image.shape[-2] - height, 0) + 1, ()))
         left = int(torch.randint(max(image.shape[-1] - width, 0) + 1, ()))
-        image, depth = image[:, top : top + height, left : left + width], depth[top : top + height, left : left + width]
+        image, depth = (
+            image[:, top : top + height, left : left + width],
+            depth[top : top + height, left : left + width],
+        )
         if len(image) == 3 and torch.rand(()) < 0.5:
             image = distort_colours(image, rules.brightness_range)
         image = self.normalize(image)

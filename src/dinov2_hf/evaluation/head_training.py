@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable
 from math import cos, isfinite, pi
 
 import torch
-import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -44,14 +45,6 @@ def one_cycle_beta1(step: int, num_steps: int, low: float = 0.85, high: float = 
     return high + (low - high) * (1 - cos(pi * min(max(done, 0.0), 1.0))) / 2
 
 
-def num_processes() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def process_rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
 def train_head(
     head: nn.Module,
     batch_loss: Callable[[Tensor, Tensor, int], Tensor],
@@ -65,6 +58,7 @@ def train_head(
     device: torch.device,
     progress: bool = False,
     description: str = "Training the head",
+    processes: PartialState | None = None,
 ) -> list[float]:
     """Train for `num_steps`; gradients are averaged over the processes, if there are several.
 
@@ -82,6 +76,7 @@ def train_head(
     """
     peak = [group["lr"] for group in optimizer.param_groups]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    several = processes is not None and processes.num_processes > 1
     losses = []
     bar = tqdm(range(num_steps), desc=description, unit="step", disable=not progress)
     for step, (pixel_values, labels) in zip(bar, batches, strict=False):
@@ -92,10 +87,9 @@ def train_head(
         loss = batch_loss(pixel_values.to(device), labels.to(device), step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if num_processes() > 1:
+        if several:
             for parameter in parameters:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= num_processes()
+                parameter.grad = reduce(parameter.grad, "mean")
         if max_grad_norm is not None:
             nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         optimizer.step()
@@ -108,14 +102,7 @@ def train_head(
         if step % 10 == 0:
             recent = losses[-50:]
             bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", refresh=False)
-    average_buffers(head)
+    for buffer in head.buffers() if several else ():
+        if buffer.is_floating_point():  # the running statistics of the batch norm
+            buffer.copy_(reduce(buffer, "mean"))
     return losses
-
-
-def average_buffers(head: nn.Module) -> None:
-    """The same running statistics in every process: their mean."""
-    if num_processes() > 1:
-        for buffer in head.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= num_processes()

@@ -16,20 +16,20 @@ from typing import Any, Literal
 
 import datasets
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
-from torch.utils.data import DataLoader, Subset
-from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.transforms.v2.functional import resize
 from tqdm.auto import tqdm
 
 from ..features import evaluation_mode
 from ..models.modeling_dinov2_heads import DINOv2ForSemanticSegmentation, DINOv2SegmentationHead
 from .dense_features import as_dinov2, check_image_size, num_blocks, segmentation_features, square_patch_size
-from .dense_images import PixelNormalization, PixelPairs, training_batches
+from .dense_images import PixelNormalization, PixelPairs, pairs_of_process, training_batches
 from .dense_models import head_config, save_dense_model
 from .dense_pictures import draw_masks
-from .head_training import learning_rate_factor, linear_decay, num_processes, process_rank, train_head
+from .head_training import learning_rate_factor, linear_decay, train_head
 from .segmentation_augmentation import SegmentationCrop
 from .segmentation_masks import count_ids, mask_classes, mask_decoder
 from .sliding_window import augmented_probabilities, sliding_window_logits
@@ -77,11 +77,13 @@ def evaluate_segmentation(
     train_scale_range: tuple[float, float] | None = None,
     test_scales: Sequence[float] | None = None,
     seed: int = 0,
-    batch_size: int = 16,
+    train_batch_size: int = 16,
+    batch_size: int = 8,
+    num_workers: int = 0,
     device: torch.device | str | None = None,
     autocast_dtype: torch.dtype | None = None,
-    num_workers: int = 0,
     progress: bool = False,
+    processes: PartialState | None = None,
     output_dir: str | Path | None = None,
 ) -> dict[str, float]:
     """Train a segmentation head on the masks of `train_dataset` and measure it on those of `eval_dataset`.
@@ -90,8 +92,8 @@ def evaluate_segmentation(
     reduced so that their short side is `image_size`, so small ones are no error.
 
     Args:
-        model, image_column, device, autocast_dtype, num_workers, progress: see `extract_features`; the columns have
-            the same names in both datasets.
+        model, image_column, num_workers, device, autocast_dtype, progress, processes: see `iterate_features`; the
+            columns have the same names in both datasets.
         image_processor: gives the mean and deviation of the pixels; its sizes are not used.
         head: "linear" (last block, 512 pixels) or "multiscale" (last four, 640, five scales and both flips in the
             test).
@@ -105,9 +107,11 @@ def evaluate_segmentation(
         warmup_steps: None: 3.75 % of `num_steps`, 1,500 of 40,000.
         train_scale_range: of the random ratio of a training image's short side to `image_size`. None: the head's.
         test_scales: ratios at which a test image is seen. None: the head's.
-        batch_size: images of a training step, over all processes, and windows of a test image at once.
-        output_dir: for `segmentation_model` (a `DINOv2ForSemanticSegmentation` with its image processor, where the
-            model is a DINOv2) and `segmentation_masks.png`.
+        seed: of the head's weights, and of the order and augmentation of the training images.
+        train_batch_size: images of a training step, over all processes.
+        batch_size: windows of a test image in one forward pass.
+        output_dir: a folder for `model` (a `DINOv2ForSemanticSegmentation` with its image processor, where the model
+            is a DINOv2) and `segmentation.png`, masks beside the truth.
 
     Returns:
         In [0, 1]: `segmentation_miou`, the mean over the classes that occur in the evaluation masks or predictions of
@@ -145,11 +149,10 @@ def evaluate_segmentation(
     batches = training_batches(
         train_pairs,
         SegmentationCrop(image_size, scale_range, ignore_index, normalize),
-        batch_size=batch_size,
+        train_batch_size=train_batch_size,
         seed=seed,
         num_workers=num_workers,
-        rank=process_rank(),
-        world_size=num_processes(),
+        processes=processes,
     )
     for pairs in (train_pairs, eval_pairs):
         pairs[0]  # channels, sizes and columns that do not fit fail here
@@ -173,7 +176,7 @@ def evaluate_segmentation(
         semantic_loss_ignore_index=ignore_index,
     )
     torch.manual_seed(seed)
-    decode_head = _new_head(config).to(device)
+    decode_head = _new_head(config, processes).to(device)
 
     @torch.no_grad()
     def features_of(pixel_values: Tensor) -> Tensor:
@@ -201,6 +204,7 @@ def evaluate_segmentation(
             device=device,
             progress=progress,
             description="Training the segmentation head",
+            processes=processes,
         )
         decode_head.eval()
         window_logits = partial(_window_logits, decode_head, features_of)
@@ -218,8 +222,10 @@ def evaluate_segmentation(
             with torch.no_grad():
                 return augmented_probabilities(logits_of, resized, image.shape[-2:], protocol.test_flip).argmax(dim=0)
 
-        metrics, pictures = _measure(predict, eval_pairs, names, ignore_index, device, num_workers, progress)
-    if output_dir is not None and process_rank() == 0:
+        metrics, pictures = _measure(
+            predict, eval_pairs, names, ignore_index, device, num_workers, progress, processes
+        )
+    if output_dir is not None and (processes is None or processes.is_main_process):
         save_dense_model(
             DINOv2ForSemanticSegmentation,
             model,
@@ -227,17 +233,17 @@ def evaluate_segmentation(
             config,
             image_processor,
             {"do_resize": True, "size": {"shortest_edge": image_size}, "resample": 2},  # bilinear, as here
-            Path(output_dir) / "segmentation_model",
+            Path(output_dir) / "model",
         )
-        draw_masks(pictures, names, ignore_index, Path(output_dir) / "segmentation_masks.png")
+        draw_masks(pictures, names, ignore_index, Path(output_dir) / "segmentation.png")
     return metrics
 
 
-def _new_head(config: Any) -> nn.Module:
+def _new_head(config: Any, processes: PartialState | None) -> nn.Module:
     head = DINOv2SegmentationHead(config)
     nn.init.normal_(head.conv_seg.weight, std=0.01)
     nn.init.zeros_(head.conv_seg.bias)
-    if num_processes() > 1 and torch.cuda.is_available():  # there is none for the CPU
+    if processes is not None and processes.num_processes > 1 and processes.device.type == "cuda":  # else there is none
         return nn.SyncBatchNorm.convert_sync_batchnorm(head)
     return head
 
@@ -246,11 +252,13 @@ def _window_logits(decode_head: nn.Module, features_of, windows: Tensor) -> Tens
     return interpolate(decode_head(features_of(windows)), windows.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _measure(predict, pairs, names, ignore_index, device, num_workers, progress):
+def _measure(predict, pairs, names, ignore_index, device, num_workers, progress, processes):
     """The metrics, and a few images, evenly spaced, with their masks as (image, truth, prediction)."""
-    confusion = MulticlassConfusionMatrix(num_classes=len(names), ignore_index=ignore_index).to(device)
-    rows = range(process_rank(), len(pairs), num_processes())
-    loader = DataLoader(Subset(pairs, rows), batch_size=None, num_workers=num_workers, generator=torch.Generator())
+    from torchmetrics.classification import MulticlassConfusionMatrix  # slow to import
+
+    # Added up by hand below, because a training around it may be distributed where the evaluation is not.
+    confusion = MulticlassConfusionMatrix(len(names), ignore_index=ignore_index, sync_on_compute=False).to(device)
+    rows, loader = pairs_of_process(pairs, num_workers, processes)
     drawn = rows[:: ceil(len(rows) / NUM_PICTURES)] if len(rows) else ()
     pictures = []
     bar = tqdm(loader, desc="Segmenting", unit="image", disable=not progress)
@@ -260,7 +268,10 @@ def _measure(predict, pairs, names, ignore_index, device, num_workers, progress)
         confusion.update(prediction.unsqueeze(0), mask.unsqueeze(0).to(device))
         if row in drawn:
             pictures.append((image, mask, prediction.cpu()))
-    return mask_metrics(confusion.compute().cpu(), names), pictures
+    counts = confusion.compute()
+    if processes is not None:
+        counts = reduce(counts, "sum")
+    return mask_metrics(counts.cpu(), names), pictures
 
 
 def mask_metrics(confusion: Tensor, names: Sequence[str]) -> dict[str, float]:

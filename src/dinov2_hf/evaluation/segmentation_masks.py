@@ -106,8 +106,9 @@ def mask_classes(
             if unknown:
                 raise ValueError(
                     f"mask_column={mask_column!r} of row {row} of the {split} data holds the numbers"
-                    f" {', '.join(map(str, unknown[:5]))}, but classes go from 0 to {len(class_names) - 1} (by {source})"
-                    f" and ignore_index is {ignore_index}; set `class_names` or `ignore_index`, or repair the mask."
+                    f" {', '.join(map(str, unknown[:5]))}, but classes go from 0 to {len(class_names) - 1} (by"
+                    f" {source}) and ignore_index is {ignore_index}; set `class_names` or `ignore_index`, or repair the"
+                    " mask."
                 )
     if len(used) < 2:
         raise ValueError(

@@ -32,9 +32,7 @@ def sliding_window_logits(
     """
     height, width = image.shape[-2:]
     corners = [
-        (top, left)
-        for top in window_starts(height, window, stride)
-        for left in window_starts(width, window, stride)
+        (top, left) for top in window_starts(height, window, stride) for left in window_starts(width, window, stride)
     ]
     total, count = 0.0, torch.zeros(height, width, device=image.device)
     for start in range(0, len(corners), batch_size):
