@@ -9,24 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..features import patch_size_of
-from ..models import DINOv2Config, DINOv2Model
-from ..models.configuration_dinov2 import STOCK_INTERPOLATION, from_stock_values
 from ..models.modeling_dinov2_heads import center_pad
-
-
-def as_dinov2(model: nn.Module) -> nn.Module:
-    """A DINOv2 of transformers as one of this package, whose heads can be saved on it; any other model as it is.
-
-    The weights are the same; positions are interpolated as in the original (see `DINOv2Config`).
-    """
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if isinstance(model, DINOv2Model) or model_type not in STOCK_INTERPOLATION:
-        return model
-    config = DINOv2Config(**from_stock_values(model.config.to_dict(), type(model).__name__))
-    ours = DINOv2Model(config)
-    weights = model.state_dict()
-    ours.load_state_dict({name: weights[name] for name in ours.state_dict()})
-    return ours.to(next(model.parameters()).device)
 
 
 def square_patch_size(model: nn.Module) -> int:

@@ -1,6 +1,7 @@
 """A trained dense head and its backbone as one model folder."""
 
 import copy
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..models import DINOv2Config, DINOv2ImageProcessor, DINOv2Model
+
+
+logger = logging.getLogger(__name__)
 
 
 def head_config(model: nn.Module, *, id2label: Sequence[str] | None = None, **fields: Any) -> DINOv2Config:
@@ -44,13 +48,14 @@ def save_dense_model(
     sizes: dict[str, Any],
     folder: Path,
 ) -> None:
-    """Write backbone, head and image processor. For a model that is no DINOv2 there is no such folder.
+    """Write backbone, head and image processor; nothing but a warning for a model that is no `DINOv2Model`.
 
     Args:
         model_class: has the backbone as `dinov2` and the head as `decode_head`.
         sizes: fields of the saved image processor that say how it resizes; it does not crop.
     """
     if not isinstance(model, DINOv2Model):
+        logger.warning("the head is not saved, because the model is a %s, not a DINOv2Model", type(model).__name__)
         return
     whole = model_class(config)
     whole.dinov2.load_state_dict(model.state_dict())

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..features import evaluation_mode
 from ..models.depth_layers import four_depth_layers
-from .dense_features import as_dinov2, check_image_size, num_blocks, square_patch_size
+from .dense_features import check_image_size, num_blocks, square_patch_size
 from .dense_images import PixelNormalization, PixelPairs, pairs_of_process, training_batches
 from .dense_pictures import draw_depths
 from .depth_benchmarks import BENCHMARKS, DepthBenchmark
@@ -49,6 +49,7 @@ def evaluate_depth(
     min_depth: float | None = None,
     max_depth: float | None = None,
     crop_size: tuple[int, int] | None = None,
+    fusion_hidden_size: int | None = None,
     num_steps: int = 38_400,
     learning_rate: float = 1e-4,
     weight_decay: float = 0.01,
@@ -74,19 +75,20 @@ def evaluate_depth(
             columns have the same names in both datasets.
         image_processor: gives the mean and deviation of the pixels; its sizes are not used.
         head: "linear1" (last block), "linear4" (four blocks spread over the model), or "dpt" (transformers' own DPT on
-            those four).
+            those four, of a `DINOv2Model`).
         depth_column: a depth for each pixel: images of one channel (16-bit PNG, float TIFF, ...), `.npy` files or
             arrays (H, W).
         benchmark: rules of `depth_benchmarks` for units, range, crops and colours; the options below replace theirs.
         depth_scale: stored numbers in one unit of depth.
         min_depth, max_depth: the range, in that unit.
         crop_size: (height, width) of the training crops in pixels; smaller images are padded.
+        fusion_hidden_size: of "dpt" only, the channels of its fusion blocks. None: 256.
         num_steps: of training; the learning rate falls to 1e-8 of its peak over them, along a cosine.
         warmup_steps: None: a third of `num_steps`, as 12,800 of 38,400.
         max_grad_norm: gradients are clipped to this norm.
         seed: of the head's weights, and of the order and augmentation of the training images.
         train_batch_size: images of a training step, over all processes.
-        output_dir: a folder for `model` (a `DINOv2ForDepthEstimation` where the model is a DINOv2, or a
+        output_dir: a folder for `model` (a `DINOv2ForDepthEstimation` where the model is a `DINOv2Model`, or a
             `DPTForDepthEstimation`, with its image processor) and `depth.png`, maps beside the truth.
 
     Returns:
@@ -99,10 +101,11 @@ def evaluate_depth(
             the measured depths are out of the range, an image is smaller than a patch, an option is out of range, or
             the model takes images of another number of channels.
     """
-    model = as_dinov2(model)
     rules = _rules(benchmark, depth_scale, min_depth, max_depth, crop_size)
     if head not in HEADS:
         raise ValueError(f"head={head!r} is not one of {', '.join(map(repr, HEADS))}.")
+    if fusion_hidden_size is not None and head != "dpt":
+        raise ValueError(f"fusion_hidden_size={fusion_hidden_size} belongs to head='dpt', but head is {head!r}.")
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps} must be at least 1.")
     patch_size = square_patch_size(model)
@@ -130,7 +133,7 @@ def evaluate_depth(
     model.to(device)
     torch.manual_seed(seed)
     if head == "dpt":
-        depth_head = DPTDepth(model, layers)
+        depth_head = DPTDepth(model, layers, fusion_hidden_size or 256)
         depth_head.whole.to(device)
     else:
         depth_head = LinearDepth(model, layers, rules.min_depth, rules.max_depth)

@@ -47,11 +47,11 @@ class DPTDepth:
         ValueError: the model is no DINOv2, or its hidden size does not divide by 8.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[int]):
+    def __init__(self, model: nn.Module, layers: Sequence[int], fusion_hidden_size: int = 256):
         from transformers import DPTConfig, DPTForDepthEstimation  # slow to import
 
         if not isinstance(model, DINOv2Model):
-            raise ValueError(f"head='dpt' needs a DINOv2, but model is a {type(model).__name__}.")
+            raise ValueError(f"head='dpt' needs a DINOv2Model, but model is a {type(model).__name__}.")
         width = model.config.hidden_size
         if width % 8:
             raise ValueError(f"head='dpt' needs a hidden size that divides by 8, but that of the model is {width}.")
@@ -65,6 +65,7 @@ class DPTDepth:
             patch_size=backbone.patch_size,
             num_channels=backbone.num_channels,
             neck_hidden_sizes=[width // 8, width // 4, width // 2, width],
+            fusion_hidden_size=fusion_hidden_size,
             use_auxiliary_head=False,
         )
         self.whole = DPTForDepthEstimation(config)

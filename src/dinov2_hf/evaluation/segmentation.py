@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from ..features import evaluation_mode
 from ..models.modeling_dinov2_heads import DINOv2ForSemanticSegmentation, DINOv2SegmentationHead
-from .dense_features import as_dinov2, check_image_size, num_blocks, segmentation_features, square_patch_size
+from .dense_features import check_image_size, num_blocks, segmentation_features, square_patch_size
 from .dense_images import PixelNormalization, PixelPairs, pairs_of_process, training_batches
 from .dense_models import head_config, save_dense_model
 from .dense_pictures import draw_masks
@@ -111,7 +111,7 @@ def evaluate_segmentation(
         train_batch_size: images of a training step, over all processes.
         batch_size: windows of a test image in one forward pass.
         output_dir: a folder for `model` (a `DINOv2ForSemanticSegmentation` with its image processor, where the model
-            is a DINOv2) and `segmentation.png`, masks beside the truth.
+            is a `DINOv2Model`) and `segmentation.png`, masks beside the truth.
 
     Returns:
         In [0, 1]: `segmentation_miou`, the mean over the classes that occur in the evaluation masks or predictions of
@@ -123,7 +123,6 @@ def evaluate_segmentation(
             unknown number, there are fewer than two classes, `image_size` is smaller than a patch, an option is out of
             range, or the model takes images of another number of channels.
     """
-    model = as_dinov2(model)
     if head not in PROTOCOLS:
         raise ValueError(f"head={head!r} is not one of {', '.join(map(repr, PROTOCOLS))}.")
     protocol = PROTOCOLS[head]
