@@ -143,7 +143,7 @@ def evaluate_depth(
         features = frozen_features(depth_head, pixel_values, autocast_dtype)
         prediction = _resized(depth_head.depth(features, pixel_values), depth.shape[-2:])
         valid = (depth > 0) & (depth <= rules.max_depth)
-        return sigloss(prediction, depth, valid, warmup=step < SIGLOSS_WARMUP_STEPS)
+        return sigloss(prediction, depth, valid, warmup=step < min(SIGLOSS_WARMUP_STEPS, num_steps // 10))
 
     warmup_steps = num_steps // 3 if warmup_steps is None else warmup_steps
     with evaluation_mode(model):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 LOG_EPSILON = 0.001
 MEAN_WEIGHT = 0.15
-# Steps in which only the mean counts.
+# Steps in which only the mean counts; of trainings shorter than 1,000 steps a tenth.
 SIGLOSS_WARMUP_STEPS = 100
 
 
