@@ -205,7 +205,7 @@ def test_dataset_mistakes_are_named_before_any_image_is_read(model, processor):
     def evaluate(bank, queries, **options):
         evaluate_knn(model, bank, queries, processor, **{"ks": (2,)} | options)
 
-    with pytest.raises(ValueError, match="queries that the bank lacks .'blue'."):
+    with pytest.raises(ValueError, match="evaluation data that the training data lacks .'blue'."):
         evaluate(bank, [{"image": unreadable, "label": "blue"}])
     with pytest.raises(ValueError, match="one class 'red'"):
         evaluate(bank[::2], bank[::2])
@@ -219,7 +219,7 @@ def test_dataset_mistakes_are_named_before_any_image_is_read(model, processor):
         evaluate(bank, bank, temperature=-1)
 
     labelled = as_dataset(colour_rows(names, 2, 0), names)
-    with pytest.raises(ValueError, match="queries that the bank lacks .'blue'."):
+    with pytest.raises(ValueError, match="evaluation data that the training data lacks .'blue'."):
         evaluate(labelled, as_dataset(colour_rows(["blue"], 1, 0), ["green", "blue"]))
     unlabelled = as_dataset([{"image": Image.new("RGB", (28, 28)), "label": -1}], names)
     with pytest.raises(ValueError, match="row 0 is -1, but must be one of the 2 classes"):

@@ -13,7 +13,7 @@ from .protocol_options import add_protocol_options, chosen_options
 
 
 # Protocol <name> is `evaluate_<name>` in evaluation/<name>.py.
-PROTOCOLS = ("knn",)
+PROTOCOLS = ("knn", "linear", "logistic_regression")
 
 
 def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:

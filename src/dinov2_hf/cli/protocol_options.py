@@ -1,7 +1,7 @@
 """Options of the evaluation protocols, read off the signatures of their functions.
 
-A keyword of `evaluate_knn` that not all protocols share, such as `temperature`, is the option `--knn_temperature`; type
-and default are those of the signature, and the help is the text of the docstring.
+A keyword of `evaluate_knn` that not all protocols share, such as `temperature`, is the option `--knn_temperature`;
+type and default are those of the signature, and the help is the text of the docstring.
 """
 
 import argparse
