@@ -34,6 +34,9 @@ from .data.channel_decoding import image_decoder
 from .data.image_decoding import UndecodableImage
 
 
+MAX_UNDECODABLE_AT_START = 256
+
+
 def cls_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
     """The final-normed CLS token of each image.
 
@@ -308,6 +311,8 @@ def iterate_features(
                         "remove the row from the dataset."
                     )
                 undecodable_rows[row] = reason
+            if shape is None and not rows and len(undecodable_rows) >= MAX_UNDECODABLE_AT_START:
+                break  # of millions of images of the wrong kind, it is not worth to look at all
             if not rows:
                 continue
             if shape is not None and features.shape[1:] != shape:
@@ -321,7 +326,7 @@ def iterate_features(
         if shape is None:
             row, reason = next(iter(undecodable_rows.items()))
             raise ValueError(
-                f"image_column={image_column!r} holds no image that can be decoded (row {row}: {reason})."
+                f"image_column={image_column!r} holds no image that can be decoded, from row {row} on ({reason})."
             )
 
     return batches()

@@ -1,5 +1,6 @@
 """Logistic regression on frozen features, for small data sets (paper, section 7.1, the transfer sets)."""
 
+import importlib.util
 import os
 import warnings
 from collections.abc import Sequence
@@ -72,6 +73,10 @@ def evaluate_logistic_regression(
         ValueError: what `match_labels` or `extract_features` raises, an option is out of its range, or the images to
             fit while C is chosen have one class only.
     """
+    if importlib.util.find_spec("sklearn") is None:
+        raise ImportError(
+            "logistic_regression needs scikit-learn, which is not installed: pip install dinov2_hf[evaluation]."
+        )
     labels = match_labels(train_dataset, eval_dataset, label_column)
     if num_cs < 1 or len(log10_c_range) != 2 or log10_c_range[0] > log10_c_range[1]:
         raise ValueError(
@@ -134,13 +139,8 @@ def fit_logistic_regression(features, labels, *, c: float, max_iterations: int, 
         c: inverse of the regularisation: the loss is `|weights|^2 / 2 + c * sum of cross-entropies`.
         start: another fit to start from, of the same classes.
     """
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise ImportError(
-            "logistic_regression needs scikit-learn, which is not installed: pip install dinov2_hf[evaluation]."
-        ) from error
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
 
     classifier = LogisticRegression(C=c, max_iter=max_iterations, tol=tolerance, warm_start=start is not None)
     if start is not None:
