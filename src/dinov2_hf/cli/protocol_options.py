@@ -16,8 +16,8 @@ from .options import refuse
 
 # What the command gives to every protocol that takes it.
 SHARED = (
-    "image_column", "video_column", "label_column", "batch_size", "num_workers", "device", "autocast_dtype", "progress",
-    "processes", "output_dir",
+    "image_column", "video_column", "label_column", "batch_size", "num_workers", "device", "autocast_dtype",
+    "progress", "processes", "output_dir",
 )  # fmt: skip
 
 
