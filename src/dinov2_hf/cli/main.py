@@ -17,13 +17,9 @@ from .visualize import visualize
 
 
 COMMANDS = {
-    "convert": convert,
-    "export": export,
-    "push": push,
-    "features": features,
-    "evaluate": evaluate,
+    "convert": convert, "export": export, "push": push, "features": features, "evaluate": evaluate,
     "visualize": visualize,
-}
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:

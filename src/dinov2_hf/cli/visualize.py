@@ -146,8 +146,7 @@ def draw_neighbors(
     network, image_processor, images, output: Path, *, title, collection, rows, num_neighbors=7, label_column=None,
     **extraction: Any,
 ) -> None:  # fmt: skip
-    from ..evaluation.nearest_images import draw_nearest_images, nearest_images
-    from ..evaluation.pictures import prepare_pictures
+    from ..evaluation.nearest_images import draw_nearest_images, nearest_images, square_picture
     from ..features import extract_features, require_column
 
     dataset, image_column = collection
@@ -159,7 +158,7 @@ def draw_neighbors(
     )
     found = nearest_images(extract_features(network, queries, image_processor), features, num_neighbors, rows)
     neighbors = [
-        prepare_pictures(network, read_images(network, None, collection, of_query), image_processor)[1]
+        [square_picture(image) for image in read_images(network, None, collection, of_query)]
         for of_query in found.rows.tolist()
     ]
     labels = None
@@ -171,7 +170,7 @@ def draw_neighbors(
             [mine, *(word(values[row]) for row in of_query)]
             for mine, of_query in zip(own, found.rows.tolist(), strict=True)
         ]
-    pictures = prepare_pictures(network, images, image_processor)[1]
+    pictures = [square_picture(image) for image in images]
     draw_nearest_images(pictures, neighbors, found.similarities, output, labels=labels, title=title)
 
 

@@ -72,7 +72,8 @@ def draw_attention_maps(
 ) -> Path:
     """Draw each picture, the mean of its heads, and every head beside it, to a PNG.
 
-    A map is brightest where its attention is largest, so brightness compares patches of one map, not maps.
+    Brightness compares the patches of one map, not maps: each reaches from its smallest value to its 99th percentile,
+    because single patches of large models attract most of the attention.
 
     Args:
         images: n pictures, as the model saw them (cropped).
@@ -93,8 +94,8 @@ def draw_attention_maps(
 
 
 def colour_map(values: np.ndarray) -> np.ndarray:
-    """(h, w) numbers to colours (h, w, 3), from black for the smallest to yellow for the largest."""
+    """(h, w) numbers to colours (h, w, 3), from black for the smallest to yellow for the largest hundredth."""
     from matplotlib import colormaps
 
-    low, high = values.min(), values.max()
-    return colormaps["inferno"]((values - low) / max(high - low, 1e-12))[..., :3]
+    low, high = values.min(), np.percentile(values, 99)
+    return colormaps["inferno"](((values - low) / max(high - low, 1e-12)).clip(0, 1))[..., :3]

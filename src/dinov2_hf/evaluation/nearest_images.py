@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,6 +49,19 @@ def nearest_images(
     return Neighbors(rows, values)
 
 
+def square_picture(image: Image.Image | np.ndarray, side: int = 256) -> Image.Image:
+    """The middle of an image as a square picture.
+
+    It is larger than what a small network sees: people need more pixels. Of an array (height, width, channels) of
+    `decode_channels` the first three channels are shown, stretched to the range of their values.
+    """
+    if isinstance(image, np.ndarray):
+        image = image[..., [0, 1, 2] if image.shape[2] > 2 else [0, 0, 0]]
+        low, high = image.min(), image.max()
+        image = Image.fromarray(np.rint((image - low) * 255 / max(high - low, 1e-12)).astype(np.uint8))
+    return ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
+
+
 def draw_nearest_images(
     queries: Sequence[Image.Image],
     neighbors: Sequence[Sequence[Image.Image]],
@@ -72,7 +86,7 @@ def draw_nearest_images(
         words = labels[index] if labels is not None else [""] * (1 + len(found))
         cells = [Cell(query, words[0] or "query")]
         for picture, similarity, word in zip(found, similarities[index].tolist(), words[1:], strict=True):
-            cells.append(Cell(picture, f"{word}  {similarity:.2f}".strip()))
+            cells.append(Cell(picture, f"{word}\n{similarity:.3f}".strip()))
         rows.append(cells)
     headings = ["image", *(f"neighbour {number}" for number in range(1, len(rows[0])))]
     return PictureGrid(rows, headings=headings, title=title).save(path)

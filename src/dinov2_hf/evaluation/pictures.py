@@ -19,6 +19,8 @@ from .figures import new_figure, save_figure
 CELL_WIDTH = 1.8
 GAP = 0.06
 LINE = 0.22
+CAPTION = {"fontsize": 8, "va": "top", "ha": "center", "linespacing": 1.1}
+CHARACTERS_PER_CELL = 26
 
 
 def prepare_pictures(
@@ -74,7 +76,7 @@ class Cell:
 
     Attributes:
         picture: an image, or an array (height, width, 3) in [0, 1] whose pixels are drawn as squares.
-        caption: a line below it.
+        caption: lines below it; of each, as much as fits.
     """
 
     picture: Image.Image | np.ndarray
@@ -101,13 +103,14 @@ class PictureGrid:
         """Draw to a PNG; missing folders are made, and the file appears complete or not at all."""
         first = np.asarray(self.rows[0][0].picture)
         cell_height = CELL_WIDTH * first.shape[0] / first.shape[1]
-        has_captions = any(cell.caption for row in self.rows for cell in row)
+        num_lines = max(len(cell.caption.splitlines()) for row in self.rows for cell in row)
+        caption_height = num_lines * LINE * 0.7
         top = (0.36 if self.title else 0.0) + (LINE if self.headings else 0.0)
         tops = []
         for number in range(len(self.rows)):
             top += self.row_gaps.get(number, 0) * GAP
             tops.append(top)
-            top += cell_height + GAP + (LINE if has_captions else 0.0)
+            top += cell_height + GAP + caption_height
         width = max(len(row) for row in self.rows) * (CELL_WIDTH + GAP)
         figure = new_figure(width, top)
         if self.title:
@@ -126,6 +129,14 @@ class PictureGrid:
                 axes.set_axis_off()
                 if cell.caption:
                     centre = (left + CELL_WIDTH / 2) / width
-                    figure.text(centre, (bottom - GAP / 2) / top, cell.caption, fontsize=8, va="top", ha="center")
+                    figure.text(centre, (bottom - GAP / 2) / top, shortened(cell.caption), **CAPTION)
         # The tight box also makes room for a title longer than the row of pictures.
         return save_figure(figure, path, pad_inches=0.12)
+
+
+def shortened(caption: str) -> str:
+    """Every line cut to the width of a cell."""
+    return "\n".join(
+        line if len(line) <= CHARACTERS_PER_CELL else line[: CHARACTERS_PER_CELL - 1] + "…"
+        for line in caption.splitlines()
+    )
