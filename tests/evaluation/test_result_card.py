@@ -49,6 +49,7 @@ def test_a_card_is_made_and_shows_no_private_path(tmp_path):
     folder.mkdir()
     path = update_model_card(folder, values(tmp_path, knn_top1_k20=0.51239, knn_top5_k20=0.9))
     text = path.read_text()
+    assert "# model\n" in text
     assert "private/birds" not in text
     assert "| knn      | knn_top1_k20 | 0.5124 |" in text
     assert "learned from `train.parquet`" in text
@@ -75,9 +76,13 @@ def test_other_words_and_results_stay_and_the_same_data_is_replaced(tmp_path):
     assert text.count(HEADING) == 1
     for words in ("# Mine\n\nWords.", "## Later\n\nMore words.", "license: mit"):
         assert words in text
+    linear = values(tmp_path, "four")
+    linear["protocols"] = {"linear": {"metrics": {"linear_top1": 0.8}}}
+    text = update_model_card(folder, linear).read_text()
+    assert "| knn      | knn_top1_k20 |   0.6 |\n| linear   | linear_top1  |   0.8 |" in text
     card = ModelCard.load(folder / "README.md")
     assert card.data.model_name == "mine"
-    assert sorted(result.metric_value for result in card.data.eval_results) == [0.6, 0.7, 0.9]
+    assert sorted(result.metric_value for result in card.data.eval_results) == [0.6, 0.7, 0.8, 0.9]
 
 
 def test_results_that_belong_in_no_card(tmp_path):
