@@ -34,6 +34,9 @@ from .data.channel_decoding import image_decoder
 from .data.image_decoding import UndecodableImage
 
 
+MAX_UNDECODABLE_AT_START = 256
+
+
 def cls_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
     """The final-normed CLS token of each image.
 
@@ -172,13 +175,14 @@ def extract_features(
     progress: bool = False,
     description: str = "Extracting features",
     processes: PartialState | None = None,
+    decode: Callable[[Any], Any] | None = None,
     undecodable_rows: list[int] | None = None,
 ) -> Tensor:
     """The feature of every image of a dataset, in the order of its rows, in memory.
 
     Args:
         model, dataset, image_processor, kind, num_layers, image_column, batch_size, device, autocast_dtype,
-            num_workers, progress, description, processes: as in `iterate_features`.
+            num_workers, progress, description, processes, decode: as in `iterate_features`.
         undecodable_rows: a list to be filled with the rows whose image cannot be decoded, which are then left out of
             the result. None: such a row is an error.
 
@@ -204,6 +208,7 @@ def extract_features(
         progress=progress,
         description=description,
         processes=processes,
+        decode=decode,
         undecodable_rows=undecodable,
     )
     features = torch.cat([features for _, features in batches])
@@ -227,6 +232,7 @@ def iterate_features(
     progress: bool = False,
     description: str = "Extracting features",
     processes: PartialState | None = None,
+    decode: Callable[[Any], Any] | None = None,
     undecodable_rows: dict[int, str] | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """The features of a dataset batch by batch, so that they need not fit in memory.
@@ -249,6 +255,8 @@ def iterate_features(
         progress: show a progress bar with the time left, labelled `description`.
         processes: those that share the work, all of which call this with the same arguments but `device`, and all of
             which get all features. None: this process alone.
+        decode: turns a value of the image column into what `image_processor` takes, or raises `UndecodableImage`.
+            None: `image_decoder` for the channels of the model.
         undecodable_rows: a mapping to be filled, before the batch that they would have been in, with the rows whose
             image cannot be decoded and the reason; these are then left out. None: such a row is an error.
 
@@ -262,7 +270,7 @@ def iterate_features(
             be, features differ in shape between batches, or the model cannot give this kind.
     """
     features_of = _feature_function(kind, num_layers)
-    images = _DecodedImages(dataset, image_column, _config_field(model, "num_channels") or 3)
+    images = DecodedImages(dataset, image_column, decode or image_decoder(_config_field(model, "num_channels") or 3))
     world_size, rank = (processes.num_processes, processes.process_index) if processes is not None else (1, 0)
     batches_of_rows = torch.arange(len(images)).split(batch_size)
     loader = DataLoader(
@@ -303,6 +311,8 @@ def iterate_features(
                         "remove the row from the dataset."
                     )
                 undecodable_rows[row] = reason
+            if shape is None and not rows and len(undecodable_rows) >= MAX_UNDECODABLE_AT_START:
+                break  # of millions of images of the wrong kind, it is not worth to look at all
             if not rows:
                 continue
             if shape is not None and features.shape[1:] != shape:
@@ -314,7 +324,10 @@ def iterate_features(
             shape = features.shape[1:]
             yield rows, features
         if shape is None:
-            raise ValueError(f"image_column={image_column!r} holds no image that can be decoded.")
+            row, reason = next(iter(undecodable_rows.items()))
+            raise ValueError(
+                f"image_column={image_column!r} holds no image that can be decoded, from row {row} on ({reason})."
+            )
 
     return batches()
 
@@ -374,8 +387,10 @@ def require_column(dataset: datasets.Dataset | Sequence[dict[str, Any]], column:
         raise ValueError(f"{field}={column!r} is not a column of the dataset, which has {columns}.")
 
 
-class _DecodedImages(Dataset):
-    def __init__(self, dataset, image_column: str, num_channels: int):
+class DecodedImages(Dataset):
+    """Row numbers and what `decode` makes of the image, or the `UndecodableImage` that it raises."""
+
+    def __init__(self, dataset, image_column: str, decode: Callable[[Any], Any]):
         require_column(dataset, image_column, "image_column")
         if isinstance(dataset, datasets.Dataset):
             dataset = dataset.select_columns([image_column]).with_format(None)
@@ -384,7 +399,7 @@ class _DecodedImages(Dataset):
                 dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
         self.dataset = dataset
         self.image_column = image_column
-        self.decode = image_decoder(num_channels)
+        self.decode = decode
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -13,7 +13,9 @@ from .protocol_options import add_protocol_options, chosen_options
 
 
 # Protocol <name> is `evaluate_<name>` in evaluation/<name>.py.
-PROTOCOLS = ("knn", "segmentation", "depth", "retrieval", "copy_detection")
+PROTOCOLS = (
+    "knn", "linear", "logistic_regression", "video", "segmentation", "depth", "retrieval", "copy_detection"
+)  # fmt: skip
 
 
 def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
@@ -28,6 +30,7 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
     parser.add_argument("--output_dir", type=Path, required=True, help="for metrics.json, plots and trained heads")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
     parser.add_argument("--image_column", help="(default: the first one that holds images)")
+    parser.add_argument("--video_column", help="(default: the first one that holds videos or lists of frames)")
     parser.add_argument("--label_column", help="(default: label)")
     parser.add_argument("--batch_size", type=int, help="images in a forward pass, for each device (default: 64)")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images (default: 0)")
@@ -41,6 +44,8 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
     add_protocol_options(parser, functions)
 
     def run(model: str, protocol: str, output_dir: Path, overwrite: bool, update_card: bool, **options: Any) -> None:
+        from transformers.utils import logging as transformers_logging
+
         from ..evaluation.result_card import check_card, update_model_card
         from ..evaluation.results import EvaluationResults, format_metrics
         from .backbone import load_backbone
@@ -54,8 +59,11 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
         if update_card:
             check_card(model, baseline)
         processes = start_processes(options["device"])
+        transformers_logging.disable_progress_bar()
         with processes.main_process_first():  # the others find what it has put into the cache of datasets
-            train_dataset, eval_dataset, shared = load_datasets(shared, **data)
+            train_dataset, eval_dataset, shared = load_datasets(
+                [functions[name] for name in protocols], shared, **data
+            )
         network, image_processor = load_backbone(model, baseline)
         shared |= {"processes": processes, "device": processes.device, "progress": processes.is_main_process}
         say = print if processes.is_main_process else lambda *words: None
@@ -108,7 +116,8 @@ def shared_options(functions: dict[str, Callable], protocols: list[str], options
     """
     import torch
 
-    values = given(**{name: options[name] for name in ("image_column", "label_column", "batch_size", "num_workers")})
+    names = ("image_column", "video_column", "label_column", "batch_size", "num_workers")
+    values = given(**{name: options[name] for name in names})
     values |= {"autocast_dtype": torch.bfloat16} if options["bf16"] else {}
     taken = {name for protocol in protocols for name in taken_by(functions[protocol], values)}
     refuse(
@@ -132,14 +141,39 @@ def start_processes(device: str | None):
     return processes
 
 
-def load_datasets(shared: dict[str, Any], *, train_data: str, train_split: str, eval_data: str, eval_split: str):
-    """Both datasets, with the images in the column that `shared` then names."""
-    from ..data import find_image_column, load_image_dataset
+def load_datasets(
+    functions: list[Callable],
+    shared: dict[str, Any],
+    *,
+    train_data: str,
+    train_split: str,
+    eval_data: str,
+    eval_split: str,
+):
+    """Both datasets, with images or videos in the column that `shared` then names.
 
-    image_column = shared.get("image_column")
-    train_dataset = load_image_dataset(train_data, split=train_split, image_column=image_column)
-    eval_dataset = load_image_dataset(eval_data, split=eval_split, image_column=image_column)
-    image_column, eval_column = (find_image_column(each, image_column) for each in (train_dataset, eval_dataset))
-    if eval_column != image_column:
-        eval_dataset = eval_dataset.rename_column(eval_column, image_column)
-    return train_dataset, eval_dataset, {**shared, "image_column": image_column}
+    Raises:
+        ValueError: they cannot be loaded, or some of the protocols take images and others videos.
+    """
+    from ..data import find_image_column, load_image_dataset
+    from ..data.video_frames import load_video_dataset
+
+    names = ("image_column", "video_column")
+    kinds = {name for function in functions for name in taken_by(function, dict.fromkeys(names))}
+    if len(kinds) > 1:
+        raise ValueError(
+            "`protocol` names some for images and some for videos, which need other data: run them apart."
+        )
+    (kind,) = kinds
+
+    def load(data: str, split: str):
+        if kind == "video_column":
+            return load_video_dataset(data, split=split, video_column=shared.get(kind))
+        dataset = load_image_dataset(data, split=split, image_column=shared.get(kind))
+        return dataset, find_image_column(dataset, shared.get(kind))
+
+    train_dataset, column = load(train_data, train_split)
+    eval_dataset, eval_column = load(eval_data, eval_split)
+    if eval_column != column:
+        eval_dataset = eval_dataset.rename_column(eval_column, column)
+    return train_dataset, eval_dataset, {**shared, kind: column}

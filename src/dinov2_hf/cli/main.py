@@ -13,9 +13,13 @@ from .evaluate import evaluate
 from .export import export
 from .features import features
 from .push import push
+from .visualize import visualize
 
 
-COMMANDS = {"convert": convert, "export": export, "push": push, "features": features, "evaluate": evaluate}
+COMMANDS = {
+    "convert": convert, "export": export, "push": push, "features": features, "evaluate": evaluate,
+    "visualize": visualize,
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,8 +16,8 @@ from .options import refuse
 
 # What the command gives to every protocol that takes it.
 SHARED = (
-    "image_column", "label_column", "batch_size", "num_workers", "device", "autocast_dtype", "progress", "processes",
-    "output_dir",
+    "image_column", "video_column", "label_column", "batch_size", "num_workers", "device", "autocast_dtype",
+    "progress", "processes", "output_dir",
 )  # fmt: skip
 
 
@@ -86,8 +86,8 @@ def argument_type(annotation: Any) -> dict[str, Any]:
     if get_origin(annotation) is Literal:
         return {"choices": alternatives}
     if get_origin(annotation) is None:
-        return {"type": annotation}
-    return {"nargs": "+", "type": alternatives[0]}  # Sequence[int]
+        return {"type": annotation, "metavar": annotation.__name__.upper()}
+    return {"nargs": "+", **argument_type(alternatives[0])}  # Sequence[int]
 
 
 def argument_lines(docstring: str) -> dict[str, str]:

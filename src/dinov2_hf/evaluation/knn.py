@@ -7,7 +7,6 @@ whatever k is scored; the score of a class is the sum of the weights of its memb
 Shapes: `Q` query images, `n` bank images, `D` feature size, `C` classes.
 """
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,10 +21,9 @@ from torch.nn import functional as F
 
 from ..features import extract_features
 from .figures import draw_curves
+from .labelled_features import labelled_features
 from .labels import match_labels
 
-
-logger = logging.getLogger(__name__)
 
 # A wide tile of the similarity matrix keeps the number of top-k merges, and on a GPU of launches, small.
 _BANK_ROWS_PER_QUERY = 16
@@ -80,10 +78,9 @@ def evaluate_knn(
             out of range for the bank.
     """
     labels = match_labels(train_dataset, eval_dataset, label_column)
-    bank_labels = labels.train
-    _checked_ks(ks, len(bank_labels))
+    _checked_ks(ks, len(labels.train))
     _check_temperature(temperature)
-    _check_shots(shots, num_tries, bank_labels, labels.classes, ks)
+    _check_shots(shots, num_tries, labels.train, labels.classes, ks)
 
     extraction = {
         "image_column": image_column,
@@ -94,20 +91,8 @@ def evaluate_knn(
         "progress": progress,
         "processes": processes,
     }
-    undecodable_rows = []
-    bank_features = extract_features(
-        model,
-        train_dataset,
-        image_processor,
-        description="Features of the training images",
-        undecodable_rows=undecodable_rows,
-        **extraction,
-    )
-    if undecodable_rows:
-        logger.warning("%d images of the bank cannot be decoded and are left out", len(undecodable_rows))
-        kept = torch.ones(len(bank_labels), dtype=torch.bool)
-        kept[undecodable_rows] = False
-        bank_labels = bank_labels[kept]
+    bank_features, bank_labels = labelled_features(model, train_dataset, labels.train, image_processor, **extraction)
+    if len(bank_labels) < len(labels.train):
         _checked_ks(ks, len(bank_labels))
         _check_shots(shots, num_tries, bank_labels, labels.classes, ks)
     query_features = extract_features(

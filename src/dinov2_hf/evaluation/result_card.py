@@ -5,11 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard
 
 from .results import format_metrics
 
 
+NEW_CARD = """---
+library_name: transformers
+---
+
+# {name}
+"""
 HEADING = "## Evaluation of the frozen features"
 # Of each protocol the task of the Hub, and how its main metrics begin and are called there.
 HUB_TASKS = {
@@ -43,23 +49,21 @@ def update_model_card(folder: str | Path, values: Mapping[str, Any]) -> Path:
         The path of the README.
     """
     path = Path(folder) / "README.md"
-    card = (
-        ModelCard.load(path)
-        if path.exists()
-        else ModelCard(f"---\n{ModelCardData(library_name='transformers')}\n---\n")
-    )
     name = Path(folder).resolve().name
+    card = ModelCard.load(path) if path.exists() else ModelCard(NEW_CARD.format(name=name))
     new = _eval_results(values)
-    replaced = {(result.task_name, result.dataset_name) for result in new}
-    kept = [
-        result for result in card.data.eval_results or [] if (result.task_name, result.dataset_name) not in replaced
-    ]
-    card.data.eval_results = kept + new
+    replaced = {_place(result) for result in new}
+    card.data.eval_results = [r for r in card.data.eval_results or [] if _place(r) not in replaced] + new
     if card.data.eval_results and not card.data.model_name:
         card.data.model_name = name
     card.text = _with_section(card.text, values)
     card.save(path)
     return path
+
+
+def _place(result: EvalResult) -> tuple:
+    """What a new result replaces: all of the same protocol on the same data."""
+    return result.task_name, result.dataset_type, result.dataset_name, result.dataset_split
 
 
 def _eval_results(values: Mapping[str, Any]) -> list[EvalResult]:
@@ -90,11 +94,23 @@ def _with_section(text: str, values: Mapping[str, Any]) -> str:
         f"`{_public_name(values['train_data'])}` ({values['train_split']})"
     )
     metrics = {name: protocol["metrics"] for name, protocol in values["protocols"].items()}
-    part = f"{title}\n\n{format_metrics(metrics)}\n"
     heading, body, after = _split_at_section(text)
-    parts = re.split(r"^(?=### )", body, flags=re.MULTILINE)
-    parts = [one.strip() + "\n" for one in parts if one.strip() and not one.startswith(title + "\n")]
-    return heading.rstrip() + f"\n\n{HEADING}\n\n" + "\n".join([*parts, part]) + after
+    parts = [part.strip() + "\n" for part in re.split(r"^(?=### )", body, flags=re.MULTILINE) if part.strip()]
+    for part in parts:
+        if part.startswith(title + "\n"):
+            metrics = _metrics_of_table(part) | metrics
+    parts = [part for part in parts if not part.startswith(title + "\n")]
+    parts.append(f"{title}\n\n{format_metrics(metrics)}\n")
+    return heading.rstrip() + f"\n\n{HEADING}\n\n" + "\n".join(parts) + after
+
+
+def _metrics_of_table(text: str) -> dict[str, dict[str, float]]:
+    """What `format_metrics` wrote."""
+    metrics = {}
+    for protocol, name, value in re.findall(r"^\| (\w+) +\| (\S+) +\| +(\S+) \|$", text, flags=re.MULTILINE):
+        if value != "value":
+            metrics.setdefault(protocol, {})[name] = float(value)
+    return metrics
 
 
 def _split_at_section(text: str) -> tuple[str, str, str]:
