@@ -1,18 +1,16 @@
 """A trained dense head and its backbone as one model folder."""
 
 import copy
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..models import DINOv2Config, DINOv2ImageProcessor, DINOv2Model
-
-
-logger = logging.getLogger(__name__)
 
 
 def head_config(model: nn.Module, *, id2label: Sequence[str] | None = None, **fields: Any) -> DINOv2Config:
@@ -48,18 +46,21 @@ def save_dense_model(
     sizes: dict[str, Any],
     folder: Path,
 ) -> None:
-    """Write backbone, head and image processor; nothing but a warning for a model that is no `DINOv2Model`.
+    """Write backbone, head and image processor; for a model that is no `DINOv2Model` only `head.safetensors`.
 
     Args:
         model_class: has the backbone as `dinov2` and the head as `decode_head`.
         sizes: fields of the saved image processor that say how it resizes; it does not crop.
     """
+    head = copy.deepcopy(decode_head).to(next(model.parameters()).dtype).state_dict()
     if not isinstance(model, DINOv2Model):
-        logger.warning("the head is not saved, because the model is a %s, not a DINOv2Model", type(model).__name__)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(head, folder / "head.safetensors")
         return
-    whole = model_class(config)
-    whole.dinov2.load_state_dict(model.state_dict())
-    whole.decode_head.load_state_dict(decode_head.state_dict())
+    with torch.device("meta"):  # no second copy of the backbone
+        whole = model_class(config)
+    state = {f"dinov2.{name}": tensor for name, tensor in model.state_dict().items()}
+    whole.load_state_dict(state | {f"decode_head.{name}": tensor for name, tensor in head.items()}, assign=True)
     whole.save_pretrained(folder)
     values = image_processor_values(image_processor) | {"do_center_crop": False} | sizes
     DINOv2ImageProcessor(**values).save_pretrained(folder)

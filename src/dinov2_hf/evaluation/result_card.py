@@ -22,6 +22,10 @@ HUB_TASKS = {
     "knn": ("image-classification", {"knn_top1": "accuracy"}),
     "linear": ("image-classification", {"linear_top1": "accuracy"}),
     "logistic_regression": ("image-classification", {"logistic_regression_top1": "accuracy"}),
+    "segmentation": ("image-segmentation", {"segmentation_miou": "mean_iou"}),
+    "depth": ("depth-estimation", {"depth_rmse": "rmse", "depth_abs_rel": "abs_rel", "depth_delta1": "delta1"}),
+    "retrieval": ("image-feature-extraction", {"retrieval_map": "map"}),
+    "copy_detection": ("image-feature-extraction", {"copy_detection_micro_ap": "micro_ap"}),
     "video": ("video-classification", {"video_top1": "accuracy"}),
 }
 

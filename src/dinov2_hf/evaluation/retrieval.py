@@ -3,9 +3,10 @@
 Images are ranked by the cosine similarity of their CLS features. Shapes: `n` database images, `Q` queries.
 """
 
-import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import ceil
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -15,7 +16,9 @@ from accelerate import PartialState
 from PIL import Image
 from torch import Tensor, nn
 
+from ..data.channel_decoding import image_decoder
 from ..data.image_decoding import decode_image
+from .nearest_images import draw_nearest_images, square_picture
 from .ranking_metrics import average_precision, micro_average_precision, precision_at
 from .retrieval_truth import (
     QueryTruth,
@@ -28,9 +31,8 @@ from .retrieval_truth import (
 from .similarity_search import searchable_features, similarities
 
 
-logger = logging.getLogger(__name__)
-
 PRECISION_RANKS = (1, 5, 10)
+NUM_PICTURES, NUM_NEIGHBORS = 6, 7
 
 
 def evaluate_retrieval(
@@ -67,7 +69,7 @@ def evaluate_retrieval(
         label_column: of the instance in an image, matched by name where it is a `ClassLabel`; None, or -1 of a
             `ClassLabel`, is a distractor. Not read where the queries have the lists.
         pca_dimensions: whiten to so many principal components of the database. None: no whitening.
-        output_dir: a folder for `retrieval.png`, queries beside what they found. None: no picture.
+        output_dir: a folder for `retrieval.png`, a few queries and what they found. None: no picture.
 
     Returns:
         In [0, 1]. By lists: for easy, medium and hard `retrieval_map_{...}` (see `average_precision`) and
@@ -80,6 +82,7 @@ def evaluate_retrieval(
         ValueError: a column is missing, lists or labels are wrong or nothing can be found, an image cannot be decoded,
             or `pca_dimensions` is out of range.
     """
+    train_dataset, eval_dataset = (_unformatted(dataset) for dataset in (train_dataset, eval_dataset))
     by_lists = has_difficulties(eval_dataset)
     if by_lists:
         truths = truths_by_lists(eval_dataset, len(train_dataset))
@@ -89,10 +92,11 @@ def evaluate_retrieval(
         )
         check_kinds_of_labels(database_labels, query_labels, label_column)
         truths = {"": truths_by_labels(database_labels, query_labels)}
+    query_images = CroppedQueries.of(eval_dataset, image_column)
     database, queries = searchable_features(
         model,
         train_dataset,
-        CroppedQueries.of(eval_dataset, image_column),
+        query_images,
         image_processor,
         pca_dimensions=pca_dimensions,
         image_column=image_column,
@@ -104,6 +108,17 @@ def evaluate_retrieval(
         processes=processes,
     )
     rankings, nearest_scores = rank(database, queries)
+    if output_dir is not None and (processes is None or processes.is_main_process):
+        drawn = range(0, len(queries), ceil(len(queries) / NUM_PICTURES))
+        found = rankings[drawn, :NUM_NEIGHBORS].astype(np.int64)
+        decode = image_decoder(getattr(model.config, "num_channels", 3))
+        draw_nearest_images(
+            [_picture(query_images[row][image_column], decode) for row in drawn],
+            [[_picture(train_dataset[row][image_column], decode) for row in rows] for rows in found.tolist()],
+            (queries[drawn] @ database.T).cpu().gather(1, torch.from_numpy(found)),
+            Path(output_dir) / "retrieval.png",
+            labels=None if by_lists else _labels(drawn, found, query_labels, database_labels),
+        )
     metrics = {}
     for difficulty, of_queries in truths.items():
         suffix = f"_{difficulty}" if difficulty else ""
@@ -113,6 +128,22 @@ def evaluate_retrieval(
         nearest = [database_labels[row] for row in rankings[:, 0]]
         metrics |= recognition_quality(nearest, query_labels, set(database_labels) - {None}, nearest_scores)
     return metrics
+
+
+def _unformatted(dataset: Any) -> Any:
+    return dataset.with_format(None) if isinstance(dataset, datasets.Dataset) else dataset
+
+
+def _picture(value: Any, decode: Callable[[Any], Image.Image | np.ndarray]) -> Image.Image:
+    return square_picture(decode(value))
+
+
+def _labels(drawn: Sequence[int], found: np.ndarray, queries: Sequence, database: Sequence) -> list[list[str]]:
+    """Of each drawn query its label and those of what it found."""
+    return [
+        [str(queries[row]), *(str(database[number]) for number in numbers)]
+        for row, numbers in zip(drawn, found.tolist(), strict=True)
+    ]
 
 
 class CroppedQueries(Sequence):
@@ -127,8 +158,6 @@ class CroppedQueries(Sequence):
         columns = queries.column_names if isinstance(queries, datasets.Dataset) else list(queries[0])
         if "bbx" not in columns:
             return queries
-        if isinstance(queries, datasets.Dataset):
-            queries = queries.with_format(None)
         return cls(queries, image_column)
 
     def __len__(self) -> int:
