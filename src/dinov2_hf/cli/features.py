@@ -16,7 +16,7 @@ def features(parser: argparse.ArgumentParser) -> Callable[..., None]:
     parser.add_argument("--output", required=True, help="*.parquet, *.npy, or a folder for `datasets.load_from_disk`")
     parser.add_argument(
         "--kind", default="cls", choices=tuple(FEATURE_FUNCTIONS),
-        help="final-normed CLS token, mean patch, patches as a grid, or CLS tokens of the last blocks (and mean patch)",
+        help="final-normed CLS token, mean patch, patches as a grid, CLS tokens of the last blocks (and mean patch)",
     )  # fmt: skip
     parser.add_argument("--num_layers", type=int, default=4, help="blocks of last_layers... (default: 4)")
     parser.add_argument("--image_column", help="(default: the first one that holds images)")
