@@ -261,29 +261,22 @@ def _nearest_neighbors(bank: Tensor, queries: Tensor, k: int, chunk_size: int) -
     Both are (Q, k), on the device of the queries, which are normalised. The bank, which is not, passes by tile by
     tile: it may be larger than the device's memory, and no copy of it is made.
     """
-    similarities = queries.new_empty(len(queries), 0)
-    neighbors = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
+    similarities = queries.new_full((len(queries), k), -torch.inf)
+    neighbors = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)
     bank_chunk = _BANK_ROWS_PER_QUERY * chunk_size
     for start in range(0, len(bank), bank_chunk):
         tile = F.normalize(bank[start : start + bank_chunk].to(queries.device, torch.float32), dim=1).T
-        merged = [
-            _merge(similarities[rows], neighbors[rows], queries[rows], tile, start, k)
-            for rows in (slice(first, first + chunk_size) for first in range(0, len(queries), chunk_size))
-        ]
-        similarities, neighbors = (torch.cat(parts) for parts in zip(*merged, strict=True))
+        for first in range(0, len(queries), chunk_size):
+            rows = slice(first, first + chunk_size)
+            # An autocast around the call would compute the similarities in half precision.
+            with torch.autocast(queries.device.type, enabled=False):
+                candidates = queries[rows] @ tile
+            candidates, columns = candidates.topk(min(k, candidates.shape[1]), dim=1)
+            candidates = torch.cat([similarities[rows], candidates], dim=1)
+            columns = torch.cat([neighbors[rows], columns + start], dim=1)
+            similarities[rows], order = candidates.topk(k, dim=1)
+            neighbors[rows] = columns.gather(1, order)
     return similarities, neighbors
-
-
-def _merge(similarities, neighbors, queries, tile, start: int, k: int) -> tuple[Tensor, Tensor]:
-    """The neighbours so far, and those in the tile that begins with bank row `start`, to the `k` nearest of both."""
-    # An autocast around the call would compute the similarities in half precision.
-    with torch.autocast(queries.device.type, enabled=False):
-        candidates = queries @ tile
-    candidates, columns = candidates.topk(min(k, candidates.shape[1]), dim=1)
-    similarities = torch.cat([similarities, candidates], dim=1)
-    neighbors = torch.cat([neighbors, columns + start], dim=1)
-    similarities, order = similarities.topk(min(k, similarities.shape[1]), dim=1)
-    return similarities, neighbors.gather(1, order)
 
 
 def _vote(weights: Tensor, labels: Tensor, num_classes: int, ks: list[int]) -> dict[int, Tensor]:

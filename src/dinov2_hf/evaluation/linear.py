@@ -6,14 +6,15 @@ the mean patch of the last block, each at 13 learning rates. The best one is rep
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
 import torch
 from accelerate import PartialState
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ..features import evaluation_mode, extract_features, last_layers_and_mean_patch_features
 from .classification_head import save_classifier
@@ -119,28 +120,23 @@ def evaluate_linear(
         "progress": progress,
         "processes": processes,
     }
+    # Before the training, so that an image that cannot be decoded is known before hours of it.
+    eval_features = extract_features(
+        model, eval_dataset, image_processor, description="Features of the images to classify", **extraction
+    )
+    if validation is not None:
+        validation = labelled_features(model, *validation, image_processor, **extraction)
     if cache_features:
-        cached = labelled_features(model, train_dataset, train_labels, image_processor, **extraction)
-        batches = cached_batches(
-            *cached, training_order(len(cached[1]), train_batch_size, seed=seed, processes=processes), device
-        )
+        cached, cached_labels = labelled_features(model, train_dataset, train_labels, image_processor, **extraction)
+        order = training_order(len(cached), train_batch_size, seed=seed, processes=processes)
+        batches = cached_batches(cached, cached_labels, order, device)
     else:
+        num_channels = getattr(model.config, "num_channels", 3)
         loader = training_loader(
-            train_dataset,
-            image_column,
-            image_processor,
-            order,
-            num_channels=getattr(model.config, "num_channels", 3),
-            num_workers=num_workers,
+            train_dataset, image_column, image_processor, order, num_channels=num_channels, num_workers=num_workers,
             pin_memory=device.type == "cuda",
-        )
-
-        def features_of(pixel_values: torch.Tensor) -> torch.Tensor:
-            autocast = torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None)
-            with evaluation_mode(model), torch.no_grad(), autocast:
-                return last_layers_and_mean_patch_features(model, pixel_values.to(device, non_blocking=True), depth)
-
-        batches = ((features_of(pixel_values).float(), train_labels[rows].to(device)) for rows, pixel_values in loader)
+        )  # fmt: skip
+        batches = augmented_batches(model, loader, train_labels, depth, autocast_dtype)
     classifiers = ClassifierGrid(
         {name: group.columns for name, group in groups.items()},
         LEARNING_RATES[grid],
@@ -153,21 +149,15 @@ def evaluate_linear(
     )
     train_grid(classifiers, batches, num_steps, progress=progress)
 
-    def measured(dataset, answers, description: str):
-        features = extract_features(model, dataset, image_processor, description=description, **extraction)
-        return features, answers, accuracies(classifiers, features, answers)
-
-    metrics = {}
+    found = accuracies(classifiers, eval_features, labels.eval)
+    metrics, best = {}, best_choice(found)
     if validation is not None:
-        _, _, chosen_on = measured(*validation, "Features of the images to choose on")
+        chosen_on = accuracies(classifiers, *validation)
         best = best_choice(chosen_on)
         metrics["linear_validation_top1"] = chosen_on[best]
-    features, answers, found = measured(eval_dataset, labels.eval, "Features of the images to classify")
-    if validation is None:
-        best = best_choice(found)
     metrics["linear_top1"] = found[best]
     if len(classes) > 5:
-        metrics["linear_top5"] = accuracies(classifiers, features, answers, topk=5)[best]
+        metrics["linear_top5"] = accuracies(classifiers, eval_features, labels.eval, topk=5)[best]
     group = groups[best.features]
     metrics["linear_best_learning_rate"] = best.learning_rate
     metrics["linear_best_num_layers"] = float(group.num_layers)
@@ -186,6 +176,19 @@ def evaluate_linear(
         )
         write_grid(found, Path(output_dir))
     return metrics
+
+
+def augmented_batches(
+    model: nn.Module, loader: DataLoader, labels: Tensor, num_layers: int, autocast_dtype: torch.dtype | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features (B, (num_layers + 1) * D) of the crops of a `training_loader`, and the labels of their rows."""
+    device = next(model.parameters()).device
+    for rows, pixel_values in loader:
+        autocast = torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None)
+        with evaluation_mode(model), torch.no_grad(), autocast:
+            pixel_values = pixel_values.to(device, non_blocking=True)
+            features = last_layers_and_mean_patch_features(model, pixel_values, num_layers)
+        yield features.float(), labels[rows].to(device)
 
 
 class FeatureGroup:
