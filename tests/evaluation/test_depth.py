@@ -172,6 +172,18 @@ def test_same_seed_same_head_on_workers_or_not(model):
     assert short(model, train, test, seed=1) != first
 
 
+@pytest.mark.parametrize("head", ["linear4", "dpt"])
+def test_the_training_around_is_left_alone(model, head):
+    """Mode, gradients and random numbers."""
+    model.train()
+    data = banded_images(4)
+    state = torch.get_rng_state()
+    short(model, data, data, head=head, num_steps=1, **({"fusion_hidden_size": 8} if head == "dpt" else {}))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
 def test_depths_of_zero_or_infinity_do_not_count(model, tmp_path):
     """The metrics of a map with holes are those of the rest; the training stays finite."""
     assert decode_depth(np.array([[0.0, -1.0, np.inf], [np.nan, 2000.0, 1.0]]), 1000).tolist() == [

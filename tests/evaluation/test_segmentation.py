@@ -263,6 +263,22 @@ def test_bad_masks(model):
         short(model, data, data, mask_column="mask")
 
 
+def test_broken_images(model):
+    """One to train on is replaced by the next one; one to measure on stops everything before the training."""
+    data = banded_images(4)
+    broken = [dict(row) for row in data]
+    broken[2]["image"] = b"no image"
+    metrics = short(model, broken, data)
+    replaced = [dict(row) for row in data]
+    replaced[2] = replaced[3]
+    assert metrics == short(model, replaced, data)
+    with pytest.raises(ValueError, match=r"image_column='image' of row 2 cannot be used \(the file is not an image"):
+        short(model, data, broken, num_steps=10**9)
+    broken = [dict(row, image=b"no image") for row in data]
+    with pytest.raises(ValueError, match="image_column='image' of row 0 cannot be used"):
+        short(model, broken, data)
+
+
 def test_a_class_without_training_is_announced(model, caplog):
     data = banded_images(4)
     metrics = short(model, data, data, class_names=[*NAMES, "rare"])
@@ -296,7 +312,9 @@ def test_the_training_around_is_left_alone(model):
     """Mode, gradients and random numbers."""
     model.train()
     data = banded_images(4)
+    state = torch.get_rng_state()
     short(model, data, data, device="cpu")
+    assert torch.equal(torch.get_rng_state(), state)
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(parameter.grad is None for parameter in model.parameters())

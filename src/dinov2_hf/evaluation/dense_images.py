@@ -17,6 +17,14 @@ from ..data.image_dataset import describe_row
 from ..data.image_decoding import UndecodableImage
 from ..data.sampler import PreTrainingBatchSampler, SampleKey
 from ..features import require_column
+from .head_training import seeded
+
+
+MAX_TRIES = 20
+
+
+class UnusableRow(ValueError):
+    """A row whose image or map cannot be decoded."""
 
 
 class PixelPairs(Dataset):
@@ -33,7 +41,8 @@ class PixelPairs(Dataset):
         decode_map: from the value of a row to an array (H, W); raises `UndecodableImage` with the reason if it cannot.
 
     Raises:
-        ValueError: at once, as `require_column`; for a row, if image or map cannot be decoded, or their sizes differ.
+        ValueError: at once, as `require_column`; for a row, if image or map cannot be decoded (`UnusableRow`), or
+            their sizes differ.
     """
 
     def __init__(
@@ -83,23 +92,33 @@ class PixelPairs(Dataset):
         try:
             return decode(values[column])
         except UndecodableImage as reason:
-            raise ValueError(
+            raise UnusableRow(
                 f"{field}={column!r} of {describe_row(values[column], row)} cannot be used ({reason}); repair it or"
                 " remove the row from the dataset."
             ) from None
 
 
 class TrainingCrops(Dataset):
-    """Pairs under a random transform, seeded by each sample's key: the same on any number of workers."""
+    """Pairs under a random transform, seeded by each sample's key: the same on any number of workers.
+
+    A row that cannot be decoded is replaced by the next one, because a training is long; after 20 of them it stops.
+    """
 
     def __init__(self, pairs: PixelPairs, transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]):
         self.pairs, self.transform = pairs, transform
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Tensor]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key.seed)
-            image, labels = self.transform(*self.pairs[key.row])
+        with seeded(key.seed):
+            image, labels = self.transform(*self._next_pair(key.row))
         return image.as_subclass(Tensor), labels.as_subclass(Tensor)
+
+    def _next_pair(self, row: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        for attempt in range(MAX_TRIES):
+            try:
+                return self.pairs[(row + attempt) % len(self.pairs)]
+            except UnusableRow as error:
+                reason = error
+        raise reason
 
 
 def training_batches(

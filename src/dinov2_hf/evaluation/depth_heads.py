@@ -26,6 +26,9 @@ class LinearDepth:
         nn.init.normal_(self.module.conv_depth.weight, std=0.01)
         nn.init.zeros_(self.module.conv_depth.bias)
 
+    def to(self, device: torch.device) -> None:
+        self.module.to(device)
+
     def features(self, pixel_values: Tensor) -> list[Tensor]:
         return [depth_features(self.model, pixel_values, self.layers)]
 
@@ -74,6 +77,9 @@ class DPTDepth:
         # Its last activation is a ReLU: where that starts below 0 it has no gradient.
         nn.init.ones_(self.whole.head.head[-2].bias)
         self.module = nn.ModuleList([self.whole.neck, self.whole.head])
+
+    def to(self, device: torch.device) -> None:
+        self.whole.to(device)
 
     def features(self, pixel_values: Tensor) -> list[Tensor]:
         return list(self.whole.backbone(center_pad(pixel_values, self.patch_size)).feature_maps)

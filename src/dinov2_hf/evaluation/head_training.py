@@ -1,6 +1,7 @@
 """Train a head on frozen dense features: AdamW, warm-up, decay, one progress bar."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from math import cos, isfinite, pi
 
 import torch
@@ -43,6 +44,14 @@ def one_cycle_beta1(step: int, num_steps: int, low: float = 0.85, high: float = 
     turn = rise * num_steps - 1
     done = step / turn if step <= turn else (num_steps - 1 - step) / max(num_steps - 1 - turn, 1)
     return high + (low - high) * (1 - cos(pi * min(max(done, 0.0), 1.0))) / 2
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers of their own, so that evaluation does not move those of a training around it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def train_head(
@@ -89,7 +98,8 @@ def train_head(
         loss.backward()
         if several:
             for parameter in parameters:
-                parameter.grad = reduce(parameter.grad, "mean")
+                if parameter.grad is not None:  # a DPT has layers that its output does not depend on
+                    parameter.grad = reduce(parameter.grad, "mean")
         if max_grad_norm is not None:
             nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         optimizer.step()

@@ -29,7 +29,7 @@ from .dense_features import check_image_size, num_blocks, segmentation_features,
 from .dense_images import PixelNormalization, PixelPairs, pairs_of_process, training_batches
 from .dense_models import head_config, save_dense_model
 from .dense_pictures import draw_masks
-from .head_training import learning_rate_factor, linear_decay, train_head
+from .head_training import learning_rate_factor, linear_decay, seeded, train_head
 from .segmentation_augmentation import SegmentationCrop
 from .segmentation_masks import count_ids, mask_classes, mask_decoder
 from .sliding_window import augmented_probabilities, sliding_window_logits
@@ -88,8 +88,9 @@ def evaluate_segmentation(
 ) -> dict[str, float]:
     """Train a segmentation head on the masks of `train_dataset` and measure it on those of `eval_dataset`.
 
-    Every mask is read before the training, and refused if it holds a number that is no class. Images are enlarged or
-    reduced so that their short side is `image_size`, so small ones are no error.
+    Every mask is read before the training, and refused if it holds a number that is no class; so is every image to
+    measure on. A training image that cannot be decoded is replaced by the next one. Images are enlarged or reduced so
+    that their short side is `image_size`, so small ones are no error.
 
     Args:
         model, image_column, num_workers, device, autocast_dtype, progress, processes: see `iterate_features`; the
@@ -153,12 +154,10 @@ def evaluate_segmentation(
         num_workers=num_workers,
         processes=processes,
     )
-    for pairs in (train_pairs, eval_pairs):
-        pairs[0]  # channels, sizes and columns that do not fit fail here
-    train_ids, eval_ids = (
-        count_ids(pairs, num_workers=num_workers, progress=progress, description=f"Checking {split} masks")
-        for pairs, split in ((train_pairs, "training"), (eval_pairs, "evaluation"))
-    )
+    train_pairs[0]  # channels and sizes that do not fit fail here
+    checking = {"num_workers": num_workers, "progress": progress}
+    train_ids = count_ids(train_pairs, with_images=False, description="Checking training masks", **checking)
+    eval_ids = count_ids(eval_pairs, with_images=True, description="Checking evaluation images", **checking)
     names = mask_classes(
         train_ids, eval_ids, class_names=class_names, ignore_index=ignore_index, mask_column=mask_column
     )
@@ -174,8 +173,8 @@ def evaluate_segmentation(
         segmentation_num_layers=protocol.num_layers,
         semantic_loss_ignore_index=ignore_index,
     )
-    torch.manual_seed(seed)
-    decode_head = _new_head(config, processes).to(device)
+    with seeded(seed):
+        decode_head = _new_head(config, processes).to(device)
 
     @torch.no_grad()
     def features_of(pixel_values: Tensor) -> Tensor:

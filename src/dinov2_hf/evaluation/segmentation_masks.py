@@ -52,21 +52,34 @@ def decode_mask(value: Any, ignore_index: int, do_reduce_labels: bool) -> np.nda
 
 
 class _MaskIds(Dataset):
-    def __init__(self, pairs: PixelPairs):
-        self.pairs = pairs
+    def __init__(self, pairs: PixelPairs, with_images: bool):
+        self.pairs, self.with_images = pairs, with_images
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, row: int) -> dict[int, int]:
-        ids, counts = torch.unique(self.pairs.labels(row), return_counts=True)
+        ids, counts = torch.unique(
+            self.pairs[row][1].as_subclass(torch.Tensor) if self.with_images else self.pairs.labels(row),
+            return_counts=True,
+        )
         return dict(zip(ids.tolist(), counts.tolist(), strict=True))
 
 
-def count_ids(pairs: PixelPairs, *, num_workers: int, progress: bool, description: str) -> list[dict[int, int]]:
-    """For each row, how many pixels each class number has."""
+def count_ids(
+    pairs: PixelPairs, *, with_images: bool, num_workers: int, progress: bool, description: str
+) -> list[dict[int, int]]:
+    """For each row, how many pixels each class number has.
+
+    Args:
+        with_images: decode the images as well, so that one that cannot be fails here.
+    """
     loader = DataLoader(
-        _MaskIds(pairs), batch_size=None, num_workers=num_workers, generator=torch.Generator(), collate_fn=_as_it_is
+        _MaskIds(pairs, with_images),
+        batch_size=None,
+        num_workers=num_workers,
+        generator=torch.Generator(),
+        collate_fn=_as_it_is,
     )
     return list(tqdm(loader, desc=description, unit="mask", disable=not progress))
 
