@@ -85,6 +85,8 @@ def evaluate_depth(
         crop_size: (height, width) of the training crops in pixels; smaller images are padded.
         fusion_hidden_size: of "dpt" only, the channels of its fusion blocks. None: 256.
         num_steps: of training; the learning rate falls to 1e-8 of its peak over them, along a cosine.
+        learning_rate: of AdamW, at its peak but for the decay.
+        weight_decay: of AdamW, on all parameters of the head.
         warmup_steps: None: a third of `num_steps`, as 12,800 of 38,400.
         max_grad_norm: gradients are clipped to this norm.
         seed: of the head's weights, and of the order and augmentation of the training images.

@@ -105,6 +105,8 @@ def evaluate_segmentation(
         image_size: short side of the images and side of the training crops and sliding windows, in pixels. None: the
             head's.
         num_steps: of training; the learning rate falls to 0 over them.
+        learning_rate: of AdamW after the warm-up, before the decay.
+        weight_decay: of AdamW, on all parameters of the head.
         warmup_steps: None: 3.75 % of `num_steps`, 1,500 of 40,000.
         train_scale_range: of the random ratio of a training image's short side to `image_size`. None: the head's.
         test_scales: ratios at which a test image is seen. None: the head's.
