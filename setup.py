@@ -10,6 +10,7 @@ root = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (root / "src/dinov2_hf/__init__.py").read_text()).group(1)
 
 DEEPSPEED = ["deepspeed>=0.19.8", "ninja>=1.11"]  # it compiles its operators when they are first used
+EVALUATION = ["av>=12.0", "scikit-learn>=1.4", "torchmetrics>=1.4"]  # video files, logistic regression, mIoU
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
 MULTIBAND = ["tifffile>=2024.1"]  # TIFF files of other channels than Pillow reads
 
@@ -42,17 +43,18 @@ setup(
     ],
     extras_require={
         "deepspeed": DEEPSPEED,
+        "evaluation": EVALUATION,
         "multiband": MULTIBAND,
         "onnx": ONNX,
         "quickstart": ["scikit-learn>=1.4"],  # its handwritten digits
         "tensorboard": ["tensorboard>=2.15"],
         "test": [
+            *EVALUATION,
             *MULTIBAND,
             *ONNX,
             "parameterized>=0.9",  # transformers' own tests use it
             "pytest>=8.0",
             "ruff>=0.9",
-            "scikit-learn>=1.4",
             "setuptools>=77",  # pip needs it to download them
             "tensorboard>=2.15",
             "timm>=1.0",  # one of transformers' own tests needs it, and the inference benchmark measures beside it

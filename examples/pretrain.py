@@ -39,7 +39,8 @@ from dinov2_hf.data import (
     load_image_dataset,
     reference_mask_generator,
 )
-from dinov2_hf.evaluation.knn import evaluate_knn, match_labels
+from dinov2_hf.evaluation.knn import evaluate_knn
+from dinov2_hf.evaluation.labels import match_labels
 from dinov2_hf.evaluation.visualization import save_patch_pca
 from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, recipe_values, values_for
 from dinov2_hf.training.backends import (

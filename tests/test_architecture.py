@@ -22,7 +22,7 @@ ALLOWED = {
     "training": set(),
     "features": {"data"},  # one way to decode an image
     "feature_files": {"features"},
-    "evaluation": {"features", "models"},
+    "evaluation": {"features", "models", "data"},  # heads are trained on images, decoded in the one way
     "curation": {"features"},
     "conversion": {"models", "pretraining"},
     "auto": {"models", "pretraining", "evaluation"},

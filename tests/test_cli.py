@@ -16,6 +16,7 @@ from dinov2_hf import (
     DINOv2Model,
 )
 from dinov2_hf.cli import main
+from dinov2_hf.cli.main import COMMANDS
 
 
 @pytest.fixture
@@ -157,7 +158,7 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, folder):
 
 
 def test_every_command_explains_itself(capsys):
-    for command in ("convert", "export", "push", "features"):
+    for command in COMMANDS:
         with pytest.raises(SystemExit) as stop:
             run(command, "--help")
         assert stop.value.code == 0

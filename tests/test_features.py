@@ -1,4 +1,5 @@
 import io
+from functools import partial
 
 import datasets
 import numpy as np
@@ -30,6 +31,7 @@ from dinov2_hf.features import (
     evaluation_mode,
     extract_features,
     iterate_features,
+    last_layers_and_mean_patch_features,
     last_layers_features,
     mean_patch_features,
     patch_grid_features,
@@ -300,11 +302,19 @@ def test_last_layers_are_the_same_with_and_without_the_method_of_the_model(monke
     torch.testing.assert_close(last_layers_features(model, images, 2), features)
 
 
+@pytest.mark.parametrize("name", ["dinov2_hf", "dinov2_with_registers"])
+def test_last_layers_and_mean_patch_are_the_two_together(name):
+    model = tiny_model(name)
+    images = torch.randn(2, 3, 42, 28)
+    expected = torch.cat([last_layers_features(model, images, 2), mean_patch_features(model, images)], dim=-1)
+    torch.testing.assert_close(last_layers_and_mean_patch_features(model, images, 2), expected)
+
+
 @pytest.mark.parametrize("kind", FEATURE_FUNCTIONS)
 def test_every_kind_over_a_dataset_is_a_loop_over_its_images(processor, kind):
     model = tiny_model("dinov2_with_registers")
     images = make_images(5)
-    options = {"num_layers": 2} if kind == "last_layers" else {}
+    options = {"num_layers": 2} if kind.startswith("last_layers") else {}
     with torch.no_grad():
         expected = torch.cat(
             [
@@ -362,7 +372,8 @@ def test_mistakes_about_kinds_are_named(model, processor):
         with pytest.raises(ValueError, match=f"num_layers is {num_layers}, but must be from 1 to the 2 blocks"):
             extract_features(model, dataset, processor, kind="last_layers", num_layers=num_layers)
     distilled = DeiTModel(DeiTConfig(**TINY))  # has a second token before the patches
-    for function in (patch_grid_features, mean_patch_features):
+    last = partial(last_layers_and_mean_patch_features, num_layers=1)
+    for function in (patch_grid_features, mean_patch_features, last):
         with pytest.raises(ValueError, match="gives 6 tokens .* 1 CLS, 0 registers and 2 x 2 patches .* are 5"):
             function(distilled, images)
     without = TraceableTokens(0, 7)

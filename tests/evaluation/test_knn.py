@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
-from dinov2_hf.evaluation.knn import evaluate_knn, knn_class_scores
+from dinov2_hf.evaluation.knn import _few_shot_rows, evaluate_knn, knn_class_scores
 from dinov2_hf.features import extract_features
 
 
@@ -205,7 +205,7 @@ def test_dataset_mistakes_are_named_before_any_image_is_read(model, processor):
     def evaluate(bank, queries, **options):
         evaluate_knn(model, bank, queries, processor, **{"ks": (2,)} | options)
 
-    with pytest.raises(ValueError, match="queries that the bank lacks .'blue'."):
+    with pytest.raises(ValueError, match="evaluation data that the training data lacks .'blue'."):
         evaluate(bank, [{"image": unreadable, "label": "blue"}])
     with pytest.raises(ValueError, match="one class 'red'"):
         evaluate(bank[::2], bank[::2])
@@ -219,8 +219,64 @@ def test_dataset_mistakes_are_named_before_any_image_is_read(model, processor):
         evaluate(bank, bank, temperature=-1)
 
     labelled = as_dataset(colour_rows(names, 2, 0), names)
-    with pytest.raises(ValueError, match="queries that the bank lacks .'blue'."):
+    with pytest.raises(ValueError, match="evaluation data that the training data lacks .'blue'."):
         evaluate(labelled, as_dataset(colour_rows(["blue"], 1, 0), ["green", "blue"]))
     unlabelled = as_dataset([{"image": Image.new("RGB", (28, 28)), "label": -1}], names)
     with pytest.raises(ValueError, match="row 0 is -1, but must be one of the 2 classes"):
         evaluate(labelled, unlabelled)
+
+
+def test_few_shot_banks_are_means_over_tries(model, processor):
+    names = ["red", "green", "blue"]
+    generator = np.random.default_rng(3)
+    rows = colour_rows(names, 12, 0)
+    labels = [name if generator.random() < 0.6 else str(generator.choice(names)) for name in names * 12]
+    bank = [{**row, "label": label} for row, label in zip(rows, labels, strict=True)]
+    queries = colour_rows(names, 5, 1)
+    result = evaluate_knn(model, bank, queries, processor, ks=(1, 5, 20), shots=(2, 4), num_tries=3)
+
+    features, query_features = (extract_features(model, part, processor) for part in (bank, queries))
+    index = {name: i for i, name in enumerate(sorted(names))}
+    targets = torch.tensor([index[label] for label in labels])
+    answers = torch.tensor([index[row["label"]] for row in queries])
+    for n in (2, 4):
+        assert f"knn_{n}shot_top1_k20" not in result  # more than the bank of 3 * n images
+        tries = []
+        for seed in range(3):
+            rows_of_bank = _few_shot_rows(targets, n, seed)
+            assert targets[rows_of_bank].bincount().tolist() == [n, n, n]
+            assert len(set(rows_of_bank.tolist())) == 3 * n
+            scores = knn_class_scores(
+                features[rows_of_bank], targets[rows_of_bank], query_features, num_classes=3, ks=(1, 5)
+            )
+            tries.append((scores[5].argmax(dim=1) == answers).double().mean().item())
+        assert result[f"knn_{n}shot_top1_k5"] == pytest.approx(np.mean(tries))
+        assert result[f"knn_{n}shot_top1_k5_std"] == pytest.approx(np.std(tries))
+
+
+def test_bad_shots_are_named(model, processor):
+    rows = [{"image": b"", "label": name} for name in ("red", "green", "red", "green", "red")]
+    with pytest.raises(
+        ValueError, match=r"shots=\[3\] must lie between 1 and the 2 images that the class 'green' has"
+    ):
+        evaluate_knn(model, rows, rows, processor, ks=(1,), shots=(3,))
+    with pytest.raises(ValueError, match=r"shots=\[1\] makes a bank of 2 images, of which none of ks=\[3\]"):
+        evaluate_knn(model, rows, rows, processor, ks=(3,), shots=(1,))
+    with pytest.raises(ValueError, match="num_tries=0"):
+        evaluate_knn(model, rows, rows, processor, ks=(1,), shots=(1,), num_tries=0)
+
+
+def test_the_plot_is_written(tmp_path, model, processor):
+    rows = colour_rows(["red", "green"], 4, 0)
+    evaluate_knn(model, rows, rows, processor, ks=(1, 2), shots=(2,), output_dir=tmp_path / "knn")
+    with Image.open(tmp_path / "knn" / "knn.png") as picture:
+        assert picture.width > 300
+
+
+def test_a_bank_of_images_of_another_kind_is_named(processor):
+    model = Dinov2Model(
+        Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=28, num_channels=4)
+    )
+    rows = colour_rows(["red", "green"], 3, 0)
+    with pytest.raises(ValueError, match=r"no image that can be decoded, from row 0 on .it has shape .28, 28, 3."):
+        evaluate_knn(model, rows, rows, processor, ks=(1,))

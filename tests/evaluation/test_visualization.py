@@ -96,7 +96,7 @@ def test_a_wrong_token_count_is_named():
     model = PixelsAsFeatures(4)
     model.config.num_register_tokens = 0
     model.config.patch_size = 8
-    with pytest.raises(ValueError, match=r"gives 16 patch tokens, but .* 2 x 2 patches of config.patch_size=8"):
+    with pytest.raises(ValueError, match=r"gives 17 tokens for .* 16 x 16 pixels, .* 2 x 2 patches of 8 x 8 pixels"):
         patch_pca(model, torch.ones(1, 3, 16, 16))
 
 

@@ -16,6 +16,7 @@ from transformers import (
     DPTForDepthEstimation,
     pipeline,
 )
+from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmenterOutput
 
 from dinov2_hf import (
     DINOv2Backbone,
@@ -24,6 +25,7 @@ from dinov2_hf import (
     DINOv2ForImageClassification,
     DINOv2ForSemanticSegmentation,
     DINOv2ImageProcessor,
+    DINOv2ImageProcessorPil,
     DINOv2Model,
 )
 
@@ -126,6 +128,9 @@ def test_feature_maps(spread, apply_layernorm):
     model.config.reshape_hidden_states = False
     assert model(pixels).feature_maps[0].shape == (2, 1 + 3 + 15, 32)
     assert len(model(pixels, output_hidden_states=True).hidden_states) == 5
+    tokens = model(pixels).feature_maps[0]
+    model.config.keep_register_tokens = False
+    assert torch.equal(model(pixels).feature_maps[0], tokens[:, [0, *range(4, 19)]])
 
 
 @torch.no_grad()
@@ -213,6 +218,23 @@ def test_pipelines(tmp_path, spread):
         expected = model.dinov2(pixels)
     torch.testing.assert_close(extract(image, return_tensors=True), expected.last_hidden_state)
     torch.testing.assert_close(extract(image, pool=True, return_tensors=True), expected.pooler_output)
+
+
+@pytest.mark.parametrize("processor_class", [DINOv2ImageProcessor, DINOv2ImageProcessorPil])
+def test_post_processing_resizes_each_image(processor_class):
+    processor, sizes = processor_class(), [(9, 7), (5, 12)]
+    logits, depth = torch.randn(2, 3, 4, 6), torch.rand(2, 4, 6)
+    masks = processor.post_process_semantic_segmentation(SemanticSegmenterOutput(logits=logits), sizes)
+    depths = processor.post_process_depth_estimation(DepthEstimatorOutput(predicted_depth=depth), sizes)
+    for index, size in enumerate(sizes):
+        resized = torch.nn.functional.interpolate(logits[index, None], size, mode="bilinear")[0]
+        assert torch.equal(masks[index], resized.argmax(dim=0))
+        resized = torch.nn.functional.interpolate(depth[index, None, None], size, mode="bilinear")[0, 0]
+        assert torch.equal(depths[index]["predicted_depth"], resized)
+    whole = processor.post_process_semantic_segmentation(SemanticSegmenterOutput(logits=logits))
+    assert torch.equal(torch.stack(whole), logits.argmax(dim=1))
+    with pytest.raises(ValueError, match="`target_sizes` holds 1 sizes, but there are 2 images"):
+        processor.post_process_depth_estimation(DepthEstimatorOutput(predicted_depth=depth), sizes[:1])
 
 
 def test_depth_has_no_loss():

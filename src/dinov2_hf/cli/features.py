@@ -16,9 +16,9 @@ def features(parser: argparse.ArgumentParser) -> Callable[..., None]:
     parser.add_argument("--output", required=True, help="*.parquet, *.npy, or a folder for `datasets.load_from_disk`")
     parser.add_argument(
         "--kind", default="cls", choices=tuple(FEATURE_FUNCTIONS),
-        help="final-normed CLS token, mean patch, all patches as a grid, or CLS tokens of the last blocks",
+        help="final-normed CLS token, mean patch, patches as a grid, CLS tokens of the last blocks (and mean patch)",
     )  # fmt: skip
-    parser.add_argument("--num_layers", type=int, default=4, help="blocks of last_layers (default: 4)")
+    parser.add_argument("--num_layers", type=int, default=4, help="blocks of last_layers... (default: 4)")
     parser.add_argument("--image_column", help="(default: the first one that holds images)")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images (default: 0)")
@@ -29,16 +29,13 @@ def features(parser: argparse.ArgumentParser) -> Callable[..., None]:
 
     def run(model: str, data: str, split: str, output: str, image_column, device, bf16: bool, **options: Any) -> None:
         import torch
-        from transformers import AutoImageProcessor, AutoModel
 
         from ..data import find_image_column, load_image_dataset
         from ..feature_files import write_features
+        from .backbone import load_backbone
 
         dataset = load_image_dataset(data, split=split, image_column=image_column)
-        try:
-            network, image_processor = AutoModel.from_pretrained(model), AutoImageProcessor.from_pretrained(model)
-        except OSError as error:
-            raise ValueError(f"`model` is {model}, which cannot be loaded: {' '.join(str(error).split())}") from None
+        network, image_processor = load_backbone(model)
         written = write_features(
             network,
             dataset,

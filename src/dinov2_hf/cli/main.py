@@ -9,12 +9,17 @@ import sys
 
 from ..conversion.export_report import ExportCheckError
 from .convert import convert
+from .evaluate import evaluate
 from .export import export
 from .features import features
 from .push import push
+from .visualize import visualize
 
 
-COMMANDS = {"convert": convert, "export": export, "push": push, "features": features}
+COMMANDS = {
+    "convert": convert, "export": export, "push": push, "features": features, "evaluate": evaluate,
+    "visualize": visualize,
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:

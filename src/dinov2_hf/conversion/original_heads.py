@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 
 from ..models import DINOv2Config
+from ..models.depth_layers import DEPTH_LAYERS
 from .original_names import State
 from .original_shapes import check_tensors, shape_of
 
@@ -11,8 +12,6 @@ from .original_shapes import check_tensors, shape_of
 # Classifiers of the original: blocks whose CLS tokens are read, and whether the mean patch is, by width over that of
 # the backbone.
 CLASSIFIER_INPUTS = {1: (1, False), 2: (1, True), 4: (4, False), 5: (4, True)}
-# 0-based blocks that depth heads with 4 layers read, by the number of blocks (S and B, L, g).
-DEPTH_LAYERS = {12: [2, 5, 8, 11], 24: [4, 11, 17, 23], 40: [9, 19, 29, 39]}
 # Metres, by what is in the names of the released files.
 DEPTH_RANGES = {"nyu": (0.001, 10.0), "kitti": (0.001, 80.0)}
 

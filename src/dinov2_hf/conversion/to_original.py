@@ -11,10 +11,11 @@ from ..models import (
     DINOv2ForImageClassification,
     DINOv2ForSemanticSegmentation,
 )
+from ..models.depth_layers import DEPTH_LAYERS
 from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from .model_folder import load_model_folder, read_json
 from .new_output import check_file, new_file
-from .original_heads import CLASSIFIER_INPUTS, DEPTH_LAYERS
+from .original_heads import CLASSIFIER_INPUTS
 from .original_names import State, backbone_to_original, chunk_blocks, projection_head_to_original
 from .saved_models import load_whole
 

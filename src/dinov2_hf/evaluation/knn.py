@@ -7,66 +7,80 @@ whatever k is scored; the score of a class is the sum of the weights of its memb
 Shapes: `Q` query images, `n` bank images, `D` feature size, `C` classes.
 """
 
-import logging
+import os
 from collections.abc import Iterator, Sequence
-from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..features import extract_features, require_column
+from ..features import extract_features
+from .figures import draw_curves
+from .labelled_features import labelled_features
+from .labels import match_labels
 
-
-logger = logging.getLogger(__name__)
 
 # A wide tile of the similarity matrix keeps the number of top-k merges, and on a GPU of launches, small.
 _BANK_ROWS_PER_QUERY = 16
+# Queries whose neighbours so far are kept while the bank passes by: 150 MiB for 200 neighbours.
+_QUERIES_PER_PASS = 65536
 
 
 def evaluate_knn(
     model: nn.Module,
-    bank_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    query_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
     image_processor: Any,
     *,
     image_column: str = "image",
     label_column: str = "label",
     ks: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.07,
+    shots: Sequence[int] = (),
+    num_tries: int = 5,
     batch_size: int = 64,
+    num_workers: int = 0,
     device: torch.device | str | None = None,
     autocast_dtype: torch.dtype | None = None,
-    num_workers: int = 0,
     progress: bool = False,
+    processes: PartialState | None = None,
+    output_dir: str | os.PathLike | None = None,
 ) -> dict[str, float]:
-    """Classify `query_dataset` by the neighbours of its images in `bank_dataset`.
+    """Classify `eval_dataset` by the neighbours of its images in `train_dataset`, the bank.
 
-    A bank image that cannot be decoded is left out, with a warning; a query is never left out.
-
-    Labels are matched by name where both columns are a `ClassLabel`, and by value (integers or strings) otherwise.
+    A bank image that cannot be decoded is left out, with a warning; an image to classify is never left out. Labels
+    are matched by name, see `match_labels`.
 
     Args:
-        model, image_processor, image_column, batch_size, device, autocast_dtype, num_workers, progress: see
-            `extract_features`; the columns have the same names in both datasets.
-        bank_dataset: the labelled images to compare with, usually the training split.
-        query_dataset: the images to classify, usually the validation split.
+        model, image_processor, image_column, batch_size, num_workers, device, autocast_dtype, progress, processes:
+            see `iterate_features`; the columns have the same names in both datasets.
+        train_dataset: the labelled images to compare with, usually the training split.
+        eval_dataset: the labelled images to classify, usually the validation split.
         label_column: name of the column that holds the labels.
         ks: numbers of neighbours to score; the largest is at most the size of the bank.
         temperature: of the softmax over similarities, above 0.
+        shots: images per class of few-shot banks, which are measured besides the whole bank. Of `ks`, those above
+            the size of such a bank are left out for it.
+        num_tries: few-shot banks of each size, drawn at random with the seeds 0, 1, ...
+        output_dir: a folder for the plot `knn.png`. None: no plot.
 
     Returns:
-        Accuracies in [0, 1]: `knn_top1_k{k}` for each k, and `knn_top5_k{k}` where there are more than 5 classes.
+        Accuracies in [0, 1]: `knn_top1_k{k}` for each k, and `knn_top5_k{k}` where there are more than 5 classes. Of
+        few-shot banks the mean and the standard deviation over the tries, `knn_{n}shot_top1_k{k}` and `..._std`.
 
     Raises:
-        ValueError: a column is missing, a row has no label, there is one class only, the bank lacks a class of the
-            queries, `ks` or `temperature` is out of range, or what `extract_features` raises.
+        ValueError: what `match_labels` or `extract_features` raises, or `ks`, `temperature`, `shots` or `num_tries` is
+            out of range for the bank.
     """
-    bank_labels, query_labels, num_classes = match_labels(bank_dataset, query_dataset, label_column)
-    ks = _checked_ks(ks, len(bank_labels))
+    labels = match_labels(train_dataset, eval_dataset, label_column)
+    _checked_ks(ks, len(labels.train))
     _check_temperature(temperature)
+    _check_shots(shots, num_tries, labels.train, labels.classes, ks)
 
     extraction = {
         "image_column": image_column,
@@ -75,38 +89,64 @@ def evaluate_knn(
         "autocast_dtype": autocast_dtype,
         "num_workers": num_workers,
         "progress": progress,
+        "processes": processes,
     }
-    undecodable_rows = []
-    bank_features = extract_features(
-        model,
-        bank_dataset,
-        image_processor,
-        description="Extracting bank features",
-        undecodable_rows=undecodable_rows,
-        **extraction,
-    )
-    if undecodable_rows:
-        logger.warning("%d images of the bank cannot be decoded and are left out", len(undecodable_rows))
-        kept = torch.ones(len(bank_labels), dtype=torch.bool)
-        kept[undecodable_rows] = False
-        bank_labels = bank_labels[kept]
-        ks = _checked_ks(ks, len(bank_labels))
+    bank_features, bank_labels = labelled_features(model, train_dataset, labels.train, image_processor, **extraction)
+    if len(bank_labels) < len(labels.train):
+        _checked_ks(ks, len(bank_labels))
+        _check_shots(shots, num_tries, bank_labels, labels.classes, ks)
     query_features = extract_features(
-        model, query_dataset, image_processor, description="Extracting query features", **extraction
+        model, eval_dataset, image_processor, description="Features of the images to classify", **extraction
     )
 
-    device = next(model.parameters()).device
-    query_labels = query_labels.to(device)
+    def accuracies(bank_rows: Tensor | slice) -> dict[str, float]:
+        bank = bank_labels[bank_rows]
+        return _accuracies(
+            bank_features[bank_rows],
+            bank,
+            query_features,
+            labels.eval,
+            num_classes=len(labels.classes),
+            ks=_checked_ks([k for k in ks if k <= len(bank)], len(bank)),
+            temperature=temperature,
+            device=next(model.parameters()).device,
+            processes=processes,
+        )
+
+    metrics = {f"knn_{name}": value for name, value in accuracies(slice(None)).items()}
+    for n in shots:
+        tries = [accuracies(_few_shot_rows(bank_labels, n, seed)) for seed in range(num_tries)]
+        for name in tries[0]:
+            values = torch.tensor([one[name] for one in tries], dtype=torch.float64)
+            metrics[f"knn_{n}shot_{name}"] = values.mean().item()
+            metrics[f"knn_{n}shot_{name}_std"] = values.std(correction=0).item()
+    if output_dir is not None and (processes is None or processes.is_main_process):
+        banks = {"whole bank": "knn_top1", **{f"{n} images per class": f"knn_{n}shot_top1" for n in shots}}
+        curves = {
+            label: {k: metrics[f"{name}_k{k}"] for k in sorted(set(ks)) if f"{name}_k{k}" in metrics}
+            for label, name in banks.items()
+        }
+        draw_curves(curves, Path(output_dir) / "knn.png", x="neighbours k", y="top-1 accuracy", log_x=True)
+    return metrics
+
+
+def _accuracies(
+    bank_features, bank_labels, query_features, query_labels, *, num_classes, ks, temperature, device, processes
+) -> dict[str, float]:
+    """`top1_k{k}` and `top5_k{k}`; each process classifies its share of the queries."""
+    own = slice(processes.process_index, None, processes.num_processes) if processes is not None else slice(None)
+    query_labels = query_labels[own].to(device)
     topks = (1, 5) if num_classes > 5 else (1,)
-    correct = {(topk, k): 0 for topk in topks for k in ks}
+    correct = {f"top{topk}_k{k}": 0 for topk in topks for k in ks}
     chunks = _score_chunks(
-        bank_features.to(device),
+        bank_features,
         bank_labels.to(device),
-        query_features.to(device),
+        query_features[own],
         num_classes=num_classes,
         ks=ks,
         temperature=temperature,
         chunk_size=1024,
+        device=device,
     )
     # Chunk by chunk, because the scores of all queries would be large with many classes.
     for rows, scores in chunks:
@@ -115,8 +155,22 @@ def evaluate_knn(
             ranked = scores[k].argsort(dim=1, descending=True, stable=True)
             hits = ranked == query_labels[rows, None]
             for topk in topks:
-                correct[topk, k] += int(hits[:, :topk].sum())
-    return {f"knn_top{topk}_k{k}": count / len(query_labels) for (topk, k), count in correct.items()}
+                correct[f"top{topk}_k{k}"] += int(hits[:, :topk].sum())
+    shares = [(correct, len(query_labels))]
+    if processes is not None:
+        shares = gather_object(shares)
+    num_queries = sum(count for _, count in shares)
+    return {name: sum(share[name] for share, _ in shares) / num_queries for name in correct}
+
+
+def _few_shot_rows(labels: Tensor, n: int, seed: int) -> Tensor:
+    """Rows of `n` images of every class, drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = []
+    for label in labels.unique():
+        rows = (labels == label).nonzero()[:, 0]
+        drawn.append(rows[torch.randperm(len(rows), generator=generator)[:n]])
+    return torch.cat(drawn)
 
 
 def knn_class_scores(
@@ -131,8 +185,8 @@ def knn_class_scores(
 ) -> dict[int, Tensor]:
     """The score of every class for every query, for every number of neighbours.
 
-    Runs in fp32 on the device of its inputs, and never holds more similarities than `chunk_size` queries against
-    16 * `chunk_size` bank rows.
+    Runs in fp32 on the device of the queries, and never holds more similarities than `chunk_size` queries against
+    16 * `chunk_size` bank rows, nor more of the bank than these rows.
 
     Args:
         bank_features: (n, D), any scale.
@@ -166,53 +220,62 @@ def knn_class_scores(
         )
     chunks = _score_chunks(
         bank_features,
-        bank_labels,
+        bank_labels.to(query_features.device),
         query_features,
         num_classes=num_classes,
         ks=ks,
         temperature=temperature,
         chunk_size=chunk_size,
+        device=query_features.device,
     )
     scores = [scores for _, scores in chunks]
     return {k: torch.cat([chunk[k] for chunk in scores]) for k in ks}
 
 
 def _score_chunks(
-    bank_features, bank_labels, query_features, *, num_classes, ks, temperature, chunk_size
+    bank_features, bank_labels, query_features, *, num_classes, ks, temperature, chunk_size, device
 ) -> Iterator[tuple[slice, dict[int, Tensor]]]:
-    bank = _normalized(bank_features, "bank_features")
-    queries = _normalized(query_features, "query_features")
-    for start in range(0, len(queries), chunk_size):
-        rows = slice(start, start + chunk_size)
-        similarities, neighbors = _nearest_neighbors(bank, queries[rows], ks[-1], _BANK_ROWS_PER_QUERY * chunk_size)
-        weights = (similarities / temperature).softmax(dim=1)
-        yield rows, _vote(weights, bank_labels[neighbors].long(), num_classes, ks)
+    _check_finite(bank_features, "bank_features")
+    _check_finite(query_features, "query_features")
+    for first in range(0, len(query_features), _QUERIES_PER_PASS):
+        queries = F.normalize(query_features[first : first + _QUERIES_PER_PASS].to(device, torch.float32), dim=1)
+        similarities, neighbors = _nearest_neighbors(bank_features, queries, ks[-1], chunk_size)
+        for start in range(0, len(queries), chunk_size):
+            weights = (similarities[start : start + chunk_size] / temperature).softmax(dim=1)
+            labels = bank_labels[neighbors[start : start + chunk_size]].long()
+            yield slice(first + start, first + start + len(weights)), _vote(weights, labels, num_classes, ks)
 
 
-def _normalized(features: Tensor, field: str) -> Tensor:
-    features = features.float()
-    finite_rows = features.isfinite().all(dim=1)
-    if not finite_rows.all():
+def _check_finite(features: Tensor, field: str) -> None:
+    num_bad = sum(int((~part.isfinite().all(dim=1)).sum()) for part in features.split(_QUERIES_PER_PASS))
+    if num_bad:
         raise ValueError(
-            f"{field} has {int((~finite_rows).sum())} of {len(features)} rows with NaN or infinite values, but must "
-            "be finite; the model that made them may have diverged."
+            f"{field} has {num_bad} of {len(features)} rows with NaN or infinite values, but must be finite; the "
+            "model that made them may have diverged."
         )
-    return F.normalize(features, dim=1)
 
 
-def _nearest_neighbors(bank: Tensor, queries: Tensor, k: int, bank_chunk: int) -> tuple[Tensor, Tensor]:
-    """The `k` largest cosine similarities of each query, in descending order, and the bank rows they belong to."""
-    similarities = queries.new_empty(len(queries), 0)
-    neighbors = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
+def _nearest_neighbors(bank: Tensor, queries: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """The `k` largest cosine similarities of each query, in descending order, and the bank rows they belong to.
+
+    Both are (Q, k), on the device of the queries, which are normalised. The bank, which is not, passes by tile by
+    tile: it may be larger than the device's memory, and no copy of it is made.
+    """
+    similarities = queries.new_full((len(queries), k), -torch.inf)
+    neighbors = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)
+    bank_chunk = _BANK_ROWS_PER_QUERY * chunk_size
     for start in range(0, len(bank), bank_chunk):
-        # An autocast around the call would compute the similarities in half precision.
-        with torch.autocast(queries.device.type, enabled=False):
-            tile = queries @ bank[start : start + bank_chunk].T
-        tile_similarities, tile_neighbors = tile.topk(min(k, tile.shape[1]), dim=1)
-        similarities = torch.cat([similarities, tile_similarities], dim=1)
-        neighbors = torch.cat([neighbors, tile_neighbors + start], dim=1)
-        similarities, order = similarities.topk(min(k, similarities.shape[1]), dim=1)
-        neighbors = neighbors.gather(1, order)
+        tile = F.normalize(bank[start : start + bank_chunk].to(queries.device, torch.float32), dim=1).T
+        for first in range(0, len(queries), chunk_size):
+            rows = slice(first, first + chunk_size)
+            # An autocast around the call would compute the similarities in half precision.
+            with torch.autocast(queries.device.type, enabled=False):
+                candidates = queries[rows] @ tile
+            candidates, columns = candidates.topk(min(k, candidates.shape[1]), dim=1)
+            candidates = torch.cat([similarities[rows], candidates], dim=1)
+            columns = torch.cat([neighbors[rows], columns + start], dim=1)
+            similarities[rows], order = candidates.topk(k, dim=1)
+            neighbors[rows] = columns.gather(1, order)
     return similarities, neighbors
 
 
@@ -246,61 +309,24 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature={temperature} must be above 0.")
 
 
-def match_labels(bank_dataset, query_dataset, label_column: str) -> tuple[Tensor, Tensor, int]:
-    """Class indices of bank and queries in one numbering, and the number of classes.
-
-    Raises:
-        ValueError: a label is missing, or the two do not fit together.
-    """
-    bank_labels, bank_names = _labels(bank_dataset, label_column)
-    query_labels, query_names = _labels(query_dataset, label_column)
-    if bank_names and query_names:
-        bank_labels = _label_names(bank_labels, bank_names, label_column)
-        query_labels = _label_names(query_labels, query_names, label_column)
-        classes = bank_names
-    else:
-        classes = list(dict.fromkeys(bank_labels))
-    if len(set(bank_labels)) < 2:
+def _check_shots(
+    shots: Sequence[int], num_tries: int, bank_labels: Tensor, classes: Sequence[Any], ks: Sequence[int]
+) -> None:
+    if not shots:
+        return
+    if num_tries < 1:
+        raise ValueError(f"num_tries={num_tries} must be at least 1.")
+    counts = bank_labels.bincount(minlength=len(classes))
+    counts[counts == 0] = len(bank_labels)  # a class without images, of which none is evaluated either
+    fewest = int(counts.argmin())
+    if min(shots) < 1 or max(shots) > counts[fewest]:
         raise ValueError(
-            f"label_column={label_column!r} has the one class {bank_labels[0]!r} in the bank, but at least 2 are "
-            "needed."
+            f"shots={list(shots)} must lie between 1 and the {int(counts[fewest])} images that the class "
+            f"{classes[fewest]!r} has in the bank."
         )
-    index = {label: i for i, label in enumerate(classes)}
-    unknown = list(dict.fromkeys(label for label in query_labels if label not in index))
-    if unknown:
+    smallest_bank = min(shots) * int((bank_labels.bincount() > 0).sum())
+    if min(ks) > smallest_bank:
         raise ValueError(
-            f"label_column={label_column!r} has {len(unknown)} classes in the queries that the bank lacks "
-            f"({', '.join(map(repr, unknown[:5]))}{', ...' if len(unknown) > 5 else ''}): every query needs a class "
-            "of the bank."
+            f"shots={list(shots)} makes a bank of {smallest_bank} images, of which none of ks={list(ks)} neighbours "
+            "can be taken: give a smaller k."
         )
-    bank_indices = torch.tensor([index[label] for label in bank_labels])
-    query_indices = torch.tensor([index[label] for label in query_labels])
-    return bank_indices, query_indices, len(classes)
-
-
-def _labels(dataset, label_column: str) -> tuple[list[int] | list[str], list[str] | None]:
-    """The labels of a dataset as they are stored, and the class names if it has any."""
-    require_column(dataset, label_column, "label_column")
-    names = None
-    if isinstance(dataset, datasets.Dataset):
-        feature = dataset.features[label_column]
-        names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-        values = dataset.with_format(None)[label_column][:]
-    else:
-        values = [row[label_column] for row in dataset]
-    for row, value in enumerate(values):
-        if not isinstance(value, Integral | str):
-            raise ValueError(
-                f"label_column={label_column!r} of row {row} is {value!r}, but must be an integer or a string."
-            )
-    return values, names
-
-
-def _label_names(labels: list[int], names: list[str], label_column: str) -> list[str]:
-    unlabelled = [row for row, label in enumerate(labels) if not 0 <= label < len(names)]
-    if unlabelled:
-        raise ValueError(
-            f"label_column={label_column!r} of row {unlabelled[0]} is {labels[unlabelled[0]]}, but must be one of the "
-            f"{len(names)} classes: remove the rows without a label."
-        )
-    return [names[label] for label in labels]

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..features import evaluation_mode, process_images
+from ..features import evaluation_mode, patch_grid_features
+from .pictures import Cell, PictureGrid, prepare_pictures
 
 
-def patch_pca(model: nn.Module, pixel_values: Tensor) -> np.ndarray:
+def patch_pca(model: nn.Module, pixel_values: Tensor, *, foreground: bool = False) -> np.ndarray:
     """The first three principal components of the patch features, as colours.
 
     The components are those of the patches of all images together, so equal colours mean similar features across
@@ -28,6 +29,7 @@ def patch_pca(model: nn.Module, pixel_values: Tensor) -> np.ndarray:
         model: any model with `config.patch_size` whose `last_hidden_state` is the CLS token, then
             `config.num_register_tokens` registers (none if the config has no such field), then the patches row by row.
         pixel_values: (n, channels, height, width).
+        foreground: colour the patches of `foreground_mask` only, by components of their own; the others are black.
 
     Returns:
         (n, h, w, 3) float64 in [0, 1].
@@ -35,31 +37,56 @@ def patch_pca(model: nn.Module, pixel_values: Tensor) -> np.ndarray:
     Raises:
         ValueError: the model gives another number of patch tokens than the patch grid of the images has.
     """
-    patch_height, patch_width = _patch_size(model)
-    height, width = pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
-    with evaluation_mode(model), torch.no_grad():
-        hidden_state = model(pixel_values.to(next(model.parameters()).device)).last_hidden_state
-    patches = hidden_state[:, 1 + getattr(model.config, "num_register_tokens", 0) :]
-    if patches.shape[1] != height * width:
-        raise ValueError(
-            f"model gives {patches.shape[1]} patch tokens, but pixel_values of shape {tuple(pixel_values.shape)} hold "
-            f"{height} x {width} patches of config.patch_size={model.config.patch_size}."
-        )
-
-    # On the CPU and in fp64, so that the same features give the same colours everywhere.
-    patches = patches.flatten(0, 1).double().cpu()
-    patches = patches - patches.mean(dim=0)
-    _, directions = torch.linalg.eigh(patches.T @ patches)
-    directions = directions[:, -3:].flip(1)
-    largest_loadings = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
-    components = (patches @ (directions * largest_loadings.sign())).numpy()
-
+    features = patch_features(model, pixel_values)
+    mask = foreground_mask(features) if foreground else np.ones(features.shape[:3], dtype=bool)
+    components = principal_components(features[torch.from_numpy(mask)], 3)
     low, high = np.percentile(components, [1, 99], axis=0)
-    colours = (components - low) / np.maximum(high - low, 1e-12)
-    return colours.clip(0, 1).reshape(len(pixel_values), height, width, 3)
+    colours = np.zeros((*features.shape[:3], 3))
+    colours[mask] = ((components - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
+    return colours
 
 
-def draw_patch_pca(images: Sequence[Image.Image], pca: np.ndarray, path: str | Path, title: str | None = None) -> None:
+def foreground_mask(features: Tensor) -> np.ndarray:
+    """Which patches belong to the objects: the first principal component tells them from the background (paper).
+
+    The background is the side of the component's mean on which more of the patches at the edges of the images lie.
+
+    Args:
+        features: (n, h, w, D), of all images together.
+
+    Returns:
+        (n, h, w) booleans; all true where the features do not differ.
+    """
+    first = principal_components(features.flatten(0, 2), 1).reshape(features.shape[:3])
+    edges = np.ones(first.shape[1:], dtype=bool)
+    edges[1:-1, 1:-1] = False
+    mask = first > 0
+    if mask[:, edges].mean() > 0.5:
+        mask = first < 0
+    return mask if mask.any() else np.ones_like(mask)
+
+
+def patch_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """The patch features (n, h, w, D) of images, float64 on the CPU, taken in eval mode on the device of the model."""
+    with evaluation_mode(model), torch.no_grad():
+        # One image at a time: pictures are few and may be large.
+        grids = [patch_grid_features(model, image[None].to(next(model.parameters()).device)) for image in pixel_values]
+    # In fp64, so that the same features give the same colours everywhere.
+    return torch.cat(grids).double().cpu()
+
+
+def principal_components(features: Tensor, count: int) -> np.ndarray:
+    """The first `count` components (rows, count) of features (rows, D), centred; largest loading positive."""
+    centred = features - features.mean(dim=0)
+    _, directions = torch.linalg.eigh(centred.T @ centred)
+    directions = directions[:, -count:].flip(1)
+    largest_loadings = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
+    return (centred @ (directions * largest_loadings.sign())).numpy()
+
+
+def draw_patch_pca(
+    images: Sequence[Image.Image], pca: np.ndarray, path: str | os.PathLike, title: str | None = None
+) -> None:
     """Draw pictures, with their PCA colours below them, to a PNG; more than 8 are broken into several bands.
 
     Args:
@@ -73,68 +100,32 @@ def draw_patch_pca(images: Sequence[Image.Image], pca: np.ndarray, path: str | P
     """
     if len(images) == 0 or len(images) != len(pca):
         raise ValueError(f"images has {len(images)} pictures and pca {len(pca)} maps, but as many of both are needed.")
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     bands = ceil(len(images) / 8)
     columns = ceil(len(images) / bands)
-    # All lengths are in inches, from the top left corner.
-    gap = 0.06
-    cell_width = 1.8
-    cell_height = cell_width * pca.shape[1] / pca.shape[2]
-    column_width = cell_width + gap
-    band_height = 2 * cell_height + 4 * gap
-    top = 0.36 if title else 0.0
-    figure_width = columns * column_width
-    figure_height = top + bands * band_height
-
-    figure = Figure(figsize=(figure_width, figure_height), facecolor="white")
-    FigureCanvasAgg(figure)
-
-    def draw(picture, left, top, interpolation):
-        bottom = figure_height - top - cell_height
-        box = left / figure_width, bottom / figure_height, cell_width / figure_width, cell_height / figure_height
-        axes = figure.add_axes(box)
-        axes.imshow(picture, interpolation=interpolation)
-        axes.set_axis_off()
-
-    if title:
-        figure.text(0, 1, title, fontsize=13, va="top", ha="left")
-    for i, (image, colours) in enumerate(zip(images, pca, strict=True)):
-        band, column = divmod(i, columns)
-        left, band_top = column * column_width, top + band * band_height
-        draw(np.asarray(image.convert("RGB")), left, band_top, "antialiased")
-        draw(colours, left, band_top + cell_height + gap, "nearest")
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}.png")
-    # The tight box also makes room for a title longer than the row of pictures.
-    figure.savefig(partial_path, dpi=150, bbox_inches="tight", pad_inches=0.12)
-    os.replace(partial_path, path)
+    rows = []
+    for start in range(0, len(images), columns):
+        rows.append([Cell(image) for image in images[start : start + columns]])
+        rows.append([Cell(colours) for colours in pca[start : start + columns]])
+    PictureGrid(rows, row_gaps=dict.fromkeys(range(2, len(rows), 2), 2), title=title).save(path)
 
 
 def save_patch_pca(
     model: nn.Module,
     images: Sequence[Image.Image] | Sequence[np.ndarray],
     image_processor: Any,
-    path: str | Path,
+    path: str | os.PathLike,
     *,
     image_size: int | None = None,
+    foreground: bool = False,
     device: torch.device | str | None = None,
     title: str | None = None,
 ) -> Path:
     """Draw the patch PCA of pictures to a PNG: process, run the model, colour, draw.
 
     Args:
-        model: see `patch_pca`.
-        images: PIL images, or arrays (height, width, channels) of `decode_channels`, of which the first three
-            channels are shown, each stretched to the range of its values.
-        image_processor: any transformers image processor.
+        model, foreground: see `patch_pca`.
+        images, image_processor, image_size: see `prepare_pictures`.
         path: the PNG.
-        image_size: resize the short side to this many pixels and crop a square of it, a multiple of the patch size;
-            a larger one gives a finer patch grid. None: as the image processor is configured.
         device: where to run; the model is moved there and stays. None: where the model is.
         title: a line above the pictures.
 
@@ -144,35 +135,8 @@ def save_patch_pca(
     Raises:
         ValueError: there is no picture, or `image_size` is not a multiple of the patch size.
     """
-    if len(images) == 0:
-        raise ValueError("images has 0 pictures, but at least 1 is needed.")
-    overrides = {}
-    if image_size is not None:
-        patch_size = _patch_size(model)
-        if image_size < 1 or any(image_size % side for side in patch_size):
-            raise ValueError(f"image_size={image_size} must be a multiple of the patch size {patch_size}.")
-        overrides = {
-            "do_resize": True,
-            "size": {"shortest_edge": image_size},
-            "do_center_crop": True,
-            "crop_size": {"height": image_size, "width": image_size},
-        }
     if device is not None:
         model.to(device)
-
-    images = [image.convert("RGB") if isinstance(image, Image.Image) else image for image in images]
-    pixel_values = process_images(image_processor, images, **overrides)
-    # The same crop without the normalisation is what the model saw, as a picture.
-    pictures = process_images(image_processor, images, **{**overrides, "do_rescale": True, "do_normalize": False})
-    if isinstance(images[0], np.ndarray):
-        pictures = pictures[:, [0, 1, 2] if pictures.shape[1] > 2 else [0, 0, 0]]
-        low, high = (limit(pictures, dim=(0, 2, 3), keepdim=True) for limit in (torch.amin, torch.amax))
-        pictures = (pictures - low) / (high - low).clamp_min(1e-12)
-    pictures = (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    draw_patch_pca([Image.fromarray(picture) for picture in pictures], patch_pca(model, pixel_values), path, title)
+    pixel_values, pictures = prepare_pictures(model, images, image_processor, image_size)
+    draw_patch_pca(pictures, patch_pca(model, pixel_values, foreground=foreground), path, title)
     return Path(path)
-
-
-def _patch_size(model: nn.Module) -> tuple[int, int]:
-    patch_size = model.config.patch_size
-    return (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)

@@ -50,6 +50,8 @@ class DINOv2Config(BackboneConfigMixin, PreTrainedConfig):
         apply_layernorm (`bool`, defaults to `True`): Of `DINOv2Backbone`: final norm on every feature map.
         reshape_hidden_states (`bool`, defaults to `True`): Of `DINOv2Backbone`: feature maps of the patches,
             `(B, D, h, w)`; otherwise all tokens, `(B, 1 + R + N, D)`.
+        keep_register_tokens (`bool`, defaults to `True`): Of `DINOv2Backbone` without `reshape_hidden_states`: the
+            registers among those tokens. Heads such as transformers' DPT take CLS and patches only.
         classifier_num_layers (`int`, defaults to 1): Of `DINOv2ForImageClassification`: the last blocks whose CLS
             tokens are the classifier's input; the released linear heads use 1 or 4.
         classifier_use_patch_mean (`bool`, defaults to `True`): Append the mean patch of the last block to that input.
@@ -94,6 +96,7 @@ class DINOv2Config(BackboneConfigMixin, PreTrainedConfig):
     interpolate_antialias: bool = False
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
+    keep_register_tokens: bool = True
     classifier_num_layers: int = 1
     classifier_use_patch_mean: bool = True
     segmentation_num_layers: int = 1

@@ -32,7 +32,8 @@ class DINOv2Backbone(BackboneMixin, DINOv2PreTrainedModel):
 
         Returns:
             `feature_maps`, one for each of `out_features`: `(B, D, h, w)`, or all tokens `(B, 1 + R + N, D)` without
-            `config.reshape_hidden_states`; after the final norm if `config.apply_layernorm`.
+            `config.reshape_hidden_states` (`(B, 1 + N, D)` without `config.keep_register_tokens`); after the final
+            norm if `config.apply_layernorm`.
         """
         outputs = self.encoder(self.embeddings(pixel_values), **kwargs)
         height = pixel_values.shape[-2] // self.config.patch_size
@@ -45,6 +46,8 @@ class DINOv2Backbone(BackboneMixin, DINOv2PreTrainedModel):
             if self.config.reshape_hidden_states:
                 patches = tokens[:, 1 + self.config.num_register_tokens :]
                 tokens = patches.transpose(1, 2).unflatten(2, (height, -1)).contiguous()
+            elif not self.config.keep_register_tokens:
+                tokens = torch.cat([tokens[:, :1], tokens[:, 1 + self.config.num_register_tokens :]], dim=1)
             feature_maps.append(tokens)
         return BackboneOutput(
             feature_maps=tuple(feature_maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions

@@ -58,6 +58,20 @@ def patch_map(tokens: torch.Tensor, pixel_values: torch.Tensor, config: DINOv2Co
     return tokens[:, 1 + config.num_register_tokens :].transpose(1, 2).unflatten(2, (height, -1))
 
 
+def center_pad(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """
+    Images with zeros around them, so that both sides are multiples of the patch size (an odd number of pixels has the
+    larger half below and to the right). The original's segmenters and depthers do this, and resize what they predict
+    for the padded image to the image, a shift of up to half a patch that its published numbers include.
+    """
+    height, width = pixel_values.shape[-2:]
+    rows, columns = -height % patch_size, -width % patch_size
+    if not rows and not columns:
+        return pixel_values
+    padding = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+    return nn.functional.pad(pixel_values, padding)
+
+
 class DINOv2PreTrainedHead(DINOv2PreTrainedModel):
     """A model with a backbone `dinov2` whose inner blocks its head reads."""
 
@@ -143,7 +157,7 @@ class DINOv2ForSemanticSegmentation(DINOv2PreTrainedHead):
     ) -> SemanticSegmenterOutput:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): normalised images.
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): normalised images of any size (`center_pad`).
             labels (`torch.LongTensor` of shape `(B, H, W)`, *optional*): class of every pixel; pixels of
                 `config.semantic_loss_ignore_index` do not count.
 
@@ -154,6 +168,7 @@ class DINOv2ForSemanticSegmentation(DINOv2PreTrainedHead):
         if labels is not None and self.num_labels < 2:
             raise ValueError(f"`num_labels` is {self.num_labels}, but a loss over classes needs at least 2.")
         depth, num_layers = self.config.num_hidden_layers, self.config.segmentation_num_layers
+        pixel_values = center_pad(pixel_values, self.config.patch_size)
         outputs, blocks = run_backbone(self.dinov2, pixel_values, range(depth - num_layers, depth), **kwargs)
         features = [patch_map(self.dinov2.layernorm(tokens), pixel_values, self.config) for tokens in blocks]
         logits = self.decode_head(torch.cat(features, dim=1))
@@ -207,7 +222,7 @@ class DINOv2ForDepthEstimation(DINOv2PreTrainedHead):
     def forward(self, pixel_values: torch.Tensor, labels: None = None, **kwargs) -> DepthEstimatorOutput:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): normalised images.
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): normalised images of any size (`center_pad`).
 
         Returns:
             `predicted_depth` `(B, 4 h, 4 w)`, in the unit of `min_depth` and `max_depth`.
@@ -219,6 +234,7 @@ class DINOv2ForDepthEstimation(DINOv2PreTrainedHead):
             raise ValueError("`labels` is given, but this model has no loss of its own; compare `predicted_depth`.")
         layers = self.config.depth_layers
         layers = sorted(layers) if layers is not None else [self.config.num_hidden_layers - 1]
+        pixel_values = center_pad(pixel_values, self.config.patch_size)
         outputs, blocks = run_backbone(self.dinov2, pixel_values, layers, **kwargs)
         features = []
         for tokens in blocks:

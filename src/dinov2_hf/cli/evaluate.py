@@ -1,0 +1,179 @@
+"""`dinov2-hf evaluate`."""
+
+import argparse
+import inspect
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .options import given, refuse
+from .protocol_options import add_protocol_options, chosen_options
+
+
+# Protocol <name> is `evaluate_<name>` in evaluation/<name>.py.
+PROTOCOLS = (
+    "knn", "linear", "logistic_regression", "video", "segmentation", "depth", "retrieval", "copy_detection"
+)  # fmt: skip
+
+
+def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
+    """Measure the frozen features of a model by the protocols of the paper; several devices: accelerate launch."""
+    functions = {name: protocol_function(name) for name in PROTOCOLS}
+    parser.add_argument("--model", required=True, help="model folder or Hub id of any vision transformer")
+    parser.add_argument("--protocol", required=True, help=f"one or several of {','.join(PROTOCOLS)}")
+    parser.add_argument("--train_data", required=True, help="labelled images to learn from (as `--data` of features)")
+    parser.add_argument("--eval_data", required=True, help="labelled images to measure on")
+    parser.add_argument("--train_split", default="train", help="also a part, as train[:1000] (default: train)")
+    parser.add_argument("--eval_split", default="test", help="(default: test)")
+    parser.add_argument("--output_dir", type=Path, required=True, help="for metrics.json, plots and trained heads")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
+    parser.add_argument("--image_column", help="(default: the first one that holds images)")
+    parser.add_argument("--video_column", help="(default: the first one that holds videos or lists of frames)")
+    parser.add_argument("--label_column", help="(default: label)")
+    parser.add_argument("--batch_size", type=int, help="images in a forward pass, for each device (default: 64)")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images (default: 0)")
+    parser.add_argument("--device", help="(default: the first accelerator, or the CPU)")
+    parser.add_argument("--bf16", action="store_true", help="run the network under bf16 autocast")
+    parser.add_argument(
+        "--baseline", choices=("untrained", "pixels"),
+        help="measure the model's configuration with fresh weights, or the pixels, in its place",
+    )  # fmt: skip
+    parser.add_argument("--update_card", action="store_true", help="write the results into the README of the model")
+    add_protocol_options(parser, functions)
+
+    def run(model: str, protocol: str, output_dir: Path, overwrite: bool, update_card: bool, **options: Any) -> None:
+        from transformers.utils import logging as transformers_logging
+
+        from ..evaluation.result_card import check_card, update_model_card
+        from ..evaluation.results import EvaluationResults, format_metrics
+        from .backbone import load_backbone
+
+        protocols = checked_protocols(protocol)
+        own = chosen_options(functions, protocols, options)
+        baseline = options["baseline"]
+        data = {name: options[name] for name in ("train_data", "train_split", "eval_data", "eval_split")}
+        shared = shared_options(functions, protocols, options)
+        results = EvaluationResults(output_dir, model=model, baseline=baseline, data=data, overwrite=overwrite)
+        if update_card:
+            check_card(model, baseline)
+        processes = start_processes(options["device"])
+        transformers_logging.disable_progress_bar()
+        with processes.main_process_first():  # the others find what it has put into the cache of datasets
+            train_dataset, eval_dataset, shared = load_datasets(
+                [functions[name] for name in protocols], shared, **data
+            )
+        network, image_processor = load_backbone(model, baseline)
+        shared |= {"processes": processes, "device": processes.device, "progress": processes.is_main_process}
+        say = print if processes.is_main_process else lambda *words: None
+        for name in protocols:
+            say(f"{name}: {functions[name].__doc__.splitlines()[0]}")
+            start = time.perf_counter()
+            metrics = functions[name](
+                network,
+                train_dataset,
+                eval_dataset,
+                image_processor,
+                **taken_by(functions[name], shared),
+                **own[name],
+                output_dir=output_dir / name,
+            )
+            if processes.is_main_process:
+                results.add(name, metrics, own[name], time.perf_counter() - start)
+        if processes.is_main_process and update_card:
+            update_model_card(model, results.values)
+        say(f"\n{format_metrics(results.metrics)}\n\n{results.path}")
+        processes.destroy_process_group()
+
+    return run
+
+
+def protocol_function(name: str) -> Callable[..., dict[str, float]]:
+    return getattr(import_module(f"..evaluation.{name}", __package__), f"evaluate_{name}")
+
+
+def checked_protocols(text: str) -> list[str]:
+    """The names in a list such as "knn,linear", each once."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in PROTOCOLS]
+    if unknown or not names:
+        raise ValueError(f"`protocol` is {text!r}, but must name one or several of {','.join(PROTOCOLS)}.")
+    return names
+
+
+def taken_by(function: Callable, values: dict[str, Any]) -> dict[str, Any]:
+    """Those values that the function takes."""
+    accepted = inspect.signature(function).parameters
+    return {name: value for name, value in values.items() if name in accepted}
+
+
+def shared_options(functions: dict[str, Callable], protocols: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    """What several protocols may take, where it was given.
+
+    Raises:
+        ValueError: something was given that no chosen protocol takes.
+    """
+    import torch
+
+    names = ("image_column", "video_column", "label_column", "batch_size", "num_workers")
+    values = given(**{name: options[name] for name in names})
+    values |= {"autocast_dtype": torch.bfloat16} if options["bf16"] else {}
+    taken = {name for protocol in protocols for name in taken_by(functions[protocol], values)}
+    refuse(
+        {name: value for name, value in values.items() if name not in taken}, f"`protocol` is {','.join(protocols)}"
+    )
+    return values
+
+
+def start_processes(device: str | None):
+    """The processes of `accelerate launch`, or this one alone."""
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    processes = PartialState(cpu=on_cpu or device == "cpu")
+    if device is not None:
+        if processes.num_processes > 1 and device != "cpu":
+            raise ValueError(f"`device` is {device}, but each of the processes has a device of its own; leave it out.")
+        processes.device = torch.device(device)
+    return processes
+
+
+def load_datasets(
+    functions: list[Callable],
+    shared: dict[str, Any],
+    *,
+    train_data: str,
+    train_split: str,
+    eval_data: str,
+    eval_split: str,
+):
+    """Both datasets, with images or videos in the column that `shared` then names.
+
+    Raises:
+        ValueError: they cannot be loaded, or some of the protocols take images and others videos.
+    """
+    from ..data import find_image_column, load_image_dataset
+    from ..data.video_frames import load_video_dataset
+
+    names = ("image_column", "video_column")
+    kinds = {name for function in functions for name in taken_by(function, dict.fromkeys(names))}
+    if len(kinds) > 1:
+        raise ValueError(
+            "`protocol` names some for images and some for videos, which need other data: run them apart."
+        )
+    (kind,) = kinds
+
+    def load(data: str, split: str):
+        if kind == "video_column":
+            return load_video_dataset(data, split=split, video_column=shared.get(kind))
+        dataset = load_image_dataset(data, split=split, image_column=shared.get(kind))
+        return dataset, find_image_column(dataset, shared.get(kind))
+
+    train_dataset, column = load(train_data, train_split)
+    eval_dataset, eval_column = load(eval_data, eval_split)
+    if eval_column != column:
+        eval_dataset = eval_dataset.rename_column(eval_column, column)
+    return train_dataset, eval_dataset, {**shared, kind: column}

@@ -1,0 +1,177 @@
+"""`dinov2-hf visualize`."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .options import given, refuse
+
+
+# Options of each kind of picture beyond those of all; the others would be ignored.
+OPTIONS = {
+    "pca": ("image_size", "foreground"),
+    "attention": ("image_size", "layer"),
+    "matching": ("image_size", "foreground", "max_matches"),
+    "neighbors": ("num_neighbors", "label_column", "batch_size", "num_workers"),
+}
+NUM_IMAGES = 8
+
+
+def visualize(parser: argparse.ArgumentParser) -> Callable[..., None]:
+    """Pictures of what a model sees: patch PCA, attention maps, patch matching, nearest neighbours."""
+    parser.add_argument("model", help="model folder or Hub id of any vision transformer")
+    parser.add_argument(
+        "--kind", required=True, choices=tuple(OPTIONS),
+        help="pca: patches coloured by their principal components; attention: of the CLS token, head by head;"
+        " matching: like parts of two images; neighbors: images and the most similar ones of --data",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, required=True, help="PNG file")
+    parser.add_argument("--images", type=Path, nargs="+", help="image files")
+    parser.add_argument("--data", help="images: a folder, parquet, a saved dataset, tars or a Hub name")
+    parser.add_argument("--split", help="of --data, where it has splits (default: train)")
+    parser.add_argument("--rows", type=int, nargs="+", help=f"of --data (default: the first {NUM_IMAGES}, or 2)")
+    parser.add_argument("--image_column", help="of --data (default: the first one that holds images)")
+    parser.add_argument("--title", help="a line above the pictures")
+    parser.add_argument("--device", help="(default: the first accelerator, or the CPU)")
+    parser.add_argument(
+        "--image_size", type=int, help="side of the square to see, in pixels; larger is finer (default: the model's)"
+    )
+    parser.add_argument(
+        "--foreground", action=argparse.BooleanOptionalAction, default=None,
+        help="pca, matching: the object only, by the first component (default: only of matching)",
+    )  # fmt: skip
+    parser.add_argument("--layer", type=int, help="attention: number of the block, from 0 (default: the last)")
+    parser.add_argument("--max_matches", type=int, help="matching: lines to draw (default: 24)")
+    parser.add_argument("--num_neighbors", type=int, help="neighbors: of each image (default: 7)")
+    parser.add_argument("--label_column", help="neighbors: of --data, to be written below the images")
+    parser.add_argument("--batch_size", type=int, help="neighbors: images in a forward pass (default: 64)")
+    parser.add_argument("--num_workers", type=int, help="neighbors: processes that decode images (default: 0)")
+
+    def run(
+        model: str, kind: str, output: Path, images, data, split, rows, image_column, title, device, **options: Any
+    ) -> None:
+        import torch
+        from transformers.utils import logging as transformers_logging
+
+        from .backbone import load_backbone
+
+        options = given(**options)
+        refuse({name: value for name, value in options.items() if name not in OPTIONS[kind]}, f"`kind` is {kind}")
+        if output.suffix.lower() != ".png":
+            raise ValueError(f"`output` is {output}, but must end in .png.")
+        if data is None:
+            refuse(given(split=split, rows=rows, image_column=image_column), "`data` is not given")
+            if images is None or kind == "neighbors":
+                wanted = "`data`, the images to search," if kind == "neighbors" else "`images` or `data`"
+                raise ValueError(f"`kind` is {kind}, for which {wanted} must be given.")
+        elif images is not None and kind != "neighbors":
+            raise ValueError(f"`images` and `data` are given, but `kind` is {kind}: leave one of them out.")
+        elif images is not None:
+            refuse(given(rows=rows), "`images` are given")
+        if kind == "matching" and len(images or rows or (0, 0)) != 2:
+            raise ValueError(f"`kind` is matching, which takes 2 images, but there are {len(images or rows)}.")
+        collection = None
+        if data is not None:
+            collection = load_collection(data, split or "train", image_column)
+        if data is not None and images is None:
+            rows = checked_rows(rows, len(collection[0]), 2 if kind == "matching" else NUM_IMAGES)
+        transformers_logging.disable_progress_bar()
+        network, image_processor = load_backbone(model)
+        network.to(device or (torch.accelerator.current_accelerator(check_available=True) or "cpu"))
+        pictures = read_images(network, images, collection, rows)
+        if kind == "neighbors":
+            options |= {"collection": collection, "rows": rows}
+        DRAW[kind](network, image_processor, pictures, output, title=title, **options)
+        print(output)
+
+    return run
+
+
+def load_collection(data: str, split: str, image_column: str | None):
+    """A dataset and its column of images."""
+    from ..data import find_image_column, load_image_dataset
+
+    dataset = load_image_dataset(data, split=split, image_column=image_column)
+    return dataset, find_image_column(dataset, image_column)
+
+
+def checked_rows(rows: list[int] | None, num_rows: int, default: int) -> list[int]:
+    rows = list(range(min(default, num_rows))) if rows is None else rows
+    outside = [row for row in rows if not 0 <= row < num_rows]
+    if outside:
+        raise ValueError(f"`rows` holds {outside[0]}, but the data has the rows 0 to {num_rows - 1}.")
+    return rows
+
+
+def read_images(network, files: list[Path] | None, collection, rows: list[int] | None) -> list:
+    """Decoded images of files, or of rows of a collection."""
+    from ..data import UndecodableImage, image_decoder
+
+    decode = image_decoder(getattr(network.config, "num_channels", 3))
+    values = files if files is not None else [collection[0][row][collection[1]] for row in rows]
+    names = files if files is not None else [f"row {row}" for row in rows]
+    decoded = []
+    for name, value in zip(names, values, strict=True):
+        try:
+            decoded.append(decode(value))
+        except UndecodableImage as reason:
+            raise ValueError(f"{name} cannot be decoded: {reason}.") from None
+    return decoded
+
+
+def draw_pca(network, image_processor, images, output: Path, *, title, **options: Any) -> None:
+    from ..evaluation.visualization import save_patch_pca
+
+    save_patch_pca(network, images, image_processor, output, title=title, **options)
+
+
+def draw_attention(network, image_processor, images, output: Path, *, title, image_size=None, **options: Any) -> None:
+    from ..evaluation.attention_maps import attention_maps, draw_attention_maps
+    from ..evaluation.pictures import prepare_pictures
+
+    pixel_values, pictures = prepare_pictures(network, images, image_processor, image_size)
+    draw_attention_maps(pictures, attention_maps(network, pixel_values, **options), output, title)
+
+
+def draw_matching(network, image_processor, images, output: Path, *, title, image_size=None, **options: Any) -> None:
+    from ..evaluation.patch_matching import draw_patch_matches, match_patches
+    from ..evaluation.pictures import prepare_pictures
+
+    pixel_values, pictures = prepare_pictures(network, images, image_processor, image_size)
+    draw_patch_matches(tuple(pictures), match_patches(network, pixel_values, **options), output, title)
+
+
+def draw_neighbors(
+    network, image_processor, images, output: Path, *, title, collection, rows, num_neighbors=7, label_column=None,
+    **extraction: Any,
+) -> None:  # fmt: skip
+    from ..evaluation.nearest_images import draw_nearest_images, nearest_images, square_picture
+    from ..features import extract_features, require_column
+
+    dataset, image_column = collection
+    if label_column is not None:
+        require_column(dataset, label_column, "label_column")
+    queries = [{"image": image} for image in images]
+    features = extract_features(
+        network, dataset, image_processor, image_column=image_column, progress=True, **extraction
+    )
+    found = nearest_images(extract_features(network, queries, image_processor), features, num_neighbors, rows)
+    neighbors = [
+        [square_picture(image) for image in read_images(network, None, collection, of_query)]
+        for of_query in found.rows.tolist()
+    ]
+    labels = None
+    if label_column is not None:
+        feature, values = dataset.features[label_column], dataset[label_column]
+        word = feature.int2str if hasattr(feature, "int2str") else str
+        own = ["query"] * len(images) if rows is None else [word(values[row]) for row in rows]
+        labels = [
+            [mine, *(word(values[row]) for row in of_query)]
+            for mine, of_query in zip(own, found.rows.tolist(), strict=True)
+        ]
+    pictures = [square_picture(image) for image in images]
+    draw_nearest_images(pictures, neighbors, found.similarities, output, labels=labels, title=title)
+
+
+DRAW = {"pca": draw_pca, "attention": draw_attention, "matching": draw_matching, "neighbors": draw_neighbors}

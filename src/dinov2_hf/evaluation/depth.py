@@ -1,0 +1,272 @@
+"""Monocular depth on frozen features (paper section 7.4, appendix B.2): linear heads on 1 or 4 layers, and DPT."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from tqdm.auto import tqdm
+
+from ..features import evaluation_mode
+from ..models.depth_layers import four_depth_layers
+from .dense_features import check_image_size, num_blocks, square_patch_size
+from .dense_images import PixelNormalization, PixelPairs, pairs_of_process, training_batches
+from .dense_pictures import draw_depths
+from .depth_benchmarks import BENCHMARKS, DepthBenchmark
+from .depth_heads import DPTDepth, LinearDepth, frozen_features
+from .depth_images import DepthCrop, depth_decoder, judged_box, lower_middle
+from .depth_losses import SIGLOSS_WARMUP_STEPS, sigloss
+from .depth_metrics import depth_metrics
+from .head_training import cosine_decay, learning_rate_factor, one_cycle_beta1, seeded, train_head
+
+
+logger = logging.getLogger(__name__)
+
+HEADS = ("linear1", "linear4", "dpt")
+NUM_CHECKED_MAPS = 32
+NUM_PICTURES = 6
+
+
+def evaluate_depth(
+    model: nn.Module,
+    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    image_processor: Any,
+    *,
+    head: Literal["linear1", "linear4", "dpt"] = "linear1",
+    image_column: str = "image",
+    depth_column: str = "depth_map",
+    benchmark: Literal["nyu", "kitti", "none"] = "none",
+    depth_scale: float | None = None,
+    min_depth: float | None = None,
+    max_depth: float | None = None,
+    crop_size: tuple[int, int] | None = None,
+    fusion_hidden_size: int | None = None,
+    num_steps: int = 38_400,
+    learning_rate: float = 1e-4,
+    weight_decay: float = 0.01,
+    warmup_steps: int | None = None,
+    max_grad_norm: float = 35.0,
+    seed: int = 0,
+    train_batch_size: int = 16,
+    num_workers: int = 0,
+    device: torch.device | str | None = None,
+    autocast_dtype: torch.dtype | None = None,
+    progress: bool = False,
+    processes: PartialState | None = None,
+    output_dir: str | Path | None = None,
+) -> dict[str, float]:
+    """Train a depth head on the maps of `train_dataset` and measure it on those of `eval_dataset`.
+
+    A pixel whose depth is 0 or below, infinite or NaN has no measurement and counts nowhere; one above `max_depth`, or
+    at most `min_depth`, neither. An image to measure on without any pixel that counts is left out of the averages,
+    with a warning; a training image that cannot be decoded is replaced by the next one. Images are used at their own
+    size.
+
+    Args:
+        model, image_column, num_workers, device, autocast_dtype, progress, processes: see `iterate_features`; the
+            columns have the same names in both datasets.
+        image_processor: gives the mean and deviation of the pixels; its sizes are not used.
+        head: "linear1" (last block), "linear4" (four blocks spread over the model), or "dpt" (transformers' own DPT on
+            those four, of a `DINOv2Model`).
+        depth_column: a depth for each pixel: images of one channel (16-bit PNG, float TIFF, ...), `.npy` files or
+            arrays (H, W).
+        benchmark: rules of `depth_benchmarks` for units, range, crops and colours; the options below replace theirs.
+        depth_scale: stored numbers in one unit of depth.
+        min_depth, max_depth: the range, in that unit.
+        crop_size: (height, width) of the training crops in pixels; smaller images are padded.
+        fusion_hidden_size: of "dpt" only, the channels of its fusion blocks. None: 256.
+        num_steps: of training; the learning rate falls to 1e-8 of its peak over them, along a cosine.
+        learning_rate: of AdamW, at its peak but for the decay.
+        weight_decay: of AdamW, on all parameters of the head.
+        warmup_steps: None: a third of `num_steps`, as 12,800 of 38,400.
+        max_grad_norm: gradients are clipped to this norm.
+        seed: of the head's weights, and of the order and augmentation of the training images.
+        train_batch_size: images of a training step, over all processes.
+        output_dir: a folder for `model` (a `DINOv2ForDepthEstimation` where the model is a `DINOv2Model`, or a
+            `DPTForDepthEstimation`, with its image processor) and `depth.png`, maps beside the truth.
+
+    Returns:
+        Means over the images of `depth_rmse` (in the unit of depth), `depth_abs_rel`, `depth_log10` and `depth_delta1`
+        to `depth_delta3` (in [0, 1]); see `depth_metrics`. A prediction is that of the image and of its mirror image,
+        averaged, within the range.
+
+    Raises:
+        ValueError: a column is missing, an image or map cannot be decoded or they differ in size, more than half of
+            the measured depths are out of the range, an image is smaller than a patch, an option is out of range, or
+            the model takes images of another number of channels.
+    """
+    rules = _rules(benchmark, depth_scale, min_depth, max_depth, crop_size)
+    if head not in HEADS:
+        raise ValueError(f"head={head!r} is not one of {', '.join(map(repr, HEADS))}.")
+    if fusion_hidden_size is not None and head != "dpt":
+        raise ValueError(f"fusion_hidden_size={fusion_hidden_size} belongs to head='dpt', but head is {head!r}.")
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps} must be at least 1.")
+    patch_size = square_patch_size(model)
+    check_image_size(min(rules.crop_size), patch_size, "crop_size")
+    layers = [num_blocks(model) - 1] if head == "linear1" else four_depth_layers(num_blocks(model))
+    num_channels = getattr(model.config, "num_channels", 3)
+    normalize = PixelNormalization(image_processor, num_channels)
+    decode = depth_decoder(rules.depth_scale)
+    train_pairs, eval_pairs = (
+        PixelPairs(dataset, image_column, depth_column, "depth_column", num_channels, decode)
+        for dataset in (train_dataset, eval_dataset)
+    )
+    batches = training_batches(
+        train_pairs,
+        DepthCrop(rules, normalize),
+        train_batch_size=train_batch_size,
+        seed=seed,
+        num_workers=num_workers,
+        processes=processes,
+    )
+    few = range(0, len(train_pairs), ceil(len(train_pairs) / NUM_CHECKED_MAPS))
+    check_depths(train_pairs, few, rules, patch_size, "training", progress)
+    check_depths(eval_pairs, range(len(eval_pairs)), rules, patch_size, "evaluation", progress)
+
+    device = next(model.parameters()).device if device is None else torch.device(device)
+    model.to(device)
+    with seeded(seed):
+        if head == "dpt":
+            depth_head = DPTDepth(model, layers, fusion_hidden_size or 256)
+        else:
+            depth_head = LinearDepth(model, layers, rules.min_depth, rules.max_depth)
+    depth_head.to(device)
+
+    def batch_loss(pixel_values: Tensor, depth: Tensor, step: int) -> Tensor:
+        features = frozen_features(depth_head, pixel_values, autocast_dtype)
+        prediction = _resized(depth_head.depth(features, pixel_values), depth.shape[-2:])
+        valid = (depth > 0) & (depth <= rules.max_depth)
+        return sigloss(prediction, depth, valid, warmup=step < min(SIGLOSS_WARMUP_STEPS, num_steps // 10))
+
+    warmup_steps = num_steps // 3 if warmup_steps is None else warmup_steps
+    with evaluation_mode(model):
+        depth_head.module.train()
+        train_head(
+            depth_head.module,
+            batch_loss,
+            batches,
+            torch.optim.AdamW(depth_head.module.parameters(), lr=learning_rate, weight_decay=weight_decay),
+            num_steps=num_steps,
+            learning_rate_factor=lambda step: learning_rate_factor(
+                step, num_steps, decay=cosine_decay, warmup_steps=warmup_steps, warmup_ratio=1e-3, final_ratio=1e-8
+            ),
+            beta1=lambda step: one_cycle_beta1(step, num_steps),
+            max_grad_norm=max_grad_norm,
+            device=device,
+            progress=progress,
+            description="Training the depth head",
+            processes=processes,
+        )
+        depth_head.module.eval()
+
+        @torch.no_grad()
+        def predict(image: Tensor) -> Tensor:
+            pixel_values = normalize(image.to(device)).unsqueeze(0)
+            both = []
+            for mirrored in (pixel_values, pixel_values.flip(-1)):
+                features = frozen_features(depth_head, mirrored, autocast_dtype)
+                prediction = depth_head.depth(features, mirrored).clamp(rules.min_depth, rules.max_depth)
+                both.append(_resized(prediction, image.shape[-2:])[0])
+            return (both[0] + both[1].flip(-1)) / 2
+
+        metrics, pictures = _measure(predict, eval_pairs, rules, num_workers, progress, processes)
+    if output_dir is not None and (processes is None or processes.is_main_process):
+        depth_head.save(image_processor, Path(output_dir) / "model")
+        draw_depths(pictures, Path(output_dir) / "depth.png")
+    return metrics
+
+
+def _rules(benchmark, depth_scale, min_depth, max_depth, crop_size) -> DepthBenchmark:
+    if benchmark not in BENCHMARKS:
+        raise ValueError(f"benchmark={benchmark!r} is not one of {', '.join(map(repr, BENCHMARKS))}.")
+    given = {"depth_scale": depth_scale, "min_depth": min_depth, "max_depth": max_depth}
+    if crop_size is not None:
+        if len(crop_size) != 2:
+            raise ValueError(f"crop_size={tuple(crop_size)} must be two numbers, height and width.")
+        given["crop_size"] = tuple(crop_size)
+    rules = replace(BENCHMARKS[benchmark], **{name: value for name, value in given.items() if value is not None})
+    if not rules.depth_scale > 0 or not 0 < rules.min_depth < rules.max_depth:
+        raise ValueError(
+            f"depth_scale={rules.depth_scale}, min_depth={rules.min_depth} and max_depth={rules.max_depth} must be"
+            " above 0, and the last one the larger of the range."
+        )
+    return rules
+
+
+def check_depths(
+    pairs: PixelPairs, rows: Sequence[int], rules: DepthBenchmark, patch_size: int, split: str, progress: bool
+) -> None:
+    """Look at images and maps before anything is trained: all to measure on, and up to 32 to train on.
+
+    Raises:
+        ValueError: an image is smaller than a patch; no pixel has a depth; or more than half of those that have one
+            are out of the range.
+    """
+    measured = []
+    for row in tqdm(rows, desc=f"Checking {split} depth", unit="map", disable=not progress):
+        image, depth = pairs[row]
+        if min(image.shape[-2:]) < patch_size:
+            raise ValueError(
+                f"row {row} of the {split} data is an image of {image.shape[-2]} x {image.shape[-1]} pixels, smaller"
+                f" than a patch of the model ({patch_size} pixels); enlarge it or remove the row."
+            )
+        depth = depth.as_subclass(Tensor)
+        measured.append(depth[depth > 0][::16])  # enough of them
+    measured = torch.cat(measured)
+    where = f"depth_column={pairs.map_column!r} of the {split} data"
+    if not len(measured):
+        raise ValueError(f"{where} holds no depth that is finite and above 0 in the {len(rows)} maps looked at.")
+    inside = (measured > rules.min_depth) & (measured <= rules.max_depth)
+    if inside.float().mean() < 0.5:
+        raise ValueError(
+            f"{where} holds depths from {measured.min():.4g} to {measured.max():.4g} (stored numbers over"
+            f" depth_scale={rules.depth_scale:g}), of which {100 * inside.float().mean():.0f} % lie between"
+            f" min_depth={rules.min_depth:g} and max_depth={rules.max_depth:g}; set these to the unit and range of the"
+            " data."
+        )
+    if measured.max() < 0.02 * rules.max_depth:
+        logger.warning(
+            "%s holds depths up to %.4g, a small part of max_depth=%g; depth_scale=%g may not be theirs",
+            where, measured.max(), rules.max_depth, rules.depth_scale,
+        )  # fmt: skip
+
+
+def _resized(depth: Tensor, size: tuple[int, int]) -> Tensor:
+    return interpolate(depth.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
+
+
+def _measure(predict, pairs, rules, num_workers, progress, processes):
+    """The metrics, and a few images, evenly spaced, with their maps as (image, truth, prediction)."""
+    rows, loader = pairs_of_process(pairs, num_workers, processes)
+    drawn = rows[:: ceil(len(rows) / NUM_PICTURES)] if len(rows) else ()
+    found, pictures, left_out = [], [], 0
+    bar = tqdm(loader, desc="Estimating depth", unit="image", disable=not progress)
+    for row, (image, depth) in zip(rows, bar, strict=True):
+        image, depth = (lower_middle(one.as_subclass(Tensor), rules.image_box_size) for one in (image, depth))
+        judged = (depth > rules.min_depth) & (depth < rules.max_depth) & judged_box(depth, rules.evaluation_box)
+        if not judged.any():
+            left_out += 1
+            continue
+        prediction = predict(image).cpu()
+        found.append(depth_metrics(prediction[judged], depth[judged]))
+        if row in drawn:
+            pictures.append((image, depth, prediction))
+    if processes is not None:
+        parts = gather_object([(found, left_out)])
+        found = [one for part, _ in parts for one in part]
+        left_out = sum(count for _, count in parts)
+    if not found:
+        raise ValueError("no image of the evaluation data has a pixel whose depth lies in the range.")
+    if left_out:
+        logger.warning("%d images have no pixel whose depth lies in the range, and are left out", left_out)
+    return {f"depth_{name}": sum(one[name] for one in found) / len(found) for name in found[0]}, pictures

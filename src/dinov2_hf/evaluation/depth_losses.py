@@ -1,0 +1,33 @@
+"""The loss that depth heads are trained with."""
+
+import torch
+from torch import Tensor
+
+
+LOG_EPSILON = 0.001
+MEAN_WEIGHT = 0.15
+# Steps in which only the mean counts; of trainings shorter than 1,000 steps a tenth.
+SIGLOSS_WARMUP_STEPS = 100
+
+
+def sigloss(prediction: Tensor, depth: Tensor, valid: Tensor | None = None, warmup: bool = False) -> Tensor:
+    """The scale-invariant log loss (Eigen et al. 2014) in the original's form, `sqrt(Var(g) + 0.15 mean(g)^2)`.
+
+    `g = log(prediction + 0.001) - log(depth + 0.001)` over all valid pixels of the batch together; the variance is the
+    unbiased one. The original adds half of a gradient loss, which slices the batch and channel axes in place of height
+    and width, and so is exactly 0 for its two images a device: it is left out here.
+
+    Args:
+        prediction, depth: of equal shape, in the same unit; predictions are at least 0.
+        valid: bool, of that shape; None: where `depth` is above 0.
+        warmup: the form of the first 100 steps, `sqrt(0.15 mean(g)^2)`.
+
+    Returns:
+        A scalar, float32; 0 where fewer than two pixels are valid.
+    """
+    valid = depth > 0 if valid is None else valid
+    if int(valid.sum()) < 2:
+        return prediction.float().sum() * 0
+    g = torch.log(prediction[valid].float() + LOG_EPSILON) - torch.log(depth[valid].float() + LOG_EPSILON)
+    mean = MEAN_WEIGHT * g.mean().square()
+    return torch.sqrt(mean if warmup else g.var() + mean)

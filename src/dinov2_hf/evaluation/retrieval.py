@@ -1,0 +1,219 @@
+"""Instance retrieval with frozen features (paper section 7.3): mAP as for the revisited Oxford and Paris, and GAP.
+
+Images are ranked by the cosine similarity of their CLS features. Shapes: `n` database images, `Q` queries.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import PartialState
+from PIL import Image
+from torch import Tensor, nn
+
+from ..data.channel_decoding import image_decoder
+from ..data.image_decoding import decode_image
+from .nearest_images import draw_nearest_images, square_picture
+from .ranking_metrics import average_precision, micro_average_precision, precision_at
+from .retrieval_truth import (
+    QueryTruth,
+    check_kinds_of_labels,
+    has_difficulties,
+    instance_labels,
+    truths_by_labels,
+    truths_by_lists,
+)
+from .similarity_search import searchable_features, similarities
+
+
+PRECISION_RANKS = (1, 5, 10)
+NUM_PICTURES, NUM_NEIGHBORS = 6, 7
+
+
+def evaluate_retrieval(
+    model: nn.Module,
+    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    image_processor: Any,
+    *,
+    image_column: str = "image",
+    label_column: str = "label",
+    pca_dimensions: int | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: torch.device | str | None = None,
+    autocast_dtype: torch.dtype | None = None,
+    progress: bool = False,
+    processes: PartialState | None = None,
+    output_dir: str | os.PathLike | None = None,
+) -> dict[str, float]:
+    """Rank the images of `train_dataset`, the database, for each image of `eval_dataset`, the queries.
+
+    Queries with the columns `easy`, `hard` and `junk` (rows of the database) are judged by the revisited protocol:
+    "easy" looks for the easy ones, "medium" for easy and hard, "hard" for the hard ones, each with the remaining lists
+    taken out of the ranking. A column `bbx` (left, top, right, bottom in pixels) says which part of a query is
+    searched with. Other queries are judged by their labels: relevant is what has the same one.
+
+    A query without anything to find is left out of the mAP.
+
+    Args:
+        model, image_processor, image_column, batch_size, num_workers, device, autocast_dtype, progress, processes:
+            see `iterate_features`; the columns have the same names in both datasets.
+        train_dataset: the database.
+        eval_dataset: the queries.
+        label_column: of the instance in an image, matched by name where it is a `ClassLabel`; None, or -1 of a
+            `ClassLabel`, is a distractor. Not read where the queries have the lists.
+        pca_dimensions: whiten to so many principal components of the database. None: no whitening.
+        output_dir: a folder for `retrieval.png`, a few queries and what they found. None: no picture.
+
+    Returns:
+        In [0, 1]. By lists: for easy, medium and hard `retrieval_map_{...}` (see `average_precision`) and
+        `retrieval_mp{k}_{...}`, the mean precision at 1, 5 and 10. By labels: `retrieval_map`, `retrieval_mp{k}`; and,
+        with the nearest image of each query as its recognised instance, `retrieval_accuracy` over the queries whose
+        label the database has, `retrieval_gap`, the micro-AP of these predictions over all queries, distractors
+        included, and `retrieval_gap_no_distractors`.
+
+    Raises:
+        ValueError: a column is missing, lists or labels are wrong or nothing can be found, an image cannot be decoded,
+            or `pca_dimensions` is out of range.
+    """
+    train_dataset, eval_dataset = (_unformatted(dataset) for dataset in (train_dataset, eval_dataset))
+    by_lists = has_difficulties(eval_dataset)
+    if by_lists:
+        truths = truths_by_lists(eval_dataset, len(train_dataset))
+    else:
+        database_labels, query_labels = (
+            instance_labels(dataset, label_column) for dataset in (train_dataset, eval_dataset)
+        )
+        check_kinds_of_labels(database_labels, query_labels, label_column)
+        truths = {"": truths_by_labels(database_labels, query_labels)}
+    query_images = CroppedQueries.of(eval_dataset, image_column)
+    database, queries = searchable_features(
+        model,
+        train_dataset,
+        query_images,
+        image_processor,
+        pca_dimensions=pca_dimensions,
+        image_column=image_column,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device,
+        autocast_dtype=autocast_dtype,
+        progress=progress,
+        processes=processes,
+    )
+    rankings, nearest_scores = rank(database, queries)
+    if output_dir is not None and (processes is None or processes.is_main_process):
+        drawn = range(0, len(queries), ceil(len(queries) / NUM_PICTURES))
+        found = rankings[drawn, :NUM_NEIGHBORS].astype(np.int64)
+        decode = image_decoder(getattr(model.config, "num_channels", 3))
+        draw_nearest_images(
+            [_picture(query_images[row][image_column], decode) for row in drawn],
+            [[_picture(train_dataset[row][image_column], decode) for row in rows] for rows in found.tolist()],
+            (queries[drawn] @ database.T).cpu().gather(1, torch.from_numpy(found)),
+            Path(output_dir) / "retrieval.png",
+            labels=None if by_lists else _labels(drawn, found, query_labels, database_labels),
+        )
+    metrics = {}
+    for difficulty, of_queries in truths.items():
+        suffix = f"_{difficulty}" if difficulty else ""
+        quality = ranking_quality(rankings, of_queries)
+        metrics |= {f"retrieval_{name}{suffix}": value for name, value in quality.items()}
+    if not by_lists:
+        nearest = [database_labels[row] for row in rankings[:, 0]]
+        metrics |= recognition_quality(nearest, query_labels, set(database_labels) - {None}, nearest_scores)
+    return metrics
+
+
+def _unformatted(dataset: Any) -> Any:
+    return dataset.with_format(None) if isinstance(dataset, datasets.Dataset) else dataset
+
+
+def _picture(value: Any, decode: Callable[[Any], Image.Image | np.ndarray]) -> Image.Image:
+    return square_picture(decode(value))
+
+
+def _labels(drawn: Sequence[int], found: np.ndarray, queries: Sequence, database: Sequence) -> list[list[str]]:
+    """Of each drawn query its label and those of what it found."""
+    return [
+        [str(queries[row]), *(str(database[number]) for number in numbers)]
+        for row, numbers in zip(drawn, found.tolist(), strict=True)
+    ]
+
+
+class CroppedQueries(Sequence):
+    """Rows of queries whose image is the part of it that `bbx` says."""
+
+    def __init__(self, queries: Any, image_column: str):
+        self.queries, self.image_column = queries, image_column
+
+    @classmethod
+    def of(cls, queries: Any, image_column: str) -> Any:
+        """The queries themselves where they have no such column."""
+        columns = queries.column_names if isinstance(queries, datasets.Dataset) else list(queries[0])
+        if "bbx" not in columns:
+            return queries
+        return cls(queries, image_column)
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __getitem__(self, row: int) -> dict[str, Image.Image]:
+        values = self.queries[row]
+        image = decode_image(values[self.image_column])
+        if values["bbx"] is not None:
+            left, top, right, bottom = (round(side) for side in values["bbx"])
+            if not (0 <= left < right <= image.width + 1 and 0 <= top < bottom <= image.height + 1):
+                raise ValueError(
+                    f"bbx of query {row} is {list(values['bbx'])}, but must be left, top, right and bottom inside its"
+                    f" image of {image.width} x {image.height} pixels."
+                )
+            image = image.crop((left, top, min(right, image.width), min(bottom, image.height)))
+        return {self.image_column: image}
+
+
+def rank(database: Tensor, queries: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """For each query all rows of the database, most similar first (Q, n), and the largest similarity (Q,)."""
+    rankings = np.empty((len(queries), len(database)), dtype=np.int32)
+    nearest = np.empty(len(queries), dtype=np.float32)
+    for rows, scores in similarities(database, queries):
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        rankings[rows], nearest[rows] = order.cpu().numpy(), scores[:, 0].cpu().numpy()
+    return rankings, nearest
+
+
+def ranking_quality(rankings: np.ndarray, truths: Sequence[QueryTruth]) -> dict[str, float]:
+    """`map` and `mp1`, `mp5`, `mp10`, means over the queries that have something to find; nothing where none has."""
+    found = []
+    for ranking, truth in zip(rankings, truths, strict=True):
+        if len(truth.relevant):
+            relevant = np.isin(ranking, truth.relevant)[~np.isin(ranking, truth.junk)]
+            found.append([average_precision(relevant), *(precision_at(relevant, k) for k in PRECISION_RANKS)])
+    if not found:
+        return {}
+    names = ("map", *(f"mp{k}" for k in PRECISION_RANKS))
+    return dict(zip(names, np.mean(found, axis=0).tolist(), strict=True))
+
+
+def recognition_quality(predicted: Sequence, labels: Sequence, known: set, scores: np.ndarray) -> dict[str, float]:
+    """Accuracy and GAP of one prediction for each query.
+
+    Args:
+        predicted, labels: of the queries; what is not in `known` is a distractor, for which every prediction is wrong.
+        known: labels that the database has.
+        scores: (Q,), confidence of the predictions.
+    """
+    correct = np.array([label in known and one == label for one, label in zip(predicted, labels, strict=True)])
+    answerable = np.array([label in known for label in labels])
+    return {
+        "retrieval_accuracy": float(correct[answerable].mean()),
+        "retrieval_gap": micro_average_precision(scores, correct, int(answerable.sum())),
+        "retrieval_gap_no_distractors": micro_average_precision(
+            scores[answerable], correct[answerable], int(answerable.sum())
+        ),
+    }

@@ -1,0 +1,288 @@
+"""Linear semantic segmentation on frozen features (paper section 7.4, appendix B.2).
+
+Batch norm and a 1 x 1 convolution on the final-normed patches of the last block ("linear"), or of the last four with
+larger images and test-time augmentation ("multiscale", the paper's "+ms").
+
+Shapes: `B` images, `K` classes.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate
+from torchvision.transforms.v2.functional import resize
+from tqdm.auto import tqdm
+
+from ..features import evaluation_mode
+from ..models.modeling_dinov2_heads import DINOv2ForSemanticSegmentation, DINOv2SegmentationHead
+from .dense_features import check_image_size, num_blocks, segmentation_features, square_patch_size
+from .dense_images import PixelNormalization, PixelPairs, pairs_of_process, training_batches
+from .dense_models import head_config, save_dense_model
+from .dense_pictures import draw_masks
+from .head_training import learning_rate_factor, linear_decay, seeded, train_head
+from .segmentation_augmentation import SegmentationCrop
+from .segmentation_masks import count_ids, mask_classes, mask_decoder
+from .sliding_window import augmented_probabilities, sliding_window_logits
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SegmentationProtocol:
+    """What differs between the two heads of the paper."""
+
+    num_layers: int
+    image_size: int
+    stride_ratio: float
+    train_scale_range: tuple[float, float]
+    test_scales: tuple[float, ...]
+    test_flip: bool
+
+
+PROTOCOLS = {
+    "linear": SegmentationProtocol(1, 512, 341 / 512, (0.5, 2.0), (1.0,), False),
+    "multiscale": SegmentationProtocol(4, 640, 320 / 640, (1.0, 3.0), (1.0, 1.32, 1.73, 2.28, 3.0), True),
+}
+NUM_PICTURES = 6
+
+
+def evaluate_segmentation(
+    model: nn.Module,
+    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    image_processor: Any,
+    *,
+    head: Literal["linear", "multiscale"] = "linear",
+    image_column: str = "image",
+    mask_column: str = "annotation",
+    class_names: Sequence[str] | None = None,
+    ignore_index: int = 255,
+    do_reduce_labels: bool = False,
+    image_size: int | None = None,
+    num_steps: int = 40_000,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 1e-4,
+    warmup_steps: int | None = None,
+    train_scale_range: tuple[float, float] | None = None,
+    test_scales: Sequence[float] | None = None,
+    seed: int = 0,
+    train_batch_size: int = 16,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    device: torch.device | str | None = None,
+    autocast_dtype: torch.dtype | None = None,
+    progress: bool = False,
+    processes: PartialState | None = None,
+    output_dir: str | Path | None = None,
+) -> dict[str, float]:
+    """Train a segmentation head on the masks of `train_dataset` and measure it on those of `eval_dataset`.
+
+    Every mask is read before the training, and refused if it holds a number that is no class; so is every image to
+    measure on. A training image that cannot be decoded is replaced by the next one. Images are enlarged or reduced so
+    that their short side is `image_size`, so small ones are no error.
+
+    Args:
+        model, image_column, num_workers, device, autocast_dtype, progress, processes: see `iterate_features`; the
+            columns have the same names in both datasets.
+        image_processor: gives the mean and deviation of the pixels; its sizes are not used.
+        head: "linear" (last block, 512 pixels) or "multiscale" (last four, 640, five scales and both flips in the
+            test).
+        mask_column: a class number for each pixel: images of one channel or of a palette, or arrays (H, W).
+        class_names: in the order of their numbers. None: as many as the training masks use.
+        ignore_index: the number of pixels that do not count.
+        do_reduce_labels: 0 in the masks does not count, and class c is stored as c + 1 (ADE20K).
+        image_size: short side of the images and side of the training crops and sliding windows, in pixels. None: the
+            head's.
+        num_steps: of training; the learning rate falls to 0 over them.
+        learning_rate: of AdamW after the warm-up, before the decay.
+        weight_decay: of AdamW, on all parameters of the head.
+        warmup_steps: None: 3.75 % of `num_steps`, 1,500 of 40,000.
+        train_scale_range: of the random ratio of a training image's short side to `image_size`. None: the head's.
+        test_scales: ratios at which a test image is seen. None: the head's.
+        seed: of the head's weights, and of the order and augmentation of the training images.
+        train_batch_size: images of a training step, over all processes.
+        batch_size: windows of a test image in one forward pass.
+        output_dir: a folder for `model` (a `DINOv2ForSemanticSegmentation` with its image processor, where the model
+            is a `DINOv2Model`) and `segmentation.png`, masks beside the truth.
+
+    Returns:
+        In [0, 1]: `segmentation_miou`, the mean over the classes that occur in the evaluation masks or predictions of
+        intersection over union, summed over all images; `segmentation_mean_accuracy` over the classes in those masks;
+        `segmentation_pixel_accuracy`; and `segmentation_iou_{class}` for each class that occurs in either.
+
+    Raises:
+        ValueError: a column is missing, an image or mask cannot be decoded or they differ in size, a mask holds an
+            unknown number, there are fewer than two classes, `image_size` is smaller than a patch, an option is out of
+            range, or the model takes images of another number of channels.
+    """
+    if head not in PROTOCOLS:
+        raise ValueError(f"head={head!r} is not one of {', '.join(map(repr, PROTOCOLS))}.")
+    protocol = PROTOCOLS[head]
+    image_size = protocol.image_size if image_size is None else image_size
+    check_image_size(image_size, square_patch_size(model), "image_size")
+    scales = protocol.test_scales if test_scales is None else tuple(test_scales)
+    scale_range = protocol.train_scale_range if train_scale_range is None else tuple(train_scale_range)
+    if not 0 < scale_range[0] <= scale_range[1] or not scales or min(scales) <= 0:
+        raise ValueError(
+            f"train_scale_range={scale_range} and test_scales={scales} must hold ratios above 0, the first ascending."
+        )
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps} must be at least 1.")
+    if num_blocks(model) < protocol.num_layers:
+        raise ValueError(f"head={head!r} reads {protocol.num_layers} blocks, but the model has {num_blocks(model)}.")
+    num_channels = getattr(model.config, "num_channels", 3)
+    normalize = PixelNormalization(image_processor, num_channels)
+    decode = mask_decoder(ignore_index, do_reduce_labels)
+    train_pairs, eval_pairs = (
+        PixelPairs(dataset, image_column, mask_column, "mask_column", num_channels, decode)
+        for dataset in (train_dataset, eval_dataset)
+    )
+    batches = training_batches(
+        train_pairs,
+        SegmentationCrop(image_size, scale_range, ignore_index, normalize),
+        train_batch_size=train_batch_size,
+        seed=seed,
+        num_workers=num_workers,
+        processes=processes,
+    )
+    train_pairs[0]  # channels and sizes that do not fit fail here
+    checking = {"num_workers": num_workers, "progress": progress}
+    train_ids = count_ids(train_pairs, with_images=False, description="Checking training masks", **checking)
+    eval_ids = count_ids(eval_pairs, with_images=True, description="Checking evaluation images", **checking)
+    names = mask_classes(
+        train_ids, eval_ids, class_names=class_names, ignore_index=ignore_index, mask_column=mask_column
+    )
+    untrained = [name for number, name in enumerate(names) if not any(number in ids for ids in train_ids)]
+    if untrained:
+        logger.warning("no training mask has %s; their IoU can only be 0", ", ".join(untrained))
+
+    device = next(model.parameters()).device if device is None else torch.device(device)
+    model.to(device)
+    config = head_config(
+        model,
+        id2label=names,
+        segmentation_num_layers=protocol.num_layers,
+        semantic_loss_ignore_index=ignore_index,
+    )
+    with seeded(seed):
+        decode_head = _new_head(config, processes).to(device)
+
+    @torch.no_grad()
+    def features_of(pixel_values: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
+            return segmentation_features(model, pixel_values.to(device), protocol.num_layers).float()
+
+    def batch_loss(pixel_values: Tensor, labels: Tensor, step: int) -> Tensor:
+        logits = decode_head(features_of(pixel_values))
+        logits = interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
+        # A batch without a labelled pixel has the loss 0, and not NaN.
+        total = cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+        return total / (labels != ignore_index).sum().clamp(min=1)
+
+    warmup_steps = num_steps * 1500 // 40_000 if warmup_steps is None else warmup_steps
+    with evaluation_mode(model):
+        train_head(
+            decode_head,
+            batch_loss,
+            batches,
+            torch.optim.AdamW(decode_head.parameters(), lr=learning_rate, weight_decay=weight_decay),
+            num_steps=num_steps,
+            learning_rate_factor=lambda step: learning_rate_factor(
+                step, num_steps, decay=linear_decay, warmup_steps=warmup_steps, warmup_ratio=1e-6
+            ),
+            device=device,
+            progress=progress,
+            description="Training the segmentation head",
+            processes=processes,
+        )
+        decode_head.eval()
+        window_logits = partial(_window_logits, decode_head, features_of)
+        logits_of = partial(
+            sliding_window_logits,
+            window_logits,
+            window=image_size,
+            stride=max(1, round(image_size * protocol.stride_ratio)),
+            batch_size=batch_size,
+        )
+
+        def predict(image: Tensor) -> Tensor:
+            sizes = [max(1, round(image_size * scale)) for scale in scales]
+            resized = (normalize(resize(image.to(device), [size], antialias=True)) for size in sizes)
+            with torch.no_grad():
+                return augmented_probabilities(logits_of, resized, image.shape[-2:], protocol.test_flip).argmax(dim=0)
+
+        metrics, pictures = _measure(
+            predict, eval_pairs, names, ignore_index, device, num_workers, progress, processes
+        )
+    if output_dir is not None and (processes is None or processes.is_main_process):
+        save_dense_model(
+            DINOv2ForSemanticSegmentation,
+            model,
+            decode_head,
+            config,
+            image_processor,
+            {"do_resize": True, "size": {"shortest_edge": image_size}, "resample": 2},  # bilinear, as here
+            Path(output_dir) / "model",
+        )
+        draw_masks(pictures, names, ignore_index, Path(output_dir) / "segmentation.png")
+    return metrics
+
+
+def _new_head(config: Any, processes: PartialState | None) -> nn.Module:
+    head = DINOv2SegmentationHead(config)
+    nn.init.normal_(head.conv_seg.weight, std=0.01)
+    nn.init.zeros_(head.conv_seg.bias)
+    if processes is not None and processes.num_processes > 1 and processes.device.type == "cuda":  # else there is none
+        return nn.SyncBatchNorm.convert_sync_batchnorm(head)
+    return head
+
+
+def _window_logits(decode_head: nn.Module, features_of, windows: Tensor) -> Tensor:
+    return interpolate(decode_head(features_of(windows)), windows.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _measure(predict, pairs, names, ignore_index, device, num_workers, progress, processes):
+    """The metrics, and a few images, evenly spaced, with their masks as (image, truth, prediction)."""
+    from torchmetrics.classification import MulticlassConfusionMatrix  # slow to import
+
+    # Added up by hand below, because a training around it may be distributed where the evaluation is not.
+    confusion = MulticlassConfusionMatrix(len(names), ignore_index=ignore_index, sync_on_compute=False).to(device)
+    rows, loader = pairs_of_process(pairs, num_workers, processes)
+    drawn = rows[:: ceil(len(rows) / NUM_PICTURES)] if len(rows) else ()
+    pictures = []
+    bar = tqdm(loader, desc="Segmenting", unit="image", disable=not progress)
+    for row, (image, mask) in zip(rows, bar, strict=True):
+        image, mask = image.as_subclass(Tensor), mask.as_subclass(Tensor)
+        prediction = predict(image)
+        confusion.update(prediction.unsqueeze(0), mask.unsqueeze(0).to(device))
+        if row in drawn:
+            pictures.append((image, mask, prediction.cpu()))
+    counts = confusion.compute()
+    if processes is not None:
+        counts = reduce(counts, "sum")
+    return mask_metrics(counts.cpu(), names), pictures
+
+
+def mask_metrics(confusion: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """The metrics of `evaluate_segmentation` from pixel counts (K, K), true classes in rows."""
+    confusion = confusion.double()
+    hits, truth, predicted = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
+    iou = hits / (truth + predicted - hits)  # NaN: the class is in neither
+    metrics = {
+        "segmentation_miou": iou.nanmean(),
+        "segmentation_mean_accuracy": (hits / truth).nanmean(),
+        "segmentation_pixel_accuracy": hits.sum() / truth.sum(),
+        **{f"segmentation_iou_{name}": value for name, value in zip(names, iou, strict=True) if not value.isnan()},
+    }
+    return {name: float(value) for name, value in metrics.items()}

@@ -1,0 +1,64 @@
+"""From the outputs of the dense heads to masks and depth maps of the images' own sizes, as the pipelines ask for."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import interpolate
+from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmenterOutput
+
+
+class DensePostProcessing:
+    """What both image processors can do with the outputs of the heads for segmentation and depth."""
+
+    def post_process_semantic_segmentation(
+        self, outputs: SemanticSegmenterOutput, target_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[torch.Tensor]:
+        """
+        The most likely class of every pixel.
+
+        Args:
+            outputs: with `logits` `(B, num_labels, h, w)`.
+            target_sizes: `(height, width)` for each image, to which the logits are resized (bilinear) first; `None`
+                leaves them at one for each patch.
+
+        Returns:
+            `B` tensors `(height, width)` of class numbers.
+
+        Raises:
+            `ValueError`: there are not as many sizes as images.
+        """
+        return [
+            logits[0].argmax(dim=0) for logits in resize_each(outputs.logits.float(), target_sizes, "target_sizes")
+        ]
+
+    def post_process_depth_estimation(
+        self, outputs: DepthEstimatorOutput, target_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """
+        The depth of every pixel, resized (bilinear) as in the original.
+
+        Args:
+            outputs: with `predicted_depth` `(B, h, w)`.
+            target_sizes: as in `post_process_semantic_segmentation`.
+
+        Returns:
+            `B` dictionaries of `predicted_depth` `(height, width)`, in the unit of the model.
+
+        Raises:
+            `ValueError`: there are not as many sizes as images.
+        """
+        depths = resize_each(outputs.predicted_depth.float().unsqueeze(1), target_sizes, "target_sizes")
+        return [{"predicted_depth": depth[0, 0]} for depth in depths]
+
+
+def resize_each(maps: torch.Tensor, sizes: Sequence[tuple[int, int]] | None, field: str) -> list[torch.Tensor]:
+    """`B` maps `(1, C, height, width)` from `(B, C, h, w)`."""
+    maps = list(maps.split(1))
+    if sizes is None:
+        return maps
+    if len(sizes) != len(maps):
+        raise ValueError(f"`{field}` holds {len(sizes)} sizes, but there are {len(maps)} images; give one for each.")
+    return [
+        interpolate(one, tuple(map(int, size)), mode="bilinear", align_corners=False)
+        for one, size in zip(maps, sizes, strict=True)
+    ]

@@ -1,0 +1,190 @@
+"""`dinov2-hf evaluate` and `dinov2-hf visualize`, as they are typed."""
+
+import json
+import re
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import AutoModelForImageClassification
+
+from dinov2_hf import DINOv2ImageProcessor, DINOv2Model
+from dinov2_hf.cli import main
+from dinov2_hf.cli.evaluate import PROTOCOLS, protocol_function
+from dinov2_hf.cli.protocol_options import argument_lines, argument_type, own_options
+from tests.evaluation.coloured_images import COLOURS, coloured_dataset
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    names = list(COLOURS)
+    coloured_dataset(names, 6, 0).to_parquet(folder / "train.parquet")
+    coloured_dataset(names, 2, 1, names[::-1]).rename_column("image", "img").to_parquet(folder / "test.parquet")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_config, spread):
+    spread(DINOv2Model(tiny_config)).save_pretrained(tmp_path / "model")
+    DINOv2ImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        tmp_path / "model"
+    )
+    return tmp_path / "model"
+
+
+def run(*words) -> None:
+    main([str(word) for word in words])
+
+
+def mistake(*words) -> str:
+    with pytest.raises(SystemExit) as stop:
+        run(*words)
+    assert isinstance(stop.value.code, str), stop.value.code
+    assert "\n" not in stop.value.code
+    return stop.value.code
+
+
+def evaluate_words(folder, data, protocol, output):
+    return (
+        "evaluate", "--model", folder, "--protocol", protocol, "--train_data", data / "train.parquet", "--eval_data",
+        data / "test.parquet", "--output_dir", output,
+    )  # fmt: skip
+
+
+def test_three_protocols_and_a_card(tmp_path, folder, data, capsys):
+    output = tmp_path / "results"
+    run(
+        *evaluate_words(folder, data, "knn,linear,logistic_regression", output), "--knn_ks", 1, 5, "--knn_shots", 2,
+        "--linear_cache_features", "--linear_num_steps", 30, "--linear_train_batch_size", 16,
+        "--linear_num_layers", 1, 2, "--linear_grid", "paper", "--logistic_regression_num_cs", 5, "--update_card",
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert re.search(r"\| knn +\| knn_top1_k5 +\| +1 \|", printed)
+    assert str(output / "metrics.json") in printed
+    found = json.loads((output / "metrics.json").read_text())
+    assert list(found["protocols"]) == ["knn", "linear", "logistic_regression"]
+    assert found["protocols"]["knn"]["options"] == {"ks": [1, 5], "shots": [2]}
+    assert found["eval_data"] == str(data / "test.parquet")
+    for protocol in found["protocols"].values():
+        assert all(0 <= value for value in protocol["metrics"].values())
+    assert found["protocols"]["knn"]["metrics"]["knn_top1_k1"] == 1.0
+    assert found["protocols"]["logistic_regression"]["metrics"]["logistic_regression_top1"] == 1.0
+    for name in ("knn/knn.png", "linear/linear.png", "logistic_regression/logistic_regression.png"):
+        assert Image.open(output / name).width > 300
+    AutoModelForImageClassification.from_pretrained(output / "linear" / "model")
+    results = ModelCard.load(folder / "README.md").data.eval_results
+    assert {result.metric_name for result in results} >= {"knn_top1_k5", "linear_top1", "logistic_regression_top1"}
+
+    assert "holds the results of an evaluation" in mistake(*evaluate_words(folder, data, "knn", output))
+
+
+@pytest.mark.parametrize("baseline", ["untrained", "pixels"])
+def test_baselines(tmp_path, folder, data, baseline):
+    output = tmp_path / baseline
+    run(
+        *evaluate_words(folder, data, "knn", output),
+        "--knn_ks",
+        1,
+        "--baseline",
+        baseline,
+        "--train_split",
+        "train[:12]",
+    )
+    found = json.loads((output / "metrics.json").read_text())
+    assert found["baseline"] == baseline
+    assert found["protocols"]["knn"]["metrics"]["knn_top1_k1"] == 1.0
+
+
+def test_mistakes_are_one_sentence(tmp_path, folder, data):
+    output = tmp_path / "none"
+
+    def answer(protocol, *words):
+        return mistake(*evaluate_words(folder, data, protocol, output), *words)
+
+    assert "must name one or several of knn,linear" in answer("knn,nearest")
+    assert "`protocol` is knn; leave `--linear_grid`, `--video_num_frames` out" in answer(
+        "knn", "--linear_grid", "paper", "--video_num_frames", 4
+    )
+    assert "leave `--video_column` out" in answer("knn", "--video_column", "clip")
+    assert "some for images and some for videos" in answer("knn,video")
+    assert "asks for 200 neighbours, but the bank has 36 images" in answer("knn")
+    assert "num_layers=[1, 4] must be numbers from 1 to the 2 blocks" in answer("linear")
+    assert "label_column='fine' is not a column" in answer("knn", "--label_column", "fine")
+    assert "`baseline` is untrained" in answer("knn", "--update_card", "--baseline", "untrained")
+    assert "which cannot be loaded" in mistake(*evaluate_words(tmp_path / "no", data, "knn", output))
+    DINOv2ImageProcessor(image_mean=[0.5] * 4, image_std=[0.5] * 4).save_pretrained(folder)
+    assert "a network for 3 channels, but `image_mean` of its image processor" in answer("knn")
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_option_of_a_protocol_is_explained(protocol):
+    function = protocol_function(protocol)
+    explained = argument_lines(function.__doc__)
+    for name, parameter in own_options(function).items():
+        assert len(explained.get(name, "")) > 10, f"{protocol}: {name}"
+        assert argument_type(parameter.annotation)
+
+
+def test_pictures(tmp_path, folder, data, capsys):
+    images = []
+    for number in range(2):
+        images.append(tmp_path / f"{number}.png")
+        Image.effect_noise((60, 50), 60 + 30 * number).convert("RGB").save(images[-1])
+    for words in (
+        ("pca", "--images", *images, "--foreground", "--image_size", 64),
+        ("attention", "--images", *images, "--layer", 0, "--title", "Block 0"),
+        ("matching", "--images", *images, "--no-foreground", "--max_matches", 5),
+        (
+            "neighbors",
+            "--data",
+            data / "train.parquet",
+            "--rows",
+            0,
+            7,
+            "--num_neighbors",
+            3,
+            "--label_column",
+            "label",
+        ),
+        ("neighbors", "--data", data / "train.parquet", "--images", images[0]),
+        ("pca", "--data", data / "train.parquet"),
+    ):
+        output = tmp_path / "pictures" / "one.png"
+        run("visualize", folder, "--kind", *words, "--output", output)
+        assert str(output) in capsys.readouterr().out
+        assert Image.open(output).width > 300
+        output.unlink()
+
+
+def test_mistakes_about_pictures(tmp_path, folder, data):
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+
+    def answer(*words, output="x.png"):
+        return mistake("visualize", folder, "--output", tmp_path / output, "--kind", *words)
+
+    image = ("--images", tmp_path / "image.png")
+    assert "`kind` is pca; leave `--layer` out" in answer("pca", *image, "--layer", 1)
+    assert "must end in .png" in answer("pca", *image, output="x.jpg")
+    assert "`images` or `data` must be given" in answer("pca")
+    assert "`data`, the images to search, must be given" in answer("neighbors", *image)
+    assert "leave `--rows`" in answer("pca", *image, "--rows", 3)
+    assert "takes 2 images, but there are 1" in answer("matching", *image)
+    assert "`rows` holds 99, but the data has the rows 0 to 35" in answer(
+        "pca", "--data", data / "train.parquet", "--rows", 99
+    )
+    assert "cannot be decoded" in answer("pca", "--images", __file__)
+    assert "image_size=30 must be a multiple of the patch size" in answer("pca", *image, "--image_size", 30)
+    assert "layer=7 is no block" in answer("attention", *image, "--layer", 7)
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_the_seed_of_an_untrained_network(folder):
+    from dinov2_hf.cli.backbone import load_backbone
+
+    first, second = (load_backbone(str(folder), "untrained")[0].state_dict() for _ in range(2))
+    trained = load_backbone(str(folder))[0].state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["embeddings.position_embeddings"], trained["embeddings.position_embeddings"])
