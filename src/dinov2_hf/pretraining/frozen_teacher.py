@@ -49,12 +49,13 @@ class FrozenTeacher(nn.Module):
             for module in network.modules():
                 if isinstance(module, nn.Linear | nn.Conv2d):
                     module.to(torch.bfloat16)
-        self.scale = self.shift = None
+        self.register_buffer("scale", None)
+        self.register_buffer("shift", None)
         if own_mean is not None and pixel_mean is not None:
             scale = torch.tensor(pixel_std) / torch.tensor(own_std)
             shift = (torch.tensor(pixel_mean) - torch.tensor(own_mean)) / torch.tensor(own_std)
             if not (torch.allclose(scale, torch.ones(())) and torch.allclose(shift, torch.zeros(()), atol=1e-6)):
-                self.scale, self.shift = nn.Buffer(scale[:, None, None]), nn.Buffer(shift[:, None, None])
+                self.scale, self.shift = scale[:, None, None], shift[:, None, None]
         self.requires_grad_(False)
         self.eval()
 
@@ -106,10 +107,11 @@ class TeacherWithHeads(FrozenTeacher):
         super().__init__(network, **kwargs)
         self.centers = dict(centers or {})
         dtype = torch.bfloat16 if self.bf16 else torch.float32
-        self.dino_prototypes, self.own_ibot_prototypes = nn.Buffer(network.dino_head.last_layer().to(dtype)), None
+        self.register_buffer("dino_prototypes", network.dino_head.last_layer().detach().to(dtype))
+        self.register_buffer("own_ibot_prototypes", None)
         network.dino_head.last_layer = None  # the buffer stands for it
         if network.ibot_head is not None:
-            self.own_ibot_prototypes = nn.Buffer(network.ibot_head.last_layer().to(dtype))
+            self.own_ibot_prototypes = network.ibot_head.last_layer().detach().to(dtype)
             network.ibot_head.last_layer = None
 
     @property
