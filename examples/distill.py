@@ -93,6 +93,9 @@ class DistillationPlan:
         of_teacher = self.loaded.recipe(self.objective)
         entries = {entry["name"]: entry for entry in args.students} if args.students else {"": {}}
         self.students = {name: StudentPlan(arguments, entry, of_teacher) for name, entry in entries.items()}
+        # What the entries of students are laid over.
+        _, backbone, objective, _ = parse_recipe(arguments, *KINDS, of_teacher)
+        values = backbone | objective if args.students else self.students[""].values
         self.groups = {name: entry["num_processes"] for name, entry in entries.items() if "num_processes" in entry}
         self.configs = {name: student.config for name, student in self.students.items()}
         check_distillation(
@@ -103,7 +106,7 @@ class DistillationPlan:
             num_local_crops=args.num_local_crops,
         )
         self.config = next(iter(self.configs.values()))  # crops and loss weights are those of all
-        self.recipe = {**next(iter(self.students.values())).values, **distillation, **recipe_values(args)}
+        self.recipe = {**values, **distillation, **recipe_values(args)}
         self.masks = values_for(PreTrainingCollator, args)
         if self.objective == "features" or self.distillation.ibot_tokens == "all":
             self.masks["mask_probability"] = 0.0  # masks hide nothing here, and there is nothing to choose
@@ -171,5 +174,9 @@ class DistillationPlan:
         return groups
 
 
+def main(arguments: list[str]) -> None:
+    pretrain.main(arguments, DistillationPlan)
+
+
 if __name__ == "__main__":
-    pretrain.main(sys.argv[1:], DistillationPlan)
+    main(sys.argv[1:])

@@ -65,7 +65,7 @@ from dinov2_hf.training.preemption import Preemption, count_processes
 from dinov2_hf.training.run_description import describe_run
 from dinov2_hf.training.run_state import start_state
 from dinov2_hf.training.run_stopped import RunPreempted, RunStopped, exit_stopped, full_disk_stops_run
-from dinov2_hf.training.run_summary import format_knn, format_knn_gain, knn_before_and_after, write_summary
+from dinov2_hf.training.run_summary import format_knn, format_knn_gain, write_summary
 from dinov2_hf.training.schedules import PreTrainingSchedules, build_schedules, scale_learning_rate
 from dinov2_hf.training.sharded_weights import whole_copy
 from dinov2_hf.training.step_window import StepWindow, format_progress
@@ -453,11 +453,7 @@ def finish(
 ) -> None:
     """Export the models, draw the pictures, load the results as a user would, and say what came out."""
     output_dir = Path(args.output_dir)
-    cards = {
-        name: {"steps": state["step"], "recipe": recipe, "knn": knn_before_and_after(state, name)}
-        for name in accelerator.unwrap_model(model).students
-    }
-    model_folders = export_models(accelerator, model, image_processor, output_dir, cards)
+    model_folders = export_models(accelerator, model, image_processor, output_dir, state, recipe)
     for name, model_folder in model_folders.items() if accelerator.is_main_process else ():
         folder = student_folder(output_dir, name)
         write_summary(folder, state, name)

@@ -289,7 +289,8 @@ class DINOv2ForDistillation(nn.Module):
 
 
 def _key(name: str) -> str:
-    return name or "student"
+    """Of a `ModuleDict`, whose keys must not be names of its methods, such as "half"."""
+    return f"{name}_student" if name else "student"
 
 
 def _student_tokens(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from huggingface_hub import ModelCard
@@ -10,8 +11,9 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from .checkpoints import replace_folder
 from .model_card import model_card
+from .run_summary import knn_before_and_after
 from .sharded_weights import whole_weights
-from .students import student_folder
+from .students import recipe_of_student, student_folder
 
 
 def export_models(
@@ -19,7 +21,8 @@ def export_models(
     model: nn.Module,
     image_processor: BaseImageProcessor,
     output_dir: Path,
-    cards: Mapping[str, dict],
+    state: Mapping[str, Any],
+    recipe: Mapping[str, Any],
 ) -> dict[str, Path]:
     """
     For each student write `model` (the backbone of its average, with image processor and model card) and, where it has
@@ -28,7 +31,8 @@ def export_models(
     Args:
         model: the module as prepared by Accelerate; it offers `averages`, modules with a `backbone` by the names of
             their students, and `continued_as(name)`.
-        cards: by the names of the students `steps`, `recipe` and `knn` for `model_card`.
+        state: of the run, with its `step` and accuracies, for the model cards.
+        recipe: what the run can be repeated from, for the same.
 
     Returns:
         The folders of the backbones, by the names of the students.
@@ -50,7 +54,13 @@ def export_models(
     folders = {}
     for name, average in unwrapped.averages.items():
         folder, backbone = student_folder(output_dir, name), average.backbone
-        card = model_card(backbone.config, folder.resolve().name, **cards[name])
+        card = model_card(
+            backbone.config,
+            folder.resolve().name,
+            steps=state["step"],
+            recipe=recipe_of_student(recipe, name),
+            knn=knn_before_and_after(state, name),
+        )
         write(folder / "model", backbone, _under(state_dict, {paths[backbone]: ""}), card)
         whole, renamed = unwrapped.continued_as(name)
         if whole is not None:

@@ -53,3 +53,12 @@ def args_of_student(args: PreTrainingArguments, name: str) -> PreTrainingArgumen
     if args.push_to_hub:
         own["hub_model_id"] = f"{args.hub_model_id or Path(args.output_dir).resolve().name}-{name}"
     return dataclasses.replace(args, **own)
+
+
+def recipe_of_student(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The recipe that trains one of the `students` of a recipe alone."""
+    own = {key: value for key, value in recipe.items() if key != "students"}
+    for entry in recipe.get("students") or ():
+        if entry["name"] == name:
+            own |= {key: value for key, value in entry.items() if key not in ("name", "num_processes")}
+    return own
