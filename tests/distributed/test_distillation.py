@@ -3,7 +3,6 @@ Distillation of two students by two processes under every backend: it equals one
 a resumed run equals one that was not interrupted; and students that have a process each.
 """
 
-import os
 import shutil
 import socket
 import subprocess
@@ -40,7 +39,7 @@ def teacher(recipe, images, tmp_path_factory) -> Path:
 def students_recipe(tmp_path_factory) -> Path:
     values = {name: value for name, value in yaml.safe_load(RECIPE).items() if name != "num_prototypes"}
     # Without clipping, which DeepSpeed does by one norm over all students.
-    values |= {"students": STUDENTS, "max_steps": 4, "save_steps": 2, "max_grad_norm": 1000.0, "patch_chunk_size": 50}
+    values |= {"students": STUDENTS, "max_steps": 4, "save_steps": 2, "max_grad_norm": 1e6, "patch_chunk_size": 50}
     path = tmp_path_factory.mktemp("recipe") / "students.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
@@ -52,7 +51,13 @@ def launch(students_recipe, teacher, images):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
+        command = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(CONFIGS / f"{config}.yaml"),
+        ]
         command += ["--num_processes", "2", "--main_process_port", str(port)]
         command += [str(Path(__file__).parent / "distill_witness.py"), "--config", str(students_recipe)]
         command += ["--teacher", str(teacher), "--train_data", str(images), "--output_dir", str(output_dir)]
@@ -74,20 +79,31 @@ def read(output_dir: Path) -> dict[str, tuple[dict[str, torch.Tensor], list[floa
 
 
 @pytest.fixture(scope="module")
-def alone(students_recipe, teacher, images, tmp_path_factory):
-    """One process on the global batch of eight images."""
-    folder = tmp_path_factory.mktemp("alone") / "out"
-    forget_accelerate()
-    sys.path.insert(0, str(CONFIGS.parent))
-    flags = ["--teacher", str(teacher), "--train_data", str(images), "--output_dir", str(folder)]
-    load_example("distill").main(
-        ["--config", str(students_recipe), *flags, "--per_device_train_batch_size", "8"]
-    )
-    sys.path.remove(str(CONFIGS.parent))
-    return read(folder)
+def one_process(students_recipe, teacher, images, tmp_path_factory):
+    """A run of one process on the global batch of eight images."""
+
+    def one_process(*flags: str) -> dict:
+        folder = tmp_path_factory.mktemp("alone") / "out"
+        given = ["--config", str(students_recipe), "--teacher", str(teacher), "--train_data", str(images)]
+        given += ["--output_dir", str(folder), "--per_device_train_batch_size", "8", *flags]
+        forget_accelerate()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(CONFIGS.parent))
+            distill = load_example("distill")
+            patch.setattr(distill.pretrain, "draw_curves", lambda *_: None)
+            patch.setattr(distill.pretrain, "save_patch_pca", lambda *_, **__: None)
+            distill.main(given)
+        return read(folder)
+
+    return one_process
 
 
-def assert_equal(output_dir: Path, alone) -> None:
+@pytest.fixture(scope="module")
+def alone(one_process):
+    return one_process()
+
+
+def assert_equal(output_dir: Path, alone: dict) -> None:
     for name, (weights, losses) in read(output_dir).items():
         expected, wanted = alone[name]
         assert losses == pytest.approx(wanted, rel=2e-5)
@@ -97,54 +113,26 @@ def assert_equal(output_dir: Path, alone) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_it_equals_one_process_and_resumes(launch, alone, tmp_path, backend):
+def test_it_equals_one_process_on_the_global_batch(launch, alone, tmp_path, backend):
+    """Losses to 2e-5, and after four steps of Adam the weights of both students and their averages to 2e-5."""
     straight = launch(backend, tmp_path / "out")
     assert straight.returncode == 0, straight.stdout + straight.stderr
     assert_equal(tmp_path / "out", alone)
-    resumed = tmp_path / "resumed"
-    shutil.copytree(tmp_path / "out", resumed)
-    shutil.rmtree(resumed / "checkpoints" / "step_0000004")
-    again = launch(backend, resumed, "--resume_from_checkpoint", "latest")
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "step 4" not in again.stderr
-    for name, (weights, losses) in read(resumed).items():
-        expected, wanted = read(tmp_path / "out")[name]
+    if backend != "fsdp2":  # what others save of a module is tested with that of pretraining
+        return
+    straight = read(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "step_0000004")
+    resumed = launch(backend, tmp_path / "out", "--resume_from_checkpoint", "latest")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    for name, (weights, losses) in read(tmp_path / "out").items():
+        expected, wanted = straight[name]
         assert losses == wanted
         assert all(torch.equal(weights[key], value) for key, value in expected.items())
 
 
-@pytest.mark.parametrize("koleo_loss_weight", ["0.0", "0.1"])
-def test_students_with_a_process_each_see_the_global_batch(
-    launch, students_recipe, teacher, images, alone, tmp_path, koleo_loss_weight
-):
+def test_students_with_a_process_each_see_the_global_batch(launch, one_process, tmp_path):
     """KoLeo, too: each of them has all eight images, as one process has."""
     entries = [str({**entry, "num_processes": 1}) for entry in STUDENTS]
-    flags = ("--koleo_loss_weight", koleo_loss_weight, "--students", *entries)
-    grouped = launch("ddp", tmp_path / "out", *flags)
+    grouped = launch("ddp", tmp_path / "out", "--koleo_loss_weight", "0.1", "--students", *entries)
     assert grouped.returncode == 0, grouped.stdout + grouped.stderr
-    if koleo_loss_weight == "0.0":
-        assert_equal(tmp_path / "out", alone)
-        return
-    forget_accelerate()
-    sys.path.insert(0, str(CONFIGS.parent))
-    given = ["--config", str(students_recipe), "--teacher", str(teacher), "--train_data", str(images)]
-    given += ["--output_dir", str(tmp_path / "one"), "--koleo_loss_weight", "0.1"]
-    load_example("distill").main([*given, "--per_device_train_batch_size", "8"])
-    sys.path.remove(str(CONFIGS.parent))
-    assert_equal(tmp_path / "out", read(tmp_path / "one"))
-    records, others = (
-        read_metrics(tmp_path / folder / "students" / "small" / "metrics.jsonl") for folder in ("out", "one")
-    )
-    assert [record["koleo_loss"] for record in records] == pytest.approx(
-        [record["koleo_loss"] for record in others], rel=1e-4
-    )
-
-
-def test_groups_that_do_not_fit_are_one_sentence(launch, tmp_path):
-    flags = ("--students", "{name: a, num_processes: 2}", "{name: b, num_processes: 1}")
-    wrong = launch("ddp", tmp_path / "out", *flags)
-    assert wrong.returncode != 0
-    assert "error: `num_processes` of the students are 2, 1, together 3, but the run has 2 processes" in (
-        wrong.stdout + wrong.stderr
-    )
-    assert not os.path.exists(tmp_path / "out")
+    assert_equal(tmp_path / "out", one_process("--koleo_loss_weight", "0.1"))
