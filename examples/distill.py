@@ -115,6 +115,14 @@ class DistillationPlan:
         self.description = {
             "teacher": args.teacher, "objective": patches if self.objective == "paper" else features,
         }  # fmt: skip
+        if self.groups:
+            shares = (f"{name} by {count}" for name, count in self.groups.items())
+            self.description["seen together"] = f"the global batch: {', '.join(shares)} processes"
+        if self.objective == "features" and args.hub_pretraining_model:
+            raise ValueError(
+                "`hub_pretraining_model` is true, but distillation of features leaves no pretraining_model: there are no"
+                " heads; leave it out."
+            )
 
     def build_model(self, accelerator: Accelerator) -> torch.nn.Module:
         args, precision = self.args, compute_precision(accelerator)

@@ -206,7 +206,9 @@ def main(arguments: list[str], read_plan=PreTrainingPlan) -> None:
         accelerator, args, model, num_images, global_batch_size, schedules, state["step"], plan.description
     )  # fmt: skip
     if args.report_to != "none":
-        accelerator.init_trackers("dinov2_pretraining", {name: str(value) for name, value in recipe.items()})
+        accelerator.init_trackers(
+            f"dinov2_{accelerator.unwrap_model(model).task}", {name: str(value) for name, value in recipe.items()}
+        )
     try:
         with full_disk_stops_run(), Preemption() as preemption:
             train(
@@ -278,7 +280,7 @@ def train(
     progress = tqdm(
         total=args.max_steps,
         initial=state["step"],
-        desc="pretraining",
+        desc=module.task,
         disable=not accelerator.is_local_main_process,
         dynamic_ncols=True,
         mininterval=0.5 if sys.stderr.isatty() else 30,

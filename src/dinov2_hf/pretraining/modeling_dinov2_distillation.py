@@ -43,6 +43,8 @@ class DINOv2ForDistillation(nn.Module):
         rank_groups: for students that are each computed by ranks of their own; by default every rank computes all.
     """
 
+    task = "distillation"
+
     def __init__(
         self,
         config: DINOv2DistillationConfig,

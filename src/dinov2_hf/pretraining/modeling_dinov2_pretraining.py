@@ -98,6 +98,7 @@ class DINOv2ForPreTraining(SavesCheckpointKeysAsTheyAre, PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     model_tags = ["dinov2"]
+    task = "pretraining"
 
     def __init__(self, config: DINOv2PreTrainingConfig):
         super().__init__(config)

@@ -26,7 +26,8 @@ def describe_run(
     more: dict[str, str] | None = None,
 ) -> None:
     """Log it, one line for each thing; `num_images` is `None` for a stream, and `more` are lines of a kind of run."""
-    students = accelerator.unwrap_model(model).students
+    module = accelerator.unwrap_model(model)
+    students = module.students
     sizes = {
         name: ", ".join(f"{part} {num_parameters(module) / 1e6:.2f}M" for part, module in student.named_children())
         for name, student in students.items()
@@ -47,7 +48,6 @@ def describe_run(
         "images": f"{images} from {args.train_data}",
         "channels": "RGB" if num_channels == 3 else f"{num_channels}, without colour jitter, greyscale and solarize",
         **{f"student {name}".strip(): size for name, size in sizes.items()},
-        **(more or {}),
         "weights from": f"{args.init_from}, backbone frozen for {args.freeze_backbone_steps} steps"
         if args.init_from
         else "a fresh initialisation",
@@ -62,6 +62,6 @@ def describe_run(
         "device": device,
         "output": args.output_dir,
     }
-    logger.info("***** Pretraining *****")
-    for name, text in lines.items():
+    logger.info("***** %s *****", module.task.capitalize())
+    for name, text in (lines | (more or {})).items():
         logger.info("  %-19s %s", name, text)
