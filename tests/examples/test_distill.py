@@ -348,6 +348,10 @@ MISTAKES = {
         ("--distillation_objective", "logits"),
         '`distillation_objective` is "logits"; it must be "paper" or',
     ),
+    "nothing to continue": (
+        (*FEATURES, "--push_to_hub", "true", "--hub_pretraining_model", "true"),
+        "`hub_pretraining_model` is true, but distillation of features leaves no",
+    ),
     "tokens": (("--ibot_tokens", "some"), '`ibot_tokens` is "some"'),
     "student twice": (("--students", "{{name: a}}", "{{name: a}}"), "the name a twice"),
     "student without name": (("--students", "{{hidden_size: 8}}"), "has the name None"),
