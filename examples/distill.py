@@ -120,7 +120,7 @@ class DistillationPlan:
             self.description["seen together"] = f"the global batch: {', '.join(shares)} processes"
         if self.objective == "features" and args.hub_pretraining_model:
             raise ValueError(
-                "`hub_pretraining_model` is true, but distillation of features leaves no pretraining_model, for want of"
+                "`hub_pretraining_model` is true, but distillation of features leaves no pretraining_model, without"
                 " heads; leave it out."
             )
 
