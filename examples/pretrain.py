@@ -52,6 +52,7 @@ from dinov2_hf.training.backends import (
 )
 from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from dinov2_hf.training.collapse import COLLAPSED_EXIT_CODE, CollapseMonitor, RunCollapsed
+from dinov2_hf.training.crop_checks import check_crops
 from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, end_run, mean_over_processes
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.exports import export_models
@@ -65,10 +66,11 @@ from dinov2_hf.training.preemption import Preemption, count_processes
 from dinov2_hf.training.run_description import describe_run
 from dinov2_hf.training.run_state import start_state
 from dinov2_hf.training.run_stopped import RunPreempted, RunStopped, exit_stopped, full_disk_stops_run
-from dinov2_hf.training.run_summary import format_knn, format_knn_gain, knn_before_and_after, write_summary
+from dinov2_hf.training.run_summary import format_knn, format_knn_gain, write_summary
 from dinov2_hf.training.schedules import PreTrainingSchedules, build_schedules, scale_learning_rate
 from dinov2_hf.training.sharded_weights import whole_copy
 from dinov2_hf.training.step_window import StepWindow, format_progress
+from dinov2_hf.training.students import args_of_student, of_student, own_of_student, prefixed, student_folder
 from dinov2_hf.training.trackers import find_tracker
 
 
@@ -86,17 +88,44 @@ class Evaluation:
     image_column: str
 
 
-def main(arguments: list[str]) -> None:
-    try:  # a mistake in recipe, flags or data is one sentence, before anything is computed
+class PreTrainingPlan:
+    """What is particular to a pretraining: what is read from recipe and flags, and the module that is trained."""
+
+    def __init__(self, arguments: list[str]):
         kinds = (PreTrainingArguments, [DINOv2Config, DINOv2PreTrainingConfig])
-        args, backbone_values, objective_values = parse_recipe(arguments, *kinds)
-        initial = load_initial_model(args.init_from) if args.init_from else None
-        if initial is not None:  # whose network is the recipe's, where it says nothing else
-            args, backbone_values, objective_values = parse_recipe(arguments, *kinds, recipe_of(initial))
-            refuse_other_architecture(initial, backbone_values | objective_values, args.init_from)
-        config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone_values), **objective_values)
+        self.args, backbone, objective = parse_recipe(arguments, *kinds)
+        self.initial = load_initial_model(self.args.init_from) if self.args.init_from else None
+        if self.initial is not None:  # whose network is the recipe's, where it says nothing else
+            self.args, backbone, objective = parse_recipe(arguments, *kinds, recipe_of(self.initial))
+            refuse_other_architecture(self.initial, backbone | objective, self.args.init_from)
+        self.recipe = {**backbone, **objective, **recipe_values(self.args)}
+        self.config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone), **objective)
+        self.masks = values_for(PreTrainingCollator, self.args)
+        self.description: dict[str, str] = {}
+        check_crops(self.args, self.config)
+
+    def build_model(self, accelerator: Accelerator) -> torch.nn.Module:
+        attention = choose_attention(self.args.attn_implementation, compute_precision(accelerator), accelerator.device)
+        model = DINOv2ForPreTraining._from_config(self.config, attn_implementation=attention)
+        if self.initial is not None:
+            initialise(model, self.initial)
+        self.initial = None  # as large as the backbone, or as all
+        return model
+
+    def parameter_groups(self, model: torch.nn.Module) -> list[dict]:
+        return parameter_groups(
+            model.student,
+            num_layers=self.config.backbone_config.num_hidden_layers,
+            layerwise_decay=self.args.layerwise_decay,
+            patch_embed_lr_multiplier=self.args.patch_embed_lr_multiplier,
+        )
+
+
+def main(arguments: list[str], read_plan=PreTrainingPlan) -> None:
+    try:  # a mistake in recipe, flags or data is one sentence, before anything is computed
+        plan = read_plan(arguments)
+        args, config, recipe = plan.args, plan.config, plan.recipe
         output_dir = Path(args.output_dir)
-        check_crops(args, config)
         accelerator = build_accelerator(args, output_dir)
         checkpoint = find_start(accelerator, output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
         dataset = load_image_dataset(
@@ -126,7 +155,7 @@ def main(arguments: list[str]) -> None:
             ),
             PreTrainingCollator(
                 reference_mask_generator(config.backbone_config.image_size, config.backbone_config.patch_size),
-                **values_for(PreTrainingCollator, args),
+                **plan.masks,
             ),
             batch_size=args.per_device_train_batch_size,
             seed=args.seed,
@@ -140,13 +169,11 @@ def main(arguments: list[str]) -> None:
             pin_memory=accelerator.device.type == "cuda",
         )
         set_seed(args.seed)  # the same weights on every process
-        attention = choose_attention(args.attn_implementation, compute_precision(accelerator), accelerator.device)
-        model = DINOv2ForPreTraining._from_config(config, attn_implementation=attention)
-        if initial is not None:
-            initialise(model, initial)
-        del initial  # as large as the backbone, or as all
-        recipe = {**backbone_values, **objective_values, **recipe_values(args)}
-        repo_id = prepare_upload(accelerator, args, card_metadata(recipe))
+        model = plan.build_model(accelerator)
+        students = list(model.students)
+        repo_ids = {
+            name: prepare_upload(accelerator, args_of_student(args, name), card_metadata(recipe)) for name in students
+        }
     except StrictDataclassError as error:  # from a configuration, around the sentence
         sys.exit(f"error: {error.__cause__}")
     except ValueError as error:
@@ -157,38 +184,38 @@ def main(arguments: list[str]) -> None:
         start_output_dir(output_dir, fresh=checkpoint is None)
         (output_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     accelerator.wait_for_everyone()
-    if args.gradient_checkpointing:
-        model.student.backbone.gradient_checkpointing_enable()
-    groups = parameter_groups(
-        model.student,
-        num_layers=config.backbone_config.num_hidden_layers,
-        layerwise_decay=args.layerwise_decay,
-        patch_embed_lr_multiplier=args.patch_embed_lr_multiplier,
-    )
+    for student in model.students.values() if args.gradient_checkpointing else ():
+        student.backbone.gradient_checkpointing_enable()
+    groups = plan.parameter_groups(model)
     optimizer = build_optimizer(groups, adam_beta1=args.adam_beta1, adam_beta2=args.adam_beta2)
     set_seed(args.seed, device_specific=True)  # but stochastic depth of its own
     model, optimizer = prepare(accelerator, model, optimizer)
     # Where a run starts, in order: its own checkpoint, else `init_from`, else fresh weights.
     if checkpoint:
         load_checkpoint(accelerator, checkpoint)
-        if accelerator.is_main_process:
-            truncate_metrics(output_dir / "metrics.jsonl", state["step"])
+        for name in students if accelerator.is_main_process else ():
+            truncate_metrics(student_folder(output_dir, name) / "metrics.jsonl", state["step"])
 
     num_images = None if args.streaming else len(dataset)
+    num_eval_images = len(evaluation.queries) if evaluation else 0
     suffix = "" if accelerator.is_main_process else f"_{accelerator.process_index}"
     skipped_images = SkippedImageLog(
         output_dir / f"skipped_images{suffix}.jsonl", num_images=num_images, max_fraction=args.max_skipped_fraction
     )
     image_processor = build_image_processor(args, config)
-    describe_run(accelerator, args, model, num_images, global_batch_size, schedules, state["step"])
+    describe_run(
+        accelerator, args, model, num_images, global_batch_size, schedules, state["step"], plan.description
+    )  # fmt: skip
     if args.report_to != "none":
-        accelerator.init_trackers("dinov2_pretraining", {name: str(value) for name, value in recipe.items()})
+        accelerator.init_trackers(
+            f"dinov2_{accelerator.unwrap_model(model).task}", {name: str(value) for name, value in recipe.items()}
+        )
     try:
         with full_disk_stops_run(), Preemption() as preemption:
             train(
                 accelerator, model, optimizer, loader, schedules, skipped_images, args, state, preemption,
                 lambda: measure(accelerator, model, image_processor, evaluation, args),
-                CollapseMonitor.of_run(state, config, args, len(evaluation.queries) if evaluation else 0),
+                {name: CollapseMonitor.of_run(state, config, args, num_eval_images, name) for name in students},
             )  # fmt: skip
         with full_disk_stops_run():
             finish(accelerator, model, image_processor, dataset, args, state, recipe)
@@ -200,11 +227,12 @@ def main(arguments: list[str]) -> None:
     except RunStopped as stop:
         exit_stopped(accelerator, stop, list_checkpoints(output_dir / "checkpoints"))
     end_run(accelerator)
-    if repo_id and accelerator.is_main_process:
-        try:
-            print(f"uploaded to {push_run(args, repo_id)}")
-        except ValueError as error:  # everything is on disk; the exit status says that it is not on the Hub
-            sys.exit(f"error: {error}")
+    for name, repo_id in repo_ids.items() if accelerator.is_main_process else ():
+        if repo_id:
+            try:
+                print(f"uploaded to {push_run(args_of_student(args, name), repo_id)}")
+            except ValueError as error:  # everything is on disk; the exit status says that it is not on the Hub
+                sys.exit(f"error: {error}")
 
 
 def train(
@@ -217,8 +245,8 @@ def train(
     args: PreTrainingArguments,
     state: dict,
     preemption: Preemption,
-    measure_backbone,
-    collapse_monitor: CollapseMonitor,
+    measure_backbones,
+    collapse_monitors: dict[str, CollapseMonitor],
 ) -> None:
     """The training loop. `state` of `start_state` and what has been measured are brought up to date in place."""
     module = accelerator.unwrap_model(model)
@@ -229,18 +257,22 @@ def train(
     )
 
     def record(metrics: dict[str, float]) -> None:
-        if accelerator.is_main_process:
-            append_metrics(output_dir / "metrics.jsonl", {"step": state["step"], **metrics})
+        for name in module.students if accelerator.is_main_process else ():
+            own = {"step": state["step"], **of_student(metrics, name)}
+            append_metrics(student_folder(output_dir, name) / "metrics.jsonl", own)
         accelerator.log(metrics, step=state["step"])
-        collapse_monitor.warn(state["step"], metrics, stop=args.stop_on_collapse)
+        for name, monitor in collapse_monitors.items():
+            monitor.warn(state["step"], of_student(metrics, name), stop=args.stop_on_collapse)
 
     def evaluate() -> None:
-        metrics = measure_backbone()
+        metrics = measure_backbones()
         if metrics:
             record(metrics)
             state.setdefault("knn_before", metrics)
             state["knn_after"] = metrics
-            tqdm.write(f"step {state['step']}: k-NN " + ", ".join(format_knn(metrics)), file=sys.stdout)
+            for name in module.students:
+                line = ", ".join(format_knn(own_of_student(metrics, name)))
+                tqdm.write(f"step {state['step']}: {f'{name} ' if name else ''}k-NN {line}", file=sys.stdout)
         window.restart()  # time spent here is not training time
 
     model.train()
@@ -249,7 +281,7 @@ def train(
     progress = tqdm(
         total=args.max_steps,
         initial=state["step"],
-        desc="pretraining",
+        desc=module.task,
         disable=not accelerator.is_local_main_process,
         dynamic_ncols=True,
         mininterval=0.5 if sys.stderr.isatty() else 30,
@@ -270,11 +302,11 @@ def train(
                     **send_to_device(batch, accelerator.device, non_blocking=True),
                     teacher_temperature=now.teacher_temperature,
                 )
-                accelerator.backward(output.loss)
-                nonfinite.add(output.loss, report.row_ids)
+                accelerator.backward(output["loss"])
+                nonfinite.add(output["loss"], report.row_ids)
                 if accelerator.sync_gradients:
                     norms = clip_gradients(
-                        accelerator, module.student, args.max_grad_norm, per_part=args.clip_per_part
+                        accelerator, module.students, args.max_grad_norm, per_part=args.clip_per_part
                     )
                     *bad, num_preempted = count_processes(
                         accelerator, *nonfinite.found(norms), preemption.received is not None
@@ -321,20 +353,6 @@ def next_batch(batches):
         return next(batches)
     except ValueError as error:  # too many broken images in a row, or a stream without images
         raise RunStopped(str(error)) from error
-
-
-def check_crops(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> None:
-    patch_size = config.backbone_config.patch_size
-    if args.num_local_crops and args.local_crop_size % patch_size:
-        raise ValueError(
-            f"`local_crop_size` is {args.local_crop_size}, which is not a multiple of `patch_size` ({patch_size});"
-            f" the nearest that fits is {max(1, round(args.local_crop_size / patch_size)) * patch_size}."
-        )
-    if args.per_device_train_batch_size < 2 and config.koleo_loss_weight > 0:
-        raise ValueError(
-            "`per_device_train_batch_size` is 1, but KoLeo compares the images of a device with each other; use at"
-            " least 2, or set `koleo_loss_weight` to 0."
-        )
 
 
 def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerator:
@@ -390,13 +408,14 @@ def measure(
     evaluation: Evaluation | None,
     args: PreTrainingArguments,
 ) -> dict[str, float]:
-    """k-NN accuracies of the backbone as it would be exported now; the main process measures, the others wait."""
-    metrics, backbone = {}, None
-    if evaluation is not None:
-        backbone = whole_copy(accelerator.unwrap_model(model).ema_module.backbone, keep=accelerator.is_main_process)
-    if backbone is not None:
+    """k-NN accuracies of each backbone as it would be exported now; the main process measures, the others wait."""
+    metrics = {}
+    for name, average in accelerator.unwrap_model(model).averages.items() if evaluation is not None else ():
+        backbone = whole_copy(average.backbone, keep=accelerator.is_main_process)
+        if backbone is None:
+            continue
         neighbours = [k for k in KNN_NEIGHBOURS if k <= len(evaluation.bank)]
-        metrics = evaluate_knn(
+        accuracies = evaluate_knn(
             backbone,
             evaluation.bank,
             evaluation.queries,
@@ -409,6 +428,7 @@ def measure(
             num_workers=args.dataloader_num_workers,
             autocast_dtype=AUTOCAST_DTYPES.get(compute_precision(accelerator)),
         )
+        metrics |= prefixed(accuracies, name)
     accelerator.wait_for_everyone()
     return metrics
 
@@ -434,31 +454,30 @@ def finish(
     state: dict,
     recipe: dict,
 ) -> None:
-    """Export the models, draw the pictures, load the result as a user would, and say what came out."""
+    """Export the models, draw the pictures, load the results as a user would, and say what came out."""
     output_dir = Path(args.output_dir)
-    card = {"steps": state["step"], "recipe": recipe, "knn": knn_before_and_after(state)}
-    model_folder = export_models(accelerator, model, image_processor, output_dir, card)
-    if not accelerator.is_main_process:
-        return
-    write_summary(output_dir, state)
-    backbone = AutoModel.from_pretrained(model_folder)
-    images = first_images(
-        dataset, find_image_column(dataset, args.image_column), count=8, num_channels=backbone.config.num_channels
-    )
-    save_patch_pca(
-        backbone,
-        images,
-        AutoImageProcessor.from_pretrained(model_folder),
-        output_dir / "patch_pca.png",
-        image_size=picture_size(backbone.config),
-        device=accelerator.device,
-    )
-    print(f"\n{format_knn_gain(state, args.eval_data)}", end="")
-    if backbone.config.num_channels == 3:  # which is what a pipeline reads
-        extract = pipeline("image-feature-extraction", model=str(model_folder), device=accelerator.device)
-        features = extract(images[0], return_tensors=True)
-        print(f'pipeline("image-feature-extraction", model="{model_folder}") returns {tuple(features.shape)}')
-    print(f"curves and pictures: {output_dir / 'training_curves.png'}, {output_dir / 'patch_pca.png'}")
+    model_folders = export_models(accelerator, model, image_processor, output_dir, state, recipe)
+    for name, model_folder in model_folders.items() if accelerator.is_main_process else ():
+        folder = student_folder(output_dir, name)
+        write_summary(folder, state, name)
+        backbone = AutoModel.from_pretrained(model_folder)
+        images = first_images(
+            dataset, find_image_column(dataset, args.image_column), count=8, num_channels=backbone.config.num_channels
+        )
+        save_patch_pca(
+            backbone,
+            images,
+            AutoImageProcessor.from_pretrained(model_folder),
+            folder / "patch_pca.png",
+            image_size=picture_size(backbone.config),
+            device=accelerator.device,
+        )
+        print(f"\n{format_knn_gain(state, args.eval_data, name)}", end="")
+        if backbone.config.num_channels == 3:  # which is what a pipeline reads
+            extract = pipeline("image-feature-extraction", model=str(model_folder), device=accelerator.device)
+            features = extract(images[0], return_tensors=True)
+            print(f'pipeline("image-feature-extraction", model="{model_folder}") returns {tuple(features.shape)}')
+        print(f"curves and pictures: {folder / 'training_curves.png'}, {folder / 'patch_pca.png'}")
 
 
 def picture_size(config: DINOv2Config) -> int:
@@ -467,11 +486,10 @@ def picture_size(config: DINOv2Config) -> int:
 
 
 def draw_curves(accelerator: Accelerator, module: torch.nn.Module, output_dir: Path) -> None:
-    if accelerator.is_main_process:
+    for name in module.students if accelerator.is_main_process else ():
+        folder = student_folder(output_dir, name)
         plot_training_curves(
-            output_dir / "metrics.jsonl",
-            output_dir / "training_curves.png",
-            num_prototypes=module.config.num_prototypes,
+            folder / "metrics.jsonl", folder / "training_curves.png", num_prototypes=module.config.num_prototypes
         )
 
 

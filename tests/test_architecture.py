@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dinov2_hf import DINOv2Config, DINOv2PreTrainingConfig
+from dinov2_hf import DINOv2Config, DINOv2DistillationConfig, DINOv2PreTrainingConfig
 from dinov2_hf.data import MultiCropTransform, PreTrainingCollator
 from dinov2_hf.training.arguments import PreTrainingArguments
+from dinov2_hf.training.distillation_arguments import DistillationArguments
 from dinov2_hf.training.schedules import build_schedules
 
 
@@ -85,7 +86,10 @@ def attributes_read(paths: list[Path]) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("config", [DINOv2Config, DINOv2PreTrainingConfig, PreTrainingArguments])
+@pytest.mark.parametrize(
+    "config",
+    [DINOv2Config, DINOv2PreTrainingConfig, DINOv2DistillationConfig, PreTrainingArguments, DistillationArguments],
+)
 def test_every_field_is_read(config):
     # Those with an underscore are read by the mix-in of transformers that they are declared for.
     own = {name for name in config.__annotations__ if not name.startswith("_")}

@@ -13,14 +13,21 @@ from .models import (
     adapt_num_channels,
     resize_position_embeddings,
 )
-from .pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
+from .pretraining import (
+    DINOv2DistillationConfig,
+    DINOv2ForDistillation,
+    DINOv2ForPreTraining,
+    DINOv2PreTrainingConfig,
+)
 
 
 __version__ = "0.1.0.dev0"
 __all__ = [
     "DINOv2Backbone",
     "DINOv2Config",
+    "DINOv2DistillationConfig",
     "DINOv2ForDepthEstimation",
+    "DINOv2ForDistillation",
     "DINOv2ForImageClassification",
     "DINOv2ForPreTraining",
     "DINOv2ForSemanticSegmentation",

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining
 
 from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, values_for
+from dinov2_hf.training.distillation_arguments import DistillationArguments
 from dinov2_hf.training.schedules import build_schedules, scale_learning_rate
 
 from .test_pretrain import Interrupted, assert_same_run, run, weights
@@ -189,12 +190,16 @@ def test_registers_by_flags(pretrain, recipe, images, tmp_path):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_whole(path):
     """Names, types and lengths; those without a network need weights to start from."""
-    from dinov2_hf import DINOv2Config, DINOv2PreTrainingConfig
+    from dinov2_hf import DINOv2Config, DINOv2DistillationConfig, DINOv2PreTrainingConfig
 
-    flags = ["--config", str(path), "--train_data", "x"]
-    if "hidden_size" not in yaml.safe_load(path.read_text()):
+    flags, values = ["--config", str(path), "--train_data", "x"], yaml.safe_load(path.read_text())
+    kinds = PreTrainingArguments, [DINOv2Config, DINOv2PreTrainingConfig]
+    if "distillation_objective" in values:
+        flags += ["--teacher", "a/run"]
+        kinds = DistillationArguments, [*kinds[1], DINOv2DistillationConfig]
+    elif "hidden_size" not in values:
         flags += ["--init_from", "a/run"]
-    args, backbone, objective = parse_recipe(flags, PreTrainingArguments, [DINOv2Config, DINOv2PreTrainingConfig])
+    args, backbone, objective, *_ = parse_recipe(flags, *kinds)
     DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone), **objective)
     peak = scale_learning_rate(args.learning_rate, args.per_device_train_batch_size, args.learning_rate_scaling)
     schedules = build_schedules(peak_learning_rate=peak, **values_for(build_schedules, args))

@@ -100,18 +100,32 @@ def initialise(model: DINOv2ForPreTraining, initial: DINOv2Model | DINOv2ForPreT
     Raises:
         `ValueError`: as `refuse_other_architecture`.
     """
-    wanted, known = recipe_of(model), recipe_of(initial)
+    wanted = recipe_of(model)
     refuse_other_architecture(initial, wanted, f"the {type(initial).__name__}")
-    if known["num_channels"] != wanted["num_channels"]:
-        adapt_num_channels(initial, wanted["num_channels"])
-    if known["image_size"] != wanted["image_size"]:
-        resize_position_embeddings(initial, wanted["image_size"])
+    _adapt(initial, wanted)
     if isinstance(initial, DINOv2ForPreTraining):
         kept = model.state_dict()
         model.load_state_dict(kept | {name: value for name, value in initial.state_dict().items() if name in kept})
         return
     for network in (model.student, model.teacher):
         network.backbone.load_state_dict(initial.state_dict())
+
+
+def initialise_backbone(backbone: DINOv2Model, initial: DINOv2Model | DINOv2ForPreTraining) -> None:
+    """As `initialise`, for a backbone alone; of a `DINOv2ForPreTraining` it takes the teacher's."""
+    wanted = recipe_of(backbone)
+    initial = initial.teacher.backbone if isinstance(initial, DINOv2ForPreTraining) else initial
+    refuse_other_architecture(initial, wanted, f"the {type(initial).__name__}")
+    _adapt(initial, wanted)
+    backbone.load_state_dict(initial.state_dict())
+
+
+def _adapt(initial: DINOv2Model | DINOv2ForPreTraining, wanted: Mapping[str, Any]) -> None:
+    known = recipe_of(initial)
+    if known["num_channels"] != wanted["num_channels"]:
+        adapt_num_channels(initial, wanted["num_channels"])
+    if known["image_size"] != wanted["image_size"]:
+        resize_position_embeddings(initial, wanted["image_size"])
 
 
 def _backbone_values(config: DINOv2Config) -> dict[str, Any]:

@@ -6,19 +6,25 @@ probabilities of the same shape, float32, each row summing to 1. Where rows depe
 ranks.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from .logit_chunks import LogitChunks
 
-def _all_reduce(tensor: torch.Tensor, op: dist.ReduceOp) -> torch.Tensor:
+
+def _all_reduce(tensor: torch.Tensor, op: dist.ReduceOp, group: dist.ProcessGroup | None = None) -> torch.Tensor:
     if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(tensor, op=op)
+        dist.all_reduce(tensor, op=op, group=group)
     return tensor
 
 
 @torch.no_grad()
-def sinkhorn_knopp(logits: torch.Tensor, temperature: float, num_iterations: int = 3) -> torch.Tensor:
+def sinkhorn_knopp(
+    logits: torch.Tensor, temperature: float, num_iterations: int = 3, group: dist.ProcessGroup | None = None
+) -> torch.Tensor:
     """
     Sinkhorn-Knopp: scale `exp(logits / temperature)` so that prototypes share the rows of all ranks evenly and every
     row sums to 1.
@@ -32,28 +38,86 @@ def sinkhorn_knopp(logits: torch.Tensor, temperature: float, num_iterations: int
         logits: `(n, K)`; `n` may differ between ranks, and may be 0.
         temperature: of the teacher, above 0.
         num_iterations: of the row-then-column scaling; 3 in the paper.
+        group: the ranks whose rows are balanced together; `None` is all.
     """
     scores = logits.float() / temperature
     row_max = scores.amax(dim=1) if len(scores) else scores.new_empty(0)
     global_max = row_max.max() if len(scores) else scores.new_tensor(-torch.inf)
-    global_max = _all_reduce(global_max, dist.ReduceOp.MAX)
+    global_max = _all_reduce(global_max, dist.ReduceOp.MAX, group)
     kernel = scores.sub_(row_max[:, None]).exp_()
     row_scale = torch.exp(row_max - global_max)
     tiny = torch.finfo(torch.float32).tiny
     for _ in range(num_iterations):
-        prototype_mass = _all_reduce(row_scale @ kernel, dist.ReduceOp.SUM)
+        prototype_mass = _all_reduce(row_scale @ kernel, dist.ReduceOp.SUM, group)
         prototype_scale = 1 / prototype_mass.clamp_min(tiny)
         row_scale = 1 / (kernel @ prototype_scale)
     return kernel.mul_(prototype_scale).mul_(row_scale[:, None])
 
 
+@torch.no_grad()
+def sinkhorn_prototype_scale(
+    logits: LogitChunks, temperature: float, num_iterations: int = 3, group: dist.ProcessGroup | None = None
+) -> torch.Tensor:
+    """
+    The scaling vector over prototypes `(K,)` that `sinkhorn_knopp` ends with, from logits that are never held at once.
+
+    Each iteration goes over the chunks once: the new scale of a chunk's rows and what these rows then give to the
+    prototypes need the same kernel. The first pass does not know the largest logit yet, and rescales its sum whenever
+    it meets a larger one.
+    """
+    num_prototypes = len(logits.prototypes)
+    mass = logits.prototypes.new_zeros(num_prototypes, dtype=torch.float32)
+    largest = torch.full_like(mass[0], -torch.inf)
+    for rows in logits.chunks():
+        scores = logits.rows(rows).float() / temperature
+        new_largest = torch.maximum(largest, scores.max())
+        mass = mass * torch.exp(largest - new_largest) + (scores - new_largest).exp_().sum(dim=0)
+        largest = new_largest
+    over_ranks = _all_reduce(largest.clone(), dist.ReduceOp.MAX, group)
+    mass *= torch.where(largest.isinf(), 0, torch.exp(largest - over_ranks))  # infinite where a rank has no rows
+    tiny = torch.finfo(torch.float32).tiny
+    prototype_scale = 1 / _all_reduce(mass, dist.ReduceOp.SUM, group).clamp_min(tiny)
+    for _ in range(num_iterations - 1):
+        mass = torch.zeros_like(mass)
+        for rows in logits.chunks():
+            kernel = _row_kernel(logits.rows(rows), temperature)
+            mass += (1 / (kernel @ prototype_scale)) @ kernel
+        prototype_scale = 1 / _all_reduce(mass, dist.ReduceOp.SUM, group).clamp_min(tiny)
+    return prototype_scale
+
+
+def _row_kernel(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    scores = logits.float() / temperature
+    return scores.sub_(scores.amax(dim=1, keepdim=True)).exp_()
+
+
 class SinkhornKnoppCentering(nn.Module):
     """Targets by `sinkhorn_knopp` over all rows given; has no state."""
 
-    def forward(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
-        """Logits `(..., K)` to targets `(..., K)`; all leading dimensions are one problem."""
+    def forward(
+        self, logits: torch.Tensor, temperature: float, group: dist.ProcessGroup | None = None
+    ) -> torch.Tensor:
+        """Logits `(..., K)` to targets `(..., K)`; all rows, of all ranks of `group`, are one problem."""
         with torch.autocast(logits.device.type, enabled=False):
-            return sinkhorn_knopp(logits.flatten(0, -2), temperature).view(logits.shape)
+            return sinkhorn_knopp(logits.flatten(0, -2), temperature, group=group).view(logits.shape)
+
+    def by_chunks(
+        self, logits: LogitChunks, temperature: float, group: dist.ProcessGroup | None = None
+    ) -> Callable[[slice], torch.Tensor]:
+        """The same targets as a function of some of the rows, to `(rows, K)`."""
+        if logits.fit_at_once:
+            return self(logits.rows(slice(None)), temperature, group).__getitem__
+        with torch.autocast(logits.device.type, enabled=False):
+            prototype_scale = sinkhorn_prototype_scale(logits, temperature, group=group)
+
+        @torch.no_grad()
+        def targets(rows: slice) -> torch.Tensor:
+            with torch.autocast(logits.device.type, enabled=False):
+                kernel = _row_kernel(logits.rows(rows), temperature)
+                row_scale = 1 / (kernel @ prototype_scale)
+                return kernel.mul_(prototype_scale).mul_(row_scale[:, None])
+
+        return targets
 
 
 class SoftmaxCentering(nn.Module):
@@ -70,20 +134,39 @@ class SoftmaxCentering(nn.Module):
         self.register_buffer("center", torch.zeros(num_prototypes))
 
     @torch.no_grad()
-    def forward(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
-        """Logits `(..., K)` to targets `(..., K)`."""
+    def forward(
+        self, logits: torch.Tensor, temperature: float, group: dist.ProcessGroup | None = None
+    ) -> torch.Tensor:
+        """Logits `(..., K)` to targets `(..., K)`; the centre is that of the ranks of `group`."""
         rows = logits.flatten(0, -2).float()
         targets = torch.softmax((rows - self.center) / temperature, dim=-1)
         if self.training:
-            self._update(rows)
+            self._update(rows.mean(dim=0) if len(rows) else torch.zeros_like(self.center), group)
         return targets.view(logits.shape)
 
-    def _update(self, rows: torch.Tensor) -> None:
-        mean = rows.mean(dim=0) if len(rows) else torch.zeros_like(self.center)
+    @torch.no_grad()
+    def by_chunks(
+        self, logits: LogitChunks, temperature: float, group: dist.ProcessGroup | None = None
+    ) -> Callable[[slice], torch.Tensor]:
+        """The same targets as a function of some of the rows, to `(rows, K)`."""
+        center = self.center.clone()  # which moves before the function is called
+        if self.training:
+            with torch.autocast(logits.device.type, enabled=False):
+                # A mean of products is the product of the mean.
+                mean = logits.bottleneck.float().mean(dim=0) @ logits.prototypes.float().T
+            self._update(mean, group)
+
+        @torch.no_grad()
+        def targets(rows: slice) -> torch.Tensor:
+            return torch.softmax((logits.rows(rows).float() - center) / temperature, dim=-1)
+
+        return targets
+
+    def _update(self, mean: torch.Tensor, group: dist.ProcessGroup | None) -> None:
         # The mean of rank means, as the original has it for patches; crops have equal counts on all ranks.
-        mean = _all_reduce(mean, dist.ReduceOp.SUM)
+        mean = _all_reduce(mean, dist.ReduceOp.SUM, group)
         if dist.is_available() and dist.is_initialized():
-            mean /= dist.get_world_size()
+            mean /= dist.get_world_size(group)
         # A batch that is not finite is lost, but not the centre with it.
         self.center.lerp_(torch.where(mean.isfinite(), mean, self.center), 1 - self.momentum)
 
@@ -95,9 +178,17 @@ class NoCentering(nn.Module):
     """
 
     @torch.no_grad()
-    def forward(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
-        """Logits `(..., K)` to targets `(..., K)`."""
+    def forward(
+        self, logits: torch.Tensor, temperature: float, group: dist.ProcessGroup | None = None
+    ) -> torch.Tensor:
+        """Logits `(..., K)` to targets `(..., K)`; every row is by itself."""
         return torch.softmax(logits.float() / temperature, dim=-1)
+
+    def by_chunks(
+        self, logits: LogitChunks, temperature: float, group: dist.ProcessGroup | None = None
+    ) -> Callable[[slice], torch.Tensor]:
+        """The same targets as a function of some of the rows, to `(rows, K)`."""
+        return lambda rows: self(logits.rows(rows), temperature)
 
 
 def build_centering(name: str, num_prototypes: int, center_momentum: float) -> nn.Module:

@@ -16,11 +16,13 @@ class Prototypes(nn.Module):
         self.weight_v = nn.Parameter(torch.empty(num_prototypes, bottleneck_size))
         nn.init.uniform_(self.weight_v, -(bottleneck_size**-0.5), bottleneck_size**-0.5)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor | None = None) -> torch.Tensor:
+        """`(..., bottleneck_size)` to logits `(..., K)`; without an input the matrix, `(K, bottleneck_size)`."""
         # A norm rounded to bf16, as which FSDP2 hands out weights, would scale a whole row of logits by up to 0.4 %.
         direction = self.weight_v.float()
         weight = direction * (self.weight_g / direction.norm(dim=1, keepdim=True))
-        return nn.functional.linear(hidden_states, weight.to(self.weight_v.dtype))
+        weight = weight.to(self.weight_v.dtype)
+        return weight if hidden_states is None else nn.functional.linear(hidden_states, weight)
 
 
 class ProjectionHead(nn.Module):
@@ -46,8 +48,17 @@ class ProjectionHead(nn.Module):
         self.mlp = nn.Sequential(*layers[:-1])
         self.last_layer = Prototypes(bottleneck_size, num_prototypes)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, factored: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            factored: return what the logits are a product of, `(..., bottleneck_size)` and `(K, bottleneck_size)`,
+                for logits that are too many to be held at once.
+        """
         hidden_states = self.mlp(hidden_states)
         # 1e-12 is below the smallest half-precision number, where a zero vector would become NaN.
         eps = 1e-6 if hidden_states.dtype == torch.float16 else 1e-12
-        return self.last_layer(nn.functional.normalize(hidden_states, dim=-1, eps=eps))
+        hidden_states = nn.functional.normalize(hidden_states, dim=-1, eps=eps)
+        # Both through a call of the module: sharded backends gather its weights there.
+        return (hidden_states, self.last_layer()) if factored else self.last_layer(hidden_states)

@@ -69,6 +69,29 @@ def dino_loss(
     return losses.sum() / num_images
 
 
+def image_level_losses(
+    local_logits: torch.Tensor, global_logits: torch.Tensor, teacher_targets: torch.Tensor, student_temperature: float
+) -> dict[str, torch.Tensor]:
+    """
+    `dino_local_loss` (where there are local crops) and `dino_global_loss`: each a sum over its pairs of crops, divided
+    by the number of all pairs, `2 L + 2`.
+
+    Args:
+        local_logits: `(L, B, K)`; `L` may be 0.
+        global_logits: `(2, B, K)`.
+        teacher_targets, student_temperature: as in `dino_loss`.
+    """
+    num_global, num_local = len(global_logits), len(local_logits)
+    num_pairs = num_global * num_local + num_global * (num_global - 1)
+    losses = {}
+    if num_local:
+        losses["dino_local_loss"] = dino_loss(local_logits, teacher_targets, student_temperature) / num_pairs
+    losses["dino_global_loss"] = (
+        dino_loss(global_logits, teacher_targets, student_temperature, same_crops=True) / num_pairs
+    )
+    return losses
+
+
 def ibot_loss(
     student_logits: torch.Tensor,
     teacher_targets: torch.Tensor,

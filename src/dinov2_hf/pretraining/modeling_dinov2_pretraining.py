@@ -19,7 +19,7 @@ from ..models.checkpoint_keys import SavesCheckpointKeysAsTheyAre
 from .centering import build_centering
 from .configuration_dinov2_pretraining import DINOv2PreTrainingConfig
 from .heads import ProjectionHead, Prototypes
-from .losses import dino_loss, ibot_loss, koleo_loss
+from .losses import ibot_loss, image_level_losses, koleo_loss
 
 
 @dataclass
@@ -98,6 +98,7 @@ class DINOv2ForPreTraining(SavesCheckpointKeysAsTheyAre, PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     model_tags = ["dinov2"]
+    task = "pretraining"
 
     def __init__(self, config: DINOv2PreTrainingConfig):
         super().__init__(config)
@@ -127,6 +128,20 @@ class DINOv2ForPreTraining(SavesCheckpointKeysAsTheyAre, PreTrainedModel):
     def ema_module(self) -> BackboneWithHeads:
         """The module whose weights average the student's and which is exported."""
         return self.teacher
+
+    @property
+    def students(self) -> dict[str, BackboneWithHeads]:
+        """What is trained, by name; the only one has an empty name."""
+        return {"": self.student}
+
+    @property
+    def averages(self) -> dict[str, BackboneWithHeads]:
+        """The averages of the students, by the same names."""
+        return {"": self.teacher}
+
+    def continued_as(self, name: str) -> tuple["DINOv2ForPreTraining", dict[str, str]]:
+        """What a later run can continue from, and the paths of its weights here: the whole module."""
+        return self, {"": ""}
 
     def get_input_embeddings(self) -> None:
         """There are two networks here and no one embedding; FSDP2 preparation asks."""
@@ -164,15 +179,10 @@ class DINOv2ForPreTraining(SavesCheckpointKeysAsTheyAre, PreTrainedModel):
             global_crops, local_crops, bool_masked_pos, masked_indices
         )
         num_crops, num_images = global_crops.shape[:2]
-        num_pairs = num_crops * len(local_crops) + num_crops * (num_crops - 1)
         temperature = config.student_temperature
         parts, loss = {}, 0.0
         if config.dino_loss_weight > 0:
-            if len(local_crops):
-                parts["dino_local_loss"] = dino_loss(local_logits, dino_targets, temperature) / num_pairs
-            parts["dino_global_loss"] = (
-                dino_loss(global_logits, dino_targets, temperature, same_crops=True) / num_pairs
-            )
+            parts = image_level_losses(local_logits, global_logits, dino_targets, temperature)
             loss = loss + config.dino_loss_weight * sum(parts.values())
         if config.ibot_loss_weight > 0:
             parts["ibot_loss"] = ibot_loss(

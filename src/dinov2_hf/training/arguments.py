@@ -8,6 +8,7 @@ pretraining's): names are unique over the three, so one flat list of them can be
 import dataclasses
 import difflib
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -265,7 +266,7 @@ def parse_recipe(
     for key in recipe:
         if key not in _names(parser):
             raise ValueError(f"{path} has the unknown key `{key}`; {_suggestion(str(key), parser)}")
-    all_flags = [*_as_flags(defaults or {}), *_as_flags(recipe), *flags]  # of the same flag the last one counts
+    all_flags = [*as_flags(defaults or {}), *as_flags(recipe), *flags]  # of the same flag the last one counts
     *parsed, namespace, unknown = parser.parse_args_into_dataclasses(
         all_flags, look_for_args_file=False, return_remaining_strings=True
     )
@@ -323,11 +324,11 @@ def _suggestion(name: str, parser: HfArgumentParser) -> str:
     return f"did you mean `{close[0]}`?" if close else "--help lists the names that there are."
 
 
-def _as_flags(recipe: Mapping[str, Any]) -> list[str]:
+def as_flags(recipe: Mapping[str, Any]) -> list[str]:
     """A recipe as the flags that say the same, so that one parser checks and converts both."""
     flags = []
     for key, value in recipe.items():
         if value is not None:
             values = value if isinstance(value, list) else [value]
-            flags += [f"--{key}", *map(str, values)]
+            flags += [f"--{key}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
     return flags

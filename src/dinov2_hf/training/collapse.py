@@ -126,11 +126,12 @@ class CollapseMonitor:
 
     @classmethod
     def of_run(
-        cls, state: dict, config: PreTrainedConfig, args: PreTrainingArguments, num_eval_images: int
+        cls, state: dict, config: PreTrainedConfig, args: PreTrainingArguments, num_eval_images: int, student: str = ""
     ) -> "CollapseMonitor":
         """For a run's `state`, which is saved with its checkpoints, its pretraining configuration and arguments."""
+        memory = state.setdefault("collapse", {})
         return cls(
-            state.setdefault("collapse", {}),
+            memory.setdefault(student, {}) if student else memory,
             num_prototypes=config.num_prototypes,
             warmup_steps=args.warmup_steps,
             image_level=config.dino_loss_weight > 0,

@@ -16,8 +16,13 @@ CARD = """---
 
 # {{ name }}
 
+{% if teacher -%}
+A DINOv2 backbone, distilled from `{{ teacher }}` without labels by dinov2_hf{{ objective }}: the average of the
+student's weights after {{ steps }} steps on `{{ train_data }}`.
+{% else -%}
 A DINOv2 backbone, pretrained without labels by dinov2_hf: the averaged teacher after {{ steps }}
 steps on `{{ train_data }}`.
+{% endif -%}
 
 ```python
 import dinov2_hf  # makes the Auto classes know the model
@@ -85,7 +90,7 @@ def model_card(
         knn: `before` and `after` training the accuracies in [0, 1] by name, such as `knn_top1_k20`, or `None`.
     """
     public = {
-        key: _public_name(value) if value and (key.endswith("_data") or key == "init_from") else value
+        key: _public_name(value) if value and (key.endswith("_data") or key in ("init_from", "teacher")) else value
         for key, value in recipe.items()
     }
     data = card_metadata(recipe)
@@ -100,6 +105,8 @@ def model_card(
         name=name,
         steps=steps,
         train_data=public["train_data"],
+        teacher=public.get("teacher"),
+        objective=", by its features" if recipe.get("distillation_objective") == "features" else "",
         measured=measured,
         recipe=yaml.safe_dump(public, sort_keys=False).strip(),
         num_tokens=1 + num_registers + (config.image_size // config.patch_size) ** 2,

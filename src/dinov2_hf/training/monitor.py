@@ -23,6 +23,8 @@ _LOSSES = {
     "dino_local_loss": "DINO, local crops",
     "dino_global_loss": "DINO, global crops",
     "ibot_loss": "iBOT",
+    "cls_feature_loss": "CLS features",
+    "patch_feature_loss": "patch features",
     "koleo_loss": "KoLeo",
 }
 _GRAD_NORMS = {
@@ -30,6 +32,8 @@ _GRAD_NORMS = {
     "grad_norm_backbone": "backbone",
     "grad_norm_dino_head": "DINO head",
     "grad_norm_ibot_head": "iBOT head",
+    "grad_norm_cls_projector": "CLS projector",
+    "grad_norm_patch_projector": "patch projector",
 }
 _TARGETS = {"target_entropy": "mean entropy", "target_information": "information on the image"}
 _RANKS = {"cls_effective_rank": "CLS", "patch_effective_rank": "patches"}

@@ -2,12 +2,15 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 
 from .schedules import ScheduleValues
+from .students import prefixed
 
 
 def learning_rate_multiplier(
@@ -77,26 +80,37 @@ def set_schedule(optimizer: torch.optim.Optimizer, now: ScheduleValues) -> None:
 
 
 def clip_gradients(
-    accelerator: Accelerator, student: nn.Module, max_grad_norm: float, *, per_part: bool
+    accelerator: Accelerator, student: nn.Module | Mapping[str, nn.Module], max_grad_norm: float, *, per_part: bool
 ) -> dict[str, torch.Tensor]:
     """
     Clip the gradients of `student` to an L2 norm of `max_grad_norm`. Under DeepSpeed the backward pass has clipped
     them and updated the weights already, or left that out where the norm is not finite; here it tells the norm.
 
     Args:
+        student: or several by name, each clipped by itself; DeepSpeed knows one norm over all of them only.
         per_part: clip the backbone and each head by a norm of its own, as the original does; otherwise by one norm
             over all.
 
     Returns:
-        Norms before clipping, scalars on the device: `grad_norm_<part>` for each part, or `grad_norm`.
+        Norms before clipping, scalars on the device: `grad_norm_<part>` for each part, or `grad_norm`; of several
+        students after their name, as in `small/grad_norm`.
     """
-    if not per_part:
-        return {"grad_norm": _whole(accelerator.clip_grad_norm_(student.parameters(), max_grad_norm))}
+    students = {"": student} if isinstance(student, nn.Module) else student
+    if accelerator.distributed_type == DistributedType.DEEPSPEED or (not per_part and len(students) == 1):
+        parameters = [parameter for network in students.values() for parameter in network.parameters()]
+        return {"grad_norm": _whole(accelerator.clip_grad_norm_(parameters, max_grad_norm))}
     accelerator.unscale_gradients()  # once; Accelerate's own clipping would do it for every part
-    return {
-        f"grad_norm_{name}": _whole(nn.utils.clip_grad_norm_(part.parameters(), max_grad_norm))
-        for name, part in student.named_children()
-    }
+    norms = {}
+    for name, network in students.items():
+        parts = {f"grad_norm_{part}": module for part, module in network.named_children()} if per_part else None
+        norms |= prefixed(
+            {
+                key: _whole(nn.utils.clip_grad_norm_(part.parameters(), max_grad_norm))
+                for key, part in (parts or {"grad_norm": network}).items()
+            },
+            name,
+        )
+    return norms
 
 
 def _whole(norm: torch.Tensor | float) -> torch.Tensor:

@@ -7,11 +7,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from .checkpoints import find_checkpoint
+from .students import STUDENTS_FOLDER
 
 
 RUN_FILES = (
-    "checkpoints", "model", "pretraining_model", "trackers", "recipe.yaml", "metrics.jsonl", "metrics.json",
-    "training_curves.png", "patch_pca.png", "skipped_images*.jsonl", "nonfinite_steps.jsonl",
+    "checkpoints", "model", "pretraining_model", STUDENTS_FOLDER, "trackers", "recipe.yaml", "metrics.jsonl",
+    "metrics.json", "training_curves.png", "patch_pca.png", "skipped_images*.jsonl", "nonfinite_steps.jsonl",
 )  # fmt: skip
 
 

@@ -23,10 +23,15 @@ def describe_run(
     global_batch_size: int,
     schedules: PreTrainingSchedules,
     start_step: int,
+    more: dict[str, str] | None = None,
 ) -> None:
-    """Log it, one line for each thing; `num_images` is `None` for a stream."""
-    student = accelerator.unwrap_model(model).student
-    sizes = [f"{name} {num_parameters(part) / 1e6:.2f}M" for name, part in student.named_children()]
+    """Log it, one line for each thing; `num_images` is `None` for a stream, and `more` are lines of a kind of run."""
+    module = accelerator.unwrap_model(model)
+    students = module.students
+    sizes = {
+        name: ", ".join(f"{part} {num_parameters(module) / 1e6:.2f}M" for part, module in student.named_children())
+        for name, student in students.items()
+    }
     images, passes = "a stream", ""
     if num_images is not None:
         images = f"{num_images:,}"
@@ -38,11 +43,11 @@ def describe_run(
             device += " (accelerate launch --num_cpu_threads_per_process sets them)"
     images_of_a_pass = args.per_device_train_batch_size * accelerator.num_processes
     rule = f"x sqrt({global_batch_size} / 1024)" if args.learning_rate_scaling == "sqrt_wrt_1024" else "as given"
-    num_channels = student.backbone.config.num_channels
+    num_channels = next(iter(students.values())).backbone.config.num_channels
     lines = {
         "images": f"{images} from {args.train_data}",
         "channels": "RGB" if num_channels == 3 else f"{num_channels}, without colour jitter, greyscale and solarize",
-        "student": ", ".join(sizes),
+        **{f"student {name}".strip(): size for name, size in sizes.items()},
         "weights from": f"{args.init_from}, backbone frozen for {args.freeze_backbone_steps} steps"
         if args.init_from
         else "a fresh initialisation",
@@ -57,6 +62,6 @@ def describe_run(
         "device": device,
         "output": args.output_dir,
     }
-    logger.info("***** Pretraining *****")
-    for name, text in lines.items():
+    logger.info("***** %s *****", module.task.capitalize())
+    for name, text in (lines | (more or {})).items():
         logger.info("  %-19s %s", name, text)

@@ -5,17 +5,25 @@ import os
 from pathlib import Path
 
 from .monitor import read_metrics
+from .students import own_of_student
 
 
-def knn_before_and_after(state: dict) -> dict[str, dict[str, float] | None]:
-    """Accuracies of the backbone `before` and `after` training; `None` when not measured."""
-    return {"before": state.get("knn_before"), "after": state.get("knn_after")}
+def knn_before_and_after(state: dict, student: str = "") -> dict[str, dict[str, float] | None]:
+    """Accuracies of a student's backbone `before` and `after` training; `None` when not measured."""
+    return {
+        moment: own_of_student(state[f"knn_{moment}"], student) if state.get(f"knn_{moment}") else None
+        for moment in ("before", "after")
+    }
 
 
-def write_summary(output_dir: Path, state: dict) -> None:
+def write_summary(output_dir: Path, state: dict, student: str = "") -> None:
     """Write `metrics.json`: the steps, k-NN before and after, and the last training record of `metrics.jsonl`."""
     training = [record for record in read_metrics(output_dir / "metrics.jsonl") if "loss" in record]
-    summary = {"steps": state["step"], "knn": knn_before_and_after(state), "last_training_record": training[-1]}
+    summary = {
+        "steps": state["step"],
+        "knn": knn_before_and_after(state, student),
+        "last_training_record": training[-1],
+    }
     partial = output_dir / f".metrics.json.{os.getpid()}"
     partial.write_text(json.dumps(summary, indent=2) + "\n")
     os.replace(partial, output_dir / "metrics.json")
@@ -30,14 +38,14 @@ def format_knn(metrics: dict[str, float]) -> list[str]:
     ]
 
 
-def format_knn_gain(state: dict, eval_data: str | None) -> str:
+def format_knn_gain(state: dict, eval_data: str | None, student: str = "") -> str:
     """Before and after for one number of neighbours, 20 where measured; nothing when k-NN was not measured."""
-    knn = knn_before_and_after(state)
+    knn = knn_before_and_after(state, student)
     if not knn["after"]:
         return ""
     key = "knn_top1_k20" if "knn_top1_k20" in knn["after"] else next(iter(knn["after"]))
     return (
-        f"k-NN accuracy (k={key.rpartition('k')[2]}) on {eval_data}\n"
+        f"k-NN accuracy (k={key.rpartition('k')[2]}) on {eval_data}{f', student {student}' if student else ''}\n"
         f"  before training   {knn['before'][key]:.3f}\n"
         f"  after training    {knn['after'][key]:.3f}\n"
     )

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from .feature_window import FeatureWindow
+from .students import names_of, own_of_student, prefixed
 
 
 class StepWindow:
@@ -19,7 +20,7 @@ class StepWindow:
     def restart(self) -> None:
         """Forget everything; time runs from here."""
         self.sums: dict[str, torch.Tensor | float] = defaultdict(float)
-        self.features = FeatureWindow()
+        self.features: dict[str, FeatureWindow] = defaultdict(FeatureWindow)
         self.of_this_step: list[dict[str, torch.Tensor]] = []
         self.num_added = 0
         self.num_images = 0
@@ -27,7 +28,10 @@ class StepWindow:
         self.started = time.perf_counter()
 
     def add(self, output: Mapping[str, torch.Tensor], num_images: int) -> None:
-        """Count one forward pass: its scalars by name, its features, and its images over all processes."""
+        """
+        Count one forward pass: its scalars by name, its features, and its images over all processes. Names may be
+        prefixed with that of a student.
+        """
         self.of_this_step.append({name: value.detach() for name, value in output.items()})
         self.num_images += num_images
 
@@ -38,7 +42,8 @@ class StepWindow:
                 if value.dim() == 0:
                     self.sums[name] = self.sums[name] + (torch.zeros_like(value) if left_out else value)
             if not left_out:
-                self.features.add(output)
+                for student in names_of(output):
+                    self.features[student].add(own_of_student(output, student))
                 self.num_added += 1
         self.of_this_step = []
 
@@ -51,8 +56,11 @@ class StepWindow:
         return {name: value / self.num_added for name, value in self.sums.items()}
 
     def feature_statistics(self, accelerator: Accelerator) -> dict[str, torch.Tensor]:
-        """See `FeatureWindow.statistics`; a collective that every process calls."""
-        return self.features.statistics(accelerator)
+        """`FeatureWindow.statistics` of each student; a collective that every process calls."""
+        statistics = {}
+        for student, features in self.features.items():
+            statistics |= prefixed(features.statistics(accelerator), student)
+        return statistics
 
     def rates(self) -> dict[str, float]:
         """`images_per_second`, and `data_wait_share`, the share of the time in [0, 1] spent waiting for data."""
@@ -60,11 +68,17 @@ class StepWindow:
         return {"images_per_second": self.num_images / elapsed, "data_wait_share": self.waited / elapsed}
 
 
+PART_NAMES = {
+    "dino_local_loss": "local", "dino_global_loss": "global", "ibot_loss": "ibot", "cls_feature_loss": "cls",
+    "patch_feature_loss": "patches", "koleo_loss": "koleo",
+}  # fmt: skip
+
+
 def format_progress(metrics: dict[str, float], images_per_second: float) -> str:
-    """One line with every loss part, for a progress bar."""
-    names = {"dino_local_loss": "local", "dino_global_loss": "global", "ibot_loss": "ibot", "koleo_loss": "koleo"}
-    parts = " ".join(f"{short} {metrics[name]:.3f}" for name, short in names.items() if name in metrics)
-    return (
-        f" loss {metrics['loss']:.3f} ({parts}) entropy {metrics['target_entropy']:.2f},"
-        f" {images_per_second:.3g} images/s"
-    )
+    """One line with every loss part, or with the loss of every student, for a progress bar."""
+    parts = {short: metrics[name] for name, short in PART_NAMES.items() if name in metrics}
+    parts |= {name.removesuffix("/loss"): value for name, value in metrics.items() if name.endswith("/loss")}
+    line = f" loss {metrics['loss']:.3f} ({' '.join(f'{name} {value:.3f}' for name, value in parts.items())})"
+    if "target_entropy" in metrics:
+        line += f" entropy {metrics['target_entropy']:.2f}"
+    return f"{line}, {images_per_second:.3g} images/s"

@@ -1,0 +1,223 @@
+"""
+The frozen teacher of a distillation: what it says of the global crops.
+
+Shapes: `G` = 2 global crops, `B` images, `N = h * w` patches, `D` hidden size, `d` bottleneck size, `K` prototypes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .configuration_dinov2_distillation import DINOv2DistillationConfig
+from .modeling_dinov2_pretraining import BackboneWithHeads
+
+
+class FrozenTeacher(nn.Module):
+    """
+    A network that is only run, in evaluation mode and without gradients.
+
+    In bfloat16 its matrices are stored so, half the memory, and it runs under autocast: bit for bit what autocast
+    makes of float32 weights, since it would round each of them at every use.
+
+    Args:
+        bf16: run in bfloat16.
+        pixel_mean, pixel_std: that the crops were normalised with; `None` says that the teacher expects the same.
+        own_mean, own_std: that the teacher expects.
+        image_size: side in pixels that the crops are resized to for the teacher; `None` leaves them.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        bf16: bool = False,
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
+        own_mean: Sequence[float] | None = None,
+        own_std: Sequence[float] | None = None,
+        image_size: int | None = None,
+    ):
+        super().__init__()
+        self.network = network
+        self.bf16 = bf16
+        self.image_size = image_size
+        if bf16:
+            for module in network.modules():
+                if isinstance(module, nn.Linear | nn.Conv2d):
+                    module.to(torch.bfloat16)
+        self.register_buffer("scale", None)
+        self.register_buffer("shift", None)
+        if own_mean is not None and pixel_mean is not None:
+            scale = torch.tensor(pixel_std) / torch.tensor(own_std)
+            shift = (torch.tensor(pixel_mean) - torch.tensor(own_mean)) / torch.tensor(own_std)
+            if not (torch.allclose(scale, torch.ones(())) and torch.allclose(shift, torch.zeros(()), atol=1e-6)):
+                self.scale, self.shift = scale[:, None, None], shift[:, None, None]
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True):
+        """It stays in evaluation mode."""
+        return super().train(False)
+
+    def prepare(self, global_crops: torch.Tensor) -> torch.Tensor:
+        """Crops `(G, B, C, H, W)` of the students as the teacher expects them, `(G * B, C, H', W')`."""
+        crops = global_crops.flatten(0, 1)
+        if self.scale is not None:
+            crops = crops * self.scale + self.shift
+        if self.image_size is not None and crops.shape[-2:] != (self.image_size, self.image_size):
+            size = (self.image_size, self.image_size)
+            crops = nn.functional.interpolate(crops, size, mode="bicubic", antialias=True, align_corners=False)
+        return crops
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The precision of the teacher, whatever that of the run is."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+
+@dataclass
+class BottleneckOutput:
+    """
+    What the heads make of the tokens just before the prototypes.
+
+    Args:
+        cls: `(G, B, d)`.
+        patches: `(G, B, N, d)`.
+    """
+
+    cls: torch.Tensor
+    patches: torch.Tensor
+
+
+class TeacherWithHeads(FrozenTeacher):
+    """
+    The average of an earlier pretraining, with its trained heads: the teacher of the paper.
+
+    Args:
+        centers: running centres `(K,)` that the pretraining ended with, by the names of their modules.
+
+    Attributes:
+        dino_prototypes: `(K, d)`.
+    """
+
+    def __init__(self, network: BackboneWithHeads, *, centers: Mapping[str, torch.Tensor] | None = None, **kwargs):
+        super().__init__(network, **kwargs)
+        self.centers = dict(centers or {})
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        self.register_buffer("dino_prototypes", network.dino_head.last_layer().detach().to(dtype))
+        self.register_buffer("own_ibot_prototypes", None)
+        network.dino_head.last_layer = None  # the buffer stands for it
+        if network.ibot_head is not None:
+            self.own_ibot_prototypes = network.ibot_head.last_layer().detach().to(dtype)
+            network.ibot_head.last_layer = None
+
+    @property
+    def ibot_prototypes(self) -> torch.Tensor:
+        """`(K, d)`; those of CLS tokens where patches share their head."""
+        return self.dino_prototypes if self.own_ibot_prototypes is None else self.own_ibot_prototypes
+
+    @torch.no_grad()
+    def forward(self, global_crops: torch.Tensor) -> BottleneckOutput:
+        """Crops `(G, B, C, H, W)` to the `BottleneckOutput`, in the dtype of the teacher."""
+        backbone = self.network.backbone
+        with self.autocast(global_crops.device):
+            tokens = backbone(self.prepare(global_crops)).last_hidden_state
+            patches = tokens[:, 1 + backbone.config.num_register_tokens :]
+            cls = self._bottleneck(self.network.dino_head, tokens[:, 0])
+            patches = self._bottleneck(self.network.ibot_head or self.network.dino_head, patches)
+        leading = global_crops.shape[:2]
+        return BottleneckOutput(cls.unflatten(0, leading), patches.unflatten(0, leading))
+
+    def _bottleneck(self, head: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(head.mlp(tokens), dim=-1, eps=1e-12).to(self.dino_prototypes.dtype)
+
+
+@dataclass
+class FeatureOutput:
+    """
+    Features after the teacher's final norm, float32.
+
+    Args:
+        cls: `(G, B, D)`; of a network without a CLS token its pooled output, or the mean over the patches.
+        patches: `(G, B, h, w, D)`.
+    """
+
+    cls: torch.Tensor
+    patches: torch.Tensor
+
+
+class FeatureTeacher(FrozenTeacher):
+    """Any vision network that `AutoModel` loads: a transformer with or without CLS token, or a convolutional one."""
+
+    def __init__(self, network: PreTrainedModel, **kwargs):
+        super().__init__(getattr(network, "vision_model", network), **kwargs)  # of CLIP and its like, the half
+
+    @torch.no_grad()
+    def forward(self, global_crops: torch.Tensor) -> FeatureOutput:
+        """
+        Crops `(G, B, C, H, W)` to the `FeatureOutput`.
+
+        Raises:
+            `ValueError`: the tokens of the network are not those of a grid.
+        """
+        crops = self.prepare(global_crops)
+        with self.autocast(crops.device):
+            output = self.network(pixel_values=crops)
+        features, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
+        if features.dim() == 4:  # feature maps (n, D, h, w)
+            prefix, patches = None, features.movedim(1, -1)
+        else:
+            height, width = self._grid(features.shape[1], crops.shape[-2:])
+            num_prefix = features.shape[1] - height * width
+            prefix = features[:, :num_prefix]
+            patches = features[:, num_prefix:].unflatten(1, (height, width))
+        if prefix is not None and prefix.shape[1]:
+            cls = prefix[:, 0]
+        elif pooled is not None:
+            cls = pooled.flatten(1)
+        else:
+            cls = patches.mean(dim=(1, 2))
+        leading = global_crops.shape[:2]
+        return FeatureOutput(cls.float().unflatten(0, leading), patches.float().unflatten(0, leading))
+
+    def widths(self, num_channels: int, crop_size: int, config: DINOv2DistillationConfig) -> dict[str, int | None]:
+        """
+        `cls_width` and `patch_width` of its features, `None` where a weight of 0 leaves them out; it looks at an empty
+        crop of `crop_size` pixels.
+
+        Raises:
+            `ValueError`: it cannot read such a crop.
+        """
+        device = next(self.network.parameters()).device
+        size = self.image_size or crop_size
+        try:
+            output = self(torch.zeros(1, 1, num_channels, crop_size, crop_size, device=device))
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise ValueError(
+                f"the teacher, a {type(self.network).__name__}, cannot read crops of {size} pixels ({reason}); set"
+                " `teacher_image_size` to a size that it can."
+            ) from error
+        return {
+            "cls_width": output.cls.shape[-1] if config.cls_feature_loss_weight else None,
+            "patch_width": output.patches.shape[-1] if config.patch_feature_loss_weight else None,
+        }
+
+    def _grid(self, num_tokens: int, size: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of the patches, that are the last of the tokens."""
+        patch_size = getattr(self.network.config, "patch_size", None)
+        if patch_size is not None:
+            patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+            grid = (size[0] // patch[0], size[1] // patch[1])
+            if grid[0] * grid[1] <= num_tokens:
+                return grid
+        side = math.isqrt(num_tokens)  # networks that merge patches on the way
+        if side * side == num_tokens:
+            return side, side
+        raise ValueError(
+            f"the teacher, a {type(self.network).__name__}, gives {num_tokens} tokens for an image of {size[0]} x"
+            f" {size[1]} pixels, which are no grid of patches; use a teacher whose patches are one."
+        )

@@ -1,0 +1,98 @@
+"""
+Students that are assigned to groups of ranks: each rank computes one of them, on its part of the whole global batch.
+
+Every rank runs the teacher on the images that it loaded. Then crops and what the teacher said of them are exchanged,
+so that the ranks of each group together hold the images of all ranks: an image goes to one rank of every group.
+
+Shapes: `B` images of this rank before the exchange, `n = W * B / w` after it, for `W` ranks, `w` of them in the group.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+
+
+class RankGroups:
+    """
+    Contiguous ranks for each student, in the order given.
+
+    Every process of the run must make it: it makes process groups.
+
+    Args:
+        sizes: ranks of each student by name; their sum is the number of all ranks.
+
+    Attributes:
+        name: the student of this rank.
+        group: the process group of its ranks.
+        size: how many they are, `w`.
+
+    Raises:
+        `ValueError`: the sum is another one.
+    """
+
+    def __init__(self, sizes: Mapping[str, int]):
+        self.world_size, self.rank = dist.get_world_size(), dist.get_rank()
+        if sum(sizes.values()) != self.world_size:
+            raise ValueError(
+                f"`num_processes` of the students are {', '.join(map(str, sizes.values()))}, together"
+                f" {sum(sizes.values())}, but the run has {self.world_size} processes; let them be as many."
+            )
+        self.sizes = dict(sizes)
+        self.spans: list[tuple[int, int]] = []  # of the global batch, as shares of it: (position in the group, w)
+        start = 0
+        for name, size in sizes.items():
+            ranks = list(range(start, start + size))
+            group = dist.new_group(ranks)
+            if self.rank in ranks:
+                self.name, self.group, self.size = name, group, size
+            self.spans += [(position, size) for position in range(size)]
+            start += size
+
+    def check_batch_size(self, per_device_batch_size: int) -> None:
+        """`ValueError` unless the images of all ranks divide evenly among the ranks of every group."""
+        total = per_device_batch_size * self.world_size
+        for name, size in self.sizes.items():
+            if total % size:
+                raise ValueError(
+                    f"`per_device_train_batch_size` is {per_device_batch_size}, which makes {total} images over"
+                    f" {self.world_size} processes; the {size} processes of the student {name} cannot share them"
+                    " evenly."
+                )
+
+    def exchange(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """
+        Images of this rank for those that its group gives it.
+
+        Args:
+            tensor: of the same shape on every rank, with `B` images in dimension `dim`.
+
+        Returns:
+            The same with `n` images, in the order of the global batch (rank after rank).
+        """
+        images = tensor.movedim(dim, 0).contiguous()
+        per_rank = len(images)
+        first = self.rank * per_rank
+        outgoing = [self._overlap(first, first + per_rank, *self._span(other, per_rank)) for other in range(len(self))]
+        own = self._span(self.rank, per_rank)
+        incoming = [self._overlap(*own, other * per_rank, (other + 1) * per_rank) for other in range(len(self))]
+        send = torch.cat([images[start - first : stop - first] for start, stop in outgoing])
+        received = images.new_empty(own[1] - own[0], *images.shape[1:])
+        dist.all_to_all_single(
+            received, send, [stop - start for start, stop in incoming], [stop - start for start, stop in outgoing]
+        )
+        return received.movedim(0, dim)
+
+    def __len__(self) -> int:
+        return self.world_size
+
+    def _span(self, rank: int, per_rank: int) -> tuple[int, int]:
+        """First image, and the one after the last, of the global batch that `rank` computes."""
+        position, size = self.spans[rank]
+        share = self.world_size * per_rank // size
+        return position * share, (position + 1) * share
+
+    @staticmethod
+    def _overlap(start: int, stop: int, other_start: int, other_stop: int) -> tuple[int, int]:
+        first = max(start, other_start)
+        return first, max(first, min(stop, other_stop))

@@ -1,0 +1,26 @@
+"""Whether the crops of a recipe suit its network and objective, before anything is computed."""
+
+from transformers import PreTrainedConfig
+
+from .arguments import PreTrainingArguments
+
+
+def check_crops(args: PreTrainingArguments, config: PreTrainedConfig) -> None:
+    """
+    Args:
+        config: of the objective, with the `backbone_config` of a network that sees the crops.
+
+    Raises:
+        `ValueError`: local crops are not whole patches, or KoLeo has no two images to compare.
+    """
+    patch_size = config.backbone_config.patch_size
+    if args.num_local_crops and args.local_crop_size % patch_size:
+        raise ValueError(
+            f"`local_crop_size` is {args.local_crop_size}, which is not a multiple of `patch_size` ({patch_size});"
+            f" the nearest that fits is {max(1, round(args.local_crop_size / patch_size)) * patch_size}."
+        )
+    if args.per_device_train_batch_size < 2 and config.koleo_loss_weight > 0:
+        raise ValueError(
+            "`per_device_train_batch_size` is 1, but KoLeo compares the images of a device with each other; use at"
+            " least 2, or set `koleo_loss_weight` to 0."
+        )

@@ -1,0 +1,109 @@
+"""What a distillation is told beside what a pretraining is: its teacher and its students."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from .arguments import PreTrainingArguments
+
+
+# What an entry of `students` may say of its own beside its network and heads; all else is of the run, its crops and
+# its teacher.
+NOT_IN_RECIPES = ("name", "num_processes")
+OF_A_STUDENT = ("learning_rate", "layerwise_decay", "patch_embed_lr_multiplier", "init_from")
+
+
+@dataclass
+class DistillationArguments(PreTrainingArguments):
+    """Those of a pretraining, a teacher, and several students where wanted."""
+
+    # Has a default only because the fields before it do.
+    teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": "The frozen network to learn from: a run or pretraining_model folder (the paper's objective needs"
+            " its heads), or for distillation_objective features any model folder or name on the Hub."
+        },
+    )
+    students: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Several students in one run, each a mapping with a name and what is its own of the network, its"
+            " heads and its learning rates; num_processes gives a student processes of its own."
+        },
+    )
+    teacher_mixed_precision: str = field(
+        default="auto", metadata={"help": '"auto" (as the run), "no" or "bf16", with half the memory.'}
+    )
+    teacher_compile: bool = field(default=False, metadata={"help": "Make the teacher faster by torch.compile."})
+    teacher_image_size: int | None = field(
+        default=None, metadata={"help": "Side in pixels that crops are resized to for the teacher; else as they are."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.teacher:
+            raise ValueError("`teacher` is missing; give the folder or the Hub name of the network to learn from.")
+        if self.teacher_mixed_precision not in ("auto", "no", "bf16"):
+            raise ValueError(
+                f'`teacher_mixed_precision` is "{self.teacher_mixed_precision}"; it must be "auto", "no" or "bf16".'
+            )
+        if self.teacher_image_size is not None and self.teacher_image_size < 1:
+            raise ValueError(f"`teacher_image_size` is {self.teacher_image_size}; it must be at least 1.")
+        self.students = [_entry(text) for text in self.students] if self.students else None
+        self._check_names()
+        self._check_processes()
+
+    def _check_names(self) -> None:
+        names = [entry.get("name") for entry in self.students or []]
+        for name in names:
+            if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(
+                    f"`students` has the name {name}; every student needs one of letters, digits, - and _, which is"
+                    " that of its folder."
+                )
+            if names.count(name) > 1:
+                raise ValueError(f"`students` has the name {name} twice; give every student a name of its own.")
+
+    def _check_processes(self) -> None:
+        counts = [entry.get("num_processes") for entry in self.students or []]
+        if any(counts) and not all(isinstance(count, int) and count > 0 for count in counts):
+            raise ValueError(
+                f"`num_processes` of the students is {', '.join(map(str, counts))}; give every student at least 1, or"
+                " leave all out, and every process computes all students."
+            )
+
+
+def _entry(text: str | dict) -> dict:
+    """One student, from a mapping or its YAML or JSON."""
+    if isinstance(text, dict):
+        return text
+    try:
+        entry = yaml.safe_load(text)
+    except yaml.YAMLError:
+        entry = None
+    if not isinstance(entry, dict):
+        raise ValueError(f"`students` has {text}; each must be a mapping, such as {{name: small, hidden_size: 384}}.")
+    return entry
+
+
+def values_of_student(entry: Mapping[str, Any], of_networks: Iterable[str]) -> dict[str, Any]:
+    """
+    Of an entry of `students` what takes the place of the recipe's values.
+
+    Args:
+        of_networks: names that describe a network and its heads.
+
+    Raises:
+        `ValueError`: the entry has a name that is of the whole run, or unknown.
+    """
+    allowed = {*of_networks, *OF_A_STUDENT}
+    for key in entry:
+        if key not in allowed and key not in NOT_IN_RECIPES:
+            raise ValueError(
+                f"the student {entry['name']} has `{key}`, which is not a student's own; it may have"
+                f" {', '.join(sorted(allowed))}."
+            )
+    return {key: value for key, value in entry.items() if key in allowed}

@@ -1,0 +1,124 @@
+"""Logits that are made in chunks give the targets, losses and gradients of logits that are held at once."""
+
+import pytest
+import torch
+from torch import nn
+
+from dinov2_hf.pretraining.centering import (
+    NoCentering,
+    SinkhornKnoppCentering,
+    SoftmaxCentering,
+    sinkhorn_knopp,
+    sinkhorn_prototype_scale,
+)
+from dinov2_hf.pretraining.heads import ProjectionHead
+from dinov2_hf.pretraining.logit_chunks import LogitChunks, chunked_patch_loss
+from dinov2_hf.pretraining.losses import ibot_loss
+
+
+ROWS, BOTTLENECK, PROTOTYPES = 37, 6, 11
+
+
+def factors(chunk_size: int, seed: int = 0, scale: float = 1.0) -> LogitChunks:
+    generator = torch.Generator().manual_seed(seed)
+    rows = nn.functional.normalize(torch.randn(ROWS, BOTTLENECK, generator=generator), dim=-1)
+    prototypes = scale * nn.functional.normalize(torch.randn(PROTOTYPES, BOTTLENECK, generator=generator), dim=-1)
+    return LogitChunks(rows, prototypes, chunk_size)
+
+
+def spec_sinkhorn(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Spec section 5.1 as it is written there, in float64."""
+    matrix = torch.exp(logits.double() / temperature).T
+    matrix = matrix / matrix.sum()
+    num_prototypes, num_rows = matrix.shape
+    for _ in range(3):
+        matrix = matrix / (matrix.sum(dim=1, keepdim=True) * num_prototypes)
+        matrix = matrix / (matrix.sum(dim=0, keepdim=True) * num_rows)
+    return (num_rows * matrix).T
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 36, 37, 100])
+def test_sinkhorn_over_chunks_is_that_over_all_rows(chunk_size):
+    logits = factors(chunk_size)
+    targets = SinkhornKnoppCentering().by_chunks(logits, 0.07)
+    in_chunks = torch.cat([targets(rows) for rows in logits.chunks()])
+    whole = logits.rows(slice(None))
+    torch.testing.assert_close(in_chunks, sinkhorn_knopp(whole, 0.07), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(in_chunks, spec_sinkhorn(whole, 0.07).float(), rtol=1e-4, atol=1e-6)
+
+
+def test_sinkhorn_over_chunks_does_not_overflow():
+    """Logits of up to 40 at a temperature of 0.04, whose exponential has no float."""
+    logits = factors(5, scale=40.0)
+    scale = sinkhorn_prototype_scale(logits, 0.04)
+    assert scale.isfinite().all()
+    targets = SinkhornKnoppCentering().by_chunks(logits, 0.04)
+    in_chunks = torch.cat([targets(rows) for rows in logits.chunks()])
+    torch.testing.assert_close(in_chunks, sinkhorn_knopp(logits.rows(slice(None)), 0.04), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(in_chunks.sum(dim=1), torch.ones(ROWS))
+
+
+@pytest.mark.parametrize("chunk_size", [5, 100])
+def test_softmax_over_chunks_has_the_same_targets_and_centre(chunk_size):
+    logits = factors(chunk_size)
+    chunked, whole = SoftmaxCentering(PROTOTYPES, 0.9), SoftmaxCentering(PROTOTYPES, 0.9)
+    for _ in range(3):  # the first centre is 0
+        targets = chunked.by_chunks(logits, 0.07)
+        wanted = whole(logits.rows(slice(None)), 0.07)
+        torch.testing.assert_close(torch.cat([targets(rows) for rows in logits.chunks()]), wanted)
+        torch.testing.assert_close(chunked.center, whole.center)
+    assert chunked.center.abs().max() > 0.01
+    chunked.eval()
+    before = chunked.center.clone()
+    chunked.by_chunks(logits, 0.07)
+    assert torch.equal(before, chunked.center)
+
+
+def test_without_centering_a_row_is_its_softmax():
+    logits = factors(5)
+    targets = NoCentering().by_chunks(logits, 0.07)
+    assert torch.equal(targets(slice(5, 10)), torch.softmax(logits.rows(slice(5, 10)) / 0.07, dim=-1))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 8, 100])
+def test_the_loss_and_its_gradients_are_those_of_whole_logits(chunk_size):
+    student = factors(chunk_size, seed=1)
+    targets = sinkhorn_knopp(factors(chunk_size).rows(slice(None)), 0.07)
+    weights = torch.rand(ROWS)
+    results = []
+    for chunked in (True, False):
+        rows, prototypes = (value.clone().requires_grad_() for value in (student.bottleneck, student.prototypes))
+        if chunked:
+            loss = chunked_patch_loss(LogitChunks(rows, prototypes, chunk_size), targets.__getitem__, weights, 4, 0.1)
+        else:
+            loss = ibot_loss(rows @ prototypes.T, targets, weights, 4, 0.1)
+        (3 * loss).backward()
+        results.append((loss.detach(), rows.grad, prototypes.grad))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    student, generator = factors(8, seed=1), torch.Generator().manual_seed(2)
+    targets = torch.softmax(torch.randn(ROWS, PROTOTYPES, generator=generator), dim=-1)
+    weights = torch.rand(ROWS, generator=generator)
+    rows = student.bottleneck.clone().requires_grad_()
+    chunked_patch_loss(LogitChunks(rows, student.prototypes, 8), targets.__getitem__, weights, 4, 0.1).backward()
+
+    def loss(moved: torch.Tensor) -> float:
+        scores = moved @ student.prototypes.double().T / 0.1
+        losses = -(targets * torch.log_softmax(scores, dim=-1)).sum(dim=-1)
+        return ((losses * weights).sum() / 4).item()
+
+    for row, column in ((0, 0), (17, 3), (36, 5)):
+        step = torch.zeros(ROWS, BOTTLENECK, dtype=torch.float64)
+        step[row, column] = 1e-5
+        slope = (loss(student.bottleneck + step) - loss(student.bottleneck - step)) / 2e-5
+        assert rows.grad[row, column].item() == pytest.approx(slope, rel=1e-4, abs=1e-6)
+
+
+def test_a_head_gives_the_factors_of_its_logits():
+    head = ProjectionHead(8, PROTOTYPES, head_hidden_size=16, bottleneck_size=BOTTLENECK, num_layers=3)
+    tokens = torch.randn(4, 8)
+    rows, prototypes = head(tokens, factored=True)
+    torch.testing.assert_close(rows @ prototypes.T, head(tokens))
