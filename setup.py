@@ -17,7 +17,7 @@ MULTIBAND = ["tifffile>=2024.1"]  # TIFF files of other channels than Pillow rea
 setup(
     name="dinov2_hf",
     version=version,
-    description="DINOv2 for Hugging Face transformers: network, pretraining, evaluation, conversion and export",
+    description="DINOv2 for Hugging Face transformers: network, pretraining, distillation, curation, evaluation, export",
     long_description=(root / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -50,6 +50,7 @@ setup(
         "tensorboard": ["tensorboard>=2.15"],
         "test": [
             *EVALUATION,
+            *DEEPSPEED,
             *MULTIBAND,
             *ONNX,
             "parameterized>=0.9",  # transformers' own tests use it
