@@ -152,7 +152,7 @@ def train_index(
         # Learned for the codes that follow: by itself faiss takes eight bits, 16 times the work of four.
         rotation_codes = faiss.ProductQuantizer(codes.d, codes.M, codes.nbits)
         rotation.pq = rotation_codes
-        rotation.niter, rotation.max_train_points = 10, 16_384
+        rotation.niter, rotation.max_train_points = 5, 16_384
     index.train(vectors.take(np.sort(chosen)))
     if isinstance(index, faiss.IndexPreTransform):
         rotation.pq = None  # it belongs to Python
