@@ -17,6 +17,18 @@ SELECTIONS = ("retrieval", "hierarchical", "all")
 REPRESENTATIVES = ("smallest_id", "best_quality")
 ACCOUNTINGS = ("union", "multiset")
 EXECUTORS = ("in_process", "local", "slurm", "ray")
+# What `--stage` takes: a name of one stage, or of a step of the paper that is several.
+STAGE_GROUPS = {
+    "ingest": ("ingest", "hash_deduplicate"),
+    "embed": ("fit_descriptor", "embed"),
+    "deduplicate": ("copies_train_index", "copies_fill_index", "copies_merge_index", "search_copies", "deduplicate"),
+    "relative_deduplicate": ("search_benchmarks", "relative_deduplicate"),
+    "retrieve": (
+        "retrieval_embed", "retrieval_train_index", "retrieval_fill_index", "retrieval_merge_index",
+        "search_retrieval", "kmeans", "assign_clusters", "select",
+    ),
+    "build": ("build", "report"),
+}  # fmt: skip
 
 
 def _argument(help: str, default: Any = None, **options: Any) -> Any:
@@ -29,7 +41,8 @@ def _argument(help: str, default: Any = None, **options: Any) -> Any:
 class CurationArguments:
     """Everything a curation is told; defaults are the paper's constants (appendix A) where it gives them.
 
-    The last group, the engine, does not change results; all others do.
+    The last group, the engine, does not change results (but for the rounding of `bf16` and of another `index`); all
+    others do.
     """
 
     # --- images
@@ -75,11 +88,18 @@ class CurationArguments:
     num_neighbors: int = _argument("Neighbours of each image to look at.", 64)
     deduplication_threshold: float = _argument("Cosine above which two images of the pool are copies.", 0.6)
     benchmark_threshold: float = _argument("Cosine above which an image repeats one of a benchmark.", 0.45)
-    representative: str = _argument("The image of a group of copies to keep: smallest_id or best_quality.", "smallest_id")
-    max_component_size: int | None = _argument("Split groups of copies larger than this (chaining guard).")
+    representative: str = _argument(
+        "The image of a group of copies to keep: smallest_id or best_quality.", "smallest_id"
+    )
+    split_chains: bool = _argument(
+        "In a group joined by a chain of copies, keep more than one, so that each dropped image resembles one kept.",
+        False,
+    )
 
     # --- select
-    selection: str | None = _argument("retrieval, hierarchical or all; default: retrieval where there are curated images.")
+    selection: str | None = _argument(
+        "retrieval, hierarchical or all; default: retrieval where there are curated images."
+    )
     retrieval: str = _argument("sample or cluster, for curated sources that do not say.", "sample")
     retrieval_num_neighbors: int = _argument("Images to retrieve for each curated one (sample).", 4)
     min_similarity: float = _argument("Retrieve nothing below this cosine (sample).", -1.0)
@@ -87,7 +107,9 @@ class CurationArguments:
     min_cluster_queries: int = _argument("Take from clusters with more than this many curated images.", 3)
     images_per_cluster: int = _argument("Images to take from each such cluster, at most.", 10_000)
     max_per_source: int = _argument("Images to retrieve for a curated source by cluster, at most.", 1_000_000)
-    hierarchy: list[int] = _argument("Clusters of each level, from the finest.", default_factory=list)
+    kmeans_iterations: int = _argument("Rounds of k-means.", 20)
+    hierarchy: list[int] = _argument("Clusters of each level, from the finest (hierarchical).", default_factory=list)
+    hierarchy_resamplings: int = _argument("Times that each level is learned again from central images.", 10)
     target_size: int | None = _argument("Images to draw from the hierarchy.")
     include_curated: bool = _argument("Whether curated images go into the dataset as they are.", True)
     accounting: str = _argument("union: each image once; multiset: as often as it was retrieved (paper).", "union")
@@ -107,7 +129,8 @@ class CurationArguments:
     num_workers: int = _argument("Processes that decode images for each embedding process.", 0)
     device: str | None = _argument("Where models run; by default the accelerator of the process, or the CPU.")
     bf16: bool = _argument("Run models under bf16 autocast.", False)
-    index: str | None = _argument("faiss index of the pool; by default chosen from its size and the memory.")
+    index: str | None = _argument("faiss index of the pool, such as Flat; by default chosen from size and memory.")
+    index_memory_gb: float = _argument("What the index may take, in 1e9 bytes.", 8.0)
     verify: bool = _argument("Read finished shards again and compare checksums.", False)
     overwrite: bool = _argument("Make stages of another configuration again.", False)
     progress: bool = _argument("Show progress bars.", True)
@@ -162,14 +185,22 @@ def _check(arguments: CurationArguments) -> None:
             raise ValueError(f"{name} is {getattr(arguments, name)}, but must be from 0 to 1.")
     for name in (
         "num_neighbors", "retrieval_num_neighbors", "num_clusters", "images_per_cluster", "max_per_source",
-        "rows_per_file", "num_processes", "batch_size",
+        "rows_per_file", "num_processes", "batch_size", "kmeans_iterations",
     ):  # fmt: skip
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} is {getattr(arguments, name)}, but must be at least 1.")
-    for name in ("num_shards", "max_component_size", "target_size", "min_side", "min_bytes", "max_bytes"):
+    for name in ("num_shards", "target_size", "min_side", "min_bytes", "max_bytes"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, but must be at least 1, or null.")
+    if len(arguments.torchscript_size) not in (1, 2) or min(arguments.torchscript_size) < 1:
+        raise ValueError(
+            f"torchscript_size is {arguments.torchscript_size}, but must be [shorter side] or [height, width]."
+        )
+    if arguments.min_cluster_queries < 0 or arguments.hierarchy_resamplings < 0 or arguments.num_workers < 0:
+        raise ValueError("min_cluster_queries, hierarchy_resamplings and num_workers must be at least 0.")
+    if arguments.index_memory_gb <= 0:
+        raise ValueError(f"index_memory_gb is {arguments.index_memory_gb}, but must be positive.")
     if arguments.max_aspect_ratio is not None and arguments.max_aspect_ratio < 1:
         raise ValueError(f"max_aspect_ratio is {arguments.max_aspect_ratio}, but must be at least 1, or null.")
     distance = arguments.perceptual_hash_distance
@@ -178,6 +209,9 @@ def _check(arguments: CurationArguments) -> None:
     if arguments.how_selected == "retrieval" and not arguments.curated:
         raise ValueError("selection is 'retrieval', but curated is empty: give images to retrieve for.")
     if arguments.how_selected == "hierarchical":
+        levels = arguments.hierarchy
+        if any(above >= below for below, above in zip(levels, levels[1:], strict=False)):
+            raise ValueError(f"hierarchy is {levels}, but each level must have fewer clusters than the one before.")
         if not arguments.hierarchy or any(count < 1 for count in arguments.hierarchy):
             raise ValueError(
                 f"hierarchy is {arguments.hierarchy}, but selection 'hierarchical' needs the clusters of each level,"
@@ -206,7 +240,9 @@ def read_arguments(recipe: str | Path | None, **overrides: Any) -> CurationArgum
         try:
             values = yaml.safe_load(Path(recipe).read_text()) or {}
         except (OSError, yaml.YAMLError) as error:
-            raise ValueError(f"config is {str(recipe)!r}, which cannot be read: {' '.join(str(error).split())}") from None
+            raise ValueError(
+                f"config is {str(recipe)!r}, which cannot be read: {' '.join(str(error).split())}"
+            ) from None
         if not isinstance(values, dict):
             raise ValueError(f"config is {str(recipe)!r}, which must hold names and values, one a line.")
     values = {**values, **overrides}

@@ -1,6 +1,6 @@
 """The record of every image that was dropped: where, why, and for which other."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,14 +34,11 @@ class DroppedImage:
     similarity: float | None = None
 
 
-def dropped_table(dropped: Iterable[DroppedImage]) -> pa.Table:
-    """The rows as a table of `DROPPED_SCHEMA`."""
-    return pa.Table.from_pylist([vars(image) for image in dropped], schema=DROPPED_SCHEMA)
-
-
-def write_dropped(dropped: Iterable[DroppedImage], folder: Path) -> None:
+def write_dropped(dropped: Sequence[DroppedImage] | pa.Table, folder: Path) -> None:
     """Write `dropped.parquet` of a shard."""
-    parquet.write_table(dropped_table(dropped), folder / "dropped.parquet")
+    if not isinstance(dropped, pa.Table):
+        dropped = pa.Table.from_pylist([vars(image) for image in dropped], schema=DROPPED_SCHEMA)
+    parquet.write_table(dropped, folder / "dropped.parquet")
 
 
 def read_dropped(paths: Iterable[Path]) -> pa.Table:

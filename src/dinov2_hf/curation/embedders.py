@@ -123,7 +123,9 @@ def load_model_embedder(
         try:
             network = torch.jit.load(str(Path(spec).expanduser()), map_location="cpu")
         except RuntimeError as error:
-            raise ValueError(f"embedder is {spec!r}, which is no TorchScript file: {str(error).splitlines()[0]}") from None
+            raise ValueError(
+                f"embedder is {spec!r}, which is no TorchScript file: {str(error).splitlines()[0]}"
+            ) from None
         # Images that keep their shapes cannot share a batch.
         batch_size = batch_size if len(torchscript_size) == 2 else 1
         return ModelEmbedder(VectorModel(network), TorchScriptInput(torchscript_size), batch_size=batch_size)
@@ -206,9 +208,7 @@ class PrecomputedVectors:
         if self.path.suffix == ".npy":
             self._check_rows(self.path, np.load(self.path, mmap_mode="r"), len(sources))
 
-    def vectors(
-        self, row_ids: np.ndarray, ids: Sequence[str]
-    ) -> tuple[list[int], np.ndarray, dict[int, str]]:
+    def vectors(self, row_ids: np.ndarray, ids: Sequence[str]) -> tuple[list[int], np.ndarray, dict[int, str]]:
         """As `ModelEmbedder.vectors`, for images given by row id and id."""
         found: dict[int, np.ndarray] = {}
         for place, vector in self._found(np.asarray(row_ids), list(ids)):

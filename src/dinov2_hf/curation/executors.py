@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -23,11 +24,13 @@ class Stage:
         write_shard: called as `write_shard(rank, world_size, shard)`; it writes files to `shard.folder` and sets
             `shard.rows`. Pickled for other processes, so a function of a module or a `functools.partial` of one.
         needs: stages that must be finished before.
+        collective: one shard, which all processes of a launch make together (`torch.distributed`).
     """
 
     folder: StageFolder
     write_shard: Callable[[int, int, UnfinishedShard], None]
     needs: tuple["Stage", ...] = ()
+    collective: bool = False
 
     @property
     def name(self) -> str:
@@ -88,12 +91,29 @@ def run_stage(
         _remove_torn(stage.folder.path)
     done = stage.folder.num_shards - len(stage.folder.missing()) if world_size == 1 else 0
     bar = tqdm(
-        total=len(missing) + done, initial=done, desc=stage.name, unit="shard", disable=not progress or len(missing) < 2
+        total=len(missing) + done,
+        initial=done,
+        desc=stage.name,
+        unit="shard",
+        disable=not progress or len(missing) < 2,
     )
     with bar:
         for _ in _run_shards(stage, missing, min(num_processes, len(missing))):
             bar.update()
     return len(missing)
+
+
+def run_collective(stage: Stage, *, is_main: bool, verify: bool = False) -> None:
+    """Run a stage of one shard in all processes together; what the main process writes is kept."""
+    stage.folder.open()
+    if not stage.folder.missing(verify):
+        return
+    stage.require_needs()
+    if is_main:
+        stage.run_shard(0)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            stage.write_shard(0, 1, UnfinishedShard(Path(folder)))
 
 
 def _run_shards(stage: Stage, ranks: Sequence[int], num_processes: int):
@@ -118,10 +138,9 @@ def _run_shards(stage: Stage, ranks: Sequence[int], num_processes: int):
 
 
 def _begin_worker(num_threads: int) -> None:
-    """Share the cores; bars of several processes in one terminal would overwrite each other."""
+    """Share the cores."""
     torch.set_num_threads(num_threads)
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
-    os.environ["TQDM_DISABLE"] = "1"
 
 
 def remove_changed(stages: Sequence[Stage]) -> list[str]:

@@ -3,9 +3,6 @@
 A shard is a range of the numbering of all rows (`sources.OpenSources`).
 """
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 from PIL import Image
@@ -19,7 +16,7 @@ from .image_filters import ImageFilter, file_reason, filter_reasons, load_filter
 from .image_hashes import content_hash, perceptual_hash
 from .manifests import UnfinishedShard, shard_range
 from .model_filters import ClassifierFilter
-from .sources import OpenSources
+from .run_context import Curation
 
 
 IMAGES_SCHEMA = pa.schema(
@@ -38,8 +35,7 @@ FILTER_BATCH_SIZE = 32
 
 
 def ingest_shard(
-    open_sources: Callable[[], OpenSources],
-    arguments: CurationArguments,
+    curation: Curation,
     rank: int,
     world_size: int,
     shard: UnfinishedShard,
@@ -48,7 +44,7 @@ def ingest_shard(
 
     Benchmark images are decoded and hashed, but not filtered: an evaluation set counts as it is.
     """
-    sources = open_sources()
+    arguments, sources = curation.arguments, curation.sources
     rows = shard_range(len(sources), rank, world_size)
     filters = _load_filters(arguments)
     kept, dropped, waiting = [], [], []
@@ -58,9 +54,7 @@ def ingest_shard(
         dropped.append(DroppedImage(facts["row_id"], facts["id"], source, "ingest", reason))
 
     def finish_waiting() -> None:
-        for (facts, _), reason in zip(
-            waiting, filter_reasons(filters, [image for _, image in waiting]), strict=True
-        ):
+        for (facts, _), reason in zip(waiting, filter_reasons(filters, [image for _, image in waiting]), strict=True):
             if reason is None:
                 kept.append(facts)
             else:
@@ -85,11 +79,6 @@ def ingest_shard(
     parquet.write_table(pa.Table.from_pylist(kept, schema=IMAGES_SCHEMA), shard.folder / "images.parquet")
     write_dropped(dropped, shard.folder)
     shard.rows = len(kept)
-
-
-def read_images(paths: list[Path], columns: list[str] | None = None) -> pa.Table:
-    """The facts of all images that were kept, in the order of their row ids."""
-    return pa.concat_tables([parquet.read_table(path, columns=columns) for path in paths])
 
 
 def quality_of(images: pa.Table) -> np.ndarray:
@@ -129,8 +118,6 @@ def _load_filters(arguments: CurationArguments) -> list[ImageFilter]:
     filters = [load_filter(name) for name in arguments.filters]
     if arguments.nsfw_model is not None:
         filters.append(
-            ClassifierFilter(
-                arguments.nsfw_model, arguments.nsfw_label, arguments.nsfw_threshold, arguments.device
-            )
+            ClassifierFilter(arguments.nsfw_model, arguments.nsfw_label, arguments.nsfw_threshold, arguments.device)
         )
     return filters

@@ -103,12 +103,18 @@ class PatchSums:
 
     def __call__(self, images: list[Image.Image], return_tensors: str = "pt") -> dict[str, Tensor]:
         """`pixel_values`: (n, D) sums of unit length; of a picture without structure the zero vector."""
-        return {"pixel_values": torch.stack([self.sum_of_patches(image) for image in images])}
+        # Small operations: on one core 5 times faster than on the cores of a busy machine together.
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return {"pixel_values": torch.stack([self.sum_of_patches(image) for image in images])}
+        finally:
+            torch.set_num_threads(num_threads)
 
     def sum_of_patches(self, image: Image.Image) -> Tensor:
         """(D,) of one picture."""
-        gradients = oriented_gradients(grey_picture(image))
-        patches = torch.cat([patches_of(gradients, side) for side in PATCH_SIDES])
+        sums = summed_area(oriented_gradients(grey_picture(image)))
+        patches = torch.cat([patches_of(sums, side) for side in PATCH_SIDES]).clamp(min=0)
         total = self._mapped(patches) + self._mapped(mirrored(patches))
         return F.normalize(total, dim=0) if total.abs().max() > 1e-6 else torch.zeros(WIDTH)
 
@@ -141,7 +147,9 @@ def trim_borders(image: Image.Image) -> Image.Image:
     if top + bottom > 0.7 * height or left + right > 0.7 * width:
         return image
     x, y = image.width / width, image.height / height
-    return image.crop((round(left * x), round(top * y), image.width - round(right * x), image.height - round(bottom * y)))
+    return image.crop(
+        (round(left * x), round(top * y), image.width - round(right * x), image.height - round(bottom * y))
+    )
 
 
 def _border(lines: np.ndarray) -> int:
@@ -164,19 +172,29 @@ def oriented_gradients(grey: Tensor) -> Tensor:
     return magnitude * (along.clamp(min=0) / magnitude) ** 4
 
 
-def patches_of(gradients: Tensor, side: int) -> Tensor:
-    """(P, CELLS, CELLS, ORIENTATIONS): mean gradients in the cells of all patches of a size on a grid."""
-    cell = side // CELLS
-    height, width = gradients.shape[-2:]
+def summed_area(gradients: Tensor) -> Tensor:
+    """(ORIENTATIONS, h + 1, w + 1): sums over all pixels above and to the left, from which any box is 4 numbers."""
+    return F.pad(gradients.double().cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))
+
+
+def patches_of(sums: Tensor, side: int) -> Tensor:
+    """(P, CELLS, CELLS, ORIENTATIONS): mean gradients in the cells of all patches of a size on a grid.
+
+    Args:
+        sums: from `summed_area`.
+        side: of the patches, in pixels.
+    """
+    height, width = sums.shape[-2] - 1, sums.shape[-1] - 1
     if min(height, width) < side:
-        return gradients.new_zeros(0, CELLS, CELLS, ORIENTATIONS)
-    means = F.avg_pool2d(gradients[None], cell, stride=1)[0]
+        return torch.zeros(0, CELLS, CELLS, ORIENTATIONS)
+    cell = side // CELLS
     # Larger patches change more slowly from place to place.
     stride = STRIDE * max(1, side // 44)
-    cells = torch.arange(CELLS) * cell
-    rows = torch.arange(0, height - side + 1, stride)[:, None] + cells
-    columns = torch.arange(0, width - side + 1, stride)[:, None] + cells
-    return means[:, rows][:, :, :, columns].permute(1, 3, 2, 4, 0).reshape(-1, CELLS, CELLS, ORIENTATIONS)
+    corners = torch.arange(CELLS + 1) * cell
+    rows = torch.arange(0, height - side + 1, stride)[:, None] + corners
+    columns = torch.arange(0, width - side + 1, stride)[:, None] + corners
+    boxes = sums[:, rows][:, :, :, columns].diff(dim=2).diff(dim=4) / cell**2
+    return boxes.float().permute(1, 3, 2, 4, 0).reshape(-1, CELLS, CELLS, ORIENTATIONS)
 
 
 def mirrored(patches: Tensor) -> Tensor:
