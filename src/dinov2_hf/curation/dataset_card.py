@@ -26,9 +26,9 @@ dataset = load_dataset({{ loaded }}, split="train")
 |---|---|
 | `image` | the image |
 | `id`, `source` | which image of which source it is |
-| `origin` | "retrieved" from the pool, or "curated", that is taken as it is |
+| `origin` | "pool", or "curated" for images that are taken as they are |
 | `retrieved_for` | the first curated source whose images brought it |
-| `times_retrieved` | how often it was retrieved; 0 for curated images |
+| `times_retrieved` | how often it was retrieved or chosen; 0 for curated images |
 
 ## How it was made
 

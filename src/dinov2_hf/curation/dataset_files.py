@@ -114,7 +114,7 @@ def build_shard(curation: Curation, rank: int, world_size: int, shard: Unfinishe
                     "image": {"bytes": content, "path": None},
                     "id": ids[place],
                     "source": source,
-                    "origin": "retrieved" if sources.roles[number] == "uncurated" else "curated",
+                    "origin": "pool" if sources.roles[number] == "uncurated" else "curated",
                     "retrieved_for": row["retrieved_for"],
                     "times_retrieved": row["times_retrieved"],
                     **sources.values(row["row_id"], arguments.keep_columns),

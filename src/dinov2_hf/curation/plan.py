@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from .arguments import STAGE_GROUPS, CurationArguments
-from .deduplication_stages import deduplicate_shard, relative_deduplicate_shard
 from .dataset_files import build_shard, dataset_features
+from .deduplication_stages import deduplicate_shard, relative_deduplicate_shard
 from .embedders import PERCEPTUAL, kind_of_embedder
 from .embedding_stages import embed_shard, fit_descriptor_shard
 from .executors import Stage, remove_changed, run_collective, run_stage
@@ -228,7 +228,8 @@ def curate(
     if arguments.executor != "in_process":
         from .cluster_executors import run_on_cluster
 
-        run_on_cluster(chosen, arguments)
+        finish = partial(publish, curation) if chosen[-1].name == "report" else None
+        run_on_cluster(chosen, arguments, finish=finish)
         return curation
     for one in chosen:
         if one.collective and launch.is_joint:
