@@ -23,7 +23,7 @@ ALLOWED = {
     "features": {"data"},  # one way to decode an image
     "feature_files": {"features"},
     "evaluation": {"features", "models"},
-    "curation": {"features"},
+    "curation": {"features", "feature_files", "data"},
     "conversion": {"models", "pretraining"},
     "auto": {"models", "pretraining", "evaluation"},
     "cli": {*ROOMS, "auto", "features", "feature_files"},

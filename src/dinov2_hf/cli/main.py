@@ -9,12 +9,13 @@ import sys
 
 from ..conversion.export_report import ExportCheckError
 from .convert import convert
+from .curate import curate
 from .export import export
 from .features import features
 from .push import push
 
 
-COMMANDS = {"convert": convert, "export": export, "push": push, "features": features}
+COMMANDS = {"convert": convert, "curate": curate, "export": export, "push": push, "features": features}
 
 
 def main(arguments: list[str] | None = None) -> None:

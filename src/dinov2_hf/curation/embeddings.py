@@ -105,6 +105,10 @@ def _save_array(path: Path, array: np.ndarray) -> None:
 class EmbeddingStore:
     """All shards of a folder as one sequence of unit vectors, of which only what is read is in memory.
 
+    Args:
+        folder: of the shards.
+        pattern: of their names; hidden ones are passed over.
+
     Attributes:
         width: of the vectors.
         shard_names: in the order of their rows.
@@ -115,13 +119,13 @@ class EmbeddingStore:
             without a direction raise when they are read, repeated ids when `ids` is.
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike, pattern: str = "*.npy"):
         self.folder = Path(folder)
-        paths = sorted(path for path in self.folder.glob("*.npy") if not path.name.startswith("."))
+        paths = sorted(path for path in self.folder.glob(pattern) if "/." not in f"/{path.relative_to(self.folder)}")
         paths = [path for path in paths if not path.name.endswith(".ids.npy")]
         if not paths:
             raise ValueError(f"folder {str(folder)!r} holds no shard of embeddings (NAME.npy with NAME.ids.npy).")
-        self.shard_names = [path.stem for path in paths]
+        self.shard_names = [str(path.relative_to(self.folder).with_suffix("")) for path in paths]
         self._vectors = [self._opened(path) for path in paths]
         self._ids = [self._opened_ids(path, len(vectors)) for path, vectors in zip(paths, self._vectors, strict=True)]
         self.width = self._vectors[0].shape[1]
@@ -231,6 +235,22 @@ class ArrayEmbeddings:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         return self.vectors[rows]
+
+
+class ChosenRows:
+    """Some rows of other vectors, in their order."""
+
+    def __init__(self, vectors: UnitVectors, rows: np.ndarray):
+        self.vectors, self.rows, self.width = vectors, rows, vectors.width
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.vectors.take(self.rows[start:stop])
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        return self.vectors.take(self.rows[rows])
 
 
 def _unit_rows(vectors: np.ndarray, name_of) -> np.ndarray:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .clustering import ClusterMembers, assign_clusters, spherical_kmeans
-from .embeddings import ArrayEmbeddings, UnitVectors
+from .embeddings import ArrayEmbeddings, ChosenRows, UnitVectors
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def hierarchical_kmeans(
             # Where clusters are tiny there may be too few rows for another round.
             if len(nearest) < count:
                 break
-            found = spherical_kmeans(_Chosen(inputs, nearest), count, seed=seed + step + 1, **options)
+            found = spherical_kmeans(ChosenRows(inputs, nearest), count, seed=seed + step + 1, **options)
             assigned, cosines = assign_clusters(inputs, found.centroids, progress=progress)
         if similarities is None:
             similarities = cosines
@@ -96,22 +96,6 @@ def hierarchical_kmeans(
         parents.append(assigned)
         inputs = ArrayEmbeddings(found.centroids)
     return Hierarchy(centroids, parents, similarities)
-
-
-class _Chosen:
-    """Some rows of other vectors, in their order."""
-
-    def __init__(self, vectors: UnitVectors, rows: np.ndarray):
-        self.vectors, self.rows, self.width = vectors, rows, vectors.width
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return self.vectors.take(self.rows[start:stop])
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        return self.vectors.take(self.rows[rows])
 
 
 def _nearest_of_each(clusters: np.ndarray, similarities: np.ndarray, num_clusters: int, most: int) -> np.ndarray:
