@@ -1,15 +1,10 @@
-"""How curation grows: time and memory of each stage on synthetic vectors, and faiss alone beside our search.
+"""Time, memory and recall of the curation stages on synthetic vectors; run by `curation.py`.
 
-    python examples/benchmarks/curation_scale.py stages --rows 100000 --output scale.json
-    python examples/benchmarks/curation_scale.py recall --rows 100000 --output scale.json
-    python examples/benchmarks/curation_scale.py large --rows 10000000 --output scale.json
-
-Every run adds its numbers to the output file. The vectors are of width 512, around n/100 centres, with a cosine of
-0.31 inside a cluster; a tenth of the rows are copies of others at a cosine of about 0.9.
+The vectors are of width 512, around n/100 centres, with a cosine of 0.31 inside a cluster; a tenth of the rows are
+copies of others at a cosine of about 0.9.
 """
 
 import argparse
-import json
 import os
 import tempfile
 import threading
@@ -34,40 +29,25 @@ NEIGHBORS = 64
 QUERIES = 1000  # images of each curated set and of the evaluation set
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+def run(name: str, args: argparse.Namespace) -> dict:
+    """The record of a run for `args.rows` vectors."""
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder, Memory() as memory:
         stages = Stages(memory)
         with stages.timed("write_store"):
             store, references = synthetic_store(Path(folder), args.rows)
-        stages.seconds["read_once"] = read_once(store)
-        found = {"stages": run_stages, "recall": run_recall, "large": run_large}[args.run](
-            store, references, stages, args
-        )
-    record = {
+        with stages.timed("read_once"):
+            read_once(store)
+        found = RUNS[name](store, references, stages, args)
+    return {
         "rows": args.rows,
         "width": WIDTH,
         "threads": faiss.omp_get_max_threads(),
         "load_average": os.getloadavg()[0],
         "seconds": stages.seconds,
+        "cpu_seconds": stages.cpu_seconds,
         "anonymous_memory_gb": stages.memory_gb,
         **found,
     }
-    add_record(args.output, args.run, record)
-    print(json.dumps(record, indent=2))
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", choices=("stages", "recall", "large"))
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--scratch", type=Path, help="folder for the vectors, which are deleted at the end")
-    parser.add_argument("--factory", help="in place of the index that is chosen for the size")
-    parser.add_argument("--num_probes", type=int, default=64)
-    parser.add_argument("--candidates_per_neighbor", type=int, default=4)
-    parser.add_argument("--training_rows", type=int, help="to train the index on")
-    return parser.parse_args(argv)
 
 
 def index_settings(args: argparse.Namespace) -> IndexSettings:
@@ -100,57 +80,57 @@ def normals(generator: np.random.Generator, num_rows: int) -> np.ndarray:
     return generator.standard_normal((num_rows, WIDTH), dtype=np.float32) / np.float32(WIDTH**0.5)
 
 
-def read_once(store: EmbeddingStore) -> float:
-    began = time.perf_counter()
+def read_once(store: EmbeddingStore) -> None:
     for start in range(0, len(store), 8192):
         store.read(start, min(start + 8192, len(store)))
-    return time.perf_counter() - began
 
 
-def run_stages(store, references, stages, args) -> dict:
-    """Every stage on the whole pool."""
+def run_deduplicate(store, references, stages, args) -> dict:
+    """Search of the whole pool by itself, both deduplications, and retrieval by sample."""
     settings = index_settings(args)
     with stages.timed("train_index"):
         index = train_index(store, settings, training_rows=args.training_rows)
     with stages.timed("fill_index"):
         index = add_rows(index, store)
     with stages.timed("search"):
-        neighbors = search(index, store, store, NEIGHBORS, settings, floor=0.45, skip_self=True, progress=True)
-    with stages.timed("deduplicate"):
+        neighbors = search(index, store, store, NEIGHBORS, settings, floor=0.45, skip_self=True)
+    with stages.timed("components"):
         edges = neighbor_edges(neighbors, 0.45)
         itself = deduplicate(store, edges, threshold=0.6)
-    with stages.timed("deduplicate_against"):
+    with stages.timed("search_references"):
         flat = IndexSettings("Flat")
         near = search(build_index(references, flat), references, store, 1, flat, floor=0.45)
+    with stages.timed("components_of_references"):
         against = deduplicate_against(store, references, edges.between(itself.kept), neighbor_edges(near, 0.45))
-    num_clusters = max(len(store) // 1000, 10)
-    with stages.timed("kmeans"):
-        kmeans = spherical_kmeans(store, num_clusters, num_iterations=10, training_rows=100 * num_clusters)
-    with stages.timed("assign"):
-        clusters, _ = assign_clusters(store, kmeans.centroids)
     with stages.timed("retrieve_by_sample"):
-        by_sample = retrieve_by_sample(search(index, store, references, 4, settings))
-    with stages.timed("retrieve_by_cluster"):
-        members = ClusterMembers(clusters, num_clusters)
-        by_cluster = retrieve_by_cluster(members, assign_clusters(references, kmeans.centroids)[0])
-        combined = combine({"sample": by_sample, "cluster": by_cluster})
-    with stages.timed("hierarchical_kmeans"):
-        levels = [num_clusters, max(num_clusters // 10, 2)]
-        hierarchy = hierarchical_kmeans(
-            store, levels, num_resamplings=1, num_iterations=10, training_rows=100 * num_clusters
-        )
-    with stages.timed("balanced_sample"):
-        balanced_sample(hierarchy, len(store) // 10)
-    stages.seconds["sum"] = sum(seconds for name, seconds in stages.seconds.items() if name != "write_store")
+        retrieved = combine({"sample": retrieve_by_sample(search(index, store, references, 4, settings))})
     report = {name: value for name, value in itself.report.items() if name != "largest_components"}
     return {
         "factory": settings.factory,
-        "num_clusters": num_clusters,
         "deduplicate": report,
         "deduplicate_against": against.report,
-        "retrieved": combined.report,
+        "retrieved": retrieved.report,
         "beside_faiss": beside_faiss(index, store, settings),
     }
+
+
+def run_cluster(store, references, stages, args) -> dict:
+    """K-means, retrieval by cluster, and the hierarchical alternative."""
+    num_clusters = max(len(store) // 1000, 10)
+    options = {"num_iterations": 10, "training_rows": 100 * num_clusters}
+    with stages.timed("kmeans"):
+        kmeans = spherical_kmeans(store, num_clusters, **options)
+    with stages.timed("assign"):
+        clusters, _ = assign_clusters(store, kmeans.centroids)
+    with stages.timed("retrieve_by_cluster"):
+        members = ClusterMembers(clusters, num_clusters)
+        by_cluster = retrieve_by_cluster(members, assign_clusters(references, kmeans.centroids)[0])
+    with stages.timed("hierarchical_kmeans"):
+        levels = [num_clusters, max(num_clusters // 10, 2)]
+        hierarchy = hierarchical_kmeans(store, levels, num_resamplings=1, **options)
+    with stages.timed("balanced_sample"):
+        balanced_sample(hierarchy, len(store) // 10)
+    return {"num_clusters": num_clusters, "retrieved": combine({"cluster": by_cluster}).report}
 
 
 def beside_faiss(index, store, settings, num_queries: int = 4096) -> dict:
@@ -281,40 +261,31 @@ def anonymous_bytes() -> int:
 
 class Stages:
     def __init__(self, memory: Memory):
-        self.memory, self.seconds, self.memory_gb = memory, {}, {}
+        self.memory, self.seconds, self.cpu_seconds, self.memory_gb = memory, {}, {}, {}
 
     @contextmanager
     def timed(self, name: str):
         self.memory.peak = 0
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         yield
         self.seconds[name] = time.perf_counter() - began
+        self.cpu_seconds[name] = time.process_time() - cpu_began  # of all threads: what a busy machine changes least
         self.memory_gb[name] = max(self.memory.peak, anonymous_bytes()) / 1e9
-        print(f"{name}: {self.seconds[name]:.1f} s, {self.memory_gb[name]:.2f} GB", flush=True)
-
-
-def add_record(output: Path, run: str, record: dict) -> None:
-    """Put a record into the file, in place of an older one of the same run and size, and the growth of all sizes."""
-    results = json.loads(output.read_text()) if output.exists() else {}
-    records = [old for old in results.get(run, []) if old["rows"] != record["rows"]]
-    results[run] = sorted([*records, record], key=lambda each: each["rows"])
-    if run == "stages" and len(results[run]) > 1:
-        results["growth_exponents"] = growth_exponents(results[run])
-    partial = output.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=2))
-    os.replace(partial, output)
+        print(
+            f"{name}: {self.seconds[name]:.1f} s, CPU {self.cpu_seconds[name]:.1f} s, {self.memory_gb[name]:.2f} GB",
+            flush=True,
+        )
 
 
 def growth_exponents(records: list[dict]) -> dict[str, float]:
-    """The slope of log time over log rows, by least squares, of each stage."""
-    names = set.intersection(*(set(record["seconds"]) for record in records))
+    """The slope of log CPU time over log rows, by least squares, of each stage."""
+    names = set.intersection(*(set(record["cpu_seconds"]) for record in records))
     rows = np.log([record["rows"] for record in records])
     slopes = {}
     for name in sorted(names):
-        seconds = np.log([record["seconds"][name] for record in records])
+        seconds = np.log([max(record["cpu_seconds"][name], 1e-3) for record in records])
         slopes[name] = round(float(np.polyfit(rows, seconds, 1)[0]), 2)
     return slopes
 
 
-if __name__ == "__main__":
-    main()
+RUNS = {"deduplicate": run_deduplicate, "cluster": run_cluster, "recall": run_recall, "large": run_large}

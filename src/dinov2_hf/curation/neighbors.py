@@ -31,7 +31,7 @@ FLAT_ROWS = 100_000
 TESTED_FACTORIES = (
     r"Flat",
     r"IVF\d+,Flat",
-    r"OPQ\d+_\d+,IVF\d+(_HNSW32)?,PQ\d+(x4fs)?",
+    r"OPQ\d+_\d+,IVF\d+(_HNSW32)?,PQ\d+(x4fs|np)",  # four bits, and eight without the slow polysemous training
 )
 _QUERY_ROWS = 4096  # exhaustive search in blocks of 1,024 took 1.8 times as long
 _MIN_CANDIDATES = 128
@@ -56,7 +56,7 @@ class IndexSettings:
         if not any(re.fullmatch(pattern, self.factory) for pattern in TESTED_FACTORIES):
             raise ValueError(
                 f"factory={self.factory!r} is not among the tested forms: Flat, IVF4096,Flat, "
-                "OPQ128_512,IVF4096,PQ128x4fs (four bits), OPQ64_512,IVF4096,PQ64 (eight bits), each IVF also as "
+                "OPQ128_512,IVF4096,PQ128x4fs (four bits), OPQ64_512,IVF4096,PQ64np (eight bits), each IVF also as "
                 "IVF262144_HNSW32."
             )
         if self.num_probes < 1 or self.candidates_per_neighbor < 1:
@@ -84,15 +84,16 @@ def choose_index(num_rows: int, width: int, memory_bytes: float = 8e9) -> IndexS
         memory_bytes: what the filled index may take.
 
     Returns:
-        Exhaustive search up to `FLAT_ROWS`; above, about 4 sqrt(n) lists (spec 12.3) of four-bit codes, one for
-        4 dimensions of a vector, or for 8, 16 or 32 where memory is short.
+        Exhaustive search up to `FLAT_ROWS`; above, about 2 sqrt(n) lists of four-bit codes, one for 4
+        dimensions of a vector, or for 8, 16 or 32 where memory is short. (4 to 16 sqrt(n) are usual for eight-bit
+        codes, whose scan costs more beside finding the lists.)
 
     Raises:
         ValueError: nothing fits.
     """
     if num_rows <= FLAT_ROWS and num_rows * width * 4 <= memory_bytes:
         return IndexSettings("Flat")
-    num_lists = 2 ** round(np.log2(4 * max(num_rows, 1) ** 0.5))
+    num_lists = 2 ** round(np.log2(2 * max(num_rows, 1) ** 0.5))
     while num_lists > 1 and num_lists * 39 > num_rows:  # the fewest training points for a centroid, says faiss
         num_lists //= 2
     # From here on the list of a vector is itself found by a graph search.
@@ -152,7 +153,7 @@ def train_index(
         # Learned for the codes that follow: by itself faiss takes eight bits, 16 times the work of four.
         rotation_codes = faiss.ProductQuantizer(codes.d, codes.M, codes.nbits)
         rotation.pq = rotation_codes
-        rotation.niter, rotation.max_train_points = 5, 16_384
+        rotation.niter, rotation.niter_pq_0, rotation.max_train_points = 5, 10, 16_384
     index.train(vectors.take(np.sort(chosen)))
     if isinstance(index, faiss.IndexPreTransform):
         rotation.pq = None  # it belongs to Python
