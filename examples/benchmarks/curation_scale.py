@@ -167,8 +167,6 @@ def run_recall(store, references, stages, args) -> dict:
     with stages.timed("exhaustive"):
         flat = IndexSettings("Flat")
         exact = search(build_index(store, flat), store, queries, NEIGHBORS, flat)
-    if args.rows <= 100_000 and not args.factory:
-        args.factory = "OPQ128_512,IVF1024,PQ128x4fs"  # exhaustive search would be chosen
     settings = index_settings(args)
     with stages.timed("train_index"):
         index = train_index(store, settings, training_rows=args.training_rows)

@@ -25,9 +25,9 @@ from tqdm.auto import tqdm
 from .embeddings import UnitVectors, row_blocks
 
 
-# Exhaustive search of 100,000 rows by all of them is 5e12 multiplications at a width of 512, about a minute and a half
-# on two cores; from here on it grows with the square.
-FLAT_ROWS = 100_000
+# Exhaustive search of 50,000 rows by all of them is 1.3e12 multiplications at a width of 512, about a minute of one
+# core and as much as learning an index; from here on it grows with the square.
+FLAT_ROWS = 50_000
 TESTED_FACTORIES = (
     r"Flat",
     r"IVF\d+,Flat",
