@@ -15,6 +15,7 @@ Shapes: `n` rows of the pool, `q` queries, `k` neighbours, `D` width.
 import os
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,7 @@ TESTED_FACTORIES = (
 )
 _QUERY_ROWS = 4096  # exhaustive search in blocks of 1,024 took 1.8 times as long
 _MIN_CANDIDATES = 128
-_PAIRS_AT_ONCE = 65_536  # 128 MiB of a width of 512 in single precision
+_PAIRS_AT_ONCE = 8192  # 16 MiB of a width of 512 in single precision, for each thread
 
 
 @dataclass(frozen=True)
@@ -286,6 +287,10 @@ def _check_search(index, pool, queries, k, floor, skip_self) -> None:
 
 def _exact_similarities(pool, queries, candidates, known, floor, first_round) -> np.ndarray:
     """(queries, candidates) exact cosines, -inf for those unknown, given up, or below the floor."""
+
+    def similarities_of(query: np.ndarray, column: np.ndarray) -> np.ndarray:
+        return np.einsum("pd,pd->p", pool.take(candidates[query, column]), queries[query])
+
     exact = np.full(candidates.shape, -np.inf, np.float32)
     going_on = np.arange(len(queries))
     begin, size = 0, first_round if floor > -1 else candidates.shape[1]
@@ -293,10 +298,12 @@ def _exact_similarities(pool, queries, candidates, known, floor, first_round) ->
         columns = np.arange(begin, min(begin + size, candidates.shape[1]))
         query, column = np.nonzero(known[np.ix_(going_on, columns)])
         query, column = going_on[query], columns[column]
-        found = np.empty(len(query), np.float32)
-        for first, end in row_blocks(0, len(query), _PAIRS_AT_ONCE):
-            vectors = pool.take(candidates[query[first:end], column[first:end]])
-            found[first:end] = np.einsum("pd,pd->p", vectors, queries[query[first:end]])
+        blocks = [slice(*block) for block in row_blocks(0, len(query), _PAIRS_AT_ONCE)]
+        with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
+            parts = threads.map(
+                similarities_of, (query[block] for block in blocks), (column[block] for block in blocks)
+            )
+            found = np.concatenate([np.empty(0, np.float32), *parts])
         reached = found >= floor
         exact[query[reached], column[reached]] = found[reached]
         going_on = np.unique(query[reached])
