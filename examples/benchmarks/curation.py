@@ -4,7 +4,7 @@
     python examples/benchmarks/curation.py recall --rows 100000 --output scale.json
     python examples/benchmarks/curation.py deduplicate --rows 100000 --output scale.json
     python examples/benchmarks/curation.py cluster --rows 100000 --output scale.json
-    python examples/benchmarks/curation.py large --rows 10000000 --output scale.json
+    python examples/benchmarks/curation.py large --rows 10000000 --query_share 0.01 --output scale.json
 
 Every run adds its record to the JSON file, in place of an older one of the same run and size (or embedder).
 """
@@ -37,6 +37,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     copies.add_argument("--embedder", default="perceptual", help="or a model folder, a Hub name, a TorchScript file")
     scale = parser.add_argument_group("the runs on synthetic vectors")
     scale.add_argument("--rows", type=int, default=100_000)
+    scale.add_argument("--query_share", type=float, default=1.0, help="of the rows that are searched for")
     scale.add_argument("--scratch", type=Path, help="folder for the vectors, which are deleted at the end")
     scale.add_argument("--factory", help="in place of the index that is chosen for the size")
     scale.add_argument("--num_probes", type=int, default=64)

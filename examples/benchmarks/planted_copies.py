@@ -1,7 +1,9 @@
 """Copies of known images, made by known transforms: which of them an embedder finds; run by `curation.py`.
 
 For each transform, every original is compared with every copy. Recall is the share of copies whose similarity to
-their own original exceeds the threshold; precision, among all pairs that exceed it, the share that are copies.
+their own original exceeds the threshold; precision, among all pairs that exceed it, the share that are copies, which
+falls as originals are added. `nearest_is_own` is the share of copies that no other original is more similar to.
+Deduplication of the originals alone should drop none: `wrongly_dropped` counts.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from torchvision.transforms.v2 import functional as F
 from tqdm.auto import tqdm
 
+from dinov2_hf.curation.deduplication import Edges, connected_components
 from dinov2_hf.curation.embedders import kind_of_embedder, load_model_embedder
 from dinov2_hf.curation.perceptual_descriptor import PatchSums, PerceptualDescriptor
 
@@ -128,7 +131,11 @@ def run(args: argparse.Namespace) -> dict:
     found = {}
     for name, transform in tqdm(TRANSFORMS.items(), desc="Transforms"):
         similarities = vectors @ embed([transform(image) for image in copied]).T
-        found[name] = {str(threshold): precision_and_recall(similarities, threshold) for threshold in THRESHOLDS}
+        own = similarities.argmax(axis=0) == np.arange(len(copied))
+        found[name] = {
+            "nearest_is_own": float(own.mean()),
+            **{str(threshold): precision_and_recall(similarities, threshold) for threshold in THRESHOLDS},
+        }
     apart = (vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]
     return {
         "embedder": args.embedder if args.embedder == "perceptual" else Path(args.embedder).name,
@@ -141,6 +148,7 @@ def run(args: argparse.Namespace) -> dict:
             "most": float(apart.max()),
             "pairs": len(apart),
             **{f"pairs_above_{threshold}": int((apart > threshold).sum()) for threshold in THRESHOLDS},
+            **{f"wrongly_dropped_at_{threshold}": wrongly_dropped(vectors, threshold) for threshold in THRESHOLDS},
         },
         "seconds": time.perf_counter() - began,
     }
@@ -164,6 +172,12 @@ def embedder(spec: str, originals: list[Image.Image]) -> tuple[Callable, np.ndar
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     return embed, embed(originals)
+
+
+def wrongly_dropped(vectors: np.ndarray, threshold: float) -> int:
+    rows, others = np.nonzero(np.triu(vectors @ vectors.T > threshold, 1))
+    edges = Edges(rows, others, np.ones(len(rows), np.float32))
+    return len(vectors) - len(np.unique(connected_components(edges, len(vectors))))
 
 
 def precision_and_recall(similarities: np.ndarray, threshold: float) -> dict[str, float | None]:
