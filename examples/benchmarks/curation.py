@@ -3,6 +3,7 @@
     python examples/benchmarks/curation.py copies --images photographs.parquet --output copies.json
     python examples/benchmarks/curation.py recall --rows 100000 --output scale.json
     python examples/benchmarks/curation.py deduplicate --rows 100000 --output scale.json
+    python examples/benchmarks/curation.py beside_faiss --rows 100000 --output scale.json
     python examples/benchmarks/curation.py cluster --rows 100000 --output scale.json
     python examples/benchmarks/curation.py large --rows 10000000 --query_share 0.01 --output scale.json
 
