@@ -199,12 +199,12 @@ class EmbeddingStore:
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The given rows in the given order, (len(rows), D) float32 of unit length."""
         rows = np.asarray(rows, dtype=np.int64)
-        found = np.empty((len(rows), self.width), np.float32)
         shards = np.searchsorted(self.offsets, rows, side="right") - 1
+        stored = np.empty((len(rows), self.width), np.result_type(*self._vectors))
         for shard in np.unique(shards):
             places = np.flatnonzero(shards == shard)
-            found[places] = _in_single_precision(self._vectors[shard][rows[places] - self.offsets[shard]])
-        return _unit_rows(found, lambda row: self._name_of(int(rows[row])))
+            stored[places] = self._vectors[shard][rows[places] - self.offsets[shard]]
+        return _unit_rows(_in_single_precision(stored), lambda row: self._name_of(int(rows[row])))
 
     def _name_of(self, row: int) -> str:
         shard = int(np.searchsorted(self.offsets, row, side="right")) - 1
