@@ -137,6 +137,8 @@ class EmbeddingStore:
                     f"{self.width}: a store holds the embeddings of one model."
                 )
         self.offsets = np.cumsum([0, *map(len, self._vectors)])
+        is_half = all(vectors.dtype == np.float16 for vectors in self._vectors)
+        self._gathered_dtype = np.float16 if is_half else np.float32
 
     @staticmethod
     def _opened(path: Path) -> np.ndarray:
@@ -188,7 +190,8 @@ class EmbeddingStore:
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop`, across shards, (stop - start, D) float32 of unit length."""
         parts = []
-        for shard in range(self.num_shards):
+        first_shard = int(np.searchsorted(self.offsets, start, side="right")) - 1
+        for shard in range(first_shard, int(np.searchsorted(self.offsets, stop, side="left"))):
             first, end = self.shard_rows(shard)
             low, high = max(start, first), min(stop, end)
             if low < high:
@@ -200,7 +203,7 @@ class EmbeddingStore:
         """The given rows in the given order, (len(rows), D) float32 of unit length."""
         rows = np.asarray(rows, dtype=np.int64)
         shards = np.searchsorted(self.offsets, rows, side="right") - 1
-        stored = np.empty((len(rows), self.width), np.result_type(*self._vectors))
+        stored = np.empty((len(rows), self.width), self._gathered_dtype)
         for shard in np.unique(shards):
             places = np.flatnonzero(shards == shard)
             stored[places] = self._vectors[shard][rows[places] - self.offsets[shard]]
