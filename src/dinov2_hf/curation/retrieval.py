@@ -1,8 +1,8 @@
 """Images of the pool that resemble those of curated datasets (paper, section 3 and appendix A.4).
 
 * By sample, for large datasets: the k nearest rows of each query image, k = 4 or 32.
-* By cluster, for small ones: the pool is clustered; clusters with more than 3 query images give 10,000 rows each, and a
-  dataset at most 1,000,000.
+* By cluster, for small ones: the pool is clustered; clusters with more than 3 query images give 10,000 rows each, and
+  a dataset at most 1,000,000.
 
 A row that several queries or datasets bring counts each time in the paper's numbers, whose total of 142,109,386 is
 the plain sum over datasets. `combine` counts both ways.
