@@ -9,6 +9,7 @@ from setuptools import find_packages, setup
 root = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (root / "src/dinov2_hf/__init__.py").read_text()).group(1)
 
+CURATION = ["faiss-cpu>=1.9", "scikit-learn>=1.4", "scipy>=1.11"]  # search, first centroids, connected components
 DEEPSPEED = ["deepspeed>=0.19.8", "ninja>=1.11"]  # it compiles its operators when they are first used
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
 MULTIBAND = ["tifffile>=2024.1"]  # TIFF files of other channels than Pillow reads
@@ -42,12 +43,14 @@ setup(
         "transformers>=5.17",
     ],
     extras_require={
+        "curation": CURATION,
         "deepspeed": DEEPSPEED,
         "multiband": MULTIBAND,
         "onnx": ONNX,
         "quickstart": ["scikit-learn>=1.4"],  # its handwritten digits
         "tensorboard": ["tensorboard>=2.15"],
         "test": [
+            *CURATION,
             *MULTIBAND,
             *ONNX,
             "parameterized>=0.9",  # transformers' own tests use it

@@ -13,10 +13,16 @@ import faiss
 import numpy as np
 import torch
 from faiss.contrib.clustering import reassign_centroids
+from sklearn.cluster import kmeans_plusplus
 from torch import distributed
 from tqdm.auto import tqdm
 
 from .embeddings import UnitVectors, rank_range, row_blocks
+
+
+# Beyond, choosing spread-out first centroids, whose cost grows with K^2, takes longer than the rounds after it.
+SPREAD_CLUSTERS = 1000
+_SPREAD_ROWS = 20  # for each cluster
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,8 @@ def spherical_kmeans(
         num_iterations: rounds; 10 to 20 suffice.
         training_rows: a uniform sample of so many rows is used in all rounds; None: all rows. 256 for each cluster
             are plenty.
-        seed: of the sample, the first centroids (random rows) and the splits of large clusters.
+        seed: of the sample, the first centroids (k-means++ up to `SPREAD_CLUSTERS`, random rows beyond) and the
+            splits of large clusters.
         progress: show a bar over all rounds.
 
     Raises:
@@ -67,8 +74,7 @@ def spherical_kmeans(
         raise ValueError(f"num_iterations={num_iterations} must be at least 1.")
     generator = np.random.default_rng(seed)
     sample = None if chosen == num_rows else np.sort(generator.choice(num_rows, chosen, replace=False))
-    first = np.sort(generator.choice(chosen, num_clusters, replace=False))
-    centroids = vectors.take(first if sample is None else sample[first])
+    centroids = _first_centroids(vectors, sample, chosen, num_clusters, generator)
     splits = np.random.RandomState(seed)  # the class that faiss expects
 
     rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
@@ -86,6 +92,17 @@ def spherical_kmeans(
             num_reassigned += reassign_centroids(counts, centroids, splits)
             centroids = _unit(centroids)
     return KMeans(centroids, objective, num_reassigned)
+
+
+def _first_centroids(vectors, sample, num_rows, num_clusters, generator) -> np.ndarray:
+    """Rows far from each other where the clusters are few, else random ones."""
+    is_spread = num_clusters <= SPREAD_CLUSTERS
+    count = min(_SPREAD_ROWS * num_clusters, num_rows) if is_spread else num_clusters
+    rows = np.sort(generator.choice(num_rows, count, replace=False))
+    found = vectors.take(rows if sample is None else sample[rows])
+    if is_spread:
+        found, _ = kmeans_plusplus(found, num_clusters, random_state=int(generator.integers(2**31)))
+    return np.ascontiguousarray(found)
 
 
 def _cluster_sums(vectors, sample, start, stop, centroids, bar) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ Shapes: `n` rows of the pool, `e` edges.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.sparse import coo_array, csgraph
@@ -90,9 +91,12 @@ def connected_components(edges: Edges, num_rows: int) -> np.ndarray:
         if len(ends) and not (0 <= ends.min() and ends.max() < num_rows):
             raise ValueError(f"edges join rows up to {ends.max()}, but there are {num_rows} rows.")
     graph = coo_array((np.ones(len(edges), np.int8), (edges.rows, edges.others)), shape=(num_rows, num_rows))
-    _, labels = csgraph.connected_components(graph, directed=False)
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[inverse]
+    num_components, labels = csgraph.connected_components(graph, directed=False)
+    first = np.empty(num_components, np.int64)
+    first[labels[::-1]] = np.arange(num_rows - 1, -1, -1)  # the last value written is that of the smallest row
+    number = np.empty(num_components, np.int64)
+    number[np.argsort(first, kind="stable")] = np.arange(num_components)
+    return number[labels]
 
 
 @dataclass(frozen=True)
@@ -144,17 +148,18 @@ def deduplicate(
     num_rows = len(vectors)
     edges = edges.above(threshold)
     components = connected_components(edges, num_rows)
-    places = _places(num_rows, ids, quality)
+    ids, quality = _checked_order(num_rows, ids, quality)
 
     # Only rows in components of two and more are looked at from here on.
     sizes = np.bincount(components, minlength=1)
     members = np.flatnonzero(sizes[components] > 1)
-    representatives = _representatives(members, components, places)
+    representatives = _representatives(members, components, ids, quality)
     similarities = pair_similarities(vectors, members, representatives)
     chained = similarities <= threshold
     report = _component_report(vectors, members, components, representatives, similarities, chained)
     if split_chains and chained.any():
-        _split_into_stars(vectors, members, components, places, threshold, representatives, similarities, chained)
+        star_of = partial(_representatives, components=components, ids=ids, quality=quality)
+        _split_into_stars(vectors, members, star_of, threshold, representatives, similarities, chained)
     drops = members != representatives
     kept = np.ones(num_rows, bool)
     kept[members[drops]] = False
@@ -170,26 +175,24 @@ def deduplicate(
     return Deduplication(kept, members[drops], representatives[drops], similarities[drops], report)
 
 
-def _places(num_rows: int, ids: np.ndarray | None, quality: np.ndarray | None) -> np.ndarray:
-    """(n,) the place of each row when the most wanted comes first."""
+def _checked_order(num_rows: int, ids: np.ndarray | None, quality: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) ids and qualities by which the rows of a component are ordered."""
     ids = np.arange(num_rows) if ids is None else np.asarray(ids)
-    quality = np.zeros(num_rows) if quality is None else np.asarray(quality, dtype=np.float64)
+    quality = np.zeros(num_rows, np.float32) if quality is None else np.asarray(quality)
     for name, values in (("ids", ids), ("quality", quality)):
         if values.shape != (num_rows,):
             raise ValueError(f"{name} has shape {values.shape}, but must have one value for each of {num_rows} rows.")
     if not np.isfinite(quality).all():
         raise ValueError(f"quality of row {np.flatnonzero(~np.isfinite(quality))[0]} is not a finite number.")
-    places = np.empty(num_rows, np.int64)
-    places[np.lexsort((ids, -quality))] = np.arange(num_rows)
-    return places
+    return ids, quality
 
 
-def _representatives(members: np.ndarray, components: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """For each member, the most wanted member of its component."""
-    order = np.lexsort((places[members], components[members]))
-    _, first, inverse = np.unique(components[members[order]], return_index=True, return_inverse=True)
-    representatives = np.empty_like(members)
-    representatives[order] = members[order][first][inverse]
+def _representatives(rows: np.ndarray, components: np.ndarray, ids: np.ndarray, quality: np.ndarray) -> np.ndarray:
+    """For each of the rows, that of its component with the highest quality, among equals with the smallest id."""
+    order = np.lexsort((ids[rows], -quality[rows].astype(np.float64), components[rows]))
+    _, first, inverse = np.unique(components[rows[order]], return_index=True, return_inverse=True)
+    representatives = np.empty_like(rows)
+    representatives[order] = rows[order][first][inverse]
     return representatives
 
 
@@ -201,14 +204,14 @@ def pair_similarities(vectors: UnitVectors, rows: np.ndarray, others: np.ndarray
     return found
 
 
-def _split_into_stars(vectors, members, components, places, threshold, representatives, similarities, chained) -> None:
+def _split_into_stars(vectors, members, star_of, threshold, representatives, similarities, chained) -> None:
     """Give members that do not resemble their representative another one, in place.
 
     In rounds: in every component, the most wanted of the rows that are left takes all left that resemble it.
     """
     left = np.flatnonzero(chained)
     while len(left):
-        chosen = _representatives(members[left], components, places)
+        chosen = star_of(members[left])
         found = pair_similarities(vectors, members[left], chosen)
         takes = (found > threshold) | (members[left] == chosen)  # rounding may put a cosine with itself below 1
         representatives[left[takes]], similarities[left[takes]] = chosen[takes], found[takes]

@@ -5,7 +5,7 @@ text of the paper. Plain k-means spends its centroids where data is dense. Clust
 level, and learning each level from the same number of rows of every cluster spreads them evenly over what there is,
 so a sample that draws evenly from the top downwards is balanced over concepts.
 
-Departures: similarity is the cosine (the paper's k-means is Euclidean), and first centroids are random rows.
+A departure: similarity is the cosine, where the paper's k-means is Euclidean.
 
 Shapes: `n` rows, `K_t` clusters of level t, levels from 1 (rows into `K_1`) to T.
 """

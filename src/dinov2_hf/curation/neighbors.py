@@ -15,6 +15,7 @@ Shapes: `n` rows of the pool, `q` queries, `k` neighbours, `D` width.
 import os
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,17 +26,17 @@ from tqdm.auto import tqdm
 from .embeddings import UnitVectors, row_blocks
 
 
-# Exhaustive search of 100,000 rows by all of them is 5e12 multiplications at a width of 512, about a minute and a half
-# on two cores; from here on it grows with the square.
-FLAT_ROWS = 100_000
+# Exhaustive search of 50,000 rows by all of them is 1.3e12 multiplications at a width of 512, about a minute of one
+# core and as much as learning an index; from here on it grows with the square.
+FLAT_ROWS = 50_000
 TESTED_FACTORIES = (
     r"Flat",
     r"IVF\d+,Flat",
-    r"OPQ\d+_\d+,IVF\d+(_HNSW32)?,PQ\d+(x4fs)?",
+    r"OPQ\d+_\d+,IVF\d+(_HNSW32)?,PQ\d+(x4fs|np)",  # four bits, and eight without the slow polysemous training
 )
-_QUERY_ROWS = 1024
+_QUERY_ROWS = 4096  # exhaustive search in blocks of 1,024 took 1.8 times as long
 _MIN_CANDIDATES = 128
-_PAIRS_AT_ONCE = 65_536  # 128 MiB of a width of 512 in single precision
+_PAIRS_AT_ONCE = 8192  # 16 MiB of a width of 512 in single precision, for each thread
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class IndexSettings:
         if not any(re.fullmatch(pattern, self.factory) for pattern in TESTED_FACTORIES):
             raise ValueError(
                 f"factory={self.factory!r} is not among the tested forms: Flat, IVF4096,Flat, "
-                "OPQ128_512,IVF4096,PQ128x4fs (four bits), OPQ64_512,IVF4096,PQ64 (eight bits), each IVF also as "
+                "OPQ128_512,IVF4096,PQ128x4fs (four bits), OPQ64_512,IVF4096,PQ64np (eight bits), each IVF also as "
                 "IVF262144_HNSW32."
             )
         if self.num_probes < 1 or self.candidates_per_neighbor < 1:
@@ -84,15 +85,16 @@ def choose_index(num_rows: int, width: int, memory_bytes: float = 8e9) -> IndexS
         memory_bytes: what the filled index may take.
 
     Returns:
-        Exhaustive search up to `FLAT_ROWS`; above, about 4 sqrt(n) lists (spec 12.3) of four-bit codes, one for
-        4 dimensions of a vector, or for 8, 16 or 32 where memory is short.
+        Exhaustive search up to `FLAT_ROWS`; above, about 2 sqrt(n) lists of four-bit codes, one for 4
+        dimensions of a vector, or for 8, 16 or 32 where memory is short. (4 to 16 sqrt(n) are usual for eight-bit
+        codes, whose scan costs more beside finding the lists.)
 
     Raises:
         ValueError: nothing fits.
     """
     if num_rows <= FLAT_ROWS and num_rows * width * 4 <= memory_bytes:
         return IndexSettings("Flat")
-    num_lists = 2 ** round(np.log2(4 * max(num_rows, 1) ** 0.5))
+    num_lists = 2 ** round(np.log2(2 * max(num_rows, 1) ** 0.5))
     while num_lists > 1 and num_lists * 39 > num_rows:  # the fewest training points for a centroid, says faiss
         num_lists //= 2
     # From here on the list of a vector is itself found by a graph search.
@@ -130,7 +132,7 @@ def train_index(
         vectors: the pool.
         settings: from `choose_index` or a user.
         seed: of the sample.
-        training_rows: of the sample; 64 for each list, at least 65,536, where None.
+        training_rows: of the sample; 40 for each list, at least 65,536, where None.
 
     Raises:
         ValueError: the pool has fewer rows than the index has lists.
@@ -144,13 +146,18 @@ def train_index(
             f"({len(vectors)}): use a smaller index, or Flat."
         )
     if training_rows is None:
-        training_rows = max(64 * settings.num_lists, 65_536)
+        training_rows = max(40 * settings.num_lists, 65_536)  # faiss warns below 39
     chosen = np.random.default_rng(seed).choice(len(vectors), min(training_rows, len(vectors)), replace=False)
     if isinstance(index, faiss.IndexPreTransform):
         rotation = faiss.downcast_VectorTransform(index.chain.at(0))
-        # 50 rounds of the rotation take 10 times longer and change recall by less than 0.001.
-        rotation.niter, rotation.max_train_points = 5, 16_384
+        codes = faiss.downcast_index(index.index).pq
+        # Learned for the codes that follow: by itself faiss takes eight bits, 16 times the work of four.
+        rotation_codes = faiss.ProductQuantizer(codes.d, codes.M, codes.nbits)
+        rotation.pq = rotation_codes
+        rotation.niter, rotation.niter_pq_0, rotation.max_train_points = 5, 10, 16_384
     index.train(vectors.take(np.sort(chosen)))
+    if isinstance(index, faiss.IndexPreTransform):
+        rotation.pq = None  # it belongs to Python
     return index
 
 
@@ -280,6 +287,10 @@ def _check_search(index, pool, queries, k, floor, skip_self) -> None:
 
 def _exact_similarities(pool, queries, candidates, known, floor, first_round) -> np.ndarray:
     """(queries, candidates) exact cosines, -inf for those unknown, given up, or below the floor."""
+
+    def similarities_of(query: np.ndarray, column: np.ndarray) -> np.ndarray:
+        return np.einsum("pd,pd->p", pool.take(candidates[query, column]), queries[query])
+
     exact = np.full(candidates.shape, -np.inf, np.float32)
     going_on = np.arange(len(queries))
     begin, size = 0, first_round if floor > -1 else candidates.shape[1]
@@ -287,10 +298,12 @@ def _exact_similarities(pool, queries, candidates, known, floor, first_round) ->
         columns = np.arange(begin, min(begin + size, candidates.shape[1]))
         query, column = np.nonzero(known[np.ix_(going_on, columns)])
         query, column = going_on[query], columns[column]
-        found = np.empty(len(query), np.float32)
-        for first, end in row_blocks(0, len(query), _PAIRS_AT_ONCE):
-            vectors = pool.take(candidates[query[first:end], column[first:end]])
-            found[first:end] = np.einsum("pd,pd->p", vectors, queries[query[first:end]])
+        blocks = [slice(*block) for block in row_blocks(0, len(query), _PAIRS_AT_ONCE)]
+        with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
+            parts = threads.map(
+                similarities_of, (query[block] for block in blocks), (column[block] for block in blocks)
+            )
+            found = np.concatenate([np.empty(0, np.float32), *parts])
         reached = found >= floor
         exact[query[reached], column[reached]] = found[reached]
         going_on = np.unique(query[reached])
