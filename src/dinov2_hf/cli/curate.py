@@ -15,7 +15,7 @@ def curate(parser: argparse.ArgumentParser) -> Callable[..., None]:
     parser.add_argument(
         "--stage", help=f"run one step: {', '.join(STAGE_GROUPS)}, or one of the stages that they are made of"
     )
-    parser.add_argument("--rank", type=int, help="with --stage: run this launch's share of the shards")
+    parser.add_argument("--rank", type=int, help="with a single --stage: run this launch's share of its shards")
     parser.add_argument("--world_size", type=int, help="how many launches there are")
     parser.add_argument("--push_to_hub", metavar="OWNER/NAME", help="upload the dataset")
     parser.add_argument("--private", action="store_true", default=None, help="make a new Hub dataset private")

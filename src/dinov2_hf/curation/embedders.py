@@ -1,4 +1,4 @@
-"""What turns an image into a vector: no model, a TorchScript file, any `AutoModel`, or vectors that are there already."""
+"""What turns an image into a vector: no model, a TorchScript file, any `AutoModel`, or vectors that are there."""
 
 import re
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Stages that turn images into vectors: `<role>.npy` and `<role>.ids.npy` of each shard (`embeddings.EmbeddingStore`)."""
+"""Stages that turn images into vectors: `<role>.npy` and `<role>.ids.npy` of each shard, read by `EmbeddingStore`."""
 
 import bisect
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from .sources import OpenSources
 
 
 # The mean and 512 variances change little with more.
-DESCRIPTOR_SAMPLE = 2000
+DESCRIPTOR_SAMPLE = 1000
 
 
 class RowsOfSources(Sequence):
@@ -67,8 +67,7 @@ def embed_shard(
         spec: the embedder.
         roles: whose images.
     """
-    arguments, sources = curation.arguments, curation.sources
-    rows = shard_range(len(sources), rank, world_size)
+    rows = shard_range(len(curation.sources), rank, world_size)
     wanted = {}
     for role in roles:
         if role == "uncurated" and stage == "retrieval_embed":

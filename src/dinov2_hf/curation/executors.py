@@ -3,10 +3,10 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
 import torch
@@ -58,10 +58,22 @@ class Stage:
                 )
 
 
+def start_pool(num_processes: int) -> Executor:
+    """Processes that run shards of any stage; importing what they need takes seconds, so one pool serves all."""
+    # Not a fork of this process, whose threads may hold locks (faiss, torch); of a server that has imported all.
+    if "forkserver" in get_all_start_methods():
+        context = get_context("forkserver")
+        context.set_forkserver_preload([__name__.rpartition(".")[0] + ".plan"])
+    else:
+        context = get_context("spawn")
+    threads = max(1, torch.get_num_threads() // num_processes)
+    return ProcessPoolExecutor(num_processes, mp_context=context, initializer=_begin_worker, initargs=(threads,))
+
+
 def run_stage(
     stage: Stage,
     *,
-    num_processes: int = 1,
+    pool: Executor | None = None,
     rank: int = 0,
     world_size: int = 1,
     verify: bool = False,
@@ -71,7 +83,7 @@ def run_stage(
 
     Args:
         stage: what to run.
-        num_processes: 1 runs the shards here, one after the other; more run them in a pool.
+        pool: from `start_pool`; None runs the shards here, one after the other.
         rank, world_size: run every `world_size`-th shard from `rank` on: the share of one of several launches.
         verify: take a finished shard for finished only if its checksums are right.
         progress: show a progress bar over the shards, with the time left.
@@ -98,7 +110,7 @@ def run_stage(
         disable=not progress or len(missing) < 2,
     )
     with bar:
-        for _ in _run_shards(stage, missing, min(num_processes, len(missing))):
+        for _ in _run_shards(stage, missing, pool):
             bar.update()
     return len(missing)
 
@@ -116,25 +128,22 @@ def run_collective(stage: Stage, *, is_main: bool, verify: bool = False) -> None
             stage.write_shard(0, 1, UnfinishedShard(Path(folder)))
 
 
-def _run_shards(stage: Stage, ranks: Sequence[int], num_processes: int):
-    if num_processes <= 1:
+def _run_shards(stage: Stage, ranks: Sequence[int], pool: Executor | None) -> Iterator[int]:
+    """Yields the ranks as they are finished."""
+    if pool is None or len(ranks) == 1:
         for rank in ranks:
             stage.run_shard(rank)
             yield rank
         return
-    # Spawned, because a forked copy of a process whose threads hold locks (faiss, torch) can hang.
-    threads = max(1, torch.get_num_threads() // num_processes)
-    with ProcessPoolExecutor(
-        num_processes, mp_context=get_context("spawn"), initializer=_begin_worker, initargs=(threads,)
-    ) as pool:
-        futures = [pool.submit(stage.run_shard, rank) for rank in ranks]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield future
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    futures = {pool.submit(stage.run_shard, rank): rank for rank in ranks}
+    try:
+        for future in as_completed(futures):
+            future.result()
+            yield futures[future]
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
 
 
 def _begin_worker(num_threads: int) -> None:

@@ -64,7 +64,7 @@ class FaceBlur:
 
 
 def blur_boxes(image: Image.Image, boxes: Sequence[tuple[float, float, float, float]]) -> Image.Image:
-    """Blur rectangles (left, top, right, bottom, in pixels), grown by a tenth; the same object where there are none."""
+    """Blur rectangles (left, top, right, bottom, in pixels), grown by a tenth; without any, the same object."""
     if not boxes:
         return image
     image = image.copy()

@@ -8,7 +8,8 @@ rescaling, crops, mirroring, colours, borders, text over it, slight rotation) le
    (as in SIFT: Lowe 2004), with square roots taken (Arandjelovic & Zisserman 2012). Flat patches weigh little.
 3. Each patch is mapped by random Fourier features (Rahimi & Recht 2007): the product of two maps is near 1 for equal
    patches and near 0 for patches that are not alike. The sum over the patches, and over their mirror images, then
-   counts what two pictures share, wherever it lies.
+   counts what two pictures share, wherever it lies. One half of the features sees a patch as it is, which bears
+   rotation and crops best; the other half sees what sets it apart from an even texture, which tells grass from sand.
 4. The mean over a sample of the pool is subtracted, and directions of much variance are toned down: what all pictures
    of a pool have in common tells none of them apart.
 
@@ -31,13 +32,16 @@ PATCH_SIDES = (28, 44, 68, 96)
 STRIDE = 5
 CELLS = 4
 ORIENTATIONS = 8
-# Of exp(-SHARPNESS * squared distance): unlike patches are about 1 apart in square, those of a copy under 0.2.
+# Of exp(-sharpness * squared distance). Unlike patches are about 1 apart in square, those of a copy under 0.2; what
+# sets them apart from an even texture, brought to unit length, is 2 apart.
 SHARPNESS = 8.0
+CONTRAST_SHARPNESS = 2.0
+LOW_CONTRAST = 0.3  # distance of a patch from the even texture that weighs half
 FLAT_GRADIENT = 0.02  # mean gradient (of grey in [0, 1]) of a patch that weighs half
 # Variances are raised to the power 1 - 2 * TONING: 0 leaves them, 0.5 makes all equal.
-TONING = 0.3
+TONING = 0.4
 # Images that count as much as the assumption of mean 0 and equal variances, for pools of few images.
-PRIOR_IMAGES = 8
+PRIOR_IMAGES = 2
 BORDER_SPREAD = 8  # grey levels within a row of pixels that is one colour, give or take compression
 BORDER_DRIFT = 12  # grey levels from the outermost row
 
@@ -97,9 +101,10 @@ class PatchSums:
     def __init__(self):
         # One seed for all: descriptors of different runs and machines can be compared.
         random = np.random.Generator(np.random.PCG64(0))
-        size = (CELLS * CELLS * ORIENTATIONS, WIDTH)
-        self.frequencies = torch.from_numpy(random.normal(0, math.sqrt(2 * SHARPNESS), size).astype(np.float32))
-        self.phases = torch.from_numpy(random.uniform(0, 2 * math.pi, WIDTH).astype(np.float32))
+        size = (2, CELLS * CELLS * ORIENTATIONS, WIDTH // 2)
+        sharpness = np.array([SHARPNESS, CONTRAST_SHARPNESS])[:, None, None]
+        self.frequencies = torch.from_numpy((random.normal(size=size) * np.sqrt(2 * sharpness)).astype(np.float32))
+        self.phases = torch.from_numpy(random.uniform(0, 2 * math.pi, (2, WIDTH // 2)).astype(np.float32))
 
     def __call__(self, images: list[Image.Image], return_tensors: str = "pt") -> dict[str, Tensor]:
         """`pixel_values`: (n, D) sums of unit length; of a picture without structure the zero vector."""
@@ -116,14 +121,24 @@ class PatchSums:
         sums = summed_area(oriented_gradients(grey_picture(image)))
         patches = torch.cat([patches_of(sums, side) for side in PATCH_SIDES]).clamp(min=0)
         total = self._mapped(patches) + self._mapped(mirrored(patches))
-        return F.normalize(total, dim=0) if total.abs().max() > 1e-6 else torch.zeros(WIDTH)
+        return F.normalize(total, dim=1).flatten() / math.sqrt(2) if total.abs().max() > 1e-6 else torch.zeros(WIDTH)
 
     def _mapped(self, patches: Tensor) -> Tensor:
+        """(2, D / 2): sums over the patches of both kinds of features."""
         strength = patches.flatten(1).sum(dim=1, keepdim=True)
         mean_gradient = strength / CELLS**2
         weight = mean_gradient**2 / (mean_gradient**2 + FLAT_GRADIENT**2)
         unit = (patches.flatten(1) / strength.clamp(min=1e-8)).sqrt()
-        return (weight * torch.cos(unit @ self.frequencies + self.phases)).sum(dim=0)
+        contrast = unit - unit.shape[1] ** -0.5
+        distance = contrast.norm(dim=1, keepdim=True)
+        contrast_weight = weight * distance**2 / (distance**2 + LOW_CONTRAST**2)
+        seen = (unit, weight), (contrast / distance.clamp(min=1e-6), contrast_weight)
+        return torch.stack(
+            [
+                (weight * torch.cos(patch @ frequencies + phases)).sum(dim=0)
+                for (patch, weight), frequencies, phases in zip(seen, self.frequencies, self.phases, strict=True)
+            ]
+        )
 
 
 def grey_picture(image: Image.Image) -> Tensor:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from .dataset_files import build_shard, dataset_features
 from .deduplication_stages import deduplicate_shard, relative_deduplicate_shard
 from .embedders import PERCEPTUAL, kind_of_embedder
 from .embedding_stages import embed_shard, fit_descriptor_shard
-from .executors import Stage, remove_changed, run_collective, run_stage
+from .executors import Stage, remove_changed, run_collective, run_stage, start_pool
 from .hash_deduplication import hash_deduplicate_shard
 from .image_filters import load_filter
 from .ingest import ingest_shard
@@ -134,7 +135,11 @@ class _Planner:
             "build", build_shard, ["select"],
             "keep_columns accounting image_format rows_per_file face_model face_label face_threshold",
             sharded=True,
-            included=[source.name for role, source in arguments.sources if role == "curated" and arguments.includes(source)],
+            included=[
+                source.name
+                for role, source in arguments.sources
+                if role == "curated" and arguments.includes(source)
+            ],
         )  # fmt: skip
         self.add("report", report_shard, ["build"], "license")
 
@@ -178,15 +183,19 @@ class _Planner:
             )  # fmt: skip
 
 
-def chosen_stages(stages: list[Stage], name: str | None) -> list[Stage]:
+def chosen_stages(stages: list[Stage], name: str | None, *, alone: bool = False) -> list[Stage]:
     """The stages of a step, or all.
+
+    Args:
+        alone: the name is that of one stage, not of a step: launches that do not know each other cannot wait for each
+            other between the stages of a step.
 
     Raises:
         ValueError: there is no such step in this curation.
     """
     if name is None:
         return stages
-    names = STAGE_GROUPS.get(name, (name,))
+    names = (name,) if alone else STAGE_GROUPS.get(name, (name,))
     found = [stage for stage in stages if stage.name in names]
     if not found:
         known = [*STAGE_GROUPS, *(stage.name for stage in stages if stage.name not in STAGE_GROUPS)]
@@ -202,7 +211,7 @@ def curate(
     Args:
         arguments: what is wanted.
         stage: a name of `STAGE_GROUPS` or of a stage; None: all.
-        rank, world_size: the part of one of several launches; needs `stage`. Launched by Accelerate or torchrun, the
+        rank, world_size: the part of one of several launches; needs `stage`, the name of a single one. Launched by Accelerate or torchrun, the
             processes share the shards of all stages and wait for each other.
 
     Raises:
@@ -219,7 +228,7 @@ def curate(
             raise ValueError("rank needs stage: launches that do not know each other cannot wait between stages.")
     launch = _Launch(rank, world_size, arguments)
     curation, stages = plan(launch.arguments)
-    chosen = chosen_stages(stages, stage)
+    chosen = chosen_stages(stages, stage, alone=rank is not None)
     if launch.is_first:
         _prepare_output(arguments, stages)
     launch.wait()
@@ -231,19 +240,20 @@ def curate(
         finish = partial(publish, curation) if chosen[-1].name == "report" else None
         run_on_cluster(chosen, arguments, finish=finish)
         return curation
-    for one in chosen:
-        if one.collective and launch.is_joint:
-            run_collective(one, is_main=launch.is_first, verify=arguments.verify)
-        else:
-            run_stage(
-                one,
-                num_processes=arguments.num_processes,
-                rank=launch.rank,
-                world_size=launch.world_size,
-                verify=arguments.verify,
-                progress=arguments.progress and launch.is_first,
-            )
-        launch.wait()
+    with start_pool(arguments.num_processes) if arguments.num_processes > 1 else nullcontext() as pool:
+        for one in chosen:
+            if one.collective and launch.is_joint:
+                run_collective(one, is_main=launch.is_first, verify=arguments.verify)
+            else:
+                run_stage(
+                    one,
+                    pool=pool,
+                    rank=launch.rank,
+                    world_size=launch.world_size,
+                    verify=arguments.verify,
+                    progress=arguments.progress and launch.is_first,
+                )
+            launch.wait()
     if chosen[-1].name == "report" and launch.is_first and not chosen[-1].folder.missing():
         publish(curation)
     launch.wait()

@@ -4,10 +4,11 @@ import base64
 import io
 from dataclasses import dataclass, field
 
-import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from pyarrow import parquet
 
 from .dataset_files import chosen_rows, thumbnail
@@ -41,17 +42,16 @@ class ExampleGroup:
 
 def draw_histogram(counts: np.ndarray, *, title: str, threshold: float | None, label: str) -> str:
     """A histogram as SVG text, logarithmic, with the threshold drawn where there is one."""
-    matplotlib.use("Agg", force=False)
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(6.4, 2.7), layout="constrained")
     axes = figure.add_subplot()
     centers = (HISTOGRAM_EDGES[1:] + HISTOGRAM_EDGES[:-1]) / 2
     above = np.zeros(len(counts), bool) if threshold is None else centers > threshold
-    axes.bar(centers[~above], counts[~above], width=0.01, color="#4878a8")
-    axes.bar(centers[above], counts[above], width=0.01, color="#c8553d")
+    axes.stairs(np.where(above, 0, counts), HISTOGRAM_EDGES, fill=True, color="#4878a8")
+    axes.stairs(np.where(above, counts, 0), HISTOGRAM_EDGES, fill=True, color="#c8553d")
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.7)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     present = np.flatnonzero(counts)
     low = min(HISTOGRAM_EDGES[present[0]], 0.0 if threshold is None else threshold) - 0.05
     axes.set_xlim(max(-1.0, low), 1.02)

@@ -192,12 +192,17 @@ def _load(source: ImageSource) -> datasets.Dataset:
             {"image": [name for name in _walk(path) if name.endswith((".jpg", ".png", ".webp"))]}
         ).cast_column("image", datasets.Image(decode=False))
         return _checked(source, dataset)
-    dataset = load_image_dataset(
-        path if os.path.exists(path) or "*" in path else source.path,
-        split=source.split,
-        config_name=source.config_name,
-        image_column=source.image_column,
-    )
+    try:
+        dataset = load_image_dataset(
+            path if os.path.exists(path) or "*" in path else source.path,
+            split=source.split,
+            config_name=source.config_name,
+            image_column=source.image_column,
+        )
+    except ValueError as error:
+        if "corresponds to no data" in str(error):  # what `datasets` says of files without rows
+            raise ValueError(f"the source {source.path!r} has no images.") from None
+        raise
     return _checked(source, dataset)
 
 
