@@ -198,8 +198,10 @@ def merge_indexes(indexes: Iterable[faiss.Index], num_rows: int) -> faiss.Index:
     for index in indexes:
         if merged is None:
             merged = index
+        elif isinstance(index, faiss.IndexFlat):
+            merged.merge_from(index)
         else:
-            merged.merge_from(index) if isinstance(index, faiss.IndexFlat) else faiss.merge_into(merged, index, False)
+            faiss.merge_into(merged, index, False)  # False: ids are kept, not counted on
     found = 0 if merged is None else merged.ntotal
     if found != num_rows:
         raise ValueError(f"the parts of the index hold {found} rows, but the pool has {num_rows}: a part is missing.")
