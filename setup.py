@@ -9,6 +9,7 @@ from setuptools import find_packages, setup
 root = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (root / "src/dinov2_hf/__init__.py").read_text()).group(1)
 
+CURATION = ["faiss-cpu>=1.9", "scikit-learn>=1.4", "scipy>=1.11"]  # search, first centroids, connected components
 DEEPSPEED = ["deepspeed>=0.19.8", "ninja>=1.11"]  # it compiles its operators when they are first used
 EVALUATION = ["av>=12.0", "scikit-learn>=1.4", "torchmetrics>=1.4"]  # video files, logistic regression, mIoU
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
@@ -24,6 +25,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "src"},
     packages=find_packages("src"),
+    package_data={"dinov2_hf.curation": ["*.jinja"]},
     entry_points={"console_scripts": ["dinov2-hf = dinov2_hf.cli:main"]},
     install_requires=[
         "accelerate>=1.15",
@@ -42,6 +44,7 @@ setup(
         "transformers>=5.17",
     ],
     extras_require={
+        "curation": CURATION,
         "deepspeed": DEEPSPEED,
         "evaluation": EVALUATION,
         "multiband": MULTIBAND,
@@ -49,6 +52,7 @@ setup(
         "quickstart": ["scikit-learn>=1.4"],  # its handwritten digits
         "tensorboard": ["tensorboard>=2.15"],
         "test": [
+            *CURATION,
             *EVALUATION,
             *DEEPSPEED,
             *MULTIBAND,

@@ -9,6 +9,7 @@ import sys
 
 from ..conversion.export_report import ExportCheckError
 from .convert import convert
+from .curate import curate
 from .evaluate import evaluate
 from .export import export
 from .features import features
@@ -17,7 +18,7 @@ from .visualize import visualize
 
 
 COMMANDS = {
-    "convert": convert, "export": export, "push": push, "features": features, "evaluate": evaluate,
+    "convert": convert, "export": export, "push": push, "features": features, "curate": curate, "evaluate": evaluate,
     "visualize": visualize,
 }  # fmt: skip
 

@@ -1,0 +1,63 @@
+"""Curation measured: planted copies, recall of the index, time and memory as the pool grows.
+
+    python examples/benchmarks/curation.py copies --images photographs.parquet --output copies.json
+    python examples/benchmarks/curation.py recall --rows 100000 --output scale.json
+    python examples/benchmarks/curation.py deduplicate --rows 100000 --output scale.json
+    python examples/benchmarks/curation.py beside_faiss --rows 100000 --output scale.json
+    python examples/benchmarks/curation.py cluster --rows 100000 --output scale.json
+    python examples/benchmarks/curation.py large --rows 10000000 --query_share 0.01 --output scale.json
+
+Every run adds its record to the JSON file, in place of an older one of the same run and size (or embedder).
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import curation_scale
+import planted_copies
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    record = planted_copies.run(args) if args.run == "copies" else curation_scale.run(args.run, args)
+    add_record(args.output, args.run, record)
+    print(json.dumps(record, indent=2))
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", choices=("copies", *curation_scale.RUNS))
+    parser.add_argument("--output", type=Path, required=True)
+    copies = parser.add_argument_group("copies")
+    copies.add_argument("--images", type=Path, help="parquet file of a dataset without copies")
+    copies.add_argument("--image_column", default="image")
+    copies.add_argument("--originals", type=int, default=1000)
+    copies.add_argument("--copied", type=int, default=200, help="of the originals, with every transform")
+    copies.add_argument("--embedder", default="perceptual", help="or a model folder, a Hub name, a TorchScript file")
+    scale = parser.add_argument_group("the runs on synthetic vectors")
+    scale.add_argument("--rows", type=int, default=100_000)
+    scale.add_argument("--query_share", type=float, default=1.0, help="of the rows that are searched for")
+    scale.add_argument("--scratch", type=Path, help="folder for the vectors, which are deleted at the end")
+    scale.add_argument("--factory", help="in place of the index that is chosen for the size")
+    scale.add_argument("--num_probes", type=int, default=64)
+    scale.add_argument("--candidates_per_neighbor", type=int, default=4)
+    scale.add_argument("--training_rows", type=int, help="to train the index on")
+    return parser.parse_args(argv)
+
+
+def add_record(output: Path, run: str, record: dict) -> None:
+    results = json.loads(output.read_text()) if output.exists() else {}
+    key = "embedder" if run == "copies" else "rows"
+    others = [old for old in results.get(run, []) if old[key] != record[key]]
+    results[run] = sorted([*others, record], key=lambda each: each[key])
+    if run in ("deduplicate", "cluster") and others:
+        results[f"growth_exponents_of_{run}"] = curation_scale.growth_exponents(results[run])
+    partial = output.with_suffix(".partial")
+    partial.write_text(json.dumps(results, indent=2))
+    os.replace(partial, output)
+
+
+if __name__ == "__main__":
+    main()

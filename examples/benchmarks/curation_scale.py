@@ -1,0 +1,315 @@
+"""Time, memory and recall of the curation stages on synthetic vectors; run by `curation.py`.
+
+The vectors are of width 512, around n/100 centres, with a cosine of 0.31 inside a cluster; a tenth of the rows are
+copies of others at a cosine of about 0.9.
+"""
+
+import argparse
+import os
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from dinov2_hf.curation.clustering import ClusterMembers, assign_clusters, spherical_kmeans
+from dinov2_hf.curation.deduplication import deduplicate, deduplicate_against, neighbor_edges
+from dinov2_hf.curation.embeddings import ArrayEmbeddings, EmbeddingStore, write_shard
+from dinov2_hf.curation.hierarchical_clustering import balanced_sample, hierarchical_kmeans
+from dinov2_hf.curation.neighbors import IndexSettings, add_rows, build_index, choose_index, search, train_index
+from dinov2_hf.curation.retrieval import combine, retrieve_by_cluster, retrieve_by_sample
+
+
+WIDTH = 512
+SHARD_ROWS = 100_000
+NEIGHBORS = 64
+QUERIES = 1000  # images of each curated set and of the evaluation set
+
+
+def run(name: str, args: argparse.Namespace) -> dict:
+    """The record of a run for `args.rows` vectors."""
+    with tempfile.TemporaryDirectory(dir=args.scratch) as folder, Memory() as memory:
+        stages = Stages(memory)
+        with stages.timed("write_store"):
+            store, references = synthetic_store(Path(folder), args.rows)
+        with stages.timed("read_once"):
+            read_once(store)
+        found = RUNS[name](store, references, stages, args)
+    return {
+        "rows": args.rows,
+        "width": WIDTH,
+        "threads": faiss.omp_get_max_threads(),
+        "load_average": os.getloadavg()[0],
+        "seconds": stages.seconds,
+        "cpu_seconds": stages.cpu_seconds,
+        "anonymous_memory_gb": stages.memory_gb,
+        **found,
+    }
+
+
+def index_settings(args: argparse.Namespace) -> IndexSettings:
+    factory = args.factory or choose_index(args.rows, WIDTH).factory
+    return IndexSettings(factory, args.num_probes, args.candidates_per_neighbor)
+
+
+def synthetic_store(folder: Path, num_rows: int) -> tuple[EmbeddingStore, ArrayEmbeddings]:
+    """The pool in shards, and `QUERIES` references of which half are copies of rows of its first shard."""
+    generator = np.random.default_rng(0)
+    centers = normals(generator, max(num_rows // 100, 10))
+    references = None
+    for shard, start in enumerate(range(0, num_rows, SHARD_ROWS)):
+        count = min(SHARD_ROWS, num_rows - start)
+        vectors = centers[generator.integers(len(centers), size=count)] + 1.5 * normals(generator, count)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        copies = count // 10
+        vectors[:copies] = vectors[generator.integers(copies, count, size=copies)] + 0.5 * normals(generator, copies)
+        write_shard(folder, f"{shard:05d}", vectors, np.arange(start, start + count))
+        if references is None:
+            half = QUERIES // 2
+            near = vectors[generator.integers(copies, count, size=half)] + 0.5 * normals(generator, half)
+            far = centers[generator.integers(len(centers), size=half)] + 1.5 * normals(generator, half)
+            references = ArrayEmbeddings(np.concatenate([near, far]))
+    return EmbeddingStore(folder), references
+
+
+def normals(generator: np.random.Generator, num_rows: int) -> np.ndarray:
+    """Gaussian vectors of a length near 1."""
+    return generator.standard_normal((num_rows, WIDTH), dtype=np.float32) / np.float32(WIDTH**0.5)
+
+
+def read_once(store: EmbeddingStore) -> None:
+    for start in range(0, len(store), 8192):
+        store.read(start, min(start + 8192, len(store)))
+
+
+def run_deduplicate(store, references, stages, args) -> dict:
+    """Search of the whole pool by itself, both deduplications, and retrieval by sample."""
+    settings = index_settings(args)
+    with stages.timed("train_index"):
+        index = train_index(store, settings, training_rows=args.training_rows)
+    with stages.timed("fill_index"):
+        index = add_rows(index, store)
+    num_queries = round(len(store) * args.query_share)
+    with stages.timed("search"):
+        neighbors = search(index, store, store, NEIGHBORS, settings, stop=num_queries, floor=0.45, skip_self=True)
+    for times in (stages.seconds, stages.cpu_seconds):
+        times["search_of_all_rows"] = times["search"] / args.query_share
+    with stages.timed("components"):
+        edges = neighbor_edges(neighbors, 0.45)
+        itself = deduplicate(store, edges, threshold=0.6)
+    with stages.timed("search_references"):
+        flat = IndexSettings("Flat")
+        near = search(build_index(references, flat), references, store, 1, flat, floor=0.45)
+    with stages.timed("components_of_references"):
+        against = deduplicate_against(store, references, edges.between(itself.kept), neighbor_edges(near, 0.45))
+    with stages.timed("retrieve_by_sample"):
+        retrieved = combine({"sample": retrieve_by_sample(search(index, store, references, 4, settings))})
+    report = {name: value for name, value in itself.report.items() if name != "largest_components"}
+    return {
+        "factory": settings.factory,
+        "searched_rows": num_queries,
+        "deduplicate": report,
+        "deduplicate_against": against.report,
+        "retrieved": retrieved.report,
+    }
+
+
+def run_cluster(store, references, stages, args) -> dict:
+    """K-means, retrieval by cluster, and the hierarchical alternative."""
+    num_clusters = max(len(store) // 1000, 10)
+    options = {"num_iterations": 10, "training_rows": 100 * num_clusters}
+    with stages.timed("kmeans"):
+        kmeans = spherical_kmeans(store, num_clusters, **options)
+    with stages.timed("assign"):
+        clusters, _ = assign_clusters(store, kmeans.centroids)
+    with stages.timed("retrieve_by_cluster"):
+        members = ClusterMembers(clusters, num_clusters)
+        by_cluster = retrieve_by_cluster(members, assign_clusters(references, kmeans.centroids)[0])
+    with stages.timed("hierarchical_kmeans"):
+        levels = [num_clusters, max(num_clusters // 10, 2)]
+        hierarchy = hierarchical_kmeans(store, levels, num_resamplings=1, **options)
+    with stages.timed("balanced_sample"):
+        balanced_sample(hierarchy, len(store) // 10)
+    return {"num_clusters": num_clusters, "retrieved": combine({"cluster": by_cluster}).report}
+
+
+def run_beside_faiss(store, references, stages, args, num_queries: int = 2000) -> dict:
+    """Our search and that of faiss for as many candidates, in turns: the least CPU time of three."""
+    settings = index_settings(args)
+    num_queries = min(num_queries, len(store) // 2)
+    with stages.timed("build_index"):
+        index = add_rows(train_index(store, settings, training_rows=args.training_rows), store)
+    # A tenth of them are copies, as of the pool, which has them in the first tenth of each shard.
+    start = min(len(store), SHARD_ROWS) // 10 - num_queries // 10
+    queries = store.read(start, start + num_queries)
+    our_search = partial(
+        search, index, store, store, NEIGHBORS, settings, start=start, stop=start + num_queries, skip_self=True
+    )
+    if settings.num_lists:
+        faiss.extract_index_ivf(index).nprobe = settings.num_probes
+    candidates = NEIGHBORS + 1 if settings.is_exact else NEIGHBORS * settings.candidates_per_neighbor
+    calls = {
+        "faiss": lambda: index.search(queries, candidates),
+        "ours, 64 neighbours": our_search,
+        "ours, 64 neighbours above 0.45": partial(our_search, floor=0.45),
+    }
+    if not settings.is_exact and len(store) <= 1_000_000:
+        # What faiss has for exact similarities: all vectors once more in memory.
+        exact = faiss.IndexScalarQuantizer(WIDTH, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+        for start in range(0, len(store), 8192):
+            exact.add(store.read(start, min(start + 8192, len(store))))
+        refined = faiss.IndexRefine(index, exact)
+        refined.k_factor = settings.candidates_per_neighbor
+        calls["faiss, refined in memory"] = lambda: refined.search(queries, NEIGHBORS + 1)
+    seconds = {name: [] for name in calls}
+    for _ in range(3):
+        for name, call in calls.items():
+            began = time.process_time()
+            call()
+            seconds[name].append(time.process_time() - began)
+    best = {name: min(values) for name, values in seconds.items()}
+    return {
+        "factory": settings.factory,
+        "queries": num_queries,
+        "cpu_seconds_of_search": best,
+        "ratio": {name: s / best["faiss"] for name, s in best.items()},
+    }
+
+
+def run_recall(store, references, stages, args) -> dict:
+    """The quantised index against exhaustive search, for a thousand queries."""
+    queries = ArrayEmbeddings(store.read(0, 1000))
+    with stages.timed("exhaustive"):
+        flat = IndexSettings("Flat")
+        exact = search(build_index(store, flat), store, queries, NEIGHBORS, flat)
+    settings = index_settings(args)
+    with stages.timed("train_index"):
+        index = train_index(store, settings, training_rows=args.training_rows)
+    with stages.timed("fill_index"):
+        index = add_rows(index, store)
+    rows = {}
+    for probes in sorted({settings.num_probes, 16}):
+        for candidates in sorted({settings.candidates_per_neighbor, 8}):
+            tried = IndexSettings(settings.factory, probes, candidates)
+            began = time.perf_counter()
+            everything = search(index, store, queries, NEIGHBORS, tried)
+            seconds = time.perf_counter() - began
+            above = search(index, store, queries, NEIGHBORS, tried, floor=0.45)
+            rows[f"{probes} probes, {candidates} candidates"] = {
+                "neighbor_recall": graph_recall(exact, everything, -1.0),
+                "edge_recall_0.6": graph_recall(exact, above, 0.6),
+                "edge_recall_0.45": graph_recall(exact, above, 0.45),
+                "seconds": seconds,
+            }
+    return {"factory": settings.factory, "recall": rows}
+
+
+def graph_recall(exact, found, threshold: float) -> float:
+    """The share of exact edges above a threshold that were found."""
+    expected = neighbor_edges(exact, threshold)
+    edges = neighbor_edges(found, threshold)
+    pairs = [set(zip(e.rows.tolist(), e.others.tolist(), strict=True)) for e in (expected, edges)]
+    return len(pairs[0] & pairs[1]) / max(len(pairs[0]), 1)
+
+
+def run_large(store, references, stages, args) -> dict:
+    """The index of a pool beyond memory, and the searches of a share of its rows."""
+    settings = index_settings(args)
+    with stages.timed("train_index"):
+        index = train_index(store, settings, training_rows=args.training_rows)
+    with stages.timed("fill_index"):
+        index = add_rows(index, store, progress=True)
+    count = round(len(store) * args.query_share)
+    with stages.timed("search"):
+        found = search(index, store, store, NEIGHBORS, settings, stop=count, floor=0.45, skip_self=True, progress=True)
+    edges = neighbor_edges(found, 0.6)
+    exact_queries = ArrayEmbeddings(store.read(0, 256))
+    exact = exhaustive_neighbors(store, exact_queries)
+    few = search(index, store, exact_queries, NEIGHBORS, settings, floor=0.45)
+    return {
+        "factory": settings.factory,
+        "index_bytes": index.ntotal * (faiss.extract_index_ivf(index).code_size + 8),
+        "store_bytes": len(store) * WIDTH * 2,
+        "edges": len(edges),
+        "edge_recall_0.6": graph_recall(exact, few, 0.6),
+        "searched_rows": count,
+        "search_of_all_extrapolated": stages.seconds["search"] / args.query_share,
+    }
+
+
+def exhaustive_neighbors(store, queries):
+    """Exact neighbours without an index, block by block of the store."""
+    from faiss.contrib.exhaustive_search import knn_ground_truth
+
+    from dinov2_hf.curation.neighbors import Neighbors
+
+    blocks = (store.read(start, min(start + 65_536, len(store))) for start in range(0, len(store), 65_536))
+    similarities, rows = knn_ground_truth(queries.vectors, blocks, NEIGHBORS, metric_type=faiss.METRIC_INNER_PRODUCT)
+    return Neighbors(rows, similarities)
+
+
+class Memory:
+    """The largest anonymous memory of this process: without pages of mapped files, which the system takes back."""
+
+    def __enter__(self):
+        self.peak, self._stopped = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self):
+        while not self._stopped.wait(0.05):
+            self.peak = max(self.peak, anonymous_bytes())
+
+    def __exit__(self, *_):
+        self._stopped.set()
+        self._thread.join()
+
+
+def anonymous_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+class Stages:
+    def __init__(self, memory: Memory):
+        self.memory, self.seconds, self.cpu_seconds, self.memory_gb = memory, {}, {}, {}
+
+    @contextmanager
+    def timed(self, name: str):
+        self.memory.peak = 0
+        began, cpu_began = time.perf_counter(), time.process_time()
+        yield
+        self.seconds[name] = time.perf_counter() - began
+        self.cpu_seconds[name] = time.process_time() - cpu_began  # of all threads: what a busy machine changes least
+        self.memory_gb[name] = max(self.memory.peak, anonymous_bytes()) / 1e9
+        print(
+            f"{name}: {self.seconds[name]:.1f} s, CPU {self.cpu_seconds[name]:.1f} s, {self.memory_gb[name]:.2f} GB",
+            flush=True,
+        )
+
+
+def growth_exponents(records: list[dict]) -> dict[str, float]:
+    """The slope of log CPU time over log rows, by least squares, of each stage."""
+    names = set.intersection(*(set(record["cpu_seconds"]) for record in records))
+    rows = np.log([record["rows"] for record in records])
+    slopes = {}
+    for name in sorted(names):
+        seconds = np.log([max(record["cpu_seconds"][name], 1e-3) for record in records])
+        slopes[name] = round(float(np.polyfit(rows, seconds, 1)[0]), 2)
+    return slopes
+
+
+RUNS = {
+    "deduplicate": run_deduplicate,
+    "beside_faiss": run_beside_faiss,
+    "cluster": run_cluster,
+    "recall": run_recall,
+    "large": run_large,
+}

@@ -1,0 +1,88 @@
+"""`dinov2-hf curate`."""
+
+import argparse
+import dataclasses
+import types
+from collections.abc import Callable
+from typing import Any, Union, get_args, get_origin
+
+
+def curate(parser: argparse.ArgumentParser) -> Callable[..., None]:
+    """From a pile of images to a curated dataset: the recipe of LVD-142M."""
+    from ..curation.arguments import STAGE_GROUPS, CurationArguments
+
+    parser.add_argument("--config", help="recipe: a YAML file of the names below")
+    parser.add_argument(
+        "--stage", help=f"run one step: {', '.join(STAGE_GROUPS)}, or one of the stages that they are made of"
+    )
+    parser.add_argument("--rank", type=int, help="with a single --stage: run this launch's share of its shards")
+    parser.add_argument("--world_size", type=int, help="how many launches there are")
+    parser.add_argument("--push_to_hub", metavar="OWNER/NAME", help="upload the dataset")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new Hub dataset private")
+    for field in dataclasses.fields(CurationArguments):
+        parser.add_argument(f"--{field.name}", **_options(field))
+
+    def run(config, stage, rank, world_size, push_to_hub, private, **values: Any) -> None:
+        from ..curation.arguments import read_arguments
+        from ..curation.plan import curate as run_curation
+
+        given = {name: value for name, value in values.items() if value is not None}
+        if push_to_hub and stage not in (None, "build", "report"):
+            raise ValueError("`--push_to_hub` needs the whole dataset; leave `--stage` out.")
+        curation = run_curation(read_arguments(config, **given), stage, rank=rank, world_size=world_size)
+        describe(curation)
+        if push_to_hub:
+            from ..curation.hub_dataset import push_dataset
+
+            print(push_dataset(curation.output_dir, push_to_hub, private=private))
+
+    return run
+
+
+def describe(curation) -> None:
+    """Print how far each stage is, and of a finished curation the funnel."""
+    import json
+
+    path = curation.output_dir / "report.json"
+    if "report" not in curation.folders or curation.folders["report"].missing():
+        for name, folder in curation.folders.items():
+            done = folder.num_shards - len(folder.missing())
+            rows = f", {folder.rows():,} rows" if done == folder.num_shards else ""
+            print(f"{name:24s} {done} of {folder.num_shards} shards{rows}")
+        return
+    report = json.loads(path.read_text())
+    total = report["funnel"][0]["images_in"]
+    print(f"{'the pool':28s}{total:12,}")
+    for row in report["funnel"]:
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in row["dropped"].items())
+        print(f"{row['title']:28s}{row['images_out']:12,}" + (f"   dropped: {reasons}" if reasons else ""))
+    print(f"{'curated, as they are':28s}{report['dataset']['curated_as_they_are']:12,}")
+    print(f"{'in the dataset':28s}{report['dataset']['images']:12,}")
+    print(f"{curation.output_dir / 'dataset'}: load_dataset, or examples/pretrain.py --train_data")
+    print(f"{curation.output_dir / 'report.html'}: the report; dropped.parquet has a row for every dropped image")
+
+
+def _options(field: dataclasses.Field) -> dict[str, Any]:
+    """How argparse reads a field; unset flags are None, so that defaults stay in the recipe."""
+    annotation, help = field.type, field.metadata["help"]
+    if get_origin(annotation) in (Union, types.UnionType):
+        (annotation,) = (part for part in get_args(annotation) if part is not type(None))
+    if annotation is bool:
+        return {"action": argparse.BooleanOptionalAction, "help": help}
+    if get_origin(annotation) is list:
+        (item,) = get_args(annotation)
+        return {"nargs": "+", "type": str if item is Any else item, "help": help}
+    if get_origin(annotation) is dict:
+        return {"nargs": "+", "action": _Pairs, "metavar": "NAME=VALUE", "help": help}
+    default = "" if field.default in (None, "") else f" (default: {field.default})"
+    return {"type": annotation, "help": help + default}
+
+
+class _Pairs(argparse.Action):
+    """name=value words as a mapping; values are YAML."""
+
+    def __call__(self, parser, namespace, words, option_string=None) -> None:
+        import yaml
+
+        pairs = dict(word.partition("=")[::2] for word in words)
+        setattr(namespace, self.dest, {name: yaml.safe_load(value) for name, value in pairs.items()})

@@ -1,0 +1,100 @@
+"""`CuratedImages`: a curation as a builder of `datasets`.
+
+```python
+builder = CuratedImages(uncurated="path/to/images", curated="path/to/others")
+builder.download_and_prepare()
+dataset = builder.as_dataset(split="train")
+```
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+from pyarrow import parquet
+
+from .arguments import CurationArguments
+from .dataset_files import dataset_features
+from .hub_dataset import push_dataset
+from .plan import curate, plan
+
+
+# Fields that do not change the result: curations that differ in these only share a cache.
+ENGINE_FIELDS = (
+    "output_dir", "num_shards", "num_processes", "executor", "executor_options", "batch_size", "num_workers", "device",
+    "verify", "overwrite", "progress",
+)  # fmt: skip
+
+
+class CuratedImagesConfig(datasets.BuilderConfig):
+    """A configuration that holds the arguments of a curation.
+
+    Args:
+        arguments: of the curation.
+        name, version: as in `datasets.BuilderConfig`.
+    """
+
+    def __init__(self, arguments: CurationArguments | None = None, name: str = "curated", version: str = "1.0.0"):
+        super().__init__(name=name, version=datasets.Version(version))
+        self.arguments = arguments
+
+
+class CuratedImages(datasets.ArrowBasedBuilder):
+    """A curated dataset, made when it is prepared, and cached by what goes into it.
+
+    The cache is told apart by every argument that changes the result and by the files of the sources (names, sizes,
+    times), so an unchanged curation is loaded, and a changed one made. A preparation that was interrupted goes on.
+
+    Args:
+        cache_dir: as in `datasets.load_dataset`.
+        output_dir: for the stages and the report; None: in the cache, `work_dir` tells where.
+        **arguments: of `CurationArguments`.
+
+    Raises:
+        ValueError: what `CurationArguments` and `plan.plan` raise.
+    """
+
+    BUILDER_CONFIG_CLASS = CuratedImagesConfig
+
+    def __init__(self, cache_dir: str | None = None, output_dir: str | os.PathLike | None = None, **arguments: Any):
+        values = CurationArguments(output_dir=str(output_dir or ""), **arguments)
+        curation, _ = plan(values)
+        described = {name: value for name, value in dataclasses.asdict(values).items() if name not in ENGINE_FIELDS}
+        described["sources"] = curation.sources.describe()
+        text = json.dumps(described, sort_keys=True, default=str)
+        self.fingerprint = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        root = Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser()
+        self.work_dir = Path(output_dir or root / "curated_images_work" / self.fingerprint)
+        self.arguments = dataclasses.replace(values, output_dir=str(self.work_dir))
+        self._curated_features = dataset_features(curation)
+        super().__init__(
+            cache_dir=str(root),
+            dataset_name="curated_images",
+            config_name=f"curated-{self.fingerprint}",
+            hash=self.fingerprint,
+        )
+        self.config.arguments = self.arguments
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(
+            description="Images curated by the recipe of LVD-142M.", features=self._curated_features
+        )
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        curate(self.arguments)
+        files = sorted((self.work_dir / "dataset" / "data").glob("train-*.parquet"))
+        return [datasets.SplitGenerator(name=datasets.Split.TRAIN, gen_kwargs={"files": [str(f) for f in files]})]
+
+    def _generate_tables(self, files: list[str]):
+        for number, file in enumerate(files):
+            with parquet.ParquetFile(file) as opened:
+                for group in range(opened.num_row_groups):
+                    yield (number, group), opened.read_row_group(group)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the prepared dataset with its card; `options` as in `hub_dataset.push_dataset`."""
+        return push_dataset(self.work_dir, repo_id, **options)

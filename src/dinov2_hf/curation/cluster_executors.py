@@ -1,0 +1,125 @@
+"""Stages on a cluster, by datatrove (extra `datatrove`): each shard is a task, each stage depends on the one before.
+
+What is finished is told by the manifests of the stages, not by datatrove's markers: its logs go to a new folder for
+every launch, and a task whose shard is there returns at once. So a relaunch does what is missing, also after an output
+was deleted.
+"""
+
+import inspect
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .arguments import CurationArguments
+from .executors import Stage
+
+
+class ShardTask:
+    """One shard of a stage, as a step of a datatrove pipeline.
+
+    Args:
+        stage: whose shard `rank` is run.
+        share_gpus: give each task one GPU in turn; Slurm and Ray do that themselves.
+        finish: called when the shard is there.
+    """
+
+    def __init__(self, stage: Stage, *, share_gpus: bool = False, finish: Callable[[], None] | None = None):
+        self.stage, self.share_gpus, self.finish = stage, share_gpus, finish
+
+    def __call__(self, data: Any, rank: int, world_size: int) -> None:
+        if world_size != self.stage.folder.num_shards:
+            raise ValueError(
+                f"stage {self.stage.name!r} has {self.stage.folder.num_shards} shards, but was launched as"
+                f" {world_size} tasks."
+            )
+        if rank in self.stage.folder.missing():
+            self.stage.require_needs()
+            if self.share_gpus and torch.cuda.device_count() > 1:
+                os.environ["CUDA_VISIBLE_DEVICES"] = str(rank % torch.cuda.device_count())
+            self.stage.run_shard(rank)
+        if self.finish is not None:
+            self.finish()
+
+
+def run_on_cluster(
+    stages: Sequence[Stage], arguments: CurationArguments, *, finish: Callable[[], None] | None = None
+) -> None:
+    """Run, or with Slurm submit, stages by datatrove's executor.
+
+    Args:
+        stages: in order.
+        arguments: `executor` says which, `executor_options` are its own (such as `partition` and `time` of Slurm,
+            `workers`, `cpus_per_task`, `gpus_per_task`).
+        finish: called by the last task of the last stage.
+
+    Raises:
+        ImportError: datatrove, or Ray, is not installed.
+        ValueError: an option is unknown or missing, or (local, Ray) shards are missing in the end.
+    """
+    executor_class = _executor_class(arguments.executor)
+    options = _checked_options(executor_class, arguments)
+    launch = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    previous = None
+    for stage in stages:
+        is_last = stage is stages[-1]
+        missing = stage.folder.missing()
+        if not missing and not (is_last and finish):
+            continue
+        logs = stage.folder.path.parents[1] / "logs" / launch / stage.name
+        task = ShardTask(stage, share_gpus=arguments.executor == "local", finish=finish if is_last else None)
+        chosen = dict(options)
+        if arguments.executor == "slurm":
+            chosen["job_name"] = f"curate-{stage.name}"
+            chosen["depends"] = previous
+        executor = executor_class(
+            pipeline=[task], tasks=stage.folder.num_shards, logging_dir=str(logs.resolve()), **chosen
+        )
+        executor.run()
+        previous = executor
+        if arguments.executor != "slurm" and stage.folder.missing():
+            raise ValueError(
+                f"stage {stage.name!r} has {len(stage.folder.missing())} of {stage.folder.num_shards} shards that"
+                f" failed; {logs}/logs says why. Run the same command again for those that are missing."
+            )
+
+
+def _executor_class(name: str) -> type:
+    try:
+        if name == "local":
+            from datatrove.executor import LocalPipelineExecutor
+
+            return LocalPipelineExecutor
+        if name == "slurm":
+            from datatrove.executor import SlurmPipelineExecutor
+
+            return SlurmPipelineExecutor
+        import ray  # noqa: F401
+        from datatrove.executor import RayPipelineExecutor
+
+        return RayPipelineExecutor
+    except ImportError as error:
+        extra = "ray" if name == "ray" else "datatrove"
+        raise ImportError(f'executor {name!r} needs the extra `{extra}`: pip install "dinov2_hf[{extra}]"') from error
+
+
+def _checked_options(executor_class: type, arguments: CurationArguments) -> dict[str, Any]:
+    parameters = inspect.signature(executor_class).parameters
+    ours = {"pipeline", "tasks", "logging_dir", "depends", "skip_completed", "job_name"}
+    unknown = sorted(set(arguments.executor_options) - (set(parameters) - ours))
+    if unknown:
+        known = ", ".join(name for name in parameters if name not in ours)
+        raise ValueError(f"executor_options has {unknown[0]!r}, but {arguments.executor} takes {known}.")
+    options = {"workers": arguments.num_processes, **arguments.executor_options}
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is inspect.Parameter.empty and name not in {*ours, *options}
+    ]
+    if missing:
+        raise ValueError(f"executor_options lacks {', '.join(missing)}, which {arguments.executor} needs.")
+    if arguments.executor == "slurm" and "workers" not in arguments.executor_options:
+        options.pop("workers")  # the scheduler decides
+    return options

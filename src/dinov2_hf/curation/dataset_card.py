@@ -1,0 +1,94 @@
+"""The README of a curated dataset: what is in it, and how it was made."""
+
+from typing import Any
+
+import yaml
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from .arguments import CurationArguments
+
+
+CARD = """---
+{{ card_data }}
+---
+
+# Curated images
+
+{{ images }} images, curated with dinov2_hf: {{ from_the_pool }} from a pool of {{ pool }}{{ curated }}.
+
+```python
+from datasets import load_dataset
+
+dataset = load_dataset({{ loaded }}, split="train")
+```
+
+| column | what |
+|---|---|
+| `image` | the image |
+| `id`, `source` | which image of which source it is |
+| `origin` | "pool", or "curated" for images that are taken as they are |
+| `retrieved_for` | the first curated source whose images brought it |
+| `times_retrieved` | how often it was retrieved or chosen; 0 for curated images |
+
+## How it was made
+
+The recipe is that of LVD-142M (Oquab et al., *DINOv2: Learning Robust Visual Features without Supervision*, section 3
+and appendix A).
+
+| after | images of the pool | dropped |
+|---|---|---|
+{{ funnel }}
+
+| source | role | images | in the dataset |
+|---|---|---|---|
+{{ sources }}
+
+```yaml
+{{ configuration }}
+```
+"""
+SIZES = (
+    (1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B"), (float("inf"), "n>1B"),
+)  # fmt: skip
+
+
+def dataset_card(arguments: CurationArguments, report: dict[str, Any], repo_id: str | None = None) -> str:
+    """The text of the card.
+
+    Args:
+        report: from `report.gather_report`.
+        repo_id: where it will be on the Hub; None: its loading example names the folder.
+    """
+    dataset = report["dataset"]
+    data = DatasetCardData(
+        license=arguments.license,
+        task_categories=["image-feature-extraction"],
+        tags=["dinov2", "dinov2_hf", "data-curation"],
+        size_categories=[next(name for limit, name in SIZES if dataset["images"] < limit)],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+    )
+    funnel = [
+        f"| {row['title']} | {row['images_out']:,} | "
+        + ("; ".join(f"{count:,} {reason}" for reason, count in row["dropped"].items()) or "none")
+        + " |"
+        for row in report["funnel"]
+    ]
+    sources = [
+        f"| {source['name']} | {source['role']} | {source['images']:,} | {source['in_dataset']:,} |"
+        for source in report["sources"]
+    ]
+    as_they_are = dataset["curated_as_they_are"]
+    card = DatasetCard.from_template(
+        data,
+        template_str=CARD,
+        images=f"{dataset['images']:,}",
+        from_the_pool=f"{dataset['from_the_pool']:,}",
+        pool=f"{report['funnel'][0]['images_in']:,}",
+        curated=f", and {as_they_are:,} curated ones as they are" if as_they_are else "",
+        loaded=f'"{repo_id}"' if repo_id else '"dataset"',
+        funnel="\n".join(funnel),
+        sources="\n".join(sources),
+        configuration=yaml.safe_dump(report["configuration"], sort_keys=False).strip(),
+    )
+    return str(card)

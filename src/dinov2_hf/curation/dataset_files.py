@@ -1,0 +1,193 @@
+"""The last stages: the images that were chosen, as parquet files that `load_dataset` reads."""
+
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from pyarrow import parquet
+from tqdm.auto import tqdm
+
+from ..data.image_decoding import UndecodableImage, decode_image, read_content
+from .dropped_images import DroppedImage, write_dropped
+from .manifests import UnfinishedShard, shard_range
+from .model_filters import FaceBlur
+from .run_context import Curation
+
+
+# Rows are written in groups of so many: readers hold a group in memory.
+ROW_GROUP_IMAGES = 100
+JPEG_QUALITY = 95
+
+
+def dataset_features(curation: Curation) -> datasets.Features:
+    """The columns of the dataset."""
+    kept = curation.sources.column_features(curation.arguments.keep_columns)
+    own = {
+        "image": datasets.Image(),
+        "id": datasets.Value("string"),
+        "source": datasets.Value("string"),
+        "origin": datasets.Value("string"),
+        "retrieved_for": datasets.Value("string"),
+        "times_retrieved": datasets.Value("int64"),
+    }
+    taken = sorted(set(kept) & set(own))
+    if taken:
+        raise ValueError(f"keep_columns has {taken[0]!r}, which is a column of every curated dataset.")
+    return datasets.Features({**own, **kept})
+
+
+def chosen_rows(curation: Curation) -> pa.Table:
+    """The rows of the dataset: those selected from the pool, then those of the curated sources that are included."""
+    selected = parquet.read_table(curation.folders["select"].shard(0) / "selected.parquet")
+    if curation.arguments.accounting == "multiset":
+        repeated = np.repeat(np.arange(len(selected)), selected["times_retrieved"].to_numpy())
+        selected = selected.take(repeated)
+    curated = curation.array("hash_deduplicate", "curated")
+    included = [
+        np.intersect1d(curated, np.asarray(curation.sources.range_of(number)))
+        for number, (role, source) in enumerate(curation.arguments.sources)
+        if role == "curated" and curation.arguments.includes(source)
+    ]
+    rows = np.concatenate([np.empty(0, np.int64), *included]).astype(np.int64)
+    as_they_are = pa.table(
+        {"row_id": rows, "times_retrieved": np.zeros(len(rows), np.int64), "retrieved_for": [None] * len(rows)},
+        schema=selected.schema,
+    )
+    return pa.concat_tables([selected, as_they_are])
+
+
+def build_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
+    """Write a range of the chosen rows to `00000.parquet`, `00001.parquet`, ... of `rows_per_file` rows each."""
+    arguments, sources = curation.arguments, curation.sources
+    chosen = chosen_rows(curation)
+    if not len(chosen):
+        raise ValueError(f"no image is left for the dataset: dropped.parquet in {curation.output_dir} says why.")
+    rows = shard_range(len(chosen), rank, world_size)
+    features = dataset_features(curation)
+    blur = None
+    if arguments.face_model is not None:
+        blur = FaceBlur(arguments.face_model, arguments.face_label, arguments.face_threshold, arguments.device)
+    ids = {}
+    if len(rows):
+        facts = curation.images(["row_id", "id"])
+        part = chosen.slice(rows.start, len(rows))
+        places = np.searchsorted(facts["row_id"].to_numpy(), part["row_id"].to_numpy())
+        ids = facts["id"].take(places).to_pylist()
+    dropped, writer, batch, in_file = [], None, [], 0
+    files = 0
+
+    def flush() -> None:
+        nonlocal writer, files, in_file
+        if not batch:
+            return
+        if writer is None:
+            writer = parquet.ParquetWriter(shard.folder / f"{files:05d}.parquet", features.arrow_schema)
+            files += 1
+        writer.write_table(_encoded(batch, features))
+        in_file += len(batch)
+        batch.clear()
+        if in_file >= arguments.rows_per_file:
+            writer.close()
+            writer, in_file = None, 0
+
+    bar = tqdm(range(len(rows)), desc=f"build {rank + 1}/{world_size}", unit="image", disable=not arguments.progress)
+    try:
+        for place in bar:
+            row = {name: part[name][place].as_py() for name in part.column_names}
+            number, _ = sources.locate(row["row_id"])
+            source = sources.sources[number].name
+            try:
+                content = _content(sources.image(row["row_id"]), arguments.image_format, blur)
+            except (UndecodableImage, OSError) as error:  # it was there when it was ingested
+                dropped.append(
+                    DroppedImage(row["row_id"], ids[place], source, "build", f"cannot be read again: {error}")
+                )
+                continue
+            batch.append(
+                {
+                    "image": {"bytes": content, "path": None},
+                    "id": ids[place],
+                    "source": source,
+                    "origin": "pool" if sources.roles[number] == "uncurated" else "curated",
+                    "retrieved_for": row["retrieved_for"],
+                    "times_retrieved": row["times_retrieved"],
+                    **sources.values(row["row_id"], arguments.keep_columns),
+                }
+            )
+            shard.rows += 1
+            if len(batch) >= min(ROW_GROUP_IMAGES, arguments.rows_per_file - in_file):
+                flush()
+        flush()
+    finally:
+        if writer is not None:
+            writer.close()
+    write_dropped(dropped, shard.folder)
+
+
+def publish_files(curation: Curation, folder: Path) -> list[Path]:
+    """Give the files of all build shards their places, `data/train-00000-of-00012.parquet`; hard links where possible.
+
+    Returns:
+        The files, in order.
+    """
+    found = [path for shard in range(curation.folders["build"].num_shards)
+             for path in sorted(curation.folders["build"].shard(shard).glob("[0-9]*.parquet"))]  # fmt: skip
+    data = folder / "data"
+    if data.exists():
+        shutil.rmtree(data)
+    data.mkdir(parents=True)
+    places = []
+    for number, path in enumerate(found):
+        place = data / f"train-{number:05d}-of-{len(found):05d}.parquet"
+        try:
+            os.link(path, place)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, place)
+        places.append(place)
+    return places
+
+
+def _content(value: dict, image_format: str | None, blur: FaceBlur | None) -> bytes:
+    content = read_content(value)
+    if image_format is None and blur is None:
+        return content
+    image = decode_image(content)
+    blurred = image if blur is None else blur(image)
+    if image_format is None and blurred is image:
+        return content
+    buffer = io.BytesIO()
+    blurred.save(buffer, image_format or "jpeg", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def _encoded(rows: list[dict], features: datasets.Features) -> pa.Table:
+    """Rows as a table, their types and their `datasets` features in its schema."""
+    columns = features.encode_batch({name: [row[name] for row in rows] for name in features})
+    return pa.table(columns, schema=features.arrow_schema)
+
+
+def read_report(curation: Curation, stage: str) -> dict:
+    """`report.json` of a stage of one shard; empty where there is none."""
+    path = curation.folders[stage].shard(0) / "report.json" if stage in curation.folders else None
+    return json.loads(path.read_text()) if path and path.exists() else {}
+
+
+def thumbnail(curation: Curation, row_id: int, side: int) -> bytes | None:
+    """A small JPEG of an image; None where it cannot be read."""
+    try:
+        image = decode_image(curation.sources.image(int(row_id)))
+    except UndecodableImage:
+        return None
+    image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    if max(image.size) < side // 2:  # tiny images are shown enlarged, pixel by pixel
+        scale = side // max(image.size)
+        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

@@ -1,0 +1,123 @@
+"""Stages that turn images into vectors: `<role>.npy` and `<role>.ids.npy` of each shard, read by `EmbeddingStore`."""
+
+import bisect
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .dropped_images import write_dropped
+from .embedders import (
+    DESCRIPTOR_FILE,
+    PrecomputedVectors,
+    fit_descriptor,
+    kind_of_embedder,
+    load_model_embedder,
+)
+from .embeddings import write_shard
+from .manifests import UnfinishedShard, shard_range
+from .run_context import Curation
+from .sources import OpenSources
+
+
+# The mean and 512 variances change little with more.
+DESCRIPTOR_SAMPLE = 1000
+
+
+class RowsOfSources(Sequence):
+    """Undecoded images of some row ids, as rows of a dataset."""
+
+    def __init__(self, sources: OpenSources, row_ids: np.ndarray):
+        self.sources, self.row_ids = sources, row_ids
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    def __getitem__(self, place: int) -> dict:
+        return {"image": self.sources.image(int(self.row_ids[place]))}
+
+
+def fit_descriptor_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
+    """Centre the perceptual descriptor on a sample of the pool."""
+    row_ids = curation.array("hash_deduplicate", "uncurated")
+    if not len(row_ids):
+        raise ValueError(
+            f"no image of the pool is left after stage 'hash_deduplicate': dropped.parquet in"
+            f" {curation.output_dir / 'stages'} says why."
+        )
+    generator = np.random.default_rng(curation.arguments.seed)
+    sample = np.sort(generator.choice(row_ids, min(DESCRIPTOR_SAMPLE, len(row_ids)), replace=False))
+    descriptor = fit_descriptor(
+        RowsOfSources(curation.sources, sample),
+        num_workers=curation.arguments.num_workers,
+        progress=curation.arguments.progress,
+    )
+    torch.save(descriptor.state_dict(), shard.folder / DESCRIPTOR_FILE)
+    shard.rows = len(sample)
+
+
+def embed_shard(
+    stage: str, spec: str, roles: tuple[str, ...], curation: Curation, rank: int, world_size: int,
+    shard: UnfinishedShard,
+) -> None:  # fmt: skip
+    """Vectors of the images of a range of rows.
+
+    Args:
+        stage: "embed", or "retrieval_embed", which leaves out what deduplication dropped from the pool.
+        spec: the embedder.
+        roles: whose images.
+    """
+    rows = shard_range(len(curation.sources), rank, world_size)
+    wanted = {}
+    for role in roles:
+        if role == "uncurated" and stage == "retrieval_embed":
+            ids = curation.survivors()
+        else:
+            ids = curation.array("hash_deduplicate", role)
+        wanted[role] = ids[bisect.bisect_left(ids, rows.start) : bisect.bisect_left(ids, rows.stop)]
+    row_ids = np.concatenate([*wanted.values(), np.empty(0, np.int64)]).astype(np.int64)
+    dropped: list[tuple[int, str]] = []
+    if len(row_ids):
+        places, vectors, reasons = _vectors(curation, spec, row_ids, f"{stage} {rank + 1}/{world_size}")
+        dropped += [(int(row_ids[place]), reason) for place, reason in reasons.items()]
+        found = row_ids[places]
+        for role, ids in wanted.items():
+            inside = np.isin(found, ids)
+            if inside.any():
+                written = write_shard(shard.folder, role, vectors[inside], found[inside])
+                dropped += [(id, f"its vector is {reason}") for id, reason in written.rejected]
+                shard.rows += written.num_rows
+                if not written.num_rows:
+                    for name in (f"{role}.npy", f"{role}.ids.npy"):
+                        (shard.folder / name).unlink()
+    dropped.sort()
+    write_dropped(
+        curation.dropped(
+            stage, np.array([row for row, _ in dropped], dtype=np.int64), [reason for _, reason in dropped]
+        ),
+        shard.folder,
+    )
+
+
+def _vectors(curation: Curation, spec: str, row_ids: np.ndarray, description: str):
+    arguments = curation.arguments
+    if kind_of_embedder(spec) == "precomputed":
+        ids = [curation.sources.image_id(int(row)) for row in row_ids]
+        return PrecomputedVectors(spec, curation.sources).vectors(row_ids, ids)
+    descriptor = curation.folders.get("fit_descriptor")
+    embedder = load_model_embedder(
+        spec,
+        descriptor=descriptor and descriptor.shard(0) / DESCRIPTOR_FILE,
+        feature_kind=arguments.feature_kind,
+        torchscript_size=arguments.torchscript_size,
+        batch_size=arguments.batch_size,
+    )
+    device = arguments.device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    return embedder.vectors(
+        RowsOfSources(curation.sources, row_ids),
+        device=device,
+        bf16=arguments.bf16,
+        num_workers=arguments.num_workers,
+        progress=arguments.progress,
+        description=description,
+    )

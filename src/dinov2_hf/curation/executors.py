@@ -1,0 +1,173 @@
+"""Who runs the shards of a stage: this process, a pool of processes, or one of several launched by others."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_all_start_methods, get_context
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from .manifests import StageFolder, UnfinishedShard
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the curation, made of shards that know nothing of each other.
+
+    Args:
+        folder: where its shards go.
+        write_shard: called as `write_shard(rank, world_size, shard)`; it writes files to `shard.folder` and sets
+            `shard.rows`. Pickled for other processes, so a function of a module or a `functools.partial` of one.
+        needs: stages that must be finished before.
+        collective: one shard, which all processes of a launch make together (`torch.distributed`).
+    """
+
+    folder: StageFolder
+    write_shard: Callable[[int, int, UnfinishedShard], None]
+    needs: tuple["Stage", ...] = ()
+    collective: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def run_shard(self, rank: int) -> None:
+        """Write one shard. The world size is the number of shards, whoever runs them."""
+        with self.folder.writing(rank) as shard:
+            self.write_shard(rank, self.folder.num_shards, shard)
+
+    def require_needs(self) -> None:
+        """
+        Raises:
+            ValueError: an earlier stage is not finished; the message names it and its missing shards.
+        """
+        for stage in self.needs:
+            stage.folder.open()
+            missing = stage.folder.missing()
+            if missing:
+                shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+                raise ValueError(
+                    f"stage {self.name!r} needs stage {stage.name!r}, of which {len(missing)} of"
+                    f" {stage.folder.num_shards} shards are missing in {stage.folder.path} ({shown}): run that stage"
+                    " first."
+                )
+
+
+def start_pool(num_processes: int) -> Executor:
+    """Processes that run shards of any stage; importing what they need takes seconds, so one pool serves all."""
+    # Not a fork of this process, whose threads may hold locks (faiss, torch); of a server that has imported all.
+    if "forkserver" in get_all_start_methods():
+        context = get_context("forkserver")
+        context.set_forkserver_preload([__name__.rpartition(".")[0] + ".plan"])
+    else:
+        context = get_context("spawn")
+    threads = max(1, torch.get_num_threads() // num_processes)
+    return ProcessPoolExecutor(num_processes, mp_context=context, initializer=_begin_worker, initargs=(threads,))
+
+
+def run_stage(
+    stage: Stage,
+    *,
+    pool: Executor | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    verify: bool = False,
+    progress: bool = False,
+) -> int:
+    """Run the shards of a stage that are not finished.
+
+    Args:
+        stage: what to run.
+        pool: from `start_pool`; None runs the shards here, one after the other.
+        rank, world_size: run every `world_size`-th shard from `rank` on: the share of one of several launches.
+        verify: take a finished shard for finished only if its checksums are right.
+        progress: show a progress bar over the shards, with the time left.
+
+    Returns:
+        How many shards were run.
+
+    Raises:
+        ValueError: the configuration has changed, an earlier stage is not finished, or what the shards raise.
+    """
+    stage.folder.open()
+    missing = [shard for shard in stage.folder.missing(verify) if shard % world_size == rank]
+    if not missing:
+        return 0
+    stage.require_needs()
+    if world_size == 1:
+        _remove_torn(stage.folder.path)
+    done = stage.folder.num_shards - len(stage.folder.missing()) if world_size == 1 else 0
+    bar = tqdm(
+        total=len(missing) + done,
+        initial=done,
+        desc=stage.name,
+        unit="shard",
+        disable=not progress or len(missing) < 2,
+    )
+    with bar:
+        for _ in _run_shards(stage, missing, pool):
+            bar.update()
+    return len(missing)
+
+
+def run_collective(stage: Stage, *, is_main: bool, verify: bool = False) -> None:
+    """Run a stage of one shard in all processes together; what the main process writes is kept."""
+    stage.folder.open()
+    if not stage.folder.missing(verify):
+        return
+    stage.require_needs()
+    if is_main:
+        stage.run_shard(0)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            stage.write_shard(0, 1, UnfinishedShard(Path(folder)))
+
+
+def _run_shards(stage: Stage, ranks: Sequence[int], pool: Executor | None) -> Iterator[int]:
+    """Yields the ranks as they are finished."""
+    if pool is None or len(ranks) == 1:
+        for rank in ranks:
+            stage.run_shard(rank)
+            yield rank
+        return
+    futures = {pool.submit(stage.run_shard, rank): rank for rank in ranks}
+    try:
+        for future in as_completed(futures):
+            future.result()
+            yield futures[future]
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
+
+
+def _begin_worker(num_threads: int) -> None:
+    """Share the cores."""
+    torch.set_num_threads(num_threads)
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)
+
+
+def remove_changed(stages: Sequence[Stage]) -> list[str]:
+    """Remove the stages that were made with another configuration, and those that follow from them.
+
+    Returns:
+        The names of the removed stages.
+    """
+    removed = []
+    for stage in stages:
+        if stage.folder.changes() or any(need.name in removed for need in stage.needs):
+            if stage.folder.path.exists():
+                shutil.rmtree(stage.folder.path)
+            removed.append(stage.name)
+    return removed
+
+
+def _remove_torn(stage_path: Path) -> None:
+    """Remove the hidden folders that killed processes left in a stage."""
+    for folder in stage_path.glob(".shard-*"):
+        shutil.rmtree(folder, ignore_errors=True)

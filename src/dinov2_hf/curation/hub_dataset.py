@@ -1,0 +1,63 @@
+"""A curated dataset to the Hub: its files as they are, its card, and its report."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from .arguments import read_arguments
+from .dataset_card import dataset_card
+
+
+def push_dataset(
+    output_dir: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+) -> str:
+    """Upload the dataset of a finished curation to a dataset repository, in one commit.
+
+    Args:
+        output_dir: of the curation.
+        repo_id: "namespace/name"; made where it is missing.
+        private: of a new repository.
+        token: None is that of `hf auth login`, or HF_TOKEN.
+        revision: a branch; None is main.
+
+    Returns:
+        The address of the dataset.
+
+    Raises:
+        ValueError: the curation is not finished, or the Hub refuses or cannot be reached.
+    """
+    output_dir = Path(output_dir)
+    files = sorted((output_dir / "dataset" / "data").glob("train-*.parquet"))
+    if not files or not (output_dir / "report.json").exists():
+        raise ValueError(f"{output_dir} holds no finished dataset: run `dinov2-hf curate` to its end first.")
+    report = json.loads((output_dir / "report.json").read_text())
+    arguments = read_arguments(output_dir / "curation.yaml")
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
+        if revision:
+            api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
+        operations = [CommitOperationAdd(f"data/{path.name}", path) for path in files]
+        operations.append(CommitOperationAdd("README.md", dataset_card(arguments, report, repo_id).encode()))
+        operations += [CommitOperationAdd(name, output_dir / name) for name in ("report.json", "report.html")]
+        uploaded = {operation.path_in_repo for operation in operations}
+        # An earlier upload in another number of files would be read together with this one.
+        operations += [
+            CommitOperationDelete(name)
+            for name in api.list_repo_files(repo_id, repo_type="dataset", revision=revision)
+            if name.startswith("data/train-") and name not in uploaded
+        ]
+        api.create_commit(
+            repo_id, operations, commit_message="Upload curated dataset", repo_type="dataset", revision=revision
+        )
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the upload to {repo_id} failed: {reason}; the dataset is whole in {output_dir}.") from error
+    return f"{api.endpoint}/datasets/{repo_id}" + (f"/tree/{revision}" if revision else "")

@@ -1,0 +1,123 @@
+"""The first stage: every image is read and decoded once, and gets a row of facts or a reason why not.
+
+A shard is a range of the numbering of all rows (`sources.OpenSources`).
+"""
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from pyarrow import parquet
+from tqdm.auto import tqdm
+
+from ..data.image_decoding import UndecodableImage, decode_image, read_content
+from .arguments import CurationArguments
+from .dropped_images import DroppedImage, write_dropped
+from .image_filters import ImageFilter, file_reason, filter_reasons, load_filter, size_reason
+from .image_hashes import content_hash, perceptual_hash
+from .manifests import UnfinishedShard, shard_range
+from .model_filters import ClassifierFilter
+from .run_context import Curation
+
+
+IMAGES_SCHEMA = pa.schema(
+    {
+        "row_id": pa.int64(),
+        "id": pa.string(),
+        "source": pa.int32(),  # number of the source
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "num_bytes": pa.int64(),
+        "content_hash": pa.binary(16),
+        "perceptual_hash": pa.uint64(),
+    }
+)
+FILTER_BATCH_SIZE = 32
+
+
+def ingest_shard(
+    curation: Curation,
+    rank: int,
+    world_size: int,
+    shard: UnfinishedShard,
+) -> None:
+    """Read a range of rows: `images.parquet` holds the facts of those kept, `dropped.parquet` the others.
+
+    Benchmark images are decoded and hashed, but not filtered: an evaluation set counts as it is.
+    """
+    arguments, sources = curation.arguments, curation.sources
+    rows = shard_range(len(sources), rank, world_size)
+    filters = _load_filters(arguments)
+    kept, dropped, waiting = [], [], []
+
+    def drop(facts: dict, reason: str) -> None:
+        source = sources.sources[facts["source"]].name
+        dropped.append(DroppedImage(facts["row_id"], facts["id"], source, "ingest", reason))
+
+    def finish_waiting() -> None:
+        for (facts, _), reason in zip(waiting, filter_reasons(filters, [image for _, image in waiting]), strict=True):
+            if reason is None:
+                kept.append(facts)
+            else:
+                drop(facts, reason)
+        waiting.clear()
+
+    for row_id in tqdm(rows, desc=f"ingest {rank + 1}/{world_size}", unit="image", disable=not arguments.progress):
+        source, _ = sources.locate(row_id)
+        facts = {"row_id": row_id, "id": sources.image_id(row_id), "source": source}
+        is_benchmark = sources.roles[source] == "benchmark"
+        image, reason = _read(sources.image(row_id), arguments, facts, is_benchmark)
+        if reason is not None:
+            drop(facts, reason)
+        elif filters and not is_benchmark:
+            waiting.append((facts, image))
+            if len(waiting) == FILTER_BATCH_SIZE:
+                finish_waiting()
+        else:
+            kept.append(facts)
+    finish_waiting()
+    kept.sort(key=lambda facts: facts["row_id"])
+    parquet.write_table(pa.Table.from_pylist(kept, schema=IMAGES_SCHEMA), shard.folder / "images.parquet")
+    write_dropped(dropped, shard.folder)
+    shard.rows = len(kept)
+
+
+def quality_of(images: pa.Table) -> np.ndarray:
+    """What "best quality" goes by, (n,) float64: pixels, and among images of equally many the bytes of the file."""
+    pixels = images["width"].to_numpy().astype(np.float64) * images["height"].to_numpy()
+    return pixels + images["num_bytes"].to_numpy() / 2**40
+
+
+def _read(
+    value: dict, arguments: CurationArguments, facts: dict, is_benchmark: bool
+) -> tuple[Image.Image | None, str | None]:
+    """The picture and the reason to drop it, of which one is None; fills in the facts."""
+    try:
+        content = read_content(value)
+        if not is_benchmark:
+            reason = file_reason(len(content), min_bytes=arguments.min_bytes, max_bytes=arguments.max_bytes)
+            if reason is not None:
+                return None, reason
+        image = decode_image(content)
+    except (UndecodableImage, OSError) as error:
+        return None, f"cannot be decoded: {error}"
+    if not is_benchmark:
+        reason = size_reason(*image.size, min_side=arguments.min_side, max_aspect_ratio=arguments.max_aspect_ratio)
+        if reason is not None:
+            return None, reason
+    facts.update(
+        width=image.width,
+        height=image.height,
+        num_bytes=len(content),
+        content_hash=content_hash(content),
+        perceptual_hash=perceptual_hash(image),
+    )
+    return image, None
+
+
+def _load_filters(arguments: CurationArguments) -> list[ImageFilter]:
+    filters = [load_filter(name) for name in arguments.filters]
+    if arguments.nsfw_model is not None:
+        filters.append(
+            ClassifierFilter(arguments.nsfw_model, arguments.nsfw_label, arguments.nsfw_threshold, arguments.device)
+        )
+    return filters

@@ -1,0 +1,186 @@
+"""What a stage has finished: one folder for each shard, which appears whole, with a manifest of what is in it.
+
+```
+stages/<stage>/stage.json                        the configuration that all shards of the stage share
+stages/<stage>/shard-00003-of-00016/<files>
+stages/<stage>/shard-00003-of-00016/manifest.json   rows, and the size and checksum of every file
+```
+
+A shard is written to a hidden folder beside its place and renamed, so a killed process, or a full disk, leaves either
+a finished shard or none.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """The folder of one stage.
+
+    Args:
+        path: `<output_dir>/stages/<stage>`.
+        num_shards: into how many the stage is split, at least 1.
+        config: what decides the content of the shards (plain values), for comparison with a later run.
+    """
+
+    path: Path
+    num_shards: int
+    config: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config_hash(self) -> str:
+        text = json.dumps({"num_shards": self.num_shards, **self.config}, sort_keys=True, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def shard(self, rank: int) -> Path:
+        return self.path / f"shard-{rank:05d}-of-{self.num_shards:05d}"
+
+    def open(self) -> None:
+        """Make the folder, or check that it was made by the same configuration.
+
+        Raises:
+            ValueError: it was made by another; the message names the fields, and how to go on.
+        """
+        changes = self.changes()
+        if changes:
+            raise ValueError(
+                f"stage {self.name!r} in {self.path.parents[1]} was made with {'; '.join(changes)}; choose another"
+                " output_dir, take the earlier values, or make it and what follows from it again with overwrite=True"
+                " (--overwrite)."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / "stage.json").exists():
+            record = {"config_hash": self.config_hash, "num_shards": self.num_shards, "config": dict(self.config)}
+            write_atomically(self.path / "stage.json", json.dumps(record, indent=1, default=str))
+
+    def changes(self) -> list[str]:
+        """How the configuration on disk differs, a clause for each field; empty where it is equal or there is none."""
+        try:
+            record = json.loads((self.path / "stage.json").read_text())
+        except FileNotFoundError:
+            return []
+        if record["config_hash"] == self.config_hash:
+            return []
+        then = {"num_shards": record["num_shards"], **record["config"]}
+        now = json.loads(json.dumps({"num_shards": self.num_shards, **self.config}, default=str))
+        return [
+            f"{name} = {then.get(name)!r}, which is now {now.get(name)!r}"
+            for name in sorted({*then, *now})
+            if then.get(name) != now.get(name)
+        ]
+
+    def missing(self, verify: bool = False) -> list[int]:
+        """The shards that are not finished: no manifest, another configuration, or a file that is gone or cut.
+
+        Args:
+            verify: read every file and compare its checksum too.
+        """
+        return [rank for rank in range(self.num_shards) if not self._is_finished(rank, verify)]
+
+    def rows(self) -> int:
+        """Rows of all finished shards."""
+        manifests = (self.shard(rank) / MANIFEST for rank in range(self.num_shards))
+        return sum(json.loads(path.read_text())["rows"] for path in manifests if path.exists())
+
+    def files(self, name: str) -> list[Path]:
+        """The file of this name of every shard, in the order of the shards."""
+        return [self.shard(rank) / name for rank in range(self.num_shards)]
+
+    @contextmanager
+    def writing(self, rank: int) -> Iterator["UnfinishedShard"]:
+        """A hidden folder to write a shard to, which takes its place, with a manifest, when the block ends well.
+
+        Raises:
+            ValueError: the disk is full. What was finished before is kept.
+        """
+        place = self.shard(rank)
+        folder = Path(tempfile.mkdtemp(dir=self.path, prefix=f".{place.name}."))
+        try:
+            unfinished = UnfinishedShard(folder)
+            yield unfinished
+            files = {
+                str(path.relative_to(folder)): {"bytes": path.stat().st_size, "checksum": checksum(path)}
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            }
+            manifest = {
+                "stage": self.name, "rank": rank, "num_shards": self.num_shards, "rows": unfinished.rows,
+                "config_hash": self.config_hash, "files": files,
+            }  # fmt: skip
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            folder.chmod(0o755)
+            if place.exists():
+                shutil.rmtree(place)  # a shard that `missing` found to be broken
+            folder.rename(place)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ValueError(
+                f"the disk of {self.path} is full; stage {self.name!r} has"
+                f" {self.num_shards - len(self.missing())} of {self.num_shards} shards, which are kept: make room and"
+                " run the same command again."
+            ) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _is_finished(self, rank: int, verify: bool) -> bool:
+        try:
+            manifest = json.loads((self.shard(rank) / MANIFEST).read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return False
+        if manifest["config_hash"] != self.config_hash:
+            return False
+        for name, record in manifest["files"].items():
+            path = self.shard(rank) / name
+            if not path.exists() or path.stat().st_size != record["bytes"]:
+                return False
+            if verify and checksum(path) != record["checksum"]:
+                return False
+        return True
+
+
+@dataclass
+class UnfinishedShard:
+    """Where to write a shard; `rows` is for its manifest."""
+
+    folder: Path
+    rows: int = 0
+
+
+def checksum(path: Path) -> str:
+    """BLAKE2b of a file, 128 bits."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file that other processes see whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def shard_range(num_rows: int, rank: int, world_size: int) -> range:
+    """The rows of one of `world_size` shards: contiguous, and of sizes that differ by 1 at most."""
+    return range(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)

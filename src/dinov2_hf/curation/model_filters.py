@@ -1,0 +1,91 @@
+"""Two examples of what a model can do to a pile of images: leave out unsafe ones, and blur faces.
+
+Both take any model of the Hub, or folder, for their task, and do nothing unless one is named.
+"""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageFilter
+
+
+class ClassifierFilter:
+    """Drops the images that an image classifier gives a label.
+
+    Args:
+        model: of the task image-classification, by folder or Hub name, such as "Falconsai/nsfw_image_detection".
+        label: as the model's `id2label` calls it; upper and lower case are alike.
+        threshold: the probability in [0, 1] from which on an image is dropped.
+        device: where the model runs; None is the CPU.
+
+    Raises:
+        ValueError: the model cannot be loaded, or has no such label.
+    """
+
+    def __init__(self, model: str, label: str = "nsfw", threshold: float = 0.5, device: str | None = None):
+        self.classify = _pipeline("image-classification", model, "nsfw_model", device)
+        self.label, self.threshold = label.lower(), threshold
+        labels = [name.lower() for name in self.classify.model.config.id2label.values()]
+        if self.label not in labels:
+            raise ValueError(f"nsfw_label is {label!r}, but the labels of {model!r} are {', '.join(labels)}.")
+        self.num_labels = len(labels)
+
+    def __call__(self, images: list[Image.Image]) -> list[str | None]:
+        reasons: list[str | None] = []
+        for scores in self.classify(images, batch_size=len(images), top_k=self.num_labels):
+            (score,) = (entry["score"] for entry in scores if entry["label"].lower() == self.label)
+            reasons.append(f"classified as {self.label}" if score >= self.threshold else None)
+        return reasons
+
+
+class FaceBlur:
+    """Blurs what an object detector finds, such as faces.
+
+    Args:
+        model: of the task object-detection, by folder or Hub name.
+        label: what to blur; upper and lower case are alike.
+        threshold: the detector's score in [0, 1] from which on it is blurred.
+        device: where the model runs; None is the CPU.
+
+    Raises:
+        ValueError: the model cannot be loaded, or has no such label.
+    """
+
+    def __init__(self, model: str, label: str = "face", threshold: float = 0.5, device: str | None = None):
+        self.detect = _pipeline("object-detection", model, "face_model", device)
+        self.label, self.threshold = label.lower(), threshold
+        labels = [name.lower() for name in self.detect.model.config.id2label.values()]
+        if self.label not in labels:
+            raise ValueError(f"face_label is {label!r}, but the labels of {model!r} are {', '.join(labels)}.")
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The image with its faces blurred; the same object where there are none."""
+        found = self.detect(image, threshold=self.threshold)
+        return blur_boxes(image, [tuple(hit["box"].values()) for hit in found if hit["label"].lower() == self.label])
+
+
+def blur_boxes(image: Image.Image, boxes: Sequence[tuple[float, float, float, float]]) -> Image.Image:
+    """Blur rectangles (left, top, right, bottom, in pixels), grown by a tenth; without any, the same object."""
+    if not boxes:
+        return image
+    image = image.copy()
+    for left, top, right, bottom in boxes:
+        grow_x, grow_y = 0.1 * (right - left), 0.1 * (bottom - top)
+        box = (
+            max(0, round(left - grow_x)), max(0, round(top - grow_y)),
+            min(image.width, round(right + grow_x)), min(image.height, round(bottom + grow_y)),
+        )  # fmt: skip
+        if box[0] < box[2] and box[1] < box[3]:
+            # An eighth of the face: eyes and mouth are gone, the shape of a head remains.
+            radius = max(box[2] - box[0], box[3] - box[1]) / 8
+            image.paste(image.crop(box).filter(ImageFilter.GaussianBlur(radius)), box)
+    return image
+
+
+def _pipeline(task: str, model: str, field: str, device: str | None):
+    from transformers import pipeline
+
+    try:
+        return pipeline(task, model=model, device=device or "cpu")
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{field} is {model!r}, which cannot be loaded for {task}: {reason}") from None

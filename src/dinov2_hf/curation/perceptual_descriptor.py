@@ -1,0 +1,218 @@
+"""A descriptor of pictures that needs no trained network, for finding copies.
+
+A picture is described by the statistics of its small parts, so that what leaves most parts alone (recompression,
+rescaling, crops, mirroring, colours, borders, text over it, slight rotation) leaves most of the descriptor alone:
+
+1. One-coloured borders are trimmed, and the grey picture is brought to an area of 128 x 128 pixels.
+2. Patches of four sizes on a dense grid are described by histograms of gradient orientations, 4 x 4 cells of 8
+   (as in SIFT: Lowe 2004), with square roots taken (Arandjelovic & Zisserman 2012). Flat patches weigh little.
+3. Each patch is mapped by random Fourier features (Rahimi & Recht 2007): the product of two maps is near 1 for equal
+   patches and near 0 for patches that are not alike. The sum over the patches, and over their mirror images, then
+   counts what two pictures share, wherever it lies. One half of the features sees a patch as it is, which bears
+   rotation and crops best; the other half sees what sets it apart from an even texture, which tells grass from sand.
+4. The mean over a sample of the pool is subtracted, and directions of much variance are toned down: what all pictures
+   of a pool have in common tells none of them apart.
+
+Shapes: `P` patches of a picture, `D` width of the descriptor (512).
+"""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+
+WIDTH = 512
+SIDE = 128  # of a square picture of the area that all are brought to
+PATCH_SIDES = (28, 44, 68, 96)
+STRIDE = 5
+CELLS = 4
+ORIENTATIONS = 8
+# Of exp(-sharpness * squared distance). Unlike patches are about 1 apart in square, those of a copy under 0.2; what
+# sets them apart from an even texture, brought to unit length, is 2 apart.
+SHARPNESS = 8.0
+CONTRAST_SHARPNESS = 2.0
+LOW_CONTRAST = 0.3  # distance of a patch from the even texture that weighs half
+FLAT_GRADIENT = 0.02  # mean gradient (of grey in [0, 1]) of a patch that weighs half
+# Variances are raised to the power 1 - 2 * TONING: 0 leaves them, 0.5 makes all equal.
+TONING = 0.4
+# Images that count as much as the assumption of mean 0 and equal variances, for pools of few images.
+PRIOR_IMAGES = 2
+BORDER_SPREAD = 8  # grey levels within a row of pixels that is one colour, give or take compression
+BORDER_DRIFT = 12  # grey levels from the outermost row
+
+
+class PerceptualDescriptor(nn.Module):
+    """The last step: from sums of patches to descriptors, centred on a sample of the pool.
+
+    Its `forward` answers like a model with one token, so that `features.iterate_features` takes it.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(WIDTH), requires_grad=False)
+        self.projection = nn.Parameter(torch.eye(WIDTH), requires_grad=False)
+
+    def fit(self, sums: Tensor) -> "PerceptualDescriptor":
+        """Learn the mean and the variances of a sample.
+
+        Args:
+            sums: (n, D) from `PatchSums`, n >= 1.
+        """
+        sums = sums.double()
+        weight = len(sums) / (len(sums) + PRIOR_IMAGES)
+        self.mean.copy_(weight * sums.mean(dim=0))
+        centred = sums - sums.mean(dim=0)
+        covariance = weight * centred.T @ centred / len(sums)
+        prior = (sums**2).sum(dim=1).mean() / WIDTH
+        covariance += (1 - weight) * prior * torch.eye(WIDTH, dtype=torch.float64)
+        variances, directions = torch.linalg.eigh(covariance)
+        # Directions that the sample hardly reaches would be blown up: those beyond the 64th count as it does.
+        floor = variances[-min(64, max(2, len(sums) // 2))].clamp(min=1e-12)
+        scales = (variances.clamp(min=floor) / floor) ** -TONING
+        self.projection.copy_((directions * scales) @ directions.T)
+        return self
+
+    def forward(self, pixel_values: Tensor) -> "OneToken":
+        """(B, D) sums to tokens (B, 1, D) of unit length; of a picture without structure the zero vector."""
+        centred = (pixel_values - self.mean) @ self.projection
+        centred = F.normalize(centred, dim=-1) * (pixel_values.abs().amax(dim=-1, keepdim=True) > 0)
+        return OneToken(centred[:, None])
+
+    def describe(self, images: Iterable[Image.Image]) -> Tensor:
+        """(n, D) descriptors of RGB pictures; for few, without workers or progress."""
+        return self(PatchSums()(images=list(images))["pixel_values"]).last_hidden_state[:, 0]
+
+
+class OneToken:
+    """The output of a model that gives one vector for an image, in the form of a vision transformer's."""
+
+    def __init__(self, last_hidden_state: Tensor):
+        self.last_hidden_state = last_hidden_state
+
+
+class PatchSums:
+    """Steps 1 to 3, called like an image processor: in the data loader's workers, where there are any."""
+
+    def __init__(self):
+        # One seed for all: descriptors of different runs and machines can be compared.
+        random = np.random.Generator(np.random.PCG64(0))
+        size = (2, CELLS * CELLS * ORIENTATIONS, WIDTH // 2)
+        sharpness = np.array([SHARPNESS, CONTRAST_SHARPNESS])[:, None, None]
+        self.frequencies = torch.from_numpy((random.normal(size=size) * np.sqrt(2 * sharpness)).astype(np.float32))
+        self.phases = torch.from_numpy(random.uniform(0, 2 * math.pi, (2, WIDTH // 2)).astype(np.float32))
+
+    def __call__(self, images: list[Image.Image], return_tensors: str = "pt") -> dict[str, Tensor]:
+        """`pixel_values`: (n, D) sums of unit length; of a picture without structure the zero vector."""
+        # Small operations: on one core 5 times faster than on the cores of a busy machine together.
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return {"pixel_values": torch.stack([self.sum_of_patches(image) for image in images])}
+        finally:
+            torch.set_num_threads(num_threads)
+
+    def sum_of_patches(self, image: Image.Image) -> Tensor:
+        """(D,) of one picture."""
+        sums = summed_area(oriented_gradients(grey_picture(image)))
+        patches = torch.cat([patches_of(sums, side) for side in PATCH_SIDES]).clamp(min=0)
+        total = self._mapped(patches) + self._mapped(mirrored(patches))
+        return F.normalize(total, dim=1).flatten() / math.sqrt(2) if total.abs().max() > 1e-6 else torch.zeros(WIDTH)
+
+    def _mapped(self, patches: Tensor) -> Tensor:
+        """(2, D / 2): sums over the patches of both kinds of features."""
+        strength = patches.flatten(1).sum(dim=1, keepdim=True)
+        mean_gradient = strength / CELLS**2
+        weight = mean_gradient**2 / (mean_gradient**2 + FLAT_GRADIENT**2)
+        unit = (patches.flatten(1) / strength.clamp(min=1e-8)).sqrt()
+        contrast = unit - unit.shape[1] ** -0.5
+        distance = contrast.norm(dim=1, keepdim=True)
+        contrast_weight = weight * distance**2 / (distance**2 + LOW_CONTRAST**2)
+        seen = (unit, weight), (contrast / distance.clamp(min=1e-6), contrast_weight)
+        return torch.stack(
+            [
+                (weight * torch.cos(patch @ frequencies + phases)).sum(dim=0)
+                for (patch, weight), frequencies, phases in zip(seen, self.frequencies, self.phases, strict=True)
+            ]
+        )
+
+
+def grey_picture(image: Image.Image) -> Tensor:
+    """(h, w) in [0, 1] of about `SIDE` x `SIDE` pixels, borders trimmed, shape kept (up to 4 : 1)."""
+    image = trim_borders(image.convert("RGB")).convert("L")
+    ratio = min(4.0, max(0.25, image.width / image.height))
+    width, height = round(SIDE * math.sqrt(ratio)), round(SIDE / math.sqrt(ratio))
+    resized = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255)
+
+
+def trim_borders(image: Image.Image) -> Image.Image:
+    """Without rows and columns of one colour at its edges, unless little would be left of it."""
+    small = image.copy()
+    small.thumbnail((256, 256), reducing_gap=3.0)
+    pixels = np.asarray(small, dtype=np.float32)
+    height, width = pixels.shape[:2]
+    across = pixels.swapaxes(0, 1)
+    top, bottom = _border(pixels), _border(pixels[::-1])
+    left, right = _border(across), _border(across[::-1])
+    if top + bottom > 0.7 * height or left + right > 0.7 * width:
+        return image
+    x, y = image.width / width, image.height / height
+    return image.crop(
+        (round(left * x), round(top * y), image.width - round(right * x), image.height - round(bottom * y))
+    )
+
+
+def _border(lines: np.ndarray) -> int:
+    """How many of the first lines (lines, pixels, 3) are all of one colour."""
+    plain = (lines.std(axis=1).max(axis=1) < BORDER_SPREAD) & (
+        np.abs(lines.mean(axis=1) - lines[0].mean(axis=0)).max(axis=1) < BORDER_DRIFT
+    )
+    return len(lines) if plain.all() else int(np.argmin(plain))
+
+
+def oriented_gradients(grey: Tensor) -> Tensor:
+    """(ORIENTATIONS, h, w): the gradient at each pixel, shared between the orientations that it is near to."""
+    smooth = F.avg_pool2d(grey[None, None], 3, stride=1, padding=1, count_include_pad=False)[0, 0]
+    dx, dy = torch.zeros_like(smooth), torch.zeros_like(smooth)
+    dx[:, 1:-1] = smooth[:, 2:] - smooth[:, :-2]
+    dy[1:-1] = smooth[2:] - smooth[:-2]
+    directions = torch.arange(ORIENTATIONS) * (2 * math.pi / ORIENTATIONS)
+    along = dx * directions.cos()[:, None, None] + dy * directions.sin()[:, None, None]
+    magnitude = torch.sqrt(dx**2 + dy**2).clamp(min=1e-12)
+    return magnitude * (along.clamp(min=0) / magnitude) ** 4
+
+
+def summed_area(gradients: Tensor) -> Tensor:
+    """(ORIENTATIONS, h + 1, w + 1): sums over all pixels above and to the left, from which any box is 4 numbers."""
+    return F.pad(gradients.double().cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))
+
+
+def patches_of(sums: Tensor, side: int) -> Tensor:
+    """(P, CELLS, CELLS, ORIENTATIONS): mean gradients in the cells of all patches of a size on a grid.
+
+    Args:
+        sums: from `summed_area`.
+        side: of the patches, in pixels.
+    """
+    height, width = sums.shape[-2] - 1, sums.shape[-1] - 1
+    if min(height, width) < side:
+        return torch.zeros(0, CELLS, CELLS, ORIENTATIONS)
+    cell = side // CELLS
+    # Larger patches change more slowly from place to place.
+    stride = STRIDE * max(1, side // 44)
+    corners = torch.arange(CELLS + 1) * cell
+    rows = torch.arange(0, height - side + 1, stride)[:, None] + corners
+    columns = torch.arange(0, width - side + 1, stride)[:, None] + corners
+    boxes = sums[:, rows][:, :, :, columns].diff(dim=2).diff(dim=4) / cell**2
+    return boxes.float().permute(1, 3, 2, 4, 0).reshape(-1, CELLS, CELLS, ORIENTATIONS)
+
+
+def mirrored(patches: Tensor) -> Tensor:
+    """The patches of the picture seen in a mirror: columns reversed, angle a becomes pi - a."""
+    orientations = (ORIENTATIONS // 2 - torch.arange(ORIENTATIONS)) % ORIENTATIONS
+    return patches.flip(2)[..., orientations]

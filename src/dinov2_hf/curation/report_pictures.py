@@ -1,0 +1,161 @@
+"""The pictures of the report: histograms of similarities, and examples of what was kept and dropped."""
+
+import base64
+import io
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from pyarrow import parquet
+
+from .dataset_files import chosen_rows, thumbnail
+from .run_context import Curation
+from .search_stages import HISTOGRAM_EDGES
+
+
+SIDE = 112
+KEPT_EXAMPLES = 28
+GROUPS_PER_REASON = 8
+COPIES_PER_GROUP = 4
+RETRIEVED_PER_QUERY = 5
+
+
+@dataclass
+class ExamplePicture:
+    """A thumbnail and what to say under it."""
+
+    data: str  # base64 of a JPEG
+    caption: str
+    title: str  # the image's id
+
+
+@dataclass
+class ExampleGroup:
+    """Pictures that belong together: one that stays (or that asked), and those dropped for it (or that it brought)."""
+
+    stays: list[ExamplePicture] = field(default_factory=list)
+    others: list[ExamplePicture] = field(default_factory=list)
+
+
+def draw_histogram(counts: np.ndarray, *, title: str, threshold: float | None, label: str) -> str:
+    """A histogram as SVG text, logarithmic, with the threshold drawn where there is one."""
+    figure = Figure(figsize=(6.4, 2.7), layout="constrained")
+    axes = figure.add_subplot()
+    centers = (HISTOGRAM_EDGES[1:] + HISTOGRAM_EDGES[:-1]) / 2
+    above = np.zeros(len(counts), bool) if threshold is None else centers > threshold
+    axes.stairs(np.where(above, 0, counts), HISTOGRAM_EDGES, fill=True, color="#4878a8")
+    axes.stairs(np.where(above, counts, 0), HISTOGRAM_EDGES, fill=True, color="#c8553d")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.7)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    present = np.flatnonzero(counts)
+    low = min(HISTOGRAM_EDGES[present[0]], 0.0 if threshold is None else threshold) - 0.05
+    axes.set_xlim(max(-1.0, low), 1.02)
+    if threshold is not None:
+        axes.axvline(threshold, color="black", linewidth=1)
+        count = int(counts[above].sum())
+        axes.annotate(
+            f" {label} {threshold}: {count:,}", (threshold, 0.97), xycoords=("data", "axes fraction"), va="top",
+            fontsize=9,
+        )  # fmt: skip
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel("cosine similarity", fontsize=9)
+    axes.set_ylabel("images", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def kept_examples(curation: Curation) -> dict[str, list[ExampleGroup]]:
+    """Images of the dataset: some at random, and what some curated images brought."""
+    generator = np.random.default_rng(0)
+    chosen = chosen_rows(curation)
+    shown = np.sort(generator.choice(len(chosen), min(KEPT_EXAMPLES, len(chosen)), replace=False))
+    row_ids = chosen["row_id"].to_numpy()[shown]
+    ids = _ids(curation, row_ids)
+    pictures = [_picture(curation, row, "", id) for row, id in zip(row_ids, ids, strict=True)]
+    examples = {"In the dataset": [ExampleGroup(others=[picture for picture in pictures if picture])]}
+    pairs = curation.folders["select"].shard(0) / "pairs.parquet"
+    if pairs.exists():
+        table = parquet.read_table(pairs)
+        queries = np.unique(table["query"].to_numpy())
+        groups = []
+        for query in generator.choice(queries, min(GROUPS_PER_REASON, len(queries)), replace=False):
+            found = table.filter(pc.equal(table["query"], int(query))).sort_by([("similarity", "descending")])
+            found = found.slice(0, RETRIEVED_PER_QUERY)
+            group = ExampleGroup([_picture(curation, query, "curated", _ids(curation, [query])[0])])
+            for row, similarity in zip(found["row_id"].to_pylist(), found["similarity"].to_pylist(), strict=True):
+                group.others.append(_picture(curation, row, f"{similarity:.2f}", _ids(curation, [row])[0]))
+            groups.append(_readable(group))
+        if groups:
+            examples["Retrieved for a curated image"] = groups
+    return examples
+
+
+def example_groups(curation: Curation, dropped: pa.Table) -> dict[str, list[ExampleGroup]]:
+    """For each reason some of the images that it dropped; copies beside the image that stays.
+
+    Half of the copies are those least alike, which show whether the threshold is right, half are from the largest
+    groups.
+    """
+    readable = dropped.filter(pc.invert(pc.starts_with(dropped["reason"], "cannot be")))
+    examples = {}
+    for reason in sorted(set(readable["reason"].to_pylist()), key=_order):
+        rows = readable.filter(pc.equal(readable["reason"], reason))
+        if rows["duplicate_of"].null_count == len(rows):
+            generator = np.random.default_rng(0)
+            shown = generator.choice(len(rows), min(2 * GROUPS_PER_REASON, len(rows)), replace=False)
+            some = rows.take(np.sort(shown)).to_pylist()
+            groups = [ExampleGroup(others=[_picture(curation, row["row_id"], "", row["id"]) for row in some])]
+        else:
+            groups = [_copies(curation, rows, of) for of in _shown_originals(rows)]
+        groups = [_readable(group) for group in groups]
+        groups = [group for group in groups if group.others]
+        if groups:
+            examples[f"{reason}: {len(rows):,}"] = groups
+    return examples
+
+
+def _shown_originals(rows: pa.Table) -> list[str]:
+    originals = rows.group_by("duplicate_of").aggregate([("row_id", "count"), ("similarity", "min")])
+    largest = originals.sort_by([("row_id_count", "descending"), ("duplicate_of", "ascending")])
+    doubtful = originals.sort_by([("similarity_min", "ascending"), ("duplicate_of", "ascending")])
+    half = GROUPS_PER_REASON // 2
+    names = [*doubtful["duplicate_of"].to_pylist()[:half], *largest["duplicate_of"].to_pylist()]
+    return list(dict.fromkeys(names))[:GROUPS_PER_REASON]
+
+
+def _copies(curation: Curation, rows: pa.Table, original: str) -> ExampleGroup:
+    copies = rows.filter(pc.equal(rows["duplicate_of"], original)).sort_by([("similarity", "ascending")])
+    facts = curation.images(["row_id", "id"])
+    found = facts.filter(pc.equal(facts["id"], original))["row_id"].to_pylist()
+    group = ExampleGroup([_picture(curation, found[0], "stays", original)] if found else [])
+    for row in copies.slice(0, COPIES_PER_GROUP).to_pylist():
+        group.others.append(_picture(curation, row["row_id"], f"{row['similarity']:.2f}", row["id"]))
+    return group
+
+
+def _readable(group: ExampleGroup) -> ExampleGroup:
+    return ExampleGroup([picture for picture in group.stays if picture], [p for p in group.others if p])
+
+
+def _picture(curation: Curation, row_id: int, caption: str, id: str) -> ExamplePicture | None:
+    data = thumbnail(curation, row_id, SIDE)
+    return data and ExamplePicture(base64.b64encode(data).decode(), caption, id)
+
+
+def _ids(curation: Curation, row_ids) -> list[str]:
+    facts = curation.images(["row_id", "id"])
+    return facts["id"].take(pa.array(np.searchsorted(facts["row_id"].to_numpy(), row_ids))).to_pylist()
+
+
+def _order(reason: str) -> tuple[int, str]:
+    """Copies first: they are what a person must judge."""
+    return (0 if "benchmark" in reason else 1 if "copy" in reason else 2 if "same" in reason else 3), reason

@@ -1,0 +1,196 @@
+"""Stages that find neighbours: an index trained once, filled in shards, merged, and searched in shards.
+
+An exhaustive index is not kept on disk: it would be a copy of the vectors, and is made of them in a second.
+"""
+
+import json
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from .deduplication import Edges, neighbor_edges
+from .embeddings import ChosenRows, UnitVectors
+from .manifests import UnfinishedShard, shard_range
+from .neighbors import (
+    IndexSettings,
+    add_rows,
+    build_index,
+    choose_index,
+    load_index,
+    merge_indexes,
+    save_index,
+    search,
+    train_index,
+)
+from .run_context import Curation
+
+
+INDEX_FILE = "pool.faiss"
+# Similarities are counted in bins of 0.01 from -1 to 1, for the pictures of the report.
+HISTOGRAM_EDGES = np.linspace(-1, 1, 201)
+
+
+def pool_of(curation: Curation, of: str) -> UnitVectors:
+    """What an index holds: the whole pool, to find copies ("copies"), or what is left of it ("retrieval")."""
+    return curation.pool_vectors("embed") if of == "copies" else curation.candidates()[0]
+
+
+def train_index_shard(of: str, curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
+    """Choose the index; an inverted file is trained and saved."""
+    arguments, pool = curation.arguments, pool_of(curation, of)
+    if arguments.index is None:
+        settings = choose_index(len(pool), pool.width, arguments.index_memory_gb * 1e9)
+    else:
+        settings = IndexSettings(arguments.index)
+    (shard.folder / "settings.json").write_text(json.dumps(vars(settings)))
+    if settings.factory != "Flat":
+        save_index(train_index(pool, settings, seed=arguments.seed), shard.folder / INDEX_FILE)
+    shard.rows = len(pool)
+
+
+def fill_index_shard(of: str, curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
+    """Add a range of the pool to a copy of the trained index."""
+    pool = pool_of(curation, of)
+    rows = shard_range(len(pool), rank, world_size)
+    shard.rows = len(rows)
+    if _settings(curation, of).factory != "Flat":
+        trained = load_index(curation.folders[f"{of}_train_index"].shard(0) / INDEX_FILE)
+        filled = add_rows(trained, pool, rows.start, rows.stop, progress=curation.arguments.progress)
+        save_index(filled, shard.folder / INDEX_FILE)
+
+
+def merge_index_shard(of: str, curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
+    """Merge the parts."""
+    pool = pool_of(curation, of)
+    shard.rows = len(pool)
+    if _settings(curation, of).factory != "Flat":
+        parts = (load_index(path) for path in curation.folders[f"{of}_fill_index"].files(INDEX_FILE))
+        save_index(merge_indexes(parts, len(pool)), shard.folder / INDEX_FILE)
+
+
+def search_copies_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
+    """Neighbours of a range of the pool among the pool: `edges.npz`, `nearest.npy` (a histogram)."""
+    arguments, pool = curation.arguments, pool_of(curation, "copies")
+    rows = shard_range(len(pool), rank, world_size)
+    threshold = min(arguments.deduplication_threshold, arguments.benchmark_threshold)
+    num_neighbors = min(arguments.num_neighbors, len(pool) - 1)  # a pool of 20 images is no mistake
+    if num_neighbors and len(rows):
+        index, settings = _index(curation, "copies")
+        neighbors = search(
+            index,
+            pool,
+            pool,
+            num_neighbors,
+            settings,
+            start=rows.start,
+            stop=rows.stop,
+            # An exhaustive search knows every similarity; others read vectors only while they find copies.
+            floor=-1.0 if settings.is_exact else threshold,
+            skip_self=True,
+            progress=arguments.progress,
+        )
+        edges = neighbor_edges(neighbors, threshold, start=rows.start)
+        nearest = neighbors.similarities[:, 0]
+    else:
+        edges, nearest = Edges.joined([]), np.empty(0)
+    save_edges(edges, shard.folder / "edges.npz")
+    np.save(shard.folder / "nearest.npy", similarity_histogram(nearest))
+    shard.rows = len(rows)
+
+
+def search_benchmarks_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
+    """The nearest benchmark image of a range of the pool that deduplication left: `edges.npz`, `nearest.npy`."""
+    arguments, pool = curation.arguments, pool_of(curation, "copies")
+    references = curation.vectors("embed", "benchmark")
+    rows = shard_range(len(pool), rank, world_size)
+    edges, nearest = Edges.joined([]), np.empty(0)
+    left = rows.start + np.flatnonzero(
+        np.isin(pool.ids[rows.start : rows.stop], curation.array("deduplicate", "kept"))
+    )
+    if references is not None and len(left):
+        settings = choose_index(len(references), references.width, arguments.index_memory_gb * 1e9)
+        neighbors = search(
+            build_index(references, settings, seed=arguments.seed),
+            references,
+            ChosenRows(pool, left),
+            1,
+            settings,
+            progress=arguments.progress,
+        )
+        found = neighbor_edges(neighbors, arguments.benchmark_threshold)
+        edges = Edges(left[found.rows], found.others, found.similarities)
+        nearest = neighbors.similarities[:, 0]
+    save_edges(edges, shard.folder / "edges.npz")
+    np.save(shard.folder / "nearest.npy", similarity_histogram(nearest))
+    shard.rows = len(left)
+
+
+def search_retrieval_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
+    """Neighbours in the pool of curated images: `<source>.npz` (queries, rows, similarities) for those by sample."""
+    arguments, pool = curation.arguments, pool_of(curation, "retrieval")
+    index, settings = _index(curation, "retrieval")
+    for number, query_rows, queries in curated_queries(curation, "sample"):
+        _, num_neighbors = arguments.retrieval_of(curation.sources.sources[number])
+        if num_neighbors > len(pool):
+            raise ValueError(
+                f"retrieval_num_neighbors is {num_neighbors}, but only {len(pool)} images of the pool are left: take"
+                " fewer, or a larger pool."
+            )
+        part = shard_range(len(query_rows), rank, world_size)
+        neighbors = search(
+            index,
+            pool,
+            queries,
+            num_neighbors,
+            settings,
+            start=part.start,
+            stop=part.stop,
+            progress=arguments.progress,
+        )
+        np.savez(shard.folder / f"{number}.npz", rows=neighbors.rows, similarities=neighbors.similarities)
+        shard.rows += len(part)
+
+
+def curated_queries(curation: Curation, mode: str):
+    """(number of the source, its row ids, their vectors) of the curated sources of a way of retrieval."""
+    store = curation.vectors(curation.retrieval_stage, "curated")
+    ids = np.empty(0, np.int64) if store is None else store.ids
+    for number, (role, source) in enumerate(curation.arguments.sources):
+        if role == "curated" and curation.arguments.retrieval_of(source)[0] == mode:
+            of_source = curation.sources.range_of(number)
+            rows = np.flatnonzero((ids >= of_source.start) & (ids < of_source.stop))
+            if not len(rows):
+                raise ValueError(f"the curated source {source.name!r} has no image that could be read and embedded.")
+            yield number, ids[rows], ChosenRows(store, rows)
+
+
+def save_edges(edges: Edges, path: Path) -> None:
+    np.savez(path, rows=edges.rows, others=edges.others, similarities=edges.similarities)
+
+
+def load_edges(paths: list[Path]) -> Edges:
+    """The edges of all shards."""
+    parts = []
+    for path in paths:
+        with np.load(path) as arrays:
+            parts.append(Edges(arrays["rows"], arrays["others"], arrays["similarities"]))
+    return Edges.joined(parts)
+
+
+def similarity_histogram(similarities: np.ndarray) -> np.ndarray:
+    """(200,) counts in bins of 0.01; those that are not known (-inf) are left out."""
+    finite = similarities[np.isfinite(similarities)]
+    return np.histogram(np.clip(finite, -1, 1), bins=HISTOGRAM_EDGES)[0]
+
+
+def _settings(curation: Curation, of: str) -> IndexSettings:
+    path = curation.folders[f"{of}_train_index"].shard(0) / "settings.json"
+    return IndexSettings(**json.loads(path.read_text()))
+
+
+def _index(curation: Curation, of: str) -> tuple[faiss.Index, IndexSettings]:
+    settings = _settings(curation, of)
+    if settings.factory == "Flat":
+        return build_index(pool_of(curation, of), settings), settings
+    return load_index(curation.folders[f"{of}_merge_index"].shard(0) / INDEX_FILE), settings

@@ -1,0 +1,95 @@
+"""The curation as a builder of `datasets`, the command, and the upload."""
+
+import json
+
+import datasets
+import pytest
+
+from dinov2_hf.cli import main
+from dinov2_hf.curation import CuratedImages
+from dinov2_hf.curation.hub_dataset import push_dataset
+from tests.hub.conftest import client, environment, hub, session_hub, start_client  # noqa: F401
+
+from .scenes import encoded, scene
+
+
+def builder(planted, tmp_path, **changes) -> CuratedImages:
+    values = vars(planted.arguments(**changes))
+    return CuratedImages(cache_dir=str(tmp_path / "cache"), **{k: v for k, v in values.items() if k != "output_dir"})
+
+
+def test_prepared_once_and_cached_by_what_goes_into_it(planted, tmp_path):
+    first = builder(planted, tmp_path)
+    assert isinstance(first, datasets.DatasetBuilder)
+    first.download_and_prepare()
+    found = first.as_dataset(split="train")
+    assert found["id"] == ["pool/0", "pool/7", "pool/8", "curated/0", "curated/1"]
+    assert found.features["image"] == datasets.Image()
+    assert found[1]["image"].convert("RGB").tobytes() == scene(7).tobytes()
+
+    again = builder(planted, tmp_path, num_processes=2, batch_size=3)  # the engine changes no result
+    assert again.cache_dir == first.cache_dir
+    for path in (first.work_dir / "stages").iterdir():  # were it made again, this would fail
+        path.rename(path.with_name(f"moved_{path.name}"))
+    again.download_and_prepare()
+    assert again.as_dataset(split="train").to_dict() == found.to_dict()
+
+    other = builder(planted, tmp_path, retrieval_num_neighbors=1)
+    assert other.cache_dir != first.cache_dir
+
+
+def test_new_files_are_another_dataset(planted, tmp_path):
+    from .scenes import write_scenes
+
+    pool = write_scenes(tmp_path / "mine", range(3))
+    before = builder(planted, tmp_path, uncurated=str(pool)).fingerprint
+    (pool / "002.png").write_bytes(encoded(scene(50)))
+    assert builder(planted, tmp_path, uncurated=str(pool)).fingerprint != before
+
+
+def test_the_command(planted, tmp_path, capsys):
+    words = [
+        "curate", "--uncurated", planted.folder / "pool", "--curated", planted.folder / "curated", "--embedder",
+        planted.folder / "vectors", "--output_dir", tmp_path / "out", "--retrieval_num_neighbors", 2, "--num_shards", 2,
+        "--no-progress",
+    ]  # fmt: skip
+    main([str(word) for word in [*words, "--stage", "ingest"]])
+    assert "ingest                   2 of 2 shards, 14 rows" in capsys.readouterr().out
+    main([str(word) for word in words])
+    printed = capsys.readouterr().out
+    assert "no copies in the pool                  8   dropped: 4 copy in the pool (cosine > 0.6)" in printed
+    assert "in the dataset                         5" in printed
+    assert (tmp_path / "out" / "report.html").exists()
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in [*words, "--deduplication_threshold", 2]])
+    assert stop.value.code == "error: deduplication_threshold is 2.0, but a cosine must be from -1 to 1."
+
+
+def upload(output_dir, repo_id, **options):
+    """Runs in a process of its own, which knows the fake Hub."""
+    return push_dataset(output_dir, repo_id, **options)
+
+
+def test_an_unfinished_curation_is_not_uploaded(planted, tmp_path):
+    planted.curate("ingest")
+    with pytest.raises(ValueError, match="holds no finished dataset: run `dinov2-hf curate` to its end first"):
+        push_dataset(tmp_path / "out", "ada/images")
+    planted.curate()
+    with pytest.raises(ValueError, match="the upload to ada/images failed: .*; the dataset is whole in"):
+        push_dataset(tmp_path / "out", "ada/images")  # HF_HUB_OFFLINE
+
+
+def test_the_card_describes_the_dataset(planted, tmp_path):
+    from huggingface_hub import DatasetCard
+
+    from dinov2_hf.curation import read_arguments
+    from dinov2_hf.curation.dataset_card import dataset_card
+
+    curation = planted.curate(license="cc-by-4.0")
+    report = json.loads((curation.output_dir / "report.json").read_text())
+    card = DatasetCard(dataset_card(read_arguments(curation.output_dir / "curation.yaml"), report, "ada/images"))
+    assert card.data.license == "cc-by-4.0"
+    assert card.data.configs[0]["data_files"] == [{"split": "train", "path": "data/train-*"}]
+    assert 'load_dataset("ada/images", split="train")' in card.text
+    assert "| no copies in the pool | 8 | 4 copy in the pool (cosine > 0.6) |" in card.text
+    assert "| curated | curated | 2 | 2 |" in card.text

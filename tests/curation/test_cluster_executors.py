@@ -1,0 +1,110 @@
+"""Stages by datatrove: on this machine, with Ray, and the jobs that Slurm would get."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+
+pytest.importorskip("datatrove")
+
+
+class KillsItself:
+    """A filter that kills its process at one image, as long as there is a file that says so."""
+
+    def __call__(self, images):
+        for image in images:
+            if image.getpixel((0, 0)) == (1, 2, 3) and os.path.exists(os.environ["KILL_FILE"]):
+                os.kill(os.getpid(), signal.SIGKILL)
+        return [None] * len(images)
+
+
+def command(planted, **changes) -> list[str]:
+    arguments = planted.arguments(curated=[], benchmarks=[], num_shards=4, **changes)
+    recipe = planted.folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({name: value for name, value in vars(arguments).items() if value is not None}))
+    return [sys.executable, "-m", "dinov2_hf.cli", "curate", "--config", str(recipe)]
+
+
+def test_a_killed_task_is_made_again_and_no_other(planted, tmp_path):
+    from PIL import Image
+
+    from .scenes import write_scenes
+
+    pool = write_scenes(tmp_path / "other" / "pool", range(12))
+    image = Image.open(pool / "007.png").convert("RGB")
+    image.putpixel((0, 0), (1, 2, 3))
+    image.save(pool / "007.png")
+    kill = tmp_path / "kill"
+    kill.touch()
+    words = command(
+        planted, uncurated=str(pool), filters=[f"{__name__}:KillsItself"], executor="local", num_processes=4
+    )
+    environment = {**os.environ, "KILL_FILE": str(kill), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([os.getcwd(), environment.get("PYTHONPATH", "")])
+    with (tmp_path / "log").open("w") as log:
+        launch = subprocess.Popen(
+            [*words, "--stage", "ingest"], env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        folder = tmp_path / "out" / "stages" / "ingest"
+        deadline = time.monotonic() + 300
+        while len(list(folder.glob("shard-*/manifest.json"))) < 3:
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            assert launch.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        os.killpg(launch.pid, signal.SIGKILL)
+        launch.wait()
+    made = {path: path.stat().st_mtime_ns for path in folder.glob("shard-*")}
+    assert sorted(path.name for path in made) == [f"shard-0000{rank}-of-00004" for rank in (0, 1, 3)]
+    kill.unlink()
+    again = subprocess.run([*words, "--stage", "ingest"], env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert "hash_deduplicate         1 of 1 shards, 12 rows" in again.stdout
+
+
+def test_ray_on_one_machine(planted):
+    pytest.importorskip("ray")
+    words = command(planted, executor="ray", executor_options={"mem_per_cpu_gb": 0.1})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run([*words, "--stage", "ingest"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "ingest                   4 of 4 shards, 12 rows" in done.stdout
+
+
+def test_the_jobs_of_slurm(planted, tmp_path, monkeypatch):
+    """A program in the place of sbatch notes what it gets."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "sbatch").write_text(
+        f"""#!{sys.executable}
+import json, pathlib, sys
+notes = pathlib.Path({str(tmp_path / "jobs.jsonl")!r})
+number = 1 + (len(notes.read_text().splitlines()) if notes.exists() else 0)
+with notes.open("a") as file:
+    file.write(json.dumps([sys.argv[1:], pathlib.Path(sys.argv[-1]).read_text()]) + "\\n")
+print("Submitted batch job", number)
+"""
+    )
+    (programs / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    options = {"partition": "cpu", "time": "01:00:00", "mem_per_cpu_gb": 4}
+    planted.curate("ingest", executor="slurm", executor_options=options, num_shards=4)
+    jobs = [json.loads(line) for line in (tmp_path / "jobs.jsonl").read_text().splitlines()]
+    names = [re.search(r"job-name=(\S+)", script)[1] for _, script in jobs]
+    assert [name for name in dict.fromkeys(names)] == ["curate-ingest", "curate-hash_deduplicate"]
+    first, second = (next(job for job, name in zip(jobs, names, strict=True) if name == wanted) for wanted in
+                     ("curate-ingest", "curate-hash_deduplicate"))  # fmt: skip
+    assert "--array=0-3" in first[1]
+    assert "--partition=cpu" in first[1]
+    assert any("afterok:1" in word for word in second[0])
+    with pytest.raises(ValueError, match="executor_options lacks time, partition, which slurm needs"):
+        planted.curate("ingest", executor="slurm", num_shards=4)
+    with pytest.raises(ValueError, match="executor_options has 'colour', but slurm takes time, partition"):
+        planted.curate("ingest", executor="slurm", executor_options={**options, "colour": 1}, num_shards=4)

@@ -1,0 +1,228 @@
+"""A whole curation, of images whose vectors are known."""
+
+import dataclasses
+import json
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from dinov2_hf.curation import CurationArguments, curate, read_arguments
+from dinov2_hf.data import load_image_dataset
+
+from .scenes import encoded, scene, write_scenes
+
+
+def dropped(output_dir) -> dict[str, tuple]:
+    """id: (stage, reason, duplicate_of)."""
+    rows = parquet.read_table(output_dir / "dropped.parquet").to_pylist()
+    assert len({row["id"] for row in rows}) == len(rows)
+    return {row["id"]: (row["stage"], row["reason"].split(":")[0], row["duplicate_of"]) for row in rows}
+
+
+def dataset(output_dir, tmp_path) -> datasets.Dataset:
+    return datasets.load_dataset(str(output_dir / "dataset"), split="train", cache_dir=str(tmp_path / "cache"))
+
+
+def test_every_image_is_in_the_dataset_or_dropped_for_the_right_reason(planted, tmp_path):
+    curation = planted.curate()
+    assert dropped(curation.output_dir) == {
+        "pool/1": ("deduplicate", "copy in the pool (cosine > 0.6)", "pool/0"),
+        "pool/2": ("deduplicate", "copy in the pool (cosine > 0.6)", "pool/0"),
+        "pool/4": ("deduplicate", "copy in the pool (cosine > 0.6)", "pool/3"),
+        "pool/6": ("deduplicate", "copy in the pool (cosine > 0.6)", "pool/5"),
+        "pool/5": ("relative_deduplicate", "resembles a benchmark (cosine > 0.45)", "benchmark/0"),
+        **{f"pool/{row}": ("select", "not retrieved", None) for row in (3, 9, 10, 11)},
+    }
+    found = dataset(curation.output_dir, tmp_path)
+    assert [(row["id"], row["origin"], row["retrieved_for"], row["times_retrieved"]) for row in found] == [
+        ("pool/0", "pool", "curated", 1),
+        ("pool/7", "pool", "curated", 2),
+        ("pool/8", "pool", "curated", 1),
+        ("curated/0", "curated", None, 0),
+        ("curated/1", "curated", None, 0),
+    ]
+    for row, seed in zip(found, (0, 7, 8, 100, 101), strict=True):
+        assert row["image"].convert("RGB").tobytes() == scene(seed).tobytes()
+    assert load_image_dataset(str(curation.output_dir / "dataset")).num_rows == 5  # as examples/pretrain.py reads it
+
+    report = json.loads((curation.output_dir / "report.json").read_text())
+    for before, after in zip(report["funnel"], report["funnel"][1:], strict=False):
+        assert before["images_out"] == after["images_in"]
+    for row in report["funnel"]:
+        assert row["images_in"] - sum(row["dropped"].values()) == row["images_out"]
+    assert report["funnel"][0]["images_in"] == 12
+    assert report["funnel"][-1]["images_out"] == 3
+    assert report["dataset"] == {
+        "images": 5, "from_the_pool": 3, "curated_as_they_are": 2, "accounting": "union", "retrieved_union": 3,
+        "retrieved_multiset": 4,
+    }  # fmt: skip
+    nearest = report["histograms"]["Nearest benchmark image"]
+    assert sum(nearest["counts"]) == 8  # what deduplication left
+    assert sum(nearest["counts"][148:152]) == 1  # cosine 0.5
+    page = (curation.output_dir / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "resembles a benchmark (cosine &gt; 0.45): 1" in page
+    card = (curation.output_dir / "dataset" / "README.md").read_text()
+    assert "5 images, curated with dinov2_hf: 3 from a pool of 12, and 2 curated ones as they are." in card
+    assert str(tmp_path) not in card
+
+
+def test_a_multiset_repeats_what_was_retrieved_twice(planted, tmp_path):
+    curation = planted.curate(accounting="multiset")
+    assert dataset(curation.output_dir, tmp_path)["id"] == [
+        "pool/0", "pool/7", "pool/7", "pool/8", "curated/0", "curated/1",
+    ]  # fmt: skip
+
+
+def test_sources_say_how_to_retrieve_and_whether_they_are_included(planted, tmp_path):
+    curated = {"path": str(planted.folder / "curated"), "retrieval_num_neighbors": 1, "include": False}
+    curation = planted.curate(curated=[curated])
+    assert dataset(curation.output_dir, tmp_path)["id"] == ["pool/0", "pool/7"]
+
+
+def test_retrieval_by_cluster(planted, tmp_path):
+    """As many clusters as images: those with a curated image in it give it."""
+    curated = {"path": str(planted.folder / "curated"), "retrieval": "cluster"}
+    curation = planted.curate(curated=[curated], num_clusters=7, min_cluster_queries=0, include_curated=False)
+    assert dataset(curation.output_dir, tmp_path)["id"] == ["pool/0", "pool/7"]
+    with pytest.raises(ValueError, match="num_clusters is 8, but only 7 images of the pool are left"):
+        planted.curate(curated=[curated], num_clusters=8, overwrite=True)
+
+
+def test_a_hierarchy_needs_no_curated_images(planted, tmp_path):
+    changes = {"curated": [], "selection": "hierarchical", "hierarchy": [4, 2], "target_size": 5}
+    curation = planted.curate(**changes)
+    found = dataset(curation.output_dir, tmp_path)["id"]
+    assert len(found) == 5
+    assert set(found) <= {f"pool/{row}" for row in (0, 3, 7, 8, 9, 10, 11)}
+    with pytest.raises(ValueError, match="hierarchy begins with 8 clusters, but only 7 images"):
+        planted.curate(**{**changes, "hierarchy": [8, 2]}, overwrite=True)
+
+
+def test_without_curated_images_all_that_is_left_is_taken(planted, tmp_path):
+    curation = planted.curate(curated=[], benchmarks=[])
+    assert dataset(curation.output_dir, tmp_path)["id"] == [f"pool/{row}" for row in (0, 3, 5, 7, 8, 9, 10, 11)]
+
+
+def test_the_best_of_a_group_stays(planted, tmp_path):
+    pool = write_scenes(tmp_path / "other" / "pool", range(12))
+    scene(1, width=192, height=144).save(pool / "001.png")
+    curation = planted.curate(uncurated=str(pool), representative="best_quality")
+    assert dropped(curation.output_dir)["pool/0"][2] == "pool/1"
+
+
+def test_launches_and_processes_give_the_same_dataset(planted, tmp_path):
+    expected = dataset(planted.curate(num_shards=1).output_dir, tmp_path)
+    pools = planted.curate(num_processes=2, output_dir=str(tmp_path / "pools"))
+    assert dataset(pools.output_dir, tmp_path).to_dict() == expected.to_dict()
+    alone = {"output_dir": str(tmp_path / "alone"), "world_size": 2}
+    for stage in pools.folders:
+        for rank in (0, 1):
+            curation = planted.curate(stage, rank=rank, **alone)
+    assert dataset(curation.output_dir, tmp_path).to_dict() == expected.to_dict()
+
+
+def test_steps_one_by_one(planted, tmp_path):
+    for step in ("ingest", "embed", "deduplicate", "relative_deduplicate", "retrieve", "build"):
+        curation = planted.curate(step)
+    assert len(dataset(curation.output_dir, tmp_path)) == 5
+    with pytest.raises(ValueError, match="stage is 'kmeans', which is no stage of this curation; there are ingest"):
+        planted.curate("kmeans")
+
+
+def test_a_step_without_the_one_before(planted):
+    with pytest.raises(ValueError, match="stage 'embed' needs stage 'hash_deduplicate', of which 1 of 1 shards"):
+        planted.curate("embed")
+
+
+def test_a_change_is_refused_before_any_work_and_overwrite_keeps_what_it_can(planted, tmp_path):
+    curation = planted.curate()
+    made = {name: folder.shard(0).stat().st_mtime_ns for name, folder in curation.folders.items()}
+    with pytest.raises(ValueError, match="deduplication_threshold = 0.6, which is now 0.99.*--overwrite"):
+        planted.curate(deduplication_threshold=0.99)
+    with pytest.raises(ValueError, match="num_shards = 3, which is now 2"):
+        planted.curate(num_shards=2)
+    curation = planted.curate(deduplication_threshold=0.995, overwrite=True)  # 7 degrees: 0.9925
+    again = {name: folder.shard(0).stat().st_mtime_ns for name, folder in curation.folders.items()}
+    assert [name for name in made if made[name] == again[name]] == [
+        "ingest", "hash_deduplicate", "embed", "copies_train_index", "copies_fill_index", "copies_merge_index",
+    ]  # fmt: skip
+    assert "deduplicate" not in {stage for stage, _, _ in dropped(curation.output_dir).values()}
+
+
+def test_a_finished_curation_puts_deleted_files_back(planted):
+    curation = planted.curate()
+    (curation.output_dir / "report.html").unlink()
+    (curation.output_dir / "dataset" / "README.md").unlink()
+    planted.curate()
+    assert (curation.output_dir / "report.html").exists()
+    assert (curation.output_dir / "dataset" / "README.md").exists()
+
+
+def test_a_benchmark_that_swallows_everything(planted):
+    with pytest.raises(ValueError, match="nothing of the pool is left .* raise benchmark_threshold .now -1"):
+        planted.curate(benchmark_threshold=-1.0)
+
+
+def test_what_cannot_be_used_is_counted(tmp_path):
+    """Broken, small, long, repeated, structureless: with the descriptor that needs no model."""
+    pool = write_scenes(tmp_path / "pool", range(6))
+    (pool / "a.png").write_bytes(b"broken")
+    (pool / "b.png").write_bytes(b"")
+    (pool / "c.png").write_bytes(encoded(scene(7))[:-200])
+    Image.new("RGB", (300, 40)).save(pool / "d.png")
+    (pool / "e.png").write_bytes((pool / "000.png").read_bytes())
+    (pool / "f.png").write_bytes(encoded(scene(1), "BMP"))
+    Image.new("RGB", (96, 72), "red").save(pool / "g.png")
+    (pool / "h.jpg").write_bytes(encoded(scene(2), "JPEG", quality=60))
+    mirrored = scene(3).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    (pool / "i.png").write_bytes(encoded(mirrored))
+    arguments = read_arguments(
+        None, uncurated=[str(pool)], output_dir=str(tmp_path / "out"), max_aspect_ratio=3.0, progress=False
+    )
+    curation = curate(arguments)
+    found = dropped(curation.output_dir)
+    names = sorted(path.name for path in pool.iterdir())
+    by_name = {names[int(id.split("/")[1])]: reason[:2] for id, reason in found.items()}
+    assert by_name.pop("h.jpg") in (
+        ("hash_deduplicate", "same perceptual hash"), ("deduplicate", "copy in the pool (cosine > 0.6)"),
+    )  # fmt: skip
+    assert by_name == {
+        "a.png": ("ingest", "cannot be decoded"),
+        "b.png": ("ingest", "cannot be decoded"),
+        "c.png": ("ingest", "cannot be decoded"),
+        "d.png": ("ingest", "longer than max_aspect_ratio (3.0) allows"),
+        "e.png": ("hash_deduplicate", "same file"),
+        "f.png": ("hash_deduplicate", "same perceptual hash"),
+        "g.png": ("embed", "its vector is zero vector"),
+        "i.png": ("deduplicate", "copy in the pool (cosine > 0.6)"),
+    }
+    assert dataclasses.asdict(read_arguments(curation.output_dir / "curation.yaml")) == dataclasses.asdict(arguments)
+
+
+def test_repeated_ids_are_dropped(tmp_path):
+    rows = {"image": [{"bytes": encoded(scene(seed)), "path": None} for seed in range(3)], "key": ["a", "b", "a"]}
+    path = str(tmp_path / "pool.parquet")
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(path)
+    np.save(tmp_path / "vectors.npy", np.eye(3, dtype=np.float32))
+    curation = curate(
+        CurationArguments(
+            uncurated=[{"path": path, "id_column": "key"}], output_dir=str(tmp_path / "out"),
+            embedder=str(tmp_path / "vectors.npy"), keep_columns=["key"], progress=False,
+        )
+    )  # fmt: skip
+    table = parquet.read_table(curation.output_dir / "dropped.parquet").to_pylist()
+    assert [(row["row_id"], row["id"], row["reason"]) for row in table] == [(2, "pool/a", "same id")]
+    assert dataset(curation.output_dir, tmp_path)["key"] == ["a", "b"]
+
+
+def test_an_empty_pool(tmp_path):
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    for number in range(3):
+        (pool / f"{number}.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="no image of the pool is left after stage 'hash_deduplicate'"):
+        curate(CurationArguments(uncurated=str(pool), output_dir=str(tmp_path / "out"), progress=False))

@@ -1,0 +1,141 @@
+"""Shards that are there whole or not at all, and what a rerun makes again."""
+
+import errno
+import json
+
+import numpy as np
+import pytest
+
+from dinov2_hf.curation.executors import Stage, remove_changed, run_stage
+from dinov2_hf.curation.manifests import StageFolder, checksum, shard_range
+
+
+def write_numbers(start: int, rank: int, world_size: int, shard) -> None:
+    np.save(shard.folder / "numbers.npy", start + np.arange(rank, 20, world_size))
+    shard.rows = len(range(rank, 20, world_size))
+
+
+def kill_at_two(rank: int, world_size: int, shard) -> None:
+    np.save(shard.folder / "numbers.npy", np.arange(rank))
+    if rank == 2:
+        raise KeyboardInterrupt
+
+
+def fill_the_disk(rank: int, world_size: int, shard) -> None:
+    (shard.folder / "half.npy").write_bytes(b"1234")
+    if rank == 1:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class Numbers:
+    """Counts its calls; picklable."""
+
+    def __init__(self, start: int = 0):
+        self.start, self.ranks = start, []
+
+    def __call__(self, rank, world_size, shard):
+        self.ranks.append(rank)
+        write_numbers(self.start, rank, world_size, shard)
+
+
+def stage(tmp_path, write, name="numbers", num_shards=4, needs=(), **config) -> Stage:
+    return Stage(StageFolder(tmp_path / "out" / "stages" / name, num_shards, config), write, needs)
+
+
+def test_a_rerun_runs_only_what_is_missing(tmp_path):
+    write = Numbers()
+    one = stage(tmp_path, write)
+    assert run_stage(one) == 4
+    assert run_stage(one) == 0
+    assert write.ranks == [0, 1, 2, 3]
+    assert one.folder.rows() == 20
+    (one.folder.shard(2) / "numbers.npy").unlink()
+    (one.folder.shard(3) / "numbers.npy").write_bytes(b"cut")
+    assert one.folder.missing() == [2, 3]
+    assert run_stage(one) == 2
+    found = np.sort(np.concatenate([np.load(path) for path in one.folder.files("numbers.npy")]))
+    assert np.array_equal(found, np.arange(20))
+
+
+def test_a_checksum_finds_what_a_size_does_not(tmp_path):
+    one = stage(tmp_path, Numbers())
+    run_stage(one)
+    path = one.folder.shard(1) / "numbers.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    assert one.folder.missing() == []
+    assert one.folder.missing(verify=True) == [1]
+    assert run_stage(one, verify=True) == 1
+    manifest = json.loads((one.folder.shard(1) / "manifest.json").read_text())
+    assert manifest["rows"] == 5
+    assert manifest["files"]["numbers.npy"]["checksum"] == checksum(path)
+
+
+def test_a_killed_stage_leaves_nothing_half_done(tmp_path):
+    one = stage(tmp_path, kill_at_two)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(one)
+    assert one.folder.missing() == [2, 3]
+    assert sorted(path.name for path in one.folder.path.iterdir()) == [
+        "shard-00000-of-00004", "shard-00001-of-00004", "stage.json",
+    ]  # fmt: skip
+    torn = one.folder.path / ".shard-00002-of-00004.abc"
+    torn.mkdir()  # what a process that could not even tidy up leaves
+    write = Numbers()
+    assert run_stage(stage(tmp_path, write)) == 2
+    assert write.ranks == [2, 3]
+    assert not torn.exists()
+
+
+def test_a_full_disk_is_a_sentence_and_keeps_what_is_finished(tmp_path):
+    one = stage(tmp_path, fill_the_disk)
+    with pytest.raises(ValueError, match=r"is full; stage 'numbers' has 1 of 4 shards, which are kept: make room"):
+        run_stage(one)
+    assert one.folder.missing() == [1, 2, 3]
+
+
+def test_another_configuration_is_refused_by_name(tmp_path):
+    run_stage(stage(tmp_path, Numbers(), threshold=0.6))
+    with pytest.raises(ValueError, match=r"stage 'numbers' .* threshold = 0.6, which is now 0.5; .*--overwrite"):
+        run_stage(stage(tmp_path, Numbers(), threshold=0.5))
+    with pytest.raises(ValueError, match="num_shards = 4, which is now 5"):
+        run_stage(stage(tmp_path, Numbers(), num_shards=5, threshold=0.6))
+
+
+def test_overwrite_removes_a_changed_stage_and_what_follows_from_it(tmp_path):
+    def chain(threshold):
+        first = stage(tmp_path, Numbers(), "first")
+        second = stage(tmp_path, Numbers(), "second", needs=(first,), threshold=threshold)
+        third = stage(tmp_path, Numbers(), "third", needs=(second,), after=second.folder.config_hash)
+        return [first, second, third]
+
+    for one in chain(0.6):
+        run_stage(one)
+    assert remove_changed(chain(0.6)) == []
+    assert remove_changed(chain(0.5)) == ["second", "third"]
+    assert [bool(one.folder.missing()) for one in chain(0.5)] == [False, True, True]
+
+
+def test_a_stage_needs_the_one_before(tmp_path):
+    first = stage(tmp_path, Numbers(), "first")
+    second = stage(tmp_path, Numbers(), "second", needs=(first,))
+    run_stage(first)
+    (first.folder.shard(1) / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"'second' needs stage 'first', of which 1 of 4 shards are missing .*\(1\)"):
+        run_stage(second)
+
+
+def test_launches_that_know_nothing_of_each_other_share_the_shards(tmp_path):
+    writes = [Numbers(), Numbers(), Numbers()]
+    for rank, write in enumerate(writes):
+        run_stage(stage(tmp_path, write), rank=rank, world_size=3)
+    assert [write.ranks for write in writes] == [[0, 3], [1], [2]]
+    assert stage(tmp_path, Numbers()).folder.missing() == []
+
+
+@pytest.mark.parametrize(("rows", "world_size"), [(10, 3), (2, 5), (0, 2)])
+def test_shards_cover_all_rows_once(rows, world_size):
+    parts = [shard_range(rows, rank, world_size) for rank in range(world_size)]
+    assert [row for part in parts for row in part] == list(range(rows))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1

@@ -1,0 +1,65 @@
+"""The curation benchmark runs in small and writes its numbers."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from .conftest import EXAMPLES, load_example
+
+
+@pytest.fixture(scope="module")
+def main():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES / "benchmarks")  # it imports its neighbours
+        yield load_example("benchmarks/curation").main
+
+
+def test_deduplication_of_two_sizes(main, tmp_path):
+    output = tmp_path / "scale.json"
+    for rows in (1000, 2000):
+        flags = ["--rows", str(rows), "--factory", "IVF16,Flat", "--num_probes", "16", "--training_rows", "800"]
+        main(["deduplicate", *flags, "--output", str(output), "--scratch", str(tmp_path)])
+    results = json.loads(output.read_text())
+    for record in results["deduplicate"]:
+        # A tenth of the rows are planted copies: all are found, and nothing else goes.
+        assert record["deduplicate"]["dropped"] == record["rows"] // 10
+        assert record["deduplicate_against"]["references_found"] > 350  # copies of 500 rows, some of them twice
+        assert record["retrieved"]["multiset"] == 4000
+    assert set(results["growth_exponents_of_deduplicate"]) == set(results["deduplicate"][0]["seconds"])
+    assert [path.name for path in tmp_path.iterdir()] == ["scale.json"]
+
+
+def test_clustering_recall_and_speed(main, tmp_path):
+    output = tmp_path / "scale.json"
+    flags = ["--rows", "1000", "--output", str(output), "--scratch", str(tmp_path)]
+    main(["cluster", *flags])
+    for run in ("recall", "beside_faiss"):
+        main([run, *flags, "--factory", "IVF16,Flat", "--num_probes", "16", "--training_rows", "800"])
+    results = json.loads(output.read_text())
+    assert results["beside_faiss"][0]["ratio"]["faiss"] == 1
+    assert len(results["beside_faiss"][0]["ratio"]) == 3
+    assert results["cluster"][0]["num_clusters"] == 10
+    everything = results["recall"][0]["recall"]["16 probes, 4 candidates"]
+    assert everything["neighbor_recall"] > 0.999
+    assert everything["edge_recall_0.6"] == 1
+
+
+def test_planted_copies(main, tmp_path):
+    generator = np.random.default_rng(0)
+    # Smooth pictures: noise of 8 x 8 pixels, enlarged.
+    images = [
+        Image.fromarray(generator.integers(0, 255, (8, 8, 3), np.uint8)).resize((160, 120), Image.Resampling.BICUBIC)
+        for _ in range(6)
+    ]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(tmp_path / "images.parquet")
+    output = tmp_path / "copies.json"
+    main(["copies", "--images", str(tmp_path / "images.parquet"), "--copied", "3", "--output", str(output)])
+    (record,) = json.loads(output.read_text())["copies"]
+    assert (record["originals"], record["copied"]) == (6, 3)
+    assert len(record["transforms"]) == 17
+    assert record["transforms"]["JPEG, quality 90"]["0.6"]["recall"] == 1
+    assert record["transforms"]["JPEG, quality 90"]["nearest_is_own"] == 1
