@@ -10,6 +10,7 @@ root = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (root / "src/dinov2_hf/__init__.py").read_text()).group(1)
 
 CURATION = ["faiss-cpu>=1.9", "scikit-learn>=1.4", "scipy>=1.11"]  # search, first centroids, connected components
+DATATROVE = ["datatrove>=0.10"]  # 0.10 goes with huggingface-hub 1
 DEEPSPEED = ["deepspeed>=0.19.8", "ninja>=1.11"]  # it compiles its operators when they are first used
 EVALUATION = ["av>=12.0", "scikit-learn>=1.4", "torchmetrics>=1.4"]  # video files, logistic regression, mIoU
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
@@ -45,14 +46,17 @@ setup(
     ],
     extras_require={
         "curation": CURATION,
+        "datatrove": [*CURATION, *DATATROVE],
         "deepspeed": DEEPSPEED,
         "evaluation": EVALUATION,
         "multiband": MULTIBAND,
         "onnx": ONNX,
         "quickstart": ["scikit-learn>=1.4"],  # its handwritten digits
+        "ray": [*CURATION, *DATATROVE, "ray>=2.40"],
         "tensorboard": ["tensorboard>=2.15"],
         "test": [
             *CURATION,
+            *DATATROVE,
             *EVALUATION,
             *DEEPSPEED,
             *MULTIBAND,

@@ -50,8 +50,8 @@ def test_new_files_are_another_dataset(planted, tmp_path):
 def test_the_command(planted, tmp_path, capsys):
     words = [
         "curate", "--uncurated", planted.folder / "pool", "--curated", planted.folder / "curated", "--embedder",
-        planted.folder / "vectors", "--output_dir", tmp_path / "out", "--retrieval_num_neighbors", 2, "--num_shards", 2,
-        "--no-progress",
+        planted.folder / "vectors", "--output_dir", tmp_path / "out", "--retrieval_num_neighbors", 2,
+        "--num_shards", 2, "--no-progress",
     ]  # fmt: skip
     main([str(word) for word in [*words, "--stage", "ingest"]])
     assert "ingest                   2 of 2 shards, 14 rows" in capsys.readouterr().out
@@ -93,3 +93,22 @@ def test_the_card_describes_the_dataset(planted, tmp_path):
     assert 'load_dataset("ada/images", split="train")' in card.text
     assert "| no copies in the pool | 8 | 4 copy in the pool (cosine > 0.6) |" in card.text
     assert "| curated | curated | 2 | 2 |" in card.text
+
+
+def test_an_upload(planted, tmp_path, hub, client):  # noqa: F811
+    """In one commit, with a card that names the repository; files of an earlier upload in more parts go."""
+    curation = planted.curate(rows_per_file=2)
+    address = client(upload, curation.output_dir, "ada/images")
+    assert address.endswith("/datasets/ada/images")
+    files = hub.files("ada/images")
+    parts = [f"data/train-0000{number}-of-00003.parquet" for number in range(3)]
+    assert sorted(files) == ["README.md", *parts, "report.html", "report.json"]
+    assert b'load_dataset("ada/images", split="train")' in files["README.md"]
+    assert files[parts[0]] == (curation.output_dir / "dataset" / parts[0]).read_bytes()
+
+    curation = planted.curate(rows_per_file=5, num_shards=1, output_dir=str(tmp_path / "again"))
+    client(upload, curation.output_dir, "ada/images")
+    assert [name for name in hub.files("ada/images") if name.startswith("data/")] == [
+        "data/train-00000-of-00001.parquet"
+    ]
+    assert hub.repos["ada/images"].commits == ["Upload curated dataset"] * 2

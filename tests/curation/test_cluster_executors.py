@@ -98,7 +98,7 @@ print("Submitted batch job", number)
     planted.curate("ingest", executor="slurm", executor_options=options, num_shards=4)
     jobs = [json.loads(line) for line in (tmp_path / "jobs.jsonl").read_text().splitlines()]
     names = [re.search(r"job-name=(\S+)", script)[1] for _, script in jobs]
-    assert [name for name in dict.fromkeys(names)] == ["curate-ingest", "curate-hash_deduplicate"]
+    assert list(dict.fromkeys(names)) == ["curate-ingest", "curate-hash_deduplicate"]
     first, second = (next(job for job, name in zip(jobs, names, strict=True) if name == wanted) for wanted in
                      ("curate-ingest", "curate-hash_deduplicate"))  # fmt: skip
     assert "--array=0-3" in first[1]

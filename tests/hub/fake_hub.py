@@ -100,9 +100,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.validate_yaml(json.loads(body))
         if path == "/api/repos/create":
             return self.create_repo(json.loads(body), user, may_write)
-        if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)(?:/([\w-]+)(?:/(.+))?)?", path):
+        if match := re.fullmatch(r"/api/(?:models|datasets)/([\w.-]+/[\w.-]+)(?:/([\w-]+)(?:/(.+))?)?", path):
             repo_id, action, rest = match.groups()
-        elif match := re.fullmatch(r"/([\w.-]+/[\w.-]+)/(resolve)/(.+)", path):
+        elif match := re.fullmatch(r"(?:/datasets)?/([\w.-]+/[\w.-]+)/(resolve)/(.+)", path):
             repo_id, action, rest = match.groups()
         else:
             return self.refuse(404, f"no route for {path}")

@@ -23,8 +23,8 @@ def curate(parser: argparse.ArgumentParser) -> Callable[..., None]:
         parser.add_argument(f"--{field.name}", **_options(field))
 
     def run(config, stage, rank, world_size, push_to_hub, private, **values: Any) -> None:
+        from ..curation import curate as run_curation
         from ..curation.arguments import read_arguments
-        from ..curation.plan import curate as run_curation
 
         given = {name: value for name, value in values.items() if value is not None}
         if push_to_hub and stage not in (None, "build", "report"):

@@ -1,9 +1,24 @@
 """The data (paper section 3): dataset in, dataset out, and a reason kept for every image dropped."""
 
+from importlib import import_module
+from typing import Any
+
 from .arguments import CurationArguments, read_arguments
-from .builder import CuratedImages
-from .perceptual_descriptor import PerceptualDescriptor
-from .plan import curate
 
 
+# Imported when they are asked for: they need faiss, which other commands of `dinov2-hf` do not.
+_PLACES = {"CuratedImages": "builder", "PerceptualDescriptor": "perceptual_descriptor", "curate": "plan"}
 __all__ = ["CuratedImages", "CurationArguments", "PerceptualDescriptor", "curate", "read_arguments"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f".{_PLACES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("faiss", "scipy", "sklearn"):
+            raise
+        raise ImportError(
+            f'curation needs the extra `curation`: pip install "dinov2_hf[curation]" ({error})'
+        ) from None

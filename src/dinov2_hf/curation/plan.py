@@ -211,8 +211,8 @@ def curate(
     Args:
         arguments: what is wanted.
         stage: a name of `STAGE_GROUPS` or of a stage; None: all.
-        rank, world_size: the part of one of several launches; needs `stage`, the name of a single one. Launched by Accelerate or torchrun, the
-            processes share the shards of all stages and wait for each other.
+        rank, world_size: the part of one of several launches; needs `stage`, the name of a single one. Launched by
+            Accelerate or torchrun, the processes share the shards of all stages and wait for each other.
 
     Raises:
         ValueError: a mistake of the user, before it costs anything where it can be known.
