@@ -36,6 +36,7 @@ setup(
         "matplotlib>=3.8",
         "numpy>=1.26",
         "pillow>=10.1",
+        "psutil>=5.9",
         "pyarrow>=21.0",
         "pyyaml>=6.0",
         "safetensors>=0.5",

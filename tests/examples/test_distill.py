@@ -17,6 +17,7 @@ from transformers import (
     CLIPVisionModel,
     ConvNextConfig,
     ConvNextModel,
+    Dinov2Config,
     Dinov2Model,
     ViTConfig,
     ViTImageProcessor,
@@ -236,8 +237,10 @@ def test_students_have_rates_of_their_own(distill, two_recipe, teacher, images, 
 
 def networks() -> dict:
     """Tiny networks of other kinds: patches of another size, without CLS token, of another mean, of one fixed size."""
+    stock = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
     shape = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     return {
+        "dinov2": Dinov2Model(Dinov2Config(**stock)),
         "vit": ViTModel(ViTConfig(**shape, image_size=16, patch_size=8), add_pooling_layer=False),
         "clip": CLIPVisionModel(CLIPVisionConfig(**shape, image_size=32, patch_size=8)),
         "convnext": ConvNextModel(ConvNextConfig(hidden_sizes=[8, 8, 8, 24], depths=[1, 1, 1, 1])),
@@ -255,6 +258,7 @@ FEATURES = (
     "16",
 )
 KINDS = {
+    "dinov2": ("--teacher_image_size", "42"),
     "vit": ("--feature_loss", "smooth_l1"),
     "clip": ("--teacher_image_size", "32", "--projector_hidden_size", "8"),
     "convnext": ("--teacher_image_size", "64", "--cls_feature_loss_weight", "0", "--koleo_loss_weight", "0"),

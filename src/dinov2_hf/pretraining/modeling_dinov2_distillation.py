@@ -36,7 +36,8 @@ class DINOv2ForDistillation(nn.Module):
 
     Args:
         config: what all students share.
-        students: by name, made by `build_student`; the name of a single one may be empty.
+        students: by name, with heads for the paper's objective and with projectors for that of features; the name of a
+            single one may be empty.
         student_configs: by the same names. Loss weights, temperature and centering are those of the first.
         teacher: a `TeacherWithHeads` for the paper's objective, a `FeatureTeacher` for that of features.
         averages: what the averages start from, by the same names; by default copies of the students.
