@@ -19,7 +19,7 @@ MULTIBAND = ["tifffile>=2024.1"]  # TIFF files of other channels than Pillow rea
 setup(
     name="dinov2_hf",
     version=version,
-    description="DINOv2 for transformers: network, pretraining, distillation, curation, evaluation, conversion, export",
+    description="DINOv2 for transformers: network, pretraining, distillation, curation, evaluation, export",
     long_description=(root / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
