@@ -312,10 +312,14 @@ def _exact_similarities(pool, queries, candidates, known, floor, first_round) ->
 
 def _best(candidates: np.ndarray, similarities: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k most similar candidates of each query in falling order, among equals the smallest row first."""
+    rows = np.full((len(candidates), k), -1, np.int64)
+    best = np.full((len(candidates), k), -np.inf, np.float32)
+    some = np.flatnonzero((similarities > -np.inf).any(axis=1))  # few queries, where there is a floor
+    candidates, similarities = candidates[some], similarities[some]
     order = np.lexsort((candidates, -similarities))[:, :k]
-    similarities = np.take_along_axis(similarities, order, axis=1)
-    rows = np.where(similarities > -np.inf, np.take_along_axis(candidates, order, axis=1), -1)
-    return rows, similarities
+    best[some] = np.take_along_axis(similarities, order, axis=1)
+    rows[some] = np.where(best[some] > -np.inf, np.take_along_axis(candidates, order, axis=1), -1)
+    return rows, best
 
 
 def save_index(index: faiss.Index, path: str | os.PathLike) -> None:
