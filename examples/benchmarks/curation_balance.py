@@ -3,8 +3,8 @@
     python examples/benchmarks/curation_balance.py --images cifar10/train.parquet --output_dir outputs/balance
 
 From labelled images a pool is made in which some classes are rare, and a few images of every class are set aside as
-the curated set. The pool is curated by them, and `balance.json` has the entropy (in nats; log of the number of classes at
-most) of the labels of the pool, of the curated dataset (without the curated images), and of a random subset of the
+the curated set. The pool is curated by them, and `balance.json` has the entropy (in nats; log of the number of classes
+at most) of the labels of the pool, of the curated dataset (without the curated images), and of a random subset of the
 pool of the same size, which is also written, for a pretraining of both:
 
     accelerate launch examples/pretrain.py --config examples/recipes/cifar10_vit_tiny.yaml \\
