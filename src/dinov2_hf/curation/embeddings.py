@@ -137,6 +137,8 @@ class EmbeddingStore:
                     f"{self.width}: a store holds the embeddings of one model."
                 )
         self.offsets = np.cumsum([0, *map(len, self._vectors)])
+        is_half = all(vectors.dtype == np.float16 for vectors in self._vectors)
+        self._gathered_dtype = np.float16 if is_half else np.float32
 
     @staticmethod
     def _opened(path: Path) -> np.ndarray:
@@ -188,7 +190,8 @@ class EmbeddingStore:
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop`, across shards, (stop - start, D) float32 of unit length."""
         parts = []
-        for shard in range(self.num_shards):
+        first_shard = int(np.searchsorted(self.offsets, start, side="right")) - 1
+        for shard in range(first_shard, int(np.searchsorted(self.offsets, stop, side="left"))):
             first, end = self.shard_rows(shard)
             low, high = max(start, first), min(stop, end)
             if low < high:
@@ -199,12 +202,12 @@ class EmbeddingStore:
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The given rows in the given order, (len(rows), D) float32 of unit length."""
         rows = np.asarray(rows, dtype=np.int64)
-        found = np.empty((len(rows), self.width), np.float32)
         shards = np.searchsorted(self.offsets, rows, side="right") - 1
+        stored = np.empty((len(rows), self.width), self._gathered_dtype)
         for shard in np.unique(shards):
             places = np.flatnonzero(shards == shard)
-            found[places] = _in_single_precision(self._vectors[shard][rows[places] - self.offsets[shard]])
-        return _unit_rows(found, lambda row: self._name_of(int(rows[row])))
+            stored[places] = self._vectors[shard][rows[places] - self.offsets[shard]]
+        return _unit_rows(_in_single_precision(stored), lambda row: self._name_of(int(rows[row])))
 
     def _name_of(self, row: int) -> str:
         shard = int(np.searchsorted(self.offsets, row, side="right")) - 1

@@ -198,8 +198,10 @@ def merge_indexes(indexes: Iterable[faiss.Index], num_rows: int) -> faiss.Index:
     for index in indexes:
         if merged is None:
             merged = index
+        elif isinstance(index, faiss.IndexFlat):
+            merged.merge_from(index)
         else:
-            merged.merge_from(index) if isinstance(index, faiss.IndexFlat) else faiss.merge_into(merged, index, False)
+            faiss.merge_into(merged, index, False)  # False: ids are kept, not counted on
     found = 0 if merged is None else merged.ntotal
     if found != num_rows:
         raise ValueError(f"the parts of the index hold {found} rows, but the pool has {num_rows}: a part is missing.")
@@ -288,26 +290,23 @@ def _check_search(index, pool, queries, k, floor, skip_self) -> None:
 def _exact_similarities(pool, queries, candidates, known, floor, first_round) -> np.ndarray:
     """(queries, candidates) exact cosines, -inf for those unknown, given up, or below the floor."""
 
-    def similarities_of(query: np.ndarray, column: np.ndarray) -> np.ndarray:
-        return np.einsum("pd,pd->p", pool.take(candidates[query, column]), queries[query])
+    def similarities_of(going_on: np.ndarray) -> np.ndarray:
+        rows = np.where(known[going_on, begin:end], candidates[going_on, begin:end], 0)
+        vectors = pool.take(rows.ravel()).reshape(*rows.shape, -1)
+        return np.einsum("qcd,qd->qc", vectors, queries[going_on])
 
     exact = np.full(candidates.shape, -np.inf, np.float32)
     going_on = np.arange(len(queries))
-    begin, size = 0, first_round if floor > -1 else candidates.shape[1]
-    while begin < candidates.shape[1] and len(going_on):
-        columns = np.arange(begin, min(begin + size, candidates.shape[1]))
-        query, column = np.nonzero(known[np.ix_(going_on, columns)])
-        query, column = going_on[query], columns[column]
-        blocks = [slice(*block) for block in row_blocks(0, len(query), _PAIRS_AT_ONCE)]
-        with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
-            parts = threads.map(
-                similarities_of, (query[block] for block in blocks), (column[block] for block in blocks)
-            )
-            found = np.concatenate([np.empty(0, np.float32), *parts])
-        reached = found >= floor
-        exact[query[reached], column[reached]] = found[reached]
-        going_on = np.unique(query[reached])
-        begin, size = begin + size, size * 2
+    begin, end = 0, first_round if floor > -1 else candidates.shape[1]
+    with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
+        while begin < candidates.shape[1] and len(going_on):
+            end = min(end, candidates.shape[1])
+            blocks = row_blocks(0, len(going_on), max(1, _PAIRS_AT_ONCE // (end - begin)))
+            found = np.concatenate(list(threads.map(similarities_of, [going_on[slice(*block)] for block in blocks])))
+            found[(found < floor) | ~known[going_on, begin:end]] = -np.inf
+            exact[going_on, begin:end] = found
+            going_on = going_on[(found > -np.inf).any(axis=1)]
+            begin, end = end, 3 * end - 2 * begin  # twice as many as in this round
     return exact
 
 
