@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> dict:
     images.select(chosen).cast_column("image", datasets.Image()).to_parquet(args.output_dir / "random.parquet")
     labels = np.array(images["label"])
     record = {
-        "embedder": args.retrieval_embedder or args.embedder,
+        "embedder": Path(args.retrieval_embedder or args.embedder).name,
         "most": float(np.log(labels.max() + 1)),
         **{
             name: {"images": len(of), "entropy": entropy(of), "images_of_class": np.bincount(of).tolist()}

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import types
 from collections.abc import Callable
 from typing import Any, Union, get_args, get_origin
@@ -30,6 +31,8 @@ def curate(parser: argparse.ArgumentParser) -> Callable[..., None]:
         if push_to_hub and stage not in (None, "build", "report"):
             raise ValueError("`--push_to_hub` needs the whole dataset; leave `--stage` out.")
         curation = run_curation(read_arguments(config, **given), stage, rank=rank, world_size=world_size)
+        if int(os.environ.get("RANK", 0)) > 0:  # of several processes of one launch, the first speaks
+            return
         describe(curation)
         if push_to_hub:
             from ..curation.hub_dataset import push_dataset

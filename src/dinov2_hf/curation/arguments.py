@@ -17,6 +17,11 @@ SELECTIONS = ("retrieval", "hierarchical", "all")
 REPRESENTATIVES = ("smallest_id", "best_quality")
 ACCOUNTINGS = ("union", "multiset")
 EXECUTORS = ("in_process", "local", "slurm", "ray")
+# Fields that do not change the result.
+ENGINE_FIELDS = (
+    "output_dir", "num_shards", "num_processes", "executor", "executor_options", "batch_size", "num_workers", "device",
+    "verify", "overwrite", "progress",
+)  # fmt: skip
 # What `--stage` takes: a name of one stage, or of a step of the paper that is several.
 STAGE_GROUPS = {
     "ingest": ("ingest", "hash_deduplicate"),
@@ -126,7 +131,9 @@ class CurationArguments:
     executor: str = _argument("in_process (and pools), or local, slurm or ray by datatrove.", "in_process")
     executor_options: dict[str, Any] = _argument("For datatrove's executor, such as partition.", default_factory=dict)
     batch_size: int = _argument("Images in a forward pass.", 64)
-    num_workers: int = _argument("Processes that decode images for each embedding process.", 0)
+    num_workers: int | None = _argument(
+        "Processes that decode images for each embedding process; by default up to 8 beside an accelerator, else none."
+    )
     device: str | None = _argument("Where models run; by default the accelerator of the process, or the CPU.")
     bf16: bool = _argument("Run models under bf16 autocast.", False)
     index: str | None = _argument("faiss index of the pool, such as Flat; by default chosen from size and memory.")
@@ -197,8 +204,9 @@ def _check(arguments: CurationArguments) -> None:
         raise ValueError(
             f"torchscript_size is {arguments.torchscript_size}, but must be [shorter side] or [height, width]."
         )
-    if arguments.min_cluster_queries < 0 or arguments.hierarchy_resamplings < 0 or arguments.num_workers < 0:
-        raise ValueError("min_cluster_queries, hierarchy_resamplings and num_workers must be at least 0.")
+    for name in ("min_cluster_queries", "hierarchy_resamplings", "num_workers"):
+        if (getattr(arguments, name) or 0) < 0:
+            raise ValueError(f"{name} is {getattr(arguments, name)}, but must be at least 0.")
     if arguments.index_memory_gb <= 0:
         raise ValueError(f"index_memory_gb is {arguments.index_memory_gb}, but must be positive.")
     if arguments.max_aspect_ratio is not None and arguments.max_aspect_ratio < 1:

@@ -17,17 +17,10 @@ from typing import Any
 import datasets
 from pyarrow import parquet
 
-from .arguments import CurationArguments
+from .arguments import ENGINE_FIELDS, CurationArguments
 from .dataset_files import dataset_features
 from .hub_dataset import push_dataset
 from .plan import curate, plan
-
-
-# Fields that do not change the result: curations that differ in these only share a cache.
-ENGINE_FIELDS = (
-    "output_dir", "num_shards", "num_processes", "executor", "executor_options", "batch_size", "num_workers", "device",
-    "verify", "overwrite", "progress",
-)  # fmt: skip
 
 
 class CuratedImagesConfig(datasets.BuilderConfig):

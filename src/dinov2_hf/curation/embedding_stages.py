@@ -1,6 +1,7 @@
 """Stages that turn images into vectors: `<role>.npy` and `<role>.ids.npy` of each shard, read by `EmbeddingStore`."""
 
 import bisect
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,7 +50,7 @@ def fit_descriptor_shard(curation: Curation, rank: int, world_size: int, shard: 
     sample = np.sort(generator.choice(row_ids, min(DESCRIPTOR_SAMPLE, len(row_ids)), replace=False))
     descriptor = fit_descriptor(
         RowsOfSources(curation.sources, sample),
-        num_workers=curation.arguments.num_workers,
+        num_workers=_num_workers(curation.arguments.num_workers, "cpu"),
         progress=curation.arguments.progress,
     )
     torch.save(descriptor.state_dict(), shard.folder / DESCRIPTOR_FILE)
@@ -117,7 +118,14 @@ def _vectors(curation: Curation, spec: str, row_ids: np.ndarray, description: st
         RowsOfSources(curation.sources, row_ids),
         device=device,
         bf16=arguments.bf16,
-        num_workers=arguments.num_workers,
+        num_workers=_num_workers(arguments.num_workers, device),
         progress=arguments.progress,
         description=description,
     )
+
+
+def _num_workers(asked: int | None, device: str) -> int:
+    """Decoding must not keep an accelerator waiting; on a CPU it would compete with the network."""
+    if asked is not None:
+        return asked
+    return 0 if device == "cpu" else min(8, os.cpu_count() or 1)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
+from .arguments import ENGINE_FIELDS
 from .dataset_card import dataset_card
 from .dataset_files import chosen_rows, publish_files, read_report
 from .dropped_images import read_dropped
@@ -174,11 +175,7 @@ def _histograms(curation: Curation) -> dict[str, dict[str, Any]]:
 def _configuration(curation: Curation) -> dict[str, Any]:
     """What was asked for, without what does not change the result, and of paths only the last part."""
     values = vars(curation.arguments)
-    engine = (
-        "output_dir", "num_shards", "num_processes", "executor", "executor_options", "batch_size", "num_workers",
-        "device", "verify", "overwrite", "progress",
-    )  # fmt: skip
-    shown = {name: value for name, value in values.items() if name not in engine}
+    shown = {name: value for name, value in values.items() if name not in ENGINE_FIELDS}
     for role in ("uncurated", "curated", "benchmarks"):
         wanted = {"benchmarks": "benchmark"}.get(role, role)
         shown[role] = [source.name for given, source in curation.arguments.sources if given == wanted]

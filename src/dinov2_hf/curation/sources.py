@@ -19,7 +19,6 @@ import datasets
 from ..data import find_image_column, load_image_dataset
 
 
-ROLES = ("uncurated", "curated", "benchmark")
 RETRIEVAL_MODES = ("sample", "cluster")
 
 
@@ -110,6 +109,7 @@ class OpenSources:
             find_image_column(dataset, source.image_column)
             for dataset, source in zip(self.datasets, self.sources, strict=True)
         ]
+        self._chosen: dict[tuple[int, tuple[str, ...]], datasets.Dataset] = {}
         # Only the columns that are asked for are read: captions and metadata of a row can be larger than its image.
         self._images = [
             dataset.select_columns([column]).with_format(None)
@@ -133,15 +133,21 @@ class OpenSources:
         """`<source>/<row>`, or `<source>/<value of id_column>`."""
         source, row = self.locate(row_id)
         column = self.sources[source].id_column
-        value = row if column is None else self.datasets[source].select_columns([column])[row][column]
+        value = row if column is None else self._columns(source, (column,))[row][column]
         return f"{self.sources[source].name}/{value}"
 
     def values(self, row_id: int, columns: Sequence[str]) -> dict[str, Any]:
         """The values of other columns; None where the source has no such column."""
         source, row = self.locate(row_id)
-        present = [column for column in columns if column in self.datasets[source].column_names]
-        found = self.datasets[source].select_columns(present)[row] if present else {}
+        present = tuple(column for column in columns if column in self.datasets[source].column_names)
+        found = self._columns(source, present)[row] if present else {}
         return {column: found.get(column) for column in columns}
+
+    def _columns(self, source: int, columns: tuple[str, ...]) -> datasets.Dataset:
+        """Some columns of a source, kept open: choosing them takes longer than reading a row."""
+        if (source, columns) not in self._chosen:
+            self._chosen[source, columns] = self.datasets[source].select_columns(list(columns)).with_format(None)
+        return self._chosen[source, columns]
 
     def column_features(self, columns: Sequence[str]) -> datasets.Features:
         """The types of other columns.
