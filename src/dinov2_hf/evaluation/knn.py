@@ -228,8 +228,11 @@ def knn_class_scores(
         chunk_size=chunk_size,
         device=query_features.device,
     )
-    scores = [scores for _, scores in chunks]
-    return {k: torch.cat([chunk[k] for chunk in scores]) for k in ks}
+    scores = {k: torch.empty(len(query_features), num_classes, device=query_features.device) for k in ks}
+    for rows, of_chunk in chunks:
+        for k in ks:
+            scores[k][rows] = of_chunk[k]
+    return scores
 
 
 def _score_chunks(
