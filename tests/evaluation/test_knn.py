@@ -11,15 +11,7 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 from dinov2_hf.evaluation.knn import _few_shot_rows, evaluate_knn, knn_class_scores
 from dinov2_hf.features import extract_features
 
-
-COLOURS = {
-    "red": (220, 20, 20),
-    "green": (20, 200, 20),
-    "blue": (20, 20, 220),
-    "white": (240, 240, 240),
-    "black": (10, 10, 10),
-    "yellow": (230, 230, 20),
-}
+from .coloured_images import COLOURS, coloured_rows
 
 
 def random_problem(num_bank=300, num_queries=41, size=16, num_classes=7):
@@ -136,17 +128,6 @@ def processor():
     return BitImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
 
 
-def colour_rows(names, per_class, seed):
-    generator = np.random.default_rng(seed)
-    rows = []
-    for _ in range(per_class):
-        for name in names:
-            noise = generator.integers(-10, 10, (28, 28, 3))
-            pixels = np.clip(np.array(COLOURS[name]) + noise, 0, 255).astype(np.uint8)
-            rows.append({"image": Image.fromarray(pixels), "label": name})
-    return rows
-
-
 def as_dataset(rows, names):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     return datasets.Dataset.from_list(rows, features=features)
@@ -154,15 +135,15 @@ def as_dataset(rows, names):
 
 def test_class_labels_are_matched_by_name(model, processor):
     names = list(COLOURS)
-    bank = as_dataset(colour_rows(names, 4, 0), names)
-    queries = as_dataset(colour_rows(names, 2, 1), names[::-1])
+    bank = as_dataset(coloured_rows(names, 4, 0), names)
+    queries = as_dataset(coloured_rows(names, 2, 1), names[::-1])
     result = evaluate_knn(model, bank, queries, processor, ks=(1, 3))
     assert result == {"knn_top1_k1": 1.0, "knn_top1_k3": 1.0, "knn_top5_k1": 1.0, "knn_top5_k3": 1.0}
 
 
 def test_strings_and_integers_are_matched_by_value(model, processor):
     names = ["red", "green", "blue"]
-    bank, queries = colour_rows(names, 3, 0), colour_rows(names, 2, 1)
+    bank, queries = coloured_rows(names, 3, 0), coloured_rows(names, 2, 1)
     ids = {"red": 40, "green": -1, "blue": 7}
     for label in (str, ids.get):
         bank_rows, query_rows = ([{**row, "label": label(row["label"])} for row in rows] for rows in (bank, queries))
@@ -174,7 +155,7 @@ def test_strings_and_integers_are_matched_by_value(model, processor):
 
 
 def test_accuracies_are_those_of_the_class_scores(model, processor):
-    rows = colour_rows(list(COLOURS), 6, 0)
+    rows = coloured_rows(list(COLOURS), 6, 0)
     generator = np.random.default_rng(0)
     labels = [int(label) for label in generator.permutation([i % 8 for i in range(36)])]
     rows = [{"image": row["image"], "label": label} for row, label in zip(rows, labels, strict=True)]
@@ -218,9 +199,9 @@ def test_dataset_mistakes_are_named_before_any_image_is_read(model, processor):
     with pytest.raises(ValueError, match="temperature=-1"):
         evaluate(bank, bank, temperature=-1)
 
-    labelled = as_dataset(colour_rows(names, 2, 0), names)
+    labelled = as_dataset(coloured_rows(names, 2, 0), names)
     with pytest.raises(ValueError, match="evaluation data that the training data lacks .'blue'."):
-        evaluate(labelled, as_dataset(colour_rows(["blue"], 1, 0), ["green", "blue"]))
+        evaluate(labelled, as_dataset(coloured_rows(["blue"], 1, 0), ["green", "blue"]))
     unlabelled = as_dataset([{"image": Image.new("RGB", (28, 28)), "label": -1}], names)
     with pytest.raises(ValueError, match="row 0 is -1, but must be one of the 2 classes"):
         evaluate(labelled, unlabelled)
@@ -229,10 +210,10 @@ def test_dataset_mistakes_are_named_before_any_image_is_read(model, processor):
 def test_few_shot_banks_are_means_over_tries(model, processor):
     names = ["red", "green", "blue"]
     generator = np.random.default_rng(3)
-    rows = colour_rows(names, 12, 0)
+    rows = coloured_rows(names, 12, 0)
     labels = [name if generator.random() < 0.6 else str(generator.choice(names)) for name in names * 12]
     bank = [{**row, "label": label} for row, label in zip(rows, labels, strict=True)]
-    queries = colour_rows(names, 5, 1)
+    queries = coloured_rows(names, 5, 1)
     result = evaluate_knn(model, bank, queries, processor, ks=(1, 5, 20), shots=(2, 4), num_tries=3)
 
     features, query_features = (extract_features(model, part, processor) for part in (bank, queries))
@@ -267,7 +248,7 @@ def test_bad_shots_are_named(model, processor):
 
 
 def test_the_plot_is_written(tmp_path, model, processor):
-    rows = colour_rows(["red", "green"], 4, 0)
+    rows = coloured_rows(["red", "green"], 4, 0)
     evaluate_knn(model, rows, rows, processor, ks=(1, 2), shots=(2,), output_dir=tmp_path / "knn")
     with Image.open(tmp_path / "knn" / "knn.png") as picture:
         assert picture.width > 300
@@ -277,6 +258,6 @@ def test_a_bank_of_images_of_another_kind_is_named(processor):
     model = Dinov2Model(
         Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=28, num_channels=4)
     )
-    rows = colour_rows(["red", "green"], 3, 0)
-    with pytest.raises(ValueError, match=r"no image that can be decoded, from row 0 on .it has shape .28, 28, 3."):
+    rows = coloured_rows(["red", "green"], 3, 0)
+    with pytest.raises(ValueError, match=r"no image that can be decoded, from row 0 on .it has shape .32, 32, 3."):
         evaluate_knn(model, rows, rows, processor, ks=(1,))

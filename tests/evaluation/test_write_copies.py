@@ -18,8 +18,8 @@ def test_copies_have_the_label_of_their_original(tmp_path):
     for index in range(8):
         pixels = rng.integers(0, 255, size=(30, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
-    command = [sys.executable, SCRIPT, tmp_path / "images", tmp_path / "out", "--num_copies"]
-    subprocess.run([*command, "3"], check=True, capture_output=True)
+    command = [sys.executable, SCRIPT, tmp_path / "images", tmp_path / "out", "--num_copies", "3"]
+    subprocess.run(command, check=True, capture_output=True)
     originals, queries = (
         datasets.Dataset.from_parquet(str(tmp_path / "out" / f"{name}.parquet"), cache_dir=str(tmp_path / "cache"))
         for name in ("originals", "queries")
@@ -28,6 +28,3 @@ def test_copies_have_the_label_of_their_original(tmp_path):
     assert len(set(labels)) == 4
     assert queries["label"][:] == [*labels[:3], None, None, None]
     assert all(image.size == (224, 224) for image in queries["image"])
-    result = subprocess.run([*command, "5"], check=False, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert "error: num_copies is 5, but must be from 1 to 4" in result.stderr
