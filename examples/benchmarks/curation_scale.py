@@ -32,6 +32,8 @@ QUERIES = 1000  # images of each curated set and of the evaluation set
 
 def run(name: str, args: argparse.Namespace) -> dict:
     """The record of a run for `args.rows` vectors."""
+    if args.scratch is not None:
+        args.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder, Memory() as memory:
         stages = Stages(memory)
         with stages.timed("write_store"):
