@@ -16,6 +16,7 @@ from dinov2_hf import (
 )
 from dinov2_hf.pretraining.features_objective import BackboneWithProjectors, feature_loss, resample_grid
 from dinov2_hf.pretraining.frozen_teacher import FeatureTeacher, TeacherWithHeads
+from dinov2_hf.pretraining.logit_chunks import LogitChunks
 
 
 IMAGES, LOCAL, PATCHES, K = 3, 2, 16, 12
@@ -169,6 +170,22 @@ def test_all_tokens_weigh_as_their_mean():
         masked = model(**batch())["ibot_loss"]
     assert everything / masked == pytest.approx(2, rel=0.35)  # 3 of 6 crops are masked
     assert math.log(K) * 0.5 < everything < math.log(K) * 3
+
+
+def test_no_more_than_a_chunk_of_patch_logits_is_ever_made(monkeypatch):
+    made, rows = [], LogitChunks.rows
+
+    def counting(self, chunk):
+        logits = rows(self, chunk)
+        made.append(len(logits))
+        return logits
+
+    monkeypatch.setattr(LogitChunks, "rows", counting)
+    model = distillation(pretrained(), pretrained(8, seed=1), patch_chunk_size=10)
+    model(**batch())["loss"].backward()
+    assert 2 * IMAGES * PATCHES == 96
+    assert max(made) == 10
+    assert sum(made) == 96 * (3 + 1 + 1)  # three iterations, the targets, and the student
 
 
 def test_the_gradient_reaches_the_student_alone():

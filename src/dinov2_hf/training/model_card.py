@@ -22,7 +22,7 @@ student's weights after {{ steps }} steps on `{{ train_data }}`.
 {% else -%}
 A DINOv2 backbone, pretrained without labels by dinov2_hf: the averaged teacher after {{ steps }}
 steps on `{{ train_data }}`.
-{% endif -%}
+{%- endif %}
 
 ```python
 import dinov2_hf  # makes the Auto classes know the model
