@@ -104,17 +104,18 @@ def alone(one_process):
 
 
 def assert_equal(output_dir: Path, alone: dict) -> None:
+    """Weights to 5e-5, where four steps of Adam move them by 4e-3: rounding counts most where gradients are near 0."""
     for name, (weights, losses) in read(output_dir).items():
         expected, wanted = alone[name]
         assert losses == pytest.approx(wanted, rel=2e-5)
         assert weights.keys() == expected.keys()
         for key, value in expected.items():
-            torch.testing.assert_close(weights[key], value, rtol=0, atol=2e-5)
+            torch.testing.assert_close(weights[key], value, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_it_equals_one_process_on_the_global_batch(launch, alone, tmp_path, backend):
-    """Losses to 2e-5, and after four steps of Adam the weights of both students and their averages to 2e-5."""
+    """Losses to 2e-5, and after four steps of Adam the weights of both students and their averages to 5e-5."""
     straight = launch(backend, tmp_path / "out")
     assert straight.returncode == 0, straight.stdout + straight.stderr
     assert_equal(tmp_path / "out", alone)
