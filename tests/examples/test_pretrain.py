@@ -284,7 +284,7 @@ def test_a_broken_bank_image_does_not_stop_the_evaluation(pretrain, recipe, imag
     (folder / "lying" / "empty.png").write_bytes(b"")
     flags = ("--eval_data", str(images), "--eval_split", "train", "--max_skipped_fraction", "0.5")
     run(pretrain, recipe, folder, tmp_path / "out", *flags, "--max_steps", "2")
-    assert "1 images of the bank cannot be decoded and are left out" in caplog.text
+    assert "1 training images cannot be decoded and are left out" in caplog.text
 
 
 def test_twenty_broken_images_in_a_row_stop_the_run(pretrain, recipe, tmp_path):

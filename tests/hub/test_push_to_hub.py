@@ -76,8 +76,13 @@ KINDS = {
 LOAD_OPTIONS = {"DINOv2ImageProcessorPil": {"backend": "pil"}}
 
 
+# What a distillation leaves are `DINOv2ForPreTraining` and `DINOv2Model`: these two are only of the run itself.
+NEVER_SAVED = {"DINOv2DistillationConfig", "DINOv2ForDistillation"}
+
+
 def test_every_public_class_is_here():
-    assert set(KINDS) == {name for name in dinov2_hf.__all__ if isinstance(getattr(dinov2_hf, name), type)}
+    public = {name for name in dinov2_hf.__all__ if isinstance(getattr(dinov2_hf, name), type)}
+    assert set(KINDS) == public - NEVER_SAVED
 
 
 def repo_of(name: str) -> str:
