@@ -2,8 +2,15 @@
 
 import unittest
 
+import torch
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
 from dinov2_hf import DINOv2ImageProcessor, DINOv2ImageProcessorPil
-from tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
+from tests.test_image_processing_common import (
+    ImageProcessingTester,
+    ImageProcessingTestMixin,
+    PostProcessSemanticSegmentationTestMixin,
+)
 
 
 class DINOv2ImageProcessingTester(ImageProcessingTester):
@@ -15,6 +22,11 @@ class DINOv2ImageProcessingTester(ImageProcessingTester):
         """The original reads transformers' static table."""
         return {"torchvision": DINOv2ImageProcessor, "pil": DINOv2ImageProcessorPil}
 
+    def prepare_post_process_semantic_segmentation_inputs(self):
+        """The original takes height and width of `size`, which is a shortest edge here."""
+        expected = {"num_labels": 3, "height": 4, "width": 5}
+        return {"outputs": SemanticSegmenterOutput(logits=torch.randn(self.batch_size, *expected.values()))}, expected
 
-class DINOv2ImageProcessingTest(ImageProcessingTestMixin, unittest.TestCase):
+
+class DINOv2ImageProcessingTest(PostProcessSemanticSegmentationTestMixin, ImageProcessingTestMixin, unittest.TestCase):
     image_processor_tester_class = DINOv2ImageProcessingTester

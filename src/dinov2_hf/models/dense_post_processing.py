@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import interpolate
+from transformers import BatchFeature
 from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmenterOutput
 
 
@@ -11,8 +12,11 @@ class DensePostProcessing:
     """What both image processors can do with the outputs of the heads for segmentation and depth."""
 
     def post_process_semantic_segmentation(
-        self, outputs: SemanticSegmenterOutput, target_sizes: Sequence[tuple[int, int]] | None = None
-    ) -> list[torch.Tensor]:
+        self,
+        outputs: SemanticSegmenterOutput,
+        target_sizes: Sequence[tuple[int, int]] | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[torch.Tensor] | list[BatchFeature]:
         """
         The most likely class of every pixel.
 
@@ -20,15 +24,22 @@ class DensePostProcessing:
             outputs: with `logits` `(B, num_labels, h, w)`.
             target_sizes: `(height, width)` for each image, to which the logits are resized (bilinear) first; `None`
                 leaves them at one for each patch.
+            return_segmentation_scores: also give the resized logits.
 
         Returns:
-            `B` tensors `(height, width)` of class numbers.
+            `B` tensors `(height, width)` of class numbers; with scores, `B` times `segmentation`, such a tensor, and
+            `segmentation_scores` `(num_labels, height, width)`.
 
         Raises:
             `ValueError`: there are not as many sizes as images.
         """
+        scores = [logits[0] for logits in resize_each(outputs.logits.float(), target_sizes, "target_sizes")]
+        classes = [logits.argmax(dim=0) for logits in scores]
+        if not return_segmentation_scores:
+            return classes
         return [
-            logits[0].argmax(dim=0) for logits in resize_each(outputs.logits.float(), target_sizes, "target_sizes")
+            BatchFeature({"segmentation": own, "segmentation_scores": logits})
+            for own, logits in zip(classes, scores, strict=True)
         ]
 
     def post_process_depth_estimation(
