@@ -48,6 +48,7 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
 
         from ..evaluation.result_card import check_card, update_model_card
         from ..evaluation.results import EvaluationResults, format_metrics
+        from ..training.distributed import let_gloo_finish
         from .backbone import load_backbone
 
         protocols = checked_protocols(protocol)
@@ -84,6 +85,7 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
         if processes.is_main_process and update_card:
             update_model_card(model, results.values)
         say(f"\n{format_metrics(results.metrics)}\n\n{results.path}")
+        let_gloo_finish(processes)
         processes.destroy_process_group()
 
     return run

@@ -3,7 +3,8 @@
 import time
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 
 
 def cpu_supports_bfloat16() -> bool:
@@ -53,13 +54,17 @@ def mean_over_processes(accelerator: Accelerator, values: dict[str, torch.Tensor
 
 
 def end_run(accelerator: Accelerator) -> None:
-    """
-    `accelerator.end_training()` (trackers send what they hold), after which the process may exit.
-
-    Before it gloo gets a moment: its threads live as long as the process, and one that still drops the tensors of the
-    last collective while Python exits aborts the process (https://github.com/pytorch/pytorch/pull/179291), so that a
-    finished run would end with an error.
-    """
-    if accelerator.num_processes > 1 and accelerator.device.type == "cpu":
-        time.sleep(0.5)  # milliseconds are needed, more of them on a busy machine
+    """`accelerator.end_training()` (trackers send what they hold), after which the process may exit."""
+    let_gloo_finish(accelerator.state)
     accelerator.end_training()
+
+
+def let_gloo_finish(state: AcceleratorState | PartialState) -> None:
+    """
+    Give gloo a moment, before the process group of several processes on CPUs is destroyed and they exit.
+
+    Its threads live as long as the process, and one that still drops the tensors of the last collective while Python
+    exits aborts the process (https://github.com/pytorch/pytorch/pull/179291): a finished run would end with an error.
+    """
+    if state.num_processes > 1 and state.device.type == "cpu":
+        time.sleep(0.5)  # milliseconds are needed, more of them on a busy machine
