@@ -24,7 +24,7 @@ ALLOWED = {
     "features": {"data"},  # one way to decode an image
     "feature_files": {"features"},
     "evaluation": {"features", "models", "data"},  # heads are trained on images, decoded in the one way
-    "curation": {"features", "feature_files", "data"},
+    "curation": {"features", "data"},
     "conversion": {"models", "pretraining"},
     "auto": {"models", "pretraining", "evaluation"},
     "cli": {*ROOMS, "auto", "features", "feature_files"},

@@ -106,10 +106,14 @@ def environment(config: str, **extra: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **device, **extra}
 
 
-def launch_command(config: str, num_processes: int, port: int) -> list[str]:
+def launch_command(config: str, num_processes: int, script: str) -> list[str]:
+    """Of a script of this folder, on a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
     command += ["--num_processes", str(num_processes), "--main_process_port", str(port)]
-    return [*command, str(Path(__file__).parent / "witness.py")]
+    return [*command, str(Path(__file__).parent / script)]
 
 
 @pytest.fixture(scope="session")
@@ -117,10 +121,7 @@ def launch(recipe, images):  # noqa: F811
     def launch(config: str, output_dir: Path, *flags: str, num_processes: int = 2, **extra: str) -> Run:
         witnessed = output_dir.with_name(f"{output_dir.name}.witnessed")
         witnessed.mkdir(exist_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        command = [*launch_command(config, num_processes, port), str(witnessed), "--config", str(recipe)]
+        command = [*launch_command(config, num_processes, "witness.py"), str(witnessed), "--config", str(recipe)]
         command += ["--train_data", str(images), "--output_dir", str(output_dir), *flags]
         finished = subprocess.run(command, capture_output=True, text=True, env=environment(config, **extra))
         return Run(output_dir, witnessed, finished.stdout + finished.stderr, finished.returncode)

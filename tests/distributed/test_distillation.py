@@ -4,9 +4,7 @@ a resumed run equals one that was not interrupted; and students that have a proc
 """
 
 import shutil
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from safetensors.torch import load_file
 from dinov2_hf.training.monitor import read_metrics
 from tests.examples.conftest import forget_accelerate, load_example
 
-from .conftest import CONFIGS, RECIPE, deepspeed, environment
+from .conftest import CONFIGS, RECIPE, clips_per_part, deepspeed, environment, launch_command
 
 
 # Sizes beyond ZeRO-3's limit of 100,000 elements are those of the backends' own tests.
@@ -48,20 +46,9 @@ def students_recipe(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def launch(students_recipe, teacher, images):
     def launch(config: str, output_dir: Path, *flags: str) -> subprocess.CompletedProcess:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        command = [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            str(CONFIGS / f"{config}.yaml"),
-        ]
-        command += ["--num_processes", "2", "--main_process_port", str(port)]
-        command += [str(Path(__file__).parent / "distill_witness.py"), "--config", str(students_recipe)]
+        command = [*launch_command(config, 2, "distill_witness.py"), "--config", str(students_recipe)]
         command += ["--teacher", str(teacher), "--train_data", str(images), "--output_dir", str(output_dir)]
-        command += ["--clip_per_part", str(not config.startswith("deepspeed")).lower(), *flags]
+        command += ["--clip_per_part", str(clips_per_part(config)).lower(), *flags]
         return subprocess.run(command, capture_output=True, text=True, env=environment(config), check=False)
 
     return launch
