@@ -9,7 +9,8 @@ from setuptools import find_packages, setup
 root = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (root / "src/dinov2_hf/__init__.py").read_text()).group(1)
 
-CURATION = ["faiss-cpu>=1.9", "scikit-learn>=1.4", "scipy>=1.11"]  # search, first centroids, connected components
+CLUSTERING = ["scikit-learn>=1.4", "scipy>=1.11"]  # first centroids, connected components
+CURATION = ["faiss-cpu>=1.9", *CLUSTERING]
 DATATROVE = ["datatrove>=0.10"]  # 0.10 goes with huggingface-hub 1
 DEEPSPEED = ["deepspeed>=0.19.8", "ninja>=1.11"]  # it compiles its operators when they are first used
 EVALUATION = ["av>=12.0", "scikit-learn>=1.4", "torchmetrics>=1.4"]  # video files, logistic regression, mIoU
@@ -47,13 +48,14 @@ setup(
     ],
     extras_require={
         "curation": CURATION,
-        "datatrove": [*CURATION, *DATATROVE],
+        "datatrove": DATATROVE,
         "deepspeed": DEEPSPEED,
         "evaluation": EVALUATION,
+        "faiss-gpu": ["faiss-gpu>=1.15", *CLUSTERING],  # in place of `curation`: both have the module `faiss`
         "multiband": MULTIBAND,
         "onnx": ONNX,
         "quickstart": ["scikit-learn>=1.4"],  # its handwritten digits
-        "ray": [*CURATION, *DATATROVE, "ray>=2.40"],
+        "ray": [*DATATROVE, "ray>=2.40"],
         "tensorboard": ["tensorboard>=2.15"],
         "test": [
             *CURATION,

@@ -2,6 +2,8 @@
 
     python examples/benchmarks/curation.py copies --images photographs.parquet --output copies.json
     python examples/benchmarks/curation.py recall --rows 100000 --output scale.json
+    python examples/benchmarks/curation.py recall --rows 1000000 --images photographs.parquet --model path/to/model \
+        --output scale.json
     python examples/benchmarks/curation.py deduplicate --rows 100000 --output scale.json
     python examples/benchmarks/curation.py beside_faiss --rows 100000 --output scale.json
     python examples/benchmarks/curation.py cluster --rows 100000 --output scale.json
@@ -13,6 +15,7 @@ Every run adds its record to the JSON file, in place of an older one of the same
 import argparse
 import json
 import os
+from operator import itemgetter
 from pathlib import Path
 
 import curation_scale
@@ -30,13 +33,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", choices=("copies", *curation_scale.RUNS))
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--images", nargs="+", help="parquet files; for copies one of a dataset without any")
+    parser.add_argument("--image_column", default="image")
     copies = parser.add_argument_group("copies")
-    copies.add_argument("--images", type=Path, help="parquet file of a dataset without copies")
-    copies.add_argument("--image_column", default="image")
     copies.add_argument("--originals", type=int, default=1000)
     copies.add_argument("--copied", type=int, default=200, help="of the originals, with every transform")
     copies.add_argument("--embedder", default="perceptual", help="or a model folder, a Hub name, a TorchScript file")
-    scale = parser.add_argument_group("the runs on synthetic vectors")
+    scale = parser.add_argument_group("the other runs, on synthetic vectors or features of random crops of --images")
+    scale.add_argument("--model", help="folder or Hub name of the network for the features")
     scale.add_argument("--rows", type=int, default=100_000)
     scale.add_argument("--query_share", type=float, default=1.0, help="of the rows that are searched for")
     scale.add_argument("--scratch", type=Path, help="folder for the vectors, which are deleted at the end")
@@ -44,16 +48,23 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     scale.add_argument("--num_probes", type=int, default=64)
     scale.add_argument("--candidates_per_neighbor", type=int, default=4)
     scale.add_argument("--training_rows", type=int, help="to train the index on")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.run != "copies" and (args.images is None) != (args.model is None):
+        parser.error("--images and --model go together.")
+    if args.run == "copies" and args.images is None:
+        parser.error("copies needs --images.")
+    return args
 
 
 def add_record(output: Path, run: str, record: dict) -> None:
     results = json.loads(output.read_text()) if output.exists() else {}
-    key = "embedder" if run == "copies" else "rows"
-    others = [old for old in results.get(run, []) if old[key] != record[key]]
-    results[run] = sorted([*others, record], key=lambda each: each[key])
-    if run in ("deduplicate", "cluster") and others:
-        results[f"growth_exponents_of_{run}"] = curation_scale.growth_exponents(results[run])
+    key = itemgetter("embedder") if run == "copies" else itemgetter("vectors", "rows")
+    others = [old for old in results.get(run, []) if key(old) != key(record)]
+    results[run] = sorted([*others, record], key=key)
+    if run in ("deduplicate", "cluster"):
+        alike = [each for each in results[run] if each["vectors"] == record["vectors"]]
+        if len(alike) > 1:
+            results[f"growth_exponents_of_{run}"] = curation_scale.growth_exponents(alike)
     partial = output.with_suffix(".partial")
     partial.write_text(json.dumps(results, indent=2))
     os.replace(partial, output)

@@ -1,7 +1,7 @@
 """Time, memory and recall of the curation stages on synthetic vectors; run by `curation.py`.
 
-The vectors are of width 512, around n/100 centres, with a cosine of 0.31 inside a cluster; a tenth of the rows are
-copies of others at a cosine of about 0.9.
+The synthetic vectors are of width 512, around n/100 centres, with a cosine of 0.31 inside a cluster; a tenth of the
+rows are copies of others at a cosine of about 0.9.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+from crop_vectors import crop_store
 
 from dinov2_hf.curation.clustering import ClusterMembers, assign_clusters, spherical_kmeans
 from dinov2_hf.curation.deduplication import deduplicate, deduplicate_against, neighbor_edges
@@ -37,13 +38,18 @@ def run(name: str, args: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder, Memory() as memory:
         stages = Stages(memory)
         with stages.timed("write_store"):
-            store, references = synthetic_store(Path(folder), args.rows)
+            if args.images:
+                store = crop_store(Path(folder), args.images, args.model, args.rows, args.image_column)
+                references = ArrayEmbeddings(store.read(0, QUERIES))
+            else:
+                store, references = synthetic_store(Path(folder), args.rows)
         with stages.timed("read_once"):
             read_once(store)
         found = RUNS[name](store, references, stages, args)
     return {
         "rows": args.rows,
-        "width": WIDTH,
+        "width": store.width,
+        "vectors": f"{Path(args.model).name} of crops" if args.images else "synthetic",
         "threads": faiss.omp_get_max_threads(),
         "load_average": os.getloadavg()[0],
         "seconds": stages.seconds,
@@ -53,8 +59,8 @@ def run(name: str, args: argparse.Namespace) -> dict:
     }
 
 
-def index_settings(args: argparse.Namespace) -> IndexSettings:
-    factory = args.factory or choose_index(args.rows, WIDTH).factory
+def index_settings(args: argparse.Namespace, width: int) -> IndexSettings:
+    factory = args.factory or choose_index(args.rows, width).factory
     return IndexSettings(factory, args.num_probes, args.candidates_per_neighbor)
 
 
@@ -90,7 +96,7 @@ def read_once(store: EmbeddingStore) -> None:
 
 def run_deduplicate(store, references, stages, args) -> dict:
     """Search of the whole pool by itself, both deduplications, and retrieval by sample."""
-    settings = index_settings(args)
+    settings = index_settings(args, store.width)
     with stages.timed("train_index"):
         index = train_index(store, settings, training_rows=args.training_rows)
     with stages.timed("fill_index"):
@@ -141,7 +147,7 @@ def run_cluster(store, references, stages, args) -> dict:
 
 def run_beside_faiss(store, references, stages, args, num_queries: int = 2000) -> dict:
     """Our search and that of faiss for as many candidates, in turns: the least CPU time of three."""
-    settings = index_settings(args)
+    settings = index_settings(args, store.width)
     num_queries = min(num_queries, len(store) // 2)
     with stages.timed("build_index"):
         index = add_rows(train_index(store, settings, training_rows=args.training_rows), store)
@@ -161,7 +167,7 @@ def run_beside_faiss(store, references, stages, args, num_queries: int = 2000) -
     }
     if not settings.is_exact and len(store) <= 1_000_000:
         # What faiss has for exact similarities: all vectors once more in memory.
-        exact = faiss.IndexScalarQuantizer(WIDTH, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+        exact = faiss.IndexScalarQuantizer(store.width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         for start in range(0, len(store), 8192):
             exact.add(store.read(start, min(start + 8192, len(store))))
         refined = faiss.IndexRefine(index, exact)
@@ -188,7 +194,7 @@ def run_recall(store, references, stages, args) -> dict:
     with stages.timed("exhaustive"):
         flat = IndexSettings("Flat")
         exact = search(build_index(store, flat), store, queries, NEIGHBORS, flat)
-    settings = index_settings(args)
+    settings = index_settings(args, store.width)
     with stages.timed("train_index"):
         index = train_index(store, settings, training_rows=args.training_rows)
     with stages.timed("fill_index"):
@@ -220,7 +226,7 @@ def graph_recall(exact, found, threshold: float) -> float:
 
 def run_large(store, references, stages, args) -> dict:
     """The index of a pool beyond memory, and the searches of a share of its rows."""
-    settings = index_settings(args)
+    settings = index_settings(args, store.width)
     with stages.timed("train_index"):
         index = train_index(store, settings, training_rows=args.training_rows)
     with stages.timed("fill_index"):
@@ -235,7 +241,7 @@ def run_large(store, references, stages, args) -> dict:
     return {
         "factory": settings.factory,
         "index_bytes": index.ntotal * (faiss.extract_index_ivf(index).code_size + 8),
-        "store_bytes": len(store) * WIDTH * 2,
+        "store_bytes": len(store) * store.width * 2,
         "edges": len(edges),
         "edge_recall_0.6": graph_recall(exact, few, 0.6),
         "searched_rows": count,

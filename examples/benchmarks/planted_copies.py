@@ -121,9 +121,7 @@ TRANSFORMS = {
 
 def run(args: argparse.Namespace) -> dict:
     """Precision and recall of each transform at each threshold."""
-    if args.images is None:
-        raise SystemExit("--images is needed: a parquet file with one column of images, none a copy of another.")
-    table = datasets.Dataset.from_parquet(str(args.images))
+    table = datasets.Dataset.from_parquet(args.images)
     originals = [image.convert("RGB") for image in table[: args.originals][args.image_column]]
     began = time.perf_counter()
     embed, vectors = embedder(args.embedder, originals)

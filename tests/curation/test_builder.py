@@ -8,6 +8,7 @@ import pytest
 from dinov2_hf.cli import main
 from dinov2_hf.curation import CuratedImages
 from dinov2_hf.curation.hub_dataset import push_dataset
+from dinov2_hf.curation.sources import OpenSources, read_source
 from tests.hub.conftest import client, environment, hub, session_hub, start_client  # noqa: F401
 
 from .scenes import encoded, scene
@@ -70,6 +71,12 @@ def upload(output_dir, repo_id, **options):
     return push_dataset(output_dir, repo_id, **options)
 
 
+def ids_of_source(name):
+    """Runs in a process of its own, which knows the fake Hub."""
+    sources = OpenSources([("uncurated", read_source({"path": name, "id_column": "id"}))])
+    return [sources.image_id(row) for row in range(len(sources))]
+
+
 def test_an_unfinished_curation_is_not_uploaded(planted, tmp_path):
     planted.curate("ingest")
     with pytest.raises(ValueError, match="holds no finished dataset: run `dinov2-hf curate` to its end first"):
@@ -112,3 +119,10 @@ def test_an_upload(planted, tmp_path, hub, client):  # noqa: F811
         "data/train-00000-of-00001.parquet"
     ]
     assert hub.repos["ada/images"].commits == ["Upload curated dataset"] * 2
+
+
+def test_a_dataset_on_the_hub_is_a_source(planted, hub, client):  # noqa: F811
+    curation = planted.curate()
+    client(upload, curation.output_dir, "ada/images")
+    ids = ["pool/0", "pool/7", "pool/8", "curated/0", "curated/1"]
+    assert client(ids_of_source, "ada/images") == [f"images/{name}" for name in ids]

@@ -6,7 +6,9 @@ import pickle
 import tarfile
 
 import datasets
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from dinov2_hf.curation.sources import ImageSource, OpenSources, named_apart, read_source
 from dinov2_hf.data import decode_image
@@ -45,6 +47,10 @@ def layouts(tmp_path):
     (downloaded / "00000_stats.json").write_text("{}")
     files = write_scenes(tmp_path / "img2dataset_files" / "00000", range(4)).parent
     datasets.Dataset.from_dict({"url": list("abcd")}).to_parquet(str(files / "00000.parquet"))
+    (tmp_path / "img2dataset_parquet").mkdir()
+    table = {"key": [f"00000000{seed}" for seed in range(4)], "jpg": [encoded(scene(seed)) for seed in range(4)]}
+    parquet.write_table(pa.table(table), tmp_path / "img2dataset_parquet" / "00000.parquet")
+    (tmp_path / "img2dataset_parquet" / "00000_stats.json").write_text("{}")
     datasets.Dataset.from_dict({"image": [str(p) for p in sorted((tmp_path / "folder").iterdir())]}).cast_column(
         "image", datasets.Image()
     ).save_to_disk(str(tmp_path / "saved"))
@@ -52,7 +58,8 @@ def layouts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["folder", "table.parquet", "webdataset", "img2dataset", "img2dataset_files", "saved"]
+    "name",
+    ["folder", "table.parquet", "webdataset", "img2dataset", "img2dataset_files", "img2dataset_parquet", "saved"],
 )
 def test_every_layout_gives_the_same_images(layouts, name):
     sources = OpenSources([("uncurated", read_source(str(layouts / name)))])

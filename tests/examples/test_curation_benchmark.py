@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinov2_hf import DINOv2Config, DINOv2ImageProcessor, DINOv2Model
+
 from .conftest import EXAMPLES, load_example
 
 
@@ -47,17 +49,37 @@ def test_clustering_recall_and_speed(main, tmp_path):
     assert everything["edge_recall_0.6"] == 1
 
 
-def test_planted_copies(main, tmp_path):
+@pytest.fixture
+def photographs(tmp_path):
+    """A parquet file of smooth pictures: noise of 8 x 8 pixels, enlarged."""
     generator = np.random.default_rng(0)
-    # Smooth pictures: noise of 8 x 8 pixels, enlarged.
     images = [
         Image.fromarray(generator.integers(0, 255, (8, 8, 3), np.uint8)).resize((160, 120), Image.Resampling.BICUBIC)
         for _ in range(6)
     ]
     features = datasets.Features({"image": datasets.Image()})
     datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(tmp_path / "images.parquet")
+    return str(tmp_path / "images.parquet")
+
+
+def test_recall_among_crops_of_photographs(main, photographs, tmp_path):
+    config = DINOv2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    DINOv2Model(config).save_pretrained(tmp_path / "model")
+    DINOv2ImageProcessor().save_pretrained(tmp_path / "model")
+    output = tmp_path / "recall.json"
+    index = ["--factory", "IVF4,Flat", "--num_probes", "4", "--training_rows", "160"]
+    main(
+        ["recall", "--images", photographs, "--model", str(tmp_path / "model"), "--rows", "1200", *index]
+        + ["--output", str(output)]
+    )
+    (record,) = json.loads(output.read_text())["recall"]
+    assert (record["rows"], record["width"], record["vectors"]) == (1200, 32, "model of crops")
+    assert record["recall"]["4 probes, 4 candidates"]["neighbor_recall"] > 0.99  # all lists are visited
+
+
+def test_planted_copies(main, photographs, tmp_path):
     output = tmp_path / "copies.json"
-    main(["copies", "--images", str(tmp_path / "images.parquet"), "--copied", "3", "--output", str(output)])
+    main(["copies", "--images", photographs, "--copied", "3", "--output", str(output)])
     (record,) = json.loads(output.read_text())["copies"]
     assert (record["originals"], record["copied"]) == (6, 3)
     assert len(record["transforms"]) == 17

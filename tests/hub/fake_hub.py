@@ -8,7 +8,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
@@ -65,6 +65,14 @@ def serve_fake_hub():
         server.server_close()
 
 
+def file_entry(path: str, content: bytes) -> dict:
+    return {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+
+
+def folder_entry(path: str) -> dict:
+    return {"type": "directory", "path": path, "oid": "0" * 40}
+
+
 class Handler(BaseHTTPRequestHandler):
     hub: FakeHub
     protocol_version = "HTTP/1.1"
@@ -109,7 +117,7 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.hub.repos.get(repo_id)
         if repo is None or (repo.private and user != repo_id.split("/")[0]):
             return self.refuse(401 if user is None else 404, "Repository not found", "RepoNotFound")
-        if self.command == "POST" or action == "auth-check":
+        if (self.command == "POST" and action != "paths-info") or action == "auth-check":
             if user is None:
                 return self.refuse(401, "Authentication is required")
             if not may_write or user != repo_id.split("/")[0]:
@@ -163,10 +171,24 @@ class Handler(BaseHTTPRequestHandler):
         files = {path: content for path, content in repo.branches[branch].items() if path.startswith(folder)}
         if folder and not files:
             return self.refuse(404, "Entry not found", "EntryNotFound")
-        entries = [
-            {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-            for path, content in files.items()
-        ]
+        entries = {path: file_entry(path, content) for path, content in files.items()}
+        if "recursive=True" not in urlsplit(self.path).query:
+            prefix = f"{folder}/" if folder else ""
+            for path in list(entries):
+                child, _, deeper = path.removeprefix(prefix).partition("/")
+                if deeper:
+                    del entries[path]
+                    entries[prefix + child] = folder_entry(prefix + child)
+        self.answer(200, list(entries.values()))
+
+    def paths_info(self, repo_id: str, repo: Repo, revision: str, body: bytes) -> None:
+        files = repo.branches[repo.branch_of(revision)]
+        entries = []
+        for path in parse_qs(body.decode())["paths"]:
+            if path in files:
+                entries.append(file_entry(path, files[path]))
+            elif any(name.startswith(f"{path}/") for name in files):
+                entries.append(folder_entry(path))
         self.answer(200, entries)
 
     def preupload(self, repo_id: str, repo: Repo, revision: str, body: bytes) -> None:

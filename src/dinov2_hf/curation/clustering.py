@@ -7,6 +7,7 @@ hold the same centroids (paper, appendix A: distributed k-means of the pool into
 Shapes: `n` rows, `K` clusters, `D` width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import faiss
@@ -18,6 +19,7 @@ from torch import distributed
 from tqdm.auto import tqdm
 
 from .embeddings import UnitVectors, rank_range, row_blocks
+from .faiss_gpus import on_gpus
 
 
 # Beyond, choosing spread-out first centroids, whose cost grows with K^2, takes longer than the rounds after it.
@@ -47,6 +49,7 @@ def spherical_kmeans(
     num_iterations: int = 20,
     training_rows: int | None = None,
     seed: int = 0,
+    gpus: Sequence[int] = (),
     progress: bool = False,
 ) -> KMeans:
     """Cluster by cosine: centroids are the means of their rows, brought to unit length.
@@ -59,6 +62,7 @@ def spherical_kmeans(
             are plenty.
         seed: of the sample, the first centroids (k-means++ up to `SPREAD_CLUSTERS`, random rows beyond) and the
             splits of large clusters.
+        gpus: that find the nearest centroids, from `gpus_for_faiss`.
         progress: show a bar over all rounds.
 
     Raises:
@@ -82,7 +86,7 @@ def spherical_kmeans(
     objective, num_reassigned = [], 0
     with tqdm(total=num_iterations * (stop - start), unit="row", desc="K-means", disable=not progress) as bar:
         for _ in range(num_iterations):
-            sums, counts, total = _cluster_sums(vectors, sample, start, stop, centroids, bar)
+            sums, counts, total = _cluster_sums(vectors, sample, start, stop, centroids, gpus, bar)
             for values in (sums, counts, total):
                 _sum_over_processes(values)
             objective.append(float(total[0] / chosen))
@@ -105,12 +109,12 @@ def _first_centroids(vectors, sample, num_rows, num_clusters, generator) -> np.n
     return np.ascontiguousarray(found)
 
 
-def _cluster_sums(vectors, sample, start, stop, centroids, bar) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _cluster_sums(vectors, sample, start, stop, centroids, gpus, bar) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(K, D) float64 sums, (K,) int64 counts and (1,) float64 sum of cosines over a range of the training rows."""
     sums = np.zeros(centroids.shape)
     counts = np.zeros(len(centroids), np.int64)
     total = np.zeros(1)
-    index = _centroid_index(centroids)
+    index = _centroid_index(centroids, gpus)
     for first, end in row_blocks(start, stop):
         block = vectors.read(first, end) if sample is None else vectors.take(sample[first:end])
         similarities, clusters = index.search(block, 1)
@@ -124,10 +128,10 @@ def _cluster_sums(vectors, sample, start, stop, centroids, bar) -> tuple[np.ndar
     return sums, counts, total
 
 
-def _centroid_index(centroids: np.ndarray) -> faiss.IndexFlatIP:
+def _centroid_index(centroids: np.ndarray, gpus: Sequence[int]) -> faiss.Index:
     index = faiss.IndexFlatIP(centroids.shape[1])
     index.add(centroids)
-    return index
+    return on_gpus(index, gpus)
 
 
 def _is_distributed() -> bool:
@@ -157,6 +161,7 @@ def assign_clusters(
     *,
     start: int = 0,
     stop: int | None = None,
+    gpus: Sequence[int] = (),
     progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The most similar centroid of each row from `start` to `stop`.
@@ -170,7 +175,7 @@ def assign_clusters(
     if centroids.ndim != 2 or centroids.shape[1] != vectors.width:
         raise ValueError(f"centroids have shape {centroids.shape}, but the vectors have width {vectors.width}.")
     stop = len(vectors) if stop is None else stop
-    index = _centroid_index(np.ascontiguousarray(centroids, dtype=np.float32))
+    index = _centroid_index(np.ascontiguousarray(centroids, dtype=np.float32), gpus)
     clusters = np.empty(stop - start, np.int64)
     similarities = np.empty(stop - start, np.float32)
     with tqdm(total=stop - start, unit="row", desc="Assign", disable=not progress) as bar:

@@ -204,7 +204,7 @@ class EmbeddingStore:
         rows = np.asarray(rows, dtype=np.int64)
         shards = np.searchsorted(self.offsets, rows, side="right") - 1
         stored = np.empty((len(rows), self.width), self._gathered_dtype)
-        for shard in np.unique(shards):
+        for shard in np.flatnonzero(np.bincount(shards)):
             places = np.flatnonzero(shards == shard)
             stored[places] = self._vectors[shard][rows[places] - self.offsets[shard]]
         return _unit_rows(_in_single_precision(stored), lambda row: self._name_of(int(rows[row])))

@@ -54,6 +54,7 @@ def hierarchical_kmeans(
     num_iterations: int = 20,
     training_rows: int | None = None,
     seed: int = 0,
+    gpus: Sequence[int] = (),
     progress: bool = False,
 ) -> Hierarchy:
     """Cluster rows, then the centroids of the rows' clusters, and so on.
@@ -64,7 +65,7 @@ def hierarchical_kmeans(
         num_resamplings: times that each level is learned again from the rows nearest to its centroids; 0: plain
             k-means at every level.
         resampled_rows: how many nearest rows of each cluster it is learned from; all of a smaller cluster.
-        num_iterations, training_rows: of `spherical_kmeans`; the sample is for level 1 only.
+        num_iterations, training_rows, gpus: of `spherical_kmeans`; the sample is for level 1 only.
         seed: of all choices.
 
     Raises:
@@ -79,17 +80,18 @@ def hierarchical_kmeans(
     centroids, parents, similarities = [], [], None
     inputs = vectors
     for level, count in enumerate(num_clusters):
-        options = {"num_iterations": num_iterations, "progress": progress}
+        where = {"gpus": gpus, "progress": progress}
+        options = {"num_iterations": num_iterations, **where}
         sample = training_rows if level == 0 else None
         found = spherical_kmeans(inputs, count, training_rows=sample, seed=seed, **options)
-        assigned, cosines = assign_clusters(inputs, found.centroids, progress=progress)
+        assigned, cosines = assign_clusters(inputs, found.centroids, **where)
         for step in range(num_resamplings):
             nearest = _nearest_of_each(assigned, cosines, count, resampled_rows)
             # Where clusters are tiny there may be too few rows for another round.
             if len(nearest) < count:
                 break
             found = spherical_kmeans(ChosenRows(inputs, nearest), count, seed=seed + step + 1, **options)
-            assigned, cosines = assign_clusters(inputs, found.centroids, progress=progress)
+            assigned, cosines = assign_clusters(inputs, found.centroids, **where)
         if similarities is None:
             similarities = cosines
         centroids.append(found.centroids)

@@ -11,6 +11,7 @@ import numpy as np
 
 from .deduplication import Edges, neighbor_edges
 from .embeddings import ChosenRows, UnitVectors
+from .faiss_gpus import gpus_for_faiss
 from .manifests import UnfinishedShard, shard_range
 from .neighbors import (
     IndexSettings,
@@ -39,24 +40,26 @@ def pool_of(curation: Curation, of: str) -> UnitVectors:
 def train_index_shard(of: str, curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
     """Choose the index; an inverted file is trained and saved."""
     arguments, pool = curation.arguments, pool_of(curation, of)
+    gpus = gpus_for_faiss(arguments.device)
     if arguments.index is None:
-        settings = choose_index(len(pool), pool.width, arguments.index_memory_gb * 1e9)
+        settings = choose_index(len(pool), pool.width, arguments.index_memory_gb * 1e9, for_gpus=bool(gpus))
     else:
         settings = IndexSettings(arguments.index)
     (shard.folder / "settings.json").write_text(json.dumps(vars(settings)))
     if settings.factory != "Flat":
-        save_index(train_index(pool, settings, seed=arguments.seed), shard.folder / INDEX_FILE)
+        save_index(train_index(pool, settings, seed=arguments.seed, gpus=gpus), shard.folder / INDEX_FILE)
     shard.rows = len(pool)
 
 
 def fill_index_shard(of: str, curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
     """Add a range of the pool to a copy of the trained index."""
-    pool = pool_of(curation, of)
+    arguments, pool = curation.arguments, pool_of(curation, of)
     rows = shard_range(len(pool), rank, world_size)
     shard.rows = len(rows)
     if _settings(curation, of).factory != "Flat":
         trained = load_index(curation.folders[f"{of}_train_index"].shard(0) / INDEX_FILE)
-        filled = add_rows(trained, pool, rows.start, rows.stop, progress=curation.arguments.progress)
+        gpus = gpus_for_faiss(arguments.device)
+        filled = add_rows(trained, pool, rows.start, rows.stop, gpus=gpus, progress=arguments.progress)
         save_index(filled, shard.folder / INDEX_FILE)
 
 
@@ -88,6 +91,7 @@ def search_copies_shard(curation: Curation, rank: int, world_size: int, shard: U
             # An exhaustive search knows every similarity; others read vectors only while they find copies.
             floor=-1.0 if settings.is_exact else threshold,
             skip_self=True,
+            gpus=gpus_for_faiss(arguments.device),
             progress=arguments.progress,
         )
         edges = neighbor_edges(neighbors, threshold, start=rows.start)
@@ -109,13 +113,17 @@ def search_benchmarks_shard(curation: Curation, rank: int, world_size: int, shar
         np.isin(pool.ids[rows.start : rows.stop], curation.array("deduplicate", "kept"))
     )
     if references is not None and len(left):
-        settings = choose_index(len(references), references.width, arguments.index_memory_gb * 1e9)
+        gpus = gpus_for_faiss(arguments.device)
+        settings = choose_index(
+            len(references), references.width, arguments.index_memory_gb * 1e9, for_gpus=bool(gpus)
+        )
         neighbors = search(
-            build_index(references, settings, seed=arguments.seed),
+            build_index(references, settings, seed=arguments.seed, gpus=gpus),
             references,
             ChosenRows(pool, left),
             1,
             settings,
+            gpus=gpus,
             progress=arguments.progress,
         )
         found = neighbor_edges(neighbors, arguments.benchmark_threshold)
@@ -146,6 +154,7 @@ def search_retrieval_shard(curation: Curation, rank: int, world_size: int, shard
             settings,
             start=part.start,
             stop=part.stop,
+            gpus=gpus_for_faiss(arguments.device),
             progress=arguments.progress,
         )
         np.savez(shard.folder / f"{number}.npz", rows=neighbors.rows, similarities=neighbors.similarities)

@@ -8,6 +8,7 @@ from pyarrow import parquet
 
 from .clustering import ClusterMembers, assign_clusters, spherical_kmeans
 from .dropped_images import write_dropped
+from .faiss_gpus import gpus_for_faiss
 from .hierarchical_clustering import balanced_sample, hierarchical_kmeans
 from .manifests import UnfinishedShard, shard_range
 from .neighbors import Neighbors
@@ -41,6 +42,7 @@ def kmeans_shard(curation: Curation, rank: int, world_size: int, shard: Unfinish
         num_iterations=arguments.kmeans_iterations,
         training_rows=TRAINING_ROWS_PER_CLUSTER * arguments.num_clusters,
         seed=arguments.seed,
+        gpus=gpus_for_faiss(arguments.device),
         progress=arguments.progress,
     )
     np.save(shard.folder / "centroids.npy", result.centroids)
@@ -49,12 +51,16 @@ def kmeans_shard(curation: Curation, rank: int, world_size: int, shard: Unfinish
 
 def assign_clusters_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
     """The cluster of a range of the pool that is left: `clusters.npy`."""
-    pool, _ = curation.candidates()
+    arguments, (pool, _) = curation.arguments, curation.candidates()
     rows = shard_range(len(pool), rank, world_size)
     clusters, _ = assign_clusters(
-        pool, curation.array("kmeans", "centroids"), start=rows.start, stop=rows.stop,
-        progress=curation.arguments.progress,
-    )  # fmt: skip
+        pool,
+        curation.array("kmeans", "centroids"),
+        start=rows.start,
+        stop=rows.stop,
+        gpus=gpus_for_faiss(arguments.device),
+        progress=arguments.progress,
+    )
     np.save(shard.folder / "clusters.npy", clusters)
     shard.rows = len(rows)
 
@@ -80,7 +86,7 @@ def retrieve_shard(curation: Curation, rank: int, world_size: int, shard: Unfini
         clusters = np.concatenate([np.load(p) for p in curation.folders["assign_clusters"].files("clusters.npy")])
         members = ClusterMembers(clusters, len(centroids))
         for number, _, queries in by_cluster:
-            query_clusters, _ = assign_clusters(queries, centroids)
+            query_clusters, _ = assign_clusters(queries, centroids, gpus=gpus_for_faiss(arguments.device))
             retrievals[curation.sources.sources[number].name] = retrieve_by_cluster(
                 members,
                 query_clusters,
@@ -119,6 +125,7 @@ def sample_hierarchy_shard(curation: Curation, rank: int, world_size: int, shard
         num_iterations=arguments.kmeans_iterations,
         training_rows=TRAINING_ROWS_PER_CLUSTER * arguments.hierarchy[0],
         seed=arguments.seed,
+        gpus=gpus_for_faiss(arguments.device),
         progress=arguments.progress,
     )
     rows = balanced_sample(hierarchy, arguments.target_size, seed=arguments.seed)
