@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--embedder", default="perceptual")
     parser.add_argument("--retrieval_embedder", help="(default: embedder)")
     parser.add_argument("--num_processes", type=int, default=1)
+    parser.add_argument("--overwrite", action="store_true", help="with other options, keep the stages that stay")
     args = parser.parse_args(argv)
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> dict:
             retrieval_embedder=args.retrieval_embedder,
             keep_columns=["label"],
             num_processes=args.num_processes,
+            overwrite=args.overwrite,
         )
     )
     found = datasets.Dataset.from_parquet([str(p) for p in (curation.output_dir / "dataset" / "data").iterdir()])

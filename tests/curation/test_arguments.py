@@ -67,6 +67,11 @@ def test_the_defaults_are_the_paper_s():
         ({"deduplication_treshold": 0.5}, "'deduplication_treshold', which is no field .* deduplication_threshold"),
         ({"torchscript_size": [1, 2, 3]}, "torchscript_size is .*, but must be .shorter side. or"),
         ({"nsfw_threshold": 2}, "nsfw_threshold is 2.0, but must be from 0 to 1"),
+        ({"torchscript_size": ["x"]}, "torchscript_size is .*, but 'x' must be of type int"),
+        ({"filters": [3]}, "filters is .*, but 3 must be of type str"),
+        ({"min_bytes": 9, "max_bytes": 3}, r"min_bytes is 9, more than max_bytes \(3\)"),
+        ({"target_size": 9}, "target_size is 9, but selection is 'all': it is for selection 'hierarchical'"),
+        ({"curated": ["others"], "hierarchy": [2]}, r"hierarchy is \[2\], but selection is 'retrieval'"),
     ],
 )
 def test_mistakes(values, message):
@@ -96,3 +101,17 @@ def test_mistakes_of_a_launch(planted):
         planted.curate(output_dir="")
     with pytest.raises(ValueError, match="retrieval_num_neighbors is 9, but only 7 images of the pool are left"):
         planted.curate(retrieval_num_neighbors=9)
+
+
+def test_numbers_that_no_pool_of_this_size_allows(planted):
+    """Known before an image is read; what deduplication leaves is known later."""
+    curated = {"path": str(planted.folder / "curated"), "retrieval": "cluster"}
+    with pytest.raises(ValueError, match="num_clusters is 100000, but the pool has only 12 images"):
+        planted.curate(curated=[curated])
+    with pytest.raises(ValueError, match="retrieval_num_neighbors is 13, but the pool has only 12 images"):
+        planted.curate(retrieval_num_neighbors=13)
+    with pytest.raises(ValueError, match="hierarchy is 20, but the pool has only 12 images"):
+        planted.curate(curated=[], hierarchy=[20, 2], target_size=3)
+    with pytest.raises(ValueError, match="index 'HNSW32' is not among the tested forms"):
+        planted.curate(index="HNSW32")
+    assert not (planted.folder / "out").exists()

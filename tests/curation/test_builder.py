@@ -1,8 +1,10 @@
 """The curation as a builder of `datasets`, the command, and the upload."""
 
 import json
+import shutil
 
 import datasets
+import numpy as np
 import pytest
 
 from dinov2_hf.cli import main
@@ -48,11 +50,18 @@ def test_new_files_are_another_dataset(planted, tmp_path):
     assert builder(planted, tmp_path, uncurated=str(pool)).fingerprint != before
 
 
+def test_new_vectors_are_another_dataset(planted, tmp_path):
+    shutil.copytree(planted.folder / "vectors", tmp_path / "mine")
+    before = builder(planted, tmp_path, embedder=str(tmp_path / "mine")).fingerprint
+    np.save(tmp_path / "mine" / "pool.npy", np.load(tmp_path / "mine" / "pool.npy")[::-1])
+    assert builder(planted, tmp_path, embedder=str(tmp_path / "mine")).fingerprint != before
+
+
 def test_the_command(planted, tmp_path, capsys):
     words = [
         "curate", "--uncurated", planted.folder / "pool", "--curated", planted.folder / "curated", "--embedder",
         planted.folder / "vectors", "--output_dir", tmp_path / "out", "--retrieval_num_neighbors", 2,
-        "--num_shards", 2, "--no-progress",
+        "--num_shards", 2, "--no-progress", "--perceptual_hash_distance", "null",
     ]  # fmt: skip
     main([str(word) for word in [*words, "--stage", "ingest"]])
     assert "ingest                   2 of 2 shards, 14 rows" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -93,7 +94,7 @@ def test_retrieval_by_cluster(planted, tmp_path):
 
 
 def test_a_hierarchy_needs_no_curated_images(planted, tmp_path):
-    changes = {"curated": [], "selection": "hierarchical", "hierarchy": [4, 2], "target_size": 5}
+    changes = {"curated": [], "hierarchy": [4, 2], "target_size": 5}
     curation = planted.curate(**changes)
     found = dataset(curation.output_dir, tmp_path)["id"]
     assert len(found) == 5
@@ -112,6 +113,93 @@ def test_the_best_of_a_group_stays(planted, tmp_path):
     scene(1, width=192, height=144).save(pool / "001.png")
     curation = planted.curate(uncurated=str(pool), representative="best_quality")
     assert dropped(curation.output_dir)["pool/0"][2] == "pool/1"
+
+
+def test_the_best_of_equal_hashes_stays(tmp_path):
+    """Which of a picture's sizes stays is decided before vectors are compared, by the same rule."""
+    for seed in range(4):
+        (tmp_path / "pool").mkdir(exist_ok=True)
+        small = scene(seed).resize((48, 36), Image.Resampling.LANCZOS)
+        small.save(tmp_path / "pool" / f"a{seed}.png")
+        scene(seed).save(tmp_path / "pool" / f"b{seed}.png")
+    arguments = {"uncurated": str(tmp_path / "pool"), "perceptual_hash_distance": 8, "progress": False}
+    for rule, stays in (("smallest_id", range(4)), ("best_quality", range(4, 8))):
+        output_dir = str(tmp_path / rule)
+        curation = curate(CurationArguments(**arguments, output_dir=output_dir, representative=rule), "ingest")
+        assert curation.array("hash_deduplicate", "uncurated").tolist() == list(stays)
+
+
+def test_dropped_images_are_found_by_their_paths(planted):
+    curation = planted.curate()
+    files = sorted((planted.folder / "pool").iterdir())
+    for row in parquet.read_table(curation.output_dir / "dropped.parquet").to_pylist():
+        assert row["path"] == str(files[row["row_id"]])
+
+
+@pytest.mark.parametrize(("num_shards", "index"), [(1, "Flat"), (12, None), (5, "IVF2,Flat")])
+def test_neither_shards_nor_the_index_change_what_is_chosen(planted, num_shards, index):
+    expected = dropped(planted.curate().output_dir)
+    found = planted.curate(output_dir=str(planted.folder / "other"), num_shards=num_shards, index=index)
+    assert dropped(found.output_dir) == expected
+
+
+def test_retrieval_by_vectors_of_its_own(planted, tmp_path):
+    """Copies are told by one embedder, what resembles curated images by another, by which 9 is the nearest."""
+    vectors = {"pool": np.eye(12, 14), "curated": np.eye(14)[[9, 9]], "benchmark": np.eye(14)[[13]]}
+    (tmp_path / "others").mkdir()
+    for name, array in vectors.items():
+        np.save(tmp_path / "others" / f"{name}.npy", array.astype(np.float32))
+    curation = planted.curate(
+        retrieval_embedder=str(tmp_path / "others"), retrieval_num_neighbors=1, include_curated=False
+    )
+    assert dataset(curation.output_dir, tmp_path)["id"] == ["pool/9"]
+    assert dropped(curation.output_dir)["pool/1"][0] == "deduplicate"
+
+
+def test_curated_images_without_a_vector_are_left_out(planted, tmp_path):
+    shutil.copytree(planted.folder / "vectors", tmp_path / "broken")
+    vectors = np.load(tmp_path / "broken" / "curated.npy")
+    vectors[1] = np.nan
+    np.save(tmp_path / "broken" / "curated.npy", vectors)
+    curation = planted.curate(embedder=str(tmp_path / "broken"))
+    assert dropped(curation.output_dir)["curated/1"] == ("embed", "its vector is not finite", None)
+    assert dataset(curation.output_dir, tmp_path)["id"] == ["pool/7", "pool/8", "curated/0"]
+
+
+def test_images_that_vanish_before_they_are_written_are_counted_once(planted, tmp_path):
+    shutil.copytree(planted.folder / "pool", tmp_path / "copy")
+    files = sorted((tmp_path / "copy").iterdir())
+    table = datasets.Dataset.from_dict({"image": [str(file) for file in files]})
+    table.cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "table"))  # it names the files
+    changes = {"uncurated": [{"path": str(tmp_path / "table"), "name": "pool"}], "accounting": "multiset"}
+    for step in ("ingest", "embed", "deduplicate", "relative_deduplicate", "retrieve"):
+        planted.curate(step, **changes)
+    files[7].unlink()
+    curation = planted.curate(**changes)
+    assert dropped(curation.output_dir)["pool/7"][:2] == ("build", "cannot be read again")
+    report = json.loads((curation.output_dir / "report.json").read_text())
+    found = dataset(curation.output_dir, tmp_path)["id"]
+    assert found == ["pool/0", "pool/8", "curated/0", "curated/1"]
+    assert (report["dataset"]["images"], report["dataset"]["from_the_pool"]) == (4, 2)
+    assert report["funnel"][-1]["dropped"] == {"cannot be read again": 1}
+    assert report["funnel"][-1]["images_out"] == 2
+
+
+def test_a_refused_run_changes_nothing(planted):
+    curation = planted.curate()
+    before = (curation.output_dir / "curation.yaml").read_text()
+    with pytest.raises(ValueError, match="deduplication_threshold"):
+        planted.curate(deduplication_threshold=0.99, license="mit")
+    assert (curation.output_dir / "curation.yaml").read_text() == before
+
+
+def test_a_finished_dataset_is_not_put_in_place_again(planted):
+    """Another program may be reading it."""
+    curation = planted.curate()
+    data = curation.output_dir / "dataset" / "data"
+    before = data.stat().st_ino
+    planted.curate()
+    assert data.stat().st_ino == before
 
 
 def test_launches_and_processes_give_the_same_dataset(planted, tmp_path):
@@ -149,6 +237,7 @@ def test_a_change_is_refused_before_any_work_and_overwrite_keeps_what_it_can(pla
     again = {name: folder.shard(0).stat().st_mtime_ns for name, folder in curation.folders.items()}
     assert [name for name in made if made[name] == again[name]] == [
         "ingest", "hash_deduplicate", "embed", "copies_train_index", "copies_fill_index", "copies_merge_index",
+        "benchmarks_train_index", "benchmarks_fill_index", "benchmarks_merge_index",
     ]  # fmt: skip
     assert "deduplicate" not in {stage for stage, _, _ in dropped(curation.output_dir).values()}
 

@@ -134,8 +134,15 @@ def test_files_that_do_not_fit(planted, tmp_path):
     parquet.write_table(
         pa.table({"id": [f"pool/{row}" for row in range(12)], "features": vectors}), tmp_path / "w.parquet"
     )
-    with pytest.raises(ValueError, match="w.parquet' has vectors of different widths"):
+    with pytest.raises(ValueError, match=r"w.parquet' has a vector of shape \(2,\) for 'pool/1', but one of \(1,\)"):
         embed("w.parquet", num_shards=1)
+    parquet.write_table(pa.table({"row": ["a"], "features": [[1.0]]}), tmp_path / "text.parquet")
+    with pytest.raises(ValueError, match="text.parquet' needs integers in the column 'row'"):
+        embed("text.parquet", curated=[], benchmarks=[])
+    for name, message in (("broken.npy", "no readable .npy file"), ("broken.parquet", "no readable parquet file")):
+        (tmp_path / name).write_bytes(b"no")
+        with pytest.raises(ValueError, match=f"{name}' is {message}"):
+            embed(name)
 
 
 def test_vectors_of_another_width_than_the_other_shards(planted, tmp_path):
@@ -164,7 +171,7 @@ def test_embedders_that_cannot_be_loaded(planted, tmp_path):
     planted.curate("ingest", embedder=str(tmp_path / "not.pt"))
     with pytest.raises(ValueError, match="not.pt', which is no TorchScript file"):
         planted.curate("embed", embedder=str(tmp_path / "not.pt"))
-    changes = {"embedder": "nobody/nothing", "output_dir": str(tmp_path / "hub")}
-    planted.curate("ingest", **changes)
-    with pytest.raises(ValueError, match="embedder is 'nobody/nothing', which cannot be loaded"):
-        planted.curate("embed", **changes)
+    for field in ("embedder", "retrieval_embedder", "nsfw_model", "face_model"):
+        with pytest.raises(ValueError, match=f"{field} is 'nobody/nothing', which cannot be loaded"):
+            planted.curate("ingest", output_dir=str(tmp_path / "hub"), **{field: "nobody/nothing"})
+    assert not (tmp_path / "hub").exists()  # known before any work

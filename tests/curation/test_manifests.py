@@ -2,11 +2,16 @@
 
 import errno
 import json
+import os
+import resource
+import shutil
+import signal
 
 import numpy as np
 import pytest
 
-from dinov2_hf.curation.executors import Stage, remove_changed, run_stage
+from dinov2_hf.curation import manifests
+from dinov2_hf.curation.executors import Stage, remove_changed, run_stage, start_pool
 from dinov2_hf.curation.manifests import StageFolder, checksum, shard_range
 
 
@@ -25,6 +30,19 @@ def fill_the_disk(rank: int, world_size: int, shard) -> None:
     (shard.folder / "half.npy").write_bytes(b"1234")
     if rank == 1:
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def write_beyond_the_limit(rank: int, world_size: int, shard) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, before[1]))
+    try:
+        np.save(shard.folder / "numbers.npy", np.zeros(10**6))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def be_killed(rank: int, world_size: int, shard) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Numbers:
@@ -95,6 +113,20 @@ def test_a_full_disk_is_a_sentence_and_keeps_what_is_finished(tmp_path):
     assert one.folder.missing() == [1, 2, 3]
 
 
+def test_a_file_that_is_cut_short_by_a_full_disk_is_known(tmp_path, monkeypatch):
+    """NumPy says only how much it could write. A limit on the size of files stands for the end of the disk."""
+    monkeypatch.setattr(manifests, "LEAST_FREE_BYTES", 2**60)
+    one = stage(tmp_path, write_beyond_the_limit)
+    with pytest.raises(ValueError, match="the disk of .* is full; stage 'numbers' has 0 of 4 shards"):
+        run_stage(one)
+
+
+def test_a_killed_process_of_a_pool_is_a_sentence(tmp_path):
+    one = stage(tmp_path, be_killed)
+    with start_pool(2) as pool, pytest.raises(ValueError, match="a process of stage 'numbers' was killed"):
+        run_stage(one, pool=pool)
+
+
 def test_another_configuration_is_refused_by_name(tmp_path):
     run_stage(stage(tmp_path, Numbers(), threshold=0.6))
     with pytest.raises(ValueError, match=r"stage 'numbers' .* threshold = 0.6, which is now 0.5; .*--overwrite"):
@@ -121,7 +153,7 @@ def test_a_stage_needs_the_one_before(tmp_path):
     first = stage(tmp_path, Numbers(), "first")
     second = stage(tmp_path, Numbers(), "second", needs=(first,))
     run_stage(first)
-    (first.folder.shard(1) / "manifest.json").unlink()
+    shutil.rmtree(first.folder.shard(1))
     with pytest.raises(ValueError, match=r"'second' needs stage 'first', of which 1 of 4 shards are missing .*\(1\)"):
         run_stage(second)
 

@@ -184,8 +184,12 @@ def test_bad_input_is_refused(tmp_path, vectors, trained, quantized):
         search(index, small, ArrayEmbeddings(np.ones((1, 3))), 1, FLAT)
     with pytest.raises(ValueError, match="index holds 10 rows, but the pool has 6000"):
         search(index, vectors, vectors, 1, FLAT)
-    with pytest.raises(ValueError, match="64 lists, more than the pool has rows"):
+    with pytest.raises(ValueError, match="is learned from at least 64 rows, but there are 10"):
         train_index(small, QUANTIZED)
+    with pytest.raises(ValueError, match="is learned from at least 256 rows, but there are 200"):
+        train_index(vectors, IndexSettings("OPQ8_64,IVF4,PQ8np"), training_rows=200)
+    with pytest.raises(ValueError, match=r"index 'OPQ7_32,IVF4,PQ8x4fs' must have .* as in OPQ8_64,\.\.\.,PQ8"):
+        IndexSettings("OPQ7_32,IVF4,PQ8x4fs")
     with pytest.raises(ValueError, match="trained and empty"):
         add_rows(quantized, vectors)
     with pytest.raises(ValueError, match="num_probes=0"):

@@ -107,9 +107,21 @@ def test_a_fingerprint_follows_the_files(tmp_path):
     assert fingerprint() != before
 
 
+@pytest.mark.parametrize("change", [{"split": "train[2:]"}, {"image_column": "other"}])
+def test_a_description_follows_what_is_read_of_a_file(tmp_path, change):
+    rows = {"image": [encoded(scene(seed)) for seed in range(4)], "other": [encoded(scene(seed)) for seed in range(4)]}
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    table.cast_column("other", datasets.Image()).to_parquet(str(tmp_path / "a.parquet"))
+    source = {"path": str(tmp_path / "a.parquet"), "split": "train[:2]"}
+    described = [OpenSources([("uncurated", read_source(each))]).describe() for each in (source, {**source, **change})]
+    assert described[0] != described[1]
+    assert described[0][0]["fingerprint"] == described[1][0]["fingerprint"]  # the files are the same
+
+
 def test_names_are_told_apart():
-    names = [source.name for source in named_apart([read_source(path) for path in ("a/x", "b/x.parquet", "c/*.tar")])]
-    assert names == ["x", "x-2", "c"]
+    paths = ("a/x", "b/x.parquet", "c/*.tar", {"path": "d", "name": "x-2"})
+    names = [source.name for source in named_apart([read_source(path) for path in paths])]
+    assert names == ["x", "x-2", "c", "x-2-2"]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +129,7 @@ def test_names_are_told_apart():
     [
         ({"path": "x", "colour": 1}, "a source has the unknown field 'colour'"),
         ({"name": "x"}, "a source has no path"),
+        ({"path": 3}, "a source has path=3, which must be text"),
         ({"path": "x", "retrieval": "knn"}, "retrieval='knn', which must be 'sample' or 'cluster'"),
         ({"path": "x", "retrieval_num_neighbors": 0}, "retrieval_num_neighbors=0, which must be at least 1"),
     ],

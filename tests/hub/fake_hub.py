@@ -172,7 +172,7 @@ class Handler(BaseHTTPRequestHandler):
         if folder and not files:
             return self.refuse(404, "Entry not found", "EntryNotFound")
         entries = {path: file_entry(path, content) for path, content in files.items()}
-        if "recursive=True" not in urlsplit(self.path).query:
+        if "recursive=true" not in urlsplit(self.path).query.lower():
             prefix = f"{folder}/" if folder else ""
             for path in list(entries):
                 child, _, deeper = path.removeprefix(prefix).partition("/")

@@ -27,10 +27,9 @@ def curate(parser: argparse.ArgumentParser) -> Callable[..., None]:
         from ..curation import curate as run_curation
         from ..curation.arguments import read_arguments
 
-        given = {name: value for name, value in values.items() if value is not None}
         if push_to_hub and stage not in (None, "build", "report"):
             raise ValueError("`--push_to_hub` needs the whole dataset; leave `--stage` out.")
-        curation = run_curation(read_arguments(config, **given), stage, rank=rank, world_size=world_size)
+        curation = run_curation(read_arguments(config, **values), stage, rank=rank, world_size=world_size)
         if int(os.environ.get("RANK", 0)) > 0:  # of several processes of one launch, the first speaks
             return
         describe(curation)
@@ -66,19 +65,26 @@ def describe(curation) -> None:
 
 
 def _options(field: dataclasses.Field) -> dict[str, Any]:
-    """How argparse reads a field; unset flags are None, so that defaults stay in the recipe."""
+    """How argparse reads a field; flags that are not given are no arguments, so that the recipe's values stay."""
     annotation, help = field.type, field.metadata["help"]
-    if get_origin(annotation) in (Union, types.UnionType):
+    options: dict[str, Any] = {"default": argparse.SUPPRESS}
+    is_optional = get_origin(annotation) in (Union, types.UnionType)
+    if is_optional:
         (annotation,) = (part for part in get_args(annotation) if part is not type(None))
     if annotation is bool:
-        return {"action": argparse.BooleanOptionalAction, "help": help}
+        return {**options, "action": argparse.BooleanOptionalAction, "help": help}
     if get_origin(annotation) is list:
         (item,) = get_args(annotation)
-        return {"nargs": "+", "type": str if item is Any else item, "help": help}
+        return {**options, "nargs": "+", "type": str if item is Any else item, "help": help}
     if get_origin(annotation) is dict:
-        return {"nargs": "+", "action": _Pairs, "metavar": "NAME=VALUE", "help": help}
+        return {**options, "nargs": "+", "action": _Pairs, "metavar": "NAME=VALUE", "help": help}
+
+    def value_of(text: str) -> Any:
+        return None if is_optional and text == "null" else annotation(text)
+
+    value_of.__name__ = annotation.__name__  # argparse names it in its complaint
     default = "" if field.default in (None, "") else f" (default: {field.default})"
-    return {"type": annotation, "help": help + default}
+    return {**options, "type": value_of, "help": help + default}
 
 
 class _Pairs(argparse.Action):

@@ -27,7 +27,10 @@ STAGE_GROUPS = {
     "ingest": ("ingest", "hash_deduplicate"),
     "embed": ("fit_descriptor", "embed"),
     "deduplicate": ("copies_train_index", "copies_fill_index", "copies_merge_index", "search_copies", "deduplicate"),
-    "relative_deduplicate": ("search_benchmarks", "relative_deduplicate"),
+    "relative_deduplicate": (
+        "benchmarks_train_index", "benchmarks_fill_index", "benchmarks_merge_index", "search_benchmarks",
+        "relative_deduplicate",
+    ),
     "retrieve": (
         "retrieval_embed", "retrieval_train_index", "retrieval_fill_index", "retrieval_merge_index",
         "search_retrieval", "kmeans", "assign_clusters", "select",
@@ -103,7 +106,8 @@ class CurationArguments:
 
     # --- select
     selection: str | None = _argument(
-        "retrieval, hierarchical or all; default: retrieval where there are curated images."
+        "retrieval, hierarchical or all; default: retrieval where there are curated images, hierarchical where there"
+        " is a hierarchy."
     )
     retrieval: str = _argument("sample or cluster, for curated sources that do not say.", "sample")
     retrieval_num_neighbors: int = _argument("Images to retrieve for each curated one (sample).", 4)
@@ -168,7 +172,9 @@ class CurationArguments:
 
     @property
     def how_selected(self) -> str:
-        return self.selection or ("retrieval" if self.curated else "all")
+        if self.selection:
+            return self.selection
+        return "retrieval" if self.curated else "hierarchical" if self.hierarchy else "all"
 
 
 def _check(arguments: CurationArguments) -> None:
@@ -214,6 +220,8 @@ def _check(arguments: CurationArguments) -> None:
     distance = arguments.perceptual_hash_distance
     if distance is not None and not 0 <= distance <= 15:
         raise ValueError(f"perceptual_hash_distance is {distance}, but must be from 0 to 15 bits, or null.")
+    if None not in (arguments.min_bytes, arguments.max_bytes) and arguments.min_bytes > arguments.max_bytes:
+        raise ValueError(f"min_bytes is {arguments.min_bytes}, more than max_bytes ({arguments.max_bytes}).")
     if arguments.how_selected == "retrieval" and not arguments.curated:
         raise ValueError("selection is 'retrieval', but curated is empty: give images to retrieve for.")
     if arguments.how_selected == "hierarchical":
@@ -227,6 +235,12 @@ def _check(arguments: CurationArguments) -> None:
             )
         if arguments.target_size is None:
             raise ValueError("target_size is not given, but selection 'hierarchical' needs it.")
+    elif arguments.hierarchy or arguments.target_size:
+        name = "hierarchy" if arguments.hierarchy else "target_size"
+        raise ValueError(
+            f"{name} is {getattr(arguments, name)}, but selection is {arguments.how_selected!r}: it is for selection"
+            " 'hierarchical'."
+        )
     for _, source in arguments.sources:
         if not source.path:
             raise ValueError("a source has an empty path.")
@@ -270,6 +284,7 @@ def _as_type(name: str, value: Any, annotation: Any) -> Any:
     if value is None and types.NoneType in options:
         return None
     (expected, *_) = (option for option in options if option is not types.NoneType)
+    items = get_args(expected)
     expected = get_origin(expected) or expected
     if name in ("uncurated", "curated", "benchmarks"):
         return value  # read with their own messages
@@ -278,6 +293,11 @@ def _as_type(name: str, value: Any, annotation: Any) -> Any:
             return float(value)
         except ValueError:
             pass
+    elif isinstance(value, list) and expected is list:
+        wrong = [item for item in value if not isinstance(item, items[0]) or isinstance(item, bool)]
+        if not wrong:
+            return value
+        raise ValueError(f"{name} is {value!r}, but {wrong[0]!r} must be of type {items[0].__name__}.")
     elif isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
         return value
     raise ValueError(f"{name} is {value!r}, but must be of type {expected.__name__}.")

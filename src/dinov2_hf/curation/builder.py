@@ -21,6 +21,7 @@ from .arguments import ENGINE_FIELDS, CurationArguments
 from .dataset_files import dataset_features
 from .hub_dataset import push_dataset
 from .plan import curate, plan
+from .run_context import file_fingerprint
 
 
 class CuratedImagesConfig(datasets.BuilderConfig):
@@ -58,6 +59,10 @@ class CuratedImages(datasets.ArrowBasedBuilder):
         curation, _ = plan(values)
         described = {name: value for name, value in dataclasses.asdict(values).items() if name not in ENGINE_FIELDS}
         described["sources"] = curation.sources.describe()
+        described["files"] = [
+            file_fingerprint(path)
+            for path in (values.embedder, values.retrieval_embedder, values.nsfw_model, values.face_model)
+        ]
         text = json.dumps(described, sort_keys=True, default=str)
         self.fingerprint = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         root = Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser()

@@ -23,11 +23,19 @@ class ShardTask:
     Args:
         stage: whose shard `rank` is run.
         share_gpus: give each task one GPU in turn; Slurm and Ray do that themselves.
+        verify: take a finished shard for finished only if its checksums are right.
         finish: called when the shard is there.
     """
 
-    def __init__(self, stage: Stage, *, share_gpus: bool = False, finish: Callable[[], None] | None = None):
-        self.stage, self.share_gpus, self.finish = stage, share_gpus, finish
+    def __init__(
+        self,
+        stage: Stage,
+        *,
+        share_gpus: bool = False,
+        verify: bool = False,
+        finish: Callable[[], None] | None = None,
+    ):
+        self.stage, self.share_gpus, self.verify, self.finish = stage, share_gpus, verify, finish
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         if world_size != self.stage.folder.num_shards:
@@ -35,7 +43,7 @@ class ShardTask:
                 f"stage {self.stage.name!r} has {self.stage.folder.num_shards} shards, but was launched as"
                 f" {world_size} tasks."
             )
-        if rank in self.stage.folder.missing():
+        if not self.stage.folder.is_finished(rank, self.verify):
             self.stage.require_needs()
             if self.share_gpus and torch.cuda.device_count() > 1:
                 os.environ["CUDA_VISIBLE_DEVICES"] = str(rank % torch.cuda.device_count())
@@ -65,11 +73,16 @@ def run_on_cluster(
     previous = None
     for stage in stages:
         is_last = stage is stages[-1]
-        missing = stage.folder.missing()
+        missing = stage.folder.missing(arguments.verify)
         if not missing and not (is_last and finish):
             continue
         logs = stage.folder.path.parents[1] / "logs" / launch / stage.name
-        task = ShardTask(stage, share_gpus=arguments.executor == "local", finish=finish if is_last else None)
+        task = ShardTask(
+            stage,
+            share_gpus=arguments.executor == "local",
+            verify=arguments.verify,
+            finish=finish if is_last else None,
+        )
         chosen = dict(options)
         if arguments.executor == "slurm":
             chosen["job_name"] = f"curate-{stage.name}"

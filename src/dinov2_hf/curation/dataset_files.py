@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import datasets
@@ -43,12 +44,18 @@ def dataset_features(curation: Curation) -> datasets.Features:
 
 
 def chosen_rows(curation: Curation) -> pa.Table:
-    """The rows of the dataset: those selected from the pool, then those of the curated sources that are included."""
+    """The rows of the dataset: those selected from the pool, then those of the curated sources that are included.
+
+    Of a curated source those that `hash_deduplicate` and, where they were embedded, `embed` left.
+    """
     selected = parquet.read_table(curation.folders["select"].shard(0) / "selected.parquet")
     if curation.arguments.accounting == "multiset":
         repeated = np.repeat(np.arange(len(selected)), selected["times_retrieved"].to_numpy())
         selected = selected.take(repeated)
     curated = curation.array("hash_deduplicate", "curated")
+    if curation.arguments.how_selected == "retrieval":
+        embedded = curation.vectors(curation.retrieval_stage, "curated")
+        curated = np.empty(0, np.int64) if embedded is None else embedded.ids
     included = [
         np.intersect1d(curated, np.asarray(curation.sources.range_of(number)))
         for number, (role, source) in enumerate(curation.arguments.sources)
@@ -67,18 +74,19 @@ def build_shard(curation: Curation, rank: int, world_size: int, shard: Unfinishe
     arguments, sources = curation.arguments, curation.sources
     chosen = chosen_rows(curation)
     if not len(chosen):
-        raise ValueError(f"no image is left for the dataset: dropped.parquet in {curation.output_dir} says why.")
+        raise ValueError(
+            "no image is left for the dataset: dropped.parquet in the folders of"
+            f" {curation.output_dir / 'stages'} says why."
+        )
     rows = shard_range(len(chosen), rank, world_size)
     features = dataset_features(curation)
     blur = None
     if arguments.face_model is not None:
         blur = FaceBlur(arguments.face_model, arguments.face_label, arguments.face_threshold, arguments.device)
-    ids = {}
-    if len(rows):
-        facts = curation.images(["row_id", "id"])
-        part = chosen.slice(rows.start, len(rows))
-        places = np.searchsorted(facts["row_id"].to_numpy(), part["row_id"].to_numpy())
-        ids = facts["id"].take(places).to_pylist()
+    part = chosen.slice(rows.start, len(rows)).to_pylist()
+    facts = curation.facts([row["row_id"] for row in part], ["id", "path"])
+    ids, paths = facts["id"].to_pylist(), facts["path"].to_pylist()
+    before = chosen["row_id"][rows.start - 1].as_py() if rows.start else None
     dropped, writer, batch, in_file = [], None, [], 0
     files = 0
 
@@ -99,15 +107,16 @@ def build_shard(curation: Curation, rank: int, world_size: int, shard: Unfinishe
     bar = tqdm(range(len(rows)), desc=f"build {rank + 1}/{world_size}", unit="image", disable=not arguments.progress)
     try:
         for place in bar:
-            row = {name: part[name][place].as_py() for name in part.column_names}
+            row = part[place]
             number, _ = sources.locate(row["row_id"])
             source = sources.sources[number].name
             try:
                 content = _content(sources.image(row["row_id"]), arguments.image_format, blur)
             except (UndecodableImage, OSError) as error:  # it was there when it was ingested
-                dropped.append(
-                    DroppedImage(row["row_id"], ids[place], source, "build", f"cannot be read again: {error}")
-                )
+                # Repeats of a multiset follow each other, and are dropped as one.
+                if row["row_id"] != (part[place - 1]["row_id"] if place else before):
+                    reason = f"cannot be read again: {error}"
+                    dropped.append(DroppedImage(row["row_id"], ids[place], paths[place], source, "build", reason))
                 continue
             batch.append(
                 {
@@ -138,19 +147,28 @@ def publish_files(curation: Curation, folder: Path) -> list[Path]:
     """
     found = [path for shard in range(curation.folders["build"].num_shards)
              for path in sorted(curation.folders["build"].shard(shard).glob("[0-9]*.parquet"))]  # fmt: skip
-    data = folder / "data"
-    if data.exists():
-        shutil.rmtree(data)
-    data.mkdir(parents=True)
-    places = []
-    for number, path in enumerate(found):
-        place = data / f"train-{number:05d}-of-{len(found):05d}.parquet"
-        try:
-            os.link(path, place)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(path, place)
-        places.append(place)
-    return places
+    data, names = folder / "data", [f"train-{number:05d}-of-{len(found):05d}.parquet" for number in range(len(found))]
+    if not _is_published(found, data, names):  # another run may be reading what is there
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder, prefix=".data."))
+        for path, name in zip(found, names, strict=True):
+            try:
+                os.link(path, partial / name)
+            except OSError:  # a file system without hard links
+                shutil.copy2(path, partial / name)
+        partial.chmod(0o755)
+        if data.exists():
+            shutil.rmtree(data)
+        partial.rename(data)
+    return [data / name for name in names]
+
+
+def _is_published(found: list[Path], data: Path, names: list[str]) -> bool:
+    """Whether the folder holds these files, as links or as copies with their sizes and times."""
+    if not data.exists() or sorted(path.name for path in data.iterdir()) != names:
+        return False
+    pairs = ((path.stat(), (data / name).stat()) for path, name in zip(found, names, strict=True))
+    return all((made.st_size, made.st_mtime_ns) == (there.st_size, there.st_mtime_ns) for made, there in pairs)
 
 
 def _content(value: dict, image_format: str | None, blur: FaceBlur | None) -> bytes:

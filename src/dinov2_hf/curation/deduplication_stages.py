@@ -6,19 +6,21 @@ import numpy as np
 
 from .deduplication import deduplicate, deduplicate_against
 from .dropped_images import write_dropped
-from .ingest import quality_of
+from .ingest import QUALITY_COLUMNS, quality_of
 from .manifests import UnfinishedShard
 from .run_context import Curation
-from .search_stages import load_edges
+from .search_stages import load_edges, pool_of
 
 
 def deduplicate_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
-    """Keep one image of each group of copies: `kept.npy` (row ids), `dropped.parquet`, `report.json`."""
+    """Keep one image of each group of copies.
+
+    Files: `kept.npy` (row ids), `kept_rows.npy` (rows of the pool's vectors), `dropped.parquet`, `report.json`.
+    """
     arguments, pool = curation.arguments, curation.pool_vectors("embed")
     ids, quality = pool.ids, None
     if arguments.representative == "best_quality":
-        facts = curation.images(["row_id", "width", "height", "num_bytes"])
-        quality = quality_of(facts.take(np.searchsorted(facts["row_id"].to_numpy(), ids)))
+        quality = quality_of(curation.facts(ids, QUALITY_COLUMNS))
     result = deduplicate(
         pool,
         load_edges(curation.folders["search_copies"].files("edges.npz")),
@@ -27,7 +29,7 @@ def deduplicate_shard(curation: Curation, rank: int, world_size: int, shard: Unf
         quality=quality,
         split_chains=arguments.split_chains,
     )
-    np.save(shard.folder / "kept.npy", np.sort(ids[result.kept]))
+    _save_kept(ids, result.kept, shard)
     report = result.report
     for component in report["largest_components"]:
         component["representative"] = int(ids[component["representative"]])
@@ -37,17 +39,20 @@ def deduplicate_shard(curation: Curation, rank: int, world_size: int, shard: Unf
         curation.dropped("deduplicate", ids[result.dropped], reason, ids[result.duplicate_of], result.similarities),
         shard.folder,
     )
-    shard.rows = int(result.kept.sum())
+
+
+def _save_kept(ids: np.ndarray, kept: np.ndarray, shard: UnfinishedShard) -> None:
+    np.save(shard.folder / "kept.npy", ids[kept])
+    np.save(shard.folder / "kept_rows.npy", np.flatnonzero(kept))
+    shard.rows = int(kept.sum())
 
 
 def relative_deduplicate_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
-    """Drop the groups that a benchmark image touches: `kept.npy` (row ids), `dropped.parquet`, `report.json`."""
+    """Drop the groups that a benchmark image touches; files as of `deduplicate_shard`."""
     arguments, pool = curation.arguments, curation.pool_vectors("embed")
-    references = curation.vectors("embed", "benchmark")
-    if references is None:
-        raise ValueError("benchmarks hold no image that could be read and embedded.")
-    ids, left = pool.ids, curation.array("deduplicate", "kept")
-    present = np.isin(ids, left)
+    references = pool_of(curation, "benchmarks")
+    ids, present = pool.ids, np.zeros(len(pool), bool)
+    present[curation.array("deduplicate", "kept_rows")] = True
     result = deduplicate_against(
         pool,
         references,
@@ -56,15 +61,15 @@ def relative_deduplicate_shard(curation: Curation, rank: int, world_size: int, s
         threshold=arguments.benchmark_threshold,
     )
     kept = present & result.kept
-    np.save(shard.folder / "kept.npy", np.sort(ids[kept]))
+    _save_kept(ids, kept, shard)
     report = {**result.report, "rows": int(present.sum()), "kept": int(kept.sum())}
     (shard.folder / "report.json").write_text(json.dumps(report, indent=1))
     direct = result.similarities > arguments.benchmark_threshold
-    reasons = [
-        f"resembles a benchmark (cosine > {arguments.benchmark_threshold})" if near
-        else "copy of an image that resembles a benchmark"
-        for near in direct
-    ]  # fmt: skip
+    texts = (
+        "copy of an image that resembles a benchmark",
+        f"resembles a benchmark (cosine > {arguments.benchmark_threshold})",
+    )
+    reasons = np.array(texts, dtype=object)[direct.astype(int)]
     write_dropped(
         curation.dropped(
             "relative_deduplicate",
@@ -75,4 +80,3 @@ def relative_deduplicate_shard(curation: Curation, rank: int, world_size: int, s
         ),
         shard.folder,
     )
-    shard.rows = int(kept.sum())

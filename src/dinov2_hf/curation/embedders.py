@@ -199,14 +199,19 @@ class PrecomputedVectors:
         sources: to know names and numbers.
 
     Raises:
-        ValueError: a file is missing, has no column of vectors or the wrong number of rows, or repeats an id.
+        ValueError: a file is missing or cannot be read, has no column of vectors or the wrong number of rows, or
+            repeats an id.
     """
 
     def __init__(self, spec: str, sources: OpenSources):
         self.path = Path(spec).expanduser()
         self.sources = sources
         if self.path.suffix == ".npy":
-            self._check_rows(self.path, np.load(self.path, mmap_mode="r"), len(sources))
+            self._array(self.path, len(sources))
+        for number, source in enumerate(sources.sources if self.path.is_dir() else ()):
+            file = self.path / f"{source.name}.npy"
+            if file.exists():
+                self._array(file, len(sources.range_of(number)))
 
     def vectors(self, row_ids: np.ndarray, ids: Sequence[str]) -> tuple[list[int], np.ndarray, dict[int, str]]:
         """As `ModelEmbedder.vectors`, for images given by row id and id."""
@@ -216,9 +221,12 @@ class PrecomputedVectors:
                 raise ValueError(f"embedder {str(self.path)!r} has more than one vector for {ids[place]!r}.")
             found[place] = vector
         places = sorted(found)
-        widths = {found[place].shape for place in places}
-        if len(widths) > 1:
-            raise ValueError(f"embedder {str(self.path)!r} has vectors of different widths: {sorted(widths)}.")
+        for place in places:
+            if found[place].shape != found[places[0]].shape:
+                raise ValueError(
+                    f"embedder {str(self.path)!r} has a vector of shape {found[place].shape} for {ids[place]!r}, but"
+                    f" one of {found[places[0]].shape} for {ids[places[0]]!r}: all must have one width."
+                )
         reasons = {place: "has no precomputed vector" for place in range(len(ids)) if place not in found}
         vectors = np.stack([found[place] for place in places]) if places else np.empty((0, 1))
         return places, vectors.astype(np.float32), reasons
@@ -226,10 +234,10 @@ class PrecomputedVectors:
     def _found(self, row_ids: np.ndarray, ids: list[str]) -> Iterator[tuple[int, np.ndarray]]:
         """(place among the ids, vector) of those that are there."""
         if self.path.suffix == ".npy":
-            array = np.load(self.path, mmap_mode="r")
+            array = self._array(self.path, len(self.sources))
             yield from ((place, array[row]) for place, row in enumerate(row_ids))
         elif self.path.suffix == ".parquet":
-            columns = parquet.read_schema(self.path).names
+            columns = self._column_names(self.path)
             if "id" in columns:
                 place_of = {id: place for place, id in enumerate(ids)}
                 yield from self._from_table(self.path, "id", ids, place_of)
@@ -250,8 +258,7 @@ class PrecomputedVectors:
                 place_of = dict(zip(rows.tolist(), np.flatnonzero(inside).tolist(), strict=True))
                 npy, table = self.path / f"{source.name}.npy", self.path / f"{source.name}.parquet"
                 if npy.exists():
-                    array = np.load(npy, mmap_mode="r")
-                    self._check_rows(npy, array, len(of_source))
+                    array = self._array(npy, len(of_source))
                     yield from ((place, array[row]) for row, place in place_of.items())
                 elif table.exists():
                     yield from self._from_table(table, "row", rows.tolist(), place_of)
@@ -259,7 +266,7 @@ class PrecomputedVectors:
                     raise ValueError(f"embedder {str(self.path)!r} has no {npy.name} or {table.name}.")
 
     def _from_table(self, path: Path, key: str, wanted: list, place_of: dict) -> Iterator[tuple[int, np.ndarray]]:
-        names = parquet.read_schema(path).names
+        names = self._column_names(path)
         column = next((name for name in VECTOR_COLUMNS if name in names), None)
         if column is None or key not in names:
             raise ValueError(
@@ -267,20 +274,37 @@ class PrecomputedVectors:
                 " are needed."
             )
         # Row groups whose range of keys holds none of those wanted are not read.
-        table = parquet.read_table(
-            path, columns=[key, column], filters=[(key, ">=", min(wanted)), (key, "<=", max(wanted))]
-        )
+        try:
+            table = parquet.read_table(
+                path, columns=[key, column], filters=[(key, ">=", min(wanted)), (key, "<=", max(wanted))]
+            )
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            kind = "integers" if key == "row" else "text"
+            raise ValueError(f"embedder {str(path)!r} needs {kind} in the column {key!r}: {error}") from None
         for batch in table.to_batches():
             vectors = batch.column(1)
             for name, vector in zip(batch.column(0).to_pylist(), vectors, strict=True):
-                if name in place_of:
+                if name in place_of and vector.is_valid:
                     values = vector.values
                     yield place_of[name], np.asarray(values if isinstance(values, pa.Array) else vector.as_py())
 
     @staticmethod
-    def _check_rows(path: Path, array: np.ndarray, rows: int) -> None:
+    def _column_names(path: Path) -> list[str]:
+        try:
+            return parquet.read_schema(path).names
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"embedder {str(path)!r} is no readable parquet file: {error}") from None
+
+    @staticmethod
+    def _array(path: Path, rows: int) -> np.ndarray:
+        """A file of vectors as a memory map, checked."""
+        try:
+            array = np.load(path, mmap_mode="r")
+        except (ValueError, EOFError, OSError) as error:
+            raise ValueError(f"embedder {str(path)!r} is no readable .npy file of numbers: {error}") from None
         if array.ndim != 2 or len(array) != rows:
             raise ValueError(f"embedder {str(path)!r} has the shape {array.shape}, but {rows} vectors are needed.")
+        return array
 
 
 def _places(row_ids: np.ndarray) -> dict[int, int]:

@@ -42,10 +42,7 @@ def fit_descriptor_shard(curation: Curation, rank: int, world_size: int, shard: 
     """Centre the perceptual descriptor on a sample of the pool."""
     row_ids = curation.array("hash_deduplicate", "uncurated")
     if not len(row_ids):
-        raise ValueError(
-            f"no image of the pool is left after stage 'hash_deduplicate': dropped.parquet in"
-            f" {curation.output_dir / 'stages'} says why."
-        )
+        raise curation.nothing_left("hash_deduplicate")
     generator = np.random.default_rng(curation.arguments.seed)
     sample = np.sort(generator.choice(row_ids, min(DESCRIPTOR_SAMPLE, len(row_ids)), replace=False))
     descriptor = fit_descriptor(

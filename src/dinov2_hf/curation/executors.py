@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
@@ -48,7 +49,7 @@ class Stage:
         """
         for stage in self.needs:
             stage.folder.open()
-            missing = stage.folder.missing()
+            missing = stage.folder.absent()
             if missing:
                 shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
                 raise ValueError(
@@ -101,7 +102,7 @@ def run_stage(
     stage.require_needs()
     if world_size == 1:
         _remove_torn(stage.folder.path)
-    done = stage.folder.num_shards - len(stage.folder.missing()) if world_size == 1 else 0
+    done = stage.folder.num_shards - len(missing) if world_size == 1 else 0
     bar = tqdm(
         total=len(missing) + done,
         initial=done,
@@ -140,6 +141,11 @@ def _run_shards(stage: Stage, ranks: Sequence[int], pool: Executor | None) -> It
         for future in as_completed(futures):
             future.result()
             yield futures[future]
+    except BrokenProcessPool as error:
+        raise ValueError(
+            f"a process of stage {stage.name!r} was killed, perhaps for want of memory; finished shards are kept: run"
+            " the same command again, with fewer num_processes if it recurs."
+        ) from error
     except BaseException:
         for future in futures:
             future.cancel()

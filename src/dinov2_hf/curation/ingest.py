@@ -23,6 +23,7 @@ IMAGES_SCHEMA = pa.schema(
     {
         "row_id": pa.int64(),
         "id": pa.string(),
+        "path": pa.string(),  # of the file, where there is one
         "source": pa.int32(),  # number of the source
         "width": pa.int32(),
         "height": pa.int32(),
@@ -31,6 +32,7 @@ IMAGES_SCHEMA = pa.schema(
         "perceptual_hash": pa.uint64(),
     }
 )
+QUALITY_COLUMNS = ["width", "height", "num_bytes"]
 FILTER_BATCH_SIZE = 32
 
 
@@ -51,7 +53,7 @@ def ingest_shard(
 
     def drop(facts: dict, reason: str) -> None:
         source = sources.sources[facts["source"]].name
-        dropped.append(DroppedImage(facts["row_id"], facts["id"], source, "ingest", reason))
+        dropped.append(DroppedImage(facts["row_id"], facts["id"], facts["path"], source, "ingest", reason))
 
     def finish_waiting() -> None:
         for (facts, _), reason in zip(waiting, filter_reasons(filters, [image for _, image in waiting]), strict=True):
@@ -63,9 +65,11 @@ def ingest_shard(
 
     for row_id in tqdm(rows, desc=f"ingest {rank + 1}/{world_size}", unit="image", disable=not arguments.progress):
         source, _ = sources.locate(row_id)
-        facts = {"row_id": row_id, "id": sources.image_id(row_id), "source": source}
+        value = sources.image(row_id)
+        path = value and value["path"]
+        facts = {"row_id": row_id, "id": sources.image_id(row_id), "path": path, "source": source}
         is_benchmark = sources.roles[source] == "benchmark"
-        image, reason = _read(sources.image(row_id), arguments, facts, is_benchmark)
+        image, reason = _read(value, arguments, facts, is_benchmark)
         if reason is not None:
             drop(facts, reason)
         elif filters and not is_benchmark:
@@ -82,7 +86,11 @@ def ingest_shard(
 
 
 def quality_of(images: pa.Table) -> np.ndarray:
-    """What "best quality" goes by, (n,) float64: pixels, and among images of equally many the bytes of the file."""
+    """What "best quality" goes by, (n,) float64: pixels, and among images of equally many the bytes of the file.
+
+    Args:
+        images: `QUALITY_COLUMNS` of them.
+    """
     pixels = images["width"].to_numpy().astype(np.float64) * images["height"].to_numpy()
     return pixels + images["num_bytes"].to_numpy() / 2**40
 

@@ -24,6 +24,8 @@ from typing import Any
 
 
 MANIFEST = "manifest.json"
+# With less room on the disk, that is why a file could not be written.
+LEAST_FREE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class StageFolder:
 
     def shard(self, rank: int) -> Path:
         return self.path / f"shard-{rank:05d}-of-{self.num_shards:05d}"
+
+    def shards(self) -> list[Path]:
+        """The folders of all shards, in their order."""
+        return [self.shard(rank) for rank in range(self.num_shards)]
 
     def open(self) -> None:
         """Make the folder, or check that it was made by the same configuration.
@@ -92,16 +98,20 @@ class StageFolder:
         Args:
             verify: read every file and compare its checksum too.
         """
-        return [rank for rank in range(self.num_shards) if not self._is_finished(rank, verify)]
+        return [rank for rank in range(self.num_shards) if not self.is_finished(rank, verify)]
+
+    def absent(self) -> list[int]:
+        """The shards that have no folder: one look at the stage, where `missing` reads every manifest."""
+        present = {path.name for path in self.path.glob("shard-*")}
+        return [rank for rank in range(self.num_shards) if self.shard(rank).name not in present]
 
     def rows(self) -> int:
         """Rows of all finished shards."""
-        manifests = (self.shard(rank) / MANIFEST for rank in range(self.num_shards))
-        return sum(json.loads(path.read_text())["rows"] for path in manifests if path.exists())
+        return sum(json.loads(path.read_text())["rows"] for path in self.files(MANIFEST) if path.exists())
 
     def files(self, name: str) -> list[Path]:
         """The file of this name of every shard, in the order of the shards."""
-        return [self.shard(rank) / name for rank in range(self.num_shards)]
+        return [shard / name for shard in self.shards()]
 
     @contextmanager
     def writing(self, rank: int) -> Iterator["UnfinishedShard"]:
@@ -110,9 +120,9 @@ class StageFolder:
         Raises:
             ValueError: the disk is full. What was finished before is kept.
         """
-        place = self.shard(rank)
-        folder = Path(tempfile.mkdtemp(dir=self.path, prefix=f".{place.name}."))
+        place, folder = self.shard(rank), None
         try:
+            folder = Path(tempfile.mkdtemp(dir=self.path, prefix=f".{place.name}."))
             unfinished = UnfinishedShard(folder)
             yield unfinished
             files = {
@@ -129,8 +139,8 @@ class StageFolder:
             if place.exists():
                 shutil.rmtree(place)  # a shard that `missing` found to be broken
             folder.rename(place)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        except (OSError, RuntimeError) as error:  # faiss and torch raise RuntimeError where a file cannot be written
+            if not _is_full(self.path, error):
                 raise
             raise ValueError(
                 f"the disk of {self.path} is full; stage {self.name!r} has"
@@ -138,9 +148,11 @@ class StageFolder:
                 " run the same command again."
             ) from error
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
-    def _is_finished(self, rank: int, verify: bool) -> bool:
+    def is_finished(self, rank: int, verify: bool = False) -> bool:
+        """Whether a shard is there, by this configuration, with files of the right sizes (and checksums)."""
         try:
             manifest = json.loads((self.shard(rank) / MANIFEST).read_text())
         except (FileNotFoundError, json.JSONDecodeError):
@@ -154,6 +166,14 @@ class StageFolder:
             if verify and checksum(path) != record["checksum"]:
                 return False
         return True
+
+
+def _is_full(path: Path, error: Exception) -> bool:
+    """Whether an error is that of a full disk: NumPy reports a write that was cut short without a number."""
+    number = getattr(error, "errno", None)
+    return number in (errno.ENOSPC, errno.EDQUOT) or (
+        number is None and shutil.disk_usage(path).free < LEAST_FREE_BYTES
+    )
 
 
 @dataclass

@@ -57,9 +57,15 @@ class IndexSettings:
     def __post_init__(self):
         if not any(re.fullmatch(pattern, self.factory) for pattern in TESTED_FACTORIES):
             raise ValueError(
-                f"factory={self.factory!r} is not among the tested forms: Flat, IVF4096,Flat, "
+                f"index {self.factory!r} is not among the tested forms: Flat, IVF4096,Flat, "
                 "OPQ128_512,IVF4096,PQ128x4fs (four bits), OPQ64_512,IVF4096,PQ64np (eight bits), each IVF also as "
                 "IVF262144_HNSW32."
+            )
+        found = re.match(r"OPQ(\d+)_(\d+),.*,PQ(\d+)", self.factory)
+        if found and (found[1] != found[3] or int(found[2]) % int(found[1])):
+            raise ValueError(
+                f"index {self.factory!r} must have as many codes after OPQ as after PQ, and a width after _ that they"
+                f" divide, as in OPQ{found[3]}_{8 * int(found[3])},...,PQ{found[3]}."
             )
         if self.num_probes < 1 or self.candidates_per_neighbor < 1:
             raise ValueError(
@@ -148,19 +154,25 @@ def train_index(
         gpus: that the centroids of the lists are learned on, from `gpus_for_faiss`; the codes are learned on the CPU.
 
     Raises:
-        ValueError: the pool has fewer rows than the index has lists.
+        ValueError: the pool, or the sample, has fewer rows than the index has lists, dimensions, or values of a code.
     """
     index = faiss.index_factory(vectors.width, settings.factory, faiss.METRIC_INNER_PRODUCT)
     if index.is_trained:
         return index
-    if len(vectors) < settings.num_lists:
-        raise ValueError(
-            f"factory={settings.factory!r} has {settings.num_lists} lists, more than the pool has rows "
-            f"({len(vectors)}): use a smaller index, or Flat."
-        )
     if training_rows is None:
         training_rows = max(40 * settings.num_lists, 65_536)  # faiss warns below 39
-    chosen = np.random.default_rng(seed).choice(len(vectors), min(training_rows, len(vectors)), replace=False)
+    training_rows = min(training_rows, len(vectors))
+    least = settings.num_lists
+    if isinstance(index, faiss.IndexPreTransform):
+        # Of fewer rows than dimensions faiss's rotation writes beyond its memory; codes need one for each value.
+        codes = faiss.downcast_index(index.index).pq
+        least = max(least, codes.d, 2**codes.nbits)
+    if training_rows < least:
+        raise ValueError(
+            f"index {settings.factory!r} is learned from at least {least} rows, but there are {training_rows}: use a"
+            " smaller index, or Flat."
+        )
+    chosen = np.random.default_rng(seed).choice(len(vectors), training_rows, replace=False)
     lists = faiss.extract_index_ivf(index)
     if gpus:
         lists_on_gpus = on_gpus(faiss.IndexFlatIP(lists.d), gpus)

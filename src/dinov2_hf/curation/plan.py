@@ -11,17 +11,19 @@ from functools import partial
 from typing import Any
 
 import yaml
+from transformers import AutoConfig
 
 from .arguments import STAGE_GROUPS, CurationArguments
 from .dataset_files import build_shard, dataset_features
 from .deduplication_stages import deduplicate_shard, relative_deduplicate_shard
-from .embedders import PERCEPTUAL, kind_of_embedder
+from .embedders import PERCEPTUAL, PrecomputedVectors, kind_of_embedder
 from .embedding_stages import embed_shard, fit_descriptor_shard
 from .executors import Stage, remove_changed, run_collective, run_stage, start_pool
 from .hash_deduplication import hash_deduplicate_shard
 from .image_filters import load_filter
 from .ingest import ingest_shard
 from .manifests import StageFolder, write_atomically
+from .neighbors import IndexSettings
 from .report import publish, report_shard
 from .run_context import Curation, file_fingerprint
 from .search_stages import (
@@ -93,17 +95,17 @@ class _Planner:
             load_filter(name)
         retrieval = arguments.retrieval_embedder or arguments.embedder
         is_one_embedder = retrieval == arguments.embedder
-        for spec in (arguments.embedder, retrieval):
-            kind_of_embedder(spec)
+        _check_models(self.curation, retrieval)
+        _check_sizes(self.curation)
         self.add(
             "ingest", ingest_shard, [],
             "min_side max_aspect_ratio min_bytes max_bytes filters nsfw_model nsfw_label nsfw_threshold",
-            sharded=True, sources=sources.describe(),
-            id_columns=[source.id_column for source in sources.sources],
+            sharded=True, sources=sources.describe(), nsfw_files=file_fingerprint(arguments.nsfw_model),
         )  # fmt: skip
         self.add(
-            "hash_deduplicate", hash_deduplicate_shard, ["ingest"], "deduplicate_content perceptual_hash_distance"
-        )
+            "hash_deduplicate", hash_deduplicate_shard, ["ingest"],
+            "deduplicate_content perceptual_hash_distance representative",
+        )  # fmt: skip
         if PERCEPTUAL in (arguments.embedder, retrieval):
             self.add("fit_descriptor", fit_descriptor_shard, ["hash_deduplicate"], "seed")
         has_benchmarks = bool(arguments.benchmarks)
@@ -123,7 +125,11 @@ class _Planner:
         )  # fmt: skip
         last = "deduplicate"
         if has_benchmarks:
-            self.add("search_benchmarks", search_benchmarks_shard, [last], "benchmark_threshold", sharded=True)
+            self._add_index("benchmarks", ["embed"])
+            self.add(
+                "search_benchmarks", search_benchmarks_shard, [last, "benchmarks_merge_index"], "benchmark_threshold",
+                sharded=True,
+            )  # fmt: skip
             self.add("relative_deduplicate", relative_deduplicate_shard, ["search_benchmarks"], "benchmark_threshold")
             last = "relative_deduplicate"
         if not is_one_embedder and arguments.how_selected != "all":
@@ -135,6 +141,7 @@ class _Planner:
             "build", build_shard, ["select"],
             "keep_columns accounting image_format rows_per_file face_model face_label face_threshold",
             sharded=True,
+            face_files=file_fingerprint(arguments.face_model),
             included=[
                 source.name
                 for role, source in arguments.sources
@@ -183,6 +190,54 @@ class _Planner:
             )  # fmt: skip
 
 
+def _check_models(curation: Curation, retrieval: str) -> None:
+    """That embedders and models are there, before the stages that use them, of which some come last.
+
+    Raises:
+        ValueError: one is not.
+    """
+    arguments = curation.arguments
+    models = {"nsfw_model": arguments.nsfw_model, "face_model": arguments.face_model}
+    for field, spec in (("embedder", arguments.embedder), ("retrieval_embedder", retrieval)):
+        kind = kind_of_embedder(spec)
+        if kind == "precomputed":
+            PrecomputedVectors(spec, curation.sources)
+        elif kind == "model":
+            models.setdefault(field, spec)
+    for field, name in models.items():
+        if name is None:
+            continue
+        try:
+            AutoConfig.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{field} is {name!r}, which cannot be loaded: {reason}") from error
+
+
+def _check_sizes(curation: Curation) -> None:
+    """What can be known of too many clusters or neighbours before images are dropped.
+
+    Raises:
+        ValueError: a number exceeds that of the images of the pool.
+    """
+    arguments, sources = curation.arguments, curation.sources
+    pool = sum(len(sources.range_of(n)) for n, role in enumerate(sources.roles) if role == "uncurated")
+    asked = {}
+    if arguments.how_selected == "hierarchical":
+        asked["hierarchy"] = arguments.hierarchy[0]
+    if arguments.how_selected == "retrieval":
+        for mode, num_neighbors in (arguments.retrieval_of(s) for role, s in arguments.sources if role == "curated"):
+            if mode == "sample":
+                asked["retrieval_num_neighbors"] = max(num_neighbors, asked.get("retrieval_num_neighbors", 0))
+            else:
+                asked["num_clusters"] = arguments.num_clusters
+    for field, number in asked.items():
+        if number > pool:
+            raise ValueError(f"{field} is {number}, but the pool has only {pool} images: take fewer.")
+    if arguments.index is not None:
+        IndexSettings(arguments.index)
+
+
 def chosen_stages(stages: list[Stage], name: str | None, *, alone: bool = False) -> list[Stage]:
     """The stages of a step, or all.
 
@@ -229,10 +284,11 @@ def curate(
     launch = _Launch(rank, world_size, arguments)
     curation, stages = plan(launch.arguments)
     chosen = chosen_stages(stages, stage, alone=rank is not None)
+    opened = stages[: stages.index(chosen[-1]) + 1]
     if launch.is_first:
-        _prepare_output(arguments, stages)
+        _prepare_output(arguments, stages, opened)
     launch.wait()
-    for earlier in stages[: stages.index(chosen[-1]) + 1]:
+    for earlier in opened:
         earlier.folder.open()
     if arguments.executor != "in_process":
         from .cluster_executors import run_on_cluster
@@ -291,8 +347,12 @@ class _Launch:
             self.state.wait_for_everyone()
 
 
-def _prepare_output(arguments: CurationArguments, stages: list[Stage]) -> None:
-    """Make the output folder, note the recipe, and with `overwrite` remove stages of another configuration."""
+def _prepare_output(arguments: CurationArguments, stages: list[Stage], opened: list[Stage]) -> None:
+    """Make the output folder, with `overwrite` remove stages of another configuration, and note the recipe.
+
+    Args:
+        opened: the stages that a configuration of now must agree with; where it does not, nothing is noted.
+    """
     first = stages[0].folder.path.parents[1]
     try:
         first.mkdir(parents=True, exist_ok=True)
@@ -304,5 +364,7 @@ def _prepare_output(arguments: CurationArguments, stages: list[Stage]) -> None:
         for folder in (first / "stages").glob("*"):
             if folder.name not in known:
                 shutil.rmtree(folder)
+    for stage in opened:
+        stage.folder.open()
     values = json.loads(json.dumps(dataclasses.asdict(arguments), default=str))
     write_atomically(first / "curation.yaml", yaml.safe_dump(values, sort_keys=False))

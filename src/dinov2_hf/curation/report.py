@@ -1,17 +1,18 @@
 """What happened to the images, in numbers (`report.json`) and to look at (`report.html`)."""
 
 import json
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import parquet
 
 from .arguments import ENGINE_FIELDS
 from .dataset_card import dataset_card
-from .dataset_files import chosen_rows, publish_files, read_report
-from .dropped_images import read_dropped
+from .dataset_files import publish_files, read_report
+from .dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE, read_dropped
 from .manifests import UnfinishedShard
 from .report_page import render_page
 from .report_pictures import draw_histogram, example_groups, kept_examples
@@ -35,12 +36,8 @@ PUBLISHED = ("report.html", "report.json", "dropped.parquet")
 
 def report_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
     """Gather all stages: `dropped.parquet`, `report.json`, `report.html` and the dataset's `README.md`."""
-    stages = [name for name in DROPPING_STAGES if name in curation.folders]
-    dropped = read_dropped(
-        path for name in stages for path in curation.folders[name].files("dropped.parquet") if path.exists()
-    )
-    parquet.write_table(dropped, shard.folder / "dropped.parquet")
-    report = gather_report(curation, dropped)
+    dropped = _gather_dropped(curation, shard)
+    report = gather_report(curation, dropped.counts)
     (shard.folder / "report.json").write_text(json.dumps(report, indent=1))
     histograms = {
         title: draw_histogram(
@@ -53,11 +50,43 @@ def report_shard(curation: Curation, rank: int, world_size: int, shard: Unfinish
         report,
         histograms=histograms,
         kept=kept_examples(curation),
-        dropped=example_groups(curation, dropped),
+        dropped=example_groups(curation, dropped.some, dropped.counts),
     )
     (shard.folder / "report.html").write_text(page, encoding="utf-8")
     (shard.folder / "README.md").write_text(dataset_card(curation.arguments, report), encoding="utf-8")
-    shard.rows = len(dropped)
+    shard.rows = sum(dropped.counts.values())
+
+
+@dataclass
+class Dropped:
+    """What `dropped.parquet` holds, which can be more than memory does.
+
+    Attributes:
+        counts: images by (stage, source, group of reasons).
+        some: rows to show examples of, all where they are few: the first `ROWS_AT_ONCE` of each stage.
+    """
+
+    counts: Counter
+    some: pa.Table
+
+
+def _gather_dropped(curation: Curation, shard: UnfinishedShard) -> Dropped:
+    """Write `dropped.parquet` of all stages."""
+    counts, some = Counter(), [DROPPED_SCHEMA.empty_table()]
+    with parquet.ParquetWriter(shard.folder / "dropped.parquet", DROPPED_SCHEMA) as writer:
+        for name in DROPPING_STAGES:
+            if name not in curation.folders:
+                continue
+            files = [path for path in curation.folders[name].files("dropped.parquet") if path.exists()]
+            shown = 0
+            for table in read_dropped(files):
+                writer.write_table(table)
+                some.append(table.slice(0, ROWS_AT_ONCE - shown))
+                shown += len(some[-1])
+                grouped = table.group_by(["stage", "source", "reason"]).aggregate([("row_id", "count")])
+                for row in grouped.to_pylist():
+                    counts[row["stage"], row["source"], reason_group(row["reason"])] += row["row_id_count"]
+    return Dropped(counts, pa.concat_tables(some))
 
 
 def publish(curation: Curation) -> None:
@@ -69,22 +98,31 @@ def publish(curation: Curation) -> None:
     (curation.output_dir / "dataset" / "README.md").write_bytes((made / "README.md").read_bytes())
 
 
-def gather_report(curation: Curation, dropped: pa.Table) -> dict[str, Any]:
-    """The numbers: plain values, ready for JSON."""
-    chosen = chosen_rows(curation)
-    build_rows = curation.folders["build"].rows()
+def gather_report(curation: Curation, dropped: Counter) -> dict[str, Any]:
+    """The numbers: plain values, ready for JSON.
+
+    Args:
+        dropped: images by (stage, source, group of reasons).
+    """
+    written = [path for folder in curation.folders["build"].shards() for path in sorted(folder.glob("[0-9]*.parquet"))]
+    built = Counter()
+    for path in written:
+        columns = parquet.read_table(path, columns=["source", "origin", "retrieved_for"])
+        for row in columns.group_by(columns.column_names).aggregate([([], "count_all")]).to_pylist():
+            built[row["source"], row["origin"], row["retrieved_for"]] += row["count_all"]
+    of_pool = sum(count for (_, origin, _), count in built.items() if origin == "pool")
     selection = read_report(curation, "select")
     return {
         "dataset": {
-            "images": build_rows,
-            "from_the_pool": int(pc.sum(pc.greater(chosen["times_retrieved"], 0)).as_py() or 0),
-            "curated_as_they_are": int(pc.sum(pc.equal(chosen["times_retrieved"], 0)).as_py() or 0),
+            "images": built.total(),
+            "from_the_pool": of_pool,
+            "curated_as_they_are": built.total() - of_pool,
             "accounting": curation.arguments.accounting,
             "retrieved_union": selection.get("unique"),
             "retrieved_multiset": selection.get("multiset"),
         },
         "funnel": _funnel(curation, dropped),
-        "sources": _sources(curation, dropped, chosen),
+        "sources": _sources(curation, dropped, built),
         "deduplicate": read_report(curation, "deduplicate"),
         "relative_deduplicate": read_report(curation, "relative_deduplicate"),
         "select": selection,
@@ -98,23 +136,20 @@ def reason_group(reason: str) -> str:
     return reason.split(":")[0]
 
 
-def _funnel(curation: Curation, dropped: pa.Table) -> list[dict[str, Any]]:
+def _funnel(curation: Curation, dropped: Counter) -> list[dict[str, Any]]:
     """What went into each stage from the pool, and what came out."""
     sources = curation.sources
     pool = [source.name for source, role in zip(sources.sources, sources.roles, strict=True) if role == "uncurated"]
     left = sum(len(d) for d, role in zip(sources.datasets, sources.roles, strict=True) if role == "uncurated")
-    counts: dict[str, dict[str, int]] = {}
-    grouped = dropped.group_by(["stage", "source", "reason"]).aggregate([("row_id", "count")]).to_pylist()
-    for row in grouped:
-        if row["source"] in pool:
-            reasons = counts.setdefault(row["stage"], {})
-            group = reason_group(row["reason"])
-            reasons[group] = reasons.get(group, 0) + row["row_id_count"]
+    counts: dict[str, Counter] = {}
+    for (stage, source, reason), count in dropped.items():
+        if source in pool:
+            counts.setdefault(stage, Counter())[reason] += count
     funnel = []
     for stage, title in DROPPING_STAGES.items():
         if stage not in curation.folders:
             continue
-        reasons = dict(sorted(counts.get(stage, {}).items(), key=lambda item: -item[1]))
+        reasons = dict(counts.get(stage, Counter()).most_common())
         gone = sum(reasons.values())
         funnel.append(
             {"stage": stage, "title": title, "images_in": left, "images_out": left - gone, "dropped": reasons}
@@ -123,24 +158,23 @@ def _funnel(curation: Curation, dropped: pa.Table) -> list[dict[str, Any]]:
     return funnel
 
 
-def _sources(curation: Curation, dropped: pa.Table, chosen: pa.Table) -> list[dict[str, Any]]:
+def _sources(curation: Curation, dropped: Counter, built: Counter) -> list[dict[str, Any]]:
     """How each source fared: its rows, what stages dropped of it, and what of it is in the dataset."""
     sources = curation.sources
-    row_ids = chosen["row_id"].to_numpy()
-    lost = dropped.group_by(["source", "stage"]).aggregate([("row_id", "count")]).to_pylist()
-    retrieved_for = pc.value_counts(chosen["retrieved_for"].combine_chunks()).to_pylist()
-    brought = {entry["values"]: entry["counts"] for entry in retrieved_for}
     described = []
     for number, source in enumerate(sources.sources):
-        of_source = sources.range_of(number)
+        lost = Counter()
+        for (stage, name, _), count in dropped.items():
+            if name == source.name:
+                lost[stage] += count
         described.append(
             {
                 "name": source.name,
                 "role": sources.roles[number],
-                "images": len(of_source),
-                "dropped": {row["stage"]: row["row_id_count"] for row in lost if row["source"] == source.name},
-                "in_dataset": int(((row_ids >= of_source.start) & (row_ids < of_source.stop)).sum()),
-                "retrieved_for_it": brought.get(source.name, 0),
+                "images": len(sources.range_of(number)),
+                "dropped": dict(lost),
+                "in_dataset": sum(count for (name, _, _), count in built.items() if name == source.name),
+                "retrieved_for_it": sum(count for (_, _, name), count in built.items() if name == source.name),
             }
         )
     return described

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,16 +100,24 @@ def kept_examples(curation: Curation) -> dict[str, list[ExampleGroup]]:
     return examples
 
 
-def example_groups(curation: Curation, dropped: pa.Table) -> dict[str, list[ExampleGroup]]:
-    """For each reason some of the images that it dropped; copies beside the image that stays.
+def example_groups(curation: Curation, dropped: pa.Table, counts: Counter) -> dict[str, list[ExampleGroup]]:
+    """For each group of reasons some of the images that it dropped; copies beside the image that stays.
 
     Half of the copies are those least alike, which show whether the threshold is right, half are from the largest
     groups.
+
+    Args:
+        dropped: rows to choose from.
+        counts: of all, by (stage, source, group of reasons).
     """
-    readable = dropped.filter(pc.invert(pc.starts_with(dropped["reason"], "cannot be")))
+    totals = Counter()
+    for (_, _, reason), count in counts.items():
+        totals[reason] += count
     examples = {}
-    for reason in sorted(set(readable["reason"].to_pylist()), key=_order):
-        rows = readable.filter(pc.equal(readable["reason"], reason))
+    for reason in sorted((reason for reason in totals if not reason.startswith("cannot be")), key=_order):
+        # All of one group begin with its words, and go on, where they do, after a colon.
+        rows = dropped.filter(pc.starts_with(dropped["reason"], reason))
+        rows = rows.filter(pc.equal(pc.list_element(pc.split_pattern(rows["reason"], ":", max_splits=1), 0), reason))
         if rows["duplicate_of"].null_count == len(rows):
             generator = np.random.default_rng(0)
             shown = generator.choice(len(rows), min(2 * GROUPS_PER_REASON, len(rows)), replace=False)
@@ -119,7 +128,7 @@ def example_groups(curation: Curation, dropped: pa.Table) -> dict[str, list[Exam
         groups = [_readable(group) for group in groups]
         groups = [group for group in groups if group.others]
         if groups:
-            examples[f"{reason}: {len(rows):,}"] = groups
+            examples[f"{reason}: {totals[reason]:,}"] = groups
     return examples
 
 
@@ -134,11 +143,11 @@ def _shown_originals(rows: pa.Table) -> list[str]:
 
 def _copies(curation: Curation, rows: pa.Table, original: str) -> ExampleGroup:
     copies = rows.filter(pc.equal(rows["duplicate_of"], original)).sort_by([("similarity", "ascending")])
-    facts = curation.images(["row_id", "id"])
-    found = facts.filter(pc.equal(facts["id"], original))["row_id"].to_pylist()
-    group = ExampleGroup([_picture(curation, found[0], "stays", original)] if found else [])
+    found = _row_of(curation, original)
+    group = ExampleGroup([] if found is None else [_picture(curation, found, "stays", original)])
     for row in copies.slice(0, COPIES_PER_GROUP).to_pylist():
-        group.others.append(_picture(curation, row["row_id"], f"{row['similarity']:.2f}", row["id"]))
+        caption = "" if row["similarity"] is None else f"{row['similarity']:.2f}"
+        group.others.append(_picture(curation, row["row_id"], caption, row["id"]))
     return group
 
 
@@ -152,8 +161,16 @@ def _picture(curation: Curation, row_id: int, caption: str, id: str) -> ExampleP
 
 
 def _ids(curation: Curation, row_ids) -> list[str]:
-    facts = curation.images(["row_id", "id"])
-    return facts["id"].take(pa.array(np.searchsorted(facts["row_id"].to_numpy(), row_ids))).to_pylist()
+    return curation.facts(row_ids, ["id"])["id"].to_pylist()
+
+
+def _row_of(curation: Curation, id: str) -> int | None:
+    """The row id of an image, by its id; the first where several have it."""
+    for path in curation.folders["ingest"].files("images.parquet"):
+        found = parquet.read_table(path, columns=["row_id"], filters=[("id", "=", id)])
+        if len(found):
+            return found["row_id"][0].as_py()
+    return None
 
 
 def _order(reason: str) -> tuple[int, str]:

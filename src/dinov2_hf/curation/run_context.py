@@ -1,6 +1,7 @@
 """What the stages of one curation share: its arguments, its sources, and where each stage keeps its files."""
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,14 +11,16 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from .arguments import CurationArguments
-from .dropped_images import DROPPED_SCHEMA
-from .embeddings import ChosenRows, EmbeddingStore
-from .manifests import StageFolder
+from .dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE
+from .embeddings import ChosenRows, EmbeddingStore, UnitVectors
+from .manifests import StageFolder, shard_range
 from .sources import OpenSources
 
 
 # A shard of so many photographs takes minutes to decode and describe on one core.
 IMAGES_PER_SHARD = 5000
+# A process maps two files of each shard into memory, and Linux allows 65,530 maps.
+MOST_SHARDS = 4096
 
 
 @dataclass
@@ -38,7 +41,7 @@ class Curation:
 
     @property
     def num_shards(self) -> int:
-        return self.arguments.num_shards or max(1, -(-len(self.sources) // IMAGES_PER_SHARD))
+        return self.arguments.num_shards or min(max(1, -(-len(self.sources) // IMAGES_PER_SHARD)), MOST_SHARDS)
 
     @property
     def output_dir(self) -> Path:
@@ -55,9 +58,30 @@ class Curation:
             [parquet.read_table(path, columns=columns) for path in self.folders["ingest"].files("images.parquet")]
         )
 
+    def facts(self, row_ids: np.ndarray, columns: list[str]) -> pa.Table:
+        """Columns of `ingest` for some images, in their order; only the shards that hold them are read.
+
+        Args:
+            row_ids: of images that `ingest` kept, in any order, also repeated.
+
+        Returns:
+            A table of so many rows; texts are `large_string`, which has no limit of 2 GiB.
+        """
+        folder, count = self.folders["ingest"], len(self.sources)
+        wanted, places = np.unique(np.asarray(row_ids, dtype=np.int64), return_inverse=True)
+        begins = [shard_range(count, rank, folder.num_shards).start for rank in range(folder.num_shards)]
+        shards = np.searchsorted(begins, wanted, side="right") - 1
+        tables = [_with_large_strings(parquet.read_schema(folder.shard(0) / "images.parquet"), columns).empty_table()]
+        for shard in np.unique(shards):
+            table = parquet.read_table(folder.shard(shard) / "images.parquet", columns=["row_id", *columns])
+            inside = wanted[np.searchsorted(shards, shard) : np.searchsorted(shards, shard, side="right")]
+            table = table.take(np.searchsorted(table["row_id"].to_numpy(), inside)).select(columns)
+            tables.append(table.cast(tables[0].schema))
+        return pa.concat_tables(tables).take(places)
+
     def array(self, stage: str, name: str) -> np.ndarray:
-        """An array that a stage of one shard wrote."""
-        return np.load(self.folders[stage].shard(0) / f"{name}.npy")
+        """An array that a stage of one shard wrote, as a memory map: each of many shards reads its own part."""
+        return np.load(self.folders[stage].shard(0) / f"{name}.npy", mmap_mode="r")
 
     def vectors(self, stage: str, role: str) -> EmbeddingStore | None:
         """The vectors that a stage made of the images of a role; None where there are none."""
@@ -73,72 +97,91 @@ class Curation:
         """
         vectors = self.vectors(stage, "uncurated")
         if vectors is None:
-            raise ValueError(
-                f"no image of the pool is left after stage {stage!r}: dropped.parquet in the folders of"
-                f" {self.output_dir / 'stages'} says why."
-            )
+            raise self.nothing_left(stage)
         return vectors
+
+    def nothing_left(self, stage: str) -> ValueError:
+        """The error of a pool that is empty after a stage."""
+        return ValueError(
+            f"no image of the pool is left after stage {stage!r}: dropped.parquet in the folders of"
+            f" {self.output_dir / 'stages'} says why."
+        )
+
+    @property
+    def last_deduplication(self) -> str:
+        """The stage whose `kept.npy` (row ids) and `kept_rows.npy` (rows among `embed`) say what is left."""
+        return "relative_deduplicate" if "relative_deduplicate" in self.folders else "deduplicate"
 
     def survivors(self) -> np.ndarray:
         """Row ids of the pool that are left after both deduplications, ascending."""
-        last = "relative_deduplicate" if "relative_deduplicate" in self.folders else "deduplicate"
-        return self.array(last, "kept")
+        return self.array(self.last_deduplication, "kept")
 
     @property
     def retrieval_stage(self) -> str:
         """The stage whose vectors serve retrieval and clustering."""
         return "retrieval_embed" if "retrieval_embed" in self.folders else "embed"
 
-    def candidates(self) -> tuple[ChosenRows, np.ndarray]:
-        """The vectors of the pool that is left, and their row ids."""
+    def candidates(self) -> UnitVectors:
+        """The vectors of the pool that is left."""
         store = self.pool_vectors(self.retrieval_stage)
-        ids = store.ids
-        rows = np.flatnonzero(np.isin(ids, self.survivors()))
+        if self.retrieval_stage == "retrieval_embed":  # made of what is left
+            return store
+        rows = self.array(self.last_deduplication, "kept_rows")
         if not len(rows):
             raise ValueError(
                 "nothing of the pool is left after deduplication: the benchmarks, or copies, swallow it; see the"
                 f" similarities in {self.output_dir / 'stages'}, and raise benchmark_threshold (now"
                 f" {self.arguments.benchmark_threshold}) if they are no copies."
             )
-        return ChosenRows(store, rows), ids[rows]
+        return ChosenRows(store, rows)
+
+    def candidate_ids(self) -> np.ndarray:
+        """The row ids of `candidates`."""
+        return self.pool_vectors("retrieval_embed").ids if self.retrieval_stage != "embed" else self.survivors()
 
     def dropped(
         self,
         stage: str,
         row_ids: np.ndarray,
-        reasons: str | list[str],
+        reasons: str | Sequence[str],
         others: np.ndarray | None = None,
         similarities: np.ndarray | None = None,
-    ) -> pa.Table:
-        """Records of images that a stage drops, as a table of `DROPPED_SCHEMA`.
+    ) -> Iterator[pa.Table]:
+        """Records of images that a stage drops, as tables of `DROPPED_SCHEMA` of at most `ROWS_AT_ONCE` rows.
 
         Args:
             row_ids, reasons: of the images; one reason may stand for all.
             others: row ids of those they repeat.
             similarities: to those.
         """
-        facts = self.images(["row_id", "id", "source"])
-        all_rows = facts["row_id"].to_numpy()
-        places = pa.array(np.searchsorted(all_rows, row_ids))
         names = pa.array([source.name for source in self.sources.sources], pa.string())
-        count = len(row_ids)
-        none = pa.nulls(count, pa.string())
-        columns = {
-            "row_id": pa.array(row_ids, pa.int64()),
-            "id": facts["id"].take(places),
-            "source": names.take(facts["source"].take(places).combine_chunks()),
-            "stage": pa.array([stage] * count, pa.string()),
-            "reason": pa.array([reasons] * count if isinstance(reasons, str) else reasons, pa.string()),
-            "duplicate_of": none if others is None else facts["id"].take(pa.array(np.searchsorted(all_rows, others))),
-            "similarity": pa.nulls(count, pa.float32())
-            if similarities is None
-            else pa.array(similarities, pa.float32()),
-        }
-        return pa.table(columns, schema=DROPPED_SCHEMA)
+        repeated = None if others is None else self.facts(others, ["id"])["id"]
+        for start in range(0, len(row_ids), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            facts = self.facts(row_ids[part], ["id", "path", "source"])
+            count = len(facts)
+            columns = {
+                "row_id": pa.array(row_ids[part], pa.int64()),
+                "id": facts["id"],
+                "path": facts["path"],
+                "source": names.take(facts["source"].combine_chunks()),
+                "stage": pa.repeat(stage, count),
+                "reason": pa.repeat(reasons, count) if isinstance(reasons, str) else pa.array(reasons[part]),
+                "duplicate_of": pa.nulls(count) if repeated is None else repeated[part],
+                "similarity": pa.nulls(count) if similarities is None else pa.array(similarities[part]),
+            }
+            yield pa.table(columns).cast(DROPPED_SCHEMA)
 
 
-def file_fingerprint(path: str) -> str:
-    """Changes with name, size or time of a file, or of the files of a folder; the name itself if it is neither."""
+def _with_large_strings(schema: pa.Schema, columns: list[str]) -> pa.Schema:
+    types = {name: schema.field(name).type for name in columns}
+    return pa.schema({name: pa.large_string() if type == pa.string() else type for name, type in types.items()})
+
+
+def file_fingerprint(path: str | None) -> str:
+    """Changes with name, size or time of a file, or of the files of a folder; of the name alone if it is neither."""
+    if path is None:
+        return ""
     root = Path(path).expanduser()
     files = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
     digest = hashlib.blake2b(path.encode(), digest_size=8)

@@ -33,15 +33,30 @@ HISTOGRAM_EDGES = np.linspace(-1, 1, 201)
 
 
 def pool_of(curation: Curation, of: str) -> UnitVectors:
-    """What an index holds: the whole pool, to find copies ("copies"), or what is left of it ("retrieval")."""
-    return curation.pool_vectors("embed") if of == "copies" else curation.candidates()[0]
+    """What an index holds.
+
+    Args:
+        of: "copies" for the whole pool, "benchmarks" for the evaluation images, "retrieval" for what is left of the
+            pool.
+
+    Raises:
+        ValueError: there is no such image.
+    """
+    if of == "copies":
+        return curation.pool_vectors("embed")
+    if of == "retrieval":
+        return curation.candidates()
+    references = curation.vectors("embed", "benchmark")
+    if references is None:
+        raise ValueError("benchmarks hold no image that could be read and embedded.")
+    return references
 
 
 def train_index_shard(of: str, curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
-    """Choose the index; an inverted file is trained and saved."""
+    """Choose the index, unless it is given for the pool; an inverted file is trained and saved."""
     arguments, pool = curation.arguments, pool_of(curation, of)
     gpus = gpus_for_faiss(arguments.device)
-    if arguments.index is None:
+    if arguments.index is None or of == "benchmarks":
         settings = choose_index(len(pool), pool.width, arguments.index_memory_gb * 1e9, for_gpus=bool(gpus))
     else:
         settings = IndexSettings(arguments.index)
@@ -105,25 +120,20 @@ def search_copies_shard(curation: Curation, rank: int, world_size: int, shard: U
 
 def search_benchmarks_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
     """The nearest benchmark image of a range of the pool that deduplication left: `edges.npz`, `nearest.npy`."""
-    arguments, pool = curation.arguments, pool_of(curation, "copies")
-    references = curation.vectors("embed", "benchmark")
+    arguments, pool, references = curation.arguments, pool_of(curation, "copies"), pool_of(curation, "benchmarks")
     rows = shard_range(len(pool), rank, world_size)
     edges, nearest = Edges.joined([]), np.empty(0)
-    left = rows.start + np.flatnonzero(
-        np.isin(pool.ids[rows.start : rows.stop], curation.array("deduplicate", "kept"))
-    )
-    if references is not None and len(left):
-        gpus = gpus_for_faiss(arguments.device)
-        settings = choose_index(
-            len(references), references.width, arguments.index_memory_gb * 1e9, for_gpus=bool(gpus)
-        )
+    left = curation.array("deduplicate", "kept_rows")
+    left = np.array(left[slice(*np.searchsorted(left, (rows.start, rows.stop)))])
+    if len(left):
+        index, settings = _index(curation, "benchmarks")
         neighbors = search(
-            build_index(references, settings, seed=arguments.seed, gpus=gpus),
+            index,
             references,
             ChosenRows(pool, left),
             1,
             settings,
-            gpus=gpus,
+            gpus=gpus_for_faiss(arguments.device),
             progress=arguments.progress,
         )
         found = neighbor_edges(neighbors, arguments.benchmark_threshold)

@@ -30,7 +30,7 @@ SELECTED_SCHEMA = pa.schema(
 
 def kmeans_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
     """Cluster the pool that is left: `centroids.npy`."""
-    arguments, (pool, _) = curation.arguments, curation.candidates()
+    arguments, pool = curation.arguments, curation.candidates()
     if arguments.num_clusters > len(pool):
         raise ValueError(
             f"num_clusters is {arguments.num_clusters}, but only {len(pool)} images of the pool are left: take fewer"
@@ -51,7 +51,7 @@ def kmeans_shard(curation: Curation, rank: int, world_size: int, shard: Unfinish
 
 def assign_clusters_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
     """The cluster of a range of the pool that is left: `clusters.npy`."""
-    arguments, (pool, _) = curation.arguments, curation.candidates()
+    arguments, pool = curation.arguments, curation.candidates()
     rows = shard_range(len(pool), rank, world_size)
     clusters, _ = assign_clusters(
         pool,
@@ -67,7 +67,7 @@ def assign_clusters_shard(curation: Curation, rank: int, world_size: int, shard:
 
 def retrieve_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
     """What all curated sources bring: `selected.parquet`, `pairs.parquet` (queries of the report), `report.json`."""
-    arguments, (_, pool_ids) = curation.arguments, curation.candidates()
+    arguments, pool_ids = curation.arguments, curation.candidate_ids()
     retrievals: dict[str, Retrieval] = {}
     pairs, histogram = [], np.zeros(200, np.int64)
     for number, query_ids, _ in curated_queries(curation, "sample"):
@@ -112,7 +112,7 @@ def retrieve_shard(curation: Curation, rank: int, world_size: int, shard: Unfini
 
 def sample_hierarchy_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
     """A balanced sample of the pool that is left: `selected.parquet`, `report.json`."""
-    arguments, (pool, pool_ids) = curation.arguments, curation.candidates()
+    arguments, pool, pool_ids = curation.arguments, curation.candidates(), curation.candidate_ids()
     if arguments.hierarchy[0] > len(pool):
         raise ValueError(
             f"hierarchy begins with {arguments.hierarchy[0]} clusters, but only {len(pool)} images of the pool are"

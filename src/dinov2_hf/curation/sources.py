@@ -61,7 +61,10 @@ def read_source(value: str | Mapping[str, Any] | ImageSource) -> ImageSource:
         if unknown or "path" not in value:
             problem = f"the unknown field {unknown[0]!r}" if unknown else "no path"
             raise ValueError(f"a source has {problem}: {dict(value)}; its fields are {', '.join(known)}.")
-        source = ImageSource(**value)
+        for name in ("path", "name", "split", "config_name", "image_column", "id_column"):
+            if not isinstance(value.get(name), (str, type(None), os.PathLike)):
+                raise ValueError(f"a source has {name}={value[name]!r}, which must be text.")
+        source = ImageSource(**{**value, "path": os.fspath(value["path"])})
     else:
         source = ImageSource(str(value))
     if source.retrieval not in (None, *RETRIEVAL_MODES):
@@ -79,11 +82,14 @@ def read_source(value: str | Mapping[str, Any] | ImageSource) -> ImageSource:
 
 def named_apart(sources: Sequence[ImageSource]) -> list[ImageSource]:
     """Sources of the same name get numbers; names that a user gave twice are told apart in the same way."""
-    seen: dict[str, int] = {}
+    taken: set[str] = set()
     result = []
     for source in sources:
-        seen[source.name] = seen.get(source.name, 0) + 1
-        name = source.name if seen[source.name] == 1 else f"{source.name}-{seen[source.name]}"
+        name, number = source.name, 1
+        while name in taken:
+            number += 1
+            name = f"{source.name}-{number}"
+        taken.add(name)
         result.append(ImageSource(**{**asdict(source), "name": name}))
     return result
 
@@ -178,11 +184,15 @@ class OpenSources:
         return range(self.starts[source], self.starts[source + 1])
 
     def describe(self) -> list[dict[str, Any]]:
-        """Name, role, rows and fingerprint of each source: the part of a configuration that they are."""
+        """What each source is, for comparison with a later run: the part of a configuration that sources are."""
         return [
-            {"name": source.name, "role": role, "rows": len(dataset), "fingerprint": _fingerprint(source, dataset)}
+            {
+                "name": source.name, "role": role, "rows": len(dataset), "split": source.split,
+                "config_name": source.config_name, "image_column": source.image_column, "id_column": source.id_column,
+                "fingerprint": _fingerprint(source, dataset),
+            }
             for source, role, dataset in zip(self.sources, self.roles, self.datasets, strict=True)
-        ]
+        ]  # fmt: skip
 
     def __reduce__(self):  # opened anew in another process: a memory-mapped table has no other way there
         return OpenSources, (list(zip(self.roles, self.sources, strict=True)),)
