@@ -11,6 +11,7 @@ from torch import distributed
 from dinov2_hf.curation import clustering
 from dinov2_hf.curation.clustering import ClusterMembers, assign_clusters, spherical_kmeans
 from dinov2_hf.curation.embeddings import ArrayEmbeddings, EmbeddingStore, write_shard
+from dinov2_hf.curation.hierarchical_clustering import hierarchical_kmeans
 
 from .synthetic import clustered_vectors, unit
 
@@ -112,7 +113,14 @@ def _kmeans_of_a_rank(rank, world_size, port, folder):
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     store = EmbeddingStore(f"{folder}/store")
     found = spherical_kmeans(store, 8, num_iterations=4, training_rows=700)
-    np.savez(f"{folder}/{rank}.npz", centroids=found.centroids, objective=found.objective)
+    hierarchy = hierarchical_kmeans(store, [8, 3], num_resamplings=1, num_iterations=4)
+    np.savez(
+        f"{folder}/{rank}.npz",
+        centroids=found.centroids,
+        objective=found.objective,
+        clusters=hierarchy.clusters(2),
+        similarities=hierarchy.similarities,
+    )
     distributed.destroy_process_group()
 
 
@@ -129,6 +137,10 @@ def test_two_processes_find_what_one_finds(tmp_path, clustered, monkeypatch):
     np.testing.assert_array_equal(first["centroids"], second["centroids"])
     np.testing.assert_allclose(first["centroids"], alone.centroids, atol=1e-6)
     np.testing.assert_allclose(first["objective"], alone.objective, atol=1e-6)
+    hierarchy = hierarchical_kmeans(EmbeddingStore(tmp_path / "store"), [8, 3], num_resamplings=1, num_iterations=4)
+    for found in (first, second):
+        np.testing.assert_array_equal(found["clusters"], hierarchy.clusters(2))
+        np.testing.assert_allclose(found["similarities"], hierarchy.similarities, atol=1e-6)
 
 
 def test_members_of_clusters():

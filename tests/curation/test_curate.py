@@ -6,6 +6,7 @@ import shutil
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
@@ -115,6 +116,15 @@ def test_the_best_of_a_group_stays(planted, tmp_path):
     assert dropped(curation.output_dir)["pool/0"][2] == "pool/1"
 
 
+@pytest.mark.parametrize(("split_chains", "left"), [(False, {"pool/0"}), (True, {"pool/0", "pool/2"})])
+def test_a_chain_can_be_split(planted, split_chains, left):
+    """Of 0, 7 and 14 degrees the first and the last are no copies at a cosine of 0.98."""
+    curation = planted.curate(deduplication_threshold=0.98, split_chains=split_chains, curated=[], benchmarks=[])
+    assert {"pool/0", "pool/1", "pool/2"} - dropped(curation.output_dir).keys() == left
+    page = (curation.output_dir / "report.html").read_text()
+    assert '<td class="number">0.97</td>' in page  # the diameter of that group
+
+
 def test_the_best_of_equal_hashes_stays(tmp_path):
     """Which of a picture's sizes stays is decided before vectors are compared, by the same rule."""
     for seed in range(4):
@@ -169,9 +179,10 @@ def test_curated_images_without_a_vector_are_left_out(planted, tmp_path):
 def test_images_that_vanish_before_they_are_written_are_counted_once(planted, tmp_path):
     shutil.copytree(planted.folder / "pool", tmp_path / "copy")
     files = sorted((tmp_path / "copy").iterdir())
-    table = datasets.Dataset.from_dict({"image": [str(file) for file in files]})
-    table.cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "table"))  # it names the files
-    changes = {"uncurated": [{"path": str(tmp_path / "table"), "name": "pool"}], "accounting": "multiset"}
+    schema = datasets.Features({"image": datasets.Image()}).arrow_schema
+    names = pa.table({"image": [{"bytes": None, "path": str(file)} for file in files]}, schema=schema)
+    parquet.write_table(names, tmp_path / "names.parquet")
+    changes = {"uncurated": [{"path": str(tmp_path / "names.parquet"), "name": "pool"}], "accounting": "multiset"}
     for step in ("ingest", "embed", "deduplicate", "relative_deduplicate", "retrieve"):
         planted.curate(step, **changes)
     files[7].unlink()

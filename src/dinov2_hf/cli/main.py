@@ -34,5 +34,6 @@ def main(arguments: list[str] | None = None) -> None:
     run = options.pop("run")
     try:
         run(**options)
-    except (ValueError, ImportError, ExportCheckError) as error:  # ImportError: an extra that is not installed
+    except (ValueError, ImportError, OSError, ExportCheckError) as error:
+        # ImportError: an extra that is not installed. OSError: a file that cannot be read, a disk that is full.
         sys.exit(f"error: {error}")

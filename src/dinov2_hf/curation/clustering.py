@@ -187,6 +187,20 @@ def assign_clusters(
     return clusters, similarities
 
 
+def assign_together(vectors: UnitVectors, centroids: np.ndarray, **options) -> tuple[np.ndarray, np.ndarray]:
+    """`assign_clusters` of all rows, shared between the processes of `torch.distributed`, which all get the whole."""
+    if not _is_distributed():
+        return assign_clusters(vectors, centroids, **options)
+    start, stop = rank_range(len(vectors), distributed.get_rank(), distributed.get_world_size())
+    clusters, similarities = np.zeros(len(vectors), np.int64), np.zeros(len(vectors), np.float32)
+    clusters[start:stop], similarities[start:stop] = assign_clusters(
+        vectors, centroids, start=start, stop=stop, **options
+    )
+    for values in (clusters, similarities):
+        _sum_over_processes(values)  # of the others' rows each process has zeros
+    return clusters, similarities
+
+
 class ClusterMembers:
     """The rows of each cluster, from the cluster of each row.
 

@@ -32,8 +32,7 @@ dataset = load_dataset({{ loaded }}, split="train")
 
 ## How it was made
 
-The recipe is that of LVD-142M (Oquab et al., *DINOv2: Learning Robust Visual Features without Supervision*, section 3
-and appendix A).
+{{ method }}
 
 | after | images of the pool | dropped |
 |---|---|---|
@@ -47,6 +46,15 @@ and appendix A).
 {{ configuration }}
 ```
 """
+METHODS = {
+    "retrieval": "The recipe is that of LVD-142M (Oquab et al., *DINOv2: Learning Robust Visual Features without"
+    " Supervision*, section 3 and appendix A).",
+    "hierarchical": "Copies were left out as for LVD-142M (Oquab et al., *DINOv2: Learning Robust Visual Features"
+    " without Supervision*, appendix A); then images were drawn evenly from a hierarchy of clusters (Vo et al.,"
+    " *Automatic Data Curation for Self-Supervised Learning: A Clustering-Based Approach*).",
+    "all": "Copies were left out as for LVD-142M (Oquab et al., *DINOv2: Learning Robust Visual Features without"
+    " Supervision*, appendix A); all other images were kept.",
+}
 SIZES = (
     (1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
     (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B"), (float("inf"), "n>1B"),
@@ -87,6 +95,7 @@ def dataset_card(arguments: CurationArguments, report: dict[str, Any], repo_id: 
         pool=f"{report['funnel'][0]['images_in']:,}",
         curated=f", and {as_they_are:,} curated ones as they are" if as_they_are else "",
         loaded=f'"{repo_id}"' if repo_id else '"dataset"',
+        method=METHODS[arguments.how_selected],
         funnel="\n".join(funnel),
         sources="\n".join(sources),
         configuration=yaml.safe_dump(report["configuration"], sort_keys=False).strip(),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .clustering import ClusterMembers, assign_clusters, spherical_kmeans
+from .clustering import ClusterMembers, assign_together, spherical_kmeans
 from .embeddings import ArrayEmbeddings, ChosenRows, UnitVectors
 
 
@@ -84,14 +84,14 @@ def hierarchical_kmeans(
         options = {"num_iterations": num_iterations, **where}
         sample = training_rows if level == 0 else None
         found = spherical_kmeans(inputs, count, training_rows=sample, seed=seed, **options)
-        assigned, cosines = assign_clusters(inputs, found.centroids, **where)
+        assigned, cosines = assign_together(inputs, found.centroids, **where)
         for step in range(num_resamplings):
             nearest = _nearest_of_each(assigned, cosines, count, resampled_rows)
             # Where clusters are tiny there may be too few rows for another round.
             if len(nearest) < count:
                 break
             found = spherical_kmeans(ChosenRows(inputs, nearest), count, seed=seed + step + 1, **options)
-            assigned, cosines = assign_clusters(inputs, found.centroids, **where)
+            assigned, cosines = assign_together(inputs, found.centroids, **where)
         if similarities is None:
             similarities = cosines
         centroids.append(found.centroids)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +85,8 @@ class Curation:
 
     def vectors(self, stage: str, role: str) -> EmbeddingStore | None:
         """The vectors that a stage made of the images of a role; None where there are none."""
-        pattern = f"shard-*/{role}.npy"
-        folder = self.folders[stage].path
-        return EmbeddingStore(folder, pattern) if any(folder.glob(pattern)) else None
+        pattern, folder = f"shard-*/{role}.npy", self.folders[stage]
+        return _opened_store(folder.path, pattern, folder.config_hash) if any(folder.path.glob(pattern)) else None
 
     def pool_vectors(self, stage: str) -> EmbeddingStore:
         """The vectors of the pool.
@@ -171,6 +170,12 @@ class Curation:
                 "similarity": pa.nulls(count) if similarities is None else pa.array(similarities[part]),
             }
             yield pa.table(columns).cast(DROPPED_SCHEMA)
+
+
+@lru_cache(maxsize=8)
+def _opened_store(folder: Path, pattern: str, config_hash: str) -> EmbeddingStore:
+    """The vectors of a finished stage; a process that makes many shards opens those it reads once."""
+    return EmbeddingStore(folder, pattern)
 
 
 def _with_large_strings(schema: pa.Schema, columns: list[str]) -> pa.Schema:
