@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from dinov2_hf.curation import curate, read_arguments
+from dinov2_hf.curation.cluster_executors import ShardTask
+from dinov2_hf.curation.plan import plan
 
 
 pytest.importorskip("datatrove")
@@ -32,6 +34,18 @@ def command(planted, **changes) -> list[str]:
     recipe = planted.folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({name: value for name, value in vars(arguments).items() if value is not None}))
     return [sys.executable, "-m", "dinov2_hf.cli", "curate", "--config", str(recipe)]
+
+
+def test_a_shard_with_a_wrong_checksum_is_made_again_where_it_is_asked_for(planted):
+    curation = planted.curate("ingest", curated=[], benchmarks=[])
+    _, stages = plan(curation.arguments)
+    file = curation.folders["ingest"].shard(1) / "images.parquet"
+    before = file.read_bytes()
+    file.write_bytes(before[:-8] + b"somewhat")
+    ShardTask(stages[0])(None, 1, 3)
+    assert file.read_bytes() != before
+    ShardTask(stages[0], verify=True)(None, 1, 3)
+    assert file.read_bytes() == before
 
 
 def test_a_killed_task_is_made_again_and_no_other(planted, tmp_path, monkeypatch):
