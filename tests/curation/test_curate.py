@@ -139,6 +139,26 @@ def test_the_best_of_equal_hashes_stays(tmp_path):
         assert curation.array("hash_deduplicate", "uncurated").tolist() == list(stays)
 
 
+def bright_for_a_reason_of_its_own(images):
+    values = [np.asarray(image).mean() for image in images]
+    return [None if value < BRIGHT else f"bright {value:.5f}" for value in values]
+
+
+BRIGHT = np.sort([np.asarray(scene(seed)).mean() for seed in range(40)])[10]
+
+
+def test_a_filter_that_says_something_else_of_each_image(tmp_path):
+    """The table of the report stays short, and still accounts for every image."""
+    pool = write_scenes(tmp_path / "pool", range(40))
+    filters = [f"{__name__}:bright_for_a_reason_of_its_own"]
+    arguments = CurationArguments(str(pool), output_dir=str(tmp_path / "out"), filters=filters, progress=False)
+    report = json.loads((curate(arguments).output_dir / "report.json").read_text())
+    assert sum(report["funnel"][0]["dropped"].values()) == 30
+    assert len(report["funnel"][0]["dropped"]) == 21
+    assert report["funnel"][0]["dropped"]["other reasons"] == 10
+    assert report["funnel"][0]["images_out"] == 10
+
+
 def test_dropped_images_are_found_by_their_paths(planted):
     curation = planted.curate()
     files = sorted((planted.folder / "pool").iterdir())
@@ -297,7 +317,7 @@ def test_what_cannot_be_used_is_counted(tmp_path):
         "d.png": ("ingest", "longer than max_aspect_ratio (3.0) allows"),
         "e.png": ("hash_deduplicate", "same file"),
         "f.png": ("hash_deduplicate", "same perceptual hash"),
-        "g.png": ("embed", "its vector is zero vector"),
+        "g.png": ("embed", "its vector is zero"),
         "i.png": ("deduplicate", "copy in the pool (cosine > 0.6)"),
     }
     assert dataclasses.asdict(read_arguments(curation.output_dir / "curation.yaml")) == dataclasses.asdict(arguments)

@@ -82,7 +82,7 @@ def test_vectors_that_cannot_be_used_are_counted(planted, tmp_path):
     planted.curate("ingest", embedder=str(folder))
     curation = planted.curate("embed", embedder=str(folder))
     assert dropped_by_embed(curation) == [
-        ("pool/1", "its vector is zero vector"),
+        ("pool/1", "its vector is zero"),
         ("pool/2", "its vector is not finite"),
         ("pool/3", "has no precomputed vector"),
     ]

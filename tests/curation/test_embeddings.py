@@ -69,7 +69,7 @@ def test_bad_rows_are_left_out_and_named(tmp_path, vectors):
     vectors[6, 0] = np.inf
     written = write_shard(tmp_path, "0", vectors, [0, 1, 2, 3, 1, 5, 6, 7, 8, 9])
     assert written.num_rows == 6
-    assert written.rejected == [(2, "zero vector"), (1, "duplicate id"), (5, "not finite"), (6, "not finite")]
+    assert written.rejected == [(2, "zero"), (1, "a repeated id"), (5, "not finite"), (6, "not finite")]
     np.testing.assert_array_equal(EmbeddingStore(tmp_path).ids, [0, 1, 3, 7, 8, 9])
 
 

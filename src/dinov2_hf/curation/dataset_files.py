@@ -139,14 +139,18 @@ def build_shard(curation: Curation, rank: int, world_size: int, shard: Unfinishe
     write_dropped(dropped, shard.folder)
 
 
+def built_files(curation: Curation) -> list[Path]:
+    """The parquet files of all build shards, in order."""
+    return [path for shard in curation.folders["build"].shards() for path in sorted(shard.glob("[0-9]*.parquet"))]
+
+
 def publish_files(curation: Curation, folder: Path) -> list[Path]:
     """Give the files of all build shards their places, `data/train-00000-of-00012.parquet`; hard links where possible.
 
     Returns:
         The files, in order.
     """
-    found = [path for shard in range(curation.folders["build"].num_shards)
-             for path in sorted(curation.folders["build"].shard(shard).glob("[0-9]*.parquet"))]  # fmt: skip
+    found = built_files(curation)
     data, names = folder / "data", [f"train-{number:05d}-of-{len(found):05d}.parquet" for number in range(len(found))]
     if not _is_published(found, data, names):  # another run may be reading what is there
         folder.mkdir(parents=True, exist_ok=True)

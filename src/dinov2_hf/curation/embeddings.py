@@ -83,7 +83,7 @@ def write_shard(folder: str | os.PathLike, name: str, vectors: np.ndarray, ids: 
     repeated = np.ones(len(ids), bool)
     repeated[np.unique(ids, return_index=True)[1]] = False
     reasons = np.select(
-        [~np.isfinite(norms), norms == 0, repeated], ["not finite", "zero vector", "duplicate id"], default=""
+        [~np.isfinite(norms), norms == 0, repeated], ["not finite", "zero", "a repeated id"], default=""
     )
     good = reasons == ""
     unit = (vectors[good] / norms[good, None]).astype(np.float16)

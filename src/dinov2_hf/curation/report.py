@@ -11,11 +11,11 @@ from pyarrow import parquet
 
 from .arguments import ENGINE_FIELDS
 from .dataset_card import dataset_card
-from .dataset_files import publish_files, read_report
+from .dataset_files import built_files, publish_files, read_report
 from .dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE, read_dropped
 from .manifests import UnfinishedShard
 from .report_page import render_page
-from .report_pictures import draw_histogram, example_groups, kept_examples
+from .report_pictures import MOST_REASONS, draw_histogram, example_groups, kept_examples
 from .run_context import Curation
 from .search_stages import HISTOGRAM_EDGES
 
@@ -104,9 +104,8 @@ def gather_report(curation: Curation, dropped: Counter) -> dict[str, Any]:
     Args:
         dropped: images by (stage, source, group of reasons).
     """
-    written = [path for folder in curation.folders["build"].shards() for path in sorted(folder.glob("[0-9]*.parquet"))]
     built = Counter()
-    for path in written:
+    for path in built_files(curation):
         columns = parquet.read_table(path, columns=["source", "origin", "retrieved_for"])
         for row in columns.group_by(columns.column_names).aggregate([([], "count_all")]).to_pylist():
             built[row["source"], row["origin"], row["retrieved_for"]] += row["count_all"]
@@ -149,8 +148,11 @@ def _funnel(curation: Curation, dropped: Counter) -> list[dict[str, Any]]:
     for stage, title in DROPPING_STAGES.items():
         if stage not in curation.folders:
             continue
-        reasons = dict(counts.get(stage, Counter()).most_common())
-        gone = sum(reasons.values())
+        found = counts.get(stage, Counter())
+        gone = found.total()
+        reasons = dict(found.most_common(MOST_REASONS))
+        if len(found) > MOST_REASONS:
+            reasons["other reasons"] = gone - sum(reasons.values())
         funnel.append(
             {"stage": stage, "title": title, "images_in": left, "images_out": left - gone, "dropped": reasons}
         )

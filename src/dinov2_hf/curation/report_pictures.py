@@ -20,6 +20,7 @@ from .search_stages import HISTOGRAM_EDGES
 SIDE = 112
 KEPT_EXAMPLES = 28
 GROUPS_PER_REASON = 8
+MOST_REASONS = 20  # of a filter that says something else of each image
 COPIES_PER_GROUP = 4
 RETRIEVED_PER_QUERY = 5
 
@@ -114,7 +115,8 @@ def example_groups(curation: Curation, dropped: pa.Table, counts: Counter) -> di
     for (_, _, reason), count in counts.items():
         totals[reason] += count
     examples = {}
-    for reason in sorted((reason for reason in totals if not reason.startswith("cannot be")), key=_order):
+    shown = [reason for reason, _ in totals.most_common(MOST_REASONS) if not reason.startswith("cannot be")]
+    for reason in sorted(shown, key=_order):
         # All of one group begin with its words, and go on, where they do, after a colon.
         rows = dropped.filter(pc.starts_with(dropped["reason"], reason))
         rows = rows.filter(pc.equal(pc.list_element(pc.split_pattern(rows["reason"], ":", max_splits=1), 0), reason))

@@ -122,9 +122,6 @@ class Curation:
 
     def candidates(self) -> UnitVectors:
         """The vectors of the pool that is left."""
-        store = self.pool_vectors(self.retrieval_stage)
-        if self.retrieval_stage == "retrieval_embed":  # made of what is left
-            return store
         rows = self.array(self.last_deduplication, "kept_rows")
         if not len(rows):
             raise ValueError(
@@ -132,11 +129,12 @@ class Curation:
                 f" similarities in {self.output_dir / 'stages'}, and raise benchmark_threshold (now"
                 f" {self.arguments.benchmark_threshold}) if they are no copies."
             )
-        return ChosenRows(store, rows)
+        store = self.pool_vectors(self.retrieval_stage)
+        return ChosenRows(store, rows) if self.retrieval_stage == "embed" else store  # that is made of what is left
 
     def candidate_ids(self) -> np.ndarray:
         """The row ids of `candidates`."""
-        return self.pool_vectors("retrieval_embed").ids if self.retrieval_stage != "embed" else self.survivors()
+        return self.survivors() if self.retrieval_stage == "embed" else self.pool_vectors(self.retrieval_stage).ids
 
     def dropped(
         self,
