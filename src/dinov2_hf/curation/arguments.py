@@ -141,7 +141,7 @@ class CurationArguments:
     device: str | None = _argument("Where models run; by default the accelerator of the process, or the CPU.")
     bf16: bool = _argument("Run models under bf16 autocast.", False)
     index: str | None = _argument("faiss index of the pool, such as Flat; by default chosen from size and memory.")
-    index_memory_gb: float = _argument("What the index may take, in 1e9 bytes.", 8.0)
+    index_memory_gb: float = _argument("What the index may take, in 1e9 bytes; on GPUs, of all together.", 8.0)
     verify: bool = _argument("Read finished shards again and compare checksums.", False)
     overwrite: bool = _argument("Make stages of another configuration again.", False)
     progress: bool = _argument("Show progress bars.", True)
