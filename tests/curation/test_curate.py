@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import datasets
@@ -214,6 +215,19 @@ def test_images_that_vanish_before_they_are_written_are_counted_once(planted, tm
     assert (report["dataset"]["images"], report["dataset"]["from_the_pool"]) == (4, 2)
     assert report["funnel"][-1]["dropped"] == {"cannot be read again": 1}
     assert report["funnel"][-1]["images_out"] == 2
+
+
+def test_a_second_run_in_one_process_reads_its_own_files(planted, tmp_path):
+    """Also where the configuration is the same: here the vectors change behind a file of the same size and time."""
+    shutil.copytree(planted.folder / "vectors", tmp_path / "mine")
+    pool = tmp_path / "mine" / "pool.npy"
+    assert "pool/1" in dropped(planted.curate(embedder=str(tmp_path / "mine")).output_dir)
+    status = pool.stat()
+    np.save(pool, np.eye(12, 14, dtype=np.float32))
+    os.utime(pool, ns=(status.st_atime_ns, status.st_mtime_ns))
+    shutil.rmtree(tmp_path / "out")
+    found = dropped(planted.curate(embedder=str(tmp_path / "mine")).output_dir)
+    assert not [row for row in found.values() if row[0] == "deduplicate"]
 
 
 def test_a_refused_run_changes_nothing(planted):

@@ -173,5 +173,5 @@ def test_embedders_that_cannot_be_loaded(planted, tmp_path):
         planted.curate("embed", embedder=str(tmp_path / "not.pt"))
     for field in ("embedder", "retrieval_embedder", "nsfw_model", "face_model"):
         with pytest.raises(ValueError, match=f"{field} is 'nobody/nothing', which cannot be loaded"):
-            planted.curate("ingest", output_dir=str(tmp_path / "hub"), **{field: "nobody/nothing"})
+            planted.curate(output_dir=str(tmp_path / "hub"), **{field: "nobody/nothing"})
     assert not (tmp_path / "hub").exists()  # known before any work

@@ -1,5 +1,8 @@
 """The store of embeddings: what comes back, what is refused, what is in memory."""
 
+import os
+import resource
+
 import numpy as np
 import pytest
 
@@ -158,3 +161,16 @@ def test_ranges_of_ranks_cover_the_rows(num_rows, world_size):
 
 def test_blocks_cover_the_range():
     assert list(row_blocks(3, 10, 3)) == [(3, 6), (6, 9), (9, 10)]
+
+
+def test_a_store_of_more_shards_than_files_may_be_open(tmp_path):
+    """The soft limit is raised; the hard one is the administrator's."""
+    for shard in range(60):
+        write_shard(tmp_path, f"{shard:05d}", np.ones((1, 2)), [shard])
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 20, before[1]))
+    try:
+        assert EmbeddingStore(tmp_path).ids.tolist() == list(range(60))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -5,6 +5,7 @@ A user's mistake is one sentence on standard error and exit status 1.
 """
 
 import argparse
+import errno
 import sys
 
 from ..conversion.export_report import ExportCheckError
@@ -34,6 +35,9 @@ def main(arguments: list[str] | None = None) -> None:
     run = options.pop("run")
     try:
         run(**options)
-    except (ValueError, ImportError, OSError, ExportCheckError) as error:
-        # ImportError: an extra that is not installed. OSError: a file that cannot be read, a disk that is full.
+    except (ValueError, ImportError, ExportCheckError) as error:  # ImportError: an extra that is not installed
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
         sys.exit(f"error: {error}")

@@ -130,7 +130,7 @@ class CurationArguments:
     license: str | None = _argument("For the dataset card.")
 
     # --- engine
-    num_shards: int | None = _argument("Shards of a stage; by default one for every 5,000 images.")
+    num_shards: int | None = _argument("Shards of a stage; by default one for every 5,000 images, at most 1,000.")
     num_processes: int = _argument("Processes that run shards at the same time.", 1)
     executor: str = _argument("in_process (and pools), or local, slurm or ray by datatrove.", "in_process")
     executor_options: dict[str, Any] = _argument("For datatrove's executor, such as partition.", default_factory=dict)
@@ -141,7 +141,7 @@ class CurationArguments:
     device: str | None = _argument("Where models run; by default the accelerator of the process, or the CPU.")
     bf16: bool = _argument("Run models under bf16 autocast.", False)
     index: str | None = _argument("faiss index of the pool, such as Flat; by default chosen from size and memory.")
-    index_memory_gb: float = _argument("What the index may take, in 1e9 bytes; on GPUs, of all together.", 8.0)
+    index_memory_gb: float = _argument("What the index may take in one process, in 1e9 bytes.", 8.0)
     verify: bool = _argument("Read finished shards again and compare checksums.", False)
     overwrite: bool = _argument("Make stages of another configuration again.", False)
     progress: bool = _argument("Show progress bars.", True)

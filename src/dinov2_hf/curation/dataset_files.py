@@ -154,6 +154,8 @@ def publish_files(curation: Curation, folder: Path) -> list[Path]:
     data, names = folder / "data", [f"train-{number:05d}-of-{len(found):05d}.parquet" for number in range(len(found))]
     if not _is_published(found, data, names):  # another run may be reading what is there
         folder.mkdir(parents=True, exist_ok=True)
+        for torn in folder.glob(".data.*"):  # of a run that was killed, or a disk that was full
+            shutil.rmtree(torn, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(dir=folder, prefix=".data."))
         for path, name in zip(found, names, strict=True):
             try:

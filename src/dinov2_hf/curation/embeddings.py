@@ -19,6 +19,7 @@ import torch
 
 # 16 MiB of a width of 512 in single precision: large enough for fast matrix products, small beside any memory.
 READ_ROWS = 8192
+OPEN_FILES = 65_536  # more than a process maps of a few stores of some thousand shards
 
 
 class UnitVectors(Protocol):
@@ -103,6 +104,18 @@ def _save_array(path: Path, array: np.ndarray) -> None:
     os.replace(partial, path)
 
 
+def _allow_open_files() -> None:
+    """Raise this process's limit of open files as far as it may: of the usual 1,024 a large store takes all."""
+    try:
+        import resource
+    except ImportError:  # not on Windows, which has no such limit
+        return
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(most, OPEN_FILES)
+    if limit != resource.RLIM_INFINITY and limit < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
 class EmbeddingStore:
     """All shards of a folder as one sequence of unit vectors, of which only what is read is in memory.
 
@@ -127,8 +140,10 @@ class EmbeddingStore:
         if not paths:
             raise ValueError(f"folder {str(folder)!r} holds no shard of embeddings (NAME.npy with NAME.ids.npy).")
         self.shard_names = [str(path.relative_to(self.folder).with_suffix("")) for path in paths]
+        _allow_open_files()
         self._vectors = [self._opened(path) for path in paths]
-        self._ids = [self._opened_ids(path, len(vectors)) for path, vectors in zip(paths, self._vectors, strict=True)]
+        for path, vectors in zip(paths, self._vectors, strict=True):
+            self._read_ids(path, len(vectors))
         self.width = self._vectors[0].shape[1]
         for path, vectors in zip(paths, self._vectors, strict=True):
             if vectors.shape[1] != self.width:
@@ -154,7 +169,8 @@ class EmbeddingStore:
         return vectors
 
     @staticmethod
-    def _opened_ids(path: Path, num_rows: int) -> np.ndarray:
+    def _read_ids(path: Path, num_rows: int) -> np.ndarray:
+        """The ids of a shard, as a memory map; not kept, since each map holds a file open."""
         ids_path = path.with_suffix(".ids.npy")
         if not ids_path.exists():
             raise ValueError(f"shard {str(path)!r} lacks its ids, {ids_path.name!r}.")
@@ -173,7 +189,7 @@ class EmbeddingStore:
     @property
     def ids(self) -> np.ndarray:
         """(n,) int64 ids of all rows; raises ValueError if one occurs twice."""
-        ids = np.concatenate(self._ids).astype(np.int64, copy=False)
+        ids = np.concatenate([self._ids(shard) for shard in range(self.num_shards)]).astype(np.int64, copy=False)
         ordered = np.sort(ids)
         repeated = ordered[1:][ordered[1:] == ordered[:-1]]
         if len(repeated):
@@ -182,6 +198,9 @@ class EmbeddingStore:
                 f"{repeated[0]}: every image needs an id of its own."
             )
         return ids
+
+    def _ids(self, shard: int) -> np.ndarray:
+        return self._read_ids(self.folder / f"{self.shard_names[shard]}.npy", len(self._vectors[shard]))
 
     def shard_rows(self, shard: int) -> tuple[int, int]:
         """The first row of a shard and the first row after it."""
@@ -211,7 +230,7 @@ class EmbeddingStore:
 
     def _name_of(self, row: int) -> str:
         shard = int(np.searchsorted(self.offsets, row, side="right")) - 1
-        return f"id {self._ids[shard][row - self.offsets[shard]]} in shard {self.shard_names[shard]!r}"
+        return f"id {self._ids(shard)[row - self.offsets[shard]]} in shard {self.shard_names[shard]!r}"
 
 
 class ArrayEmbeddings:

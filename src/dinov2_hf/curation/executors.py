@@ -126,7 +126,7 @@ def run_collective(stage: Stage, *, is_main: bool, verify: bool = False) -> None
         stage.run_shard(0)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            stage.write_shard(0, 1, UnfinishedShard(Path(folder)))
+            stage.write_shard(0, 1, UnfinishedShard(Path(folder), is_kept=False))
 
 
 def _run_shards(stage: Stage, ranks: Sequence[int], pool: Executor | None) -> Iterator[int]:
@@ -136,8 +136,9 @@ def _run_shards(stage: Stage, ranks: Sequence[int], pool: Executor | None) -> It
             stage.run_shard(rank)
             yield rank
         return
-    futures = {pool.submit(stage.run_shard, rank): rank for rank in ranks}
+    futures = {}
     try:
+        futures.update((pool.submit(stage.run_shard, rank), rank) for rank in ranks)
         for future in as_completed(futures):
             future.result()
             yield futures[future]

@@ -1,6 +1,7 @@
 """The second stage: repeated ids, equal files, and pictures of equal perceptual hashes go; one of them stays."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -34,30 +35,44 @@ def _repeats(curation: Curation, shard: UnfinishedShard) -> Iterator[pa.Table]:
         if by_quality:
             table = table.take(np.lexsort((table["row_id"].to_numpy(), -quality_of(table))))
         if has_ids:
-            table, gone, others = _split(table, first_of_equal(np.array(table["id"].to_pylist(), dtype=object)))
-            yield from curation.dropped("hash_deduplicate", gone, "same id", others)
+            table, repeats = _split(table, first_of_equal(np.array(table["id"].to_pylist(), dtype=object)))
+            yield from curation.dropped("hash_deduplicate", repeats.rows, "same id", repeats.of)
         if role == "uncurated" and arguments.deduplicate_content:
-            table, gone, others = _split(table, first_of_equal(_as_bytes(table["content_hash"])))
-            yield from curation.dropped("hash_deduplicate", gone, "same file", others, np.ones(len(gone)))
+            first = first_of_equal(_as_bytes(table["content_hash"]))
+            table, repeats = _split(table, first, np.ones(len(first)))
+            yield from curation.dropped("hash_deduplicate", repeats.rows, "same file", repeats.of, repeats.alike)
         if role == "uncurated" and arguments.perceptual_hash_distance is not None:
             hashes = table["perceptual_hash"].to_numpy()
             first, distances = first_similar_hash(hashes, arguments.perceptual_hash_distance)
-            alike = 1 - distances[first != np.arange(len(first))] / HASH_BITS
-            table, gone, others = _split(table, first)
-            yield from curation.dropped("hash_deduplicate", gone, "same perceptual hash", others, alike)
+            table, repeats = _split(table, first, 1 - distances / HASH_BITS)
+            yield from curation.dropped(
+                "hash_deduplicate", repeats.rows, "same perceptual hash", repeats.of, repeats.alike
+            )
         left = np.sort(table["row_id"].to_numpy())
         np.save(shard.folder / f"{role}.npy", left)
         shard.rows += len(left)
 
 
-def _split(table: pa.Table, first: np.ndarray) -> tuple[pa.Table, np.ndarray, np.ndarray]:
-    """What stays, and the row ids of what goes and of what each of those repeats.
+@dataclass(frozen=True)
+class Repeats:
+    """Row ids that go, ascending, those they repeat, and how alike they are."""
+
+    rows: np.ndarray
+    of: np.ndarray
+    alike: np.ndarray | None
+
+
+def _split(table: pa.Table, first: np.ndarray, alike: np.ndarray | None = None) -> tuple[pa.Table, Repeats]:
+    """What stays, and what goes.
 
     Args:
         first: (n,) the place of the first of its kind, for each row.
+        alike: (n,) similarity to that.
     """
     row_ids, stays = table["row_id"].to_numpy(), first == np.arange(len(first))
-    return table.filter(stays), row_ids[~stays], row_ids[first[~stays]]
+    gone = np.flatnonzero(~stays)
+    gone = gone[np.argsort(row_ids[gone])]
+    return table.filter(stays), Repeats(row_ids[gone], row_ids[first[gone]], None if alike is None else alike[gone])
 
 
 def _as_bytes(hashes: pa.ChunkedArray) -> np.ndarray:

@@ -178,10 +178,16 @@ def _is_full(path: Path, error: Exception) -> bool:
 
 @dataclass
 class UnfinishedShard:
-    """Where to write a shard; `rows` is for its manifest."""
+    """Where to write a shard.
+
+    Attributes:
+        rows: for its manifest.
+        is_kept: of a collective stage only the main process's is.
+    """
 
     folder: Path
     rows: int = 0
+    is_kept: bool = True
 
 
 def checksum(path: Path) -> str:

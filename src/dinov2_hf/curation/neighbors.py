@@ -89,14 +89,14 @@ def choose_index(num_rows: int, width: int, memory_bytes: float = 8e9, *, for_gp
 
     Args:
         num_rows, width: of the pool.
-        memory_bytes: what the filled index may take, on all GPUs together where it is for them.
+        memory_bytes: what the filled index may take in one process; of one that sees several GPUs, on all of them.
         for_gpus: choose a form that faiss has on GPUs; it can also be searched without.
 
     Returns:
         Exhaustive search up to `FLAT_ROWS`; above, about 2 sqrt(n) lists of four-bit codes, one for 4
         dimensions of a vector, or for 8, 16 or 32 where memory is short. (4 to 16 sqrt(n) are usual for eight-bit
         codes, whose scan costs more beside finding the lists.) For GPUs eight-bit codes, one for 8, 16 or 32
-        dimensions.
+        dimensions or somewhat more, in numbers of `GPU_CODES`.
 
     Raises:
         ValueError: nothing fits.

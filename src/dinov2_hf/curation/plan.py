@@ -25,7 +25,7 @@ from .ingest import ingest_shard
 from .manifests import StageFolder, write_atomically
 from .neighbors import IndexSettings
 from .report import publish, report_shard
-from .run_context import Curation, file_fingerprint
+from .run_context import Curation, file_fingerprint, opened_store
 from .search_stages import (
     fill_index_shard,
     merge_index_shard,
@@ -41,6 +41,9 @@ from .selection_stages import (
     sample_hierarchy_shard,
     select_all_shard,
 )
+
+
+ROWS_OF_INDEX_PART = 1_000_000
 
 
 def plan(arguments: CurationArguments) -> tuple[Curation, list[Stage]]:
@@ -66,19 +69,20 @@ class _Planner:
 
     def add(
         self, name: str, write_shard: Callable, needs: list[str], fields: str = "", *, sharded: bool = False,
-        collective: bool = False, **config: Any,
+        num_shards: int = 1, collective: bool = False, **config: Any,
     ) -> None:  # fmt: skip
         """Add a stage.
 
         Args:
             fields: names of arguments that decide what it writes.
+            sharded: into as many shards as all stages that read images or vectors; otherwise into `num_shards`.
             config: what else does.
         """
         earlier = [stage for stage in self.stages if stage.name in needs]
         arguments = self.curation.arguments
         folder = StageFolder(
             self.curation.output_dir / "stages" / name,
-            self.curation.num_shards if sharded else 1,
+            self.curation.num_shards if sharded else num_shards,
             {
                 **{field: getattr(arguments, field) for field in fields.split()},
                 **config,
@@ -95,7 +99,8 @@ class _Planner:
             load_filter(name)
         retrieval = arguments.retrieval_embedder or arguments.embedder
         is_one_embedder = retrieval == arguments.embedder
-        _check_models(self.curation, retrieval)
+        for spec in (arguments.embedder, retrieval):
+            kind_of_embedder(spec)
         _check_sizes(self.curation)
         self.add(
             "ingest", ingest_shard, [],
@@ -158,7 +163,11 @@ class _Planner:
 
     def _add_index(self, of: str, needs: list[str]) -> None:
         self.add(f"{of}_train_index", partial(train_index_shard, of), needs, "index index_memory_gb seed")
-        self.add(f"{of}_fill_index", partial(fill_index_shard, of), [f"{of}_train_index"], sharded=True)
+        # Every part of an index has all its centroids in it: few parts, which take half a minute each.
+        sources = self.curation.sources
+        most = 1 if of == "benchmarks" else -(-sources.rows_of("uncurated") // ROWS_OF_INDEX_PART)
+        num_shards = max(1, min(most, self.curation.num_shards))
+        self.add(f"{of}_fill_index", partial(fill_index_shard, of), [f"{of}_train_index"], num_shards=num_shards)
         self.add(f"{of}_merge_index", partial(merge_index_shard, of), [f"{of}_fill_index"])
 
     def _add_selection(self, last: str) -> None:
@@ -190,28 +199,31 @@ class _Planner:
             )  # fmt: skip
 
 
-def _check_models(curation: Curation, retrieval: str) -> None:
-    """That embedders and models are there, before the stages that use them, of which some come last.
+def _check_models(curation: Curation, unfinished: set[str]) -> None:
+    """That the models and vectors of these stages are there: some stages come last, after hours.
 
     Raises:
         ValueError: one is not.
     """
     arguments = curation.arguments
-    models = {"nsfw_model": arguments.nsfw_model, "face_model": arguments.face_model}
-    for field, spec in (("embedder", arguments.embedder), ("retrieval_embedder", retrieval)):
-        kind = kind_of_embedder(spec)
-        if kind == "precomputed":
-            PrecomputedVectors(spec, curation.sources)
-        elif kind == "model":
-            models.setdefault(field, spec)
-    for field, name in models.items():
-        if name is None:
+    asked = (
+        ("ingest", "nsfw_model", arguments.nsfw_model),
+        ("embed", "embedder", arguments.embedder),
+        ("retrieval_embed", "retrieval_embedder", arguments.retrieval_embedder),
+        ("build", "face_model", arguments.face_model),
+    )
+    for stage, field, name in asked:
+        if stage not in unfinished or name is None:
             continue
-        try:
-            AutoConfig.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{field} is {name!r}, which cannot be loaded: {reason}") from error
+        kind = kind_of_embedder(name) if "embedder" in field else "model"
+        if kind == "precomputed":
+            PrecomputedVectors(name, curation.sources)
+        elif kind == "model":
+            try:
+                AutoConfig.from_pretrained(name)
+            except (OSError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                raise ValueError(f"{field} is {name!r}, which cannot be loaded: {reason}") from error
 
 
 def _check_sizes(curation: Curation) -> None:
@@ -221,8 +233,7 @@ def _check_sizes(curation: Curation) -> None:
         ValueError: a number exceeds that of the images of the pool.
     """
     arguments, sources = curation.arguments, curation.sources
-    pool = sum(len(sources.range_of(n)) for n, role in enumerate(sources.roles) if role == "uncurated")
-    asked = {}
+    pool, asked = sources.rows_of("uncurated"), {}
     if arguments.how_selected == "hierarchical":
         asked["hierarchy"] = arguments.hierarchy[0]
     if arguments.how_selected == "retrieval":
@@ -281,9 +292,11 @@ def curate(
             raise ValueError(f"rank is {rank}, but must be from 0 to world_size - 1 ({world_size - 1}).")
         if stage is None:
             raise ValueError("rank needs stage: launches that do not know each other cannot wait between stages.")
+    opened_store.cache_clear()
     launch = _Launch(rank, world_size, arguments)
     curation, stages = plan(launch.arguments)
     chosen = chosen_stages(stages, stage, alone=rank is not None)
+    _check_models(curation, {one.name for one in chosen if one.folder.absent()})
     opened = stages[: stages.index(chosen[-1]) + 1]
     if launch.is_first:
         _prepare_output(arguments, stages, opened)

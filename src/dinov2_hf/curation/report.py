@@ -31,6 +31,7 @@ DROPPING_STAGES = {
     "select": "selected",
     "build": "written",
 }
+COUNTED_REASONS = 10_000  # a filter may say something else of each of a billion images
 PUBLISHED = ("report.html", "report.json", "dropped.parquet")
 
 
@@ -85,7 +86,10 @@ def _gather_dropped(curation: Curation, shard: UnfinishedShard) -> Dropped:
                 shown += len(some[-1])
                 grouped = table.group_by(["stage", "source", "reason"]).aggregate([("row_id", "count")])
                 for row in grouped.to_pylist():
-                    counts[row["stage"], row["source"], reason_group(row["reason"])] += row["row_id_count"]
+                    key = (row["stage"], row["source"], reason_group(row["reason"]))
+                    if key not in counts and len(counts) >= COUNTED_REASONS:
+                        key = (row["stage"], row["source"], "other reasons")
+                    counts[key] += row["row_id_count"]
     return Dropped(counts, pa.concat_tables(some))
 
 
@@ -139,7 +143,7 @@ def _funnel(curation: Curation, dropped: Counter) -> list[dict[str, Any]]:
     """What went into each stage from the pool, and what came out."""
     sources = curation.sources
     pool = [source.name for source, role in zip(sources.sources, sources.roles, strict=True) if role == "uncurated"]
-    left = sum(len(d) for d, role in zip(sources.datasets, sources.roles, strict=True) if role == "uncurated")
+    left = sources.rows_of("uncurated")
     counts: dict[str, Counter] = {}
     for (stage, source, reason), count in dropped.items():
         if source in pool:

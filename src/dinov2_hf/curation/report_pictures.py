@@ -115,8 +115,8 @@ def example_groups(curation: Curation, dropped: pa.Table, counts: Counter) -> di
     for (_, _, reason), count in counts.items():
         totals[reason] += count
     examples = {}
-    shown = [reason for reason, _ in totals.most_common(MOST_REASONS) if not reason.startswith("cannot be")]
-    for reason in sorted(shown, key=_order):
+    reasons = [reason for reason, _ in totals.most_common() if not reason.startswith("cannot be")]
+    for reason in sorted(reasons, key=_order)[:MOST_REASONS]:
         # All of one group begin with its words, and go on, where they do, after a colon.
         rows = dropped.filter(pc.starts_with(dropped["reason"], reason))
         rows = rows.filter(pc.equal(pc.list_element(pc.split_pattern(rows["reason"], ":", max_splits=1), 0), reason))
@@ -126,7 +126,9 @@ def example_groups(curation: Curation, dropped: pa.Table, counts: Counter) -> di
             some = rows.take(np.sort(shown)).to_pylist()
             groups = [ExampleGroup(others=[_picture(curation, row["row_id"], "", row["id"]) for row in some])]
         else:
-            groups = [_copies(curation, rows, of) for of in _shown_originals(rows)]
+            originals = _shown_originals(rows)
+            kept = _rows_of(curation, originals, rows["row_id"])
+            groups = [_copies(curation, rows, original, kept.get(original)) for original in originals]
         groups = [_readable(group) for group in groups]
         groups = [group for group in groups if group.others]
         if groups:
@@ -143,10 +145,9 @@ def _shown_originals(rows: pa.Table) -> list[str]:
     return list(dict.fromkeys(names))[:GROUPS_PER_REASON]
 
 
-def _copies(curation: Curation, rows: pa.Table, original: str) -> ExampleGroup:
+def _copies(curation: Curation, rows: pa.Table, original: str, kept: int | None) -> ExampleGroup:
     copies = rows.filter(pc.equal(rows["duplicate_of"], original)).sort_by([("similarity", "ascending")])
-    found = _row_of(curation, original)
-    group = ExampleGroup([] if found is None else [_picture(curation, found, "stays", original)])
+    group = ExampleGroup([] if kept is None else [_picture(curation, kept, "stays", original)])
     for row in copies.slice(0, COPIES_PER_GROUP).to_pylist():
         caption = "" if row["similarity"] is None else f"{row['similarity']:.2f}"
         group.others.append(_picture(curation, row["row_id"], caption, row["id"]))
@@ -166,15 +167,16 @@ def _ids(curation: Curation, row_ids) -> list[str]:
     return curation.facts(row_ids, ["id"])["id"].to_pylist()
 
 
-def _row_of(curation: Curation, id: str) -> int | None:
-    """The row id of an image, by its id; the first where several have it."""
+def _rows_of(curation: Curation, ids: list[str], dropped: pa.ChunkedArray) -> dict[str, int]:
+    """The row ids of images by their ids; of those that share one, that which was not dropped."""
+    found: dict[str, int] = {}
     for path in curation.folders["ingest"].files("images.parquet"):
-        found = parquet.read_table(path, columns=["row_id"], filters=[("id", "=", id)])
-        if len(found):
-            return found["row_id"][0].as_py()
-    return None
+        table = parquet.read_table(path, columns=["row_id", "id"], filters=[("id", "in", ids)])
+        for row in table.filter(pc.invert(pc.is_in(table["row_id"], dropped))).to_pylist():
+            found.setdefault(row["id"], row["row_id"])
+    return found
 
 
-def _order(reason: str) -> tuple[int, str]:
+def _order(reason: str) -> int:
     """Copies first: they are what a person must judge."""
-    return (0 if "benchmark" in reason else 1 if "copy" in reason else 2 if "same" in reason else 3), reason
+    return 0 if "benchmark" in reason else 1 if "copy" in reason else 2 if "same" in reason else 3

@@ -19,8 +19,8 @@ from .sources import OpenSources
 
 # A shard of so many photographs takes minutes to decode and describe on one core.
 IMAGES_PER_SHARD = 5000
-# A process maps two files of each shard into memory, and Linux allows 65,530 maps.
-MOST_SHARDS = 4096
+# A process maps the vectors of all shards, and each map holds a file open.
+MOST_SHARDS = 1000
 
 
 @dataclass
@@ -53,10 +53,9 @@ class Curation:
     # --- what finished stages left
 
     def images(self, columns: list[str]) -> pa.Table:
-        """Columns of `ingest` for all images that can be read, in the order of their row ids."""
-        return pa.concat_tables(
-            [parquet.read_table(path, columns=columns) for path in self.folders["ingest"].files("images.parquet")]
-        )
+        """Columns of `ingest` for all images that can be read, in the order of their row ids; texts as of `facts`."""
+        tables = [parquet.read_table(path, columns=columns) for path in self.folders["ingest"].files("images.parquet")]
+        return pa.concat_tables(tables).cast(_with_large_strings(tables[0].schema, columns))
 
     def facts(self, row_ids: np.ndarray, columns: list[str]) -> pa.Table:
         """Columns of `ingest` for some images, in their order; only the shards that hold them are read.
@@ -86,7 +85,7 @@ class Curation:
     def vectors(self, stage: str, role: str) -> EmbeddingStore | None:
         """The vectors that a stage made of the images of a role; None where there are none."""
         pattern, folder = f"shard-*/{role}.npy", self.folders[stage]
-        return _opened_store(folder.path, pattern, folder.config_hash) if any(folder.path.glob(pattern)) else None
+        return opened_store(folder.path, pattern, folder.config_hash) if any(folder.path.glob(pattern)) else None
 
     def pool_vectors(self, stage: str) -> EmbeddingStore:
         """The vectors of the pool.
@@ -171,8 +170,11 @@ class Curation:
 
 
 @lru_cache(maxsize=8)
-def _opened_store(folder: Path, pattern: str, config_hash: str) -> EmbeddingStore:
-    """The vectors of a finished stage; a process that makes many shards opens those it reads once."""
+def opened_store(folder: Path, pattern: str, config_hash: str) -> EmbeddingStore:
+    """The vectors of a finished stage; a process that makes many shards opens those it reads once.
+
+    `plan.curate` empties this cache, since a stage may have been made again.
+    """
     return EmbeddingStore(folder, pattern)
 
 

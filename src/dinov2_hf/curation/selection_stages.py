@@ -128,6 +128,8 @@ def sample_hierarchy_shard(curation: Curation, rank: int, world_size: int, shard
         gpus=gpus_for_faiss(arguments.device),
         progress=arguments.progress,
     )
+    if not shard.is_kept:
+        return
     rows = balanced_sample(hierarchy, arguments.target_size, seed=arguments.seed)
     top = hierarchy.clusters(len(arguments.hierarchy))
     report = {

@@ -183,6 +183,10 @@ class OpenSources:
         """The row ids of a source."""
         return range(self.starts[source], self.starts[source + 1])
 
+    def rows_of(self, role: str) -> int:
+        """How many rows the sources of a role have."""
+        return sum(len(dataset) for dataset, other in zip(self.datasets, self.roles, strict=True) if other == role)
+
     def describe(self) -> list[dict[str, Any]]:
         """What each source is, for comparison with a later run: the part of a configuration that sources are."""
         return [
