@@ -21,6 +21,8 @@ from pathlib import Path
 import curation_scale
 import planted_copies
 
+from dinov2_hf.curation.neighbors import IndexSettings
+
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
@@ -45,8 +47,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     scale.add_argument("--query_share", type=float, default=1.0, help="of the rows that are searched for")
     scale.add_argument("--scratch", type=Path, help="folder for the vectors, which are deleted at the end")
     scale.add_argument("--factory", help="in place of the index that is chosen for the size")
-    scale.add_argument("--num_probes", type=int, default=64)
-    scale.add_argument("--candidates_per_neighbor", type=int, default=4)
+    scale.add_argument("--num_probes", type=int, help="lists to visit (default: as chosen for the index)")
+    scale.add_argument("--candidates_per_neighbor", type=int, default=IndexSettings.candidates_per_neighbor)
     scale.add_argument("--training_rows", type=int, help="to train the index on")
     args = parser.parse_args(argv)
     if args.run != "copies" and (args.images is None) != (args.model is None):

@@ -201,7 +201,7 @@ def run_recall(store, references, stages, args) -> dict:
         index = add_rows(index, store)
     rows = {}
     for probes in sorted({settings.num_probes, 16}):
-        for candidates in sorted({settings.candidates_per_neighbor, 8}):
+        for candidates in sorted({settings.candidates_per_neighbor, 4}):
             tried = IndexSettings(settings.factory, probes, candidates)
             began = time.perf_counter()
             everything = search(index, store, queries, NEIGHBORS, tried)

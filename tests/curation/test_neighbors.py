@@ -155,6 +155,12 @@ def test_chosen_indexes_can_be_made(num_rows, width):
         assert 1 <= settings.num_lists / num_rows**0.5 <= 3
 
 
+def test_more_lists_are_visited_of_more():
+    probes = [choose_index(rows, 64).num_probes for rows in (60_000, 300_000, 10_000_000)]
+    assert probes == [128, 256, 256]
+    assert IndexSettings("IVF16,Flat").num_probes == 64  # all of them
+
+
 def test_the_choice_follows_the_memory():
     assert choose_index(10**6, 512).factory == "OPQ128_512,IVF2048,PQ128x4fs"
     assert choose_index(10**8, 512, memory_bytes=6e9).factory == "OPQ64_512,IVF16384,PQ64x4fs"

@@ -67,14 +67,14 @@ def test_recall_among_crops_of_photographs(main, photographs, tmp_path):
     DINOv2Model(config).save_pretrained(tmp_path / "model")
     DINOv2ImageProcessor().save_pretrained(tmp_path / "model")
     output = tmp_path / "recall.json"
-    index = ["--factory", "IVF4,Flat", "--num_probes", "4", "--training_rows", "160"]
+    index = ["--factory", "IVF4,Flat", "--training_rows", "160"]
     main(
         ["recall", "--images", photographs, "--model", str(tmp_path / "model"), "--rows", "1200", *index]
         + ["--output", str(output)]
     )
     (record,) = json.loads(output.read_text())["recall"]
     assert (record["rows"], record["width"], record["vectors"]) == (1200, 32, "model of crops")
-    assert record["recall"]["4 probes, 4 candidates"]["neighbor_recall"] > 0.99  # all lists are visited
+    assert record["recall"]["64 probes, 8 candidates"]["neighbor_recall"] > 0.99  # all lists are visited
 
 
 def test_planted_copies(main, photographs, tmp_path):
