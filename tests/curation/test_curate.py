@@ -174,6 +174,14 @@ def test_neither_shards_nor_the_index_change_what_is_chosen(planted, num_shards,
     assert dropped(found.output_dir) == expected
 
 
+@pytest.mark.parametrize(("given", "visited"), [(None, 64), (3, 3)])
+def test_a_search_visits_as_many_lists_as_it_is_told(planted, given, visited):
+    curation = planted.curate(index="IVF5,Flat", index_probes=given)
+    for of in ("copies", "retrieval"):
+        settings = json.loads((curation.folders[f"{of}_train_index"].shard(0) / "settings.json").read_text())
+        assert settings["num_probes"] == visited
+
+
 def test_retrieval_by_vectors_of_its_own(planted, tmp_path):
     """Copies are told by one embedder, what resembles curated images by another, by which 9 is the nearest."""
     vectors = {"pool": np.eye(12, 14), "curated": np.eye(14)[[9, 9]], "benchmark": np.eye(14)[[13]]}

@@ -162,7 +162,7 @@ class _Planner:
         self.add(name, partial(embed_shard, name, spec, tuple(roles)), needs, fields, sharded=True, **config)
 
     def _add_index(self, of: str, needs: list[str]) -> None:
-        self.add(f"{of}_train_index", partial(train_index_shard, of), needs, "index index_memory_gb seed")
+        self.add(f"{of}_train_index", partial(train_index_shard, of), needs, "index index_memory_gb index_probes seed")
         # Every part of an index has all its centroids in it: few parts, which take half a minute each.
         sources = self.curation.sources
         most = 1 if of == "benchmarks" else -(-sources.rows_of("uncurated") // ROWS_OF_INDEX_PART)

@@ -3,6 +3,7 @@
 An exhaustive index is not kept on disk: it would be a copy of the vectors, and is made of them in a second.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -60,6 +61,8 @@ def train_index_shard(of: str, curation: Curation, rank: int, world_size: int, s
         settings = choose_index(len(pool), pool.width, arguments.index_memory_gb * 1e9, for_gpus=bool(gpus))
     else:
         settings = IndexSettings(arguments.index)
+    if arguments.index_probes is not None:
+        settings = dataclasses.replace(settings, num_probes=arguments.index_probes)
     (shard.folder / "settings.json").write_text(json.dumps(vars(settings)))
     if settings.factory != "Flat":
         save_index(train_index(pool, settings, seed=arguments.seed, gpus=gpus), shard.folder / INDEX_FILE)
