@@ -165,9 +165,9 @@ def train_index(
         training_rows = max(40 * settings.num_lists, 65_536)  # faiss warns below 39
     training_rows = min(training_rows, len(vectors))
     least = settings.num_lists
-    if isinstance(index, faiss.IndexPreTransform):
+    codes = faiss.downcast_index(index.index).pq if isinstance(index, faiss.IndexPreTransform) else None
+    if codes is not None:
         # Of fewer rows than dimensions faiss's rotation writes beyond its memory; codes need one for each value.
-        codes = faiss.downcast_index(index.index).pq
         least = max(least, codes.d, 2**codes.nbits)
     if training_rows < least:
         raise ValueError(
@@ -179,15 +179,14 @@ def train_index(
     if gpus:
         lists_on_gpus = on_gpus(faiss.IndexFlatIP(lists.d), gpus)
         lists.clustering_index = lists_on_gpus
-    if isinstance(index, faiss.IndexPreTransform):
+    if codes is not None:
         rotation = faiss.downcast_VectorTransform(index.chain.at(0))
-        codes = faiss.downcast_index(index.index).pq
         # Learned for the codes that follow: by itself faiss takes eight bits, 16 times the work of four.
         rotation_codes = faiss.ProductQuantizer(codes.d, codes.M, codes.nbits)
         rotation.pq = rotation_codes
         rotation.niter, rotation.niter_pq_0, rotation.max_train_points = 5, 10, 16_384
     index.train(vectors.take(np.sort(chosen)))
-    if isinstance(index, faiss.IndexPreTransform):
+    if codes is not None:
         rotation.pq = None  # it belongs to Python
     if gpus:
         lists.clustering_index = None  # likewise

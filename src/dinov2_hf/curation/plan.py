@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -297,12 +298,13 @@ def curate(
     curation, stages = plan(launch.arguments)
     chosen = chosen_stages(stages, stage, alone=rank is not None)
     _check_models(curation, {one.name for one in chosen if one.folder.absent()})
-    opened = stages[: stages.index(chosen[-1]) + 1]
     if launch.is_first:
-        _prepare_output(arguments, stages, opened)
+        _prepare_output(arguments, stages)
     launch.wait()
-    for earlier in opened:
+    for earlier in stages[: stages.index(chosen[-1]) + 1]:
         earlier.folder.open()
+    if launch.is_first:  # not of a run that is refused
+        _note_recipe(arguments, curation.output_dir)
     if arguments.executor != "in_process":
         from .cluster_executors import run_on_cluster
 
@@ -360,12 +362,8 @@ class _Launch:
             self.state.wait_for_everyone()
 
 
-def _prepare_output(arguments: CurationArguments, stages: list[Stage], opened: list[Stage]) -> None:
-    """Make the output folder, with `overwrite` remove stages of another configuration, and note the recipe.
-
-    Args:
-        opened: the stages that a configuration of now must agree with; where it does not, nothing is noted.
-    """
+def _prepare_output(arguments: CurationArguments, stages: list[Stage]) -> None:
+    """Make the output folder, and with `overwrite` remove stages of another configuration."""
     first = stages[0].folder.path.parents[1]
     try:
         first.mkdir(parents=True, exist_ok=True)
@@ -377,7 +375,8 @@ def _prepare_output(arguments: CurationArguments, stages: list[Stage], opened: l
         for folder in (first / "stages").glob("*"):
             if folder.name not in known:
                 shutil.rmtree(folder)
-    for stage in opened:
-        stage.folder.open()
+
+
+def _note_recipe(arguments: CurationArguments, output_dir: Path) -> None:
     values = json.loads(json.dumps(dataclasses.asdict(arguments), default=str))
-    write_atomically(first / "curation.yaml", yaml.safe_dump(values, sort_keys=False))
+    write_atomically(output_dir / "curation.yaml", yaml.safe_dump(values, sort_keys=False))

@@ -116,10 +116,10 @@ def example_groups(curation: Curation, dropped: pa.Table, counts: Counter) -> di
         totals[reason] += count
     examples = {}
     reasons = [reason for reason, _ in totals.most_common() if not reason.startswith("cannot be")]
+    # The words that `report.reason_group` counts by.
+    reason_of_row = pc.list_element(pc.split_pattern(dropped["reason"], ":", max_splits=1), 0)
     for reason in sorted(reasons, key=_order)[:MOST_REASONS]:
-        # All of one group begin with its words, and go on, where they do, after a colon.
-        rows = dropped.filter(pc.starts_with(dropped["reason"], reason))
-        rows = rows.filter(pc.equal(pc.list_element(pc.split_pattern(rows["reason"], ":", max_splits=1), 0), reason))
+        rows = dropped.filter(pc.equal(reason_of_row, reason))
         if rows["duplicate_of"].null_count == len(rows):
             generator = np.random.default_rng(0)
             shown = generator.choice(len(rows), min(2 * GROUPS_PER_REASON, len(rows)), replace=False)
