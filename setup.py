@@ -32,6 +32,7 @@ setup(
     install_requires=[
         "accelerate>=1.15",
         "datasets>=5.0",
+        "filelock>=3.16",  # one writer for each output folder
         "huggingface-hub>=1.33",
         "jinja2>=3.0",  # model cards
         "matplotlib>=3.8",

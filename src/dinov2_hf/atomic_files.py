@@ -1,0 +1,208 @@
+"""The one way a file or folder of this package appears: whole, or not at all.
+
+It is written under a name that nobody can foresee, in a hidden folder beside its place. It takes its place when it is
+complete. An error, a kill or a full disk leaves what was there before. What a killed process left behind carries a
+marker, and is removed when the same name is written next.
+"""
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from .output_folders import check_kind, is_free, read_marker, refuse_overlap, sole_writer, write_marker
+
+
+# What a full disk raises: Python's files; safetensors; torch.save, faiss and ONNX, which have no class for it.
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
+# Below this much room on the disk, that is why a file could not be written: NumPy and torch give no number.
+LEAST_FREE_BYTES = 16 * 2**20
+UNFINISHED = ".unfinished"
+_RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # of renameat2(2)
+
+
+@contextmanager
+def new_file(path: str | os.PathLike, *, overwrite: bool = False, sources: Iterable = ()) -> Iterator[Path]:
+    """
+    A path to write to, which takes the place of `path` when the block ends without an error.
+
+    Put all the work into the block: what is refused is refused when it is entered, and nobody else can write to `path`
+    until it ends.
+
+    Args:
+        path: the file; folders above it are made. Of a link, the file behind it is replaced.
+        overwrite: whether a file that is there may be replaced.
+        sources: paths that are read; `path` may be none of them, in none and around none.
+
+    Raises:
+        ValueError: `path` is a folder, is there without `overwrite`, overlaps a source, or is being written by
+            another process; or the disk is full.
+    """
+    path = Path(path)
+    check_new_file(path, overwrite=overwrite, sources=sources)
+    place = path.resolve()
+    with sole_writer(place, beside=True), _unfinished(place) as folder:
+        check_new_file(path, overwrite=overwrite)  # another process may have been faster
+        yield folder / place.name
+        os.replace(folder / place.name, place)
+
+
+@contextmanager
+def new_folder(
+    folder: str | os.PathLike, kind: str, *, overwrite: bool = False, sources: Iterable = ()
+) -> Iterator[Path]:
+    """
+    An empty folder to write into, which takes the place of `folder` when the block ends without an error.
+
+    Put all the work into the block, as with `new_file`. The folder gets a marker with its kind and the names of all
+    files in it.
+
+    Args:
+        folder: its place; folders above it are made. A link to a folder is followed.
+        kind: a name of `output_folders.KINDS`.
+        overwrite: whether a folder of the same kind, which this package wrote and nobody added to, may be replaced.
+        sources: as in `new_file`.
+
+    Raises:
+        ValueError: as in `new_file`, and when what is there may not be replaced.
+    """
+    folder = Path(folder)
+    check_new_folder(folder, kind, overwrite=overwrite, sources=sources)
+    place = folder.resolve()
+    with sole_writer(place, beside=True), _unfinished(place) as scratch:
+        check_new_folder(folder, kind, overwrite=overwrite)
+        partial = scratch / place.name
+        partial.mkdir()
+        yield partial
+        write_marker(partial, kind, list_files=True)
+        put_in_place(partial, place)
+
+
+def check_new_file(path: Path, *, overwrite: bool, sources: Iterable = ()) -> None:
+    """What `new_file` refuses on entering, for commands that must know earlier."""
+    refuse_overlap(path, sources)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, but the name of a file is needed.")
+    if os.path.lexists(path) and not path.resolve().parent.is_dir():
+        raise ValueError(f"{path} is a link to nowhere; remove it, or choose another name.")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no ordinary file, so it is not replaced; choose another name.")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists already; choose another name, or replace it with --overwrite.")
+
+
+def check_new_folder(folder: Path, kind: str, *, overwrite: bool, sources: Iterable = ()) -> None:
+    """What `new_folder` refuses on entering, for commands that must know earlier."""
+    refuse_overlap(folder, sources)
+    if is_free(folder):
+        return
+    if folder.is_symlink() and not folder.exists():
+        raise ValueError(f"{folder} is a link to nowhere; remove it, or choose another name.")
+    if not overwrite:
+        raise ValueError(f"{folder} exists already; choose another name, or replace it with --overwrite.")
+    check_kind(folder, kind)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file, in a folder that this package owns, which other processes see whole or not at all."""
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def put_in_place(partial: Path, place: Path) -> None:
+    """
+    Give the finished folder `partial` its place. What is there is exchanged in one step where the system can do that
+    (Linux), so that a kill at any moment leaves one of the two under the name; then the earlier one is deleted.
+    """
+    if not os.path.lexists(place):
+        os.rename(partial, place)
+    elif _exchange(partial, place):
+        shutil.rmtree(partial)
+    else:
+        replaced = partial.with_name(f"{partial.name}.replaced")
+        os.rename(place, replaced)
+        try:
+            os.rename(partial, place)
+        except OSError:
+            os.rename(replaced, place)
+            raise
+        shutil.rmtree(replaced)
+
+
+def is_disk_full(path: Path, error: BaseException) -> bool:
+    """Whether an error of writing to `path` is that of a full disk."""
+    number = getattr(error, "errno", None)
+    if number is not None:
+        return number in (errno.ENOSPC, errno.EDQUOT)
+    while not path.exists():
+        path = path.parent
+    return isinstance(error, WRITE_ERRORS) and shutil.disk_usage(path).free < LEAST_FREE_BYTES
+
+
+@contextmanager
+def _unfinished(place: Path) -> Iterator[Path]:
+    """A hidden folder beside `place`, deleted at the end. A full disk becomes one sentence."""
+    _remove_leftovers(place)
+    folder = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.", suffix=UNFINISHED))
+    try:
+        folder.chmod(0o777 & ~_umask())
+        write_marker(folder, "unfinished")
+        yield folder
+    except WRITE_ERRORS as error:
+        if not is_disk_full(place.parent, error):
+            raise
+        free = shutil.disk_usage(place.parent).free / 1e6
+        before = "what was there before is unchanged" if place.exists() else "nothing is left of it"
+        raise ValueError(
+            f"{place} could not be written, as the disk is full ({free:.0f} MB free); {before}. Make room, or choose"
+            " another place."
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers(place: Path) -> None:
+    """
+    Remove what killed processes left beside `place`. The caller holds the lock, so no process is writing it now.
+
+    A kill between the two renames of `put_in_place` leaves nothing under the name; then the earlier folder goes back.
+    """
+    name = re.escape(place.name)
+    for folder in place.parent.iterdir():
+        if not re.fullmatch(rf"\.{name}\.\w{{8}}{re.escape(UNFINISHED)}", folder.name) or folder.is_symlink():
+            continue
+        if (read_marker(folder) or {}).get("kind") == "unfinished":
+            replaced = folder / f"{place.name}.replaced"
+            if replaced.is_dir() and not os.path.lexists(place):
+                os.rename(replaced, place)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step; False where the system or the file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # no such call in this C library
+        return False
+    return rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+
+
+def _umask() -> int:
+    """The mask of this process, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,195 @@
+"""Whose folder is it: the marker of what wrote a folder, the lock of who writes to it now, and what is refused.
+
+Nothing is deleted or replaced that this package did not write. A folder that it writes carries `MARKER`, a small JSON
+file with the kind of the folder; anything without one belongs to somebody else. All refusals come before any work.
+"""
+
+import glob
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+MARKER = ".dinov2_hf.json"
+LOCK = ".dinov2_hf.lock"
+KINDS = {
+    "run": "a training run",
+    "curation": "a curation",
+    "evaluation": "an evaluation",
+    "model": "a model",
+    "features": "features",
+    "unfinished": "unfinished output",
+}
+
+
+def read_marker(folder: Path) -> dict | None:
+    """What `write_marker` wrote into `folder`; None where there is no marker, or none that can be read."""
+    path = folder / MARKER
+    try:
+        marker = json.loads(path.read_text()) if path.is_file() and not path.is_symlink() else None
+    except (OSError, ValueError):
+        return None
+    return marker if isinstance(marker, dict) and marker.get("kind") in KINDS else None
+
+
+def write_marker(folder: Path, kind: str, *, list_files: bool = False) -> None:
+    """Say in `folder` that this package wrote it.
+
+    Args:
+        folder: a folder that is there.
+        kind: a name of `KINDS`.
+        list_files: note every file in it too, for a folder that is written once, as a whole. A file that somebody
+            adds later is then known to be theirs. Folders that grow, such as a run's, know their files by name.
+    """
+    marker = {"written_by": "dinov2_hf", "kind": kind}
+    if list_files:
+        marker["files"] = sorted(files_in(folder))
+    partial = folder / f"{MARKER}.{os.getpid()}"
+    partial.write_text(json.dumps(marker, indent=1) + "\n")
+    os.replace(partial, folder / MARKER)
+
+
+def files_in(folder: Path) -> Iterator[str]:
+    """Relative names of all files and links below `folder`, without marker and lock. Links are not followed."""
+    for root, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        for name in [*files, *links]:
+            path = os.path.relpath(os.path.join(root, name), folder)
+            if path not in (MARKER, LOCK):
+                yield Path(path).as_posix()
+
+
+def is_free(folder: Path) -> bool:
+    """Whether nothing is there, or an empty folder. The lock of a writer does not count."""
+    return not os.path.lexists(folder) or (folder.is_dir() and not any(path.name != LOCK for path in folder.iterdir()))
+
+
+def check_kind(folder: Path, kind: str) -> None:
+    """
+    That `folder` may be replaced, as a whole, by another of its kind.
+
+    Raises:
+        ValueError: it is no folder, has no marker or that of another kind, or holds files that its marker does not
+            name.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file, but {KINDS[kind]} is written to a folder; choose another name.")
+    marker = read_marker(folder)
+    if marker is None:
+        raise ValueError(
+            f"{folder} was not written by dinov2_hf (it has no {MARKER}), so it is not replaced; choose another name,"
+            " or move it away."
+        )
+    if marker["kind"] != kind:
+        raise ValueError(
+            f"{folder} holds {KINDS[marker['kind']]}, which is not replaced by {KINDS[kind]}; choose another name."
+        )
+    foreign = sorted(set(files_in(folder)) - set(marker.get("files", ())))
+    if foreign:
+        raise ValueError(
+            f"{folder} holds {_some(foreign)}, which dinov2_hf did not write, so it is not replaced; choose another"
+            " name, or move that away."
+        )
+
+
+def refuse_links(folder: Path, names: Iterable[str]) -> None:
+    """
+    That what a command will write inside its output folder is not behind symbolic links. The folder itself may be one.
+
+    Raises:
+        ValueError: one of `names` in `folder` is a link.
+    """
+    for name in names:
+        if (folder / name).is_symlink():
+            raise ValueError(
+                f"{folder / name} is a symbolic link, and output is not written through links; remove it, or make the"
+                " output folder itself the link."
+            )
+
+
+def refuse_overlap(output: Path, sources: Iterable[str | os.PathLike]) -> None:
+    """
+    That an output is not one of the sources, inside one, or around one.
+
+    Args:
+        output: the file or folder to be written.
+        sources: paths that are read, or patterns of them. What is no path on this machine, such as a Hub id, passes.
+
+    Raises:
+        ValueError: with both names.
+    """
+    place = Path(output).resolve()
+    for source in sources:
+        matches = [source] if os.path.exists(source) else glob.glob(os.fspath(source), recursive=True)
+        _refuse_overlap_of(output, place, matches)
+
+
+def _refuse_overlap_of(output: Path, place: Path, sources: Iterable[str | os.PathLike]) -> None:
+    for source in sources:
+        found = Path(source).resolve()
+        if place == found:
+            relation = "is the same as"
+        elif found in place.parents and found.is_dir():
+            relation = "is inside"
+        elif place in found.parents:
+            relation = "is around"
+        else:
+            continue
+        raise ValueError(
+            f"the output {output} {relation} the source {source}, so one would be mistaken for the other; choose an"
+            " output elsewhere."
+        )
+
+
+@contextmanager
+def sole_writer(output: Path, *, beside: bool = False) -> Iterator[None]:
+    """
+    Hold the lock of an output while the block runs.
+
+    Args:
+        output: the folder, which is made where it is not there; or, with `beside`, a file or folder that is not there
+            yet or will be replaced.
+
+    Raises:
+        ValueError: another process holds it, or no folder can be made there.
+    """
+    output = output.resolve()
+    folder = output.parent if beside else output
+    make_folder(folder)
+    path = folder / (f".{output.name}.lock" if beside else LOCK)
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{output} is being written by another process; wait until that has ended, or choose another output."
+        ) from None
+    except OSError as error:
+        raise ValueError(f"{output} cannot be written: {error.strerror or error}.") from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held, so that nobody else's is removed
+        lock.release()
+
+
+def make_folder(folder: Path) -> None:
+    """
+    Make a folder and those above it.
+
+    Raises:
+        ValueError: it cannot be made, or a file is there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the folder {folder} cannot be made: {error.strerror or error}.") from None
+
+
+def _some(names: list[str]) -> str:
+    """The first names of a list, in words."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
