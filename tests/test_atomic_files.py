@@ -5,12 +5,22 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 from dinov2_hf import atomic_files
 from dinov2_hf.atomic_files import new_file, new_folder, write_text
-from dinov2_hf.output_folders import MARKER, read_marker, refuse_links, refuse_overlap, sole_writer, write_marker
+from dinov2_hf.output_folders import (
+    MARKER,
+    is_free,
+    part_writer,
+    read_marker,
+    refuse_links,
+    refuse_overlap,
+    sole_writer,
+    write_marker,
+)
 
 
 def write_model(folder, text="weights", **options):
@@ -225,3 +235,43 @@ def test_text_has_the_usual_permissions(tmp_path):
     (tmp_path / "folder").mkdir()
     assert os.stat(tmp_path / "model").st_mode == os.stat(tmp_path / "folder").st_mode
     assert MARKER in os.listdir(tmp_path / "model")
+
+
+def test_parts_are_written_at_once_but_not_beside_a_sole_writer(tmp_path):
+    folder = tmp_path / "curated"
+    with part_writer(folder, "embed.0-of-2"), part_writer(folder, "embed.1-of-2"):
+        with pytest.raises(ValueError, match="is being written by another process"), sole_writer(folder):
+            pass
+        with pytest.raises(ValueError, match="is being written"), part_writer(folder, "embed.1-of-2"):
+            pass
+        assert is_free(folder)
+    assert list(folder.iterdir()) == []
+    (folder / ".dinov2_hf.lock.embed.0-of-2").touch()  # of a process that was killed
+    with sole_writer(folder):
+        assert [path.name for path in folder.iterdir()] == [".dinov2_hf.lock"]
+
+
+def test_a_part_is_refused_beside_a_sole_writer(tmp_path, monkeypatch):
+    monkeypatch.setattr("dinov2_hf.output_folders.SECONDS_TO_REGISTER", 0.01)
+    with sole_writer(tmp_path), pytest.raises(ValueError, match="is being written"), part_writer(tmp_path, "a"):
+        pass
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/out", "hf://datasets/me/out", "gs://bucket"])
+@pytest.mark.parametrize("open_output", [sole_writer, new_file, lambda path: new_folder(path, "model")])
+def test_urls_are_no_outputs(tmp_path, monkeypatch, url, open_output):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"is a URL \(\w+://\), but output is written to folders of this machine"):
+        with open_output(Path(url)):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_file_browsers_leave_belongs_to_nobody(tmp_path):
+    folder = tmp_path / "model"
+    with new_folder(folder, "model") as partial:
+        (partial / "config.json").write_text("{}")
+    (folder / ".DS_Store").touch()
+    with new_folder(folder, "model", overwrite=True) as partial:
+        (partial / "config.json").write_text("{}")
+    assert not (folder / ".DS_Store").exists()

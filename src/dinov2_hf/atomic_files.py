@@ -17,7 +17,15 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from .output_folders import check_kind, is_free, read_marker, refuse_overlap, sole_writer, write_marker
+from .output_folders import (
+    check_kind,
+    is_free,
+    read_marker,
+    refuse_overlap,
+    refuse_urls,
+    sole_writer,
+    write_marker,
+)
 
 
 # What a full disk raises: Python's files; safetensors; torch.save, faiss and ONNX, which have no class for it.
@@ -87,6 +95,7 @@ def new_folder(
 
 def check_new_file(path: Path, *, overwrite: bool, sources: Iterable = ()) -> None:
     """What `new_file` refuses on entering, for commands that must know earlier."""
+    refuse_urls(path)
     refuse_overlap(path, sources)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, but the name of a file is needed.")
@@ -100,6 +109,7 @@ def check_new_file(path: Path, *, overwrite: bool, sources: Iterable = ()) -> No
 
 def check_new_folder(folder: Path, kind: str, *, overwrite: bool, sources: Iterable = ()) -> None:
     """What `new_folder` refuses on entering, for commands that must know earlier."""
+    refuse_urls(folder)
     refuse_overlap(folder, sources)
     if is_free(folder):
         return

@@ -7,8 +7,9 @@ file with the kind of the folder; anything without one belongs to somebody else.
 import glob
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -16,9 +17,13 @@ from filelock import FileLock, Timeout
 
 MARKER = ".dinov2_hf.json"
 LOCK = ".dinov2_hf.lock"
+# What the file browsers of systems leave in any folder they show. It is nobody's, and goes with its folder.
+LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
+SECONDS_TO_REGISTER = 30.0  # of a part: the others of a launch do it at the same moment
 KINDS = {
     "run": "a training run",
     "curation": "a curation",
+    "dataset": "a curated dataset",
     "evaluation": "an evaluation",
     "model": "a model",
     "features": "features",
@@ -54,18 +59,20 @@ def write_marker(folder: Path, kind: str, *, list_files: bool = False) -> None:
 
 
 def files_in(folder: Path) -> Iterator[str]:
-    """Relative names of all files and links below `folder`, without marker and lock. Links are not followed."""
+    """Relative names of all files and links below `folder`, without marker, locks and litter. No link is followed."""
     for root, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(root, name))]
         for name in [*files, *links]:
             path = os.path.relpath(os.path.join(root, name), folder)
-            if path not in (MARKER, LOCK):
+            if path != MARKER and not path.startswith(LOCK) and name not in LITTER:
                 yield Path(path).as_posix()
 
 
 def is_free(folder: Path) -> bool:
-    """Whether nothing is there, or an empty folder. The lock of a writer does not count."""
-    return not os.path.lexists(folder) or (folder.is_dir() and not any(path.name != LOCK for path in folder.iterdir()))
+    """Whether nothing is there, or an empty folder. The locks of writers and litter do not count."""
+    if not os.path.lexists(folder):
+        return True
+    return folder.is_dir() and all(path.name.startswith(LOCK) or path.name in LITTER for path in folder.iterdir())
 
 
 def check_kind(folder: Path, kind: str) -> None:
@@ -109,6 +116,21 @@ def refuse_links(folder: Path, names: Iterable[str]) -> None:
                 f"{folder / name} is a symbolic link, and output is not written through links; remove it, or make the"
                 " output folder itself the link."
             )
+
+
+def refuse_urls(output: str | os.PathLike) -> None:
+    """
+    That an output is a place on this machine, not a URL, of which a local folder such as `./s3:` would be made.
+
+    Raises:
+        ValueError: it is the URL of another place.
+    """
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", os.fspath(output))  # `Path` has made one slash of two
+    if found:
+        raise ValueError(
+            f"the output {os.fspath(output)} is a URL ({found[1]}://), but output is written to folders of this"
+            " machine only; write it to one, and copy that when it is finished."
+        )
 
 
 def refuse_overlap(output: Path, sources: Iterable[str | os.PathLike]) -> None:
@@ -155,13 +177,46 @@ def sole_writer(output: Path, *, beside: bool = False) -> Iterator[None]:
             yet or will be replaced.
 
     Raises:
-        ValueError: another process holds it, or no folder can be made there.
+        ValueError: another process holds it, or one of its parts (`part_writer`), or no folder can be made there; or
+            it is a URL.
     """
+    refuse_urls(output)
     output = output.resolve()
     folder = output.parent if beside else output
     make_folder(folder)
-    path = folder / (f".{output.name}.lock" if beside else LOCK)
-    lock = FileLock(path, timeout=0)
+    with _lock(folder / (f".{output.name}.lock" if beside else LOCK), output):
+        for part in [] if beside else sorted(folder.glob(f"{LOCK}.*")):
+            with _lock(part, output):  # a lock that nobody holds is of a killed process, and goes
+                pass
+        yield
+
+
+@contextmanager
+def part_writer(folder: Path, part: str) -> Iterator[None]:
+    """
+    Hold the lock of a part of a folder that several processes fill together, each a part of its own, while the block
+    runs. Nobody can be the `sole_writer` of the folder meanwhile.
+
+    Args:
+        folder: made where it is not there.
+        part: a name that the other processes do not have.
+
+    Raises:
+        ValueError: another process holds the lock of this part or of the whole folder, or no folder can be made there.
+    """
+    refuse_urls(folder)
+    folder = folder.resolve()
+    make_folder(folder)
+    with ExitStack() as held:
+        with _lock(folder / LOCK, folder, timeout=SECONDS_TO_REGISTER):
+            held.enter_context(_lock(folder / f"{LOCK}.{part}", folder))
+        yield
+
+
+@contextmanager
+def _lock(path: Path, output: Path, *, timeout: float = 0) -> Iterator[None]:
+    """Hold the lock file `path`, which says that `output` is being written."""
+    lock = FileLock(path, timeout=timeout)
     try:
         lock.acquire()
     except Timeout:
