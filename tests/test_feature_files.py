@@ -1,3 +1,7 @@
+import shlex
+import subprocess
+import sys
+
 import datasets
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from transformers import BitImageProcessor, Dinov2WithRegistersConfig, Dinov2Wit
 from dinov2_hf import feature_files
 from dinov2_hf.feature_files import write_features
 from dinov2_hf.features import extract_features
+from dinov2_hf.output_folders import sole_writer
 
 
 FORMATS = ("features.parquet", "features.npy", "features")
@@ -230,7 +235,7 @@ def test_an_error_in_the_middle_leaves_nothing_and_what_was_there(model, process
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_is_there_is_replaced_only_when_asked(model, processor, dataset, tmp_path, name):
     write_features(model, dataset, processor, tmp_path / name)
-    with pytest.raises(ValueError, match="exists already; choose another name or set overwrite=True"):
+    with pytest.raises(ValueError, match="exists already; choose another name, or replace it with --overwrite"):
         write_features(model, dataset, processor, tmp_path / name)
     written = write_features(model, dataset.select(range(3)), processor, tmp_path / name, overwrite=True)
     assert written.num_rows == 3
@@ -238,19 +243,136 @@ def test_what_is_there_is_replaced_only_when_asked(model, processor, dataset, tm
     assert {path.name for path in tmp_path.iterdir()} <= {name, "cache"}
 
 
-def test_only_a_dataset_folder_is_ever_replaced(model, processor, dataset, tmp_path):
+def test_only_own_features_are_ever_replaced(model, processor, dataset, tmp_path):
     (tmp_path / "photographs").mkdir()
     (tmp_path / "photographs" / "a.txt").touch()
+    dataset.save_to_disk(tmp_path / "somebodys_dataset")
     (tmp_path / "file").touch()
     (tmp_path / "folder.npy").mkdir()
+    write_features(model, dataset, processor, tmp_path / "features")
+    (tmp_path / "features" / "notes.txt").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    before = sorted(tmp_path.rglob("*"))
     for name, message in [
-        ("photographs", "a folder of other things than a dataset"),
-        ("file", "a file that is not replaced by a folder"),
-        ("folder.npy", "a folder that is not replaced by a file"),
+        ("photographs", "was not written by dinov2_hf"),
+        ("somebodys_dataset", "was not written by dinov2_hf"),
+        ("features", "holds notes.txt, which dinov2_hf did not write"),
+        ("file", "is a file, but features is written to a folder"),
+        ("folder.npy", "is a folder, but the name of a file is needed"),
+        ("nowhere", "is a link to nowhere"),
+        ("file/a.npy", "cannot be made"),
     ]:
         with pytest.raises(ValueError, match=message):
             write_features(model, dataset, processor, tmp_path / name, overwrite=True)
-    assert (tmp_path / "photographs" / "a.txt").exists()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_source_is_never_replaced(model, processor, dataset, tmp_path, name):
+    dataset.save_to_disk(tmp_path / "images")
+    loaded = datasets.load_from_disk(tmp_path / "images")
+    for output, sources in [
+        (tmp_path / "images", ()),  # known by the files in use
+        (tmp_path / "images" / name, (tmp_path / "images",)),
+        (tmp_path / "model" / name, (tmp_path / "model", tmp_path / "images")),
+    ]:
+        (tmp_path / "model").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match="is (inside|around) the source"):
+            write_features(model, loaded, processor, output, overwrite=True, sources=sources)
+    dataset.to_parquet(tmp_path / "images.parquet")
+    with pytest.raises(ValueError, match="is the same as the source"):
+        write_features(
+            model, dataset, processor, tmp_path / "images.parquet", overwrite=True, sources=[f"{tmp_path}/*.parquet"]
+        )
+    assert datasets.load_from_disk(tmp_path / "images")["title"][:] == dataset["title"][:]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_two_writers(model, processor, dataset, tmp_path, name):
+    with sole_writer(tmp_path / name, beside=True):
+        with pytest.raises(ValueError, match="is being written by another process"):
+            write_features(model, dataset, processor, tmp_path / name)
+    write_features(model, dataset, processor, tmp_path / name)
+
+
+KILLED_IN_SECOND_BATCH = """
+import os, signal, sys
+import datasets, torch
+from transformers import BitImageProcessor, Dinov2WithRegistersModel
+from dinov2_hf.feature_files import write_features
+
+model_folder, images, *outputs = sys.argv[1:]
+model = Dinov2WithRegistersModel.from_pretrained(model_folder)
+processor = BitImageProcessor.from_pretrained(model_folder)
+dataset = datasets.load_from_disk(images)
+torch.set_num_threads(1)  # what is forked has no other threads
+calls = []
+model.register_forward_hook(lambda *_: calls.append(1) if not calls else os.kill(os.getpid(), signal.SIGKILL))
+for output in outputs:
+    child = os.fork()
+    if child == 0:
+        write_features(model, dataset, processor, output, batch_size=2, overwrite=True)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+"""
+
+
+def test_a_kill_leaves_what_was_there_and_the_next_run_cleans_up(model, processor, dataset, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    dataset.save_to_disk(tmp_path / "images")
+    outputs = [tmp_path / "out" / name for name in FORMATS]
+    for output in outputs:
+        write_features(model, dataset, processor, output)
+    before = [read(output)[0] for output in outputs]
+    command = [sys.executable, "-c", KILLED_IN_SECOND_BATCH, tmp_path / "model", tmp_path / "images", *outputs]
+    subprocess.run(command, check=True)
+    assert sum(path.name.endswith(".unfinished") for path in (tmp_path / "out").iterdir()) == 3
+    for output, features in zip(outputs, before, strict=True):
+        np.testing.assert_array_equal(read(output)[0], features)
+        write_features(model, dataset.select(range(3)), processor, output, overwrite=True)
+        assert len(read(output)[0]) == 3
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FORMATS)
+
+
+ON_A_FULL_DISK = """
+import sys
+from PIL import Image
+from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+from dinov2_hf.feature_files import write_features
+
+size = {"height": 14, "width": 14}
+processor = BitImageProcessor(size=size, crop_size=size)
+config = {"hidden_size": 1024, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 14, "patch_size": 14}
+model = Dinov2Model(Dinov2Config(**config, mlp_ratio=1))
+images = [{"image": Image.effect_noise((14, 14), 90).convert("RGB")} for _ in range(512)]  # 2 MB of features
+for output in sys.argv[1:]:
+    write_features(model, images[:4], processor, output)
+    try:
+        write_features(model, images, processor, output, batch_size=256, overwrite=True)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path):
+    disk, left = tmp_path / "disk", tmp_path / "left"
+    disk.mkdir()
+    own_disk = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mount = f"mount -t tmpfs -o size=1M none {shlex.quote(str(disk))}"
+    if subprocess.run([*own_disk, mount], capture_output=True).returncode:
+        pytest.skip("no disk of its own can be made here")
+    run = shlex.join([sys.executable, "-c", ON_A_FULL_DISK, *(str(disk / name) for name in FORMATS)])
+    keep = shlex.join(["cp", "-r", str(disk), str(left)])
+    done = subprocess.run([*own_disk, f"{mount} && {run} && {keep}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    sentences = done.stdout.splitlines()
+    assert len(sentences) == 3
+    for name, sentence in zip(FORMATS, sentences, strict=True):
+        assert f"{name} could not be written, as the disk is full" in sentence
+        assert "what was there before is unchanged" in sentence
+        assert len(read(left / name)[0]) == 4
+    assert sorted(path.name for path in left.iterdir()) == sorted(FORMATS)
 
 
 def test_mistakes_are_named_before_any_compute(processor, dataset, tmp_path):
@@ -309,7 +431,7 @@ def test_each_batch_is_on_the_disk_before_the_next_is_computed(model, processor,
             self.model = model
 
         def forward(self, pixel_values):
-            for unfinished in tmp_path.glob(".a.npy.*/features"):
+            for unfinished in tmp_path.glob(".a.npy.*.unfinished/a.npy"):
                 rows_on_disk.append(int((np.load(unfinished, mmap_mode="r") != 0).any(axis=1).sum()))
             return self.model(pixel_values)
 

@@ -1,17 +1,17 @@
 """Features of a whole dataset to a file, batch by batch: parquet, npy or a `datasets` folder.
 
-Every format is written into a hidden folder next to its place and moved there when it is complete, so an error leaves
-nothing behind.
+Every format appears whole or not at all, see `atomic_files`.
 
 Shapes: `n` rows of the dataset; `...` the shape of one feature, (D,), (num_layers * D,) or (h, w, D).
 """
 
+import errno
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ import torch
 from pyarrow import parquet
 from torch import Tensor, nn
 
+from .atomic_files import check_new_file, check_new_folder, new_file, new_folder
 from .features import iterate_features, require_column
 
 
+KIND = "features"  # of a folder, for its marker
 # Readers load a row group whole and keep a record of each: batches of a few hundred kB are gathered to this.
 ROW_GROUP_BYTES = 32 * 2**20
 
@@ -56,6 +58,7 @@ def write_features(
     keep_columns: Sequence[str] | None = None,
     dtype: str = "float32",
     overwrite: bool = False,
+    sources: Iterable[str | os.PathLike] = (),
     batch_size: int = 64,
     device: torch.device | str | None = None,
     autocast_dtype: torch.dtype | None = None,
@@ -82,24 +85,29 @@ def write_features(
         keep_columns: columns of the dataset to copy into a table. None: all but the images. A sequence of dict rows
             is read once more for them. Columns called `row` or `features` cannot be kept.
         dtype: "float32", or "float16" for half the size at a relative precision of 1/2048.
-        overwrite: replace the `output` that is there: a file, or a folder that holds a saved dataset or nothing.
+        overwrite: replace the `output` that is there: a file, or a folder of features that this function wrote and
+            nobody added to.
+        sources: paths that `dataset` and `model` were loaded from, which `output` must not be, be in or be around. The
+            files that `dataset` has in use are known without.
 
     Returns:
         The number of images with a feature, the shape of a feature, and the undecodable rows.
 
     Raises:
-        ValueError: before the first image, where `output` is there already or has an ending that is no format, or
-            `dtype` or `keep_columns` cannot be used; later, where a value is beyond float16; and what
-            `iterate_features` raises, except that an undecodable image is no error.
+        ValueError: before the first image, where `check_output` refuses `output` or somebody else is writing it, or
+            `dtype` or `keep_columns` cannot be used; later, where a value is beyond float16 or the disk is full; and
+            what `iterate_features` raises, except that an undecodable image is no error.
     """
     output = Path(output)
-    suffix = _checked_suffix(output, overwrite)
+    sources = [*sources, *_files_of(dataset)]
+    check_output(output, overwrite=overwrite, sources=sources)
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype={dtype!r} is no type for features, which is 'float32' or 'float16'.")
+    suffix = _suffix(output)
     if suffix == ".npy" and keep_columns is not None:
         raise ValueError(
-            f"keep_columns={list(keep_columns)} cannot be kept in {str(output)!r}, as a .npy file holds nothing but "
-            "features: write a .parquet file or a folder."
+            f"keep_columns={list(keep_columns)} cannot be kept in {output}, as a .npy file holds nothing but features;"
+            " write a .parquet file or a folder."
         )
     require_column(dataset, image_column, "image_column")
     kept = None if suffix == ".npy" else _kept_columns(dataset, image_column, keep_columns)
@@ -118,48 +126,55 @@ def write_features(
         progress=progress,
         undecodable_rows=undecodable_rows,
     )
-    first = next(batches)  # tells the shape
-    shape = tuple(first[1].shape[1:])
-    batches = ((rows, _as_dtype(features, dtype, rows)) for rows, features in chain([first], batches))
-
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        unfinished = Path(folder) / "features"
+    with _new_output(output, overwrite, sources) as unfinished:
+        first = next(batches)  # tells the shape
+        shape = tuple(first[1].shape[1:])
+        batches = ((rows, _as_dtype(features, dtype, rows)) for rows, features in chain([first], batches))
         if suffix == ".npy":
-            _write_npy(unfinished, batches, (len(dataset), *shape), dtype, undecodable_rows)
+            _write_npy(unfinished, batches, (len(dataset), *shape), dtype)
         else:
             schema = _table_features(kept, shape, dtype).arrow_schema
             tables = _grouped(_tables(batches, kept, schema))
             write = _write_parquet if suffix == ".parquet" else _write_dataset_folder
             write(unfinished, tables, schema)
-        if output.is_dir():
-            output.rename(Path(folder) / "replaced")
-        unfinished.replace(output)
     return WrittenFeatures(len(dataset) - len(undecodable_rows), shape, undecodable_rows)
 
 
-def _checked_suffix(output: Path, overwrite: bool) -> str:
+def check_output(output: str | os.PathLike, *, overwrite: bool, sources: Iterable[str | os.PathLike] = ()) -> None:
+    """What `write_features` refuses of its output, for a command that must know before it loads anything.
+
+    Raises:
+        ValueError: `output` has an ending that is no format, or what `new_file` and `new_folder` refuse.
+    """
+    output = Path(output)
+    if _suffix(output):
+        check_new_file(output, overwrite=overwrite, sources=sources)
+    else:
+        check_new_folder(output, KIND, overwrite=overwrite, sources=sources)
+
+
+def _new_output(output: Path, overwrite: bool, sources: Iterable) -> AbstractContextManager[Path]:
+    if _suffix(output):
+        return new_file(output, overwrite=overwrite, sources=sources)
+    return new_folder(output, KIND, overwrite=overwrite, sources=sources)
+
+
+def _suffix(output: Path) -> str:
     """The format by its ending, which is empty for a folder."""
     suffix = output.suffix.lower()
-    if suffix not in (".parquet", ".npy"):
-        # A folder may be called dinov2_v1.5, but features.csv would surprise as a folder.
-        if re.match(r"\.[a-z]", suffix):
-            raise ValueError(
-                f"output is {str(output)!r}, but must end in .parquet or .npy, or have no ending for a folder."
-            )
-        suffix = ""
-    if not os.path.lexists(output):
+    if suffix in (".parquet", ".npy"):
         return suffix
-    if not overwrite:
+    # A folder may be called dinov2_v1.5, but features.csv would surprise as a folder.
+    if re.match(r"\.[a-z]", suffix):
         raise ValueError(
-            f"output is {str(output)!r}, which exists already; choose another name or set overwrite=True."
+            f"output is {str(output)!r}, but must end in .parquet or .npy, or have no ending for a folder."
         )
-    if output.is_dir() != (suffix == ""):
-        found, wanted = ("folder", "file") if output.is_dir() else ("file", "folder")
-        raise ValueError(f"output is {str(output)!r}, a {found} that is not replaced by a {wanted}: remove it first.")
-    if suffix == "" and any(output.iterdir()) and not (output / "dataset_info.json").exists():
-        raise ValueError(f"output is {str(output)!r}, a folder of other things than a dataset: choose another name.")
-    return suffix
+    return ""
+
+
+def _files_of(dataset) -> list[str]:
+    """The files that a dataset reads while features are written."""
+    return [file["filename"] for file in getattr(dataset, "cache_files", ())]
 
 
 def _kept_columns(dataset, image_column: str, keep_columns: Sequence[str] | None) -> datasets.Dataset:
@@ -252,14 +267,31 @@ def _write_dataset_folder(path: Path, tables: Iterable[pa.Table], schema: pa.Sch
 
 
 def _write_npy(
-    path: Path,
-    batches: Iterable[tuple[list[int], np.ndarray]],
-    shape: tuple[int, ...],
-    dtype: str,
-    undecodable_rows: dict[int, str],
+    path: Path, batches: Iterable[tuple[list[int], np.ndarray]], shape: tuple[int, ...], dtype: str
 ) -> None:
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    for rows, features in batches:
-        array[rows] = features
-    array[list(undecodable_rows)] = np.nan  # known only after the last batch
-    array.flush()
+    """Row after row, and NaN for those that no batch has."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    missing = np.full(shape[1:], np.nan, dtype).tobytes()
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        _reserve(file.fileno(), file.tell() + shape[0] * len(missing))
+        num_written = 0
+        for rows, features in batches:
+            for row, feature in zip(rows, features, strict=True):
+                file.writelines(repeat(missing, row - num_written))
+                file.write(feature.tobytes())
+                num_written = row + 1
+            file.flush()
+        file.writelines(repeat(missing, shape[0] - num_written))
+
+
+def _reserve(handle: int, num_bytes: int) -> None:
+    """Room on the disk, so that a full one is known before hours of work. Not all systems can do that."""
+    try:
+        os.posix_fallocate(handle, 0, num_bytes)
+    except AttributeError:  # macOS
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise

@@ -27,13 +27,17 @@ def features(parser: argparse.ArgumentParser) -> Callable[..., None]:
     parser.add_argument("--bf16", action="store_true", help="run the network under bf16 autocast")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at the output")
 
-    def run(model: str, data: str, split: str, output: str, image_column, device, bf16: bool, **options: Any) -> None:
+    def run(
+        model: str, data: str, split: str, output: str, image_column, device, bf16, overwrite, **options: Any
+    ) -> None:
         import torch
 
         from ..data import find_image_column, load_image_dataset
-        from ..feature_files import write_features
+        from ..feature_files import check_output, write_features
         from .backbone import load_backbone
 
+        sources = [data, model]
+        check_output(output, overwrite=overwrite, sources=sources)  # before anything is loaded
         dataset = load_image_dataset(data, split=split, image_column=image_column)
         network, image_processor = load_backbone(model)
         written = write_features(
@@ -41,6 +45,8 @@ def features(parser: argparse.ArgumentParser) -> Callable[..., None]:
             dataset,
             image_processor,
             output,
+            overwrite=overwrite,
+            sources=sources,
             image_column=find_image_column(dataset, image_column),
             device=device or (torch.accelerator.current_accelerator(check_available=True) or "cpu"),
             autocast_dtype=torch.bfloat16 if bf16 else None,
