@@ -209,11 +209,27 @@ def test_a_missing_or_wrong_column_is_named(tmp_path):
         find_image_column(dataset, "number")
 
 
-def test_the_first_image_column_is_taken():
-    features = Features({"jpg": Value("binary"), "photo": Image(), "annotation": Image()})
-    dataset = Dataset.from_dict({name: [PNG] for name in features}, features=features)
-    assert find_image_column(dataset) == "photo"
-    assert find_image_column(dataset, "annotation") == "annotation"
+@pytest.mark.parametrize(
+    ("columns", "taken"),
+    [
+        ({"mask": Image(), "image": Image()}, "image"),
+        ({"mask": Image(), "Image": Image(), "annotation": Image()}, "Image"),
+        ({"jpg": Value("binary"), "photo": Image()}, "photo"),
+        ({"mask": Value("binary"), "jpg": Value("binary")}, "jpg"),
+        ({"mask": Image(), "photo": Image()}, None),
+        ({"jpg": Image(), "png": Image()}, None),
+        ({"jpg": Value("binary"), "png": Value("binary")}, None),
+    ],
+)
+def test_of_several_image_columns_none_is_taken_silently(columns, taken):
+    dataset = Dataset.from_dict({name: [PNG] for name in columns}, features=Features(columns))
+    for name in columns:
+        assert find_image_column(dataset, name) == name
+    if taken:
+        assert find_image_column(dataset) == taken
+    else:
+        with pytest.raises(ValueError, match=f"2 columns of the data set hold images, {', '.join(columns)}: name the"):
+            find_image_column(dataset)
 
 
 def test_a_stream_of_untyped_rows():

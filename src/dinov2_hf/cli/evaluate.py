@@ -29,7 +29,7 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
     parser.add_argument("--eval_split", default="test", help="(default: test)")
     parser.add_argument("--output_dir", type=Path, required=True, help="for metrics.json, plots and trained heads")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
-    parser.add_argument("--image_column", help="(default: the first one that holds images)")
+    parser.add_argument("--image_column", help="(default: the only one that holds images, or is named like one)")
     parser.add_argument("--video_column", help="(default: the first one that holds videos or lists of frames)")
     parser.add_argument("--label_column", help="(default: label)")
     parser.add_argument("--batch_size", type=int, help="images in a forward pass, for each device (default: 64)")

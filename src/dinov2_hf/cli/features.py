@@ -19,7 +19,7 @@ def features(parser: argparse.ArgumentParser) -> Callable[..., None]:
         help="final-normed CLS token, mean patch, patches as a grid, CLS tokens of the last blocks (and mean patch)",
     )  # fmt: skip
     parser.add_argument("--num_layers", type=int, default=4, help="blocks of last_layers... (default: 4)")
-    parser.add_argument("--image_column", help="(default: the first one that holds images)")
+    parser.add_argument("--image_column", help="(default: the only one that holds images, or is named like one)")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images (default: 0)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="of the written features")

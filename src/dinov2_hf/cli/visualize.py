@@ -31,7 +31,9 @@ def visualize(parser: argparse.ArgumentParser) -> Callable[..., None]:
     parser.add_argument("--data", help="images: a folder, parquet, a saved dataset, tars or a Hub name")
     parser.add_argument("--split", help="of --data, where it has splits (default: train)")
     parser.add_argument("--rows", type=int, nargs="+", help=f"of --data (default: the first {NUM_IMAGES}, or 2)")
-    parser.add_argument("--image_column", help="of --data (default: the first one that holds images)")
+    parser.add_argument(
+        "--image_column", help="of --data (default: the only one that holds images, or is named like one)"
+    )
     parser.add_argument("--title", help="a line above the pictures")
     parser.add_argument("--device", help="(default: the first accelerator, or the CPU)")
     parser.add_argument(

@@ -70,7 +70,7 @@ def load_image_dataset(
             the name of a data set on the Hub.
         split: the split to load. A slice, such as train[:1000], is understood for parquet files, tars and the Hub.
         config_name: the configuration of a Hub data set or of a local copy of one.
-        image_column: the column of the images; by default the first that holds images.
+        image_column: the column of the images; by default the one that `find_image_column` finds.
         streaming: read while iterating, with no copy on disk and no random access.
         cache_dir, token, revision: as in `datasets.load_dataset`.
 
@@ -119,11 +119,13 @@ def find_image_column(dataset: datasets.Dataset | datasets.IterableDataset, imag
         image_column: the column the user named, which is then only checked.
 
     Returns:
-        `image_column`, or the first column of type `Image`, or the first column of encoded files (binary, or structs
-        of `bytes` and `path`) that is named like an image.
+        `image_column`. Where it is not given, the only column of type `Image`; of several, the only one that is named
+        like an image ("image", "img", "jpg", ...). Where no column has that type, the only column of encoded files
+        (binary, or structs of `bytes` and `path`) that is named so.
 
     Raises:
-        ValueError: if there is no such column; the message lists the columns.
+        ValueError: if there is no such column, or several (a picture and its mask): none is taken silently. The
+            message lists them.
     """
     features = dataset.features
     if features is None:
@@ -140,11 +142,19 @@ def find_image_column(dataset: datasets.Dataset | datasets.IterableDataset, imag
                 f"{columns}."
             )
         return image_column
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    images += [name for name in features if name.lower() in IMAGE_COLUMN_NAMES and _is_image(features[name])]
-    if not images:
+    named = [name for name in features if name.lower() in IMAGE_COLUMN_NAMES and _is_image(features[name])]
+    typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    found = typed or named
+    if not found:
         raise ValueError(f"image_column is not given, and none of the data set's columns holds images: {columns}.")
-    return images[0]
+    if len(found) > 1:
+        found = [name for name in found if name in named] or found
+    if len(found) > 1:
+        raise ValueError(
+            f"image_column is not given, and {len(found)} columns of the data set hold images, {', '.join(found)}:"
+            " name the one to read."
+        )
+    return found[0]
 
 
 def first_images(

@@ -36,7 +36,9 @@ class PreTrainingArguments:
     )
     train_split: str = field(default="train", metadata={"help": "Split of train_data, where it has splits."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    image_column: str | None = field(default=None, metadata={"help": "Column of images; by default the first one."})
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of images; by default the only one, or the one named like an image."}
+    )
     streaming: bool = field(default=False, metadata={"help": "Read train_data as a stream, without a local copy."})
     shuffle_buffer_size: int = field(
         default=1000, metadata={"help": "Encoded images that each worker of a stream holds to shuffle them."}
