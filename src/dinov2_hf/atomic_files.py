@@ -56,7 +56,7 @@ def new_file(path: str | os.PathLike, *, overwrite: bool = False, sources: Itera
     path = Path(path)
     check_new_file(path, overwrite=overwrite, sources=sources)
     place = path.resolve()
-    with sole_writer(place, beside=True), _unfinished(place) as folder:
+    with sole_writer(place, beside=True), unfinished(place) as folder:
         check_new_file(path, overwrite=overwrite)  # another process may have been faster
         yield folder / place.name
         os.replace(folder / place.name, place)
@@ -84,7 +84,7 @@ def new_folder(
     folder = Path(folder)
     check_new_folder(folder, kind, overwrite=overwrite, sources=sources)
     place = folder.resolve()
-    with sole_writer(place, beside=True), _unfinished(place) as scratch:
+    with sole_writer(place, beside=True), unfinished(place) as scratch:
         check_new_folder(folder, kind, overwrite=overwrite)
         partial = scratch / place.name
         partial.mkdir()
@@ -164,9 +164,16 @@ def is_disk_full(path: Path, error: BaseException) -> bool:
 
 
 @contextmanager
-def _unfinished(place: Path) -> Iterator[Path]:
-    """A hidden folder beside `place`, deleted at the end. A full disk becomes one sentence."""
-    _remove_leftovers(place)
+def unfinished(place: Path) -> Iterator[Path]:
+    """
+    A hidden folder beside `place`, deleted at the end; what killed processes left of the same name is removed first.
+    The caller holds the lock of `place`. `new_file` and `new_folder` are built on it; a folder that several processes
+    write together is another use.
+
+    Raises:
+        ValueError: the disk is full.
+    """
+    remove_leftovers(place.parent, place.name)
     folder = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.", suffix=UNFINISHED))
     try:
         folder.chmod(0o777 & ~_umask())
@@ -185,21 +192,23 @@ def _unfinished(place: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_leftovers(place: Path) -> None:
+def remove_leftovers(parent: Path, name: str | None = None) -> None:
     """
-    Remove what killed processes left beside `place`. The caller holds the lock, so no process is writing it now.
+    Remove what killed processes left in `parent` of the output `name`, or of all. The caller holds the lock, so no
+    process is writing there now.
 
     A kill between the two renames of `put_in_place` leaves nothing under the name; then the earlier folder goes back.
     """
-    name = re.escape(place.name)
-    for folder in place.parent.iterdir():
-        if not re.fullmatch(rf"\.{name}\.\w{{8}}{re.escape(UNFINISHED)}", folder.name) or folder.is_symlink():
+    of_name = ".+" if name is None else re.escape(name)
+    for folder in parent.iterdir():
+        match = re.fullmatch(rf"\.({of_name})\.\w{{8}}{re.escape(UNFINISHED)}", folder.name)
+        if not match or folder.is_symlink() or (read_marker(folder) or {}).get("kind") != "unfinished":
             continue
-        if (read_marker(folder) or {}).get("kind") == "unfinished":
-            replaced = folder / f"{place.name}.replaced"
-            if replaced.is_dir() and not os.path.lexists(place):
-                os.rename(replaced, place)
-            shutil.rmtree(folder, ignore_errors=True)
+        place = parent / match[1]
+        replaced = folder / f"{place.name}.replaced"
+        if replaced.is_dir() and not os.path.lexists(place):
+            os.rename(replaced, place)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:
