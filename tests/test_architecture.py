@@ -20,6 +20,7 @@ GROUND = {"output_folders", "atomic_files"}  # how anything is written
 ALLOWED = {
     "output_folders": set(),
     "atomic_files": {"output_folders"},
+    "model_source": set(),
     "models": set(),
     "pretraining": {"models"},
     "data": set(),
@@ -28,9 +29,9 @@ ALLOWED = {
     "feature_files": {"features"},
     "evaluation": {"features", "models", "data"},  # heads are trained on images, decoded in the one way
     "curation": {"features", "data"},
-    "conversion": {"models", "pretraining"},
+    "conversion": {"model_source", "models", "pretraining"},
     "auto": {"models", "pretraining", "evaluation"},
-    "cli": {*ROOMS, "auto", "features", "feature_files"},
+    "cli": {*ROOMS, "auto", "features", "feature_files", "model_source"},
     "__init__": {*ROOMS, "auto", "features"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

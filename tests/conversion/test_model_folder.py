@@ -97,7 +97,7 @@ def only_a_pickle(folder):
 BROKEN = {
     "no folder": (
         lambda folder: (folder / "config.json").unlink(),
-        "There is no config.json in .*, but a model folder",
+        "has no config.json|holds weights, but no config.json",
     ),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
     "a list": (lambda folder: (folder / "config.json").write_text("[]"), "holds a list, but a JSON object"),
@@ -120,7 +120,7 @@ BROKEN = {
     ),
     "unexpected": (
         lambda folder: change_weights(folder, lambda weights: weights.update(a=torch.ones(1), b=torch.ones(1))),
-        "hold `a` and 1 other, which a DINOv2Model does not have",
+        "hold `a`, `b`, which a DINOv2Model does not have",
     ),
     "head without a class": (
         lambda folder: change_config(folder, architectures=["DINOv2ForImageClassification"]),

@@ -274,7 +274,7 @@ def test_folders_that_are_not_whole(backbone, tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         convert_to_original(backbone, tmp_path / "x.pth")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"There is no config\.json"):
+    with pytest.raises(ValueError, match=r"has no config\.json"):
         convert_to_original(tmp_path / "empty", tmp_path / "x.pth")
     with pytest.raises(ValueError, match="is a folder, but the name of a file is needed"):
         convert_to_original(backbone, tmp_path / "empty", overwrite=True)

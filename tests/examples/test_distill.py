@@ -338,8 +338,8 @@ MISTAKES = {
         ("--patch_size", "8"),
         "`patch_size` is 8, which makes 2 x 2 patches .* teacher has 4 x 4.* `teacher_image_size` to 8",
     ),
-    "no model": (("--teacher", "{images}"), "no model: it has no config.json"),
-    "nothing there": (("--teacher", "{images}/nowhere"), "which does not exist"),
+    "no model": (("--teacher", "{images}"), "has no config.json, so it is no model folder"),
+    "nothing there": (("--teacher", "{images}/nowhere"), "does not exist"),
     "no teacher": (("--teacher", ""), "`teacher` is missing"),
     "no heads": (("--teacher", "{teacher}/model"), 'without heads, .* set `distillation_objective` to "features"'),
     "crops for nothing": ((*FEATURES, "--num_local_crops", "2"), "`num_local_crops` is 2, .* set it to 0"),
@@ -402,5 +402,5 @@ def test_a_teacher_larger_than_memory_says_what_it_needs(
 def test_damaged_weights_are_one_sentence(distill, small_recipe, teacher, images, tmp_path):
     shutil.copytree(teacher / "pretraining_model", tmp_path / "damaged")
     (tmp_path / "damaged" / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(SystemExit, match="^error: No DINOv2ForPreTraining can be read from"):
+    with pytest.raises(SystemExit, match="^error: `teacher`: The weights of .* cannot be read"):
         run(distill, small_recipe, tmp_path / "damaged", images, tmp_path / "out")

@@ -141,7 +141,10 @@ MISTAKES = {
         "`hidden_size` is 64, but the weights",
     ),
     "other heads": (["--init_from", "{earlier}", "--num_prototypes", "64"], "`num_prototypes` is 64, .* fresh heads"),
-    "no source": (["--init_from", "{earlier}/checkpoints"], "There is no config.json in"),
+    "no source": (
+        ["--init_from", "{earlier}/checkpoints"],
+        "holds checkpoints, .*; name the model of that run",
+    ),
     "frozen at random": (["--freeze_backbone_steps", "2"], "`freeze_backbone_steps` is 2, but .* random"),
     "long freeze": (
         ["--init_from", "{earlier}", "--freeze_backbone_steps", "5"],

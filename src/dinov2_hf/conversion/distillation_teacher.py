@@ -1,23 +1,23 @@
 """The teacher of a distillation, read from a folder or the Hub: with its heads, or any network that gives features."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from ..model_source import MODEL, PRETRAINING_MODEL, find_model
 from ..models import DINOv2Config
 from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from ..pretraining.frozen_teacher import FeatureTeacher, TeacherWithHeads
-from .from_original import PRETRAINING_FOLDER
 from .initial_weights import load_initial_model
-from .original_checkpoint import some
+from .saved_models import load_network, read_config
 
 
 OURS = (DINOv2Config.model_type, DINOv2PreTrainingConfig.model_type, "dinov2", "dinov2_with_registers")
@@ -122,10 +122,11 @@ def load_teacher(source: str, objective: str) -> LoadedTeacher:
             needed = 4 * sum(parameter.numel() for parameter in network.parameters())
             processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             check_memory(source, needed, psutil.virtual_memory().available // processes, "this machine", processes)
-    if config is None or config.model_type in OURS:
-        network = load_initial_model(str(folder))
-    else:
-        network = _load_any(folder, source)
+    with _said_of_teacher():
+        if config is None or config.model_type in OURS:
+            network = load_initial_model(str(folder))
+        else:
+            network = load_network(folder, dtype=torch.float32)
     if objective == "paper" and not isinstance(network, DINOv2ForPreTraining):
         raise ValueError(
             f"`teacher` is {source}, a {type(network).__name__} without heads, but the paper's objective needs the"
@@ -148,32 +149,26 @@ def check_memory(name: str, needed: int, available: int, where: str, processes: 
 
 def _folder(source: str, objective: str) -> Path | str:
     """Where in `source` the model is: of a run, the part that the objective needs."""
-    path = Path(source).expanduser()
-    if not path.exists():
-        if source.startswith((".", "/", "~")):
-            raise ValueError(f"`teacher` is {source}, which does not exist; give a model folder or a name on the Hub.")
-        return source
-    if path.is_dir() and not (path / "config.json").is_file():
-        parts = (PRETRAINING_FOLDER, "model") if objective == "paper" else ("model", PRETRAINING_FOLDER)
-        for part in parts:
-            if (path / part / "config.json").is_file():
-                return path / part
-        raise ValueError(
-            f"`teacher` is {source}, which is no model: it has no config.json; give a model folder or the output"
-            " folder of a finished run."
-        )
-    return path
+    parts = (PRETRAINING_MODEL, MODEL) if objective == "paper" else (MODEL, PRETRAINING_MODEL)
+    with _said_of_teacher():
+        return find_model(source, parts, original_file=True)
 
 
 def _config(folder: Path | str) -> PreTrainedConfig | None:
     """Of a model in the format of transformers; `None` for a file of the original, or a subfolder on the Hub."""
-    if Path(folder).is_file() or str(folder).endswith(f"/{PRETRAINING_FOLDER}") and not Path(folder).exists():
+    if Path(folder).is_file() or str(folder).endswith(f"/{PRETRAINING_MODEL}") and not Path(folder).exists():
         return None
+    with _said_of_teacher():
+        return read_config(folder)
+
+
+@contextmanager
+def _said_of_teacher() -> Iterator[None]:
+    """Name the option in the sentence of an error."""
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"`teacher` is {folder}, of which no model can be read: {reason}.") from None
+        yield
+    except ValueError as error:
+        raise ValueError(f"`teacher`: {error}") from None
 
 
 def _on_meta(config: PreTrainedConfig) -> torch.nn.Module | None:
@@ -185,28 +180,13 @@ def _on_meta(config: PreTrainedConfig) -> torch.nn.Module | None:
             return None
 
 
-def _load_any(folder: Path | str, source: str) -> PreTrainedModel:
-    try:
-        model, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"`teacher` is {source}, of which no model can be read: {reason}.") from None
-    # A pooler that was never trained is no loss where there is a CLS token.
-    missing = {name for name in report["missing_keys"] if "pooler" not in name}
-    if missing:
-        raise ValueError(f"`teacher` is {source}, whose weights lack {some(missing)}, of a {type(model).__name__}.")
-    if report["missing_keys"]:
-        model.pooler = None
-    return model
-
-
 def _normalization(folder: Path | str) -> tuple[list[float] | None, list[float] | None]:
     """Mean and deviation that the image processor beside the model says; `None` without one."""
     if Path(folder).is_file():
         return None, None
     try:
         name, _, subfolder = str(folder).rpartition("/")
-        where = {"subfolder": subfolder} if subfolder == PRETRAINING_FOLDER and not Path(folder).exists() else {}
+        where = {"subfolder": subfolder} if subfolder == PRETRAINING_MODEL and not Path(folder).exists() else {}
         processor = AutoImageProcessor.from_pretrained(name if where else folder, **where)
     except (OSError, ValueError, KeyError):
         return None, None

@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import BaseImageProcessor, DPTImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..model_source import PRETRAINING_MODEL
 from ..models import (
     DINOv2Config,
     DINOv2ForDepthEstimation,
@@ -21,6 +22,7 @@ from ..models import (
 )
 from ..pretraining import DINOv2ForPreTraining
 from .conversion_card import conversion_card
+from .loaded_weights import refuse_not_finite
 from .new_output import check_folder, new_folder
 from .original_checkpoint import (
     BACKBONE,
@@ -35,9 +37,6 @@ from .original_heads import classifier_config, depth_config, depth_range_of, seg
 from .original_names import State, backbone_from_original, projection_head_from_original
 from .original_shapes import backbone_config, pretraining_config, with_layer_scale
 from .saved_models import load_backbone
-
-
-PRETRAINING_FOLDER = "pretraining_model"
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def read_models(
     **backbone_options,
 ) -> tuple[OriginalCheckpoint, dict[str, PreTrainedModel]]:
     """A file, and its models by the folder, inside of the output, that they belong to."""
-    original = read_original_checkpoint(checkpoint, classifier_name)
+    original = read_checked(checkpoint, classifier_name)
     _refuse_options_without_use(original, backbone, depth_range, id2label)
     if original.backbone:
         config, weights = _original_backbone(original, **backbone_options)
@@ -146,6 +145,14 @@ def read_models(
         config, weights = _read_backbone(original, backbone, **backbone_options)
     with _said_of(f"{original.path}: "):
         return original, _build_models(original, config, weights, depth_range, id2label)
+
+
+def read_checked(path: str | Path, classifier_name: str | None = None) -> OriginalCheckpoint:
+    """`read_original_checkpoint` of a file whose values are all finite."""
+    original = read_original_checkpoint(path, classifier_name)
+    parts = [original.backbone, *original.heads.values()]
+    refuse_not_finite({name: tensor for part in parts for name, tensor in part.items()}, original.path)
+    return original
 
 
 @contextmanager
@@ -186,7 +193,7 @@ def _read_backbone(original: OriginalCheckpoint, backbone: str | Path | None, **
             " on."
         )
     if Path(backbone).is_file():
-        source = read_original_checkpoint(backbone)
+        source = read_checked(backbone)
         if not source.backbone:
             raise ValueError(f"`backbone` is {backbone}, which holds a {source.kind} and no backbone.")
         return _original_backbone(source, **options)
@@ -219,7 +226,7 @@ def _build_models(
             for loss, head in (("dino", heads["dino_head"]), ("ibot", ibot_head)):
                 both[f"{loss}_centering.center"] = torch.zeros(len(head["last_layer.weight_g"]))
         pretraining_model = _build(DINOv2ForPreTraining, whole, both)
-        return {"": _build(DINOv2Model, config, weights), PRETRAINING_FOLDER: pretraining_model}
+        return {"": _build(DINOv2Model, config, weights), PRETRAINING_MODEL: pretraining_model}
     head = original.heads[""]
     weights = {f"dinov2.{name}": tensor for name, tensor in weights.items()}
     if original.kind == CLASSIFIER:

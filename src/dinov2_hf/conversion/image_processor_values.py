@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..model_source import read_json
 from ..models import DINOv2ImageProcessor
-from .model_folder import read_json
 
 
 FILE_NAME = "preprocessor_config.json"

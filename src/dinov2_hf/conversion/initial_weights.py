@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..model_source import MODEL, PRETRAINING_MODEL, find_model, read_json
 from ..models import DINOv2Config, DINOv2Model, adapt_num_channels, resize_position_embeddings
 from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
-from .from_original import PRETRAINING_FOLDER, read_models
-from .model_folder import read_json
-from .saved_models import load_backbone, load_whole
+from .from_original import read_models
+from .loaded_weights import load_whole
+from .saved_models import load_backbone
 
 
 # What weights were made for, and a recipe cannot change.
@@ -43,21 +44,19 @@ def load_initial_model(source: str) -> DINOv2Model | DINOv2ForPreTraining:
     Raises:
         `ValueError`: there is none, or its weights are damaged or not whole.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
-        models = read_models(path)[1]
-        return models.get(PRETRAINING_FOLDER, models[""].base_model).float()
-    if not path.is_dir():
-        repository, _, subfolder = source.rpartition("/")
-        if subfolder == PRETRAINING_FOLDER and repository:
+    found = find_model(source, (PRETRAINING_MODEL, MODEL), original_file=True)
+    if Path(found).is_file():
+        models = read_models(found)[1]
+        return models.get(PRETRAINING_MODEL, models[""].base_model).float()
+    if not isinstance(found, Path):
+        repository, _, subfolder = found.rpartition("/")
+        if subfolder == PRETRAINING_MODEL and repository:
             return load_whole(DINOv2ForPreTraining, repository, subfolder).float()
-        return load_backbone(source).float()
-    if (path / PRETRAINING_FOLDER / "config.json").is_file():
-        path = path / PRETRAINING_FOLDER
-    kind = read_json(path / "config.json", "a model folder, or that of a finished run,").get("model_type")
+        return load_backbone(found).float()
+    kind = read_json(found / "config.json", "a model folder, or that of a finished run,").get("model_type")
     if kind == DINOv2PreTrainingConfig.model_type:
-        return load_whole(DINOv2ForPreTraining, path).float()
-    return load_backbone(path).float()
+        return load_whole(DINOv2ForPreTraining, found).float()
+    return load_backbone(found).float()
 
 
 def recipe_of(initial: DINOv2Model | DINOv2ForPreTraining) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def read_original_checkpoint(path: str | Path, classifier_name: str | None = Non
         found = f"`{not_tensors[0]}` is a {type(state[not_tensors[0]]).__name__}" if state else "it is empty"
         raise ValueError(f"{path} holds no state dict of tensors ({found}); give a checkpoint of the original DINOv2.")
     try:
+        refuse_other_values(state)
         parts = split_parts(state)
         backbone = unchunk_blocks(parts.pop("backbone", {}))
         if classifier_name is not None and "classifiers_dict" not in parts:
@@ -81,6 +82,24 @@ def read_original_checkpoint(path: str | Path, classifier_name: str | None = Non
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return OriginalCheckpoint(path, kind, backbone, heads, class_names(loaded) if kind == SEGMENTATION else None)
+
+
+def refuse_other_values(state: State) -> None:
+    """
+    Raises:
+        `ValueError`: a tensor is no array of floating-point numbers. Only counters, of batch norms, are whole numbers.
+    """
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            raise ValueError(
+                f"`{name}` is a {str(tensor.layout).removeprefix('torch.')} tensor of {tensor.dtype}, but a dense one,"
+                " not quantized, is needed."
+            )
+        if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
+            raise ValueError(
+                f"`{name}` holds values of {str(tensor.dtype).removeprefix('torch.')}, but weights are floating-point"
+                " numbers."
+            )
 
 
 def recognise_heads(parts: dict[str, State], classifier_name: str | None) -> tuple[str, dict[str, State]]:

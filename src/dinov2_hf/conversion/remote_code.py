@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from ..model_source import read_json
 from ..models import (
     DINOv2Backbone,
     DINOv2Config,
@@ -19,7 +20,7 @@ from ..models import (
 )
 from .export_report import ExportReport
 from .image_processor_values import FILE_NAME, write_image_processor
-from .model_folder import check_export_folders, load_model_folder, read_json
+from .model_folder import check_export_folders, load_model_folder
 from .new_output import new_folder
 from .stock_transformers import stock_card, write_stock_folder
 

@@ -1,13 +1,19 @@
-"""Backbones and pretraining models to be converted, read from folders or the Hub."""
+"""Backbones, of ours and of others, read from folders or the Hub."""
 
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
 
+from ..model_source import find_model
 from ..models import DINOv2Model
+from .loaded_weights import load_whole, load_with_missing
 from .model_folder import load_model_folder
-from .original_checkpoint import some
+
+
+STOCK_TYPES = ("dinov2", "dinov2_with_registers")
 
 
 def load_backbone(source: str | Path) -> PreTrainedModel:
@@ -17,25 +23,53 @@ def load_backbone(source: str | Path) -> PreTrainedModel:
     Raises:
         `ValueError`: there is none, or its weights are damaged or not whole.
     """
+    source = find_model(source)
     if Path(source).is_dir():
         return load_model_folder(source).base_model
     return load_whole(DINOv2Model, source)
 
 
-def load_whole(model_class: type[PreTrainedModel], source: str | Path, subfolder: str = "") -> PreTrainedModel:
+def load_network(source: str | Path, **options: Any) -> PreTrainedModel:
     """
-    `from_pretrained` in the number type that was saved; every tensor of the model must be there.
+    The network, without a head, of any vision model that `AutoModel` loads.
+
+    Stock `dinov2` checkpoints become a `DINOv2Model`, with the features of the original at every size of image. A
+    pooler that was never trained is `None` afterwards. A mask token that is not in the file is never read.
+
+    Args:
+        source: what `model_source.find_model` takes.
+        options: of `from_pretrained`, such as `dtype`.
 
     Raises:
-        `ValueError`: as `load_backbone`.
+        `ValueError`: one sentence. There is no such model, AutoModel has no class for it, or its weights are damaged,
+            missing, of another shape or not finite.
+    """
+    source = find_model(source)
+    stock = read_config(source).model_type in STOCK_TYPES
+    model, missing = load_with_missing(
+        DINOv2Model if stock else AutoModel,
+        source,
+        may_be_missing=lambda name: "pooler" in name or name.endswith("embeddings.mask_token"),
+        **options,
+    )
+    if any("pooler" in name for name in missing):
+        model.pooler = None
+    return model
+
+
+def read_config(source: str | Path) -> PreTrainedConfig:
+    """
+    The configuration of a model folder or Hub id.
+
+    Raises:
+        `ValueError`: one sentence. There is none, or transformers does not know its kind.
     """
     try:
-        model, report = model_class.from_pretrained(
-            source, subfolder=subfolder, dtype="auto", output_loading_info=True
-        )
-    except (OSError, RuntimeError, SafetensorError) as error:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        where = "" if Path(source).is_dir() else " (no folder of this machine, so it was taken for an id on the Hub)"
         reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"No {model_class.__name__} can be read from {source}: {reason}.") from None
-    if report["missing_keys"]:
-        raise ValueError(f"The weights of {source} lack {some(report['missing_keys'])}, of a {model_class.__name__}.")
-    return model
+        raise ValueError(
+            f"{source}{where} has no configuration that transformers can read: {reason[:300]}"
+            f"{'...' if len(reason) > 300 else ''}."
+        ) from error

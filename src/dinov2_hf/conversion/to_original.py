@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from ..model_source import MODEL, PRETRAINING_MODEL, find_model, read_json
 from ..models import (
     DINOv2Config,
     DINOv2ForDepthEstimation,
@@ -13,11 +14,11 @@ from ..models import (
 )
 from ..models.depth_layers import DEPTH_LAYERS
 from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
-from .model_folder import load_model_folder, read_json
+from .loaded_weights import load_whole
+from .model_folder import load_model_folder
 from .new_output import check_file, new_file
 from .original_heads import CLASSIFIER_INPUTS
 from .original_names import State, backbone_to_original, chunk_blocks, projection_head_to_original
-from .saved_models import load_whole
 
 
 WITH_LINEAR_HEAD = (DINOv2ForImageClassification, DINOv2ForSemanticSegmentation, DINOv2ForDepthEstimation)
@@ -56,7 +57,10 @@ def convert_to_original(
     check_file(output_file, overwrite)
     if part not in ("backbone", "head"):
         raise ValueError(f'`part` is "{part}"; it must be "backbone" or "head".')
-    values = read_json(Path(folder) / "config.json", "a model folder")
+    folder = find_model(folder, (MODEL, PRETRAINING_MODEL))
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder} is no folder of this machine, but a model folder is needed.")
+    values = read_json(folder / "config.json", "a model folder")
     if values.get("model_type") == DINOv2PreTrainingConfig.model_type:
         model = load_whole(DINOv2ForPreTraining, folder)
     else:

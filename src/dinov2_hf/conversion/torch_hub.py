@@ -4,8 +4,8 @@ from pathlib import Path
 
 from ..models import DINOv2Config, DINOv2ForImageClassification, DINOv2Model
 from .from_original import load_original
+from .loaded_weights import load_whole
 from .original_interface import OriginalBackbone, OriginalClassifier
-from .saved_models import load_whole
 
 
 # Name in an entry point: name on the Hub, and what differs from DINOv2Config's defaults.

@@ -1,0 +1,114 @@
+"""`from_pretrained` for commands: every weight is in the file, has the right shape, and is a number.
+
+The method itself, which transformers' users call, fills what is missing with random numbers and says so in a table.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .original_checkpoint import some
+
+
+def load_whole(model_class: type[PreTrainedModel], source: str | Path, subfolder: str = "", **options: Any):
+    """`load_with_missing` of a model that may do without none of its tensors; the model alone."""
+    return load_with_missing(model_class, source, subfolder, may_be_missing=lambda name: False, **options)[0]
+
+
+def load_with_missing(
+    model_class: type[PreTrainedModel],
+    source: str | Path,
+    subfolder: str = "",
+    *,
+    may_be_missing: Callable[[str], bool],
+    may_be_unexpected: Callable[[str], bool] = lambda name: True,
+    **options: Any,
+) -> tuple[PreTrainedModel, set[str]]:
+    """
+    `from_pretrained` of a class, which must find every tensor of the model but those that may be missing.
+
+    Args:
+        source: folder or Hub id.
+        may_be_missing: says of a tensor's name whether the model may do without it.
+        may_be_unexpected: says of a tensor in the file whether the model may ignore it, as a backbone does a head.
+        options: of `from_pretrained`. The number type is the saved one unless `dtype` says otherwise.
+
+    Returns:
+        The model, in evaluation mode, and those names of its tensors that are missing, which hold random numbers.
+
+    Raises:
+        ValueError: there is no such model, a file is damaged, a tensor is missing, unexpected, of another shape, or
+            holds values that are not finite.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what transformers would report as a table is raised below as a sentence
+    try:
+        model, report = model_class.from_pretrained(
+            source,
+            **{"subfolder": subfolder} if subfolder else {},
+            **{"dtype": "auto", **options},
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise ValueError(_why_not_read(source, model_class, error)) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    kind = type(model).__name__
+    if report["mismatched_keys"]:
+        name, in_file, in_model = min(report["mismatched_keys"])
+        raise ValueError(
+            f"`{name}` in the weights of {source} has shape {tuple(in_file)}, but its config.json describes a {kind}"
+            f" with {tuple(in_model)}."
+        )
+    lacking = set(report["missing_keys"])
+    missing = {name for name in lacking if not may_be_missing(name)}
+    if missing:
+        raise ValueError(
+            f"The weights of {source} lack {some(missing)}, which a {kind} needs; copy or download them again."
+        )
+    unexpected = {name for name in report["unexpected_keys"] if not may_be_unexpected(name)}
+    if unexpected:
+        raise ValueError(f"The weights of {source} hold {some(unexpected)}, which a {kind} does not have.")
+    refuse_not_finite(model, source)
+    return model, lacking
+
+
+def refuse_not_finite(weights: nn.Module | dict[str, torch.Tensor], source: str | Path) -> None:
+    """
+    Raises:
+        ValueError: tensors hold values that are no numbers, or infinite; with their names.
+    """
+    tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    damaged = [
+        name
+        for name, tensor in tensors.items()
+        if torch.is_tensor(tensor)
+        and (tensor.is_floating_point() or tensor.is_complex())
+        and not tensor.is_meta
+        and not torch.isfinite(tensor).all()
+    ]
+    if damaged:
+        raise ValueError(
+            f"The weights of {source} hold values that are NaN or infinite, in {some(damaged)} of"
+            f" {len(tensors)} tensors; use weights from before the training broke down, or copy them again."
+        )
+
+
+def _why_not_read(source: str | Path, model_class: type, error: Exception) -> str:
+    """One sentence for what `from_pretrained` raised."""
+    reason = " ".join(str(error).split()).rstrip(".")
+    if Path(source).is_dir() and isinstance(error, (OSError, SafetensorError)):
+        return (
+            f"The weights of {source} cannot be read, a file is damaged or missing ({reason}); copy or download them"
+            " again."
+        )
+    # transformers lists every configuration that it knows, 10 kB of them.
+    return f"No {model_class.__name__} can be read from {source}: {reason[:300]}{'...' if len(reason) > 300 else ''}."

@@ -1,0 +1,151 @@
+"""What a user may name where a model is needed: a model folder, the output folder of a run, or an id on the Hub.
+
+One answer for every command, and one sentence for anything else, before any file of weights is opened.
+"""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from .output_folders import KINDS, read_marker
+
+
+MODEL, PRETRAINING_MODEL = "model", "pretraining_model"  # of the output folder of a run
+# What only student, teacher and heads have as their `model_type`.
+PRETRAINING_TYPE = "dinov2_hf_pretraining"
+NEEDED = "a model folder, the output folder of a run or an id on the Hub"
+_HUB_ID = r"[\w.-]+(/[\w.-]+)?"
+_WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
+
+
+def find_model(
+    source: str | os.PathLike, parts: Sequence[str] = (MODEL,), *, original_file: bool = False
+) -> Path | str:
+    """
+    The folder or Hub id that `from_pretrained` loads, for what a user named.
+
+    Args:
+        source: a folder with config.json; the output folder of a run; an id on the Hub.
+        parts: the folders of a run that will do, best first. Without "pretraining_model" among them, a folder with
+            student, teacher and heads is refused; with it, `owner/name/pretraining_model` is taken for the Hub.
+        original_file: whether a file, in the layout of the original implementation, will do too.
+
+    Returns:
+        A path for what is on this machine, or the id as it was given.
+
+    Raises:
+        ValueError: it is something else. The sentence says what, and what to name instead.
+    """
+    name = os.fspath(source)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        folder = _folder_of_model(path, parts)
+        _refuse_other_config(folder, parts)
+        return folder
+    if path.is_file():
+        if original_file:
+            return path
+        raise ValueError(_about_file(path))
+    hub_id = name.removesuffix(f"/{PRETRAINING_MODEL}") if PRETRAINING_MODEL in parts else name
+    if not re.fullmatch(_HUB_ID, hub_id) or name.startswith("."):
+        address = " is an address, but" if "://" in name else " does not exist, and"
+        raise ValueError(f"{name}{address} {NEEDED} is needed.")
+    return name
+
+
+def read_json(path: Path, needed: str) -> dict:
+    """
+    The object in a JSON file.
+
+    Args:
+        needed: what the folder of the file should be, for the sentence of an error.
+
+    Raises:
+        ValueError: there is no such file, or something else in it.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"There is no {path.name} in {path.parent}, but {needed} is needed.") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}), but {needed} is needed.") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is not JSON, but {needed} is needed.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, but a JSON object is needed.")
+    return values
+
+
+def _folder_of_model(path: Path, parts: Sequence[str]) -> Path:
+    if (path / "config.json").exists() or (path / "adapter_config.json").exists():
+        # The folder that a converted teacher is in holds its backbone, and below it the whole module.
+        better = [part for part in parts if part != MODEL and (path / part / "config.json").exists()]
+        return path / better[0] if better and parts[0] != MODEL else path
+    for part in parts:
+        if (path / part / "config.json").exists():
+            return path / part
+    raise ValueError(_about_folder(path, parts))
+
+
+def _refuse_other_config(folder: Path, parts: Sequence[str]) -> None:
+    if not (folder / "config.json").exists():  # an adapter's
+        return
+    model_type = read_json(folder / "config.json", "a model folder").get("model_type")
+    if not isinstance(model_type, str):
+        raise ValueError(
+            f"{folder} is no model folder: its config.json has no `model_type`; name a folder that save_pretrained"
+            " wrote, the output folder of a run or an id on the Hub."
+        )
+    if model_type == PRETRAINING_TYPE and PRETRAINING_MODEL not in parts:
+        backbone = next((p for p in (folder.with_name(MODEL), folder.parent) if (p / "config.json").exists()), None)
+        instead = f"name {backbone}" if backbone else "name the folder `model` of the same run"
+        raise ValueError(
+            f"{folder} holds student, teacher and heads, to continue a training from; {instead}, which holds the"
+            " backbone alone."
+        )
+
+
+def _about_file(path: Path) -> str:
+    if path.suffix in (".pth", ".pt"):
+        return (
+            f"{path} is a file of weights, but a model folder is needed; where it is one of the original, make one"
+            f" with `dinov2-hf convert {path} FOLDER` and name that."
+        )
+    inside = f"; name its folder, {path.parent}" if (path.parent / "config.json").exists() else ""
+    return f"{path} is a file, but {NEEDED} is needed{inside}."
+
+
+def _about_folder(path: Path, parts: Sequence[str]) -> str:
+    """Why a folder is no model, and what to name instead."""
+    checkpoint = next((p for p in (path, path.parent) if p.name == "checkpoints" and _is_run(p.parent)), None)
+    if checkpoint is not None:
+        run = checkpoint.parent
+        found = next((run / part for part in parts if (run / part / "config.json").exists()), None)
+        if found is not None:
+            return f"{path} holds checkpoints, from which a run is continued; name the model of that run, {found}."
+        return f"{path} holds checkpoints, from which a run is continued; name {run / MODEL}, the model of that run."
+        return (
+            f"{path} holds checkpoints, from which a run is continued, and that run has left no model yet; continue it"
+            " to its end with --resume_from_checkpoint latest."
+        )
+    students = sorted(str(found.parent) for found in path.glob(f"students/*/{MODEL}/config.json"))
+    if students:
+        return f"{path} is the output folder of a run with several students; name one of {', '.join(students)}."
+    if _is_run(path):
+        return (
+            f"{path} is the output folder of a run that has left no model yet; continue it to its end with"
+            " --resume_from_checkpoint latest."
+        )
+    kind = (read_marker(path) or {}).get("kind")
+    if kind:
+        return f"{path} holds {KINDS[kind]}, but {NEEDED} is needed."
+    weights = any(file.suffix in _WEIGHT_FILES for file in path.iterdir())
+    found = "holds weights, but no config.json" if weights else "has no config.json, so it is no model folder"
+    return f"{path} {found}; name a folder that save_pretrained wrote, the output folder of a run or an id on the Hub."
+
+
+def _is_run(path: Path) -> bool:
+    kind = (read_marker(path) or {}).get("kind")
+    return kind == "run" or (kind is None and (path / "recipe.yaml").is_file())
