@@ -28,9 +28,13 @@ style: .venv/installed
 	$(BIN)/ruff format src tests examples setup.py
 
 .venv/installed: setup.py
+	@if [ -d .venv ] && [ ! -f .venv/made_by_make ]; then \
+		echo "error: .venv is there already and was not made by make; move it away, or use it yourself." >&2; exit 1; fi
+	mkdir -p .venv && touch .venv/made_by_make
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[quickstart,test]"
 	touch $@
 
+# Removes the environment that `make` made, and nothing else: `outputs` is where people train.
 clean:
-	rm -rf .venv outputs build dist
+	if [ -f .venv/made_by_make ]; then rm -rf .venv; fi

@@ -13,7 +13,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 
-USERS = {"hf_writer": ("ada", True), "hf_reader": ("ada", False)}  # token: name, and whether it may write
+# token: name, and whether it may write. The name in the documents is `owner`.
+USERS = {"hf_writer": ("ada", True), "hf_reader": ("ada", False), "hf_owner": ("owner", True)}
 LICENSES = ("apache-2.0", "cc-by-4.0", "mit")
 
 
