@@ -92,6 +92,10 @@ class Run:
         return [json.loads(path.read_text()) for path in sorted(self.witnessed.glob("facts_*.json"))]
 
     @property
+    def dtypes(self) -> list[dict[str, list[str]]]:
+        return [json.loads(path.read_text()) for path in sorted(self.witnessed.glob("dtypes_*.json"))]
+
+    @property
     def weights(self) -> dict:
         return torch.load(self.witnessed / "weights.pt")
 

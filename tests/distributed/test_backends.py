@@ -155,6 +155,44 @@ def test_bf16_keeps_float32_weights(launch, alone, tmp_path, backend):
     assert losses != pytest.approx(in_float32, rel=1e-6)  # it is not float32 after all
 
 
+# With a LayerScale of 1e-5 a residual stream in bf16 would not move at all: blocks return what they get, and KoLeo
+# stays where it starts.
+SMALL_LAYERSCALE = (
+    "--mixed_precision", "bf16", "--layerscale_value", "1e-5", "--koleo_loss_weight", "0.1", "--max_steps", "8",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("backend", "flags", "tolerance"),
+    [
+        ("fsdp2", (), 1e-3),
+        ("fsdp2", ("--gradient_checkpointing", "true"), 1e-3),
+        # Which sends the gradients of linear layers in bf16.
+        pytest.param("deepspeed_zero2", (), 1e-2, marks=deepspeed),
+        pytest.param("deepspeed_zero3", (), 1e-2, marks=deepspeed),
+    ],
+)
+def test_bf16_keeps_the_residual_stream_in_float32(launch, tmp_path, backend, flags, tolerance):
+    """Blocks, norms and LayerScales of student and teacher; then losses, KoLeo and weights are those of DDP."""
+    flags = ["--clip_per_part", str(clips_per_part(backend)).lower(), *SMALL_LAYERSCALE, *flags]
+    run, replicated = launch(backend, tmp_path / "out", *flags), launch("ddp", tmp_path / "ddp", *flags)
+    for ended in (run, replicated):
+        assert ended.returncode == 0, ended.printed
+        assert len(ended.dtypes) == 2
+        for dtypes in ended.dtypes:
+            assert len(dtypes) == 2 * (2 * 5 + 1)  # in each of two blocks itself, two norms and two LayerScales
+            assert {dtype for found in dtypes.values() for dtype in found} == {"torch.float32"}, dtypes
+    for name in ("loss", "koleo_loss"):
+        wanted = [record[name] for record in replicated.records(name)]
+        assert [record[name] for record in run.records(name)] == pytest.approx(wanted, rel=tolerance)
+    assert wanted[-1] < 0.7 * wanted[0]  # KoLeo of a residual stream in bf16 stays where it was
+    before, after, wanted = run.weights["before"], run.weights["after"], replicated.weights["after"]
+    for name, value in wanted.items():
+        difference = (after[name] - value).abs().max()
+        assert difference < tolerance, f"{name}: {difference}"
+        assert not torch.equal(value, before[name]), name
+
+
 def test_fsdp2_is_resumed_by_another_number_of_processes(straight, launch, tmp_path):
     checkpoint = straight("fsdp2").output_dir / "checkpoints" / "step_0000006"
     flags = ["--per_device_train_batch_size", "8", "--resume_from_checkpoint", str(checkpoint), "--save_steps", "12"]

@@ -3,7 +3,8 @@ What the tests of backends launch: `examples/pretrain.py` as it is, on a CPU, wi
 
     accelerate launch ... tests/distributed/witness.py FOLDER [flags of pretrain.py]
 
-Every process writes `facts_<rank>.json` to FOLDER; the main one also `weights.pt`, whole weights gathered in the
+Every process writes `facts_<rank>.json` to FOLDER, and `dtypes_<rank>.json`: the dtypes of weights and outputs of
+blocks, norms and LayerScales while it trained. The main one also writes `weights.pt`, whole weights gathered in the
 library's own way: `before` and `after` training, and `before_update` and `after_update` of the teacher in one step.
 """
 
@@ -18,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, parse_flag_from_env
 from torch.distributed.tensor import DTensor
 
+from dinov2_hf.models.modeling_dinov2 import DINOv2Layer, DINOv2LayerScale
 from dinov2_hf.training.backends import allow_fsdp_on_cpu
 
 
@@ -37,6 +39,23 @@ def whole(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.T
     else:
         weights = {name: value.clone() for name, value in accelerator.get_state_dict(model).items()}
     return weights if accelerator.is_main_process else None
+
+
+def watch_dtypes(model: torch.nn.Module) -> dict[str, list[str]]:
+    """Of every block, norm and LayerScale the dtypes of weights and output in forward passes; filled as they run."""
+    seen = {}
+
+    def look(name):
+        def hook(module, _, output):
+            weights = (parameter.dtype for parameter in module.parameters(recurse=False))
+            seen[name] = sorted({*seen.get(name, ()), str(output.dtype), *map(str, weights)})
+
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, DINOv2Layer | DINOv2LayerScale | torch.nn.LayerNorm):
+            module.register_forward_hook(look(name))
+    return seen
 
 
 def watch(pretrain, folder: Path) -> None:
@@ -69,10 +88,12 @@ def watch(pretrain, folder: Path) -> None:
 
         pretrain.update_ema = watching_update
         watched["before"] = whole(accelerator, model)
+        dtypes = watch_dtypes(module)
         try:
             train(accelerator, model, *rest)
         finally:
             watched["after"] = whole(accelerator, model)
+            (folder / f"dtypes_{accelerator.process_index}.json").write_text(json.dumps(dtypes))
             if accelerator.is_main_process:
                 torch.save(watched, folder / "weights.pt")
 

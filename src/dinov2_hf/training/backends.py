@@ -21,6 +21,8 @@ from accelerate.utils import (
 )
 from packaging.version import Version
 
+from .sharded_precision import shard_matrices_in_bf16
+
 
 MIN_DEEPSPEED = "0.19.8"
 
@@ -79,7 +81,7 @@ def configure_backend(
             f'`mixed_precision` is "fp16", which {backend} does not train with here; use "bf16", or the ddp backend.'
         )
     if backend == "fsdp2":
-        _configure_fsdp2(accelerator.state.fsdp_plugin, mixed_precision)
+        _configure_fsdp2(accelerator.state.fsdp_plugin)
         return
     if clip_per_part:
         raise ValueError(
@@ -102,6 +104,7 @@ def prepare(
     if backend_name(accelerator) == "fsdp2" and accelerator.mixed_precision == "bf16":
         # Accelerate casts inputs and outputs of every block instead, with them the residual stream and the loss.
         model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)
+        shard_matrices_in_bf16(accelerator, model, optimizer)
     return accelerator.prepare(model, optimizer)
 
 
@@ -170,21 +173,14 @@ def _check_launch(accelerator: Accelerator) -> None:
         )
 
 
-def _configure_fsdp2(plugin, mixed_precision: str) -> None:
-    from torch.distributed.fsdp import MixedPrecisionPolicy
-
+def _configure_fsdp2(plugin) -> None:
     if plugin.fsdp_version != 2:
         raise ValueError(f"`fsdp_version` is {plugin.fsdp_version}; it must be 2.")
     if plugin.cpu_ram_efficient_loading:
         raise ValueError(
             "`fsdp_cpu_ram_efficient_loading` is true, which loses the weights that a run starts with; make it false."
         )
-    plugin.mixed_precision_policy = None
-    if mixed_precision == "bf16":
-        # Weights travel in bf16, gradients in float32; activations are left to autocast.
-        plugin.mixed_precision_policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
+    plugin.mixed_precision_policy = None  # float32, but for what `shard_matrices_in_bf16` takes out
 
 
 def _configure_deepspeed(config: dict, **from_recipe) -> None:
