@@ -6,6 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from dinov2_hf.pretraining.centering import NoCentering, SinkhornKnoppCentering, SoftmaxCentering, sinkhorn_knopp
+from dinov2_hf.pretraining.logit_chunks import LogitChunks
 
 from .test_losses import waves
 
@@ -35,6 +36,30 @@ def test_large_logits_do_not_overflow():
     assert torch.isinf(torch.exp(logits / 0.04)).any()
     targets = sinkhorn_knopp(logits, 0.04)
     torch.testing.assert_close(targets.double(), textbook_sinkhorn(logits, 0.04), atol=1e-6, rtol=1e-3)
+
+
+def rows_far_apart() -> torch.Tensor:
+    """Row maxima up to 9 apart, 225 temperatures of 0.04, and of every other row its own prototypes."""
+    logits = waves(12, 9, 0.7, 1.3, 0.11) / 2
+    logits[::2, :4] += 3
+    return logits + torch.arange(12)[:, None] * 0.5 - torch.arange(9) * 0.3
+
+
+@pytest.mark.parametrize("temperature", [0.04, 0.07])
+def test_rows_far_apart_in_temperatures(temperature):
+    """Where `exp` of the logits does not fit into float32 at all; whole, and in chunks that are never held at once."""
+    logits = rows_far_apart()
+    maxima = logits.amax(dim=1)
+    assert (maxima.max() - maxima.min()) / temperature > 88
+    expected = textbook_sinkhorn(logits - logits.max(), temperature)
+    assert (expected.sum(dim=1) - 1).abs().max() < 1e-12
+    targets = sinkhorn_knopp(logits, temperature)
+    torch.testing.assert_close(targets.double(), expected, atol=1e-6, rtol=1e-4)
+    for chunk_size in (1, 5, 12):
+        chunks = LogitChunks(logits, torch.eye(9), chunk_size)
+        by_chunks = SinkhornKnoppCentering().by_chunks(chunks, temperature)
+        whole = torch.cat([by_chunks(rows) for rows in chunks.chunks()])
+        torch.testing.assert_close(whole.double(), expected, atol=1e-6, rtol=1e-4)
 
 
 def test_rows_sum_to_one_and_prototypes_are_shared():
@@ -88,7 +113,12 @@ def half_of_the_batch(rank: int, port: int, results) -> None:
     rows = logits[:5] if rank == 0 else logits[5:]  # unequal shares, as with masked patches
     centering = SoftmaxCentering(9, 0.9)
     centering(logits[:6] if rank == 0 else logits[6:], 0.07)
-    results.put((rank, sinkhorn_knopp(rows, 0.07).tolist(), centering.center.tolist()))
+    far = rows_far_apart()[:5] if rank == 0 else rows_far_apart()[5:]
+    chunks = LogitChunks(far, torch.eye(9), 3)
+    targets = SinkhornKnoppCentering().by_chunks(chunks, 0.04)
+    by_chunks = [row for rows in chunks.chunks() for row in targets(rows).tolist()]
+    answers = sinkhorn_knopp(rows, 0.07).tolist(), sinkhorn_knopp(far, 0.04).tolist(), by_chunks
+    results.put((rank, *answers, centering.center.tolist()))
     dist.destroy_process_group()
 
 
@@ -102,8 +132,11 @@ def test_two_processes_equal_one(free_port):
     for process in processes:
         process.join()
     logits, alone = waves(12, 9, 0.7, 1.3, 0.11), SoftmaxCentering(9, 0.9)
-    together = torch.tensor(answers[0][1] + answers[1][1])
+    together, *far_apart = (torch.tensor(answers[0][form] + answers[1][form]) for form in (1, 2, 3))
     torch.testing.assert_close(together, sinkhorn_knopp(logits, 0.07), atol=1e-7, rtol=1e-5)
+    for targets in far_apart:
+        expected = textbook_sinkhorn(rows_far_apart() - rows_far_apart().max(), 0.04)
+        torch.testing.assert_close(targets.double(), expected, atol=1e-6, rtol=1e-4)
     alone(logits, 0.07)
-    for _, _, center in answers:
+    for *_, center in answers:
         torch.testing.assert_close(torch.tensor(center), alone.center, atol=1e-7, rtol=1e-5)

@@ -9,7 +9,7 @@ from dinov2_hf.pretraining.centering import (
     SinkhornKnoppCentering,
     SoftmaxCentering,
     sinkhorn_knopp,
-    sinkhorn_prototype_scale,
+    sinkhorn_log_prototype_scale,
 )
 from dinov2_hf.pretraining.heads import ProjectionHead
 from dinov2_hf.pretraining.logit_chunks import LogitChunks, chunked_patch_loss
@@ -50,7 +50,7 @@ def test_sinkhorn_over_chunks_is_that_over_all_rows(chunk_size):
 def test_sinkhorn_over_chunks_does_not_overflow():
     """Logits of up to 40 at a temperature of 0.04, whose exponential has no float."""
     logits = factors(5, scale=40.0)
-    scale = sinkhorn_prototype_scale(logits, 0.04)
+    scale = sinkhorn_log_prototype_scale(logits, 0.04)
     assert scale.isfinite().all()
     targets = SinkhornKnoppCentering().by_chunks(logits, 0.04)
     in_chunks = torch.cat([targets(rows) for rows in logits.chunks()])

@@ -6,13 +6,16 @@ probabilities of the same shape, float32, each row summing to 1. Where rows depe
 ranks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from .logit_chunks import LogitChunks
+
+
+ROWS_AT_ONCE = 256  # of a sum over rows, so that its memory is small beside that of all
 
 
 def _all_reduce(tensor: torch.Tensor, op: dist.ReduceOp, group: dist.ProcessGroup | None = None) -> torch.Tensor:
@@ -29,66 +32,63 @@ def sinkhorn_knopp(
     Sinkhorn-Knopp: scale `exp(logits / temperature)` so that prototypes share the rows of all ranks evenly and every
     row sums to 1.
 
-    Only the two scaling vectors are iterated, `u` over prototypes and `v` over rows, so that each half step is a
-    matrix-vector product and the `(n, K)` matrix is written once. Each row is shifted by its own maximum before the
-    exponential and `v` starts as what that shift took away: the same matrix, without the overflow that the plain
-    exponential has beyond `logits / temperature` = 88. Row and prototype counts cancel and are not needed.
+    The first step over prototypes is made of logarithms: `exp` of logits whose rows lie more than 88 temperatures
+    apart does not fit into float32 together, whatever is taken away from them. After it, and after the step over rows,
+    each prototype has at least `1 / (rows * K)`. From there only the two scaling vectors are iterated, `u` over
+    prototypes and `v` over rows, so that each half step is a matrix-vector product and the `(n, K)` matrix is written
+    once. Row and prototype counts cancel and are not needed.
 
     Args:
         logits: `(n, K)`; `n` may differ between ranks, and may be 0.
         temperature: of the teacher, above 0.
-        num_iterations: of the row-then-column scaling; 3 in the paper.
+        num_iterations: of the row-then-column scaling, at least 1; 3 in the paper.
         group: the ranks whose rows are balanced together; `None` is all.
     """
     scores = logits.float() / temperature
-    row_max = scores.amax(dim=1) if len(scores) else scores.new_empty(0)
-    global_max = row_max.max() if len(scores) else scores.new_tensor(-torch.inf)
-    global_max = _all_reduce(global_max, dist.ReduceOp.MAX, group)
-    kernel = scores.sub_(row_max[:, None]).exp_()
-    row_scale = torch.exp(row_max - global_max)
-    tiny = torch.finfo(torch.float32).tiny
-    for _ in range(num_iterations):
-        prototype_mass = _all_reduce(row_scale @ kernel, dist.ReduceOp.SUM, group)
-        prototype_scale = 1 / prototype_mass.clamp_min(tiny)
+    scores -= _log_prototype_mass(scores.split(ROWS_AT_ONCE), scores.new_full(scores.shape[1:], -torch.inf), group)
+    kernel = scores.sub_(scores.amax(dim=1, keepdim=True)).exp_()
+    row_scale, prototype_scale = 1 / kernel.sum(dim=1), kernel.new_ones(kernel.shape[1])
+    for _ in range(num_iterations - 1):
+        prototype_scale = 1 / _all_reduce(row_scale @ kernel, dist.ReduceOp.SUM, group)
         row_scale = 1 / (kernel @ prototype_scale)
     return kernel.mul_(prototype_scale).mul_(row_scale[:, None])
 
 
 @torch.no_grad()
-def sinkhorn_prototype_scale(
+def sinkhorn_log_prototype_scale(
     logits: LogitChunks, temperature: float, num_iterations: int = 3, group: dist.ProcessGroup | None = None
 ) -> torch.Tensor:
     """
-    The scaling vector over prototypes `(K,)` that `sinkhorn_knopp` ends with, from logits that are never held at once.
+    What `sinkhorn_knopp` is a softmax with, from logits that are never held at once: `log u`, `(K,)`, by which its
+    result is `softmax(logits / temperature + log u)`.
 
     Each iteration goes over the chunks once: the new scale of a chunk's rows and what these rows then give to the
-    prototypes need the same kernel. The first pass does not know the largest logit yet, and rescales its sum whenever
-    it meets a larger one.
+    prototypes need the same numbers.
     """
-    num_prototypes = len(logits.prototypes)
-    mass = logits.prototypes.new_zeros(num_prototypes, dtype=torch.float32)
-    largest = torch.full_like(mass[0], -torch.inf)
-    for rows in logits.chunks():
-        scores = logits.rows(rows).float() / temperature
-        new_largest = torch.maximum(largest, scores.max())
-        mass = mass * torch.exp(largest - new_largest) + (scores - new_largest).exp_().sum(dim=0)
-        largest = new_largest
-    over_ranks = _all_reduce(largest.clone(), dist.ReduceOp.MAX, group)
-    mass *= torch.where(largest.isinf(), 0, torch.exp(largest - over_ranks))  # infinite where a rank has no rows
-    tiny = torch.finfo(torch.float32).tiny
-    prototype_scale = 1 / _all_reduce(mass, dist.ReduceOp.SUM, group).clamp_min(tiny)
+    scores = (logits.rows(rows).float() / temperature for rows in logits.chunks())
+    empty = logits.prototypes.new_full((len(logits.prototypes),), -torch.inf, dtype=torch.float32)
+    log_scale = -_log_prototype_mass(scores, empty, group)
     for _ in range(num_iterations - 1):
-        mass = torch.zeros_like(mass)
+        mass = torch.zeros_like(log_scale)
         for rows in logits.chunks():
-            kernel = _row_kernel(logits.rows(rows), temperature)
-            mass += (1 / (kernel @ prototype_scale)) @ kernel
-        prototype_scale = 1 / _all_reduce(mass, dist.ReduceOp.SUM, group).clamp_min(tiny)
-    return prototype_scale
+            mass += torch.softmax(logits.rows(rows).float() / temperature + log_scale, dim=-1).sum(dim=0)
+        log_scale -= _all_reduce(mass, dist.ReduceOp.SUM, group).log_()
+    return log_scale
 
 
-def _row_kernel(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    scores = logits.float() / temperature
-    return scores.sub_(scores.amax(dim=1, keepdim=True)).exp_()
+def _log_prototype_mass(
+    chunks: Iterable[torch.Tensor], log_mass: torch.Tensor, group: dist.ProcessGroup | None
+) -> torch.Tensor:
+    """
+    Of scores `(rows, K)` in chunks the logarithm of the sum of `exp(scores)` over the rows of all ranks, `(K,)`.
+
+    Args:
+        log_mass: that of no rows, `(K,)`, which is minus infinity.
+    """
+    for scores in chunks:
+        log_mass = torch.logaddexp(log_mass, scores.logsumexp(dim=0))
+    largest = _all_reduce(log_mass.clone(), dist.ReduceOp.MAX, group)
+    return largest + _all_reduce((log_mass - largest).exp_(), dist.ReduceOp.SUM, group).log_()
 
 
 class SinkhornKnoppCentering(nn.Module):
@@ -108,14 +108,12 @@ class SinkhornKnoppCentering(nn.Module):
         if logits.fit_at_once:
             return self(logits.rows(slice(None)), temperature, group).__getitem__
         with torch.autocast(logits.device.type, enabled=False):
-            prototype_scale = sinkhorn_prototype_scale(logits, temperature, group=group)
+            log_scale = sinkhorn_log_prototype_scale(logits, temperature, group=group)
 
         @torch.no_grad()
         def targets(rows: slice) -> torch.Tensor:
             with torch.autocast(logits.device.type, enabled=False):
-                kernel = _row_kernel(logits.rows(rows), temperature)
-                row_scale = 1 / (kernel @ prototype_scale)
-                return kernel.mul_(prototype_scale).mul_(row_scale[:, None])
+                return torch.softmax(logits.rows(rows).float() / temperature + log_scale, dim=-1)
 
         return targets
 
