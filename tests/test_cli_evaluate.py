@@ -58,15 +58,33 @@ def test_three_protocols_and_a_card(tmp_path, folder, data, capsys):
     run(
         *evaluate_words(folder, data, "knn,linear,logistic_regression", output), "--knn_ks", 1, 5, "--knn_shots", 2,
         "--linear_cache_features", "--linear_num_steps", 30, "--linear_train_batch_size", 16,
-        "--linear_num_layers", 1, 2, "--linear_grid", "paper", "--logistic_regression_num_cs", 5, "--update_card",
+        "--linear_grid", "paper", "--logistic_regression_num_cs", 5, "--update_card",
     )  # fmt: skip
     printed = capsys.readouterr().out
     assert re.search(r"\| knn +\| knn_top1_k5 +\| +1 \|", printed)
     assert str(output / "metrics.json") in printed
     found = json.loads((output / "metrics.json").read_text())
     assert list(found["protocols"]) == ["knn", "linear", "logistic_regression"]
-    assert found["protocols"]["knn"]["options"] == {"ks": [1, 5], "shots": [2]}
+    of_knn = found["protocols"]["knn"]
+    assert of_knn["options"] == {
+        "ks": [1, 5], "shots": [2], "temperature": 0.07, "num_tries": 5, "image_column": "image",
+        "label_column": "label", "batch_size": 64, "num_workers": 0, "bf16": False,
+    }  # fmt: skip
+    assert of_knn["precision"] == "float32"
+    assert (of_knn["device"], of_knn["num_processes"]) == ("cpu", 1)
+    assert of_knn["findings"]["num_classes"] == 6
+    assert of_knn["findings"]["num_bank_images"] == found["num_train_rows"] == 36
+    assert of_knn["command"].startswith(
+        f"dinov2-hf evaluate --model {folder} --protocol knn,linear,logistic_regression"
+    )
+    assert "--knn_ks 1 5 --knn_shots 2" in of_knn["command"]
+    assert torch.__version__.startswith(of_knn["versions"]["torch"])
+    # The model has 2 blocks: the last one, and all, in place of 1 and 4.
+    assert found["protocols"]["linear"]["options"]["num_layers"] == [1, 2]
+    assert found["protocols"]["linear"]["options"]["seed"] == 0
     assert found["eval_data"] == str(data / "test.parquet")
+    assert (found["image_size"], found["num_eval_rows"]) == ([32, 32], 12)
+    assert found["image_processor"]["size"]["shortest_edge"] == 36
     for protocol in found["protocols"].values():
         assert all(0 <= value for value in protocol["metrics"].values())
     assert found["protocols"]["knn"]["metrics"]["knn_top1_k1"] == 1.0
@@ -76,8 +94,6 @@ def test_three_protocols_and_a_card(tmp_path, folder, data, capsys):
     AutoModelForImageClassification.from_pretrained(output / "linear" / "model")
     results = ModelCard.load(folder / "README.md").data.eval_results
     assert {result.metric_name for result in results} >= {"knn_top1_k5", "linear_top1", "logistic_regression_top1"}
-
-    assert "holds the results of an evaluation" in mistake(*evaluate_words(folder, data, "knn", output))
 
 
 @pytest.mark.parametrize("baseline", ["untrained", "pixels"])
@@ -103,19 +119,24 @@ def test_mistakes_are_one_sentence(tmp_path, folder, data):
     def answer(protocol, *words):
         return mistake(*evaluate_words(folder, data, protocol, output), *words)
 
-    assert "must name one or several of knn,linear" in answer("knn,nearest")
-    assert "`protocol` is knn; leave `--linear_grid`, `--video_num_frames` out" in answer(
+    assert "`--protocol` is 'knn,nearest', but must name one or several of knn,linear" in answer("knn,nearest")
+    assert "`--protocol` is knn; leave `--linear_grid`, `--video_num_frames` out" in answer(
         "knn", "--linear_grid", "paper", "--video_num_frames", 4
     )
     assert "leave `--video_column` out" in answer("knn", "--video_column", "clip")
     assert "some for images and some for videos" in answer("knn,video")
-    assert "asks for 200 neighbours, but the bank has 36 images" in answer("knn")
-    assert "num_layers=[1, 4] must be numbers from 1 to the 2 blocks" in answer("linear")
-    assert "label_column='fine' is not a column" in answer("knn", "--label_column", "fine")
-    assert "`baseline` is untrained" in answer("knn", "--update_card", "--baseline", "untrained")
+    assert "`--knn_ks` asks for 200 neighbours, but the bank has 36 images" in answer("knn")
+    assert "`--linear_num_layers` is 1 4, but must be numbers from 1 to the 2 blocks" in answer(
+        "linear", "--linear_num_layers", 1, 4
+    )
+    assert "`--label_column` 'fine' is not a column" in answer("knn", "--label_column", "fine")
+    assert "`--baseline` is untrained" in answer("knn", "--update_card", "--baseline", "untrained")
     assert "which cannot be loaded" in mistake(*evaluate_words(tmp_path / "no", data, "knn", output))
     DINOv2ImageProcessor(image_mean=[0.5] * 4, image_std=[0.5] * 4).save_pretrained(folder)
     assert "a network for 3 channels, but `image_mean` of its image processor" in answer("knn")
+    DINOv2ImageProcessor().save_pretrained(folder)
+    assert "`--batch_size` is 0, but must be at least 1" in answer("knn", "--batch_size", 0)
+    assert "`--num_workers` is -1" in answer("knn", "--num_workers", -1)
     assert not output.exists()
 
 
@@ -156,6 +177,8 @@ def test_pictures(tmp_path, folder, data, capsys):
         run("visualize", folder, "--kind", *words, "--output", output)
         assert str(output) in capsys.readouterr().out
         assert Image.open(output).width > 300
+        assert "exists already" in mistake("visualize", folder, "--kind", *words, "--output", output)
+        run("visualize", folder, "--kind", *words, "--output", output, "--overwrite")
         output.unlink()
 
 
@@ -166,18 +189,24 @@ def test_mistakes_about_pictures(tmp_path, folder, data):
         return mistake("visualize", folder, "--output", tmp_path / output, "--kind", *words)
 
     image = ("--images", tmp_path / "image.png")
-    assert "`kind` is pca; leave `--layer` out" in answer("pca", *image, "--layer", 1)
+    assert "`--kind` is pca; leave `--layer` out" in answer("pca", *image, "--layer", 1)
     assert "must end in .png" in answer("pca", *image, output="x.jpg")
-    assert "`images` or `data` must be given" in answer("pca")
-    assert "`data`, the images to search, must be given" in answer("neighbors", *image)
+    assert "`--images` or `--data` must be given" in answer("pca")
+    assert "`--data`, the images to search, must be given" in answer("neighbors", *image)
     assert "leave `--rows`" in answer("pca", *image, "--rows", 3)
     assert "takes 2 images, but there are 1" in answer("matching", *image)
-    assert "`rows` holds 99, but the data has the rows 0 to 35" in answer(
+    assert "`--rows` holds 99, but the data has the rows 0 to 35" in answer(
         "pca", "--data", data / "train.parquet", "--rows", 99
     )
     assert "cannot be decoded" in answer("pca", "--images", __file__)
-    assert "image_size=30 must be a multiple of the patch size" in answer("pca", *image, "--image_size", 30)
-    assert "layer=7 is no block" in answer("attention", *image, "--layer", 7)
+    assert "`--image_size` is 30, but must be a multiple of the patch size, 8 x 8" in answer(
+        "pca", *image, "--image_size", 30
+    )
+    assert "`--layer` is 7, but the model has the blocks 0 to 1" in answer("attention", *image, "--layer", 7)
+    assert "`--max_matches` is 0" in answer("matching", *image, tmp_path / "image.png", "--max_matches", 0)
+    picture = (tmp_path / "image.png").read_bytes()
+    assert "is the same as the source" in answer("pca", *image, "--overwrite", output="image.png")
+    assert (tmp_path / "image.png").read_bytes() == picture
     assert not (tmp_path / "x.png").exists()
 
 

@@ -53,6 +53,17 @@ def write_marker(folder: Path, kind: str, *, list_files: bool = False) -> None:
     marker = {"written_by": "dinov2_hf", "kind": kind}
     if list_files:
         marker["files"] = sorted(files_in(folder))
+    _write(folder, marker)
+
+
+def add_to_marker(folder: Path, name: str) -> None:
+    """Note a file that this package adds to a folder it wrote as a whole, such as a card, in the marker there."""
+    marker = read_marker(folder)
+    if marker is not None and "files" in marker and name not in marker["files"]:
+        _write(folder, {**marker, "files": sorted([*marker["files"], name])})
+
+
+def _write(folder: Path, marker: dict) -> None:
     partial = folder / f"{MARKER}.{os.getpid()}"
     partial.write_text(json.dumps(marker, indent=1) + "\n")
     os.replace(partial, folder / MARKER)

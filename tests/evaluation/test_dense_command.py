@@ -42,6 +42,6 @@ def test_segmentation_and_depth(words, tmp_path, capsys):
 
 def test_mistakes_are_one_sentence(words):
     with pytest.raises(
-        SystemExit, match="error: depth_column='depth_map' of the training data holds depths from 1000"
+        SystemExit, match="error: `--depth_column` 'depth_map' of the training data holds depths from 1000"
     ):
         main([*words, "--protocol", "depth", "--depth_crop_size", "32", "40", "--depth_train_batch_size", "4"])

@@ -212,7 +212,9 @@ def test_a_map_without_depth_is_left_out(model, caplog):
 
 def test_bad_depths(model):
     data = banded_images(4)
-    with pytest.raises(ValueError, match="holds depths from 1000 to 4000 .*depth_scale=1.*, of which 0 % lie between"):
+    with pytest.raises(
+        ValueError, match="holds depths from 1000 to 4000 .*`depth_scale` 1.*, of which 0 % lie between"
+    ):
         short(model, data, data, depth_scale=1)
     nothing = datasets.Dataset.from_list(
         [dict(row, depth_map=Image.fromarray(np.zeros((40, 48), dtype=np.uint16))) for row in data],
@@ -244,13 +246,13 @@ def test_a_scale_that_makes_everything_near_is_announced(model, caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"head": "linear2"}, "head='linear2' is not one of 'linear1', 'linear4', 'dpt'"),
-        ({"benchmark": "sun"}, "benchmark='sun' is not one of 'nyu', 'kitti', 'none'"),
-        ({"crop_size": (4, 40)}, "crop_size=4 is smaller than a patch of the model"),
-        ({"crop_size": (40,)}, r"crop_size=\(40,\) must be two numbers"),
-        ({"min_depth": 6.0}, "min_depth=6.0 and max_depth=5.0 must be above 0"),
-        ({"fusion_hidden_size": 8}, "fusion_hidden_size=8 belongs to head='dpt', but head is 'linear1'"),
-        ({"train_batch_size": 9}, "train_batch_size=9 must be from 1 to the 4 images"),
+        ({"head": "linear2"}, "`head` is 'linear2', but must be one of linear1, linear4, dpt"),
+        ({"benchmark": "sun"}, "`benchmark` is 'sun', but must be one of nyu, kitti, none"),
+        ({"crop_size": (4, 40)}, "`crop_size` is 4, less than a patch of the model"),
+        ({"crop_size": (40,)}, r"`crop_size` is 40, but must be two numbers"),
+        ({"min_depth": 6.0}, "`min_depth` 6.0 and `max_depth` 5.0, but all must be above 0"),
+        ({"fusion_hidden_size": 8}, "`fusion_hidden_size` belongs to `head` dpt, but `head` is linear1"),
+        ({"train_batch_size": 9}, "`train_batch_size` is 9, but must be from 1 to the 4 images"),
     ],
 )
 def test_bad_options(model, options, message):

@@ -92,9 +92,9 @@ def test_scale_and_an_outer_autocast_change_nothing():
     ("change", "message"),
     [
         ({"ks": (10, 400)}, "asks for 400 neighbours, but the bank has 300"),
-        ({"ks": ()}, "ks="),
-        ({"ks": (0, 3)}, "ks="),
-        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"ks": ()}, "`ks` is empty"),
+        ({"ks": (0, 3)}, "`ks` is 0 3"),
+        ({"temperature": 0.0}, "`temperature` is 0.0"),
         ({"chunk_size": 0}, "chunk_size=0"),
         ({"num_classes": 4}, "bank_labels ranges from 0 to 6"),
     ],
@@ -178,6 +178,40 @@ def test_accuracies_are_those_of_the_class_scores(model, processor):
     assert result["knn_top5_k20"] == pytest.approx(top5)
 
 
+def top_k_by_loops(bank, labels, queries, answers, k, temperature, topk):
+    """The share of queries whose class is among the `topk` best of the classes that their neighbours have."""
+    correct = 0
+    for query, answer in zip(queries.double().numpy(), answers, strict=True):
+        similarity = [
+            float(row @ query / np.linalg.norm(row) / np.linalg.norm(query)) for row in bank.double().numpy()
+        ]
+        votes = {}
+        for row in sorted(range(len(bank)), key=lambda i: -similarity[i])[:k]:
+            votes[labels[row]] = votes.get(labels[row], 0.0) + math.exp(
+                (similarity[row] - max(similarity)) / temperature
+            )
+        correct += answer in sorted(votes, key=lambda label: -votes[label])[:topk]
+    return correct / len(answers)
+
+
+# At the low temperature all weights but the nearest underflow, and are votes still.
+@pytest.mark.parametrize(("temperature", "ks"), [(0.07, (1, 2, 3, 6, 20)), (0.0005, (1, 2, 3))])
+def test_a_class_without_votes_is_no_answer(model, processor, temperature, ks):
+    rows = coloured_rows(list(COLOURS), 6, 0)
+    generator = np.random.default_rng(0)
+    labels = [int(label) for label in generator.permutation([i % 9 for i in range(36)])]
+    rows = [{"image": row["image"], "label": label} for row, label in zip(rows, labels, strict=True)]
+    bank, queries = rows[:24], [row for row in rows[24:] if row["label"] in labels[:24]]
+    result = evaluate_knn(model, bank, queries, processor, ks=ks, temperature=temperature)
+    assert result["knn_top5_k1"] == result["knn_top1_k1"]
+    features = [extract_features(model, part, processor) for part in (bank, queries)]
+    bank_labels, answers = ([row["label"] for row in part] for part in (bank, queries))
+    for k in ks:
+        for topk in (1, 5):
+            expected = top_k_by_loops(features[0], bank_labels, features[1], answers, k, temperature, topk)
+            assert result[f"knn_top{topk}_k{k}"] == pytest.approx(expected), (topk, k)
+
+
 def test_dataset_mistakes_are_named_before_any_image_is_read(model, processor):
     names = ["red", "green"]
     unreadable = {"bytes": b"", "path": None}
@@ -196,7 +230,7 @@ def test_dataset_mistakes_are_named_before_any_image_is_read(model, processor):
         evaluate(bank, [{"image": unreadable, "label": None}])
     with pytest.raises(ValueError, match="asks for 200 neighbours, but the bank has 6"):
         evaluate(bank, bank, ks=(2, 200))
-    with pytest.raises(ValueError, match="temperature=-1"):
+    with pytest.raises(ValueError, match="`temperature` is -1"):
         evaluate(bank, bank, temperature=-1)
 
     labelled = as_dataset(coloured_rows(names, 2, 0), names)
@@ -238,12 +272,12 @@ def test_few_shot_banks_are_means_over_tries(model, processor):
 def test_bad_shots_are_named(model, processor):
     rows = [{"image": b"", "label": name} for name in ("red", "green", "red", "green", "red")]
     with pytest.raises(
-        ValueError, match=r"shots=\[3\] must lie between 1 and the 2 images that the class 'green' has"
+        ValueError, match=r"`shots` is 3, but must lie between 1 and the 2 images that the class 'green' has"
     ):
         evaluate_knn(model, rows, rows, processor, ks=(1,), shots=(3,))
-    with pytest.raises(ValueError, match=r"shots=\[1\] makes a bank of 2 images, of which none of ks=\[3\]"):
+    with pytest.raises(ValueError, match="`shots` makes a bank of 2 images, but the fewest neighbours of `ks` are 3"):
         evaluate_knn(model, rows, rows, processor, ks=(3,), shots=(1,))
-    with pytest.raises(ValueError, match="num_tries=0"):
+    with pytest.raises(ValueError, match="`num_tries` is 0"):
         evaluate_knn(model, rows, rows, processor, ks=(1,), shots=(1,), num_tries=0)
 
 

@@ -83,10 +83,10 @@ def test_two_classes_and_a_plot(tmp_path, model, processor):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_cs": 0}, "num_cs=0"),
-        ({"log10_c_range": (3, 1)}, r"log10_c_range=\[3, 1\]"),
-        ({"validation_fraction": 0.0}, "validation_fraction=0.0 of 12 training images"),
-        ({"max_iterations": 0}, "max_iterations=0"),
+        ({"num_cs": 0}, "`num_cs` is 0"),
+        ({"log10_c_range": (3, 1)}, r"`log10_c_range` is 3 1"),
+        ({"validation_fraction": 0.0}, "`validation_fraction` is 0.0, .* 12 training images"),
+        ({"max_iterations": 0}, "`max_iterations` is 0"),
     ],
 )
 def test_mistakes_are_named_before_any_image_is_read(model, processor, change, message):

@@ -62,7 +62,7 @@ def test_attention_maps_are_the_weights_written_out(model, kind):
             weights = (query[:, :1] @ key.transpose(1, 2) / size**0.5).softmax(dim=-1)[:, 0]
             expected = weights[:, -12:].reshape(2, 4, 3)
             np.testing.assert_allclose(maps[:, head], expected.numpy(), atol=1e-6)
-    with pytest.raises(ValueError, match="layer=2 is no block of the model, which has 2"):
+    with pytest.raises(ValueError, match="`layer` is 2, but the model has the blocks 0 to 1"):
         attention_maps(model, pixels, layer=2)
 
 
@@ -130,7 +130,7 @@ def test_the_foreground_is_the_object():
 def test_wrong_numbers_of_images_are_named(tmp_path):
     with pytest.raises(ValueError, match="holds 3 images, but 2 are needed"):
         match_patches(ColourModel(), torch.zeros(3, 3, 8, 8))
-    with pytest.raises(ValueError, match="max_matches=0"):
+    with pytest.raises(ValueError, match="`max_matches` is 0"):
         match_patches(ColourModel(), torch.zeros(2, 3, 8, 8), max_matches=0)
     with pytest.raises(ValueError, match="0 pictures and maps 1"):
         draw_attention_maps([], np.zeros((1, 2, 4, 4)), tmp_path / "x.png")
@@ -146,7 +146,7 @@ def test_nearest_images_are_a_sorted_loop():
         assert found.rows[query].tolist() == order[:4]
         torch.testing.assert_close(found.similarities[query], cosines[order[:4]])
     assert nearest_images(features[[3]], features, k=1).rows.tolist() == [[3]]
-    with pytest.raises(ValueError, match="k=20"):
+    with pytest.raises(ValueError, match="`k` is 20"):
         nearest_images(features[[3]], features, k=20, own_rows=[3])
 
 

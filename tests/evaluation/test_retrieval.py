@@ -187,7 +187,7 @@ def test_whitening(model, processor):
     metrics = evaluate_retrieval(model, database, queries, processor, pca_dimensions=4)
     assert metrics["retrieval_map"] > 0.2
     with pytest.raises(
-        ValueError, match="pca_dimensions=13 must be from 1 to 12, the smaller of the database's 12 im"
+        ValueError, match="`pca_dimensions` is 13, but must be from 1 to 12, the smaller of the database's 12 im"
     ):
         evaluate_retrieval(model, database, queries, processor, pca_dimensions=13)
 
@@ -222,7 +222,9 @@ def test_bad_labels(model, processor, evaluate):
         evaluate(model, database, numbers, processor)
     with pytest.raises(ValueError, match="label_column='instance' is not a column of the dataset"):
         evaluate(model, database, database, processor, label_column="instance")
-    with pytest.raises(ValueError, match="label_column='label' of row 0 is 0.5, but must be an integer, a string or"):
+    with pytest.raises(
+        ValueError, match="`label_column` 'label' of row 0 is 0.5, but must be an integer, a string or"
+    ):
         evaluate(model, database, [{"image": picture(0), "label": 0.5}], processor)
 
 

@@ -236,7 +236,7 @@ def test_other_channels(tmp_path):
     assert math.isfinite(metrics["segmentation_miou"])
     with pytest.raises(ValueError, match="image_mean has 3 values, but the model takes images of 4 channels"):
         evaluate_segmentation(DINOv2Model(config), rows, rows, DINOv2ImageProcessor(), **options)
-    with pytest.raises(ValueError, match=r"image_column='image' of row 0 cannot be used .*40, 48, 3.*, 4"):
+    with pytest.raises(ValueError, match=r"`image_column` 'image' of row 0 cannot be used .*40, 48, 3.*, 4"):
         evaluate_segmentation(DINOv2Model(config), banded_images(4), rows, processor, **options)
 
 
@@ -244,7 +244,7 @@ def test_bad_masks(model):
     data = banded_images(4)
     unknown = np.zeros((40, 48), dtype=np.uint8)
     unknown[3, 3] = 7
-    with pytest.raises(ValueError, match=r"row 1 of the training data holds the numbers 7, but the classes \(class_"):
+    with pytest.raises(ValueError, match=r"row 1 of the training data holds the numbers 7, but the classes \(`class_"):
         short(model, with_map(data, "annotation", unknown), data, class_names=NAMES)
     with pytest.raises(ValueError, match="row 1 of the evaluation data holds the numbers 7"):
         short(model, data, with_map(data, "annotation", unknown))
@@ -257,7 +257,7 @@ def test_bad_masks(model):
         [dict(row, annotation=Image.fromarray(np.zeros((40, 48), dtype=np.uint8))) for row in data],
         features=data.features,
     )
-    with pytest.raises(ValueError, match="has 1 classes besides ignore_index=255"):
+    with pytest.raises(ValueError, match="has 1 classes besides `ignore_index` 255"):
         short(model, one_class, data)
     with pytest.raises(ValueError, match="mask_column='mask' is not a column of the dataset"):
         short(model, data, data, mask_column="mask")
@@ -272,10 +272,10 @@ def test_broken_images(model):
     replaced = [dict(row) for row in data]
     replaced[2] = replaced[3]
     assert metrics == short(model, replaced, data)
-    with pytest.raises(ValueError, match=r"image_column='image' of row 2 cannot be used \(the file is not an image"):
+    with pytest.raises(ValueError, match=r"`image_column` 'image' of row 2 cannot be used \(the file is not an image"):
         short(model, data, broken, num_steps=10**9)
     broken = [dict(row, image=b"no image") for row in data]
-    with pytest.raises(ValueError, match="image_column='image' of row 0 cannot be used"):
+    with pytest.raises(ValueError, match="`image_column` 'image' of row 0 cannot be used"):
         short(model, broken, data)
 
 
@@ -289,12 +289,12 @@ def test_a_class_without_training_is_announced(model, caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 4}, "image_size=4 is smaller than a patch of the model \\(8 pixels\\)"),
-        ({"head": "mask2former"}, "head='mask2former' is not one of 'linear', 'multiscale'"),
+        ({"image_size": 4}, "`image_size` is 4, less than a patch of the model \\(8 pixels\\)"),
+        ({"head": "mask2former"}, "`head` is 'mask2former', but must be one of linear, multiscale"),
         ({"head": "multiscale"}, "reads 4 blocks, but the model has 2"),
-        ({"train_batch_size": 9}, "train_batch_size=9 must be from 1 to the 4 images"),
-        ({"test_scales": ()}, "test_scales=\\(\\) must hold ratios above 0"),
-        ({"num_steps": 0}, "num_steps=0 must be at least 1"),
+        ({"train_batch_size": 9}, "`train_batch_size` is 9, but must be from 1 to the 4 images"),
+        ({"test_scales": ()}, "`test_scales` is empty, but must be ratios above 0"),
+        ({"num_steps": 0}, "`num_steps` is 0, but must be at least 1"),
     ],
 )
 def test_bad_options(model, options, message):

@@ -137,9 +137,9 @@ def test_broken_videos_are_left_out_of_training_only(model, processor, caplog):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_frames": 0}, "num_frames=0"),
-        ({"grid": "x"}, "grid='x'"),
-        ({"train_batch_size": 99}, "train_batch_size=99"),
+        ({"num_frames": 0}, "`num_frames` is 0"),
+        ({"grid": "x"}, "`grid` is 'x'"),
+        ({"train_batch_size": 99}, "`train_batch_size` is 99"),
     ],
 )
 def test_mistakes_are_named(model, processor, change, message):

@@ -136,7 +136,7 @@ def test_save_patch_pca_from_pictures_of_any_shape(tmp_path):
         assert path == tmp_path / f"{image_size}.png"
         assert Image.open(path).width > 600
 
-    with pytest.raises(ValueError, match=r"image_size=60 must be a multiple of the patch size \(14, 14\)"):
+    with pytest.raises(ValueError, match=r"`image_size` is 60, but must be a multiple of the patch size, 14 x 14"):
         save_patch_pca(model, images, processor, tmp_path / "x.png", image_size=60)
     with pytest.raises(ValueError, match="images has 0 pictures"):
         save_patch_pca(model, [], processor, tmp_path / "x.png")

@@ -2,17 +2,19 @@
 
 import argparse
 import inspect
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from .options import given, refuse
-from .protocol_options import add_protocol_options, chosen_options
+from .protocol_options import add_protocol_options, chosen_options, in_words_of_the_command, options_in_force
 
 
-# Protocol <name> is `evaluate_<name>` in evaluation/<name>.py.
+# Protocol <name> is `evaluate_<name>` in evaluation/<name>.py, and `check_<name>` what it refuses before any work.
 PROTOCOLS = (
     "knn", "linear", "logistic_regression", "video", "segmentation", "depth", "retrieval", "copy_detection"
 )  # fmt: skip
@@ -27,8 +29,11 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
     parser.add_argument("--eval_data", required=True, help="labelled images to measure on")
     parser.add_argument("--train_split", default="train", help="also a part, as train[:1000] (default: train)")
     parser.add_argument("--eval_split", default="test", help="(default: test)")
-    parser.add_argument("--output_dir", type=Path, required=True, help="for metrics.json, plots and trained heads")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
+    parser.add_argument(
+        "--output_dir", type=Path, required=True,
+        help="for metrics.json, plots and trained heads; protocols that are finished there are kept",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="measure the named protocols again; the others stay")
     parser.add_argument("--image_column", help="(default: the only one that holds images, or is named like one)")
     parser.add_argument("--video_column", help="(default: the first one that holds videos or lists of frames)")
     parser.add_argument("--label_column", help="(default: label)")
@@ -46,8 +51,10 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
     def run(model: str, protocol: str, output_dir: Path, overwrite: bool, update_card: bool, **options: Any) -> None:
         from transformers.utils import logging as transformers_logging
 
+        from ..evaluation.environment import environment_of, precision_of
+        from ..evaluation.extras import check_extras
         from ..evaluation.result_card import check_card, update_model_card
-        from ..evaluation.results import EvaluationResults, format_metrics
+        from ..evaluation.results import EvaluationResults, check_output, format_metrics
         from ..training.distributed import let_gloo_finish
         from .backbone import load_backbone
 
@@ -56,9 +63,17 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
         baseline = options["baseline"]
         data = {name: options[name] for name in ("train_data", "train_split", "eval_data", "eval_split")}
         shared = shared_options(functions, protocols, options)
-        results = EvaluationResults(output_dir, model=model, baseline=baseline, data=data, overwrite=overwrite)
+        command = command_line(
+            model=model, protocol=protocol, output_dir=output_dir, overwrite=overwrite, update_card=update_card,
+            **options,
+        )  # fmt: skip
+        for name in protocols:
+            with in_words_of_the_command(name, functions[name]):
+                check_extras(name, **own[name])
+        check_output(output_dir, [data["train_data"], data["eval_data"], model], protocols)
         if update_card:
             check_card(model, baseline)
+
         processes = start_processes(options["device"])
         transformers_logging.disable_progress_bar()
         with processes.main_process_first():  # the others find what it has put into the cache of datasets
@@ -66,25 +81,64 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
                 [functions[name] for name in protocols], shared, **data
             )
         network, image_processor = load_backbone(model, baseline)
-        shared |= {"processes": processes, "device": processes.device, "progress": processes.is_main_process}
+        datasets = (network, train_dataset, eval_dataset, image_processor)
+        measured = what_is_measured(model, baseline, *datasets, **data)
+        of_run = {"processes": processes, "device": processes.device, "progress": processes.is_main_process}
+        in_force = {
+            name: options_in_force(functions[name], {**taken_by(functions[name], shared), **own[name]})
+            for name in protocols
+        }
+        results = EvaluationResults(output_dir, measured)
+        left = []
+        for name in protocols:
+            with in_words_of_the_command(name, functions[name]):
+                if not overwrite and results.is_finished(name, recorded(in_force[name])):
+                    continue
+                left.append(name)
+                check = check_function(name)
+                inputs = dict(
+                    zip(("model", "train_dataset", "eval_dataset", "image_processor"), datasets, strict=True)
+                )
+                check(**taken_by(check, {**inputs, **in_force[name], **of_run, "output_dir": output_dir / name}))
+
         say = print if processes.is_main_process else lambda *words: None
         for name in protocols:
-            say(f"{name}: {functions[name].__doc__.splitlines()[0]}")
-            start = time.perf_counter()
-            metrics = functions[name](
-                network,
-                train_dataset,
-                eval_dataset,
-                image_processor,
-                **taken_by(functions[name], shared),
-                **own[name],
-                output_dir=output_dir / name,
-            )
-            if processes.is_main_process:
-                results.add(name, metrics, own[name], time.perf_counter() - start)
+            if name not in left:
+                say(f"{name}: measured already on {results.values['protocols'][name]['date']} (again: --overwrite)")
+        with writer_of(output_dir, processes):
+            results = EvaluationResults(output_dir, measured)  # as it is now that nobody else writes it
+            for name in left:
+                say(f"{name}: {functions[name].__doc__.splitlines()[0]}")
+                start = time.perf_counter()
+                findings = {}
+                with in_words_of_the_command(name, functions[name]):
+                    metrics = functions[name](
+                        *datasets,
+                        **in_force[name],
+                        **taken_by(functions[name], of_run),
+                        output_dir=output_dir / name,
+                        findings=findings,
+                    )
+                if processes.is_main_process:
+                    used = recorded(in_force[name])
+                    settled = {key: findings[key] for key, value in used.items() if value is None and key in findings}
+                    results.add(
+                        name,
+                        metrics,
+                        options=used,
+                        settled=settled,
+                        precision=precision_of(network, in_force[name]["autocast_dtype"]),
+                        seconds=round(time.perf_counter() - start, 1),
+                        command=command,
+                        **environment_of(processes.device, processes.num_processes),
+                        findings={key: value for key, value in findings.items() if key not in used},
+                    )
+                for sentence in findings.get("notes", ()):
+                    say(f"{name}: {sentence}.")
         if processes.is_main_process and update_card:
             update_model_card(model, results.values)
-        say(f"\n{format_metrics(results.metrics)}\n\n{results.path}")
+        precision = {name: found["precision"] for name, found in results.values["protocols"].items()}
+        say(f"\n{format_metrics(results.metrics, precision)}\n\n{results.path}")
         let_gloo_finish(processes)
         processes.destroy_process_group()
 
@@ -95,13 +149,29 @@ def protocol_function(name: str) -> Callable[..., dict[str, float]]:
     return getattr(import_module(f"..evaluation.{name}", __package__), f"evaluate_{name}")
 
 
+def check_function(name: str) -> Callable[..., Any]:
+    return getattr(import_module(f"..evaluation.{name}", __package__), f"check_{name}")
+
+
 def checked_protocols(text: str) -> list[str]:
     """The names in a list such as "knn,linear", each once."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     unknown = [name for name in names if name not in PROTOCOLS]
     if unknown or not names:
-        raise ValueError(f"`protocol` is {text!r}, but must name one or several of {','.join(PROTOCOLS)}.")
+        raise ValueError(f"`--protocol` is {text!r}, but must name one or several of {','.join(PROTOCOLS)}.")
     return names
+
+
+def command_line(**options: Any) -> str:
+    """The command with the options that were given, as it can be typed again."""
+    words = ["dinov2-hf", "evaluate"]
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        words.append(f"--{name}")
+        if value is not True:
+            words += map(str, value if isinstance(value, list) else [value])
+    return shlex.join(words)
 
 
 def taken_by(function: Callable, values: dict[str, Any]) -> dict[str, Any]:
@@ -110,20 +180,30 @@ def taken_by(function: Callable, values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in accepted}
 
 
+def recorded(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as `metrics.json` holds them."""
+    names = {"autocast_dtype": "bf16"}
+    return {names.get(name, name): value is not None if name in names else value for name, value in options.items()}
+
+
 def shared_options(functions: dict[str, Callable], protocols: list[str], options: dict[str, Any]) -> dict[str, Any]:
     """What several protocols may take, where it was given.
 
     Raises:
-        ValueError: something was given that no chosen protocol takes.
+        ValueError: something was given that no chosen protocol takes, or is out of its range.
     """
     import torch
 
     names = ("image_column", "video_column", "label_column", "batch_size", "num_workers")
     values = given(**{name: options[name] for name in names})
+    if values.get("batch_size", 1) < 1:
+        raise ValueError(f"`--batch_size` is {values['batch_size']}, but must be at least 1.")
+    if values["num_workers"] < 0:
+        raise ValueError(f"`--num_workers` is {values['num_workers']}, but must be at least 0.")
     values |= {"autocast_dtype": torch.bfloat16} if options["bf16"] else {}
     taken = {name for protocol in protocols for name in taken_by(functions[protocol], values)}
     refuse(
-        {name: value for name, value in values.items() if name not in taken}, f"`protocol` is {','.join(protocols)}"
+        {name: value for name, value in values.items() if name not in taken}, f"`--protocol` is {','.join(protocols)}"
     )
     return values
 
@@ -138,7 +218,9 @@ def start_processes(device: str | None):
     processes = PartialState(cpu=on_cpu or device == "cpu")
     if device is not None:
         if processes.num_processes > 1 and device != "cpu":
-            raise ValueError(f"`device` is {device}, but each of the processes has a device of its own; leave it out.")
+            raise ValueError(
+                f"`--device` is {device}, but each of the processes has a device of its own; leave it out."
+            )
         processes.device = torch.device(device)
     return processes
 
@@ -164,7 +246,7 @@ def load_datasets(
     kinds = {name for function in functions for name in taken_by(function, dict.fromkeys(names))}
     if len(kinds) > 1:
         raise ValueError(
-            "`protocol` names some for images and some for videos, which need other data: run them apart."
+            "`--protocol` names some for images and some for videos, which need other data; run them apart."
         )
     (kind,) = kinds
 
@@ -179,3 +261,48 @@ def load_datasets(
     if eval_column != column:
         eval_dataset = eval_dataset.rename_column(eval_column, column)
     return train_dataset, eval_dataset, {**shared, kind: column}
+
+
+def what_is_measured(
+    model: str, baseline: str | None, network, train_dataset, eval_dataset, image_processor, **data: str
+) -> dict[str, Any]:
+    """What one `metrics.json` is about, see `EvaluationResults`. Local data are named by their whole path."""
+    from ..evaluation.environment import image_size_of
+    from ..evaluation.fingerprints import processor_values, weights_fingerprint
+
+    data = {
+        name: str(Path(value).resolve()) if name.endswith("_data") and Path(value).exists() else value
+        for name, value in data.items()
+    }
+    return {
+        "model": model,
+        "model_revision": getattr(network.config, "_commit_hash", None),
+        "weights_sha256": weights_fingerprint(network),
+        "baseline": baseline,
+        **data,
+        "num_train_rows": len(train_dataset),
+        "num_eval_rows": len(eval_dataset),
+        "image_size": image_size_of(image_processor),
+        "image_processor": processor_values(image_processor),
+    }
+
+
+@contextmanager
+def writer_of(output_dir: Path, processes) -> Iterator[None]:
+    """The main process holds the lock of the output folder; where it cannot, no process goes on."""
+    from accelerate.utils import broadcast_object_list
+
+    from ..output_folders import sole_writer, write_marker
+
+    refusal = None
+    with ExitStack() as held:
+        if processes.is_main_process:
+            try:
+                held.enter_context(sole_writer(output_dir))
+                write_marker(output_dir, "evaluation")  # what is half done when it is killed is ours too
+            except (ValueError, OSError) as error:
+                refusal = str(error)
+        (refusal,) = broadcast_object_list([refusal])
+        if refusal is not None:
+            raise ValueError(refusal)
+        yield

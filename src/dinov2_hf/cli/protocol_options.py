@@ -7,7 +7,8 @@ type and default are those of the signature, and the help is the text of the doc
 import argparse
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -17,8 +18,11 @@ from .options import refuse
 # What the command gives to every protocol that takes it.
 SHARED = (
     "image_column", "video_column", "label_column", "batch_size", "num_workers", "device", "autocast_dtype",
-    "progress", "processes", "output_dir",
+    "progress", "processes", "output_dir", "findings",
 )  # fmt: skip
+
+# Of these, what says how a protocol is run, and not what is asked of it.
+GIVEN_BY_THE_RUN = ("device", "progress", "processes", "output_dir", "findings")
 
 
 def own_options(function: Callable) -> dict[str, inspect.Parameter]:
@@ -70,8 +74,51 @@ def chosen_options(
                 chosen[protocol][name] = value
             else:
                 ignored[option_name(protocol, name)] = value
-    refuse(ignored, f"`protocol` is {','.join(protocols)}")
+    refuse(ignored, f"`--protocol` is {','.join(protocols)}")
     return chosen
+
+
+def options_in_force(function: Callable, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option of a protocol that may change what it finds: those given, and the defaults of the others."""
+    return {
+        name: given.get(name, parameter.default)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in GIVEN_BY_THE_RUN
+    }
+
+
+def in_words_of_the_command(protocol: str, function: Callable) -> AbstractContextManager[None]:
+    """Mistakes that a protocol finds name its options as they are typed: `--knn_ks` for `ks`."""
+    shared = [name for name in inspect.signature(function).parameters if name in SHARED]
+    return flags_for(*shared, **{name: option_name(protocol, name) for name in own_options(function)})
+
+
+@contextmanager
+def flags_for(*names: str, **flags: str) -> Iterator[None]:
+    """Mistakes that a function finds name its keywords as flags.
+
+    A message names a keyword as `` `ks` ``, or as `ks=`.
+
+    Args:
+        names: keywords whose flag is called as they are.
+        flags: of other keywords the name of the flag.
+    """
+    flags = {name: name for name in names} | flags
+    keyword = "|".join(map(re.escape, flags))
+
+    def in_words(error: Exception) -> str:
+        return re.sub(
+            rf"`({keyword})`|\b({keyword})=",
+            lambda found: f"`--{flags[found[1]]}`" if found[1] else f"`--{flags[found[2]]}` ",
+            str(error),
+        )
+
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(in_words(error)) from error
+    except ValueError as error:
+        raise ValueError(in_words(error)) from error
 
 
 def argument_type(annotation: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .options import given, refuse
+from .protocol_options import flags_for
 
 
 # Options of each kind of picture beyond those of all; the others would be ignored.
@@ -27,6 +28,7 @@ def visualize(parser: argparse.ArgumentParser) -> Callable[..., None]:
         " matching: like parts of two images; neighbors: images and the most similar ones of --data",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, help="PNG file")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     parser.add_argument("--images", type=Path, nargs="+", help="image files")
     parser.add_argument("--data", help="images: a folder, parquet, a saved dataset, tars or a Hub name")
     parser.add_argument("--split", help="of --data, where it has splits (default: train)")
@@ -51,40 +53,47 @@ def visualize(parser: argparse.ArgumentParser) -> Callable[..., None]:
     parser.add_argument("--num_workers", type=int, help="neighbors: processes that decode images (default: 0)")
 
     def run(
-        model: str, kind: str, output: Path, images, data, split, rows, image_column, title, device, **options: Any
-    ) -> None:
+        model: str, kind: str, output: Path, overwrite: bool, images, data, split, rows, image_column, title, device,
+        **options: Any,
+    ) -> None:  # fmt: skip
         import torch
         from transformers.utils import logging as transformers_logging
 
+        from ..atomic_files import new_file
         from .backbone import load_backbone
 
         options = given(**options)
-        refuse({name: value for name, value in options.items() if name not in OPTIONS[kind]}, f"`kind` is {kind}")
+        refuse({name: value for name, value in options.items() if name not in OPTIONS[kind]}, f"`--kind` is {kind}")
         if output.suffix.lower() != ".png":
-            raise ValueError(f"`output` is {output}, but must end in .png.")
+            raise ValueError(f"`--output` is {output}, but must end in .png.")
         if data is None:
-            refuse(given(split=split, rows=rows, image_column=image_column), "`data` is not given")
+            refuse(given(split=split, rows=rows, image_column=image_column), "`--data` is not given")
             if images is None or kind == "neighbors":
-                wanted = "`data`, the images to search," if kind == "neighbors" else "`images` or `data`"
-                raise ValueError(f"`kind` is {kind}, for which {wanted} must be given.")
+                wanted = "`--data`, the images to search," if kind == "neighbors" else "`--images` or `--data`"
+                raise ValueError(f"`--kind` is {kind}, for which {wanted} must be given.")
         elif images is not None and kind != "neighbors":
-            raise ValueError(f"`images` and `data` are given, but `kind` is {kind}: leave one of them out.")
+            raise ValueError(f"`--images` and `--data` are given, but `--kind` is {kind}: leave one of them out.")
         elif images is not None:
-            refuse(given(rows=rows), "`images` are given")
+            refuse(given(rows=rows), "`--images` are given")
         if kind == "matching" and len(images or rows or (0, 0)) != 2:
-            raise ValueError(f"`kind` is matching, which takes 2 images, but there are {len(images or rows)}.")
-        collection = None
-        if data is not None:
-            collection = load_collection(data, split or "train", image_column)
-        if data is not None and images is None:
-            rows = checked_rows(rows, len(collection[0]), 2 if kind == "matching" else NUM_IMAGES)
-        transformers_logging.disable_progress_bar()
-        network, image_processor = load_backbone(model)
-        network.to(device or (torch.accelerator.current_accelerator(check_available=True) or "cpu"))
-        pictures = read_images(network, images, collection, rows)
-        if kind == "neighbors":
-            options |= {"collection": collection, "rows": rows}
-        DRAW[kind](network, image_processor, pictures, output, title=title, **options)
+            raise ValueError(f"`--kind` is matching, which takes 2 images, but there are {len(images or rows)}.")
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("num_neighbors", 1), ("max_matches", 1)):
+            if options.get(name, least) < least:
+                raise ValueError(f"`--{name}` is {options[name]}, but must be at least {least}.")
+        with new_file(output, overwrite=overwrite, sources=[*(images or ()), *given(data=data).values()]) as partial:
+            collection = None
+            if data is not None:
+                collection = load_collection(data, split or "train", image_column)
+            if data is not None and images is None:
+                rows = checked_rows(rows, len(collection[0]), 2 if kind == "matching" else NUM_IMAGES)
+            transformers_logging.disable_progress_bar()
+            network, image_processor = load_backbone(model)
+            network.to(device or (torch.accelerator.current_accelerator(check_available=True) or "cpu"))
+            pictures = read_images(network, images, collection, rows)
+            if kind == "neighbors":
+                options |= {"collection": collection, "rows": rows}
+            with flags_for(*OPTIONS[kind], "image_column", k="num_neighbors"):
+                DRAW[kind](network, image_processor, pictures, partial, title=title, **options)
         print(output)
 
     return run
@@ -102,7 +111,7 @@ def checked_rows(rows: list[int] | None, num_rows: int, default: int) -> list[in
     rows = list(range(min(default, num_rows))) if rows is None else rows
     outside = [row for row in rows if not 0 <= row < num_rows]
     if outside:
-        raise ValueError(f"`rows` holds {outside[0]}, but the data has the rows 0 to {num_rows - 1}.")
+        raise ValueError(f"`--rows` holds {outside[0]}, but the data has the rows 0 to {num_rows - 1}.")
     return rows
 
 

@@ -42,7 +42,7 @@ def attention_maps(model: nn.Module, pixel_values: Tensor, *, layer: int = -1) -
             if not attentions or attentions[0] is None:
                 raise ValueError(f"model ({type(model).__name__}) outputs no attentions.")
             if not -len(attentions) <= layer < len(attentions):
-                raise ValueError(f"layer={layer} is no block of the model, which has {len(attentions)}.")
+                raise ValueError(f"`layer` is {layer}, but the model has the blocks 0 to {len(attentions) - 1}.")
             of_cls = attentions[layer][0, :, 0]
             if of_cls.shape[1] != first_patch + height * width:
                 raise ValueError(

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..atomic_files import new_folder
 from ..models import DINOv2ForImageClassification, DINOv2Model
 
 
@@ -35,29 +36,28 @@ def save_classifier(
         weight: (C, f), f = D * (num_layers + use_patch_mean): the CLS tokens, shallow to deep, then the mean patch.
         bias: (C,).
         classes: the C names.
-        folder: made where it is missing.
+        folder: made where it is missing; an earlier model that this package wrote there is replaced.
 
     Returns:
         The folder.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     id2label = {index: str(name) for index, name in enumerate(classes)}
-    if not isinstance(model, DINOv2Model):
-        save_file({"weight": weight, "bias": bias}, folder / "classifier.safetensors")
-        reads = {"num_layers": num_layers, "use_patch_mean": use_patch_mean, "id2label": id2label}
-        (folder / "classifier.json").write_text(json.dumps(reads, indent=2) + "\n")
-        return folder
-    config = copy.deepcopy(model.config)
-    config.classifier_num_layers, config.classifier_use_patch_mean = num_layers, use_patch_mean
-    config.num_labels = len(id2label)
-    config.id2label = id2label
-    config.label2id = {name: index for index, name in id2label.items()}
-    with torch.device("meta"):  # no second copy of the backbone
-        classifier = DINOv2ForImageClassification(config)
-    state = {f"dinov2.{name}": tensor for name, tensor in model.state_dict().items()}
-    state |= {"classifier.weight": weight.to(model.dtype), "classifier.bias": bias.to(model.dtype)}
-    classifier.load_state_dict(state, assign=True)
-    classifier.save_pretrained(folder)
-    image_processor.save_pretrained(folder)
-    return folder
+    with new_folder(folder, "model", overwrite=True) as partial:
+        if not isinstance(model, DINOv2Model):
+            save_file({"weight": weight, "bias": bias}, partial / "classifier.safetensors")
+            reads = {"num_layers": num_layers, "use_patch_mean": use_patch_mean, "id2label": id2label}
+            (partial / "classifier.json").write_text(json.dumps(reads, indent=2) + "\n")
+            return Path(folder)
+        config = copy.deepcopy(model.config)
+        config.classifier_num_layers, config.classifier_use_patch_mean = num_layers, use_patch_mean
+        config.num_labels = len(id2label)
+        config.id2label = id2label
+        config.label2id = {name: index for index, name in id2label.items()}
+        with torch.device("meta"):  # no second copy of the backbone
+            classifier = DINOv2ForImageClassification(config)
+        state = {f"dinov2.{name}": tensor for name, tensor in model.state_dict().items()}
+        state |= {"classifier.weight": weight.to(model.dtype), "classifier.bias": bias.to(model.dtype)}
+        classifier.load_state_dict(state, assign=True)
+        classifier.save_pretrained(partial)
+        image_processor.save_pretrained(partial)
+    return Path(folder)

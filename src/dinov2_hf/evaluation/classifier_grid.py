@@ -119,6 +119,14 @@ class ClassifierGrid:
                 parameter.addcmul_(momentum, self._learning_rates, value=-schedule)
         return losses.detach()
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights and biases by name."""
+        return {
+            f"{name}, {kind}": tensor
+            for kind, of_name in (("weight", self.weights), ("bias", self.biases))
+            for name, tensor in of_name.items()
+        }
+
     def classifier(self, choice: Choice) -> tuple[Tensor, Tensor]:
         """Weight (C, f) and bias (C,) of one classifier, as of a `torch.nn.Linear`, on the CPU."""
         index = [other.learning_rate for other in self.choices if other.features == choice.features].index(
@@ -126,6 +134,12 @@ class ClassifierGrid:
         )
         weight, bias = self.weights[choice.features][:, index], self.biases[choice.features][index]
         return weight.detach().T.contiguous().cpu(), bias.detach().clone().cpu()
+
+
+def check_grid(name: str) -> None:
+    """`ValueError` where there is no grid of learning rates of this name."""
+    if name not in LEARNING_RATES:
+        raise ValueError(f"`grid` is {name!r}, but must be one of {', '.join(LEARNING_RATES)}.")
 
 
 def train_grid(
@@ -197,7 +211,7 @@ def training_order(
     rank, world_size = (processes.process_index, processes.num_processes) if processes is not None else (0, 1)
     if batch_size < 1 or batch_size * world_size > num_rows:
         raise ValueError(
-            f"train_batch_size={batch_size} on each of {world_size} processes must be between 1 and the {num_rows} "
-            "training images together."
+            f"`train_batch_size` is {batch_size} on each of {world_size} processes, but together these must be between"
+            f" 1 and the {num_rows} training images."
         )
     return PreTrainingBatchSampler(num_rows, batch_size, seed=seed, rank=rank, world_size=world_size)

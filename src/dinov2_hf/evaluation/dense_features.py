@@ -16,7 +16,7 @@ def square_patch_size(model: nn.Module) -> int:
     """The side of a patch in pixels; `ValueError` where the model does not say, or its patches are not square."""
     height, width = patch_size_of(model)
     if height != width:
-        raise ValueError(f"model has config.patch_size=({height}, {width}), but square patches are needed.")
+        raise ValueError(f"the model has config.patch_size=({height}, {width}), but square patches are needed.")
     return height
 
 
@@ -24,7 +24,7 @@ def check_image_size(image_size: int, patch_size: int, field: str) -> None:
     """`ValueError` when images of this side hold no patch."""
     if image_size < patch_size:
         raise ValueError(
-            f"{field}={image_size} is smaller than a patch of the model ({patch_size} pixels); choose at least that."
+            f"`{field}` is {image_size}, less than a patch of the model ({patch_size} pixels); choose at least that."
         )
 
 
@@ -64,7 +64,7 @@ def num_blocks(model: nn.Module) -> int:
     """`ValueError` where the model does not say how many blocks it has."""
     depth = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     if depth is None:
-        raise ValueError("model has no config.num_hidden_layers, which is needed to know its last blocks.")
+        raise ValueError("the model has no config.num_hidden_layers, which is needed to know its last blocks.")
     return depth
 
 
@@ -96,7 +96,7 @@ def layer_maps(
     hidden_states = model(pixel_values, output_hidden_states=True).hidden_states
     if hidden_states is None or (final_norm and norm is None):
         raise ValueError(
-            f"model ({type(model).__name__}) has no get_intermediate_layers, and gives no hidden states or has no"
+            f"the model ({type(model).__name__}) has no get_intermediate_layers, and gives no hidden states or has no"
             " final norm called layernorm or norm, one of which is needed for the features of its blocks."
         )
     registers = getattr(model.config, "num_register_tokens", None) or 0
@@ -105,7 +105,7 @@ def layer_maps(
         tokens = hidden_states[block - num_blocks(model)]  # from the end: some count the embeddings, some do not
         if tokens.ndim != 3 or tokens.shape[1] != 1 + registers + height * width:
             raise ValueError(
-                f"model gives hidden states of shape {tuple(tokens.shape)}, but 1 CLS, {registers} registers and"
+                f"the model gives hidden states of shape {tuple(tokens.shape)}, but 1 CLS, {registers} registers and"
                 f" {height} x {width} patches are needed."
             )
         tokens = norm(tokens) if final_norm else tokens

@@ -77,7 +77,7 @@ class PixelPairs(Dataset):
         labels = self.labels(row, values)
         if pixels.shape[-2:] != labels.shape:
             raise ValueError(
-                f"{self.map_field}={self.map_column!r} of {describe_row(values[self.map_column], row)} is"
+                f"`{self.map_field}` {self.map_column!r} of {describe_row(values[self.map_column], row)} is"
                 f" {labels.shape[0]} x {labels.shape[1]}, but its image is {pixels.shape[1]} x {pixels.shape[2]};"
                 " both must have the same size."
             )
@@ -93,7 +93,7 @@ class PixelPairs(Dataset):
             return decode(values[column])
         except UndecodableImage as reason:
             raise UnusableRow(
-                f"{field}={column!r} of {describe_row(values[column], row)} cannot be used ({reason}); repair it or"
+                f"`{field}` {column!r} of {describe_row(values[column], row)} cannot be used ({reason}); repair it or"
                 " remove the row from the dataset."
             ) from None
 
@@ -133,15 +133,10 @@ def training_batches(
     """Endless batches of this process's share of `train_batch_size` images, in an order that the seed fixes.
 
     Raises:
-        ValueError: `train_batch_size` is larger than the dataset, or does not divide among the processes.
+        ValueError: what `check_train_batch_size` raises.
     """
     rank, world_size = (processes.process_index, processes.num_processes) if processes is not None else (0, 1)
-    if not 1 <= train_batch_size <= len(pairs):
-        raise ValueError(
-            f"train_batch_size={train_batch_size} must be from 1 to the {len(pairs)} images of the training data."
-        )
-    if train_batch_size % world_size:
-        raise ValueError(f"train_batch_size={train_batch_size} does not divide among {world_size} processes.")
+    check_train_batch_size(train_batch_size, len(pairs), processes)
     sampler = PreTrainingBatchSampler(
         len(pairs), train_batch_size // world_size, seed=seed, rank=rank, world_size=world_size
     )
@@ -152,6 +147,20 @@ def training_batches(
         # Its own: the loader draws a seed, and evaluation must not move the random numbers of a training around it.
         generator=torch.Generator(),
     )
+
+
+def check_train_batch_size(train_batch_size: int, num_images: int, processes: PartialState | None) -> None:
+    """`ValueError` where a training step would hold more images than there are, or processes not as many each."""
+    if not 1 <= train_batch_size <= num_images:
+        raise ValueError(
+            f"`train_batch_size` is {train_batch_size}, but must be from 1 to the {num_images} images of the training"
+            " data."
+        )
+    num_processes = 1 if processes is None else processes.num_processes
+    if train_batch_size % num_processes:
+        raise ValueError(
+            f"`train_batch_size` is {train_batch_size}, which does not divide among {num_processes} processes."
+        )
 
 
 def pairs_of_process(

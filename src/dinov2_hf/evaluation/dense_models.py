@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..atomic_files import new_folder
 from ..models import DINOv2Config, DINOv2ImageProcessor, DINOv2Model
 
 
@@ -54,13 +55,14 @@ def save_dense_model(
     """
     head = copy.deepcopy(decode_head).to(next(model.parameters()).dtype).state_dict()
     if not isinstance(model, DINOv2Model):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(head, folder / "head.safetensors")
+        with new_folder(folder, "model", overwrite=True) as partial:
+            save_file(head, partial / "head.safetensors")
         return
     with torch.device("meta"):  # no second copy of the backbone
         whole = model_class(config)
     state = {f"dinov2.{name}": tensor for name, tensor in model.state_dict().items()}
     whole.load_state_dict(state | {f"decode_head.{name}": tensor for name, tensor in head.items()}, assign=True)
-    whole.save_pretrained(folder)
     values = image_processor_values(image_processor) | {"do_center_crop": False} | sizes
-    DINOv2ImageProcessor(**values).save_pretrained(folder)
+    with new_folder(folder, "model", overwrite=True) as partial:
+        whole.save_pretrained(partial)
+        DINOv2ImageProcessor(**values).save_pretrained(partial)

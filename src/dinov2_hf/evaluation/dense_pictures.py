@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from .figures import new_figure, save_figure
+from .pictures import shortened
 
 
 WIDTH = 3.2  # of one picture, in inches
@@ -49,7 +50,9 @@ def draw_masks(
         painted = _painted(prediction, colours, np.zeros_like(ignored))
         painted[ignored] = 0.35 * painted[ignored] + 0.65
         rows.append((displayed(image), painted_truth, painted))
-    legend = [Patch(color=colours[number], label=names[number]) for number in present if number != ignore_index]
+    legend = [
+        Patch(color=colours[number], label=shortened(names[number])) for number in present if number != ignore_index
+    ]
     if any((truth == ignore_index).any() for _, truth, _ in pictures):
         legend.append(Patch(color=UNLABELLED, label="(not labelled)"))
     _draw_rows(rows, ("image", "truth", "prediction"), path, legend=legend)

@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal
@@ -15,17 +16,29 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
-from ..features import evaluation_mode
+from ..atomic_files import check_new_folder
+from ..features import evaluation_mode, require_column
 from ..models.depth_layers import four_depth_layers
 from .dense_features import check_image_size, num_blocks, square_patch_size
-from .dense_images import PixelNormalization, PixelPairs, pairs_of_process, training_batches
+from .dense_images import PixelNormalization, PixelPairs, check_train_batch_size, pairs_of_process, training_batches
 from .dense_pictures import draw_depths
 from .depth_benchmarks import BENCHMARKS, DepthBenchmark
-from .depth_heads import DPTDepth, LinearDepth, frozen_features
+from .depth_heads import DPTDepth, LinearDepth, check_dpt, frozen_features
 from .depth_images import DepthCrop, depth_decoder, judged_box, lower_middle
 from .depth_losses import SIGLOSS_WARMUP_STEPS, sigloss
 from .depth_metrics import depth_metrics
-from .head_training import cosine_decay, learning_rate_factor, one_cycle_beta1, seeded, train_head
+from .figures import picture_beside_numbers
+from .findings import keep, listed
+from .fingerprints import training_settings
+from .head_training import (
+    check_head_training,
+    cosine_decay,
+    learning_rate_factor,
+    one_cycle_beta1,
+    seeded,
+    train_head,
+)
+from .unmeasured_heads import forget_unmeasured, train_once
 
 
 logger = logging.getLogger(__name__)
@@ -63,6 +76,7 @@ def evaluate_depth(
     progress: bool = False,
     processes: PartialState | None = None,
     output_dir: str | Path | None = None,
+    findings: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train a depth head on the maps of `train_dataset` and measure it on those of `eval_dataset`.
 
@@ -92,7 +106,10 @@ def evaluate_depth(
         seed: of the head's weights, and of the order and augmentation of the training images.
         train_batch_size: images of a training step, over all processes.
         output_dir: a folder for `model` (a `DINOv2ForDepthEstimation` where the model is a `DINOv2Model`, or a
-            `DPTForDepthEstimation`, with its image processor) and `depth.png`, maps beside the truth.
+            `DPTForDepthEstimation`, with its image processor), which is written before the measurement, and
+            `depth.png`, maps beside the truth. While the head is not measured, it is in `unmeasured_head.safetensors`
+            too, and the next call with the same arguments does not train it again.
+        findings: a mapping to be filled with what was found besides the metrics, see `findings`.
 
     Returns:
         Means over the images of `depth_rmse` (in the unit of depth), `depth_abs_rel`, `depth_log10` and `depth_delta1`
@@ -104,15 +121,20 @@ def evaluate_depth(
             the measured depths are out of the range, an image is smaller than a patch, an option is out of range, or
             the model takes images of another number of channels.
     """
-    rules = _rules(benchmark, depth_scale, min_depth, max_depth, crop_size)
-    if head not in HEADS:
-        raise ValueError(f"head={head!r} is not one of {', '.join(map(repr, HEADS))}.")
-    if fusion_hidden_size is not None and head != "dpt":
-        raise ValueError(f"fusion_hidden_size={fusion_hidden_size} belongs to head='dpt', but head is {head!r}.")
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps} must be at least 1.")
+    rules = check_depth(
+        model, train_dataset, eval_dataset, image_processor, head=head, image_column=image_column,
+        depth_column=depth_column, benchmark=benchmark, depth_scale=depth_scale, min_depth=min_depth,
+        max_depth=max_depth, crop_size=crop_size, fusion_hidden_size=fusion_hidden_size, num_steps=num_steps,
+        learning_rate=learning_rate, weight_decay=weight_decay, warmup_steps=warmup_steps,
+        max_grad_norm=max_grad_norm, train_batch_size=train_batch_size, processes=processes, output_dir=output_dir,
+    )  # fmt: skip
+    fusion_hidden_size = (fusion_hidden_size or 256) if head == "dpt" else None
+    warmup_steps = num_steps // 3 if warmup_steps is None else warmup_steps
+    keep(
+        findings, depth_scale=rules.depth_scale, min_depth=rules.min_depth, max_depth=rules.max_depth,
+        crop_size=list(rules.crop_size), fusion_hidden_size=fusion_hidden_size, warmup_steps=warmup_steps,
+    )  # fmt: skip
     patch_size = square_patch_size(model)
-    check_image_size(min(rules.crop_size), patch_size, "crop_size")
     layers = [num_blocks(model) - 1] if head == "linear1" else four_depth_layers(num_blocks(model))
     num_channels = getattr(model.config, "num_channels", 3)
     normalize = PixelNormalization(image_processor, num_channels)
@@ -137,7 +159,7 @@ def evaluate_depth(
     model.to(device)
     with seeded(seed):
         if head == "dpt":
-            depth_head = DPTDepth(model, layers, fusion_hidden_size or 256)
+            depth_head = DPTDepth(model, layers, fusion_hidden_size)
         else:
             depth_head = LinearDepth(model, layers, rules.min_depth, rules.max_depth)
     depth_head.to(device)
@@ -148,26 +170,40 @@ def evaluate_depth(
         valid = (depth > 0) & (depth <= rules.max_depth)
         return sigloss(prediction, depth, valid, warmup=step < min(SIGLOSS_WARMUP_STEPS, num_steps // 10))
 
-    warmup_steps = num_steps // 3 if warmup_steps is None else warmup_steps
+    train = partial(
+        train_head,
+        depth_head.module,
+        batch_loss,
+        batches,
+        torch.optim.AdamW(depth_head.module.parameters(), lr=learning_rate, weight_decay=weight_decay),
+        num_steps=num_steps,
+        learning_rate_factor=lambda step: learning_rate_factor(
+            step, num_steps, decay=cosine_decay, warmup_steps=warmup_steps, warmup_ratio=1e-3, final_ratio=1e-8
+        ),
+        beta1=lambda step: one_cycle_beta1(step, num_steps),
+        max_grad_norm=max_grad_norm,
+        device=device,
+        progress=progress,
+        description="Training the depth head",
+        processes=processes,
+    )
+    settings = training_settings(
+        model, train_dataset, image_processor, head=head, image_column=image_column, depth_column=depth_column,
+        rules=asdict(rules), fusion_hidden_size=fusion_hidden_size, num_steps=num_steps, learning_rate=learning_rate,
+        weight_decay=weight_decay, warmup_steps=warmup_steps, max_grad_norm=max_grad_norm, seed=seed,
+        train_batch_size=train_batch_size, precision=str(autocast_dtype),
+        num_processes=1 if processes is None else processes.num_processes,
+    )  # fmt: skip
+    is_main = processes is None or processes.is_main_process
     with evaluation_mode(model):
         depth_head.module.train()
-        train_head(
-            depth_head.module,
-            batch_loss,
-            batches,
-            torch.optim.AdamW(depth_head.module.parameters(), lr=learning_rate, weight_decay=weight_decay),
-            num_steps=num_steps,
-            learning_rate_factor=lambda step: learning_rate_factor(
-                step, num_steps, decay=cosine_decay, warmup_steps=warmup_steps, warmup_ratio=1e-3, final_ratio=1e-8
-            ),
-            beta1=lambda step: one_cycle_beta1(step, num_steps),
-            max_grad_norm=max_grad_norm,
-            device=device,
-            progress=progress,
-            description="Training the depth head",
+        train_once(
+            depth_head.module.state_dict(keep_vars=True), train, settings=settings, output_dir=output_dir,
             processes=processes,
-        )
+        )  # fmt: skip
         depth_head.module.eval()
+        if output_dir is not None and is_main:
+            depth_head.save(image_processor, Path(output_dir) / "model")
 
         @torch.no_grad()
         def predict(image: Tensor) -> Tensor:
@@ -180,25 +216,77 @@ def evaluate_depth(
             return (both[0] + both[1].flip(-1)) / 2
 
         metrics, pictures = _measure(predict, eval_pairs, rules, num_workers, progress, processes)
-    if output_dir is not None and (processes is None or processes.is_main_process):
-        depth_head.save(image_processor, Path(output_dir) / "model")
-        draw_depths(pictures, Path(output_dir) / "depth.png")
+    if output_dir is not None and is_main:
+        path = Path(output_dir) / "depth.png"
+        with picture_beside_numbers(path):
+            draw_depths(pictures, path)
+    forget_unmeasured(output_dir, processes)
     return metrics
+
+
+def check_depth(
+    model: nn.Module,
+    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    image_processor: Any,
+    *,
+    head: str,
+    image_column: str,
+    depth_column: str,
+    benchmark: str,
+    depth_scale: float | None,
+    min_depth: float | None,
+    max_depth: float | None,
+    crop_size: tuple[int, int] | None,
+    fusion_hidden_size: int | None,
+    num_steps: int,
+    learning_rate: float,
+    weight_decay: float,
+    warmup_steps: int | None,
+    max_grad_norm: float,
+    train_batch_size: int,
+    processes: PartialState | None,
+    output_dir: str | Path | None,
+) -> DepthBenchmark:
+    """What `evaluate_depth` refuses before it reads maps, and the rules in force."""
+    rules = _rules(benchmark, depth_scale, min_depth, max_depth, crop_size)
+    if head not in HEADS:
+        raise ValueError(f"`head` is {head!r}, but must be one of {', '.join(HEADS)}.")
+    if fusion_hidden_size is not None and head != "dpt":
+        raise ValueError(f"`fusion_hidden_size` belongs to `head` dpt, but `head` is {head}; leave it out.")
+    if fusion_hidden_size is not None and fusion_hidden_size < 1:
+        raise ValueError(f"`fusion_hidden_size` is {fusion_hidden_size}, but must be at least 1.")
+    check_head_training(num_steps, learning_rate, weight_decay, warmup_steps)
+    if not max_grad_norm > 0:
+        raise ValueError(f"`max_grad_norm` is {max_grad_norm}, but must be above 0.")
+    check_image_size(min(rules.crop_size), square_patch_size(model), "crop_size")
+    if head != "linear1":
+        four_depth_layers(num_blocks(model))
+    if head == "dpt":
+        check_dpt(model)
+    PixelNormalization(image_processor, getattr(model.config, "num_channels", 3))
+    for dataset in (train_dataset, eval_dataset):
+        require_column(dataset, image_column, "image_column")
+        require_column(dataset, depth_column, "depth_column")
+    check_train_batch_size(train_batch_size, len(train_dataset), processes)
+    if output_dir is not None:
+        check_new_folder(Path(output_dir) / "model", "model", overwrite=True)
+    return rules
 
 
 def _rules(benchmark, depth_scale, min_depth, max_depth, crop_size) -> DepthBenchmark:
     if benchmark not in BENCHMARKS:
-        raise ValueError(f"benchmark={benchmark!r} is not one of {', '.join(map(repr, BENCHMARKS))}.")
+        raise ValueError(f"`benchmark` is {benchmark!r}, but must be one of {', '.join(BENCHMARKS)}.")
     given = {"depth_scale": depth_scale, "min_depth": min_depth, "max_depth": max_depth}
     if crop_size is not None:
         if len(crop_size) != 2:
-            raise ValueError(f"crop_size={tuple(crop_size)} must be two numbers, height and width.")
+            raise ValueError(f"`crop_size` is {listed(crop_size)}, but must be two numbers, height and width.")
         given["crop_size"] = tuple(crop_size)
     rules = replace(BENCHMARKS[benchmark], **{name: value for name, value in given.items() if value is not None})
     if not rules.depth_scale > 0 or not 0 < rules.min_depth < rules.max_depth:
         raise ValueError(
-            f"depth_scale={rules.depth_scale}, min_depth={rules.min_depth} and max_depth={rules.max_depth} must be"
-            " above 0, and the last one the larger of the range."
+            f"`depth_scale` is {rules.depth_scale}, `min_depth` {rules.min_depth} and `max_depth` {rules.max_depth},"
+            " but all must be above 0, and `max_depth` above `min_depth`."
         )
     return rules
 
@@ -223,16 +311,16 @@ def check_depths(
         depth = depth.as_subclass(Tensor)
         measured.append(depth[depth > 0][::16])  # enough of them
     measured = torch.cat(measured)
-    where = f"depth_column={pairs.map_column!r} of the {split} data"
+    where = f"`depth_column` {pairs.map_column!r} of the {split} data"
     if not len(measured):
         raise ValueError(f"{where} holds no depth that is finite and above 0 in the {len(rows)} maps looked at.")
     inside = (measured > rules.min_depth) & (measured <= rules.max_depth)
     if inside.float().mean() < 0.5:
         raise ValueError(
             f"{where} holds depths from {measured.min():.4g} to {measured.max():.4g} (stored numbers over"
-            f" depth_scale={rules.depth_scale:g}), of which {100 * inside.float().mean():.0f} % lie between"
-            f" min_depth={rules.min_depth:g} and max_depth={rules.max_depth:g}; set these to the unit and range of the"
-            " data."
+            f" `depth_scale` {rules.depth_scale:g}), of which {100 * inside.float().mean():.0f} % lie between"
+            f" `min_depth` {rules.min_depth:g} and `max_depth` {rules.max_depth:g}; set these to the unit and range of"
+            " the data."
         )
     if measured.max() < 0.02 * rules.max_depth:
         logger.warning(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..atomic_files import new_folder
 from ..models import DINOv2ForDepthEstimation, DINOv2Model
 from ..models.modeling_dinov2_heads import DINOv2DepthHead, center_pad
 from .dense_features import depth_features
@@ -47,17 +48,14 @@ class DPTDepth:
     """transformers' DPT: four blocks, reassembled at four scales (D/8, D/4, D/2 and D channels) and fused.
 
     Raises:
-        ValueError: the model is no DINOv2, or its hidden size does not divide by 8.
+        ValueError: what `check_dpt` raises: the model is no DINOv2, or its hidden size does not divide by 8.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[int], fusion_hidden_size: int = 256):
         from transformers import DPTConfig, DPTForDepthEstimation  # slow to import
 
-        if not isinstance(model, DINOv2Model):
-            raise ValueError(f"head='dpt' needs a DINOv2Model, but model is a {type(model).__name__}.")
+        check_dpt(model)
         width = model.config.hidden_size
-        if width % 8:
-            raise ValueError(f"head='dpt' needs a hidden size that divides by 8, but that of the model is {width}.")
         backbone = head_config(model, apply_layernorm=False, reshape_hidden_states=False, keep_register_tokens=False)
         backbone.set_output_features_output_indices(out_features=None, out_indices=[layer + 1 for layer in layers])
         config = DPTConfig(
@@ -96,10 +94,20 @@ class DPTDepth:
         """As a `DPTForDepthEstimation` with transformers' own image processor, which pads to whole patches."""
         from transformers import DPTImageProcessor
 
-        self.whole.save_pretrained(folder)
-        DPTImageProcessor(
-            **image_processor_values(image_processor), do_resize=False, do_pad=True, size_divisor=self.patch_size
-        ).save_pretrained(folder)
+        with new_folder(folder, "model", overwrite=True) as partial:
+            self.whole.save_pretrained(partial)
+            DPTImageProcessor(
+                **image_processor_values(image_processor), do_resize=False, do_pad=True, size_divisor=self.patch_size
+            ).save_pretrained(partial)
+
+
+def check_dpt(model: nn.Module) -> None:
+    """`ValueError` where no `DPTDepth` can be made of the model."""
+    if not isinstance(model, DINOv2Model):
+        raise ValueError(f"`head` dpt needs a DINOv2Model, but the model is a {type(model).__name__}.")
+    width = model.config.hidden_size
+    if width % 8:
+        raise ValueError(f"`head` dpt needs a hidden size that divides by 8, but that of the model is {width}.")
 
 
 def frozen_features(head: LinearDepth | DPTDepth, pixel_values: Tensor, autocast_dtype: torch.dtype | None):

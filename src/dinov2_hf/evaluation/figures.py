@@ -1,8 +1,15 @@
 """Plots and pictures as PNG files that appear complete or not at all."""
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+from ..atomic_files import new_file
+
+
+logger = logging.getLogger(__name__)
 
 
 def new_figure(width: float, height: float):
@@ -16,13 +23,26 @@ def new_figure(width: float, height: float):
 
 
 def save_figure(figure, path: str | os.PathLike, **options) -> Path:
-    """Write `figure` to a PNG; missing folders are made, `options` are those of matplotlib's `savefig`."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}.png")
-    figure.savefig(partial_path, **{"dpi": 150, "bbox_inches": "tight"} | options)
-    os.replace(partial_path, path)
-    return path
+    """Write `figure` to a PNG; missing folders are made, `options` are those of matplotlib's `savefig`.
+
+    All words in it are drawn as they are: a name of a class with a dollar sign is no formula.
+    """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with new_file(path, overwrite=True) as partial:
+        figure.savefig(partial, **{"dpi": 150, "bbox_inches": "tight", "format": "png"} | options)
+    return Path(path)
+
+
+@contextmanager
+def picture_beside_numbers(path: str | os.PathLike) -> Iterator[None]:
+    """Draw what stands beside results: if that fails, it is a warning, because a picture never costs the numbers."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("%s could not be drawn (%s: %s); the numbers do not need it", path, type(error).__name__, error)
 
 
 def draw_curves(
@@ -31,28 +51,47 @@ def draw_curves(
     *,
     x: str,
     y: str,
+    title: str,
     log_x: bool = False,
-    title: str | None = None,
+    baselines: Mapping[str, float] | None = None,
 ) -> Path:
-    """Draw curves of points (x, y), each under its name in the legend, to a PNG."""
+    """Draw curves of points (x, y) to a PNG, each with its name and its best point in the legend.
+
+    Args:
+        curves: of each name its points. `y` is a share, and so is `x` without `log_x`: axes of shares go from 0 to 1,
+            so that a small difference looks small.
+        x, y: names of the axes.
+        log_x: a logarithmic axis for x.
+        baselines: of each name a value of y to compare with, as a dotted line.
+    """
     from matplotlib.ticker import NullLocator
 
     figure = new_figure(6, 4)
     axes = figure.add_subplot()
     for name, points in curves.items():
-        axes.plot(list(points), list(points.values()), marker="o", markersize=4, label=name)
+        best = max(points, key=points.get)
+        label = f"{name}: best {points[best]:.3f} at {best:g}" if log_x else name
+        axes.plot(list(points), list(points.values()), marker="o", markersize=4, label=label)
+    for name, value in (baselines or {}).items():
+        axes.axhline(value, color="0.4", linestyle=":", linewidth=1.2, label=f"{name}: {value:.3f}")
     if log_x:
         axes.set_xscale("log")
         ticks = sorted({value for points in curves.values() for value in points})
         if len(ticks) <= 8:  # as they were asked for; more would overlap
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.xaxis.set_major_formatter("{x:g}")
+    else:
+        axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
+    axes.set_title(title, loc="left", fontsize=11)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(curves) > 1:
-        axes.legend(frameon=False, fontsize=9)
-    if title:
-        axes.set_title(title)
+    # Below the plot, where it covers no point.
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(0.1, 0.0), frameon=False, fontsize=9
+    )
     return save_figure(figure, path)

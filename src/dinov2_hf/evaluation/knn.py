@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..features import extract_features
-from .figures import draw_curves
+from .figures import draw_curves, picture_beside_numbers
+from .findings import keep, listed, note_edge
 from .labelled_features import labelled_features
-from .labels import match_labels
+from .labels import MatchedLabels, match_labels, warn_of_absent_classes
 
 
 # A wide tile of the similarity matrix keeps the number of top-k merges, and on a GPU of launches, small.
@@ -50,6 +51,7 @@ def evaluate_knn(
     progress: bool = False,
     processes: PartialState | None = None,
     output_dir: str | os.PathLike | None = None,
+    findings: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Classify `eval_dataset` by the neighbours of its images in `train_dataset`, the bank.
 
@@ -68,20 +70,22 @@ def evaluate_knn(
             the size of such a bank are left out for it.
         num_tries: few-shot banks of each size, drawn at random with the seeds 0, 1, ...
         output_dir: a folder for the plot `knn.png`. None: no plot.
+        findings: a mapping to be filled with what was found besides the metrics, see `findings`.
 
     Returns:
-        Accuracies in [0, 1]: `knn_top1_k{k}` for each k, and `knn_top5_k{k}` where there are more than 5 classes. Of
+        Accuracies in [0, 1]: `knn_top1_k{k}` for each k, and `knn_top5_k{k}` where there are more than 5 classes: the
+        class is among the five best of those that a neighbour has (with k=1 there is one, and top-5 is top-1). Of
         few-shot banks the mean and the standard deviation over the tries, `knn_{n}shot_top1_k{k}` and `..._std`.
 
     Raises:
         ValueError: what `match_labels` or `extract_features` raises, or `ks`, `temperature`, `shots` or `num_tries` is
             out of range for the bank.
     """
-    labels = match_labels(train_dataset, eval_dataset, label_column)
-    _checked_ks(ks, len(labels.train))
-    _check_temperature(temperature)
-    _check_shots(shots, num_tries, labels.train, labels.classes, ks)
-
+    labels = check_knn(
+        train_dataset, eval_dataset, label_column=label_column, ks=ks, temperature=temperature, shots=shots,
+        num_tries=num_tries,
+    )  # fmt: skip
+    warn_of_absent_classes(labels)
     extraction = {
         "image_column": image_column,
         "batch_size": batch_size,
@@ -120,14 +124,41 @@ def evaluate_knn(
             values = torch.tensor([one[name] for one in tries], dtype=torch.float64)
             metrics[f"knn_{n}shot_{name}"] = values.mean().item()
             metrics[f"knn_{n}shot_{name}_std"] = values.std(correction=0).item()
+    banks = {"whole bank": "knn_top1", **{f"{n} images per class": f"knn_{n}shot_top1" for n in shots}}
+    curves = {
+        label: {k: metrics[f"{name}_k{k}"] for k in sorted(set(ks)) if f"{name}_k{k}" in metrics}
+        for label, name in banks.items()
+    }
+    chance = labels.most_frequent_share()
+    keep(findings, num_classes=len(labels.classes), num_bank_images=len(bank_labels), most_frequent_class_top1=chance)
+    note_edge(findings, "k of `ks`", curves["whole bank"], lowest=1, highest=len(bank_labels))
     if output_dir is not None and (processes is None or processes.is_main_process):
-        banks = {"whole bank": "knn_top1", **{f"{n} images per class": f"knn_{n}shot_top1" for n in shots}}
-        curves = {
-            label: {k: metrics[f"{name}_k{k}"] for k in sorted(set(ks)) if f"{name}_k{k}" in metrics}
-            for label, name in banks.items()
-        }
-        draw_curves(curves, Path(output_dir) / "knn.png", x="neighbours k", y="top-1 accuracy", log_x=True)
+        path = Path(output_dir) / "knn.png"
+        with picture_beside_numbers(path):
+            draw_curves(
+                curves, path, x="neighbours k", y="top-1 accuracy", log_x=True,
+                title=f"k-NN, {len(labels.eval)} images against {len(bank_labels)}",
+                baselines={"always the most frequent class": chance},
+            )  # fmt: skip
     return metrics
+
+
+def check_knn(
+    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    *,
+    label_column: str,
+    ks: Sequence[int],
+    temperature: float,
+    shots: Sequence[int],
+    num_tries: int,
+) -> MatchedLabels:
+    """What `evaluate_knn` refuses before any work, and the labels."""
+    labels = match_labels(train_dataset, eval_dataset, label_column)
+    _checked_ks(ks, len(labels.train))
+    _check_temperature(temperature)
+    _check_shots(shots, num_tries, labels.train, labels.classes, ks)
+    return labels
 
 
 def _accuracies(
@@ -152,8 +183,9 @@ def _accuracies(
     for rows, scores in chunks:
         for k in ks:
             # A stable order, so that equal scores rank the same on every device.
-            ranked = scores[k].argsort(dim=1, descending=True, stable=True)
-            hits = ranked == query_labels[rows, None]
+            ranked = scores[k].sort(dim=1, descending=True, stable=True)
+            # A class that no neighbour has is no answer, however few classes have votes.
+            hits = (ranked.indices == query_labels[rows, None]) & (ranked.values > 0)
             for topk in topks:
                 correct[f"top{topk}_k{k}"] += int(hits[:, :topk].sum())
     shares = [(correct, len(query_labels))]
@@ -245,6 +277,8 @@ def _score_chunks(
         similarities, neighbors = _nearest_neighbors(bank_features, queries, ks[-1], chunk_size)
         for start in range(0, len(queries), chunk_size):
             weights = (similarities[start : start + chunk_size] / temperature).softmax(dim=1)
+            # At a low temperature far neighbours would underflow to 0, and their votes would be none.
+            weights = weights.clamp_min(torch.finfo(weights.dtype).tiny)
             labels = bank_labels[neighbors[start : start + chunk_size]].long()
             yield slice(first + start, first + start + len(weights)), _vote(weights, labels, num_classes, ks)
 
@@ -298,18 +332,18 @@ def _vote(weights: Tensor, labels: Tensor, num_classes: int, ks: list[int]) -> d
 def _checked_ks(ks: Sequence[int], bank_size: int) -> list[int]:
     ks = sorted(set(ks))
     if not ks or ks[0] < 1:
-        raise ValueError(f"ks={ks} must hold at least one number of neighbours, each at least 1.")
+        raise ValueError(f"`ks` is {listed(ks)}, but must be numbers of neighbours, each at least 1.")
     if ks[-1] > bank_size:
         raise ValueError(
-            f"ks={ks} asks for {ks[-1]} neighbours, but the bank has {bank_size} images: give smaller ks or a "
-            "larger bank."
+            f"`ks` asks for {ks[-1]} neighbours, but the bank has {bank_size} images; give smaller numbers or a larger"
+            " bank."
         )
     return ks
 
 
 def _check_temperature(temperature: float) -> None:
     if not temperature > 0:
-        raise ValueError(f"temperature={temperature} must be above 0.")
+        raise ValueError(f"`temperature` is {temperature}, but must be above 0.")
 
 
 def _check_shots(
@@ -318,18 +352,18 @@ def _check_shots(
     if not shots:
         return
     if num_tries < 1:
-        raise ValueError(f"num_tries={num_tries} must be at least 1.")
+        raise ValueError(f"`num_tries` is {num_tries}, but must be at least 1.")
     counts = bank_labels.bincount(minlength=len(classes))
     counts[counts == 0] = len(bank_labels)  # a class without images, of which none is evaluated either
     fewest = int(counts.argmin())
     if min(shots) < 1 or max(shots) > counts[fewest]:
         raise ValueError(
-            f"shots={list(shots)} must lie between 1 and the {int(counts[fewest])} images that the class "
-            f"{classes[fewest]!r} has in the bank."
+            f"`shots` is {listed(shots)}, but must lie between 1 and the {int(counts[fewest])} images that the class"
+            f" {classes[fewest]!r} has in the bank."
         )
     smallest_bank = min(shots) * int((bank_labels.bincount() > 0).sum())
     if min(ks) > smallest_bank:
         raise ValueError(
-            f"shots={list(shots)} makes a bank of {smallest_bank} images, of which none of ks={list(ks)} neighbours "
-            "can be taken: give a smaller k."
+            f"`shots` makes a bank of {smallest_bank} images, but the fewest neighbours of `ks` are {min(ks)}; give a"
+            " smaller number of neighbours."
         )

@@ -56,7 +56,8 @@ def random_split(num_rows: int, fraction: float, seed: int) -> tuple[Tensor, Ten
     count = round(num_rows * fraction)
     if not 0 < fraction < 1 or not 0 < count < num_rows:
         raise ValueError(
-            f"validation_fraction={fraction} of {num_rows} training images must leave images on both sides."
+            f"`validation_fraction` is {fraction}, which leaves one side of {num_rows} training images empty; give a"
+            " share between 0 and 1."
         )
     order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
     return order[count:].sort().values, order[:count].sort().values

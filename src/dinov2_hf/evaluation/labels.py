@@ -34,6 +34,10 @@ class MatchedLabels:
     eval: Tensor
     classes: list[str] | list[int]
 
+    def most_frequent_share(self) -> float:
+        """The accuracy on the second dataset of answering always with the most frequent class of the first."""
+        return (self.eval == self.train.bincount().argmax()).double().mean().item()
+
 
 def match_labels(
     train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
@@ -44,7 +48,7 @@ def match_labels(
 
     A `ClassLabel` column stands for the names of its classes, so it may be held against a column of strings or against
     another `ClassLabel` with the same names in another order. Two columns of plain integers are matched by value.
-    Classes of `train_dataset` that no row of `eval_dataset` has are kept, and a warning counts them.
+    Classes of `train_dataset` that no row of `eval_dataset` has are kept.
 
     Raises:
         ValueError: the column is missing; a row has no label; names are held against plain integers; there is one
@@ -55,34 +59,39 @@ def match_labels(
     kinds = [("names" if isinstance(labels[0], str) else "numbers") for labels in (train_labels, eval_labels)]
     if kinds[0] != kinds[1]:
         raise ValueError(
-            f"label_column={label_column!r} holds {kinds[0]} of classes in the training data and {kinds[1]} in the "
+            f"`label_column` {label_column!r} holds {kinds[0]} of classes in the training data and {kinds[1]} in the "
             "evaluation data, which cannot be matched: cast both to a datasets.ClassLabel."
         )
     present = set(train_labels)
     if len(present) < 2:
         raise ValueError(
-            f"label_column={label_column!r} has the one class {train_labels[0]!r} in the training data, but at least "
-            "2 are needed."
+            f"`label_column` {label_column!r} has the one class {train_labels[0]!r} in the training data, but at"
+            " least 2 are needed."
         )
     unknown = [label for label in dict.fromkeys(eval_labels) if label not in present]
     if unknown:
         raise ValueError(
-            f"label_column={label_column!r} has {len(unknown)} classes in the evaluation data that the training data "
-            f"lacks ({', '.join(map(repr, unknown[:5]))}{', ...' if len(unknown) > 5 else ''}): every image to "
+            f"`label_column` {label_column!r} has {len(unknown)} classes in the evaluation data that the training"
+            f" data lacks ({', '.join(map(repr, unknown[:5]))}{', ...' if len(unknown) > 5 else ''}): every image to "
             "classify needs a class of the training data."
         )
     classes = names or sorted(present)
-    absent = present - set(eval_labels)
-    if absent:
-        logger.warning(
-            "%d of the %d classes of the training data have no image in the evaluation data", len(absent), len(present)
-        )
     index = {label: i for i, label in enumerate(classes)}
     return MatchedLabels(
         train=torch.tensor([index[label] for label in train_labels]),
         eval=torch.tensor([index[label] for label in eval_labels]),
         classes=classes,
     )
+
+
+def warn_of_absent_classes(labels: MatchedLabels) -> None:
+    """A warning that counts the classes of the training data that are not measured."""
+    present = labels.train.unique()
+    num_absent = int((~torch.isin(present, labels.eval)).sum())
+    if num_absent:
+        logger.warning(
+            "%d of the %d classes of the training data have no image in the evaluation data", num_absent, len(present)
+        )
 
 
 def _labels(dataset, label_column: str) -> tuple[list[int] | list[str], list[str] | None]:
@@ -97,7 +106,7 @@ def _labels(dataset, label_column: str) -> tuple[list[int] | list[str], list[str
     for row, value in enumerate(values):
         if not isinstance(value, Integral | str) or isinstance(value, str) != isinstance(values[0], str):
             raise ValueError(
-                f"label_column={label_column!r} of row {row} is {value!r}, but all must be integers or all strings."
+                f"`label_column` {label_column!r} of row {row} is {value!r}, but all must be integers or all strings."
             )
     if not isinstance(feature, datasets.ClassLabel):
         return values, None
@@ -105,7 +114,7 @@ def _labels(dataset, label_column: str) -> tuple[list[int] | list[str], list[str
     for row, value in enumerate(values):
         if not 0 <= value < len(names):
             raise ValueError(
-                f"label_column={label_column!r} of row {row} is {value}, but must be one of the {len(names)} "
+                f"`label_column` {label_column!r} of row {row} is {value}, but must be one of the {len(names)} "
                 "classes: remove the rows without a label."
             )
     return [names[value] for value in values], names

@@ -16,6 +16,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..atomic_files import check_new_folder, write_text
 from ..features import evaluation_mode, extract_features, last_layers_and_mean_patch_features
 from .classification_head import save_classifier
 from .classifier_grid import (
@@ -25,13 +26,17 @@ from .classifier_grid import (
     accuracies,
     best_choice,
     cached_batches,
+    check_grid,
     train_grid,
     training_order,
 )
-from .figures import draw_curves
+from .figures import draw_curves, picture_beside_numbers
+from .findings import keep, listed, note_edge
+from .fingerprints import training_settings
 from .labelled_features import labelled_features, random_split, select_rows
-from .labels import match_labels
-from .training_images import training_loader
+from .labels import MatchedLabels, match_labels, warn_of_absent_classes
+from .training_images import crop_size_of, training_loader
+from .unmeasured_heads import forget_unmeasured, train_once
 
 
 def evaluate_linear(
@@ -43,7 +48,7 @@ def evaluate_linear(
     image_column: str = "image",
     label_column: str = "label",
     grid: Literal["code", "paper"] = "code",
-    num_layers: Sequence[int] = (1, 4),
+    num_layers: Sequence[int] | None = None,
     num_steps: int = 12500,
     train_batch_size: int = 128,
     cache_features: bool = False,
@@ -56,6 +61,7 @@ def evaluate_linear(
     progress: bool = False,
     processes: PartialState | None = None,
     output_dir: str | os.PathLike | None = None,
+    findings: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train linear classifiers on `train_dataset`, and report the best on `eval_dataset`.
 
@@ -70,7 +76,8 @@ def evaluate_linear(
         label_column: name of the column that holds the labels.
         grid: the 13 learning rates: of the original's "code", 1e-5 to 0.1, or of the "paper", 1e-4 to 0.5. They are
             applied times the images in a step of all processes over 256.
-        num_layers: last blocks whose CLS tokens a classifier reads, a group of classifiers for each number.
+        num_layers: last blocks whose CLS tokens a classifier reads, a group of classifiers for each number. None: 1
+            and 4, or 1 and all where the model has fewer than 4.
         num_steps: steps of SGD, with a cosine to 0.
         train_batch_size: images in a step, for each process.
         cache_features: train on features that are taken once, without augmentation, and kept in memory as float32:
@@ -81,7 +88,9 @@ def evaluate_linear(
         batch_size: images in a forward pass that takes features for keeps.
         output_dir: a folder for `model`, the best classifier with its backbone as a `DINOv2ForImageClassification`
             (of another model than `DINOv2Model`: the head alone), for `grid.json`, the accuracy of every classifier,
-            and the plot `linear.png`. None: nothing is written.
+            and the plot `linear.png`. None: nothing is written. While the classifiers are not measured, they are in
+            `unmeasured_head.safetensors`, and the next call with the same arguments does not train them again.
+        findings: a mapping to be filled with what was found besides the metrics, see `findings`.
 
     Returns:
         Of the best classifier the accuracies in [0, 1] on `eval_dataset`, `linear_top1` and, with more than 5 classes,
@@ -92,13 +101,22 @@ def evaluate_linear(
         ValueError: what `match_labels` or `extract_features` raises, the model has fewer blocks than `num_layers`
             asks for, or an option is out of its range.
     """
-    labels = match_labels(train_dataset, eval_dataset, label_column)
+    labels, num_layers = check_linear(
+        model, train_dataset, eval_dataset, label_column=label_column, grid=grid, num_layers=num_layers,
+        num_steps=num_steps, train_batch_size=train_batch_size, cache_features=cache_features,
+        validation_fraction=validation_fraction, seed=seed, image_processor=image_processor, processes=processes,
+        output_dir=output_dir,
+    )  # fmt: skip
+    warn_of_absent_classes(labels)
+    keep(findings, num_layers=num_layers, num_classes=len(labels.classes))
     train_labels, classes = labels.train, labels.classes
     groups = feature_groups(model, num_layers)
-    if grid not in LEARNING_RATES:
-        raise ValueError(f"grid={grid!r} is no grid of learning rates, which are {list(LEARNING_RATES)}.")
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps} must be at least 1.")
+    settings = training_settings(
+        model, train_dataset, image_processor, label_column=label_column, image_column=image_column, grid=grid,
+        num_layers=num_layers, num_steps=num_steps, train_batch_size=train_batch_size, cache_features=cache_features,
+        validation_fraction=validation_fraction, seed=seed, precision=str(autocast_dtype), classes=classes,
+        num_processes=1 if processes is None else processes.num_processes,
+    )  # fmt: skip
     validation = None
     if validation_fraction:
         rows, validation_rows = random_split(len(train_labels), validation_fraction, seed)
@@ -147,10 +165,15 @@ def evaluate_linear(
         device=device,
         processes=processes,
     )
-    train_grid(classifiers, batches, num_steps, progress=progress)
-
+    train_once(
+        classifiers.tensors(),
+        lambda: train_grid(classifiers, batches, num_steps, progress=progress),
+        settings=settings,
+        output_dir=output_dir,
+        processes=processes,
+    )
     found = accuracies(classifiers, eval_features, labels.eval)
-    metrics, best = {}, best_choice(found)
+    metrics, best, chosen_on = {}, best_choice(found), found
     if validation is not None:
         chosen_on = accuracies(classifiers, *validation)
         best = best_choice(chosen_on)
@@ -162,6 +185,9 @@ def evaluate_linear(
     metrics["linear_best_learning_rate"] = best.learning_rate
     metrics["linear_best_num_layers"] = float(group.num_layers)
     metrics["linear_best_patch_mean"] = float(group.use_patch_mean)
+    by_rate = {rate: max(v for c, v in chosen_on.items() if c.learning_rate == rate) for rate in LEARNING_RATES[grid]}
+    note_edge(findings, f"learning rate of `grid` {grid}", by_rate)
+    keep(findings, most_frequent_class_top1=labels.most_frequent_share())
     if output_dir is not None and (processes is None or processes.is_main_process):
         weight, bias = classifiers.classifier(best)
         save_classifier(
@@ -174,8 +200,45 @@ def evaluate_linear(
             image_processor=image_processor,
             folder=Path(output_dir) / "model",
         )
-        write_grid(found, Path(output_dir))
+        write_grid(found, Path(output_dir), labels)
+    forget_unmeasured(output_dir, processes)
     return metrics
+
+
+def check_linear(
+    model: nn.Module,
+    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    *,
+    label_column: str,
+    grid: str,
+    num_layers: Sequence[int] | None,
+    num_steps: int,
+    train_batch_size: int,
+    cache_features: bool,
+    validation_fraction: float,
+    seed: int,
+    image_processor: Any,
+    processes: PartialState | None,
+    output_dir: str | os.PathLike | None,
+) -> tuple[MatchedLabels, list[int]]:
+    """What `evaluate_linear` refuses before any work; the labels, and the numbers of blocks that are read."""
+    labels = match_labels(train_dataset, eval_dataset, label_column)
+    if num_layers is None:
+        num_layers = sorted({1, min(4, blocks_and_width(model)[0])})
+    feature_groups(model, num_layers)
+    check_grid(grid)
+    if num_steps < 1:
+        raise ValueError(f"`num_steps` is {num_steps}, but must be at least 1.")
+    num_rows = len(labels.train)
+    if validation_fraction:
+        num_rows = len(random_split(num_rows, validation_fraction, seed)[0])
+    training_order(num_rows, train_batch_size, seed=seed, processes=processes)
+    if not cache_features:
+        crop_size_of(image_processor)
+    if output_dir is not None:
+        check_new_folder(Path(output_dir) / "model", "model", overwrite=True)
+    return labels, list(num_layers)
 
 
 def augmented_batches(
@@ -209,15 +272,11 @@ def feature_groups(model: nn.Module, num_layers: Sequence[int]) -> dict[str, Fea
     Raises:
         ValueError: the model has not so many blocks, or does not say how many.
     """
-    config = getattr(model, "config", None)
-    blocks, hidden_size = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
-    if blocks is None or hidden_size is None:
-        raise ValueError(
-            f"model ({type(model).__name__}) has no config.num_hidden_layers and config.hidden_size, which the linear "
-            "protocol needs: its classifiers read the last blocks of a vision transformer."
-        )
+    blocks, hidden_size = blocks_and_width(model)
     if not num_layers or min(num_layers) < 1 or max(num_layers) > blocks:
-        raise ValueError(f"num_layers={list(num_layers)} must be numbers from 1 to the {blocks} blocks of the model.")
+        raise ValueError(
+            f"`num_layers` is {listed(num_layers)}, but must be numbers from 1 to the {blocks} blocks of the model."
+        )
     groups = {}
     for use_patch_mean in (False, True):
         for number in sorted(set(num_layers)):
@@ -226,15 +285,31 @@ def feature_groups(model: nn.Module, num_layers: Sequence[int]) -> dict[str, Fea
     return groups
 
 
-def write_grid(found: dict[Choice, float], folder: Path) -> None:
+def blocks_and_width(model: nn.Module) -> tuple[int, int]:
+    """The number of blocks of a model and its hidden size; `ValueError` where it does not say."""
+    config = getattr(model, "config", None)
+    blocks, hidden_size = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
+    if blocks is None or hidden_size is None:
+        raise ValueError(
+            f"the model ({type(model).__name__}) has no config.num_hidden_layers and config.hidden_size, which the"
+            " linear protocol needs: its classifiers read the last blocks of a vision transformer."
+        )
+    return blocks, hidden_size
+
+
+def write_grid(found: dict[Choice, float], folder: Path, labels: MatchedLabels) -> None:
     """`grid.json` and `linear.png`: the accuracy of every classifier."""
     curves = {}
     for choice, accuracy in found.items():
         curves.setdefault(choice.features, {})[choice.learning_rate] = accuracy
-    folder.mkdir(parents=True, exist_ok=True)
-    listed = [
+    entries = [
         {"features": choice.features, "learning_rate": choice.learning_rate, "top1": accuracy}
         for choice, accuracy in found.items()
     ]
-    (folder / "grid.json").write_text(json.dumps(listed, indent=2) + "\n")
-    draw_curves(curves, folder / "linear.png", x="learning rate", y="top-1 accuracy", log_x=True)
+    write_text(folder / "grid.json", json.dumps(entries, indent=2) + "\n")
+    with picture_beside_numbers(folder / "linear.png"):
+        draw_curves(
+            curves, folder / "linear.png", x="learning rate", y="top-1 accuracy", log_x=True,
+            title=f"Linear classifiers, {len(labels.eval)} images",
+            baselines={"always the most frequent class": labels.most_frequent_share()},
+        )  # fmt: skip

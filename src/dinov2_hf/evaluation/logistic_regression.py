@@ -1,6 +1,5 @@
 """Logistic regression on frozen features, for small data sets (paper, section 7.1, the transfer sets)."""
 
-import importlib.util
 import os
 import warnings
 from collections.abc import Sequence
@@ -17,9 +16,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..features import extract_features
-from .figures import draw_curves
+from .extras import check_extras
+from .figures import draw_curves, picture_beside_numbers
+from .findings import keep, listed, note_edge
 from .labelled_features import labelled_features, random_split
-from .labels import match_labels
+from .labels import MatchedLabels, match_labels, warn_of_absent_classes
 
 
 def evaluate_logistic_regression(
@@ -43,6 +44,7 @@ def evaluate_logistic_regression(
     progress: bool = False,
     processes: PartialState | None = None,
     output_dir: str | os.PathLike | None = None,
+    findings: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Fit a logistic regression on `train_dataset`, its C chosen on a part of it, and measure it on `eval_dataset`.
 
@@ -63,6 +65,7 @@ def evaluate_logistic_regression(
         tolerance: of the gradient, at which a fit ends.
         seed: of the choice of the validation images.
         output_dir: a folder for the plot `logistic_regression.png`. None: no plot.
+        findings: a mapping to be filled with what was found besides the metrics, see `findings`.
 
     Returns:
         On `eval_dataset`: `logistic_regression_top1`, the accuracy, and `logistic_regression_mean_per_class`, the mean
@@ -73,19 +76,13 @@ def evaluate_logistic_regression(
         ValueError: what `match_labels` or `extract_features` raises, an option is out of its range, or the images to
             fit while C is chosen have one class only.
     """
-    if importlib.util.find_spec("sklearn") is None:
-        raise ImportError(
-            "logistic_regression needs scikit-learn, which is not installed: pip install dinov2_hf[evaluation]."
-        )
-    labels = match_labels(train_dataset, eval_dataset, label_column)
-    if num_cs < 1 or len(log10_c_range) != 2 or log10_c_range[0] > log10_c_range[1]:
-        raise ValueError(
-            f"num_cs={num_cs} and log10_c_range={list(log10_c_range)} must be at least 1, and two numbers, the "
-            "smaller first."
-        )
-    if max_iterations < 1:
-        raise ValueError(f"max_iterations={max_iterations} must be at least 1.")
-    random_split(len(labels.train), validation_fraction, seed)  # its mistakes, before any compute
+    check_extras("logistic_regression")
+    labels = check_logistic_regression(
+        train_dataset, eval_dataset, label_column=label_column, log10_c_range=log10_c_range, num_cs=num_cs,
+        validation_fraction=validation_fraction, max_iterations=max_iterations, seed=seed,
+    )  # fmt: skip
+    warn_of_absent_classes(labels)
+    keep(findings, num_classes=len(labels.classes), most_frequent_class_top1=labels.most_frequent_share())
     extraction = {
         "image_column": image_column,
         "batch_size": batch_size,
@@ -104,8 +101,8 @@ def evaluate_logistic_regression(
     fit_rows, validation_rows = random_split(len(train_labels), validation_fraction, seed)
     if len(train_labels[fit_rows].unique()) < 2:
         raise ValueError(
-            f"validation_fraction={validation_fraction} leaves images of one class only to fit: give more images or a "
-            "smaller share."
+            f"`validation_fraction` is {validation_fraction}, which leaves images of one class only to fit; give more"
+            " images or a smaller share."
         )
     cs = [float(c) for c in np.logspace(*log10_c_range, num_cs)]
     path = _path_of_c(
@@ -113,6 +110,7 @@ def evaluate_logistic_regression(
         progress=progress, processes=processes,
     )  # fmt: skip
     best = max(path, key=path.get)  # of equal ones the smallest, which regularises most
+    note_edge(findings, "C of `log10_c_range`", path)
     metrics = {}
     if processes is None or processes.is_main_process:
         predicted = torch.from_numpy(fit(features, train_labels, c=best).predict(eval_features.double().numpy()))
@@ -126,8 +124,38 @@ def evaluate_logistic_regression(
         }
         if output_dir is not None:
             file = Path(output_dir) / "logistic_regression.png"
-            draw_curves({"validation": path}, file, x="C", y="top-1 accuracy on the validation part", log_x=True)
+            with picture_beside_numbers(file):
+                draw_curves(
+                    {"validation": path}, file, x="C", y="top-1 accuracy on the validation part", log_x=True,
+                    title=f"Logistic regression, {len(validation_rows)} validation images",
+                    baselines={"always the most frequent class (evaluation data)": labels.most_frequent_share()},
+                )  # fmt: skip
     return metrics if processes is None else gather_object([metrics])[0]
+
+
+def check_logistic_regression(
+    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    *,
+    label_column: str,
+    log10_c_range: Sequence[float],
+    num_cs: int,
+    validation_fraction: float,
+    max_iterations: int,
+    seed: int,
+) -> MatchedLabels:
+    """What `evaluate_logistic_regression` refuses before any work, and the labels."""
+    labels = match_labels(train_dataset, eval_dataset, label_column)
+    if num_cs < 1:
+        raise ValueError(f"`num_cs` is {num_cs}, but must be at least 1.")
+    if len(log10_c_range) != 2 or not log10_c_range[0] <= log10_c_range[1]:
+        raise ValueError(
+            f"`log10_c_range` is {listed(log10_c_range)}, but must be two numbers, the smaller one first."
+        )
+    if max_iterations < 1:
+        raise ValueError(f"`max_iterations` is {max_iterations}, but must be at least 1.")
+    random_split(len(labels.train), validation_fraction, seed)
+    return labels
 
 
 def fit_logistic_regression(features, labels, *, c: float, max_iterations: int, tolerance: float, start=None):

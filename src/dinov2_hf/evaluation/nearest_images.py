@@ -41,7 +41,9 @@ def nearest_images(
         ValueError: the collection is too small.
     """
     if not 1 <= k <= len(features) - (own_rows is not None):
-        raise ValueError(f"k={k} must lie between 1 and the other {len(features)} images of the collection.")
+        raise ValueError(
+            f"`k` is {k}, but must lie between 1 and the other {len(features) - (own_rows is not None)} images."
+        )
     similarities = F.normalize(query_features.float(), dim=1) @ F.normalize(features.float(), dim=1).T
     if own_rows is not None:
         similarities[range(len(own_rows)), list(own_rows)] = -float("inf")

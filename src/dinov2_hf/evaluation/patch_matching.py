@@ -54,7 +54,9 @@ def match_patches(
     if len(pixel_values) != 2:
         raise ValueError(f"pixel_values holds {len(pixel_values)} images, but 2 are needed to match.")
     if max_matches < 1 or min_distance < 0:
-        raise ValueError(f"max_matches={max_matches} must be at least 1, and min_distance={min_distance} at least 0.")
+        raise ValueError(
+            f"`max_matches` is {max_matches}, but must be at least 1, and `min_distance` {min_distance} at least 0."
+        )
     features = patch_features(model, pixel_values)
     mask = (
         torch.from_numpy(foreground_mask(features)) if foreground else torch.ones(features.shape[:3], dtype=torch.bool)

@@ -51,7 +51,8 @@ def prepare_pictures(
     if image_size is not None:
         patch_size = patch_size_of(model)
         if image_size < 1 or any(image_size % side for side in patch_size):
-            raise ValueError(f"image_size={image_size} must be a multiple of the patch size {patch_size}.")
+            sides = " x ".join(map(str, patch_size))
+            raise ValueError(f"`image_size` is {image_size}, but must be a multiple of the patch size, {sides}.")
         overrides = {
             "do_resize": True,
             "size": {"shortest_edge": image_size},

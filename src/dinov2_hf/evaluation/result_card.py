@@ -1,12 +1,20 @@
-"""Results of an evaluation in the README of a model: a table, and the `model-index` that the Hub shows beside it."""
+"""Results of evaluations in the README of a model: a table, and the `model-index` that the Hub shows beside it.
 
+The README holds our own record of all results, a comment that no reader sees. Table and `model-index` are made from
+it, so the order of updates makes no difference. Results of others are never touched.
+"""
+
+import hashlib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub.repocard import RepoCard
 
+from ..atomic_files import new_file
+from ..output_folders import add_to_marker
 from .results import format_metrics
 
 
@@ -17,6 +25,10 @@ library_name: transformers
 # {name}
 """
 HEADING = "## Evaluation of the frozen features"
+END = "<!-- end of dinov2_hf's evaluations -->"
+RECORD = re.compile(r"<!-- dinov2_hf evaluations: (.*?) -->")
+# Words that people add before or after it stay.
+SECTION = re.compile(rf"{re.escape(HEADING)}\s+{RECORD.pattern}.*?{re.escape(END)}\s*", re.DOTALL)
 # Of each protocol the task of the Hub, and how its main metrics begin and are called there.
 HUB_TASKS = {
     "knn": ("image-classification", {"knn_top1": "accuracy"}),
@@ -33,17 +45,23 @@ HUB_TASKS = {
 def check_card(model: str, baseline: str | None) -> None:
     """Raise a `ValueError` where the results of this model cannot go into its card."""
     if baseline is not None:
-        raise ValueError(f"`update_card` is set, but `baseline` is {baseline}: those results are not of the model.")
+        raise ValueError(
+            f"`--update_card` is given, but `--baseline` is {baseline}: those results are not of the model; leave one"
+            " out."
+        )
     if not Path(model).is_dir():
         raise ValueError(
-            f"`update_card` is set, but `model` is {model}, which is no folder with a README to write to."
+            f"`--update_card` is given, but `--model` is {model}, which is no folder with a README to write to."
         )
+    path = Path(model) / "README.md"
+    if path.exists():
+        _loaded(path)
 
 
 def update_model_card(folder: str | Path, values: Mapping[str, Any]) -> Path:
     """Write results into the README of a model folder, which is made where it is missing; other words stay.
 
-    Results of an earlier evaluation are replaced where they are of the same protocol and data.
+    Earlier results of the same protocol on the same data are replaced; those of other weights go.
 
     Args:
         folder: of the model.
@@ -51,88 +69,182 @@ def update_model_card(folder: str | Path, values: Mapping[str, Any]) -> Path:
 
     Returns:
         The path of the README.
+
+    Raises:
+        ValueError: the README cannot be read, or another process is writing it.
     """
     path = Path(folder) / "README.md"
     name = Path(folder).resolve().name
-    card = ModelCard.load(path) if path.exists() else ModelCard(NEW_CARD.format(name=name))
-    new = _eval_results(values)
-    replaced = {_place(result) for result in new}
-    card.data.eval_results = [r for r in card.data.eval_results or [] if _place(r) not in replaced] + new
-    if card.data.eval_results and not card.data.model_name:
-        card.data.model_name = name
-    card.text = _with_section(card.text, values)
-    card.save(path)
+    with new_file(path, overwrite=True) as partial:
+        card = _loaded(path) if path.exists() else RepoCard(NEW_CARD.format(name=name))
+        before = _recorded(card.text)
+        records = _merged(before, values)
+        # What stood there as ours is exactly what our record of then gives.
+        index = _without(card.data.get("model-index") or [], _index_entries(before))
+        entries = _index_entries(records)
+        if entries and not index:
+            index = [{"name": name, "results": []}]
+        if entries:
+            index[0]["results"] = [*index[0]["results"], *entries]
+        if index:
+            card.data["model-index"] = index
+        card.text = _with_section(card.text, records)
+        card.save(partial)
+    add_to_marker(path.parent, path.name)
     return path
 
 
-def _place(result: EvalResult) -> tuple:
-    """What a new result replaces: all of the same protocol on the same data."""
-    return result.task_name, result.dataset_type, result.dataset_name, result.dataset_split
+def _loaded(path: Path) -> RepoCard:
+    try:
+        card = RepoCard.load(path)
+    except Exception as error:  # YAML raises its own kinds
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read as a model card ({reason}); repair or remove it.") from None
+    index = card.data.get("model-index") or []
+    if not isinstance(index, list) or not all(isinstance(model, dict) for model in index):
+        raise ValueError(f"`model-index` in {path} is no list of models; repair or remove it.")
+    _recorded(card.text)
+    return card
 
 
-def _eval_results(values: Mapping[str, Any]) -> list[EvalResult]:
-    results = []
+def _recorded(text: str) -> list[dict[str, Any]]:
+    """The record in a card: of each pair of datasets and protocol what was measured."""
+    found = RECORD.search(text)
+    try:
+        return json.loads(found[1]) if found else []
+    except ValueError:
+        raise ValueError(
+            "the README holds a damaged record of dinov2_hf's evaluations; remove that comment."
+        ) from None
+
+
+def _merged(records: Iterable[Mapping[str, Any]], values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The records with those of `metrics.json`, in an order that depends on their content alone."""
+    data = {
+        "eval": _public_name(values["eval_data"]),
+        "eval_split": values["eval_split"],
+        "train": _public_name(values["train_data"]),
+        "train_split": values["train_split"],
+        # Tells two files of one name apart, and says nothing of the folders above them.
+        "data_id": _data_id(values),
+        "is_hub": _is_hub_id(values["eval_data"]),
+        "weights_sha256": values["weights_sha256"],
+    }
+    merged = {_key(record): dict(record) for record in records if record["weights_sha256"] == values["weights_sha256"]}
     for protocol, found in values["protocols"].items():
-        task, main_metrics = HUB_TASKS.get(protocol, (None, {}))
-        for name, value in found["metrics"].items():
-            kind = next((kind for start, kind in main_metrics.items() if name.startswith(start)), None)
-            if kind is not None and not name.endswith("_std"):
-                results.append(
-                    EvalResult(
-                        task_type=task,
-                        task_name=f"{protocol.replace('_', ' ')} of frozen features",
-                        dataset_type=_dataset_id(values["eval_data"]),
-                        dataset_name=_public_name(values["eval_data"]),
-                        dataset_split=values["eval_split"],
-                        metric_type=kind,
-                        metric_name=name,
-                        metric_value=round(value, 4),
-                    )
+        record = {**data, "protocol": protocol, "metrics": found["metrics"], "precision": found["precision"]}
+        merged[_key(record)] = record
+    return [merged[key] for key in sorted(merged)]
+
+
+def _key(record: Mapping[str, Any]) -> tuple:
+    order = list(HUB_TASKS)
+    protocol = record["protocol"]
+    place = order.index(protocol) if protocol in order else len(order)
+    names = ("eval", "eval_split", "train", "train_split", "data_id")
+    return (*(record[name] for name in names), place, protocol)
+
+
+def _sections(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """The records of each pair of datasets, by the name of what was measured on and what was learned from."""
+    records = list(records)
+    ids = {}
+    for record in records:
+        ids.setdefault(_names(record), set()).add(record["data_id"])
+    sections = {}
+    for record in records:
+        evaluated, learned = _names(record)
+        if len(ids[evaluated, learned]) > 1:  # files of one name
+            learned += f", data {record['data_id']}"
+        sections.setdefault((evaluated, learned), []).append(record)
+    return sections
+
+
+def _names(record: Mapping[str, Any]) -> tuple[str, str]:
+    return f"{record['eval']} ({record['eval_split']})", f"{record['train']} ({record['train_split']})"
+
+
+def _index_entries(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Our entries of a `model-index`, of which no two have task, dataset, configuration and split in common: readers
+    would merge them."""
+    entries = {}
+    for (_, learned), of_data in _sections(records).items():
+        for record in of_data:
+            task, main_metrics = HUB_TASKS.get(record["protocol"], (None, {}))
+            for name, value in record["metrics"].items():
+                kind = next((kind for start, kind in main_metrics.items() if name.startswith(start)), None)
+                if kind is None or name.endswith("_std"):
+                    continue
+                entry = entries.setdefault(
+                    (task, learned, record["data_id"], record["eval_split"]),
+                    {
+                        "task": {"type": task, "name": f"{task.replace('-', ' ')} with frozen features"},
+                        "dataset": {
+                            "name": record["eval"],
+                            "type": record["eval"] if record["is_hub"] else f"private-{record['data_id']}",
+                            "config": f"learned from {learned}",
+                            "split": record["eval_split"],
+                        },
+                        "metrics": [],
+                    },
                 )
-    return results
+                entry["metrics"].append({"type": kind, "value": round(value, 4), "name": name})
+    return list(entries.values())
 
 
-def _with_section(text: str, values: Mapping[str, Any]) -> str:
-    title = (
-        f"### `{_public_name(values['eval_data'])}` ({values['eval_split']}), learned from "
-        f"`{_public_name(values['train_data'])}` ({values['train_split']})"
-    )
-    metrics = {name: protocol["metrics"] for name, protocol in values["protocols"].items()}
-    heading, body, after = _split_at_section(text)
-    parts = [part.strip() + "\n" for part in re.split(r"^(?=### )", body, flags=re.MULTILINE) if part.strip()]
-    for part in parts:
-        if part.startswith(title + "\n"):
-            metrics = _metrics_of_table(part) | metrics
-    parts = [part for part in parts if not part.startswith(title + "\n")]
-    parts.append(f"{title}\n\n{format_metrics(metrics)}\n")
-    return heading.rstrip() + f"\n\n{HEADING}\n\n" + "\n".join(parts) + after
+def _without(index: list[dict[str, Any]], ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A `model-index` without our metrics; what then has no metric left goes."""
+    left = []
+    for model in index:
+        results = []
+        for result in model.get("results", []):
+            mine = [
+                (metric["name"], metric["value"])
+                for entry in ours
+                if _identity(entry) == _identity(result)
+                for metric in entry["metrics"]
+            ]
+            metrics = [m for m in result.get("metrics", []) if (m.get("name"), m.get("value")) not in mine]
+            if metrics or not mine:
+                results.append({**result, "metrics": metrics} if mine else result)
+        if results or not model.get("results"):
+            left.append({**model, "results": results} if "results" in model else model)
+    return left
 
 
-def _metrics_of_table(text: str) -> dict[str, dict[str, float]]:
-    """What `format_metrics` wrote."""
-    metrics = {}
-    for protocol, name, value in re.findall(r"^\| (\w+) +\| (\S+) +\| +(\S+) \|$", text, flags=re.MULTILINE):
-        if value != "value":
-            metrics.setdefault(protocol, {})[name] = float(value)
-    return metrics
+def _identity(result: Mapping[str, Any]) -> tuple:
+    dataset = result.get("dataset") or {}
+    return ((result.get("task") or {}).get("type"), *(dataset.get(name) for name in ("type", "config", "split")))
 
 
-def _split_at_section(text: str) -> tuple[str, str, str]:
-    """What is before our section, what is in it, and what is after it."""
-    before, found, rest = text.partition(HEADING + "\n")
-    if not found:
-        return text, "", ""
-    next_heading = re.search(r"^##? ", rest, flags=re.MULTILINE)
-    end = next_heading.start() if next_heading else len(rest)
-    return before, rest[:end], ("\n" + rest[end:] if next_heading else "")
+def _with_section(text: str, records: list[dict[str, Any]]) -> str:
+    parts = []
+    for (evaluated, learned), of_data in _sections(records).items():
+        metrics = {record["protocol"]: record["metrics"] for record in of_data}
+        precision = {record["protocol"]: record["precision"] for record in of_data}
+        title = f"### On {_code(evaluated)}, learned from {_code(learned)}"
+        parts.append(f"{title}\n\n{format_metrics(metrics, precision)}\n")
+    # Inside the comment no text may end it.
+    record = json.dumps(records, sort_keys=True).replace("<", "\\u003c").replace(">", "\\u003e")
+    section = f"{HEADING}\n\n<!-- dinov2_hf evaluations: {record} -->\n\n" + "\n".join(parts) + f"\n{END}\n"
+    former = SECTION.search(text)
+    if former is None:
+        return f"{text.rstrip()}\n\n{section}"
+    after = text[former.end() :]
+    return text[: former.start()] + section + (f"\n{after}" if after else "")
+
+
+def _code(words: str) -> str:
+    return f"`{words.replace('`', '')}`"
+
+
+def _data_id(values: Mapping[str, Any]) -> str:
+    names = [values[name] for name in ("train_data", "train_split", "eval_data", "eval_split")]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]
 
 
 def _is_hub_id(data: str) -> bool:
     return bool(re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", data)) and not (Path(data).exists() or Path(data).suffix)
-
-
-def _dataset_id(data: str) -> str:
-    return data if _is_hub_id(data) else "private"
 
 
 def _public_name(data: str) -> str:

@@ -1,69 +1,189 @@
-"""What an evaluation leaves: `metrics.json`, and a table for the screen or a model card."""
+"""What an evaluation leaves: a folder with `metrics.json`, and a table for the screen or a model card."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ..atomic_files import write_text
+from ..output_folders import KINDS, is_free, make_folder, read_marker, refuse_links, refuse_overlap, refuse_urls
+
+
+METRICS = "metrics.json"
+# Results stand in one file only if these are the same, in the words of a message.
+MEASURED = {
+    "baseline": "`--baseline`",
+    "weights_sha256": "the weights of",
+    "image_processor": "the image processor of",
+    "train_data": "`--train_data`",
+    "train_split": "`--train_split`",
+    "num_train_rows": "the number of rows of `--train_data`",
+    "eval_data": "`--eval_data`",
+    "eval_split": "`--eval_split`",
+    "num_eval_rows": "the number of rows of `--eval_data`",
+}
+# Options that change how long a protocol takes, and not what it finds.
+NEUTRAL = {"batch_size", "num_workers"}
+
 
 class EvaluationResults:
-    """`metrics.json`, which is written after every protocol, so that an interrupted evaluation keeps what it has.
+    """The results of one model on one pair of datasets, in `metrics.json`.
 
-    It holds `model`, `baseline`, the data, and for each protocol its `metrics` by name, the `options` that were given
-    and the `seconds` it took.
+    The file is written after every protocol. What is in it already stays: a protocol that is measured again replaces
+    its own result, and no other. The values of the file are those of `measured`, and `protocols`, of each its
+    `metrics`, `options`, `date` and all else that `add` was given.
 
     Args:
-        output_dir: the folder of the file; made by the first result.
-        model: folder or Hub id.
-        baseline: what was measured in the place of the model, or None.
-        data: `train_data`, `train_split`, `eval_data` and `eval_split`.
-        overwrite: replace the file that is there.
+        output_dir: the folder of the file; made by the first result. The caller holds its lock (`sole_writer`).
+        measured: `model`, `model_revision` and the names of `MEASURED`.
 
     Raises:
-        ValueError: the file is there, and `overwrite` is not set.
+        ValueError: the file that is there is of something else, or cannot be read.
     """
 
-    def __init__(
-        self,
-        output_dir: str | os.PathLike,
-        *,
-        model: str,
-        baseline: str | None,
-        data: Mapping[str, str],
-        overwrite: bool,
-    ):
-        self.path = Path(output_dir) / "metrics.json"
-        if self.path.exists() and not overwrite:
-            raise ValueError(
-                f"`output_dir` is {output_dir}, which holds the results of an evaluation; choose another, or replace "
-                "them with --overwrite."
-            )
-        self.values = {"model": model, "baseline": baseline, **data, "protocols": {}}
+    def __init__(self, output_dir: str | os.PathLike, measured: Mapping[str, Any]):
+        self.folder, self.path = Path(output_dir), Path(output_dir) / METRICS
+        self.values = {**measured, "protocols": {}}
+        if self.path.exists():
+            self.values["protocols"] = _read(self.path, measured)["protocols"]
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
         """The metrics of each protocol."""
         return {name: protocol["metrics"] for name, protocol in self.values["protocols"].items()}
 
-    def add(self, protocol: str, metrics: Mapping[str, float], options: Mapping[str, Any], seconds: float) -> None:
-        """Keep the result of a protocol, and write the file."""
+    def is_finished(self, protocol: str, options: Mapping[str, Any]) -> bool:
+        """Whether a protocol is measured already, with these options.
+
+        Args:
+            options: those in force, as in `add`; None where the protocol settles an option itself.
+
+        Raises:
+            ValueError: it is measured with others.
+        """
+        former = self.values["protocols"].get(protocol)
+        if former is None:
+            return False
+        differing = []
+        for name, value in json.loads(json.dumps(options)).items():
+            settled = value is None and name in former["settled"]
+            if name not in NEUTRAL and not settled and former["options"].get(name) != value:
+                differing.append(name)
+        if differing:
+            was, now = (
+                ", ".join(f"`{name}` {_in_words(values.get(name))}" for name in differing)
+                for values in (former["options"], options)
+            )
+            raise ValueError(
+                f"{self.path} holds {protocol} with other options ({was}; now {now}); measure it again with"
+                " --overwrite, or choose another --output_dir."
+            )
+        return True
+
+    def add(
+        self,
+        protocol: str,
+        metrics: Mapping[str, float],
+        *,
+        options: Mapping[str, Any],
+        settled: Mapping[str, Any],
+        **record: Any,
+    ) -> None:
+        """Keep the result of a protocol, and write the file.
+
+        Args:
+            options: all that were in force.
+            settled: values that the protocol has found for options that are None.
+            record: what else is needed to measure it again, as JSON holds it.
+        """
         self.values["protocols"][protocol] = {
             "metrics": dict(metrics),
-            "options": dict(options),
-            "seconds": round(seconds, 1),
+            "options": {**options, **settled},
+            "settled": sorted(settled),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **record,
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial_path = self.path.with_name(f".metrics.{os.getpid()}.json")
-        partial_path.write_text(json.dumps(self.values, indent=2) + "\n")
-        os.replace(partial_path, self.path)
+        make_folder(self.folder)
+        write_text(self.path, json.dumps(self.values, indent=2) + "\n")
 
 
-def format_metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    """The metrics of all protocols as a table in Markdown, which reads well on a screen too."""
-    rows = [(protocol, name, f"{value:.4g}") for protocol, found in metrics.items() for name, value in found.items()]
-    rows.insert(0, ("protocol", "metric", "value"))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [f"| {a:{widths[0]}} | {b:{widths[1]}} | {c:>{widths[2]}} |" for a, b, c in rows]
-    lines.insert(1, f"|{'-' * (widths[0] + 2)}|{'-' * (widths[1] + 2)}|{'-' * (widths[2] + 1)}:|")
+def check_output(output_dir: Path, sources: Iterable[str], protocols: Iterable[str]) -> None:
+    """
+    That results may go into this folder; nothing is written.
+
+    Raises:
+        ValueError: it overlaps a source, holds something else than an evaluation, has links in it, or cannot be made.
+    """
+    refuse_urls(output_dir)
+    refuse_overlap(output_dir, sources)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"`--output_dir` is {output_dir}, a file, but a folder is needed; choose another name.")
+    if not is_free(output_dir):
+        marker = read_marker(output_dir)
+        if marker is None:
+            raise ValueError(
+                f"`--output_dir` is {output_dir}, which holds files but no evaluation of dinov2_hf; choose a new or"
+                " empty folder."
+            )
+        if marker["kind"] != "evaluation":
+            raise ValueError(
+                f"`--output_dir` is {output_dir}, which holds {KINDS[marker['kind']]}; choose another folder, such as"
+                f" {output_dir / 'evaluation'}."
+            )
+    refuse_links(output_dir, [METRICS, *protocols])
+    existing = output_dir.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"`--output_dir` is {output_dir}, which cannot be made, as {existing} is no folder that can be written to."
+        )
+
+
+def _read(path: Path, measured: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+        protocols = values["protocols"]
+        if not all({"metrics", "options", "settled"} <= set(one) for one in protocols.values()):
+            raise KeyError("metrics")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} cannot be read as results of this version; choose another --output_dir.") from None
+    for name, words in MEASURED.items():
+        now = json.loads(json.dumps(measured.get(name)))
+        if values.get(name) == now:
+            continue
+        was = f"{words} {values.get('model')}" if words.endswith(" of") else f"{words} {values.get(name)}"
+        now = f"other ones ({measured.get('model')})" if words.endswith(" of") else now
+        raise ValueError(
+            f"{path} holds results with {was}, and these would be with {now}; choose another --output_dir, because one"
+            " file holds the results of one model on the same data."
+        )
+    return values
+
+
+def _in_words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def format_metrics(metrics: Mapping[str, Mapping[str, float]], precision: Mapping[str, str] | None = None) -> str:
+    """The metrics of all protocols as a table in Markdown, which reads well on a screen too.
+
+    Args:
+        precision: of each protocol what it was computed in, as one more column.
+    """
+    rows = [("protocol", "metric", "value", "precision")]
+    for protocol, found in metrics.items():
+        for name, value in found.items():
+            # A name of a class may hold anything.
+            name = " ".join(name.split()).replace("|", "\\|")
+            rows.append((protocol, name, f"{value:.4g}", (precision or {}).get(protocol, "")))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = []
+    for a, b, c, d in rows:
+        line = f"| {a:{widths[0]}} | {b:{widths[1]}} | {c:>{widths[2]}} |"
+        lines.append(line if precision is None else f"{line} {d:{widths[3]}} |")
+    rule = f"|{'-' * (widths[0] + 2)}|{'-' * (widths[1] + 2)}|{'-' * (widths[2] + 1)}:|"
+    lines.insert(1, rule if precision is None else f"{rule}{'-' * (widths[3] + 2)}|")
     return "\n".join(lines)

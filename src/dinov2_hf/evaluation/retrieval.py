@@ -18,6 +18,10 @@ from torch import Tensor, nn
 
 from ..data.channel_decoding import image_decoder
 from ..data.image_decoding import decode_image
+from ..features import require_column
+from .extras import check_extras
+from .figures import picture_beside_numbers
+from .findings import keep
 from .nearest_images import draw_nearest_images, square_picture
 from .ranking_metrics import average_precision, micro_average_precision, precision_at
 from .retrieval_truth import (
@@ -28,7 +32,7 @@ from .retrieval_truth import (
     truths_by_labels,
     truths_by_lists,
 )
-from .similarity_search import searchable_features, similarities
+from .similarity_search import check_pca_dimensions, searchable_features, similarities
 
 
 PRECISION_RANKS = (1, 5, 10)
@@ -51,6 +55,7 @@ def evaluate_retrieval(
     progress: bool = False,
     processes: PartialState | None = None,
     output_dir: str | os.PathLike | None = None,
+    findings: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Rank the images of `train_dataset`, the database, for each image of `eval_dataset`, the queries.
 
@@ -70,6 +75,7 @@ def evaluate_retrieval(
             `ClassLabel`, is a distractor. Not read where the queries have the lists.
         pca_dimensions: whiten to so many principal components of the database. None: no whitening.
         output_dir: a folder for `retrieval.png`, a few queries and what they found. None: no picture.
+        findings: a mapping to be filled with what was found besides the metrics, see `findings`.
 
     Returns:
         In [0, 1]. By lists: for easy, medium and hard `retrieval_map_{...}` (see `average_precision`) and
@@ -83,6 +89,11 @@ def evaluate_retrieval(
             or `pca_dimensions` is out of range.
     """
     train_dataset, eval_dataset = (_unformatted(dataset) for dataset in (train_dataset, eval_dataset))
+    check_extras("retrieval", pca_dimensions=pca_dimensions)
+    check_retrieval(
+        model, train_dataset, eval_dataset, image_column=image_column, label_column=label_column,
+        pca_dimensions=pca_dimensions,
+    )  # fmt: skip
     by_lists = has_difficulties(eval_dataset)
     if by_lists:
         truths = truths_by_lists(eval_dataset, len(train_dataset))
@@ -90,8 +101,8 @@ def evaluate_retrieval(
         database_labels, query_labels = (
             instance_labels(dataset, label_column) for dataset in (train_dataset, eval_dataset)
         )
-        check_kinds_of_labels(database_labels, query_labels, label_column)
         truths = {"": truths_by_labels(database_labels, query_labels)}
+        keep(findings, num_classes=len(set(database_labels) - {None}))
     query_images = CroppedQueries.of(eval_dataset, image_column)
     database, queries = searchable_features(
         model,
@@ -108,17 +119,6 @@ def evaluate_retrieval(
         processes=processes,
     )
     rankings, nearest_scores = rank(database, queries)
-    if output_dir is not None and (processes is None or processes.is_main_process):
-        drawn = range(0, len(queries), ceil(len(queries) / NUM_PICTURES))
-        found = rankings[drawn, :NUM_NEIGHBORS].astype(np.int64)
-        decode = image_decoder(getattr(model.config, "num_channels", 3))
-        draw_nearest_images(
-            [_picture(query_images[row][image_column], decode) for row in drawn],
-            [[_picture(train_dataset[row][image_column], decode) for row in rows] for rows in found.tolist()],
-            (queries[drawn] @ database.T).cpu().gather(1, torch.from_numpy(found)),
-            Path(output_dir) / "retrieval.png",
-            labels=None if by_lists else _labels(drawn, found, query_labels, database_labels),
-        )
     metrics = {}
     for difficulty, of_queries in truths.items():
         suffix = f"_{difficulty}" if difficulty else ""
@@ -127,7 +127,40 @@ def evaluate_retrieval(
     if not by_lists:
         nearest = [database_labels[row] for row in rankings[:, 0]]
         metrics |= recognition_quality(nearest, query_labels, set(database_labels) - {None}, nearest_scores)
+    if output_dir is not None and (processes is None or processes.is_main_process):
+        path = Path(output_dir) / "retrieval.png"
+        with picture_beside_numbers(path):
+            drawn = range(0, len(queries), ceil(len(queries) / NUM_PICTURES))
+            found = rankings[drawn, :NUM_NEIGHBORS].astype(np.int64)
+            decode = image_decoder(getattr(model.config, "num_channels", 3))
+            draw_nearest_images(
+                [_picture(query_images[row][image_column], decode) for row in drawn],
+                [[_picture(train_dataset[row][image_column], decode) for row in rows] for rows in found.tolist()],
+                (queries[drawn] @ database.T).cpu().gather(1, torch.from_numpy(found)),
+                path,
+                labels=None if by_lists else _labels(drawn, found, query_labels, database_labels),
+            )
     return metrics
+
+
+def check_retrieval(
+    model: nn.Module,
+    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    *,
+    image_column: str,
+    label_column: str,
+    pca_dimensions: int | None,
+) -> None:
+    """What `evaluate_retrieval` refuses before any work."""
+    for dataset in (train_dataset, eval_dataset):
+        require_column(dataset, image_column, "image_column")
+    if has_difficulties(eval_dataset):
+        truths_by_lists(eval_dataset, len(train_dataset))
+    else:
+        labels = (instance_labels(dataset, label_column) for dataset in (train_dataset, eval_dataset))
+        check_kinds_of_labels(*labels, label_column)
+    check_pca_dimensions(pca_dimensions, len(train_dataset), model, "database")
 
 
 def _unformatted(dataset: Any) -> Any:

@@ -74,7 +74,7 @@ def instance_labels(dataset: Any, label_column: str) -> list[int | str | None]:
     for row, value in enumerate(values):
         if value is not None and not isinstance(value, Integral | str):
             raise ValueError(
-                f"label_column={label_column!r} of row {row} is {value!r}, but must be an integer, a string or None."
+                f"`label_column` {label_column!r} of row {row} is {value!r}, but must be an integer, a string or None."
             )
         if names is not None:
             value = names[value] if value is not None and value >= 0 else None
@@ -87,12 +87,12 @@ def check_kinds_of_labels(database: Sequence, queries: Sequence, label_column: s
     kinds = [{type(label) is str for label in labels if label is not None} for labels in (database, queries)]
     if not kinds[0] or len(kinds[0] | kinds[1]) > 1:
         raise ValueError(
-            f"label_column={label_column!r} holds {'no labels' if not kinds[0] else 'names and numbers'} in the"
+            f"`label_column` {label_column!r} holds {'no labels' if not kinds[0] else 'names and numbers'} in the"
             " database and the queries; both must have labels of one kind."
         )
     if not set(database) & set(queries) - {None}:
         raise ValueError(
-            f"label_column={label_column!r} has no label that a query shares with the database, so that there is"
+            f"`label_column` {label_column!r} has no label that a query shares with the database, so that there is"
             " nothing to find."
         )
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,16 +23,22 @@ from torch.nn.functional import cross_entropy, interpolate
 from torchvision.transforms.v2.functional import resize
 from tqdm.auto import tqdm
 
-from ..features import evaluation_mode
+from ..atomic_files import check_new_folder
+from ..features import evaluation_mode, require_column
 from ..models.modeling_dinov2_heads import DINOv2ForSemanticSegmentation, DINOv2SegmentationHead
 from .dense_features import check_image_size, num_blocks, segmentation_features, square_patch_size
-from .dense_images import PixelNormalization, PixelPairs, pairs_of_process, training_batches
+from .dense_images import PixelNormalization, PixelPairs, check_train_batch_size, pairs_of_process, training_batches
 from .dense_models import head_config, save_dense_model
 from .dense_pictures import draw_masks
-from .head_training import learning_rate_factor, linear_decay, seeded, train_head
+from .extras import check_extras
+from .figures import picture_beside_numbers
+from .findings import keep, listed
+from .fingerprints import training_settings
+from .head_training import check_head_training, learning_rate_factor, linear_decay, seeded, train_head
 from .segmentation_augmentation import SegmentationCrop
 from .segmentation_masks import count_ids, mask_classes, mask_decoder
 from .sliding_window import augmented_probabilities, sliding_window_logits
+from .unmeasured_heads import forget_unmeasured, train_once
 
 
 logger = logging.getLogger(__name__)
@@ -85,6 +91,7 @@ def evaluate_segmentation(
     progress: bool = False,
     processes: PartialState | None = None,
     output_dir: str | Path | None = None,
+    findings: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train a segmentation head on the masks of `train_dataset` and measure it on those of `eval_dataset`.
 
@@ -114,7 +121,10 @@ def evaluate_segmentation(
         train_batch_size: images of a training step, over all processes.
         batch_size: windows of a test image in one forward pass.
         output_dir: a folder for `model` (a `DINOv2ForSemanticSegmentation` with its image processor, where the model
-            is a `DINOv2Model`) and `segmentation.png`, masks beside the truth.
+            is a `DINOv2Model`), which is written before the measurement, and `segmentation.png`, masks beside the
+            truth. While the head is not measured, it is in `unmeasured_head.safetensors` too, and the next call with
+            the same arguments does not train it again.
+        findings: a mapping to be filled with what was found besides the metrics, see `findings`.
 
     Returns:
         In [0, 1]: `segmentation_miou`, the mean over the classes that occur in the evaluation masks or predictions of
@@ -126,21 +136,16 @@ def evaluate_segmentation(
             unknown number, there are fewer than two classes, `image_size` is smaller than a patch, an option is out of
             range, or the model takes images of another number of channels.
     """
-    if head not in PROTOCOLS:
-        raise ValueError(f"head={head!r} is not one of {', '.join(map(repr, PROTOCOLS))}.")
+    check_extras("segmentation")
+    image_size, scales, scale_range = check_segmentation(
+        model, train_dataset, eval_dataset, image_processor, head=head, image_column=image_column,
+        mask_column=mask_column, class_names=class_names, image_size=image_size, num_steps=num_steps,
+        learning_rate=learning_rate, weight_decay=weight_decay, warmup_steps=warmup_steps,
+        train_scale_range=train_scale_range, test_scales=test_scales, train_batch_size=train_batch_size,
+        batch_size=batch_size, processes=processes, output_dir=output_dir,
+    )  # fmt: skip
     protocol = PROTOCOLS[head]
-    image_size = protocol.image_size if image_size is None else image_size
-    check_image_size(image_size, square_patch_size(model), "image_size")
-    scales = protocol.test_scales if test_scales is None else tuple(test_scales)
-    scale_range = protocol.train_scale_range if train_scale_range is None else tuple(train_scale_range)
-    if not 0 < scale_range[0] <= scale_range[1] or not scales or min(scales) <= 0:
-        raise ValueError(
-            f"train_scale_range={scale_range} and test_scales={scales} must hold ratios above 0, the first ascending."
-        )
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps} must be at least 1.")
-    if num_blocks(model) < protocol.num_layers:
-        raise ValueError(f"head={head!r} reads {protocol.num_layers} blocks, but the model has {num_blocks(model)}.")
+    warmup_steps = num_steps * 1500 // 40_000 if warmup_steps is None else warmup_steps
     num_channels = getattr(model.config, "num_channels", 3)
     normalize = PixelNormalization(image_processor, num_channels)
     decode = mask_decoder(ignore_index, do_reduce_labels)
@@ -167,6 +172,10 @@ def evaluate_segmentation(
     if untrained:
         logger.warning("no training mask has %s; their IoU can only be 0", ", ".join(untrained))
 
+    keep(
+        findings, image_size=image_size, test_scales=list(scales), train_scale_range=list(scale_range),
+        warmup_steps=warmup_steps, class_names=names, num_classes=len(names),
+    )  # fmt: skip
     device = next(model.parameters()).device if device is None else torch.device(device)
     model.to(device)
     config = head_config(
@@ -190,23 +199,45 @@ def evaluate_segmentation(
         total = cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
         return total / (labels != ignore_index).sum().clamp(min=1)
 
-    warmup_steps = num_steps * 1500 // 40_000 if warmup_steps is None else warmup_steps
+    train = partial(
+        train_head,
+        decode_head,
+        batch_loss,
+        batches,
+        torch.optim.AdamW(decode_head.parameters(), lr=learning_rate, weight_decay=weight_decay),
+        num_steps=num_steps,
+        learning_rate_factor=lambda step: learning_rate_factor(
+            step, num_steps, decay=linear_decay, warmup_steps=warmup_steps, warmup_ratio=1e-6
+        ),
+        device=device,
+        progress=progress,
+        description="Training the segmentation head",
+        processes=processes,
+    )
+    settings = training_settings(
+        model, train_dataset, image_processor, head=head, image_column=image_column, mask_column=mask_column,
+        class_names=names, ignore_index=ignore_index, do_reduce_labels=do_reduce_labels, image_size=image_size,
+        num_steps=num_steps, learning_rate=learning_rate, weight_decay=weight_decay, warmup_steps=warmup_steps,
+        train_scale_range=list(scale_range), seed=seed, train_batch_size=train_batch_size,
+        precision=str(autocast_dtype), num_processes=1 if processes is None else processes.num_processes,
+    )  # fmt: skip
+    is_main = processes is None or processes.is_main_process
     with evaluation_mode(model):
-        train_head(
-            decode_head,
-            batch_loss,
-            batches,
-            torch.optim.AdamW(decode_head.parameters(), lr=learning_rate, weight_decay=weight_decay),
-            num_steps=num_steps,
-            learning_rate_factor=lambda step: learning_rate_factor(
-                step, num_steps, decay=linear_decay, warmup_steps=warmup_steps, warmup_ratio=1e-6
-            ),
-            device=device,
-            progress=progress,
-            description="Training the segmentation head",
+        train_once(
+            decode_head.state_dict(keep_vars=True), train, settings=settings, output_dir=output_dir,
             processes=processes,
-        )
+        )  # fmt: skip
         decode_head.eval()
+        if output_dir is not None and is_main:
+            save_dense_model(
+                DINOv2ForSemanticSegmentation,
+                model,
+                decode_head,
+                config,
+                image_processor,
+                {"do_resize": True, "size": {"shortest_edge": image_size}, "resample": 2},  # bilinear, as here
+                Path(output_dir) / "model",
+            )
         window_logits = partial(_window_logits, decode_head, features_of)
         logits_of = partial(
             sliding_window_logits,
@@ -225,18 +256,66 @@ def evaluate_segmentation(
         metrics, pictures = _measure(
             predict, eval_pairs, names, ignore_index, device, num_workers, progress, processes
         )
-    if output_dir is not None and (processes is None or processes.is_main_process):
-        save_dense_model(
-            DINOv2ForSemanticSegmentation,
-            model,
-            decode_head,
-            config,
-            image_processor,
-            {"do_resize": True, "size": {"shortest_edge": image_size}, "resample": 2},  # bilinear, as here
-            Path(output_dir) / "model",
-        )
-        draw_masks(pictures, names, ignore_index, Path(output_dir) / "segmentation.png")
+    if output_dir is not None and is_main:
+        path = Path(output_dir) / "segmentation.png"
+        with picture_beside_numbers(path):
+            draw_masks(pictures, names, ignore_index, path)
+    forget_unmeasured(output_dir, processes)
     return metrics
+
+
+def check_segmentation(
+    model: nn.Module,
+    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    image_processor: Any,
+    *,
+    head: str,
+    image_column: str,
+    mask_column: str,
+    class_names: Sequence[str] | None,
+    image_size: int | None,
+    num_steps: int,
+    learning_rate: float,
+    weight_decay: float,
+    warmup_steps: int | None,
+    train_scale_range: tuple[float, float] | None,
+    test_scales: Sequence[float] | None,
+    train_batch_size: int,
+    batch_size: int,
+    processes: PartialState | None,
+    output_dir: str | Path | None,
+) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+    """What `evaluate_segmentation` refuses before it reads masks; `image_size`, `test_scales`, `train_scale_range`."""
+    if head not in PROTOCOLS:
+        raise ValueError(f"`head` is {head!r}, but must be one of {', '.join(PROTOCOLS)}.")
+    protocol = PROTOCOLS[head]
+    image_size = protocol.image_size if image_size is None else image_size
+    check_image_size(image_size, square_patch_size(model), "image_size")
+    scales = protocol.test_scales if test_scales is None else tuple(test_scales)
+    scale_range = protocol.train_scale_range if train_scale_range is None else tuple(train_scale_range)
+    if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1] < inf:
+        raise ValueError(
+            f"`train_scale_range` is {listed(scale_range)}, but must be two ratios above 0, the smaller one first."
+        )
+    if not scales or not all(0 < scale < inf for scale in scales):
+        raise ValueError(f"`test_scales` is {listed(scales)}, but must be ratios above 0.")
+    if class_names is not None and len(set(class_names)) < len(class_names):
+        twice = next(name for name in class_names if list(class_names).count(name) > 1)
+        raise ValueError(f"`class_names` holds {twice!r} twice, but results are kept by name; give each its own.")
+    check_head_training(num_steps, learning_rate, weight_decay, warmup_steps)
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1.")
+    if num_blocks(model) < protocol.num_layers:
+        raise ValueError(f"`head` {head} reads {protocol.num_layers} blocks, but the model has {num_blocks(model)}.")
+    PixelNormalization(image_processor, getattr(model.config, "num_channels", 3))
+    for dataset in (train_dataset, eval_dataset):
+        require_column(dataset, image_column, "image_column")
+        require_column(dataset, mask_column, "mask_column")
+    check_train_batch_size(train_batch_size, len(train_dataset), processes)
+    if output_dir is not None:
+        check_new_folder(Path(output_dir) / "model", "model", overwrite=True)
+    return image_size, scales, scale_range
 
 
 def _new_head(config: Any, processes: PartialState | None) -> nn.Module:

@@ -109,28 +109,28 @@ def mask_classes(
     used = {number for ids in train_ids for number in ids} - {ignore_index}
     if len(used) < 2:
         raise ValueError(
-            f"mask_column={mask_column!r} of the training data has {len(used)} classes besides"
-            f" ignore_index={ignore_index}, but at least 2 are needed."
+            f"`mask_column` {mask_column!r} of the training data has {len(used)} classes besides"
+            f" `ignore_index` {ignore_index}, but at least 2 are needed."
         )
     if class_names is None:
         class_names = [f"LABEL_{number}" for number in range(max(used) + 1)]
         source = "the numbers in the training masks"
     else:
-        source = "class_names"
+        source = "`class_names`"
     known = {*range(len(class_names)), ignore_index}
     for split, rows in (("training", train_ids), ("evaluation", eval_ids)):
         for row, ids in enumerate(rows):
             unknown = sorted(set(ids) - known)
             if unknown:
                 raise ValueError(
-                    f"mask_column={mask_column!r} of row {row} of the {split} data holds the numbers"
+                    f"`mask_column` {mask_column!r} of row {row} of the {split} data holds the numbers"
                     f" {', '.join(map(str, unknown[:5]))}, but the classes ({source}) go from 0 to"
-                    f" {len(class_names) - 1} and ignore_index is {ignore_index}; set `class_names` or `ignore_index`,"
-                    " or repair the mask."
+                    f" {len(class_names) - 1} and `ignore_index` is {ignore_index}; set `class_names` or"
+                    " `ignore_index`, or repair the mask."
                 )
     if not any(set(ids) - {ignore_index} for ids in eval_ids):
         raise ValueError(
-            f"mask_column={mask_column!r} of the evaluation data holds nothing but ignore_index={ignore_index}."
+            f"`mask_column` {mask_column!r} of the evaluation data holds nothing but `ignore_index` {ignore_index}."
         )
     return list(class_names)
 

@@ -37,13 +37,7 @@ def searchable_features(
     Raises:
         ValueError: what `extract_features` raises; a feature is not finite; or `pca_dimensions` is out of range.
     """
-    if pca_dimensions is not None:
-        largest = min(len(database), model.config.hidden_size)
-        if not 1 <= pca_dimensions <= largest:
-            raise ValueError(
-                f"pca_dimensions={pca_dimensions} must be from 1 to {largest}, the smaller of the {names[0]}'s"
-                f" {len(database)} images and the features' {model.config.hidden_size} channels."
-            )
+    check_pca_dimensions(pca_dimensions, len(database), model, names[0])
     features = []
     for dataset, name in ((database, names[0]), (queries, names[1])):
         found = extract_features(
@@ -60,6 +54,19 @@ def searchable_features(
         features = [normalize(found, dim=1).float() for found in whitened]
     device = next(model.parameters()).device
     return features[0].to(device), features[1].to(device)
+
+
+def check_pca_dimensions(pca_dimensions: int | None, num_images: int, model: nn.Module, name: str) -> None:
+    """`ValueError` where the features of so many images have no so many principal components."""
+    if pca_dimensions is None:
+        return
+    width = getattr(model.config, "hidden_size", num_images)  # pixels, whose number depends on the image processor
+    largest = min(num_images, width)
+    if not 1 <= pca_dimensions <= largest:
+        raise ValueError(
+            f"`pca_dimensions` is {pca_dimensions}, but must be from 1 to {largest}, the smaller of the {name}'s"
+            f" {num_images} images and the features' {width} channels."
+        )
 
 
 def similarities(database: Tensor, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -20,12 +20,16 @@ from .classifier_grid import (
     accuracies,
     best_choice,
     cached_batches,
+    check_grid,
     train_grid,
     training_order,
 )
-from .figures import draw_curves
+from .figures import draw_curves, picture_beside_numbers
+from .findings import keep, note_edge
+from .fingerprints import training_settings
 from .labelled_features import labelled_features, random_split
-from .labels import match_labels
+from .labels import MatchedLabels, match_labels, warn_of_absent_classes
+from .unmeasured_heads import forget_unmeasured, train_once
 
 
 def evaluate_video(
@@ -50,6 +54,7 @@ def evaluate_video(
     progress: bool = False,
     processes: PartialState | None = None,
     output_dir: str | os.PathLike | None = None,
+    findings: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train linear classifiers on frames of videos, and report the best on `eval_dataset`.
 
@@ -71,7 +76,9 @@ def evaluate_video(
             `eval_dataset` itself.
         seed: of the initial weights, the order and the validation split.
         batch_size: videos in a forward pass, each with all its frames.
-        output_dir: a folder for the plot `video.png`. None: no plot.
+        output_dir: a folder for the plot `video.png`. None: no plot. While the classifiers are not measured, they are
+            in `unmeasured_head.safetensors`, and the next call with the same arguments does not train them again.
+        findings: a mapping to be filled with what was found besides the metrics, see `findings`.
 
     Returns:
         Of the best learning rate the accuracies in [0, 1] on `eval_dataset`, `video_top1` and, with more than 5
@@ -80,15 +87,12 @@ def evaluate_video(
     Raises:
         ValueError: what `match_labels` or `extract_features` raises, or an option is out of its range.
     """
-    labels = match_labels(train_dataset, eval_dataset, label_column)
-    if num_frames < 1 or num_steps < 1:
-        raise ValueError(f"num_frames={num_frames} and num_steps={num_steps} must be at least 1.")
-    if grid not in LEARNING_RATES:
-        raise ValueError(f"grid={grid!r} is no grid of learning rates, which are {list(LEARNING_RATES)}.")
-    num_rows = len(labels.train)
-    if validation_fraction:
-        num_rows = len(random_split(num_rows, validation_fraction, seed)[0])
-    training_order(num_rows, train_batch_size, seed=seed, processes=processes)  # its mistakes, before any compute
+    labels = check_video(
+        train_dataset, eval_dataset, label_column=label_column, num_frames=num_frames, grid=grid, num_steps=num_steps,
+        train_batch_size=train_batch_size, validation_fraction=validation_fraction, seed=seed, processes=processes,
+    )  # fmt: skip
+    warn_of_absent_classes(labels)
+    keep(findings, num_classes=len(labels.classes), most_frequent_class_top1=labels.most_frequent_share())
     frames_model = FramesModel(model, concatenate=frame_pooling == "concatenate")
     extraction = {
         "image_column": video_column,
@@ -127,11 +131,23 @@ def evaluate_video(
         processes=processes,
     )
     order = training_order(len(rows), train_batch_size, seed=seed, processes=processes)
-    train_grid(
-        classifiers, cached_batches(features[rows], train_labels[rows], order, device), num_steps, progress=progress
+    settings = training_settings(
+        model, train_dataset, image_processor, video_column=video_column, label_column=label_column,
+        num_frames=num_frames, frame_pooling=frame_pooling, grid=grid, num_steps=num_steps,
+        train_batch_size=train_batch_size, validation_fraction=validation_fraction, seed=seed,
+        classes=labels.classes, precision=str(autocast_dtype),
+        num_processes=1 if processes is None else processes.num_processes,
+    )  # fmt: skip
+    batches = cached_batches(features[rows], train_labels[rows], order, device)
+    train_once(
+        classifiers.tensors(),
+        lambda: train_grid(classifiers, batches, num_steps, progress=progress),
+        settings=settings,
+        output_dir=output_dir,
+        processes=processes,
     )
     found = accuracies(classifiers, eval_features, labels.eval)
-    metrics, best = {}, best_choice(found)
+    metrics, best, chosen_on = {}, best_choice(found), found
     if validation_rows is not None:
         chosen_on = accuracies(classifiers, features[validation_rows], train_labels[validation_rows])
         best = best_choice(chosen_on)
@@ -140,12 +156,44 @@ def evaluate_video(
     if len(labels.classes) > 5:
         metrics["video_top5"] = accuracies(classifiers, eval_features, labels.eval, topk=5)[best]
     metrics["video_best_learning_rate"] = best.learning_rate
+    note_edge(findings, f"learning rate of `grid` {grid}", {c.learning_rate: value for c, value in chosen_on.items()})
     if output_dir is not None and (processes is None or processes.is_main_process):
         curve = {choice.learning_rate: accuracy for choice, accuracy in found.items()}
-        draw_curves(
-            {"frames": curve}, Path(output_dir) / "video.png", x="learning rate", y="top-1 accuracy", log_x=True
-        )
+        path = Path(output_dir) / "video.png"
+        with picture_beside_numbers(path):
+            draw_curves(
+                {"frames": curve}, path, x="learning rate", y="top-1 accuracy", log_x=True,
+                title=f"Linear classifiers, {len(labels.eval)} videos",
+                baselines={"always the most frequent class": labels.most_frequent_share()},
+            )  # fmt: skip
+    forget_unmeasured(output_dir, processes)
     return metrics
+
+
+def check_video(
+    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
+    *,
+    label_column: str,
+    num_frames: int,
+    grid: str,
+    num_steps: int,
+    train_batch_size: int,
+    validation_fraction: float,
+    seed: int,
+    processes: PartialState | None,
+) -> MatchedLabels:
+    """What `evaluate_video` refuses before any work, and the labels."""
+    labels = match_labels(train_dataset, eval_dataset, label_column)
+    for name, value in (("num_frames", num_frames), ("num_steps", num_steps)):
+        if value < 1:
+            raise ValueError(f"`{name}` is {value}, but must be at least 1.")
+    check_grid(grid)
+    num_rows = len(labels.train)
+    if validation_fraction:
+        num_rows = len(random_split(num_rows, validation_fraction, seed)[0])
+    training_order(num_rows, train_batch_size, seed=seed, processes=processes)
+    return labels
 
 
 class FramesModel(nn.Module):

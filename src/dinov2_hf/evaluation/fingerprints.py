@@ -1,0 +1,50 @@
+"""Whether two things are the same: the weights of a model, what makes images of files into its input, a dataset."""
+
+import hashlib
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the names, dtypes, shapes and values of all weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def processor_values(image_processor: Any) -> dict[str, Any]:
+    """The settings of an image processor that JSON can hold."""
+    settings = image_processor.to_dict() if hasattr(image_processor, "to_dict") else vars(image_processor)
+    return {name: value for name, value in sorted(settings.items()) if _is_json(value)}
+
+
+def dataset_fingerprint(dataset: Any) -> str | None:
+    """What `datasets` calls the fingerprint of a dataset; None of a plain sequence of rows, which has none."""
+    return dataset._fingerprint if isinstance(dataset, datasets.Dataset) else None
+
+
+def training_settings(model: nn.Module, train_dataset: Any, image_processor: Any, **options: Any) -> dict[str, Any]:
+    """All that the training of a head on a frozen model depends on, for `train_once`.
+
+    Args:
+        options: of the protocol, as JSON holds them.
+    """
+    return {
+        "model": weights_fingerprint(model),
+        "train_dataset": dataset_fingerprint(train_dataset),
+        "image_processor": processor_values(image_processor),
+        "options": options,
+    }
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_json(one) for name, one in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_json, value))
+    return value is None or isinstance(value, (bool, int, float, str))
