@@ -41,11 +41,11 @@ def test_every_image_is_in_the_dataset_or_dropped_for_the_right_reason(planted, 
     }
     found = dataset(curation.output_dir, tmp_path)
     assert [(row["id"], row["origin"], row["retrieved_for"], row["times_retrieved"]) for row in found] == [
-        ("pool/0", "pool", "curated", 1),
-        ("pool/7", "pool", "curated", 2),
-        ("pool/8", "pool", "curated", 1),
-        ("curated/0", "curated", None, 0),
-        ("curated/1", "curated", None, 0),
+        ("pool/0", "pool", ["curated"], 1),
+        ("pool/7", "pool", ["curated"], 2),
+        ("pool/8", "pool", ["curated"], 1),
+        ("curated/0", "curated", [], 0),
+        ("curated/1", "curated", [], 0),
     ]
     for row, seed in zip(found, (0, 7, 8, 100, 101), strict=True):
         assert row["image"].convert("RGB").tobytes() == scene(seed).tobytes()
@@ -59,12 +59,13 @@ def test_every_image_is_in_the_dataset_or_dropped_for_the_right_reason(planted, 
     assert report["funnel"][0]["images_in"] == 12
     assert report["funnel"][-1]["images_out"] == 3
     assert report["dataset"] == {
-        "images": 5, "from_the_pool": 3, "curated_as_they_are": 2, "accounting": "union", "retrieved_union": 3,
-        "retrieved_multiset": 4,
+        "rows": 5, "images": 5, "from_the_pool": 3, "curated_as_they_are": 2, "accounting": "union",
+        "retrieved_union": 3, "retrieved_multiset": 4,
     }  # fmt: skip
     nearest = report["histograms"]["Nearest benchmark image"]
-    assert sum(nearest["counts"]) == 8  # what deduplication left
-    assert sum(nearest["counts"][148:152]) == 1  # cosine 0.5
+    assert sum(nearest["bins"]) == 8  # what deduplication left
+    assert sum(nearest["bins"][148:152]) == 1  # cosine 0.5
+    assert (nearest["above"], nearest["below"], nearest["unknown"]) == (1, 7, 0)
     page = (curation.output_dir / "report.html").read_text()
     assert page.count("<svg") == 3
     assert "resembles a benchmark (cosine &gt; 0.45): 1" in page

@@ -14,7 +14,7 @@ CARD = """---
 
 # Curated images
 
-{{ images }} images, curated with dinov2_hf: {{ from_the_pool }} from a pool of {{ pool }}{{ curated }}.
+{{ images }} images, curated with dinov2_hf: {{ from_the_pool }} from a pool of {{ pool }}{{ curated }}.{{ repeats }}
 
 ```python
 from datasets import load_dataset
@@ -27,7 +27,7 @@ dataset = load_dataset({{ loaded }}, split="train")
 | `image` | the image |
 | `id`, `source` | which image of which source it is |
 | `origin` | "pool", or "curated" for images that are taken as they are |
-| `retrieved_for` | the first curated source whose images brought it |
+| `retrieved_for` | the curated sources whose images brought it |
 | `times_retrieved` | how often it was retrieved or chosen; 0 for curated images |
 
 ## How it was made
@@ -73,7 +73,7 @@ def dataset_card(arguments: CurationArguments, report: dict[str, Any], repo_id: 
         license=arguments.license,
         task_categories=["image-feature-extraction"],
         tags=["dinov2", "dinov2_hf", "data-curation"],
-        size_categories=[next(name for limit, name in SIZES if dataset["images"] < limit)],
+        size_categories=[next(name for limit, name in SIZES if dataset["rows"] < limit)],
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
     )
     funnel = [
@@ -95,6 +95,7 @@ def dataset_card(arguments: CurationArguments, report: dict[str, Any], repo_id: 
         pool=f"{report['funnel'][0]['images_in']:,}",
         curated=f", and {as_they_are:,} curated ones as they are" if as_they_are else "",
         loaded=f'"{repo_id}"' if repo_id else '"dataset"',
+        repeats="" if dataset["rows"] == dataset["images"] else f" With repeats they are {dataset['rows']:,} rows.",
         method=METHODS[arguments.how_selected],
         funnel="\n".join(funnel),
         sources="\n".join(sources),

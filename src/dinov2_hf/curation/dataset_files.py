@@ -34,7 +34,7 @@ def dataset_features(curation: Curation) -> datasets.Features:
         "id": datasets.Value("string"),
         "source": datasets.Value("string"),
         "origin": datasets.Value("string"),
-        "retrieved_for": datasets.Value("string"),
+        "retrieved_for": datasets.Sequence(datasets.Value("string")),
         "times_retrieved": datasets.Value("int64"),
     }
     taken = sorted(set(kept) & set(own))
@@ -63,14 +63,17 @@ def chosen_rows(curation: Curation) -> pa.Table:
     ]
     rows = np.concatenate([np.empty(0, np.int64), *included]).astype(np.int64)
     as_they_are = pa.table(
-        {"row_id": rows, "times_retrieved": np.zeros(len(rows), np.int64), "retrieved_for": [None] * len(rows)},
+        {"row_id": rows, "times_retrieved": np.zeros(len(rows), np.int64), "retrieved_for": [[]] * len(rows)},
         schema=selected.schema,
     )
     return pa.concat_tables([selected, as_they_are])
 
 
 def build_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
-    """Write a range of the chosen rows to `00000.parquet`, `00001.parquet`, ... of `rows_per_file` rows each."""
+    """Write a range of the chosen rows to `00000.parquet`, `00001.parquet`, ... of `rows_per_file` rows each.
+
+    `written.npy` has their row ids, `dropped.parquet` those that could not be read again.
+    """
     arguments, sources = curation.arguments, curation.sources
     chosen = chosen_rows(curation)
     if not len(chosen):
@@ -87,7 +90,7 @@ def build_shard(curation: Curation, rank: int, world_size: int, shard: Unfinishe
     facts = curation.facts([row["row_id"] for row in part], ["id", "path"])
     ids, paths = facts["id"].to_pylist(), facts["path"].to_pylist()
     before = chosen["row_id"][rows.start - 1].as_py() if rows.start else None
-    dropped, writer, batch, in_file = [], None, [], 0
+    dropped, written, writer, batch, in_file = [], [], None, [], 0
     files = 0
 
     def flush() -> None:
@@ -124,12 +127,12 @@ def build_shard(curation: Curation, rank: int, world_size: int, shard: Unfinishe
                     "id": ids[place],
                     "source": source,
                     "origin": "pool" if sources.roles[number] == "uncurated" else "curated",
-                    "retrieved_for": row["retrieved_for"],
+                    "retrieved_for": [sources.sources[other].name for other in row["retrieved_for"]],
                     "times_retrieved": row["times_retrieved"],
                     **sources.values(row["row_id"], arguments.keep_columns),
                 }
             )
-            shard.rows += 1
+            written.append(row["row_id"])
             if len(batch) >= min(ROW_GROUP_IMAGES, arguments.rows_per_file - in_file):
                 flush()
         flush()
@@ -137,6 +140,8 @@ def build_shard(curation: Curation, rank: int, world_size: int, shard: Unfinishe
         if writer is not None:
             writer.close()
     write_dropped(dropped, shard.folder)
+    np.save(shard.folder / "written.npy", np.array(written, dtype=np.int64))
+    shard.rows = len(written)
 
 
 def built_files(curation: Curation) -> list[Path]:

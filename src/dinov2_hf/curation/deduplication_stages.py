@@ -34,9 +34,15 @@ def deduplicate_shard(curation: Curation, rank: int, world_size: int, shard: Unf
     for component in report["largest_components"]:
         component["representative"] = int(ids[component["representative"]])
     (shard.folder / "report.json").write_text(json.dumps(report, indent=1))
-    reason = f"copy in the pool (cosine > {arguments.deduplication_threshold})"
+    threshold = arguments.deduplication_threshold
+    # Of a chain, in which each is a copy of the next, the ends need not resemble each other.
+    texts = (
+        f"end of a chain of copies (cosine > {threshold} from one to the next)",
+        f"copy in the pool (cosine > {threshold})",
+    )
+    reasons = np.array(texts, dtype=object)[(result.similarities > threshold).astype(int)]
     write_dropped(
-        curation.dropped("deduplicate", ids[result.dropped], reason, ids[result.duplicate_of], result.similarities),
+        curation.dropped("deduplicate", ids[result.dropped], reasons, ids[result.duplicate_of], result.similarities),
         shard.folder,
     )
 

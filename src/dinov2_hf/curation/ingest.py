@@ -44,7 +44,8 @@ def ingest_shard(
 ) -> None:
     """Read a range of rows: `images.parquet` holds the facts of those kept, `dropped.parquet` the others.
 
-    Benchmark images are decoded and hashed, but not filtered: an evaluation set counts as it is.
+    Only the pool is filtered. Benchmark and curated images are decoded and hashed: they count, and are taken, as they
+    are.
     """
     arguments, sources = curation.arguments, curation.sources
     rows = shard_range(len(sources), rank, world_size)
@@ -68,11 +69,11 @@ def ingest_shard(
         value = sources.image(row_id)
         path = value and value["path"]
         facts = {"row_id": row_id, "id": sources.image_id(row_id), "path": path, "source": source}
-        is_benchmark = sources.roles[source] == "benchmark"
-        image, reason = _read(value, arguments, facts, is_benchmark)
+        is_filtered = sources.roles[source] == "uncurated"
+        image, reason = _read(value, arguments, facts, is_filtered)
         if reason is not None:
             drop(facts, reason)
-        elif filters and not is_benchmark:
+        elif filters and is_filtered:
             waiting.append((facts, image))
             if len(waiting) == FILTER_BATCH_SIZE:
                 finish_waiting()
@@ -96,19 +97,19 @@ def quality_of(images: pa.Table) -> np.ndarray:
 
 
 def _read(
-    value: dict, arguments: CurationArguments, facts: dict, is_benchmark: bool
+    value: dict, arguments: CurationArguments, facts: dict, is_filtered: bool
 ) -> tuple[Image.Image | None, str | None]:
     """The picture and the reason to drop it, of which one is None; fills in the facts."""
     try:
         content = read_content(value)
-        if not is_benchmark:
+        if is_filtered:
             reason = file_reason(len(content), min_bytes=arguments.min_bytes, max_bytes=arguments.max_bytes)
             if reason is not None:
                 return None, reason
         image = decode_image(content)
     except (UndecodableImage, OSError) as error:
         return None, f"cannot be decoded: {error}"
-    if not is_benchmark:
+    if is_filtered:
         reason = size_reason(*image.size, min_side=arguments.min_side, max_aspect_ratio=arguments.max_aspect_ratio)
         if reason is not None:
             return None, reason

@@ -2,22 +2,24 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import parquet
 
 from .arguments import ENGINE_FIELDS
+from .completeness import check_complete, written_row_ids
 from .dataset_card import dataset_card
-from .dataset_files import built_files, publish_files, read_report
+from .dataset_files import publish_files, read_report
 from .dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE, read_dropped
 from .manifests import UnfinishedShard
 from .report_page import render_page
 from .report_pictures import MOST_REASONS, draw_histogram, example_groups, kept_examples
 from .run_context import Curation
-from .search_stages import HISTOGRAM_EDGES
+from .similarity_counts import load_counts
 
 
 # Stages that drop images, and what to call them.
@@ -37,15 +39,15 @@ PUBLISHED = ("report.html", "report.json", "dropped.parquet")
 
 def report_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
     """Gather all stages: `dropped.parquet`, `report.json`, `report.html` and the dataset's `README.md`."""
+    written = written_row_ids(curation)
     dropped = _gather_dropped(curation, shard)
-    report = gather_report(curation, dropped.counts)
+    check_complete(curation, dropped.times, written)
+    report = gather_report(curation, dropped.counts, written)
     (shard.folder / "report.json").write_text(json.dumps(report, indent=1))
     histograms = {
-        title: draw_histogram(
-            np.array(values["counts"]), title=title, threshold=values["threshold"], label=values["label"]
-        )
-        for title, values in report["histograms"].items()
-        if sum(values["counts"])
+        title: draw_histogram(title, histogram)
+        for title, histogram in report["histograms"].items()
+        if sum(histogram["bins"])
     }
     page = render_page(
         report,
@@ -64,16 +66,19 @@ class Dropped:
 
     Attributes:
         counts: images by (stage, source, group of reasons).
+        times: (number of all images,) how often each occurs.
         some: rows to show examples of, all where they are few: the first `ROWS_AT_ONCE` of each stage.
     """
 
     counts: Counter
+    times: np.ndarray
     some: pa.Table
 
 
 def _gather_dropped(curation: Curation, shard: UnfinishedShard) -> Dropped:
     """Write `dropped.parquet` of all stages."""
     counts, some = Counter(), [DROPPED_SCHEMA.empty_table()]
+    times = np.zeros(len(curation.sources), np.uint8)
     with parquet.ParquetWriter(shard.folder / "dropped.parquet", DROPPED_SCHEMA) as writer:
         for name in DROPPING_STAGES:
             if name not in curation.folders:
@@ -82,6 +87,7 @@ def _gather_dropped(curation: Curation, shard: UnfinishedShard) -> Dropped:
             shown = 0
             for table in read_dropped(files):
                 writer.write_table(table)
+                np.add.at(times, table["row_id"].to_numpy(), 1)
                 some.append(table.slice(0, ROWS_AT_ONCE - shown))
                 shown += len(some[-1])
                 grouped = table.group_by(["stage", "source", "reason"]).aggregate([("row_id", "count")])
@@ -90,7 +96,7 @@ def _gather_dropped(curation: Curation, shard: UnfinishedShard) -> Dropped:
                     if key not in counts and len(counts) >= COUNTED_REASONS:
                         key = (row["stage"], row["source"], "other reasons")
                     counts[key] += row["row_id_count"]
-    return Dropped(counts, pa.concat_tables(some))
+    return Dropped(counts, times, pa.concat_tables(some))
 
 
 def publish(curation: Curation) -> None:
@@ -102,36 +108,40 @@ def publish(curation: Curation) -> None:
     (curation.output_dir / "dataset" / "README.md").write_bytes((made / "README.md").read_bytes())
 
 
-def gather_report(curation: Curation, dropped: Counter) -> dict[str, Any]:
+def gather_report(curation: Curation, dropped: Counter, written: np.ndarray) -> dict[str, Any]:
     """The numbers: plain values, ready for JSON.
 
     Args:
         dropped: images by (stage, source, group of reasons).
+        written: row ids of the images of the dataset, with the repeats of a multiset.
     """
-    built = Counter()
-    for path in built_files(curation):
-        columns = parquet.read_table(path, columns=["source", "origin", "retrieved_for"])
-        for row in columns.group_by(columns.column_names).aggregate([([], "count_all")]).to_pylist():
-            built[row["source"], row["origin"], row["retrieved_for"]] += row["count_all"]
-    of_pool = sum(count for (_, origin, _), count in built.items() if origin == "pool")
+    images = np.unique(written)
     selection = read_report(curation, "select")
+    of_pool = int(_of_role(curation, images, "uncurated").sum())
     return {
         "dataset": {
-            "images": built.total(),
+            "rows": len(written),
+            "images": len(images),
             "from_the_pool": of_pool,
-            "curated_as_they_are": built.total() - of_pool,
+            "curated_as_they_are": len(images) - of_pool,
             "accounting": curation.arguments.accounting,
             "retrieved_union": selection.get("unique"),
             "retrieved_multiset": selection.get("multiset"),
         },
         "funnel": _funnel(curation, dropped),
-        "sources": _sources(curation, dropped, built),
+        "sources": _sources(curation, dropped, written, images),
         "deduplicate": read_report(curation, "deduplicate"),
         "relative_deduplicate": read_report(curation, "relative_deduplicate"),
         "select": selection,
         "histograms": _histograms(curation),
         "configuration": _configuration(curation),
     }
+
+
+def _of_role(curation: Curation, row_ids: np.ndarray, role: str) -> np.ndarray:
+    """(n,) bool: which of the rows are of sources of this role."""
+    roles = np.array(curation.sources.roles)
+    return roles[np.searchsorted(curation.sources.starts, row_ids, side="right") - 1] == role
 
 
 def reason_group(reason: str) -> str:
@@ -164,51 +174,73 @@ def _funnel(curation: Curation, dropped: Counter) -> list[dict[str, Any]]:
     return funnel
 
 
-def _sources(curation: Curation, dropped: Counter, built: Counter) -> list[dict[str, Any]]:
+def _sources(curation: Curation, dropped: Counter, written: np.ndarray, images: np.ndarray) -> list[dict[str, Any]]:
     """How each source fared: its rows, what stages dropped of it, and what of it is in the dataset."""
-    sources = curation.sources
+    sources, retrieved = curation.sources, _retrieved_for(curation, images)
     described = []
     for number, source in enumerate(sources.sources):
         lost = Counter()
         for (stage, name, _), count in dropped.items():
             if name == source.name:
                 lost[stage] += count
+        rows = sources.range_of(number)
         described.append(
             {
                 "name": source.name,
                 "role": sources.roles[number],
-                "images": len(sources.range_of(number)),
+                "images": len(rows),
                 "dropped": dict(lost),
-                "in_dataset": sum(count for (name, _, _), count in built.items() if name == source.name),
-                "retrieved_for_it": sum(count for (_, _, name), count in built.items() if name == source.name),
+                "in_dataset": _inside(images, rows),
+                "rows_of_dataset": _inside(written, rows),
+                "retrieved_for_it": int(retrieved[number]),
             }
         )
     return described
 
 
+def _inside(row_ids: np.ndarray, rows: range) -> int:
+    return int(((row_ids >= rows.start) & (row_ids < rows.stop)).sum())
+
+
+def _retrieved_for(curation: Curation, images: np.ndarray) -> np.ndarray:
+    """By number of the source, how many images of the dataset it brought; one that two brought counts for both."""
+    path = curation.folders["select"].shard(0) / "selected.parquet"
+    table = parquet.read_table(path, columns=["row_id", "retrieved_for"])
+    table = table.filter(np.isin(table["row_id"].to_numpy(), images))
+    numbers = pc.list_flatten(table["retrieved_for"]).to_numpy()
+    return np.bincount(numbers, minlength=len(curation.sources.sources))
+
+
 def _histograms(curation: Curation) -> dict[str, dict[str, Any]]:
-    """Counts of similarities in bins of 0.01 from -1 to 1, with the threshold that decided."""
+    """Similarities by title, with the threshold that decided: `SimilarityCounts`, and what to say of them."""
     arguments = curation.arguments
     asked = {
         "search_copies": (
-            "Nearest other image of the pool", arguments.deduplication_threshold, "copies above", "nearest.npy",
+            "Nearest other image of the pool", "nearest.json", arguments.deduplication_threshold, "above",
+            "images with a copy above", "images",
         ),
         "search_benchmarks": (
-            "Nearest benchmark image", arguments.benchmark_threshold, "left out above", "nearest.npy",
+            "Nearest benchmark image", "nearest.json", arguments.benchmark_threshold, "above",
+            "images that resemble one above", "images",
         ),
         "select": (
-            "Retrieved image and its curated image",
-            arguments.min_similarity if arguments.min_similarity > -1 else None,
-            "not retrieved below",
-            "similarities.npy",
+            "Image of the pool and the curated image it was found for", "similarities.json", arguments.min_similarity,
+            "below", "pairs not retrieved below", "pairs",
         ),
     }  # fmt: skip
     histograms = {}
-    for stage, (title, threshold, label, name) in asked.items():
-        if stage in curation.folders:
-            files = [path for path in curation.folders[stage].files(name) if path.exists()]
-            counts = np.sum([np.zeros(len(HISTOGRAM_EDGES) - 1, np.int64), *(np.load(path) for path in files)], axis=0)
-            histograms[title] = {"counts": counts.tolist(), "threshold": threshold, "label": label}
+    for stage, (title, name, threshold, side, label, unit) in asked.items():
+        files = (
+            [path for path in curation.folders[stage].files(name) if path.exists()]
+            if stage in curation.folders
+            else []
+        )
+        if files:
+            has_threshold = side == "above" or threshold > -1
+            histograms[title] = {
+                **asdict(load_counts(files)), "threshold": threshold if has_threshold else None, "side": side,
+                "label": label, "unit": unit,
+            }  # fmt: skip
     return histograms
 
 

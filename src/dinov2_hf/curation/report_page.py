@@ -40,4 +40,6 @@ def summary_line(report: dict[str, Any]) -> str:
     line = f"{dataset['from_the_pool']:,} of {report['funnel'][0]['images_in']:,} images of the pool"
     if dataset["curated_as_they_are"]:
         line += f", and {dataset['curated_as_they_are']:,} curated images as they are"
+    if dataset["rows"] != dataset["images"]:
+        line += f"; with repeats (multiset) {dataset['rows']:,} rows"
     return line + "."

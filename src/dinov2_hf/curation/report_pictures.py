@@ -4,17 +4,19 @@ import base64
 import io
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from pyarrow import parquet
 
 from .dataset_files import chosen_rows, thumbnail
 from .run_context import Curation
-from .search_stages import HISTOGRAM_EDGES
+from .similarity_counts import HISTOGRAM_EDGES
 
 
 SIDE = 112
@@ -42,14 +44,21 @@ class ExampleGroup:
     others: list[ExamplePicture] = field(default_factory=list)
 
 
-def draw_histogram(counts: np.ndarray, *, title: str, threshold: float | None, label: str) -> str:
-    """A histogram as SVG text, logarithmic, with the threshold drawn where there is one."""
+def draw_histogram(title: str, histogram: dict[str, Any]) -> str:
+    """A histogram as SVG text, logarithmic, with the threshold drawn where there is one.
+
+    Args:
+        histogram: an entry of "histograms" of `report.gather_report`; what it cannot show is said below the picture.
+    """
+    counts, threshold = np.array(histogram["bins"]), histogram["threshold"]
     figure = Figure(figsize=(6.4, 2.7), layout="constrained")
     axes = figure.add_subplot()
     centers = (HISTOGRAM_EDGES[1:] + HISTOGRAM_EDGES[:-1]) / 2
-    above = np.zeros(len(counts), bool) if threshold is None else centers > threshold
-    axes.stairs(np.where(above, 0, counts), HISTOGRAM_EDGES, fill=True, color="#4878a8")
-    axes.stairs(np.where(above, counts, 0), HISTOGRAM_EDGES, fill=True, color="#c8553d")
+    beyond = np.zeros(len(counts), bool)
+    if threshold is not None:
+        beyond = centers > threshold if histogram["side"] == "above" else centers < threshold
+    axes.stairs(np.where(beyond, 0, counts), HISTOGRAM_EDGES, fill=True, color="#4878a8")
+    axes.stairs(np.where(beyond, counts, 0), HISTOGRAM_EDGES, fill=True, color="#c8553d")
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.7)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -59,20 +68,30 @@ def draw_histogram(counts: np.ndarray, *, title: str, threshold: float | None, l
     axes.set_xlim(max(-1.0, low), 1.02)
     if threshold is not None:
         axes.axvline(threshold, color="black", linewidth=1)
-        count = int(counts[above].sum())
         axes.annotate(
-            f" {label} {threshold}: {count:,}", (threshold, 0.97), xycoords=("data", "axes fraction"), va="top",
-            fontsize=9,
+            f" {histogram['label']} {threshold}: {histogram[histogram['side']]:,}", (threshold, 0.97),
+            xycoords=("data", "axes fraction"), va="top", fontsize=9,
         )  # fmt: skip
     axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel("cosine similarity", fontsize=9)
-    axes.set_ylabel("images", fontsize=9)
+    axes.set_xlabel("cosine similarity" + not_shown(histogram), fontsize=9)
+    axes.set_ylabel(histogram["unit"], fontsize=9)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
+    with rc_context({"svg.fonttype": "none"}):  # text as text, which can be searched and copied
+        figure.savefig(buffer, format="svg")
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def not_shown(histogram: dict[str, Any]) -> str:
+    """What a histogram leaves out, as the end of a line; empty where it shows all."""
+    if not histogram["unknown"]:
+        return ""
+    why = "for which the search found nothing"
+    if histogram["floor"] is not None:
+        why = f"below {histogram['floor']}, where the search stops"
+    return f"  (not shown: {histogram['unknown']:,} {histogram['unit']} {why})"
 
 
 def kept_examples(curation: Curation) -> dict[str, list[ExampleGroup]]:

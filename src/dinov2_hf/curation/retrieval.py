@@ -52,7 +52,8 @@ def retrieve_by_sample(neighbors: Neighbors, *, floor: float = -1.0) -> Retrieva
         "k": k,
         "floor": floor,
         "retrieved": len(rows),
-        "below_floor": num_queries * k - len(rows),
+        "below_floor": int((neighbors.rows >= 0).sum()) - len(rows),
+        "not_found": int((neighbors.rows < 0).sum()),  # by an index that visits a part of the pool
         "unique": len(np.unique(rows)),
     }
     return Retrieval(rows, query, neighbors.similarities[query, column], report)
@@ -121,13 +122,16 @@ class CombinedRetrieval:
     Attributes:
         rows: (u,) int64 rows of the pool that any dataset brought, once each, in rising order.
         multiplicity: (u,) int64 how often each was brought.
-        sources: (u,) int64 the first dataset, in the order given, that brought it.
-        report: `multiset` and `unique` counts, and by dataset what it brought and what it brought first.
+        sources: (s,) int64 the datasets that brought each, by their place in the order given; those of row i are
+            `sources[offsets[i] : offsets[i + 1]]`, each once, ascending.
+        offsets: (u + 1,) int64.
+        report: `multiset` and `unique` counts, and by dataset what it brought and what no other did.
     """
 
     rows: np.ndarray
     multiplicity: np.ndarray
     sources: np.ndarray
+    offsets: np.ndarray
     report: dict
 
 
@@ -135,15 +139,17 @@ def combine(retrievals: dict[str, Retrieval]) -> CombinedRetrieval:
     """The union of what several datasets bring, with the paper's count (repeats included) beside it."""
     all_rows = np.concatenate([np.empty(0, np.int64), *(retrieval.rows for retrieval in retrievals.values())])
     lengths = [len(retrieval.rows) for retrieval in retrievals.values()]
-    sources = np.repeat(np.arange(len(lengths)), lengths)
-    rows, first, multiplicity = np.unique(all_rows, return_index=True, return_counts=True)
-    by_source = np.bincount(sources[first], minlength=len(lengths))
+    rows, multiplicity = np.unique(all_rows, return_counts=True)
+    pairs = np.unique(all_rows * len(lengths) + np.repeat(np.arange(len(lengths)), lengths)) if lengths else all_rows
+    sources = pairs % max(len(lengths), 1)
+    _, begins, num_sources = np.unique(pairs // max(len(lengths), 1), return_index=True, return_counts=True)
+    alone = np.bincount(sources[begins[num_sources == 1]], minlength=len(lengths))
     report = {
         "multiset": len(all_rows),
         "unique": len(rows),
         "sources": {
-            name: {**retrieval.report, "brought_first": int(count)}
-            for (name, retrieval), count in zip(retrievals.items(), by_source, strict=True)
+            name: {**retrieval.report, "brought_alone": int(count)}
+            for (name, retrieval), count in zip(retrievals.items(), alone, strict=True)
         },
     }
-    return CombinedRetrieval(rows, multiplicity, sources[first], report)
+    return CombinedRetrieval(rows, multiplicity, sources, np.append(begins, len(pairs)), report)

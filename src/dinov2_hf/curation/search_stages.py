@@ -26,11 +26,10 @@ from .neighbors import (
     train_index,
 )
 from .run_context import Curation
+from .similarity_counts import count_similarities
 
 
 INDEX_FILE = "pool.faiss"
-# Similarities are counted in bins of 0.01 from -1 to 1, for the pictures of the report.
-HISTOGRAM_EDGES = np.linspace(-1, 1, 201)
 
 
 def pool_of(curation: Curation, of: str) -> UnitVectors:
@@ -91,13 +90,16 @@ def merge_index_shard(of: str, curation: Curation, rank: int, world_size: int, s
 
 
 def search_copies_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
-    """Neighbours of a range of the pool among the pool: `edges.npz`, `nearest.npy` (a histogram)."""
+    """Neighbours of a range of the pool among the pool: `edges.npz`, `nearest.json` (counts)."""
     arguments, pool = curation.arguments, pool_of(curation, "copies")
     rows = shard_range(len(pool), rank, world_size)
     threshold = min(arguments.deduplication_threshold, arguments.benchmark_threshold)
     num_neighbors = min(arguments.num_neighbors, len(pool) - 1)  # a pool of 20 images is no mistake
+    floor = None
     if num_neighbors and len(rows):
         index, settings = _index(curation, "copies")
+        # An exhaustive search knows every similarity; others read vectors only while they find copies.
+        floor = None if settings.is_exact else threshold
         neighbors = search(
             index,
             pool,
@@ -106,8 +108,7 @@ def search_copies_shard(curation: Curation, rank: int, world_size: int, shard: U
             settings,
             start=rows.start,
             stop=rows.stop,
-            # An exhaustive search knows every similarity; others read vectors only while they find copies.
-            floor=-1.0 if settings.is_exact else threshold,
+            floor=-1.0 if floor is None else floor,
             skip_self=True,
             gpus=gpus_for_faiss(arguments.device),
             progress=arguments.progress,
@@ -117,12 +118,15 @@ def search_copies_shard(curation: Curation, rank: int, world_size: int, shard: U
     else:
         edges, nearest = Edges.joined([]), np.empty(0)
     save_edges(edges, shard.folder / "edges.npz")
-    np.save(shard.folder / "nearest.npy", similarity_histogram(nearest))
+    counts = count_similarities(
+        nearest, arguments.deduplication_threshold, missing=len(rows) - len(nearest), floor=floor
+    )
+    counts.save(shard.folder / "nearest.json")
     shard.rows = len(rows)
 
 
 def search_benchmarks_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
-    """The nearest benchmark image of a range of the pool that deduplication left: `edges.npz`, `nearest.npy`."""
+    """The nearest benchmark image of a range of the pool that deduplication left: `edges.npz`, `nearest.json`."""
     arguments, pool, references = curation.arguments, pool_of(curation, "copies"), pool_of(curation, "benchmarks")
     rows = shard_range(len(pool), rank, world_size)
     edges, nearest = Edges.joined([]), np.empty(0)
@@ -143,7 +147,7 @@ def search_benchmarks_shard(curation: Curation, rank: int, world_size: int, shar
         edges = Edges(left[found.rows], found.others, found.similarities)
         nearest = neighbors.similarities[:, 0]
     save_edges(edges, shard.folder / "edges.npz")
-    np.save(shard.folder / "nearest.npy", similarity_histogram(nearest))
+    count_similarities(nearest, arguments.benchmark_threshold).save(shard.folder / "nearest.json")
     shard.rows = len(left)
 
 
@@ -198,12 +202,6 @@ def load_edges(paths: list[Path]) -> Edges:
         with np.load(path) as arrays:
             parts.append(Edges(arrays["rows"], arrays["others"], arrays["similarities"]))
     return Edges.joined(parts)
-
-
-def similarity_histogram(similarities: np.ndarray) -> np.ndarray:
-    """(200,) counts in bins of 0.01; those that are not known (-inf) are left out."""
-    finite = similarities[np.isfinite(similarities)]
-    return np.histogram(np.clip(finite, -1, 1), bins=HISTOGRAM_EDGES)[0]
 
 
 def _settings(curation: Curation, of: str) -> IndexSettings:

@@ -14,7 +14,8 @@ from .manifests import UnfinishedShard, shard_range
 from .neighbors import Neighbors
 from .retrieval import Retrieval, combine, retrieve_by_cluster, retrieve_by_sample
 from .run_context import Curation
-from .search_stages import curated_queries, similarity_histogram
+from .search_stages import curated_queries
+from .similarity_counts import count_similarities, sum_of_counts
 
 
 # Of the pool, for each cluster, to learn its centroid from.
@@ -23,7 +24,7 @@ SELECTED_SCHEMA = pa.schema(
     {
         "row_id": pa.int64(),
         "times_retrieved": pa.int64(),
-        "retrieved_for": pa.string(),  # the first curated source that brought it; null where none did
+        "retrieved_for": pa.list_(pa.int32()),  # numbers of the curated sources that brought it, ascending
     }
 )
 
@@ -68,8 +69,8 @@ def assign_clusters_shard(curation: Curation, rank: int, world_size: int, shard:
 def retrieve_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
     """What all curated sources bring: `selected.parquet`, `pairs.parquet` (queries of the report), `report.json`."""
     arguments, pool_ids = curation.arguments, curation.candidate_ids()
-    retrievals: dict[str, Retrieval] = {}
-    pairs, histogram = [], np.zeros(200, np.int64)
+    retrievals: dict[int, Retrieval] = {}  # by the number of the source
+    pairs, counts = [], []
     for number, query_ids, _ in curated_queries(curation, "sample"):
         parts = []
         for path in curation.folders["search_retrieval"].files(f"{number}.npz"):
@@ -77,8 +78,8 @@ def retrieve_shard(curation: Curation, rank: int, world_size: int, shard: Unfini
                 parts.append((arrays["rows"], arrays["similarities"]))
         neighbors = Neighbors(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
         found = retrieve_by_sample(neighbors, floor=arguments.min_similarity)
-        retrievals[curation.sources.sources[number].name] = found
-        histogram += similarity_histogram(neighbors.similarities.ravel())
+        retrievals[number] = found
+        counts.append(count_similarities(neighbors.similarities, arguments.min_similarity))
         pairs.append((query_ids[found.queries], pool_ids[found.rows], found.similarities))
     by_cluster = list(curated_queries(curation, "cluster"))
     if by_cluster:
@@ -87,7 +88,7 @@ def retrieve_shard(curation: Curation, rank: int, world_size: int, shard: Unfini
         members = ClusterMembers(clusters, len(centroids))
         for number, _, queries in by_cluster:
             query_clusters, _ = assign_clusters(queries, centroids, gpus=gpus_for_faiss(arguments.device))
-            retrievals[curation.sources.sources[number].name] = retrieve_by_cluster(
+            retrievals[number] = retrieve_by_cluster(
                 members,
                 query_clusters,
                 min_queries=arguments.min_cluster_queries + 1,
@@ -95,13 +96,13 @@ def retrieve_shard(curation: Curation, rank: int, world_size: int, shard: Unfini
                 max_rows=arguments.max_per_source,
                 seed=arguments.seed,
             )
-    names = list(retrievals)
-    combined = combine(retrievals)
-    _write_selection(
-        curation, shard, pool_ids, combined.rows, combined.multiplicity, [names[n] for n in combined.sources],
-        "not retrieved",
-    )  # fmt: skip
-    np.save(shard.folder / "similarities.npy", histogram)
+    numbers = sorted(retrievals)
+    combined = combine({curation.sources.sources[number].name: retrievals[number] for number in numbers})
+    retrieved_for = pa.ListArray.from_arrays(
+        pa.array(combined.offsets, pa.int32()), pa.array(np.array(numbers, np.int32)[combined.sources])
+    )
+    _write_selection(curation, shard, pool_ids, combined.rows, combined.multiplicity, retrieved_for, "not retrieved")
+    sum_of_counts(counts).save(shard.folder / "similarities.json")
     queries, found, similarities = (
         np.concatenate([np.empty(0), *arrays]) for arrays in (zip(*pairs, strict=True) if pairs else [[], [], []])
     )
@@ -155,13 +156,13 @@ def select_all_shard(curation: Curation, rank: int, world_size: int, shard: Unfi
 
 def _write_selection(
     curation: Curation, shard: UnfinishedShard, pool_ids: np.ndarray, rows: np.ndarray, times: np.ndarray | None,
-    retrieved_for: list[str] | None, reason: str,
+    retrieved_for: pa.ListArray | None, reason: str,
 ) -> None:  # fmt: skip
     """The selected rows of the pool, and the others as dropped."""
     table = {
         "row_id": pool_ids[rows],
         "times_retrieved": np.ones(len(rows), np.int64) if times is None else times,
-        "retrieved_for": [None] * len(rows) if retrieved_for is None else retrieved_for,
+        "retrieved_for": [[]] * len(rows) if retrieved_for is None else retrieved_for,
     }
     parquet.write_table(pa.table(table, schema=SELECTED_SCHEMA), shard.folder / "selected.parquet")
     left = np.ones(len(pool_ids), bool)

@@ -30,7 +30,7 @@ class ImageSource:
         path: as in `data.load_image_dataset`, or a folder that img2dataset wrote.
         name: in ids, tables and the report; by default the last part of the path.
         split, config_name, image_column: as in `data.load_image_dataset`.
-        id_column: the column of the images' ids, unique; by default the number of the row.
+        id_column: the column of the images' ids, unique; by default, and where it is empty, the number of the row.
         retrieval: of a curated source, "sample" (the paper's for more than a million images) or "cluster".
         retrieval_num_neighbors: of a curated source, images to retrieve for each of its images ("sample").
         include: of a curated source, whether its own images go into the dataset as they are.
@@ -136,11 +136,15 @@ class OpenSources:
         return self._images[source][row][self._image_columns[source]]
 
     def image_id(self, row_id: int) -> str:
-        """`<source>/<row>`, or `<source>/<value of id_column>`."""
+        """`<source>/<row>`, or `<source>/<value of id_column>`; `<source>/row <row>` where that column is empty.
+
+        Images without an id are not one image: each gets an id of its own.
+        """
         source, row = self.locate(row_id)
         column = self.sources[source].id_column
         value = row if column is None else self._columns(source, (column,))[row][column]
-        return f"{self.sources[source].name}/{value}"
+        is_missing = value is None or value == "" or value != value  # null, empty, not a number
+        return f"{self.sources[source].name}/" + (f"row {row}" if is_missing else str(value))
 
     def values(self, row_id: int, columns: Sequence[str]) -> dict[str, Any]:
         """The values of other columns; None where the source has no such column."""
