@@ -131,7 +131,7 @@ def test_mistakes_are_one_sentence(tmp_path, folder, data):
     )
     assert "`--label_column` 'fine' is not a column" in answer("knn", "--label_column", "fine")
     assert "`--baseline` is untrained" in answer("knn", "--update_card", "--baseline", "untrained")
-    assert "which cannot be loaded" in mistake(*evaluate_words(tmp_path / "no", data, "knn", output))
+    assert "does not exist, and a model folder" in mistake(*evaluate_words(tmp_path / "no", data, "knn", output))
     DINOv2ImageProcessor(image_mean=[0.5] * 4, image_std=[0.5] * 4).save_pretrained(folder)
     assert "a network for 3 channels, but `image_mean` of its image processor" in answer("knn")
     DINOv2ImageProcessor().save_pretrained(folder)

@@ -101,6 +101,15 @@ def test_other_options_another_model_or_other_data_are_refused(tmp_path, words):
     assert (tmp_path / "out" / "metrics.json").read_text() == before
 
 
+def test_a_run_stands_for_its_model(tmp_path, words):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "model").rename(tmp_path / "run" / "model")
+    words = [tmp_path / "run" if word == tmp_path / "model" else word for word in words("knn", "--update_card")]
+    run(*words[:6], tmp_path / "run" / "evaluation", *words[7:])
+    assert results(tmp_path / "run" / "evaluation")["knn"]["metrics"]
+    assert "knn_top1_k1" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
 def test_one_writer_for_a_folder(tmp_path, words):
     run(*words("knn"))
     with sole_writer(tmp_path / "out"):

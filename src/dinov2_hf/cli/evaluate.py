@@ -55,6 +55,7 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
         from ..evaluation.extras import check_extras
         from ..evaluation.result_card import check_card, update_model_card
         from ..evaluation.results import EvaluationResults, check_output, format_metrics
+        from ..model_source import find_model
         from ..training.distributed import let_gloo_finish
         from .backbone import load_backbone
 
@@ -67,6 +68,7 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
             model=model, protocol=protocol, output_dir=output_dir, overwrite=overwrite, update_card=update_card,
             **options,
         )  # fmt: skip
+        model = str(find_model(model))
         for name in protocols:
             with in_words_of_the_command(name, functions[name]):
                 check_extras(name, **own[name])

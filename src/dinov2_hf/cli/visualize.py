@@ -60,6 +60,7 @@ def visualize(parser: argparse.ArgumentParser) -> Callable[..., None]:
         from transformers.utils import logging as transformers_logging
 
         from ..atomic_files import new_file
+        from ..model_source import find_model
         from .backbone import load_backbone
 
         options = given(**options)
@@ -80,6 +81,7 @@ def visualize(parser: argparse.ArgumentParser) -> Callable[..., None]:
         for name, least in (("batch_size", 1), ("num_workers", 0), ("num_neighbors", 1), ("max_matches", 1)):
             if options.get(name, least) < least:
                 raise ValueError(f"`--{name}` is {options[name]}, but must be at least {least}.")
+        model = str(find_model(model))
         with new_file(output, overwrite=overwrite, sources=[*(images or ()), *given(data=data).values()]) as partial:
             collection = None
             if data is not None:

@@ -70,7 +70,7 @@ def draw_curves(
     axes = figure.add_subplot()
     for name, points in curves.items():
         best = max(points, key=points.get)
-        label = f"{name}: best {points[best]:.3f} at {best:g}" if log_x else name
+        label = f"{name}: best {points[best]:.3f} at {best:.3g}" if log_x else name
         axes.plot(list(points), list(points.values()), marker="o", markersize=4, label=label)
     for name, value in (baselines or {}).items():
         axes.axhline(value, color="0.4", linestyle=":", linewidth=1.2, label=f"{name}: {value:.3f}")
