@@ -4,10 +4,10 @@ import dataclasses
 import json
 import os
 import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
@@ -58,6 +58,7 @@ def test_every_image_is_in_the_dataset_or_dropped_for_the_right_reason(planted, 
         assert row["images_in"] - sum(row["dropped"].values()) == row["images_out"]
     assert report["funnel"][0]["images_in"] == 12
     assert report["funnel"][-1]["images_out"] == 3
+    assert len(report["dataset"].pop("fingerprint")) == 16
     assert report["dataset"] == {
         "rows": 5, "images": 5, "from_the_pool": 3, "curated_as_they_are": 2, "accounting": "union",
         "retrieved_union": 3, "retrieved_multiset": 4,
@@ -206,16 +207,27 @@ def test_curated_images_without_a_vector_are_left_out(planted, tmp_path):
     assert dataset(curation.output_dir, tmp_path)["id"] == ["pool/7", "pool/8", "curated/0"]
 
 
-def test_images_that_vanish_before_they_are_written_are_counted_once(planted, tmp_path):
-    shutil.copytree(planted.folder / "pool", tmp_path / "copy")
-    files = sorted((tmp_path / "copy").iterdir())
-    schema = datasets.Features({"image": datasets.Image()}).arrow_schema
-    names = pa.table({"image": [{"bytes": None, "path": str(file)} for file in files]}, schema=schema)
-    parquet.write_table(names, tmp_path / "names.parquet")
-    changes = {"uncurated": [{"path": str(tmp_path / "names.parquet"), "name": "pool"}], "accounting": "multiset"}
-    for step in ("ingest", "embed", "deduplicate", "relative_deduplicate", "retrieve"):
-        planted.curate(step, **changes)
-    files[7].unlink()
+class RemovesSeven:
+    """A filter that removes a file when its image has been read; not when it is tried on a single picture."""
+
+    def __call__(self, images):
+        if len(images) > 1:
+            Path(os.environ["FILE_TO_REMOVE"]).unlink(missing_ok=True)
+        return [None] * len(images)
+
+
+def test_images_that_vanish_before_they_are_written_are_counted_once(planted, tmp_path, monkeypatch):
+    """If that is what the user wants; otherwise the run stops, since the file may be there again in an hour."""
+    shutil.copytree(planted.folder / "pool", tmp_path / "copy" / "pool")
+    seven = tmp_path / "copy" / "pool" / "007.png"
+    monkeypatch.setenv("FILE_TO_REMOVE", str(seven))
+    filters = [f"{__name__}:RemovesSeven"]
+    changes = {"uncurated": str(seven.parent), "accounting": "multiset", "filters": filters, "num_shards": 1}
+    with pytest.raises(ValueError, match="the image pool/7 cannot be read now .*No such file.*kept: run the"):
+        planted.curate(**changes)
+    shutil.copy2(planted.folder / "pool" / "007.png", seven)
+    assert len(planted.curate(**changes).folders["build"].missing()) == 0
+    changes = {**changes, "output_dir": str(tmp_path / "again"), "skip_unreadable": True}
     curation = planted.curate(**changes)
     assert dropped(curation.output_dir)["pool/7"][:2] == ("build", "cannot be read again")
     report = json.loads((curation.output_dir / "report.json").read_text())

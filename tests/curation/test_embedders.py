@@ -8,6 +8,7 @@ from pyarrow import parquet
 from transformers import AutoImageProcessor, AutoModel
 
 from dinov2_hf import DINOv2ImageProcessor, DINOv2Model
+from dinov2_hf.curation import read_arguments
 from dinov2_hf.curation.embedders import TorchScriptInput, kind_of_embedder
 from dinov2_hf.curation.embeddings import EmbeddingStore
 
@@ -54,7 +55,11 @@ def test_an_auto_model(planted, tmp_path, tiny_config):
 @pytest.mark.parametrize("size", [[48], [40, 40]])
 def test_a_torchscript_file(planted, tmp_path, size):
     torch.jit.script(MeanColour()).save(str(tmp_path / "copies.torchscript.pt"))
-    changes = {"embedder": str(tmp_path / "copies.torchscript.pt"), "torchscript_size": size}
+    changes = {
+        "embedder": str(tmp_path / "copies.torchscript.pt"),
+        "torchscript_size": size,
+        "trust_torchscript": True,
+    }
     planted.curate("ingest", **changes)
     ids, found = vectors_of(planted.curate("embed", **changes))
     pixels = [TorchScriptInput(size)(images=[scene(seed)])["pixel_values"][0] for seed in range(12)]
@@ -168,10 +173,71 @@ def test_embedders_that_cannot_be_loaded(planted, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty', a folder with neither a model .config.json. nor vectors"):
         kind_of_embedder(str(tmp_path / "empty"))
-    planted.curate("ingest", embedder=str(tmp_path / "not.pt"))
+    changes = {"embedder": str(tmp_path / "not.pt"), "trust_torchscript": True}
     with pytest.raises(ValueError, match="not.pt', which is no TorchScript file"):
-        planted.curate("embed", embedder=str(tmp_path / "not.pt"))
+        planted.curate(**changes, output_dir=str(tmp_path / "hub"))
     for field in ("embedder", "retrieval_embedder", "nsfw_model", "face_model"):
         with pytest.raises(ValueError, match=f"{field} is 'nobody/nothing', which cannot be loaded"):
             planted.curate(output_dir=str(tmp_path / "hub"), **{field: "nobody/nothing"})
     assert not (tmp_path / "hub").exists()  # known before any work
+
+
+class WritesFiles(torch.nn.Module):
+    def forward(self, pixel_values):
+        torch.from_file("OVERWRITTEN", shared=True, size=8)
+        return pixel_values.mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("field", ["embedder", "retrieval_embedder"])
+def test_a_torchscript_file_is_a_program_and_runs_only_where_it_is_trusted(planted, tmp_path, monkeypatch, field):
+    monkeypatch.chdir(tmp_path)
+    torch.jit.script(WritesFiles()).save("copies.pt")
+    (tmp_path / "OVERWRITTEN").write_text("mine")
+    with pytest.raises(ValueError, match="a TorchScript file, .* overwrite any file .* --trust_torchscript"):
+        planted.curate(**{field: "copies.pt"})
+    (tmp_path / "recipe.yaml").write_text("uncurated: [pool]\ntrust_torchscript: true\n")
+    with pytest.raises(ValueError, match="has trust_torchscript, but a recipe cannot give that trust"):
+        read_arguments(tmp_path / "recipe.yaml")
+    assert (tmp_path / "OVERWRITTEN").read_text() == "mine"
+    assert not (tmp_path / "out").exists()
+
+
+class NotAVector(torch.nn.Module):
+    def forward(self, pixel_values):
+        return pixel_values
+
+
+class NotANumber(torch.nn.Module):
+    def forward(self, pixel_values):
+        return pixel_values.mean(dim=(2, 3)) * float("nan")
+
+
+class OneSizeOnly(torch.nn.Module):
+    def forward(self, pixel_values):
+        return pixel_values.reshape(-1, 3 * 999)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (NotAVector(), "embedder is .*, which fails on a test picture: .*but .images, width. is needed"),
+        (NotANumber(), "embedder is .*, which gives numbers that are not finite for a test picture"),
+        (OneSizeOnly(), "embedder is .*, which fails on a test picture: "),
+    ],
+)
+def test_an_embedder_that_fails_is_found_before_an_image_is_read(planted, tmp_path, network, message):
+    torch.jit.script(network).save(str(tmp_path / "network.pt"))
+    with pytest.raises(ValueError, match=message) as found:
+        planted.curate(embedder=str(tmp_path / "network.pt"), trust_torchscript=True)
+    assert "\n" not in str(found.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_model_is_found_before_an_image_is_read(planted, tmp_path, tiny_config):
+    DINOv2Model(tiny_config).save_pretrained(tmp_path / "model")
+    DINOv2ImageProcessor().save_pretrained(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="retrieval_embedder is .*model', which cannot be loaded"):
+        planted.curate(retrieval_embedder=str(tmp_path / "model"))
+    assert not (tmp_path / "out").exists()

@@ -6,11 +6,16 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dinov2_hf.curation import manifests
+from dinov2_hf import atomic_files
 from dinov2_hf.curation.executors import Stage, remove_changed, run_stage, start_pool
 from dinov2_hf.curation.manifests import StageFolder, checksum, shard_range
 
@@ -115,7 +120,7 @@ def test_a_full_disk_is_a_sentence_and_keeps_what_is_finished(tmp_path):
 
 def test_a_file_that_is_cut_short_by_a_full_disk_is_known(tmp_path, monkeypatch):
     """NumPy says only how much it could write. A limit on the size of files stands for the end of the disk."""
-    monkeypatch.setattr(manifests, "LEAST_FREE_BYTES", 2**60)
+    monkeypatch.setattr(atomic_files, "LEAST_FREE_BYTES", 2**60)
     one = stage(tmp_path, write_beyond_the_limit)
     with pytest.raises(ValueError, match="the disk of .* is full; stage 'numbers' has 0 of 4 shards"):
         run_stage(one)
@@ -171,3 +176,90 @@ def test_shards_cover_all_rows_once(rows, world_size):
     parts = [shard_range(rows, rank, world_size) for rank in range(world_size)]
     assert [row for part in parts for row in part] == list(range(rows))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_what_somebody_keeps_beside_the_shards_stays(tmp_path):
+    """Of a stage that goes, and of one that this curation does not have; what no stage wrote is not looked at."""
+    run_stage(stage(tmp_path, Numbers(), threshold=0.6))
+    run_stage(stage(tmp_path, Numbers(), "earlier"))
+    stages = tmp_path / "out" / "stages"
+    (stages / "my_experiment").mkdir()
+    (stages / "my_experiment" / "weights.pt").write_text("mine")
+    (stages / ".DS_Store").touch()
+    (stages / "numbers" / ".DS_Store").touch()
+    (stages / "elsewhere").mkdir()
+    (stages / "linked").symlink_to(stages / "earlier")
+    (stages / "earlier" / "stage.json.bak").touch()
+    with pytest.raises(ValueError, match="earlier would be made again, but holds stage.json.bak, which"):
+        remove_changed([stage(tmp_path, Numbers(), threshold=0.5)])
+    assert stage(tmp_path, Numbers(), threshold=0.6).folder.missing() == []
+    (stages / "earlier" / "stage.json.bak").unlink()
+    assert remove_changed([stage(tmp_path, Numbers(), threshold=0.5)]) == ["numbers"]
+    assert sorted(path.name for path in stages.iterdir()) == [".DS_Store", "elsewhere", "linked", "my_experiment"]
+
+
+def test_a_folder_that_no_stage_made_is_not_written_into(tmp_path):
+    one = stage(tmp_path, Numbers())
+    one.folder.path.mkdir(parents=True)
+    (one.folder.path / "shard-00000-of-00004").write_text("mine")
+    with pytest.raises(ValueError, match="numbers was not written by dinov2_hf .it has no stage.json., so nothing"):
+        run_stage(one)
+    with pytest.raises(ValueError, match="was not written by dinov2_hf"):
+        run_stage(one)
+    assert (one.folder.path / "shard-00000-of-00004").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"config_hash": 3}'])
+def test_damaged_records_are_a_sentence_and_not_a_finished_stage(tmp_path, content):
+    one = stage(tmp_path, Numbers())
+    run_stage(one)
+    (one.folder.shard(1) / "manifest.json").write_text(content)
+    assert one.folder.missing() == [1]
+    (one.folder.path / "stage.json").write_text(content)
+    with pytest.raises(ValueError, match="made with what its damaged stage.json does not tell; .* --overwrite"):
+        run_stage(one)
+    remove_changed([one])
+    assert run_stage(one) == 4
+
+
+def wait_to_be_ended(rank: int, world_size: int, shard) -> None:
+    (shard.folder / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+@pytest.mark.parametrize(
+    ("signal_number", "last_line"), [(signal.SIGINT, b"KeyboardInterrupt\n"), (signal.SIGKILL, b"")]
+)
+def test_the_processes_of_a_pool_end_with_the_run(tmp_path, signal_number, last_line):
+    """Ctrl-C goes to all processes of the terminal, and only the first speaks; a kill goes to the first alone."""
+    program = f"""
+        from pathlib import Path
+        from dinov2_hf.curation.executors import run_stage, start_pool
+        from tests.curation.test_manifests import stage, wait_to_be_ended
+        if __name__ == "__main__":
+            with start_pool(2) as pool:
+                run_stage(stage(Path({str(tmp_path)!r}), wait_to_be_ended, num_shards=2), pool=pool)
+    """
+    (tmp_path / "program.py").write_text(textwrap.dedent(program))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, str(tmp_path / "program.py")]
+    folder = tmp_path / "out" / "stages" / "numbers"
+    with (tmp_path / "log").open("wb") as log:
+        run = subprocess.Popen(command, env=environment, stderr=log, start_new_session=True)
+        while len(found := list(folder.glob(".shard-*/*"))) < 2:
+            assert run.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        workers = [int(path.name) for path in found]
+        if signal_number == signal.SIGINT:
+            os.killpg(run.pid, signal_number)
+        else:
+            run.kill()
+        run.wait()
+    for worker in workers:
+        while os.path.exists(f"/proc/{worker}") and "(zombie)" not in Path(f"/proc/{worker}/status").read_text():
+            time.sleep(0.05)  # without an end, the test has none
+    if signal_number == signal.SIGINT:
+        assert list(folder.glob(".shard-*")) == []
+    log = (tmp_path / "log").read_bytes()
+    assert log.count(b"Traceback") == (signal_number == signal.SIGINT)  # of the run; the command makes it a line
+    assert log.endswith(last_line)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import math
+import os
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +12,7 @@ from typing import Any, Union, get_args, get_origin
 
 import yaml
 
+from ..output_folders import refuse_urls
 from .sources import RETRIEVAL_MODES, ImageSource, named_apart, read_source
 
 
@@ -20,8 +23,10 @@ EXECUTORS = ("in_process", "local", "slurm", "ray")
 # Fields that do not change the result.
 ENGINE_FIELDS = (
     "output_dir", "num_shards", "num_processes", "executor", "executor_options", "batch_size", "num_workers", "device",
-    "verify", "overwrite", "progress",
+    "trust_torchscript", "skip_unreadable", "verify", "overwrite", "progress",
 )  # fmt: skip
+# Of one launch, not of the curation: they are said again each time, and not kept in its recipe.
+LAUNCH_FIELDS = ("trust_torchscript", "verify", "overwrite")
 # What `--stage` takes: a name of one stage, or of a step of the paper that is several.
 STAGE_GROUPS = {
     "ingest": ("ingest", "hash_deduplicate"),
@@ -145,6 +150,10 @@ class CurationArguments:
     index_probes: int | None = _argument(
         "Inverted lists that a search visits, fewer faster, more exact; by default a quarter of them, from 64 to 256."
     )
+    trust_torchscript: bool = _argument(
+        "Run the code in a TorchScript file, which can overwrite any file; not read from a recipe.", False
+    )
+    skip_unreadable: bool = _argument("Leave out images whose files give read errors, rather than stop.", False)
     verify: bool = _argument("Read finished shards again and compare checksums.", False)
     overwrite: bool = _argument("Make stages of another configuration again.", False)
     progress: bool = _argument("Show progress bars.", True)
@@ -153,6 +162,7 @@ class CurationArguments:
         for role in ("uncurated", "curated", "benchmarks"):
             value = getattr(self, role)
             setattr(self, role, [value] if isinstance(value, (str, Mapping, ImageSource)) else list(value or ()))
+        self.output_dir = os.path.expanduser(self.output_dir)
         _check(self)
 
     @property
@@ -184,6 +194,10 @@ def _check(arguments: CurationArguments) -> None:
     """Mistakes that can be known before any work."""
     if not arguments.uncurated:
         raise ValueError("uncurated is empty, but there must be at least one pool of images to choose from.")
+    refuse_urls(arguments.output_dir)
+    for name, value in vars(arguments).items():
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{name} is not a number (nan).")
     for name, choices in (
         ("selection", (None, *SELECTIONS)), ("representative", REPRESENTATIVES), ("accounting", ACCOUNTINGS),
         ("retrieval", RETRIEVAL_MODES), ("executor", EXECUTORS), ("image_format", (None, "jpeg", "webp")),
@@ -213,7 +227,7 @@ def _check(arguments: CurationArguments) -> None:
         raise ValueError(
             f"torchscript_size is {arguments.torchscript_size}, but must be [shorter side] or [height, width]."
         )
-    for name in ("min_cluster_queries", "hierarchy_resamplings", "num_workers"):
+    for name in ("min_cluster_queries", "hierarchy_resamplings", "num_workers", "seed"):
         if (getattr(arguments, name) or 0) < 0:
             raise ValueError(f"{name} is {getattr(arguments, name)}, but must be at least 0.")
     if arguments.index_memory_gb <= 0:
@@ -260,17 +274,7 @@ def read_arguments(recipe: str | Path | None, **overrides: Any) -> CurationArgum
         ValueError: the file cannot be read, has an unknown name or a value of another type, or a value is out of its
             range.
     """
-    values: dict[str, Any] = {}
-    if recipe is not None:
-        try:
-            values = yaml.safe_load(Path(recipe).read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise ValueError(
-                f"config is {str(recipe)!r}, which cannot be read: {' '.join(str(error).split())}"
-            ) from None
-        if not isinstance(values, dict):
-            raise ValueError(f"config is {str(recipe)!r}, which must hold names and values, one a line.")
-    values = {**values, **overrides}
+    values = {**({} if recipe is None else _read_recipe(recipe)), **overrides}
     known = {entry.name: entry for entry in dataclasses.fields(CurationArguments)}
     for name, value in values.items():
         if name not in known:
@@ -279,6 +283,40 @@ def read_arguments(recipe: str | Path | None, **overrides: Any) -> CurationArgum
             raise ValueError(f"the recipe has {name!r}, which is no field of a curation{hint}")
         values[name] = _as_type(name, value, known[name].type)
     return CurationArguments(**values)
+
+
+def _read_recipe(recipe: str | Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(Path(recipe).read_text(), Loader=_EachKeyOnce) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"config is {str(recipe)!r}, which cannot be read: {error}") from None
+    except yaml.YAMLError as error:  # whose text quotes the line, which may hold a secret
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it is no YAML"
+        place = f" in line {mark.line + 1}" if mark else ""
+        raise ValueError(f"config is {str(recipe)!r}, which cannot be read: {problem}{place}.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"config is {str(recipe)!r}, which must hold names and values, one a line.")
+    if values.get("trust_torchscript"):
+        raise ValueError(
+            f"config is {str(recipe)!r}, which has trust_torchscript, but a recipe cannot give that trust; leave it"
+            " out, and give --trust_torchscript if you trust where the file comes from."
+        )
+    return values
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML in which a key that stands twice is a mistake; PyYAML takes the last."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is not None and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key!r} stands twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 def _as_type(name: str, value: Any, annotation: Any) -> Any:

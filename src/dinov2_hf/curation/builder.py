@@ -19,9 +19,9 @@ from pyarrow import parquet
 
 from .arguments import ENGINE_FIELDS, CurationArguments
 from .dataset_files import dataset_features
+from .file_fingerprints import file_fingerprint
 from .hub_dataset import push_dataset
 from .plan import curate, plan
-from .run_context import file_fingerprint
 
 
 class CuratedImagesConfig(datasets.BuilderConfig):

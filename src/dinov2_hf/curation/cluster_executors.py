@@ -9,10 +9,12 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
+from ..output_folders import part_writer
 from .arguments import CurationArguments
 from .executors import Stage
 
@@ -24,6 +26,7 @@ class ShardTask:
         stage: whose shard `rank` is run.
         share_gpus: give each task one GPU in turn; Slurm and Ray do that themselves.
         verify: take a finished shard for finished only if its checksums are right.
+        is_alone: nobody waits for the task and holds the output folder meanwhile, as of Slurm's: it holds its part.
         finish: called when the shard is there.
     """
 
@@ -33,9 +36,11 @@ class ShardTask:
         *,
         share_gpus: bool = False,
         verify: bool = False,
+        is_alone: bool = False,
         finish: Callable[[], None] | None = None,
     ):
         self.stage, self.share_gpus, self.verify, self.finish = stage, share_gpus, verify, finish
+        self.is_alone = is_alone
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         if world_size != self.stage.folder.num_shards:
@@ -43,13 +48,16 @@ class ShardTask:
                 f"stage {self.stage.name!r} has {self.stage.folder.num_shards} shards, but was launched as"
                 f" {world_size} tasks."
             )
-        if not self.stage.folder.is_finished(rank, self.verify):
-            self.stage.require_needs()
-            if self.share_gpus and torch.cuda.device_count() > 1:
-                os.environ["CUDA_VISIBLE_DEVICES"] = str(rank % torch.cuda.device_count())
-            self.stage.run_shard(rank)
-        if self.finish is not None:
-            self.finish()
+        folder = self.stage.folder.path.parents[1]
+        part = f"{self.stage.name}.{rank}-of-{world_size}"
+        with part_writer(folder, part) if self.is_alone else nullcontext():
+            if not self.stage.folder.is_finished(rank, self.verify):
+                self.stage.require_needs()
+                if self.share_gpus and torch.cuda.device_count() > 1:
+                    os.environ["CUDA_VISIBLE_DEVICES"] = str(rank % torch.cuda.device_count())
+                self.stage.run_shard(rank)
+            if self.finish is not None:
+                self.finish()
 
 
 def run_on_cluster(
@@ -81,6 +89,7 @@ def run_on_cluster(
             stage,
             share_gpus=arguments.executor == "local",
             verify=arguments.verify,
+            is_alone=arguments.executor == "slurm",
             finish=finish if is_last else None,
         )
         chosen = dict(options)
@@ -97,6 +106,11 @@ def run_on_cluster(
                 f"stage {stage.name!r} has {len(stage.folder.missing())} of {stage.folder.num_shards} shards that"
                 f" failed; {logs}/logs says why. Run the same command again for those that are missing."
             )
+
+
+def check_executor(arguments: CurationArguments) -> None:
+    """That datatrove's executor is installed and takes these options; raises what `run_on_cluster` does."""
+    _checked_options(_executor_class(arguments.executor), arguments)
 
 
 def _executor_class(name: str) -> type:

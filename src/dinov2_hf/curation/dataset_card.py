@@ -69,12 +69,17 @@ def dataset_card(arguments: CurationArguments, report: dict[str, Any], repo_id: 
         repo_id: where it will be on the Hub; None: its loading example names the folder.
     """
     dataset = report["dataset"]
+    # `datasets` caches a folder by its name and this one. Of another content it would give what it read before.
+    configuration = {
+        "config_name": f"curated-{dataset['fingerprint']}",
+        "data_files": [{"split": "train", "path": "data/train-*"}],
+    }
     data = DatasetCardData(
         license=arguments.license,
         task_categories=["image-feature-extraction"],
         tags=["dinov2", "dinov2_hf", "data-curation"],
         size_categories=[next(name for limit, name in SIZES if dataset["rows"] < limit)],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+        configs=[configuration],
     )
     funnel = [
         f"| {row['title']} | {row['images_out']:,} | "

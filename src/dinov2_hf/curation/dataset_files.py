@@ -1,10 +1,8 @@
 """The last stages: the images that were chosen, as parquet files that `load_dataset` reads."""
 
+import hashlib
 import io
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import datasets
@@ -14,9 +12,11 @@ from PIL import Image
 from pyarrow import parquet
 from tqdm.auto import tqdm
 
-from ..data.image_decoding import UndecodableImage, decode_image, read_content
+from ..data.image_decoding import UndecodableImage, decode_image
 from .dropped_images import DroppedImage, write_dropped
-from .manifests import UnfinishedShard, shard_range
+from .image_hashes import content_hash
+from .image_reading import UnreadableFile, read_image_file, refuse_unread
+from .manifests import MANIFEST, UnfinishedShard, shard_range
 from .model_filters import FaceBlur
 from .run_context import Curation
 
@@ -87,8 +87,8 @@ def build_shard(curation: Curation, rank: int, world_size: int, shard: Unfinishe
     if arguments.face_model is not None:
         blur = FaceBlur(arguments.face_model, arguments.face_label, arguments.face_threshold, arguments.device)
     part = chosen.slice(rows.start, len(rows)).to_pylist()
-    facts = curation.facts([row["row_id"] for row in part], ["id", "path"])
-    ids, paths = facts["id"].to_pylist(), facts["path"].to_pylist()
+    facts = curation.facts([row["row_id"] for row in part], ["id", "path", "content_hash"])
+    ids, paths, hashes = (facts[name].to_pylist() for name in ("id", "path", "content_hash"))
     before = chosen["row_id"][rows.start - 1].as_py() if rows.start else None
     dropped, written, writer, batch, in_file = [], [], None, [], 0
     files = 0
@@ -114,8 +114,12 @@ def build_shard(curation: Curation, rank: int, world_size: int, shard: Unfinishe
             number, _ = sources.locate(row["row_id"])
             source = sources.sources[number].name
             try:
-                content = _content(sources.image(row["row_id"]), arguments.image_format, blur)
-            except (UndecodableImage, OSError) as error:  # it was there when it was ingested
+                content = read_image_file(sources.image(row["row_id"]))
+                if content_hash(content) != hashes[place]:
+                    raise UndecodableImage("the file is not the one that was read first")
+                content = _encoded_anew(content, arguments.image_format, blur)
+            except (UndecodableImage, UnreadableFile) as error:  # it was there when it was ingested
+                refuse_unread(ids[place], str(error), skip_unreadable=arguments.skip_unreadable)
                 # Repeats of a multiset follow each other, and are dropped as one.
                 if row["row_id"] != (part[place - 1]["row_id"] if place else before):
                     reason = f"cannot be read again: {error}"
@@ -149,41 +153,17 @@ def built_files(curation: Curation) -> list[Path]:
     return [path for shard in curation.folders["build"].shards() for path in sorted(shard.glob("[0-9]*.parquet"))]
 
 
-def publish_files(curation: Curation, folder: Path) -> list[Path]:
-    """Give the files of all build shards their places, `data/train-00000-of-00012.parquet`; hard links where possible.
-
-    Returns:
-        The files, in order.
-    """
-    found = built_files(curation)
-    data, names = folder / "data", [f"train-{number:05d}-of-{len(found):05d}.parquet" for number in range(len(found))]
-    if not _is_published(found, data, names):  # another run may be reading what is there
-        folder.mkdir(parents=True, exist_ok=True)
-        for torn in folder.glob(".data.*"):  # of a run that was killed, or a disk that was full
-            shutil.rmtree(torn, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(dir=folder, prefix=".data."))
-        for path, name in zip(found, names, strict=True):
-            try:
-                os.link(path, partial / name)
-            except OSError:  # a file system without hard links
-                shutil.copy2(path, partial / name)
-        partial.chmod(0o755)
-        if data.exists():
-            shutil.rmtree(data)
-        partial.rename(data)
-    return [data / name for name in names]
+def content_fingerprint(curation: Curation) -> str:
+    """Tells datasets apart: changes with any byte of the files of all build shards."""
+    digest = hashlib.blake2b(digest_size=8)
+    for shard in curation.folders["build"].shards():
+        files = json.loads((shard / MANIFEST).read_text())["files"]
+        digest.update("".join(f"{name} {files[name]['checksum']}\n" for name in sorted(files)).encode())
+    return digest.hexdigest()
 
 
-def _is_published(found: list[Path], data: Path, names: list[str]) -> bool:
-    """Whether the folder holds these files, as links or as copies with their sizes and times."""
-    if not data.exists() or sorted(path.name for path in data.iterdir()) != names:
-        return False
-    pairs = ((path.stat(), (data / name).stat()) for path, name in zip(found, names, strict=True))
-    return all((made.st_size, made.st_mtime_ns) == (there.st_size, there.st_mtime_ns) for made, there in pairs)
-
-
-def _content(value: dict, image_format: str | None, blur: FaceBlur | None) -> bytes:
-    content = read_content(value)
+def _encoded_anew(content: bytes, image_format: str | None, blur: FaceBlur | None) -> bytes:
+    """An image file as the dataset is to hold it."""
     if image_format is None and blur is None:
         return content
     image = decode_image(content)

@@ -52,6 +52,19 @@ def kind_of_embedder(spec: str) -> str:
     return "model"
 
 
+def refuse_untrusted(spec: str, *, trust_torchscript: bool) -> None:
+    """That the code in a TorchScript file is run only where the user says so.
+
+    Raises:
+        ValueError: the embedder is one, and `trust_torchscript` is not set.
+    """
+    if kind_of_embedder(spec) == "torchscript" and not trust_torchscript:
+        raise ValueError(
+            f"embedder is {spec!r}, a TorchScript file, which is a program that can read and overwrite any file of"
+            " yours; give --trust_torchscript if you trust where it comes from."
+        )
+
+
 @dataclass
 class ModelEmbedder:
     """A network and how images are prepared for it, as `features.iterate_features` takes them.
@@ -100,7 +113,13 @@ class ModelEmbedder:
 
 
 def load_model_embedder(
-    spec: str, *, descriptor: Path | None, feature_kind: str, torchscript_size: Sequence[int], batch_size: int
+    spec: str,
+    *,
+    descriptor: Path | None,
+    feature_kind: str,
+    torchscript_size: Sequence[int],
+    batch_size: int,
+    trust_torchscript: bool = False,
 ) -> ModelEmbedder:
     """An embedder of the kinds that compute.
 
@@ -110,10 +129,12 @@ def load_model_embedder(
         feature_kind: of an `AutoModel`.
         torchscript_size: (shorter side,), image by image; or (height, width), in batches.
         batch_size: images in a forward pass.
+        trust_torchscript: whether a TorchScript file, which is a program, may be run.
 
     Raises:
-        ValueError: the model cannot be loaded.
+        ValueError: the model cannot be loaded, or is a TorchScript file that is not trusted.
     """
+    refuse_untrusted(spec, trust_torchscript=trust_torchscript)
     kind = kind_of_embedder(spec)
     if kind == "perceptual":
         model = PerceptualDescriptor()
@@ -175,13 +196,16 @@ class TorchScriptInput:
         return {"pixel_values": torch.stack([self.transform(image) for image in images])}
 
 
-def fit_descriptor(images: Sequence[dict], *, num_workers: int, progress: bool) -> PerceptualDescriptor:
-    """The perceptual descriptor, centred on a sample of undecoded images (rows `{"image": ...}`)."""
+def fit_descriptor(
+    images: Sequence[dict], *, num_workers: int, progress: bool
+) -> tuple[PerceptualDescriptor, dict[int, str]]:
+    """The perceptual descriptor, centred on a sample of undecoded images (rows `{"image": ...}`), and why some of
+    them were left out, by row."""
     unfitted = ModelEmbedder(VectorModel(nn.Identity()), PatchSums())
-    _, sums, _ = unfitted.vectors(
+    _, sums, reasons = unfitted.vectors(
         images, device="cpu", bf16=False, num_workers=num_workers, progress=progress, description="fit descriptor"
     )
-    return PerceptualDescriptor().fit(torch.from_numpy(sums))
+    return PerceptualDescriptor().fit(torch.from_numpy(sums)), reasons
 
 
 class PrecomputedVectors:

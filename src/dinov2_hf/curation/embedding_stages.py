@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..data.image_decoding import UndecodableImage
 from .dropped_images import write_dropped
 from .embedders import (
     DESCRIPTOR_FILE,
@@ -16,6 +17,7 @@ from .embedders import (
     load_model_embedder,
 )
 from .embeddings import write_shard
+from .image_reading import UnreadableFile, read_image_file, refuse_unread
 from .manifests import UnfinishedShard, shard_range
 from .run_context import Curation
 from .sources import OpenSources
@@ -35,7 +37,19 @@ class RowsOfSources(Sequence):
         return len(self.row_ids)
 
     def __getitem__(self, place: int) -> dict:
-        return {"image": self.sources.image(int(self.row_ids[place]))}
+        try:
+            content = read_image_file(self.sources.image(int(self.row_ids[place])))
+        except (UndecodableImage, UnreadableFile):  # an error would end a process of a loader; the reason is asked for
+            content = b""
+        return {"image": {"bytes": content, "path": None}}
+
+    def why_not(self, place: int, reason: str) -> str:
+        """Why there is no picture at a place, which may be that its file cannot be read."""
+        try:
+            read_image_file(self.sources.image(int(self.row_ids[place])))
+        except (UndecodableImage, UnreadableFile) as error:
+            return str(error)
+        return reason
 
 
 def fit_descriptor_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
@@ -45,11 +59,13 @@ def fit_descriptor_shard(curation: Curation, rank: int, world_size: int, shard: 
         raise curation.nothing_left("hash_deduplicate")
     generator = np.random.default_rng(curation.arguments.seed)
     sample = np.sort(generator.choice(row_ids, min(DESCRIPTOR_SAMPLE, len(row_ids)), replace=False))
-    descriptor = fit_descriptor(
-        RowsOfSources(curation.sources, sample),
+    rows = RowsOfSources(curation.sources, sample)
+    descriptor, unread = fit_descriptor(
+        rows,
         num_workers=_num_workers(curation.arguments.num_workers, "cpu"),
         progress=curation.arguments.progress,
     )
+    _refuse_unread(curation, rows, unread)
     torch.save(descriptor.state_dict(), shard.folder / DESCRIPTOR_FILE)
     shard.rows = len(sample)
 
@@ -109,16 +125,29 @@ def _vectors(curation: Curation, spec: str, row_ids: np.ndarray, description: st
         feature_kind=arguments.feature_kind,
         torchscript_size=arguments.torchscript_size,
         batch_size=arguments.batch_size,
+        trust_torchscript=arguments.trust_torchscript,
     )
     device = arguments.device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    return embedder.vectors(
-        RowsOfSources(curation.sources, row_ids),
+    rows = RowsOfSources(curation.sources, row_ids)
+    places, vectors, reasons = embedder.vectors(
+        rows,
         device=device,
         bf16=arguments.bf16,
         num_workers=_num_workers(arguments.num_workers, device),
         progress=arguments.progress,
         description=description,
     )
+    return places, vectors, _refuse_unread(curation, rows, reasons)
+
+
+def _refuse_unread(curation: Curation, rows: RowsOfSources, reasons: dict[int, str]) -> dict[int, str]:
+    """The reasons, by place, for images that were read before and cannot be now, if such are left out."""
+    found = {}
+    for place, reason in reasons.items():
+        reason, image_id = rows.why_not(place, reason), curation.sources.image_id(int(rows.row_ids[place]))
+        refuse_unread(image_id, reason, skip_unreadable=curation.arguments.skip_unreadable)
+        found[place] = f"cannot be read again: {reason}"
+    return found
 
 
 def _num_workers(asked: int | None, device: str) -> int:

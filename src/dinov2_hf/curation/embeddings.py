@@ -16,6 +16,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from ..atomic_files import new_file
+
 
 # 16 MiB of a width of 512 in single precision: large enough for fast matrix products, small beside any memory.
 READ_ROWS = 8192
@@ -89,19 +91,11 @@ def write_shard(folder: str | os.PathLike, name: str, vectors: np.ndarray, ids: 
     good = reasons == ""
     unit = (vectors[good] / norms[good, None]).astype(np.float16)
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _save_array(folder / f"{name}.ids.npy", ids[good])
-    _save_array(folder / f"{name}.npy", unit)
+    for file_name, array in ((f"{name}.ids.npy", ids[good]), (f"{name}.npy", unit)):
+        with new_file(Path(folder) / file_name, overwrite=True) as path:
+            np.save(path, array)
     rejected = [(int(ids[row]), str(reasons[row])) for row in np.flatnonzero(~good)]
     return WrittenShard(int(good.sum()), rejected)
-
-
-def _save_array(path: Path, array: np.ndarray) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        np.save(file, array)
-    os.replace(partial, path)
 
 
 def _allow_open_files() -> None:

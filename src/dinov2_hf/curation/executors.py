@@ -2,18 +2,24 @@
 
 import os
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_all_start_methods, get_context, parent_process
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
-from .manifests import StageFolder, UnfinishedShard
+from .manifests import STAGE_FILE, StageFolder, UnfinishedShard, foreign_files, remove_stage
+
+
+SECONDS_TO_END = 5.0  # of a worker that was asked to; then it is killed
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ def _run_shards(stage: Stage, ranks: Sequence[int], pool: Executor | None) -> It
         return
     futures = {}
     try:
-        futures.update((pool.submit(stage.run_shard, rank), rank) for rank in ranks)
+        futures.update((pool.submit(_run_in_worker, stage, rank), rank) for rank in ranks)
         for future in as_completed(futures):
             future.result()
             yield futures[future]
@@ -147,31 +153,76 @@ def _run_shards(stage: Stage, ranks: Sequence[int], pool: Executor | None) -> It
             f"a process of stage {stage.name!r} was killed, perhaps for want of memory; finished shards are kept: run"
             " the same command again, with fewer num_processes if it recurs."
         ) from error
-    except BaseException:
+    except BaseException as error:
         for future in futures:
             future.cancel()
+        if isinstance(error, KeyboardInterrupt):  # shards take hours, nobody waits for those that have begun
+            _end_workers(pool)
         raise
 
 
+def _run_in_worker(stage: Stage, rank: int) -> None:
+    """Run a shard in a process of a pool, which would take the exit that a signal asks for as the shard's error."""
+    is_ending = False
+    try:
+        stage.run_shard(rank)
+    except SystemExit:
+        is_ending = True
+    if is_ending:
+        os._exit(1)
+
+
 def _begin_worker(num_threads: int) -> None:
-    """Share the cores."""
+    """Share the cores, and end with the process that started this one."""
     torch.set_num_threads(num_threads)
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    # Ctrl-C goes to all processes of a terminal. The first one answers it, and ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an unfinished shard is removed on the way out
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent_process().join()
+    os._exit(1)
+
+
+def _end_workers(pool: ProcessPoolExecutor) -> None:
+    """End the processes of a pool, which shall not outlive an interrupted run."""
+    workers = list((pool._processes or {}).values())  # Python 3.14 has `terminate_workers`, no earlier one has a way
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join(SECONDS_TO_END)
+        worker.kill()
 
 
 def remove_changed(stages: Sequence[Stage]) -> list[str]:
-    """Remove the stages that were made with another configuration, and those that follow from them.
+    """Remove the stages that were made with another configuration, those that follow from them, and those that this
+    curation does not have.
 
     Returns:
-        The names of the removed stages.
+        The names of the removed stages that it has.
+
+    Raises:
+        ValueError: the folder of one holds what no stage wrote. Nothing is removed then.
     """
-    removed = []
+    changed: list[str] = []
     for stage in stages:
-        if stage.folder.changes() or any(need.name in removed for need in stage.needs):
-            if stage.folder.path.exists():
-                shutil.rmtree(stage.folder.path)
-            removed.append(stage.name)
-    return removed
+        if stage.folder.changes() or any(need.name in changed for need in stage.needs):
+            changed.append(stage.name)
+    folder, known = stages[0].folder.path.parent, {stage.name for stage in stages}
+    made = sorted(path.parent for path in folder.glob(f"*/{STAGE_FILE}"))
+    going = [path for path in made if not path.is_symlink() and (path.name in changed or path.name not in known)]
+    for path in going:
+        foreign = foreign_files(path)
+        if foreign:
+            raise ValueError(
+                f"{path} would be made again, but holds {foreign[0]}, which dinov2_hf did not write; move that away."
+            )
+    for path in going:
+        remove_stage(path)
+    return changed
 
 
 def _remove_torn(stage_path: Path) -> None:

@@ -6,7 +6,8 @@ arguments.
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -35,6 +36,8 @@ def size_reason(width: int, height: int, *, min_side: int | None, max_aspect_rat
 def load_filter(name: str) -> ImageFilter:
     """A filter by its name, "package.module:name".
 
+    Importing the module runs it, as the filter itself is run: name only code that you trust.
+
     Raises:
         ValueError: there is no such module or name, or it cannot be called.
     """
@@ -57,9 +60,33 @@ def filter_reasons(filters: Sequence[ImageFilter], images: list[Image.Image]) ->
         left = [index for index, reason in enumerate(reasons) if reason is None]
         if not left:
             break
-        answers = list(filter([images[index] for index in left]))
-        if len(answers) != len(left):
-            raise ValueError(f"the filter {filter!r} gave {len(answers)} answers for {len(left)} images.")
+        answers = _checked(filter, filter([images[index] for index in left]), len(left))
         for index, answer in zip(left, answers, strict=True):
             reasons[index] = answer
     return reasons
+
+
+def _checked(filter: ImageFilter, answers: Any, num_images: int) -> list[str | None]:
+    """What a filter of the user's returned, if it is what a filter returns.
+
+    Raises:
+        ValueError: it is not; the message names the filter and what it returned.
+    """
+    kind = type(filter)
+    name = getattr(filter, "__qualname__", kind.__qualname__)
+    name = f"{getattr(filter, '__module__', kind.__module__)}:{name}"
+    expected = "must return a list with a reason (text) or None for each image"
+    if isinstance(answers, (str, bytes, Mapping)) or not isinstance(answers, Iterable):
+        raise ValueError(f"the filter {name} returned {_described(answers)}, but {expected}.")
+    answers = list(answers)
+    if len(answers) != num_images:
+        raise ValueError(f"the filter {name} gave {len(answers)} answers for {num_images} images, but {expected}.")
+    wrong = [answer for answer in answers if not (answer is None or (isinstance(answer, str) and answer))]
+    if wrong:
+        raise ValueError(f"the filter {name} answered {_described(wrong[0])} for an image, but {expected}.")
+    return answers
+
+
+def _described(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return f"{text[:60]}{'...' if len(text) > 60 else ''} ({type(value).__name__})"

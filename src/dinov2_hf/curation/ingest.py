@@ -9,11 +9,12 @@ from PIL import Image
 from pyarrow import parquet
 from tqdm.auto import tqdm
 
-from ..data.image_decoding import UndecodableImage, decode_image, read_content
+from ..data.image_decoding import UndecodableImage, decode_image
 from .arguments import CurationArguments
 from .dropped_images import DroppedImage, write_dropped
 from .image_filters import ImageFilter, file_reason, filter_reasons, load_filter, size_reason
 from .image_hashes import content_hash, perceptual_hash
+from .image_reading import UnreadableFile, read_image_file, refuse_unread
 from .manifests import UnfinishedShard, shard_range
 from .model_filters import ClassifierFilter
 from .run_context import Curation
@@ -49,7 +50,7 @@ def ingest_shard(
     """
     arguments, sources = curation.arguments, curation.sources
     rows = shard_range(len(sources), rank, world_size)
-    filters = _load_filters(arguments)
+    filters = load_filters(arguments)
     kept, dropped, waiting = [], [], []
 
     def drop(facts: dict, reason: str) -> None:
@@ -101,13 +102,16 @@ def _read(
 ) -> tuple[Image.Image | None, str | None]:
     """The picture and the reason to drop it, of which one is None; fills in the facts."""
     try:
-        content = read_content(value)
+        content = read_image_file(value)
         if is_filtered:
             reason = file_reason(len(content), min_bytes=arguments.min_bytes, max_bytes=arguments.max_bytes)
             if reason is not None:
                 return None, reason
         image = decode_image(content)
-    except (UndecodableImage, OSError) as error:
+    except UnreadableFile as error:
+        refuse_unread(facts["id"], str(error), skip_unreadable=arguments.skip_unreadable)
+        return None, f"cannot be read: {error}"
+    except UndecodableImage as error:
         return None, f"cannot be decoded: {error}"
     if is_filtered:
         reason = size_reason(*image.size, min_side=arguments.min_side, max_aspect_ratio=arguments.max_aspect_ratio)
@@ -123,7 +127,8 @@ def _read(
     return image, None
 
 
-def _load_filters(arguments: CurationArguments) -> list[ImageFilter]:
+def load_filters(arguments: CurationArguments) -> list[ImageFilter]:
+    """The filters that these arguments name, and the classifier for unsafe images."""
     filters = [load_filter(name) for name in arguments.filters]
     if arguments.nsfw_model is not None:
         filters.append(

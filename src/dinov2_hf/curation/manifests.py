@@ -7,25 +7,30 @@ stages/<stage>/shard-00003-of-00016/manifest.json   rows, and the size and check
 ```
 
 A shard is written to a hidden folder beside its place and renamed, so a killed process, or a full disk, leaves either
-a finished shard or none.
+a finished shard or none. What else somebody keeps in these folders is theirs.
 """
 
-import errno
 import hashlib
 import json
-import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..atomic_files import WRITE_ERRORS, is_disk_full, put_in_place, write_text
+from ..output_folders import LITTER, refuse_links
 
-MANIFEST = "manifest.json"
-# With less room on the disk, that is why a file could not be written.
-LEAST_FREE_BYTES = 16 * 2**20
+
+MANIFEST, STAGE_FILE = "manifest.json", "stage.json"
+# Shards, and what a killed process leaves of a shard or of `stage.json`; and what file browsers leave.
+OWN_NAME = re.compile(
+    rf"\.?shard-\d+-of-\d+(\.\w+)?|{re.escape(STAGE_FILE)}|\.{re.escape(STAGE_FILE)}\.\w+|"
+    + "|".join(map(re.escape, LITTER))
+)
 
 
 @dataclass(frozen=True)
@@ -62,32 +67,41 @@ class StageFolder:
         """Make the folder, or check that it was made by the same configuration.
 
         Raises:
-            ValueError: it was made by another; the message names the fields, and how to go on.
+            ValueError: it was made by another; the message names the fields, and how to go on. Or somebody else made
+                it.
         """
+        refuse_links(self.path.parent, [self.name])
+        if not (self.path / STAGE_FILE).exists() and foreign_files(self.path, also_shards=True):
+            raise ValueError(
+                f"{self.path} was not written by dinov2_hf (it has no {STAGE_FILE}), so nothing is written into it;"
+                " choose another output_dir, or move it away."
+            )
         changes = self.changes()
         if changes:
             raise ValueError(
                 f"stage {self.name!r} in {self.path.parents[1]} was made with {'; '.join(changes)}; choose another"
-                " output_dir, take the earlier values, or make it and what follows from it again with overwrite=True"
-                " (--overwrite)."
+                " output_dir, take the earlier values, or make it and what follows from it again with --overwrite."
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        if not (self.path / "stage.json").exists():
+        if not (self.path / STAGE_FILE).exists():
             record = {"config_hash": self.config_hash, "num_shards": self.num_shards, "config": dict(self.config)}
-            write_atomically(self.path / "stage.json", json.dumps(record, indent=1, default=str))
+            write_text(self.path / STAGE_FILE, json.dumps(record, indent=1, default=str))
 
     def changes(self) -> list[str]:
         """How the configuration on disk differs, a clause for each field; empty where it is equal or there is none."""
         try:
-            record = json.loads((self.path / "stage.json").read_text())
+            record = json.loads((self.path / STAGE_FILE).read_text())
+            then = {"num_shards": record["num_shards"], **record["config"]}
+            found_hash = record["config_hash"]
         except FileNotFoundError:
             return []
-        if record["config_hash"] == self.config_hash:
+        except (ValueError, KeyError, TypeError):
+            return [f"what its damaged {STAGE_FILE} does not tell"]
+        if found_hash == self.config_hash:
             return []
-        then = {"num_shards": record["num_shards"], **record["config"]}
         now = json.loads(json.dumps({"num_shards": self.num_shards, **self.config}, default=str))
         return [
-            f"{name} = {then.get(name)!r}, which is now {now.get(name)!r}"
+            _change_of(name, then.get(name), now.get(name))
             for name in sorted({*then, *now})
             if then.get(name) != now.get(name)
         ]
@@ -136,11 +150,9 @@ class StageFolder:
             }  # fmt: skip
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
             folder.chmod(0o755)
-            if place.exists():
-                shutil.rmtree(place)  # a shard that `missing` found to be broken
-            folder.rename(place)
-        except (OSError, RuntimeError) as error:  # faiss and torch raise RuntimeError where a file cannot be written
-            if not _is_full(self.path, error):
+            put_in_place(folder, place)  # of a shard that `missing` found to be broken
+        except WRITE_ERRORS as error:
+            if not is_disk_full(self.path, error):
                 raise
             raise ValueError(
                 f"the disk of {self.path} is full; stage {self.name!r} has"
@@ -155,11 +167,12 @@ class StageFolder:
         """Whether a shard is there, by this configuration, with files of the right sizes (and checksums)."""
         try:
             manifest = json.loads((self.shard(rank) / MANIFEST).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            found_hash, files = manifest["config_hash"], manifest["files"].items()
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
             return False
-        if manifest["config_hash"] != self.config_hash:
+        if found_hash != self.config_hash:
             return False
-        for name, record in manifest["files"].items():
+        for name, record in files:
             path = self.shard(rank) / name
             if not path.exists() or path.stat().st_size != record["bytes"]:
                 return False
@@ -168,12 +181,43 @@ class StageFolder:
         return True
 
 
-def _is_full(path: Path, error: Exception) -> bool:
-    """Whether an error is that of a full disk: NumPy reports a write that was cut short without a number."""
-    number = getattr(error, "errno", None)
-    return number in (errno.ENOSPC, errno.EDQUOT) or (
-        number is None and shutil.disk_usage(path).free < LEAST_FREE_BYTES
-    )
+def _change_of(name: str, then: Any, now: Any) -> str:
+    """A clause for a value that differs; of sources, only what differs."""
+    if name == "sources" and [source["name"] for source in then or ()] == [source["name"] for source in now or ()]:
+        found = [
+            f"{key} = {before[key]!r} of the source {before['name']!r}, which is now {after[key]!r}"
+            if key != "fingerprint"
+            else f"other files of the source {before['name']!r} (their names, sizes or times have changed)"
+            for before, after in zip(then, now, strict=True)
+            for key in before
+            if before[key] != after.get(key)
+        ]
+        return "; ".join(found)
+    return f"{name} = {then!r}, which is now {now!r}"
+
+
+def foreign_files(stage_path: Path, *, also_shards: bool = False) -> list[str]:
+    """Names in the folder of a stage that no stage wrote.
+
+    Args:
+        also_shards: count shards too, of a folder that has no `stage.json`.
+    """
+    names = sorted(path.name for path in stage_path.iterdir()) if stage_path.is_dir() else []
+    return [name for name in names if not OWN_NAME.fullmatch(name) or (also_shards and name.startswith("shard-"))]
+
+
+def remove_stage(stage_path: Path) -> None:
+    """Remove what a stage wrote. `stage.json` goes last, so that after a kill the rest is still known as a stage's."""
+    for path in stage_path.iterdir():
+        if path.name == STAGE_FILE or not OWN_NAME.fullmatch(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    (stage_path / STAGE_FILE).unlink(missing_ok=True)
+    with suppress(OSError):  # somebody keeps something in it
+        stage_path.rmdir()
 
 
 @dataclass
@@ -197,14 +241,6 @@ def checksum(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file that other processes see whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
 
 
 def shard_range(num_rows: int, rank: int, world_size: int) -> range:

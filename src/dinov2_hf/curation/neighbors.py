@@ -17,12 +17,12 @@ import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import faiss
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..atomic_files import new_file
 from .embeddings import UnitVectors, row_blocks
 from .faiss_gpus import GPU_CODES, MOST_CANDIDATES, on_gpus
 
@@ -377,11 +377,8 @@ def _best(candidates: np.ndarray, similarities: np.ndarray, k: int) -> tuple[np.
 
 def save_index(index: faiss.Index, path: str | os.PathLike) -> None:
     """Write an index whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    faiss.write_index(index, str(partial))
-    os.replace(partial, path)
+    with new_file(path, overwrite=True) as partial:
+        faiss.write_index(index, str(partial))
 
 
 def load_index(path: str | os.PathLike) -> faiss.Index:

@@ -3,30 +3,32 @@
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import AutoConfig
 
-from .arguments import STAGE_GROUPS, CurationArguments
+from ..atomic_files import write_text
+from .arguments import LAUNCH_FIELDS, STAGE_GROUPS, CurationArguments
+from .checks_before_work import check_models, check_sizes
 from .dataset_files import build_shard, dataset_features
 from .deduplication_stages import deduplicate_shard, relative_deduplicate_shard
-from .embedders import PERCEPTUAL, PrecomputedVectors, kind_of_embedder
+from .embedders import PERCEPTUAL, kind_of_embedder, refuse_untrusted
 from .embedding_stages import embed_shard, fit_descriptor_shard
 from .executors import Stage, remove_changed, run_collective, run_stage, start_pool
+from .file_fingerprints import file_fingerprint
 from .hash_deduplication import hash_deduplicate_shard
 from .image_filters import load_filter
 from .ingest import ingest_shard
-from .manifests import StageFolder, write_atomically
-from .neighbors import IndexSettings
-from .report import publish, report_shard
-from .run_context import Curation, file_fingerprint, opened_store
+from .manifests import StageFolder
+from .output_folder import RECIPE_FILE, mark_output, writing_to_output
+from .publishing import publish
+from .report import report_shard
+from .run_context import Curation, opened_store
 from .search_stages import (
     fill_index_shard,
     merge_index_shard,
@@ -101,8 +103,8 @@ class _Planner:
         retrieval = arguments.retrieval_embedder or arguments.embedder
         is_one_embedder = retrieval == arguments.embedder
         for spec in (arguments.embedder, retrieval):
-            kind_of_embedder(spec)
-        _check_sizes(self.curation)
+            refuse_untrusted(spec, trust_torchscript=arguments.trust_torchscript)
+        check_sizes(self.curation)
         self.add(
             "ingest", ingest_shard, [],
             "min_side max_aspect_ratio min_bytes max_bytes filters nsfw_model nsfw_label nsfw_threshold",
@@ -200,56 +202,6 @@ class _Planner:
             )  # fmt: skip
 
 
-def _check_models(curation: Curation, unfinished: set[str]) -> None:
-    """That the models and vectors of these stages are there: some stages come last, after hours.
-
-    Raises:
-        ValueError: one is not.
-    """
-    arguments = curation.arguments
-    asked = (
-        ("ingest", "nsfw_model", arguments.nsfw_model),
-        ("embed", "embedder", arguments.embedder),
-        ("retrieval_embed", "retrieval_embedder", arguments.retrieval_embedder),
-        ("build", "face_model", arguments.face_model),
-    )
-    for stage, field, name in asked:
-        if stage not in unfinished or name is None:
-            continue
-        kind = kind_of_embedder(name) if "embedder" in field else "model"
-        if kind == "precomputed":
-            PrecomputedVectors(name, curation.sources)
-        elif kind == "model":
-            try:
-                AutoConfig.from_pretrained(name)
-            except (OSError, ValueError) as error:
-                reason = " ".join(str(error).split())
-                raise ValueError(f"{field} is {name!r}, which cannot be loaded: {reason}") from error
-
-
-def _check_sizes(curation: Curation) -> None:
-    """What can be known of too many clusters or neighbours before images are dropped.
-
-    Raises:
-        ValueError: a number exceeds that of the images of the pool.
-    """
-    arguments, sources = curation.arguments, curation.sources
-    pool, asked = sources.rows_of("uncurated"), {}
-    if arguments.how_selected == "hierarchical":
-        asked["hierarchy"] = arguments.hierarchy[0]
-    if arguments.how_selected == "retrieval":
-        for mode, num_neighbors in (arguments.retrieval_of(s) for role, s in arguments.sources if role == "curated"):
-            if mode == "sample":
-                asked["retrieval_num_neighbors"] = max(num_neighbors, asked.get("retrieval_num_neighbors", 0))
-            else:
-                asked["num_clusters"] = arguments.num_clusters
-    for field, number in asked.items():
-        if number > pool:
-            raise ValueError(f"{field} is {number}, but the pool has only {pool} images: take fewer.")
-    if arguments.index is not None:
-        IndexSettings(arguments.index)
-
-
 def chosen_stages(stages: list[Stage], name: str | None, *, alone: bool = False) -> list[Stage]:
     """The stages of a step, or all.
 
@@ -293,13 +245,24 @@ def curate(
             raise ValueError(f"rank is {rank}, but must be from 0 to world_size - 1 ({world_size - 1}).")
         if stage is None:
             raise ValueError("rank needs stage: launches that do not know each other cannot wait between stages.")
+    if arguments.executor != "in_process":
+        from .cluster_executors import check_executor
+
+        check_executor(arguments)
     opened_store.cache_clear()
     launch = _Launch(rank, world_size, arguments)
+    with launch.writing_to_output(stage):
+        return _run(arguments, launch, stage, alone=rank is not None)
+
+
+def _run(arguments: CurationArguments, launch: "_Launch", stage: str | None, *, alone: bool) -> Curation:
     curation, stages = plan(launch.arguments)
-    chosen = chosen_stages(stages, stage, alone=rank is not None)
-    _check_models(curation, {one.name for one in chosen if one.folder.absent()})
-    if launch.is_first:
-        _prepare_output(arguments, stages)
+    chosen = chosen_stages(stages, stage, alone=alone)
+    check_models(curation, {one.name for one in chosen if one.folder.absent()})
+    if launch.is_writer:
+        mark_output(curation.output_dir)
+    if launch.is_first and arguments.overwrite:
+        remove_changed(stages)
     launch.wait()
     for earlier in stages[: stages.index(chosen[-1]) + 1]:
         earlier.folder.open()
@@ -357,26 +320,26 @@ class _Launch:
         """Whether the processes can wait for each other."""
         return self.state is not None
 
+    @property
+    def is_writer(self) -> bool:
+        """Whether this process answers for the output folder: not one that waits for the first."""
+        return self.is_first or not self.is_joint
+
+    def writing_to_output(self, stage: str | None) -> AbstractContextManager[None]:
+        """Hold the output folder: alone, or as one of several launches that share a stage."""
+        if not self.is_writer:
+            return nullcontext()
+        part = None if self.is_joint or self.world_size == 1 else f"{stage}.{self.rank}-of-{self.world_size}"
+        return writing_to_output(self.arguments, part=part)
+
     def wait(self) -> None:
         if self.state is not None:
             self.state.wait_for_everyone()
 
 
-def _prepare_output(arguments: CurationArguments, stages: list[Stage]) -> None:
-    """Make the output folder, and with `overwrite` remove stages of another configuration."""
-    first = stages[0].folder.path.parents[1]
-    try:
-        first.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"output_dir is {str(first)!r}, where no folder can be made: {error}") from None
-    if arguments.overwrite:
-        remove_changed(stages)
-        known = {stage.name for stage in stages}
-        for folder in (first / "stages").glob("*"):
-            if folder.name not in known:
-                shutil.rmtree(folder)
-
-
 def _note_recipe(arguments: CurationArguments, output_dir: Path) -> None:
+    """What was asked for, for a later run: not what was asked of this launch, such as to overwrite."""
     values = json.loads(json.dumps(dataclasses.asdict(arguments), default=str))
-    write_atomically(output_dir / "curation.yaml", yaml.safe_dump(values, sort_keys=False))
+    for name in LAUNCH_FIELDS:
+        del values[name]
+    write_text(output_dir / RECIPE_FILE, yaml.safe_dump(values, sort_keys=False))

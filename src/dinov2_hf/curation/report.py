@@ -13,7 +13,7 @@ from pyarrow import parquet
 from .arguments import ENGINE_FIELDS
 from .completeness import check_complete, written_row_ids
 from .dataset_card import dataset_card
-from .dataset_files import publish_files, read_report
+from .dataset_files import content_fingerprint, read_report
 from .dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE, read_dropped
 from .manifests import UnfinishedShard
 from .report_page import render_page
@@ -34,7 +34,6 @@ DROPPING_STAGES = {
     "build": "written",
 }
 COUNTED_REASONS = 10_000  # a filter may say something else of each of a billion images
-PUBLISHED = ("report.html", "report.json", "dropped.parquet")
 
 
 def report_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
@@ -99,15 +98,6 @@ def _gather_dropped(curation: Curation, shard: UnfinishedShard) -> Dropped:
     return Dropped(counts, times, pa.concat_tables(some))
 
 
-def publish(curation: Curation) -> None:
-    """Put the report and the dataset where a user looks for them, in `output_dir`; again if they were deleted."""
-    made = curation.folders["report"].shard(0)
-    for name in PUBLISHED:
-        (curation.output_dir / name).write_bytes((made / name).read_bytes())
-    publish_files(curation, curation.output_dir / "dataset")
-    (curation.output_dir / "dataset" / "README.md").write_bytes((made / "README.md").read_bytes())
-
-
 def gather_report(curation: Curation, dropped: Counter, written: np.ndarray) -> dict[str, Any]:
     """The numbers: plain values, ready for JSON.
 
@@ -125,6 +115,7 @@ def gather_report(curation: Curation, dropped: Counter, written: np.ndarray) -> 
             "from_the_pool": of_pool,
             "curated_as_they_are": len(images) - of_pool,
             "accounting": curation.arguments.accounting,
+            "fingerprint": content_fingerprint(curation),
             "retrieved_union": selection.get("unique"),
             "retrieved_multiset": selection.get("multiset"),
         },

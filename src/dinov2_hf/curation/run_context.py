@@ -1,6 +1,5 @@
 """What the stages of one curation share: its arguments, its sources, and where each stage keeps its files."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -181,17 +180,3 @@ def opened_store(folder: Path, pattern: str, config_hash: str) -> EmbeddingStore
 def _with_large_strings(schema: pa.Schema, columns: list[str]) -> pa.Schema:
     types = {name: schema.field(name).type for name in columns}
     return pa.schema({name: pa.large_string() if type == pa.string() else type for name, type in types.items()})
-
-
-def file_fingerprint(path: str | None) -> str:
-    """Changes with name, size or time of a file, or of the files of a folder; of the name alone if it is neither."""
-    if path is None:
-        return ""
-    root = Path(path).expanduser()
-    files = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
-    digest = hashlib.blake2b(path.encode(), digest_size=8)
-    for file in files:
-        if file.exists():
-            status = file.stat()
-            digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()

@@ -6,7 +6,6 @@ stages refer to them by row, and only the finished dataset holds copies.
 
 import bisect
 import glob
-import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import datasets
 
 from ..data import find_image_column, load_image_dataset
+from .file_fingerprints import files_below, files_of_rows, fingerprint_of
 
 
 RETRIEVAL_MODES = ("sample", "cluster")
@@ -197,9 +197,11 @@ class OpenSources:
             {
                 "name": source.name, "role": role, "rows": len(dataset), "split": source.split,
                 "config_name": source.config_name, "image_column": source.image_column, "id_column": source.id_column,
-                "fingerprint": _fingerprint(source, dataset),
+                "fingerprint": _fingerprint(source, dataset, column),
             }
-            for source, role, dataset in zip(self.sources, self.roles, self.datasets, strict=True)
+            for source, role, dataset, column in zip(
+                self.sources, self.roles, self.datasets, self._image_columns, strict=True
+            )
         ]  # fmt: skip
 
     def __reduce__(self):  # opened anew in another process: a memory-mapped table has no other way there
@@ -263,17 +265,13 @@ def _name_of(path: str) -> str:
     return re.sub(r"[^\w.-]+", "_", os.path.splitext(os.path.basename(path))[0]) or "source"
 
 
-def _fingerprint(source: ImageSource, dataset: datasets.Dataset) -> str:
-    """Changes when files of a local source change (names, sizes or times), or a Hub dataset its version."""
+def _fingerprint(source: ImageSource, dataset: datasets.Dataset, image_column: str) -> str:
+    """Changes when files of a local source change, or those that its rows name, or a Hub dataset its version."""
     path = os.path.expanduser(source.path)
-    digest = hashlib.blake2b(digest_size=8)
     if os.path.isdir(path):
-        files = _walk(path)
+        files = list(files_below(path))
     elif os.path.exists(path) or "*" in path:
-        files = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+        files = [path] if os.path.exists(path) else glob.glob(path, recursive=True)
     else:
         return dataset._fingerprint
-    for file in files:
-        status = os.stat(file)
-        digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    return fingerprint_of([], [*files, *files_of_rows(dataset, image_column)])

@@ -1,0 +1,85 @@
+"""The output folder of a curation: whose it is, who writes to it now, and what is refused before any work."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..atomic_files import check_new_folder
+from ..output_folders import (
+    KINDS,
+    MARKER,
+    part_writer,
+    read_marker,
+    refuse_links,
+    refuse_overlap,
+    refuse_urls,
+    sole_writer,
+    write_marker,
+)
+from .arguments import CurationArguments
+from .embedders import PERCEPTUAL
+from .publishing import REPORT_FILES
+
+
+RECIPE_FILE = "curation.yaml"
+OWN_NAMES = ("stages", "dataset", "logs", RECIPE_FILE, *REPORT_FILES)
+
+
+@contextmanager
+def writing_to_output(arguments: CurationArguments, *, part: str | None = None) -> Iterator[None]:
+    """Hold the output folder while the block runs.
+
+    Args:
+        arguments: say where it is, and what is read.
+        part: the name of the work of one of several launches, which share the folder; None: the folder is for this
+            process alone.
+
+    Raises:
+        ValueError: the folder is a source, overlaps one, is or holds what somebody else made, or another process is
+            writing to it.
+    """
+    folder = Path(arguments.output_dir)
+    _check_output(folder, arguments)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        with part_writer(folder, part) if part else sole_writer(folder):
+            yield
+    finally:
+        for place in made:
+            with suppress(OSError):  # it is not empty; only a run that was refused leaves nothing
+                place.rmdir()
+
+
+def mark_output(folder: Path) -> None:
+    """Say in the folder that a curation writes to it, before it does."""
+    if read_marker(folder) is None:
+        write_marker(folder, "curation")
+
+
+def _check_output(folder: Path, arguments: CurationArguments) -> None:
+    refuse_urls(arguments.output_dir)
+    refuse_overlap(folder, _read_paths(arguments))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"the output {folder} is a file, but a curation is written to a folder; choose another name.")
+    marker = read_marker(folder)
+    if marker is not None and marker["kind"] != "curation":
+        raise ValueError(
+            f"{folder} holds {KINDS[marker['kind']]}, and a curation is not written into that; choose another"
+            " --output_dir."
+        )
+    refuse_links(folder, OWN_NAMES)
+    found = [name for name in OWN_NAMES if os.path.lexists(folder / name)]
+    if found and marker is None:
+        raise ValueError(
+            f"{folder / found[0]} was not written by dinov2_hf ({folder} has no {MARKER}), and a curation would"
+            " replace it; choose another --output_dir, or move it away."
+        )
+    check_new_folder(folder / "dataset", "dataset", overwrite=True)
+
+
+def _read_paths(arguments: CurationArguments) -> list[str]:
+    """What the curation reads: sources, models, vectors. Names on the Hub are among them."""
+    models = (arguments.embedder, arguments.retrieval_embedder, arguments.nsfw_model, arguments.face_model)
+    named = [model for model in models if model not in (None, PERCEPTUAL)]
+    return [os.path.expanduser(path) for path in [*(source.path for _, source in arguments.sources), *named]]

@@ -1,0 +1,56 @@
+"""The finished dataset and its report, put where a user looks for them; again if they were deleted."""
+
+import os
+import shutil
+from pathlib import Path
+
+from ..atomic_files import new_file, new_folder
+from .dataset_files import built_files
+from .run_context import Curation
+
+
+REPORT_FILES = ("report.html", "report.json", "dropped.parquet")
+
+
+def publish(curation: Curation) -> None:
+    """Put the report and `dataset/` into the output folder. What is there and is not older stays as it is: another
+    program may be reading it, or somebody has edited the card.
+
+    Raises:
+        ValueError: the disk is full, or `dataset/` holds what this package did not write.
+    """
+    made = curation.folders["report"].shard(0)
+    for name in REPORT_FILES:
+        place = curation.output_dir / name
+        if _is_older(place, made / name):
+            with new_file(place, overwrite=True) as path:
+                shutil.copy2(made / name, path)
+    _publish_dataset(built_files(curation), made / "README.md", curation.output_dir / "dataset")
+
+
+def _publish_dataset(built: list[Path], card: Path, folder: Path) -> None:
+    """The card, and the files of all build shards as `data/train-00000-of-00012.parquet`, hard links if possible."""
+    names = [f"train-{number:05d}-of-{len(built):05d}.parquet" for number in range(len(built))]
+    if _is_published(built, folder / "data", names) and not _is_older(folder / "README.md", card):
+        return
+    with new_folder(folder, "dataset", overwrite=True) as partial:
+        (partial / "data").mkdir()
+        for path, name in zip(built, names, strict=True):
+            try:
+                os.link(path, partial / "data" / name)
+            except OSError:  # a file system without hard links
+                shutil.copy2(path, partial / "data" / name)
+        shutil.copy2(card, partial / "README.md")
+
+
+def _is_published(built: list[Path], data: Path, names: list[str]) -> bool:
+    """Whether the folder holds these files, as links or as copies with their sizes and times."""
+    if not data.is_dir() or sorted(path.name for path in data.glob("*.parquet")) != names:
+        return False
+    pairs = ((path.stat(), (data / name).stat()) for path, name in zip(built, names, strict=True))
+    return all((made.st_size, made.st_mtime_ns) == (there.st_size, there.st_mtime_ns) for made, there in pairs)
+
+
+def _is_older(place: Path, made: Path) -> bool:
+    """Whether a file is missing, or older than what was made for it."""
+    return not place.is_file() or place.stat().st_mtime_ns < made.stat().st_mtime_ns
