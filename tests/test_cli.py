@@ -134,22 +134,22 @@ def test_features(tmp_path, capsys, folder):
 
 
 def test_mistakes_are_one_sentence(tmp_path, capsys, folder):
-    assert "which is not a file" in mistake(capsys, "convert", tmp_path / "none.pth", tmp_path / "new")
+    assert "none.pth is not a file" in mistake(capsys, "convert", tmp_path / "none.pth", tmp_path / "new")
     assert "leave `--block_chunks` out" in mistake(capsys, "convert", __file__, tmp_path / "new", "--block_chunks", 2)
     assert "leave `--backbone` out" in mistake(capsys, "convert", folder, tmp_path / "x.pth", "--backbone", "y")
-    assert "leave `--height`, `--width` out" in mistake(
+    assert "leave `--image_size` out" in mistake(
         capsys, "export", folder, "--format", "dual", "--output_dir", tmp_path / "new", "--image_size", 32
     )
     assert "leave `--opset` out" in mistake(
         capsys, "export", folder, "--format", "torch-export", "--output_dir", tmp_path / "new", "--opset", 18
     )
-    assert "give one number, or height and width" in mistake(
+    assert "give one, or height and width" in mistake(
         capsys, "export", folder, "--format", "onnx", "--output_dir", tmp_path / "new", "--image_size", 1, 2, 3
     )
-    assert "multiple of the model's patch size, 8" in mistake(
+    assert "multiples of the model's patch size, 8" in mistake(
         capsys, "export", folder, "--format", "onnx", "--output_dir", tmp_path / "new", "--image_size", 30
     )
-    assert "`id2label` is" in mistake(capsys, "convert", __file__, tmp_path / "new", "--id2label", __file__)
+    assert "--id2label is" in mistake(capsys, "convert", __file__, tmp_path / "new", "--id2label", __file__)
     Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
     assert "which cannot be loaded" in mistake(
         capsys, "features", tmp_path / "none", "--data", tmp_path, "--output", tmp_path / "new"

@@ -125,7 +125,6 @@ def _about_folder(path: Path, parts: Sequence[str]) -> str:
         found = next((run / part for part in parts if (run / part / "config.json").exists()), None)
         if found is not None:
             return f"{path} holds checkpoints, from which a run is continued; name the model of that run, {found}."
-        return f"{path} holds checkpoints, from which a run is continued; name {run / MODEL}, the model of that run."
         return (
             f"{path} holds checkpoints, from which a run is continued, and that run has left no model yet; continue it"
             " to its end with --resume_from_checkpoint latest."

@@ -192,9 +192,9 @@ def test_the_image_processor_gives_the_size_of_the_graph(tmp_path, values, size,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"height": 40, "width": 28}, "`height` is 40 pixels; it must be a multiple of the model's patch size, 14"),
-        ({"height": 28, "width": 0}, "`width` is 0 pixels"),
-        ({"height": 28, "width": 28, "batch_size": 0}, "`batch_size` is 0"),
+        ({"height": 40, "width": 28}, "would be 40 x 28 pixels, but multiples of the model's patch size, 14"),
+        ({"height": 28, "width": 0}, "would be 28 x 0 pixels"),
+        ({"height": 28, "width": 28, "batch_size": 0}, "--batch_size is 0"),
     ],
 )
 def test_impossible_sizes(tmp_path, options, message):
@@ -208,7 +208,7 @@ def test_impossible_sizes(tmp_path, options, message):
 @pytest.mark.parametrize("opset", [17, 999])
 def test_impossible_operators(tmp_path, opset):
     write_model(DINOv2Model, tmp_path / "model")
-    with pytest.raises(ValueError, match=f"`opset` is {opset}"):
+    with pytest.raises(ValueError, match=f"--opset is {opset}"):
         export_onnx(tmp_path / "model", tmp_path / "graph", height=28, width=28, opset=opset)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

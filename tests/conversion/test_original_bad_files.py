@@ -142,7 +142,7 @@ def test_a_shard_of_a_training_state_is_told_by_its_name(tmp_path):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match=r"`checkpoint` is .*nothing\.pth, which is not a file"):
+    with pytest.raises(ValueError, match=r"nothing\.pth is not a file"):
         convert_from_original(tmp_path / "nothing.pth", tmp_path / "model")
 
 
@@ -163,12 +163,12 @@ def test_backbones_that_are_not_whole(change, message, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "`cls_token` has 32 channels, .* set `num_attention_heads`"),
+        ({}, "`cls_token` has 32 channels, .* --num_attention_heads"),
         ({"num_attention_heads": 5}, "`hidden_size` is 32, which does not divide into `num_attention_heads` .5."),
-        ({"num_attention_heads": 2, "depth_range": (1, 2)}, "holds a backbone; leave `depth_range` out"),
-        ({"num_attention_heads": 2, "id2label": ["a"]}, "holds a backbone; leave `id2label` out"),
-        ({"num_attention_heads": 2, "classifier_name": "a"}, '`classifier_name` is "a", but it does not hold several'),
-        ({"num_attention_heads": 2, "backbone": "b"}, "holds a backbone of its own; leave `backbone` out"),
+        ({"num_attention_heads": 2, "depth_range": (1, 2)}, "holds a backbone; leave --depth_range out"),
+        ({"num_attention_heads": 2, "id2label": ["a"]}, "holds a backbone; leave --id2label out"),
+        ({"num_attention_heads": 2, "classifier_name": "a"}, '--classifier_name is "a", but it does not hold several'),
+        ({"num_attention_heads": 2, "backbone": "b"}, "holds a backbone of its own; leave --backbone out"),
     ],
 )
 def test_options_that_do_not_fit(options, message, tmp_path):
@@ -188,12 +188,12 @@ def backbone(tmp_path_factory):
     [
         (classifier_head(96, 5), {}, "reads 96 features, .* 32 wide a classifier reads one of 32, 64, 128, 160;"),
         (classifier_head(160, 5), {}, "the head reads 4 blocks, but the backbone has 3"),
-        (classifier_head(64, 5), {"id2label": ["a"]}, "`id2label` names 1 labels, but the head has 5"),
+        (classifier_head(64, 5), {"id2label": ["a"]}, "--id2label names 1 labels, but the head has 5"),
         (classifier_head(64, 5) | {"bias": torch.zeros(4)}, {}, r"`bias` has shape \(4,\), but \(5,\) is expected"),
         (prefixed("linear_head.", {"bias": torch.zeros(4)}), {}, "`weight` is missing"),
         (segmentation_head(33, 5), {}, "reads 33 channels, but a multiple of 32"),
         (segmentation_head(128, 5), {}, "the head reads 4 blocks, but the backbone has 3"),
-        (depth_head(64), {}, "range of depths is neither in the file nor in its name; set `depth_range`"),
+        (depth_head(64), {}, "range of depths is neither in the file nor in its name; give it with --depth_range"),
         (depth_head(64), {"depth_range": (3, 1)}, "`min_depth` is 3 and `max_depth` is 1"),
         (depth_head(96), {"depth_range": (1, 3)}, r"reads 96 channels, but 64 .1 layer. or 256 .4. are expected"),
         (depth_head(256), {"depth_range": (1, 3)}, "4 layers, .* 12, 24 and 40 blocks only, and this one has 3"),
@@ -201,7 +201,7 @@ def backbone(tmp_path_factory):
         (
             classifier_head(64, 5),
             {"interpolate_offset": 0.0},
-            "of its own; leave `interpolate_offset` out",
+            "of its own; leave --interpolate_offset out",
         ),
     ],
 )
@@ -213,9 +213,13 @@ def test_heads_that_do_not_fit(head, options, message, backbone, tmp_path):
 
 
 def test_a_head_needs_a_backbone(tmp_path):
-    refuse(tmp_path, classifier_head(64, 5), "linear classifier without its backbone; set `backbone`")
+    refuse(
+        tmp_path,
+        classifier_head(64, 5),
+        "linear classifier without its backbone; give .* with --backbone",
+    )
     head = save(classifier_head(64, 5), tmp_path / "head.pth")
-    with pytest.raises(ValueError, match=r"`backbone` is .*head\.pth, which holds a linear classifier and no"):
+    with pytest.raises(ValueError, match=r"--backbone is .*head\.pth, which holds a linear classifier and no"):
         convert_from_original(head, tmp_path / "model", backbone=head)
     with pytest.raises(ValueError, match="No DINOv2Model can be read from nobody/nothing"):
         convert_from_original(head, tmp_path / "model", backbone="nobody/nothing")
@@ -235,9 +239,9 @@ CONFIG = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (DINOv2Model(DINOv2Config(**CONFIG)), {"part": "heads"}, '`part` is "heads"; it must be "backbone" or "head"'),
+        (DINOv2Model(DINOv2Config(**CONFIG)), {"part": "heads"}, '--part is "heads"; it must be "backbone" or "head"'),
         (DINOv2Model(DINOv2Config(**CONFIG)), {"part": "head"}, "a DINOv2Model has no linear head"),
-        (DINOv2Model(DINOv2Config(**CONFIG)), {"block_chunks": 5}, "`block_chunks` is 5; it must be from 0"),
+        (DINOv2Model(DINOv2Config(**CONFIG)), {"block_chunks": 5}, "--block_chunks is 5; it must be from 0"),
         (
             DINOv2Model(DINOv2Config(**CONFIG, hidden_act="relu")),
             {},

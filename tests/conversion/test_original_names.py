@@ -69,7 +69,7 @@ def test_unchunking_undoes_chunking(block_chunks):
 
 @pytest.mark.parametrize("block_chunks", [-1, 4])
 def test_impossible_chunks_are_refused(block_chunks):
-    with pytest.raises(ValueError, match=f"`block_chunks` is {block_chunks}; it must be from 0 .* to 3"):
+    with pytest.raises(ValueError, match=f"--block_chunks is {block_chunks}; it must be from 0 .* to 3"):
         chunk_blocks(fill(backbone_shapes(depth=3)), block_chunks)
 
 

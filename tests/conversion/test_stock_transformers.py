@@ -235,13 +235,15 @@ def test_folders_in_use_are_kept(tmp_path):
     (tmp_path / "stock" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="overwrite"):
         export_transformers(tmp_path / "model", tmp_path / "stock")
-    with pytest.raises(ValueError, match="config.json"):
+    with pytest.raises(ValueError, match="was not written by dinov2_hf"):
         export_transformers(tmp_path / "model", tmp_path / "stock", overwrite=True)
     assert (tmp_path / "stock" / "notes.txt").read_text() == "mine"
     for parent in (tmp_path / "model", tmp_path):
-        with pytest.raises(ValueError, match="would replace the folder that is read"):
+        with pytest.raises(ValueError, match="is the same as the source|is around the source"):
             export_transformers(tmp_path / "model", parent, overwrite=True)
     export_transformers(tmp_path / "model", tmp_path / "new")
-    (tmp_path / "new" / "old.txt").write_text("of an earlier export")
+    (tmp_path / "new" / "mine.txt").write_text("added later")
+    with pytest.raises(ValueError, match=r"holds mine\.txt, which dinov2_hf did not write"):
+        export_transformers(tmp_path / "model", tmp_path / "new", overwrite=True)
+    (tmp_path / "new" / "mine.txt").unlink()
     export_transformers(tmp_path / "model", tmp_path / "new", overwrite=True)
-    assert not (tmp_path / "new" / "old.txt").exists()

@@ -13,7 +13,7 @@ def convert(parser: argparse.ArgumentParser) -> Callable[..., None]:
     """From a checkpoint of the original implementation to a model folder, or back; weights stay bit for bit."""
     parser.add_argument("source", type=Path, help="a .pth file of the original, or a model folder")
     parser.add_argument("destination", type=Path, help="the model folder to write, or a .pth file")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is at the destination")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model or file at the destination")
     forth = parser.add_argument_group("from the original")
     forth.add_argument("--backbone", help="of a file that holds only a head: model folder, Hub id or .pth file")
     forth.add_argument("--num_attention_heads", type=int, help="of the backbone (default: one for every 64 channels)")
@@ -46,6 +46,7 @@ def convert(parser: argparse.ArgumentParser) -> Callable[..., None]:
             forth["id2label"] = read_labels(id2label)
         report = convert_from_original(source, destination, **forth, overwrite=overwrite)
         print(f"{source.name} holds a {report.kind}: {describe(report.config)}")
+        print("What its tensors do not tell:", *report.choices, sep="\n  ")
         print(*report.folders, sep="\n")
 
     return run
@@ -57,7 +58,7 @@ def read_labels(path: Path) -> list[str] | dict[int, str]:
         labels = json.loads(path.read_text())
         return {int(number): name for number, name in labels.items()} if isinstance(labels, dict) else list(labels)
     except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"`id2label` is {path}, which holds no JSON list of names: {error}.") from None
+        raise ValueError(f"--id2label is {path}, which holds no JSON list of names: {error}.") from None
 
 
 def describe(config: Any) -> str:

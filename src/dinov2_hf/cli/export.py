@@ -10,13 +10,13 @@ from .options import given, refuse
 
 def export(parser: argparse.ArgumentParser) -> Callable[..., None]:
     """A model folder in a form that needs no dinov2_hf (stock transformers, ONNX, torch.export), and is checked."""
-    parser.add_argument("folder", type=Path, help="a model folder")
+    parser.add_argument("folder", type=Path, help="a model folder, or the output folder of a run")
     parser.add_argument(
         "--format", required=True, choices=("transformers", "dual", "onnx", "torch-export"),
         help="transformers: its own dinov2 classes; dual: these by default, ours with trust_remote_code=True",
     )  # fmt: skip
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that this package wrote there")
     graph = parser.add_argument_group("onnx and torch-export")
     graph.add_argument(
         "--image_size", type=int, nargs="+", metavar="PIXELS",
@@ -33,15 +33,16 @@ def export(parser: argparse.ArgumentParser) -> Callable[..., None]:
         exporters = {
             "transformers": export_transformers, "dual": export_dual, "onnx": export_onnx, "torch-export": export_torch
         }  # fmt: skip
-        options = given(**options)
+        options = given(**options, image_size=image_size)
+        if format in ("transformers", "dual"):
+            refuse(options, f"--format is {format}, which takes images of any size")
+        elif format == "torch-export":
+            refuse({name: value for name, value in options.items() if name == "opset"}, "--format is torch-export")
         if image_size is not None:
             if len(image_size) > 2:
-                raise ValueError(f"`image_size` is {image_size}; give one number, or height and width.")
+                raise ValueError(f"--image_size has {len(image_size)} numbers; give one, or height and width.")
+            del options["image_size"]
             options["height"], options["width"] = image_size[0], image_size[-1]
-        if format in ("transformers", "dual"):
-            refuse(options, f"`format` is {format}, which takes images of any size")
-        elif format == "torch-export":
-            refuse({name: value for name, value in options.items() if name == "opset"}, "`format` is torch-export")
         print(exporters[format](folder, output_dir, **options, overwrite=overwrite))
 
     return run

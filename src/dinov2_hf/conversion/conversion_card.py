@@ -1,9 +1,12 @@
 """The README of a folder that was converted from the original layout."""
 
+from collections.abc import Sequence
+
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..models import DINOv2Config
-from .original_checkpoint import BACKBONE, CLASSIFIER, DEPTH, SEGMENTATION, TEACHER
+from .original_checkpoint import BACKBONE, CLASSIFIER, DEPTH, SEGMENTATION, TEACHER, OriginalCheckpoint
+from .original_record import Choice
 
 
 TEMPLATE = """---
@@ -12,7 +15,10 @@ TEMPLATE = """---
 
 # {{ name }}
 
-A DINOv2 {{ description }}, converted bit for bit from `{{ source }}` of the original layout.
+A DINOv2 {{ description }}, converted from `{{ source }}`, a file in the layout of the original. Its weights are
+those of the file, bit for bit. What the tensors of such a file do not tell:
+
+{{ choices }}
 
 The network is {{ hidden_size }} wide, with {{ num_hidden_layers }} blocks, {{ num_attention_heads }} attention heads,
 patches of {{ patch_size }} pixels and {{ num_register_tokens }} register tokens.
@@ -40,20 +46,24 @@ TASKS = {
 TASKS[TEACHER] = TASKS[BACKBONE]
 
 
-def conversion_card(name: str, source: str, kind: str, config: DINOv2Config) -> ModelCard:
+def conversion_card(
+    name: str, original: OriginalCheckpoint, config: DINOv2Config, choices: Sequence[Choice]
+) -> ModelCard:
     """
     Args:
         name: of the folder.
-        source: name of the original file.
-        kind: as `OriginalCheckpoint.kind`.
+        original: the file.
         config: of the model in the folder.
+        choices: values that the tensors do not tell.
     """
+    kind = original.kind
     task, example = TASKS[kind]
     return ModelCard.from_template(
         ModelCardData(library_name="transformers", pipeline_tag=task, tags=["dinov2"]),
         template_str=TEMPLATE,
         name=name,
-        source=source,
+        source=original.path.name,
+        choices=_table(choices),
         description=kind if kind in (BACKBONE, TEACHER) else f"backbone with a {kind}",
         task=task,
         example=example.format(**config.to_dict()),
@@ -63,3 +73,8 @@ def conversion_card(name: str, source: str, kind: str, config: DINOv2Config) -> 
         patch_size=config.patch_size,
         num_register_tokens=config.num_register_tokens,
     )
+
+
+def _table(choices: Sequence[Choice]) -> str:
+    rows = [f"| {choice.name} | {choice.value} | {choice.reason} |" for choice in choices]
+    return "\n".join(["| | value | chosen |", "|---|---|---|", *rows])

@@ -18,8 +18,11 @@ from huggingface_hub import ModelCard
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..atomic_files import new_folder
+from ..model_source import find_model
 from ..models import (
     DINOv2Backbone,
+    DINOv2Config,
     DINOv2ForDepthEstimation,
     DINOv2ForImageClassification,
     DINOv2ForSemanticSegmentation,
@@ -28,8 +31,7 @@ from ..models import (
 from ..models.modeling_dinov2 import DINOv2Embeddings
 from .export_report import ExportCheckError, ExportReport, Measurement, export_card, measure
 from .image_processor_values import for_fixed_size, stock_image_processor_values, write_image_processor
-from .model_folder import check_export_folders, load_model_folder
-from .new_output import new_folder
+from .model_folder import load_model_folder
 
 
 OUTPUT_NAMES = {
@@ -111,7 +113,7 @@ def export_onnx(
     if missing:
         raise ImportError(f"The export to ONNX needs {' and '.join(missing)}; run `pip install {' '.join(missing)}`.")
     if opset is not None and opset < LOWEST_OPSET:
-        raise ValueError(f"`opset` is {opset}; it must be at least {LOWEST_OPSET}.")
+        raise ValueError(f"--opset is {opset}; it must be at least {LOWEST_OPSET}.")
 
     def write(program: torch.export.ExportedProgram, output_names: list[str], new: Path) -> Runner:
         write_onnx(program, output_names, new / ONNX_FILE, opset)
@@ -138,7 +140,10 @@ def export_torch(
     """
 
     def write(program: torch.export.ExportedProgram, output_names: list[str], new: Path) -> Runner:
-        torch.export.save(program, new / TORCH_FILE)
+        # Through memory: on a full disk, torch's own writer of files ends the whole process.
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        (new / TORCH_FILE).write_bytes(buffer.getbuffer())
         return torch.export.load(new / TORCH_FILE).module()
 
     return export_graph(
@@ -202,41 +207,24 @@ def export_graph(
         running: imports and code of README.md that run it.
         library: the card's `library_name`.
     """
-    folder, output_dir = Path(folder), Path(output_dir)
-    check_export_folders(folder, output_dir, overwrite)
+    folder, output_dir = find_model(folder), Path(output_dir)
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1, or `None` for any number of images.")
-    model = load_model_folder(folder).float()
-    config = model.config
-    processor = stock_image_processor_values(folder, config.num_channels)
-    crop = (processor or {}).get("crop_size") or {}
-    height = height if height is not None else crop.get("height", config.image_size)
-    width = width if width is not None else crop.get("width", config.image_size)
-    for name, value in (("height", height), ("width", width)):
-        if value < config.patch_size or value % config.patch_size:
-            raise ValueError(
-                f"`{name}` is {value} pixels; it must be a multiple of the model's patch size, {config.patch_size}."
-            )
-    named = NamedOutputs(model)
-    generator = torch.Generator().manual_seed(0)
-    images = [
-        torch.randn(size, config.num_channels, height, width, generator=generator)
-        for size in (CHECKED_BATCHES if batch_size is None else (batch_size,))
-    ]
-    with torch.no_grad():
-        expected = [named(pixel_values) for pixel_values in images]
-    backbone = model.base_model  # of a head, or the model itself
-    backbone.embeddings = FixedSizeEmbeddings(
-        backbone.embeddings, (height // config.patch_size, width // config.patch_size)
-    )
-    with new_folder(output_dir) as new:
+        raise ValueError(f"--batch_size is {batch_size}; it must be at least 1, or left out for any number of images.")
+    with new_folder(output_dir, "model", overwrite=overwrite, sources=[folder]) as new:
+        model = load_model_folder(folder).float()
+        processor = stock_image_processor_values(folder, model.config.num_channels)
+        images = random_images(model.config, processor, height, width, batch_size)
+        named = NamedOutputs(model)
+        with torch.no_grad():
+            expected = [named(pixel_values) for pixel_values in images]
+        fix_size(model, images[0])
         with quiet_exporter():
             run = write(trace(named, images[0], dynamic_batch=batch_size is None), list(expected[0]), new)
             measurements = verify(run, images, expected)
-        config.architectures, config.dtype = [type(model).__name__], torch.float32
-        config.save_pretrained(new)
+        model.config.architectures, model.config.dtype = [type(model).__name__], torch.float32
+        model.config.save_pretrained(new)
         if processor is not None:
-            write_image_processor(for_fixed_size(processor, height, width), new)
+            write_image_processor(for_fixed_size(processor, *images[0].shape[2:]), new)
         report = ExportReport(output_dir, measurements)
         card = graph_card(
             model,
@@ -249,6 +237,35 @@ def export_graph(
         )
         card.save(new / "README.md")
     return report
+
+
+def random_images(
+    config: DINOv2Config, processor: dict | None, height: int | None, width: int | None, batch_size: int | None
+) -> list[torch.Tensor]:
+    """
+    Batches `(B, C, H, W)` to measure with; the size is the one asked for, else the image processor's crop.
+
+    Raises:
+        `ValueError`: the size is no multiple of the patch size.
+    """
+    crop = (processor or {}).get("crop_size") or {}
+    height = height if height is not None else crop.get("height", config.image_size)
+    width = width if width is not None else crop.get("width", config.image_size)
+    if min(height, width) < config.patch_size or height % config.patch_size or width % config.patch_size:
+        raise ValueError(
+            f"The images would be {height} x {width} pixels, but multiples of the model's patch size,"
+            f" {config.patch_size}, are needed; choose them with --image_size."
+        )
+    generator = torch.Generator().manual_seed(0)
+    sizes = CHECKED_BATCHES if batch_size is None else (batch_size,)
+    return [torch.randn(size, config.num_channels, height, width, generator=generator) for size in sizes]
+
+
+def fix_size(model: PreTrainedModel, images: torch.Tensor) -> None:
+    """Make a model one for images of this height and width alone, in place."""
+    backbone, patch_size = model.base_model, model.config.patch_size  # of a head, or the model itself
+    grid = (images.shape[2] // patch_size, images.shape[3] // patch_size)
+    backbone.embeddings = FixedSizeEmbeddings(backbone.embeddings, grid)
 
 
 def trace(named: NamedOutputs, images: torch.Tensor, dynamic_batch: bool) -> torch.export.ExportedProgram:
@@ -282,7 +299,7 @@ def write_onnx(program: torch.export.ExportedProgram, output_names: list[str], p
     )
     reached = converted.model.opset_imports[""]
     if opset is not None and reached != opset:
-        raise ValueError(f"`opset` is {opset}, which the exporter of torch {torch.__version__} cannot write.")
+        raise ValueError(f"--opset is {opset}, which the exporter of torch {torch.__version__} cannot write.")
     converted.save(path)
 
 

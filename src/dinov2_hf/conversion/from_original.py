@@ -8,22 +8,21 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import BaseImageProcessor, DPTImageProcessor, PreTrainedConfig, PreTrainedModel
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
+from ..atomic_files import new_folder
 from ..model_source import PRETRAINING_MODEL
 from ..models import (
     DINOv2Config,
     DINOv2ForDepthEstimation,
     DINOv2ForImageClassification,
     DINOv2ForSemanticSegmentation,
-    DINOv2ImageProcessor,
     DINOv2Model,
 )
 from ..pretraining import DINOv2ForPreTraining
 from .conversion_card import conversion_card
 from .loaded_weights import refuse_not_finite
-from .new_output import check_folder, new_folder
 from .original_checkpoint import (
     BACKBONE,
     CLASSIFIER,
@@ -35,8 +34,12 @@ from .original_checkpoint import (
 )
 from .original_heads import classifier_config, depth_config, depth_range_of, segmentation_config
 from .original_names import State, backbone_from_original, projection_head_from_original
+from .original_record import BACKBONE_FIELDS, RECORDED, Choice, choose, image_processor_of
 from .original_shapes import backbone_config, pretraining_config, with_layer_scale
 from .saved_models import load_backbone
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,40 @@ class ConversionReport:
         kind: what the checkpoint was recognised as, for people.
         config: of the backbone or the model with its head.
         folders: what was written: the folder asked for, and for a teacher with heads the one of the whole module.
+        choices: values that no tensor tells, and where each came from.
     """
 
     kind: str
     config: DINOv2Config
     folders: tuple[Path, ...]
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class ReadModels:
+    """
+    A file that was read.
+
+    Args:
+        original: its parts.
+        models: by the folder, inside of the output, that they belong to.
+        image_processor: of the models, where there can be one.
+        choices: as in `ConversionReport`.
+    """
+
+    original: OriginalCheckpoint
+    models: dict[str, PreTrainedModel]
+    image_processor: BaseImageProcessor | None
+    choices: tuple[Choice, ...]
+
+    def say_choices(self) -> None:
+        """Log what rules chose, for callers that have no report to say it in."""
+        by_rule = [choice for choice in self.choices if choice.name in BACKBONE_FIELDS and not choice.is_known]
+        if by_rule:
+            logger.warning(
+                f"{self.original.path} does not hold all of its network's configuration. Chosen were"
+                f" {'; '.join(map(str, by_rule))}."
+            )
 
 
 def convert_from_original(
@@ -67,51 +99,55 @@ def convert_from_original(
     overwrite: bool = False,
 ) -> ConversionReport:
     """
-    Convert a `.pth` file of the original, bit for bit. Its kind is told by its keys, its sizes by its shapes.
+    Convert a `.pth` file of the original. Weights stay bit for bit. The kind is told by the keys, sizes by the shapes.
 
     A backbone becomes a `DINOv2Model`. A teacher with heads becomes that too, and in the folder `pretraining_model`
-    inside a `DINOv2ForPreTraining` whose student and teacher both have its weights; its losses and centering are the
-    defaults, since a teacher does not hold them. A linear head becomes a whole model of its task. A network without
-    LayerScale gets one of ones. An image processor is written for networks of 3 channels.
+    inside a `DINOv2ForPreTraining` whose student and teacher both have its weights. A linear head becomes a whole
+    model of its task. A network without LayerScale gets one of ones. What tensors do not tell (attention heads,
+    interpolation, image processor, losses) is read from the record that this package leaves in its files; for files of
+    others, options or the rules below choose, and the report and the card say which.
 
     Args:
         checkpoint: the file.
         output_dir: the folder to write.
         backbone: for a file with only a head: the backbone it was trained on, as a folder, an id on the Hub, or a file
             of the original.
-        num_attention_heads: of the original backbone; `None` means one for every 64 channels.
+        num_attention_heads: of the original backbone; `None` without a record means one for every 64 channels.
         interpolate_offset, interpolate_antialias: how the original backbone resizes its position embeddings; `None`
-            means 0.1 and `False` without registers, 0.0 and `True` with them, as released.
-        depth_range: smallest and largest depth of a depth head, in metres; `None` means that of NYU or KITTI, if the
-            file's name has it.
+            without a record means 0.1 and `False` without registers, 0.0 and `True` with them, as released.
+        depth_range: smallest and largest depth of a depth head, in metres; `None` without a record means that of NYU
+            or KITTI, if the file's name has it.
         id2label: names of the classes of a classifier or segmentation head.
         classifier_name: which classifier to take from a checkpoint of the linear evaluation.
-        overwrite: replace the model that is at `output_dir`.
+        overwrite: replace the model that is at `output_dir`, if this package wrote it.
 
     Raises:
-        `ValueError`: the file is not whole, of another kind, or does not fit to the backbone or to an option.
+        `ValueError`: the file is not whole, of another kind, holds values that are not finite, or does not fit to the
+            backbone or to an option; or `output_dir` may not be written (`atomic_files.new_folder`).
     """
     output_dir = Path(output_dir)
-    check_folder(output_dir, overwrite)
-    original, models = read_models(
-        checkpoint,
-        backbone=backbone,
-        num_attention_heads=num_attention_heads,
-        interpolate_offset=interpolate_offset,
-        interpolate_antialias=interpolate_antialias,
-        depth_range=depth_range,
-        id2label=id2label,
-        classifier_name=classifier_name,
-    )
-    config = models[""].config
-    with new_folder(output_dir) as folder:
-        for name, model in models.items():
+    if output_dir.suffix in (".pth", ".pt"):
+        raise ValueError(f"{output_dir} is the name of a file, but a model folder is written; choose another name.")
+    sources = [checkpoint] if backbone is None else [checkpoint, backbone]
+    with new_folder(output_dir, "model", overwrite=overwrite, sources=sources) as folder:
+        read = read_models(
+            checkpoint,
+            backbone=backbone,
+            num_attention_heads=num_attention_heads,
+            interpolate_offset=interpolate_offset,
+            interpolate_antialias=interpolate_antialias,
+            depth_range=depth_range,
+            id2label=id2label,
+            classifier_name=classifier_name,
+        )
+        config = read.models[""].config
+        for name, model in read.models.items():
             model.save_pretrained(folder / name)
-            if config.num_channels == len(IMAGENET_DEFAULT_MEAN):
-                _image_processor(original.kind, config).save_pretrained(folder / name)
-        card = conversion_card(output_dir.name, original.path.name, original.kind, config)
+            if read.image_processor is not None:
+                read.image_processor.save_pretrained(folder / name)
+        card = conversion_card(output_dir.absolute().name, read.original, config, read.choices)
         card.save(folder / "README.md")
-    return ConversionReport(original.kind, config, tuple(output_dir / name for name in models))
+    return ConversionReport(read.original.kind, config, tuple(output_dir / name for name in read.models), read.choices)
 
 
 def load_original(checkpoint: str | Path, **options) -> PreTrainedModel:
@@ -124,7 +160,9 @@ def load_original(checkpoint: str | Path, **options) -> PreTrainedModel:
     Raises:
         `ValueError`: as `convert_from_original`.
     """
-    return read_models(checkpoint, **options)[1][""]
+    read = read_models(checkpoint, **options)
+    read.say_choices()
+    return read.models[""]
 
 
 def read_models(
@@ -135,16 +173,18 @@ def read_models(
     id2label: Mapping[int, str] | Sequence[str] | None = None,
     classifier_name: str | None = None,
     **backbone_options,
-) -> tuple[OriginalCheckpoint, dict[str, PreTrainedModel]]:
-    """A file, and its models by the folder, inside of the output, that they belong to."""
+) -> ReadModels:
+    """A file, and the models that it holds."""
     original = read_checked(checkpoint, classifier_name)
     _refuse_options_without_use(original, backbone, depth_range, id2label)
     if original.backbone:
-        config, weights = _original_backbone(original, **backbone_options)
+        config, weights, choices = _original_backbone(original, **backbone_options)
     else:
-        config, weights = _read_backbone(original, backbone, **backbone_options)
+        config, weights, choices = _read_backbone(original, backbone, **backbone_options)
     with _said_of(f"{original.path}: "):
-        return original, _build_models(original, config, weights, depth_range, id2label)
+        models, of_head = _build_models(original, config, weights, depth_range, id2label)
+        image_processor, of_images = image_processor_of(original.kind, config, original.record)
+    return ReadModels(original, models, image_processor, (*choices, *of_head, of_images))
 
 
 def read_checked(path: str | Path, classifier_name: str | None = None) -> OriginalCheckpoint:
@@ -169,39 +209,42 @@ def _refuse_options_without_use(original: OriginalCheckpoint, backbone, depth_ra
     """An option that would be ignored is a mistake about the file."""
     without_use = []
     if original.backbone and backbone is not None:
-        raise ValueError(f"{original.path} holds a backbone of its own; leave `backbone` out.")
+        raise ValueError(f"{original.path} holds a backbone of its own; leave --backbone out.")
     if depth_range is not None and original.kind != DEPTH:
-        without_use.append("`depth_range`")
+        without_use.append("--depth_range")
     if id2label is not None and original.kind not in (CLASSIFIER, SEGMENTATION):
-        without_use.append("`id2label`")
+        without_use.append("--id2label")
     if without_use:
         raise ValueError(f"{original.path} holds a {original.kind}; leave {' and '.join(without_use)} out.")
 
 
-def _original_backbone(original: OriginalCheckpoint, **options) -> tuple[DINOv2Config, State]:
+def _original_backbone(original: OriginalCheckpoint, **options) -> tuple[DINOv2Config, State, list[Choice]]:
     """Configuration and weights, in our names, of the backbone in a file of the original."""
     with _said_of(f"{original.path} holds no whole DINOv2 backbone: "):
-        config = backbone_config(original.backbone, **options)
-    return config, backbone_from_original(with_layer_scale(original.backbone))
+        record = original.record.get("config", {})
+        config, choices = backbone_config(original.backbone, **options, record=record)
+    return config, backbone_from_original(with_layer_scale(original.backbone)), choices
 
 
-def _read_backbone(original: OriginalCheckpoint, backbone: str | Path | None, **options) -> tuple[DINOv2Config, State]:
+def _read_backbone(
+    original: OriginalCheckpoint, backbone: str | Path | None, **options
+) -> tuple[DINOv2Config, State, list[Choice]]:
     """The same of the backbone that a file with only a head needs."""
     if backbone is None:
         raise ValueError(
-            f"{original.path} holds a {original.kind} without its backbone; set `backbone` to the one it was trained"
-            " on."
+            f"{original.path} holds a {original.kind} without its backbone; give the one it was trained on with"
+            " --backbone."
         )
     if Path(backbone).is_file():
         source = read_checked(backbone)
         if not source.backbone:
-            raise ValueError(f"`backbone` is {backbone}, which holds a {source.kind} and no backbone.")
+            raise ValueError(f"--backbone is {backbone}, which holds a {source.kind} and no backbone.")
         return _original_backbone(source, **options)
-    given = [f"`{name}`" for name, value in options.items() if value is not None]
+    given = [f"--{name}" for name, value in options.items() if value is not None]
     if given:
         raise ValueError(f"{backbone} has a configuration of its own; leave {', '.join(given)} out.")
     model = load_backbone(backbone)
-    return model.config, model.state_dict()
+    return model.config, model.state_dict(), []
 
 
 def _build_models(
@@ -210,13 +253,15 @@ def _build_models(
     weights: State,
     depth_range: tuple[float, float] | None,
     id2label: Mapping[int, str] | Sequence[str] | None,
-) -> dict[str, PreTrainedModel]:
-    """As `read_models`, from a backbone in our names."""
+) -> tuple[dict[str, PreTrainedModel], list[Choice]]:
+    """Models as in `ReadModels`, from a backbone in our names, and where the values of a head came from."""
+    record = original.record.get("config", {})
     if original.kind == BACKBONE:
-        return {"": _build(DINOv2Model, config, weights)}
+        return {"": _build(DINOv2Model, config, weights)}, []
     if original.kind == TEACHER:
         heads = {name: projection_head_from_original(head) for name, head in original.heads.items()}
-        whole = pretraining_config(config, heads)
+        noted = original.record.get("pretraining", {})
+        whole = pretraining_config(config, heads, noted)
         teacher = {f"backbone.{name}": tensor for name, tensor in weights.items()}
         teacher |= {f"{head}.{name}": tensor for head, tensors in heads.items() for name, tensor in tensors.items()}
         both = {f"teacher.{name}": tensor for name, tensor in teacher.items()}
@@ -226,19 +271,34 @@ def _build_models(
             for loss, head in (("dino", heads["dino_head"]), ("ibot", ibot_head)):
                 both[f"{loss}_centering.center"] = torch.zeros(len(head["last_layer.weight_g"]))
         pretraining_model = _build(DINOv2ForPreTraining, whole, both)
-        return {"": _build(DINOv2Model, config, weights), PRETRAINING_MODEL: pretraining_model}
+        losses = Choice("losses and centering", whole.centering, RECORDED if noted else "the defaults")
+        return {"": _build(DINOv2Model, config, weights), PRETRAINING_MODEL: pretraining_model}, [losses]
     head = original.heads[""]
     weights = {f"dinov2.{name}": tensor for name, tensor in weights.items()}
+    if original.kind == DEPTH:
+        weights |= {f"decode_head.{name}": tensor for name, tensor in head.items()}
+        noted = {"depth_range": (record["min_depth"], record["max_depth"])} if "max_depth" in record else {}
+        rule = (None, "") if depth_range is not None or noted else (depth_range_of(original.path.name), "by its name")
+        depths = choose("depth_range", depth_range, noted, rule)
+        return {"": _build(DINOv2ForDepthEstimation, depth_config(config, head, depths.value), weights)}, [depths]
+    if original.class_names is not None:
+        record = record | {"id2label": original.class_names}
+    labels = choose("id2label", id2label, record, (None, "the file names none"))
+    said = Choice("names of the classes", _in_short(labels.value), labels.reason)
     if original.kind == CLASSIFIER:
-        config = classifier_config(config, head, id2label)
+        config = classifier_config(config, head, labels.value)
         weights |= {f"classifier.{name}": tensor for name, tensor in head.items()}
-        return {"": _build(DINOv2ForImageClassification, config, weights)}
+        return {"": _build(DINOv2ForImageClassification, config, weights)}, [said]
     weights |= {f"decode_head.{name}": tensor for name, tensor in head.items()}
-    if original.kind == SEGMENTATION:
-        names = original.class_names if id2label is None else id2label
-        return {"": _build(DINOv2ForSemanticSegmentation, segmentation_config(config, head, names), weights)}
-    depth_range = depth_range_of(original.path.name) if depth_range is None else depth_range
-    return {"": _build(DINOv2ForDepthEstimation, depth_config(config, head, depth_range), weights)}
+    config = segmentation_config(config, head, labels.value)
+    config.semantic_loss_ignore_index = record.get("semantic_loss_ignore_index", config.semantic_loss_ignore_index)
+    return {"": _build(DINOv2ForSemanticSegmentation, config, weights)}, [said]
+
+
+def _in_short(labels: Mapping[int, str] | Sequence[str] | None) -> str:
+    """The names of classes in a few words."""
+    names = ["LABEL_0"] if labels is None else list(labels.values() if isinstance(labels, Mapping) else labels)
+    return ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 or labels is None else "")
 
 
 def _build(model_class: type[PreTrainedModel], config: PreTrainedConfig, weights: State) -> PreTrainedModel:
@@ -253,22 +313,3 @@ def _build(model_class: type[PreTrainedModel], config: PreTrainedConfig, weights
         model = model_class(config)
     model.load_state_dict(weights, assign=True)
     return model.eval()
-
-
-def _image_processor(kind: str, config: DINOv2Config) -> BaseImageProcessor:
-    """
-    What the original does to an image: for features and classes 256 pixels and a crop of 224; for depth the image as
-    it is and for segmentation about 518 pixels, padded around to whole patches and never cropped.
-    """
-    if kind not in (SEGMENTATION, DEPTH):
-        return DINOv2ImageProcessor()
-    return DPTImageProcessor(
-        do_resize=kind == SEGMENTATION,
-        size={"height": 518, "width": 518},
-        keep_aspect_ratio=True,
-        ensure_multiple_of=config.patch_size,
-        do_pad=True,
-        size_divisor=config.patch_size,
-        image_mean=IMAGENET_DEFAULT_MEAN,
-        image_std=IMAGENET_DEFAULT_STD,
-    )

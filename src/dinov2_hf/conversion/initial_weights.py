@@ -46,7 +46,9 @@ def load_initial_model(source: str) -> DINOv2Model | DINOv2ForPreTraining:
     """
     found = find_model(source, (PRETRAINING_MODEL, MODEL), original_file=True)
     if Path(found).is_file():
-        models = read_models(found)[1]
+        read = read_models(found)
+        read.say_choices()
+        models = read.models
         return models.get(PRETRAINING_MODEL, models[""].base_model).float()
     if not isinstance(found, Path):
         repository, _, subfolder = found.rpartition("/")

@@ -16,7 +16,6 @@ from ..models import (
     DINOv2Model,
 )
 from .loaded_weights import load_with_missing
-from .new_output import check_folder
 
 
 MODEL_CLASSES = {
@@ -80,13 +79,6 @@ def load_model_folder(folder: str | Path) -> PreTrainedModel:
         may_be_missing=lambda name: no_mask_token and name.endswith("embeddings.mask_token"),
         may_be_unexpected=lambda name: no_registers and name.endswith("embeddings.register_tokens"),
     )[0]
-
-
-def check_export_folders(folder: Path, output_dir: Path, overwrite: bool) -> None:
-    """`ValueError` when `output_dir` may not be written, or would replace the `folder` that is read."""
-    if folder.resolve().is_relative_to(output_dir.resolve()):
-        raise ValueError(f"`output_dir` is {output_dir}, which would replace the folder that is read, {folder}.")
-    check_folder(output_dir, overwrite)
 
 
 def class_of(architectures: list[str] | None, folder: Path) -> type[PreTrainedModel]:

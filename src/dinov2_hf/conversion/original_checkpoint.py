@@ -19,6 +19,8 @@ CLASSIFIER = "linear classifier"
 SEGMENTATION = "linear segmentation head"
 DEPTH = "linear depth head"
 
+# Under this name, in a state dict's `_metadata`, this package keeps what tensors do not tell.
+RECORD = "dinov2_hf"
 # The keys under which the original and the toolboxes of its evaluations wrap a state dict, first one first.
 WRAPPERS = ("teacher", "model", "state_dict")
 # Numbers of numpy, which training toolboxes leave in a checkpoint's description (best score, learning rate).
@@ -42,6 +44,8 @@ class OriginalCheckpoint:
         backbone: empty when the file has only a head.
         heads: `{"dino_head": ..., "ibot_head": ...}` of a teacher, `{"": ...}` of the other heads.
         class_names: of a segmentation head, where the file names them.
+        record: what this package noted when it wrote the file, by "config", "image_processor" and "pretraining";
+            empty for files of others.
     """
 
     path: Path
@@ -49,6 +53,7 @@ class OriginalCheckpoint:
     backbone: State = field(default_factory=dict)
     heads: dict[str, State] = field(default_factory=dict)
     class_names: list[str] | None = None
+    record: dict[str, dict] = field(default_factory=dict)
 
 
 def read_original_checkpoint(path: str | Path, classifier_name: str | None = None) -> OriginalCheckpoint:
@@ -64,6 +69,7 @@ def read_original_checkpoint(path: str | Path, classifier_name: str | None = Non
     path = Path(path)
     loaded = read_tensors(path)
     state = next((loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), loaded)
+    record = record_of(state)
     not_tensors = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if not_tensors or not state:
         found = f"`{not_tensors[0]}` is a {type(state[not_tensors[0]]).__name__}" if state else "it is empty"
@@ -73,15 +79,25 @@ def read_original_checkpoint(path: str | Path, classifier_name: str | None = Non
         parts = split_parts(state)
         backbone = unchunk_blocks(parts.pop("backbone", {}))
         if classifier_name is not None and "classifiers_dict" not in parts:
-            raise ValueError(f'`classifier_name` is "{classifier_name}", but it does not hold several classifiers.')
+            raise ValueError(f'--classifier_name is "{classifier_name}", but it does not hold several classifiers.')
         if not parts and set(backbone) == {"weight", "bias"}:
-            return OriginalCheckpoint(path, CLASSIFIER, heads={"": backbone})
+            return OriginalCheckpoint(path, CLASSIFIER, heads={"": backbone}, record=record)
         if not parts or backbone:
             refuse_other_kinds(backbone)
         kind, heads = recognise_heads(parts, classifier_name)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return OriginalCheckpoint(path, kind, backbone, heads, class_names(loaded) if kind == SEGMENTATION else None)
+    names = class_names(loaded) if kind == SEGMENTATION else None
+    return OriginalCheckpoint(path, kind, backbone, heads, names, record)
+
+
+def record_of(state: Mapping) -> dict[str, dict]:
+    """The record of a state dict that this package wrote; empty for others, and for what is none of its parts."""
+    metadata = getattr(state, "_metadata", None)
+    record = metadata.get(RECORD) if isinstance(metadata, Mapping) else None
+    if not isinstance(record, Mapping):
+        return {}
+    return {str(part): dict(values) for part, values in record.items() if isinstance(values, Mapping)}
 
 
 def refuse_other_values(state: State) -> None:
@@ -117,15 +133,15 @@ def recognise_heads(parts: dict[str, State], classifier_name: str | None) -> tup
     raise ValueError(f"it holds {some(parts)}, but the heads of one model are expected.")
 
 
-def read_tensors(path: Path) -> dict:
+def read_tensors(path: Path) -> Mapping:
     """
-    The dict in a `.pth` file. Only tensors, numbers, texts and containers are unpickled; nothing is executed.
+    The mapping in a `.pth` file. Only tensors, numbers, texts and containers are unpickled; nothing is executed.
 
     Raises:
         `ValueError`: as `read_original_checkpoint`.
     """
     if not path.is_file():
-        raise ValueError(f"`checkpoint` is {path}, which is not a file; give a .pth file of the original DINOv2.")
+        raise ValueError(f"{path} is not a file; give a .pth file of the original DINOv2.")
     if re.search(r"\.rank_\d+\.pth$", path.name):
         raise ValueError(
             f"{path} is one process's shard of a training state; give the `teacher_checkpoint.pth` that the same run"
@@ -154,7 +170,7 @@ def read_tensors(path: Path) -> dict:
         raise ValueError(
             f"{path} holds a {type(loaded).__name__} and no state dict; give a checkpoint of the original DINOv2."
         )
-    return dict(loaded)
+    return loaded
 
 
 def split_parts(state: State) -> dict[str, State]:
@@ -195,10 +211,10 @@ def choose_classifier(classifiers: State, wanted: str | None) -> State:
     if wanted is None and len(names) == 1:
         wanted = names[0]
     if wanted not in names:
-        asked = "none was chosen" if wanted is None else f'`classifier_name` is "{wanted}"'
+        asked = "none was chosen" if wanted is None else f'--classifier_name is "{wanted}"'
         raise ValueError(
-            f"it holds {len(names)} classifiers and {asked}; set `classifier_name` to the best one of the evaluation's"
-            f" results, one of {', '.join(names)}."
+            f"it holds {len(names)} classifiers and {asked}; choose the best one of the evaluation's"
+            f" results with --classifier_name: {', '.join(names)}."
         )
     prefix = f"{wanted}.linear."
     return {name.removeprefix(prefix): tensor for name, tensor in classifiers.items() if name.startswith(prefix)}

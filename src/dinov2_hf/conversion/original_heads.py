@@ -104,8 +104,8 @@ def depth_range_of(name: str) -> tuple[float, float]:
     found = [depth_range for dataset, depth_range in DEPTH_RANGES.items() if dataset in name.lower()]
     if len(found) != 1:
         raise ValueError(
-            "its range of depths is neither in the file nor in its name; set `depth_range`, (0.001, 10) for NYU or"
-            " (0.001, 80) for KITTI."
+            "its range of depths is neither in the file nor in its name; give it with --depth_range, `0.001 10`"
+            " for NYU or `0.001 80` for KITTI."
         )
     return found[0]
 
@@ -127,7 +127,7 @@ def _with_labels(
     labels = dict(id2label) if isinstance(id2label, Mapping) else dict(enumerate(id2label))
     labels = {int(index): str(label) for index, label in labels.items()}
     if set(labels) != set(range(num_labels)):
-        raise ValueError(f"`id2label` names {len(labels)} labels, but the head has {num_labels}, numbered from 0.")
+        raise ValueError(f"--id2label names {len(labels)} labels, but the head has {num_labels}, numbered from 0.")
     config.num_labels = num_labels
     config.id2label = dict(sorted(labels.items()))
     config.label2id = {label: index for index, label in config.id2label.items()}

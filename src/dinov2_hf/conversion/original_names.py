@@ -116,7 +116,7 @@ def chunk_blocks(state: State, block_chunks: int) -> State:
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     if not 0 <= block_chunks <= depth:
         raise ValueError(
-            f"`block_chunks` is {block_chunks}; it must be from 0 (no chunks) to {depth}, the number of blocks."
+            f"--block_chunks is {block_chunks}; it must be from 0 (no chunks) to {depth}, the number of blocks."
         )
     if block_chunks == 0:
         return state

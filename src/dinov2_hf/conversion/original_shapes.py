@@ -3,6 +3,8 @@
 import math
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -10,6 +12,7 @@ from ..models import DINOv2Config, DINOv2Model
 from ..pretraining import DINOv2PreTrainingConfig
 from .original_checkpoint import some
 from .original_names import State, backbone_to_original
+from .original_record import BACKBONE_FIELDS, Choice, choose
 
 
 # Of all released networks.
@@ -22,14 +25,19 @@ def backbone_config(
     num_attention_heads: int | None = None,
     interpolate_offset: float | None = None,
     interpolate_antialias: bool | None = None,
-) -> DINOv2Config:
+    record: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[DINOv2Config, list[Choice]]:
     """
     The configuration of a backbone in the original's names, and proof that the tensors are those of it.
 
     Args:
-        num_attention_heads: shapes do not tell; `None` means 64 channels for each, as in all released networks.
-        interpolate_offset, interpolate_antialias: neither does the file; `None` means 0.1 and `False` without
-            registers, 0.0 and `True` with, as released.
+        num_attention_heads, interpolate_offset, interpolate_antialias: no tensor tells them. `None`: what the file
+            records; without that 64 channels for each head, as in all released networks, and 0.1 and `False` without
+            registers, 0.0 and `True` with them, as released.
+        record: fields of the configuration that this package noted in the file.
+
+    Returns:
+        The configuration, and for each of those three where its value came from.
 
     Raises:
         `ValueError`: tensors are missing, unexpected or of another shape, or no configuration has these shapes.
@@ -45,32 +53,38 @@ def backbone_config(
             f"`pos_embed` holds {num_positions} positions, but 1 and those of a square grid are expected (1370 for"
             " 37 x 37 patches)."
         )
-    if num_attention_heads is None:
-        if hidden_size % HEAD_SIZE:
-            raise ValueError(
-                f"`cls_token` has {hidden_size} channels, which do not divide into attention heads of {HEAD_SIZE}; set"
-                " `num_attention_heads` to the number of the network's heads."
-            )
-        num_attention_heads = hidden_size // HEAD_SIZE
+    if num_attention_heads is None and "num_attention_heads" not in record and hidden_size % HEAD_SIZE:
+        raise ValueError(
+            f"`cls_token` has {hidden_size} channels, which do not divide into attention heads of {HEAD_SIZE}; give"
+            " the number of the network's heads with --num_attention_heads."
+        )
+    released = "as in the released networks " + ("with registers" if num_registers else "without registers")
+    choices = [
+        choose(
+            "num_attention_heads", num_attention_heads, record,
+            (hidden_size // HEAD_SIZE, f"one for every {HEAD_SIZE} channels, as in all released networks"),
+        ),
+        choose("interpolate_offset", interpolate_offset, record, (0.0 if num_registers else 0.1, released)),
+        choose("interpolate_antialias", interpolate_antialias, record, (num_registers > 0, released)),
+    ]  # fmt: skip
+    noted = {name: record[name] for name in BACKBONE_FIELDS if name in record}
     config = DINOv2Config(
         hidden_size=hidden_size,
         num_hidden_layers=depth,
-        num_attention_heads=num_attention_heads,
         image_size=grid_size * patch_size,
         patch_size=patch_size,
         num_channels=num_channels,
         num_register_tokens=num_registers,
         qkv_bias="blocks.0.attn.qkv.bias" in state,
-        interpolate_offset=(0.0 if num_registers else 0.1) if interpolate_offset is None else interpolate_offset,
-        interpolate_antialias=num_registers > 0 if interpolate_antialias is None else interpolate_antialias,
         **_feed_forward(state, hidden_size),
+        **noted | {choice.name: choice.value for choice in choices},
     )
     with torch.device("meta"):
         expected = backbone_to_original(DINOv2Model(config).state_dict())
     if not has_layer_scale(state):
         expected = {name: tensor for name, tensor in expected.items() if not name.endswith(".gamma")}
     check_tensors(state, {name: tensor.shape for name, tensor in expected.items()})
-    return config
+    return config, choices
 
 
 def has_layer_scale(state: State) -> bool:
@@ -106,10 +120,12 @@ def _feed_forward(state: State, hidden_size: int) -> dict[str, object]:
     raise ValueError(f"`{name}` reads {width} channels, but a SwiGLU network has a multiple of 8.")
 
 
-def pretraining_config(config: DINOv2Config, heads: Mapping[str, State]) -> DINOv2PreTrainingConfig:
+def pretraining_config(
+    config: DINOv2Config, heads: Mapping[str, State], record: Mapping[str, Any] = MappingProxyType({})
+) -> DINOv2PreTrainingConfig:
     """
     The configuration of a teacher with its heads, which are in our names. What a teacher does not show, centering and
-    the weights of the losses, has its defaults.
+    the weights of the losses, is as the file records it, or has its defaults.
 
     Raises:
         `ValueError`: tensors are missing, unexpected or of another shape, or the two heads have not the same depth
@@ -132,7 +148,9 @@ def pretraining_config(config: DINOv2Config, heads: Mapping[str, State]) -> DINO
             "ibot_num_prototypes": ibot["num_prototypes"],
             "ibot_bottleneck_size": ibot["bottleneck_size"],
         }
-    return DINOv2PreTrainingConfig(backbone_config=config, **fields)
+    known = DINOv2PreTrainingConfig.__annotations__.keys() - {"backbone_config"}
+    noted = {name: value for name, value in record.items() if name in known and not name.startswith("_")}
+    return DINOv2PreTrainingConfig(backbone_config=config, **noted | fields)
 
 
 def _head_sizes(name: str, head: State, hidden_size: int) -> dict[str, int]:

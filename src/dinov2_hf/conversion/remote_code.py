@@ -7,7 +7,8 @@ from pathlib import Path
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ..model_source import read_json
+from ..atomic_files import new_folder
+from ..model_source import find_model, read_json
 from ..models import (
     DINOv2Backbone,
     DINOv2Config,
@@ -20,8 +21,7 @@ from ..models import (
 )
 from .export_report import ExportReport
 from .image_processor_values import FILE_NAME, write_image_processor
-from .model_folder import check_export_folders, load_model_folder
-from .new_output import new_folder
+from .model_folder import load_model_folder
 from .stock_transformers import stock_card, write_stock_folder
 
 
@@ -61,11 +61,10 @@ def export_dual(folder: str | Path, output_dir: str | Path, *, overwrite: bool =
     Raises:
         `ValueError`, `ExportCheckError`: as `export_transformers`.
     """
-    folder, output_dir = Path(folder), Path(output_dir)
-    check_export_folders(folder, output_dir, overwrite)
-    model = load_model_folder(folder)
-    config = model.config
-    with new_folder(output_dir) as new:
+    folder, output_dir = find_model(folder), Path(output_dir)
+    with new_folder(output_dir, "model", overwrite=overwrite, sources=[folder]) as new:
+        model = load_model_folder(folder)
+        config = model.config
         auto_map = {name: class_reference(auto_class) for name, auto_class in AUTO_CLASSES.items()}
         measurements, notes = write_stock_folder(model, folder, new, own_fields(model) | {"auto_map": auto_map})
         if (new / FILE_NAME).is_file():

@@ -24,11 +24,12 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ..atomic_files import new_folder
+from ..model_source import find_model
 from ..models import DINOv2Backbone, DINOv2Config, DINOv2ForImageClassification, DINOv2Model
 from .export_report import ExportCheckError, ExportReport, Measurement, export_card, measure
 from .image_processor_values import stock_image_processor_values, write_image_processor
-from .model_folder import check_export_folders, load_model_folder
-from .new_output import new_folder
+from .model_folder import load_model_folder
 
 
 STOCK_CLASSES = {
@@ -85,10 +86,9 @@ def export_transformers(folder: str | Path, output_dir: str | Path, *, overwrite
         `ExportCheckError`: the exported model differs by more than 1e-5 of the largest value at the native size.
             Nothing is left behind then.
     """
-    folder, output_dir = Path(folder), Path(output_dir)
-    check_export_folders(folder, output_dir, overwrite)
-    model = load_model_folder(folder)
-    with new_folder(output_dir) as new:
+    folder, output_dir = find_model(folder), Path(output_dir)
+    with new_folder(output_dir, "model", overwrite=overwrite, sources=[folder]) as new:
+        model = load_model_folder(folder)
         measurements, notes = write_stock_folder(model, folder, new)
         report = ExportReport(output_dir, measurements, notes)
         stock_card(model, folder, report).save(new / "README.md")

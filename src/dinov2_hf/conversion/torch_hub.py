@@ -54,7 +54,7 @@ def backbone(
     _refuse_fields(fields)
     source = weights if weights is not None else hub_id(size, registers)
     if Path(source).is_file():
-        model = load_original(source, num_attention_heads=expected.num_attention_heads).base_model
+        model = load_original(source).base_model
     else:
         model = load_whole(DINOv2Model, source)
     _check_architecture(model.config, expected, source)
@@ -102,8 +102,7 @@ def linear_classifier(
         weights = f"{hub_id(size, registers)}-imagenet1k-1-layer"
     if Path(weights).is_file():
         backbone_weights = backbone_weights or hub_id(size, registers)
-        options = {"num_attention_heads": expected.num_attention_heads} if Path(backbone_weights).is_file() else {}
-        model = load_original(weights, backbone=backbone_weights, **options)
+        model = load_original(weights, backbone=backbone_weights)
         if not isinstance(model, DINOv2ForImageClassification):
             raise ValueError(f"`weights` is {weights}, which holds a {type(model).__name__} and no linear classifier.")
     else:
@@ -125,7 +124,10 @@ def _refuse_fields(fields: dict) -> None:
 
 
 def _check_architecture(config: DINOv2Config, expected: DINOv2Config, source: str, *more: str) -> None:
-    names = ("hidden_size", "num_hidden_layers", "patch_size", "num_register_tokens", "use_swiglu_ffn", *more)
+    names = (
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "num_register_tokens",
+        "use_swiglu_ffn", *more,
+    )  # fmt: skip
     for name in names:
         if getattr(config, name) != getattr(expected, name):
             raise ValueError(
