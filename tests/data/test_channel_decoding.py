@@ -90,8 +90,8 @@ def test_three_channels_are_rgb():
         (npy(np.zeros((4, 4, 2), dtype=complex)), 2, "type complex128"),
         (encode(noise_image(0)), 4, r"shape \(24, 32, 3\), not"),
         (b"", 4, "the file is empty"),
-        (b"not an image", 1, "UnidentifiedImageError"),
-        (npy(np.zeros((4, 4, 5)))[:150], 5, "ValueError"),
+        (b"not an image", 1, "not an image in a format that is read"),
+        (npy(np.zeros((4, 4, 5)))[:150], 5, "too short"),
     ],
 )
 def test_what_cannot_be_decoded(content, num_channels, message):
@@ -102,7 +102,7 @@ def test_what_cannot_be_decoded(content, num_channels, message):
 def test_pickles_are_not_opened():
     buffer = io.BytesIO()
     np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(UndecodableImage, match="allow_pickle"):
+    with pytest.raises(UndecodableImage, match="type object"):
         decode_channels(buffer.getvalue(), 1)
 
 

@@ -96,9 +96,114 @@ def test_split_folders_share_their_classes(folder):
     assert len(load_image_dataset(str(folder), split="val")) == 2
 
 
-def test_a_class_called_train_is_no_split(folder):
+def test_one_split_folder_beside_other_data_is_refused(folder):
     write_files(folder, "bus/1.png", "train/1.png")
+    with pytest.raises(ValueError, match="'train' beside 1 other images .bus/1.png, ....: it could be"):
+        load_image_dataset(str(folder))
+
+
+def test_each_split_has_labels_by_itself(folder, caplog):
+    write_files(folder, "train/a/1.png", "train/b/1.png", "val/b/2.png", "test/3.png", "test/4.png")
     assert load_image_dataset(str(folder))["label"][:] == [0, 1]
+    assert load_image_dataset(str(folder), split="val")["label"][:] == [1]
+    with caplog.at_level("INFO", logger="dinov2_hf.data.image_folders"):
+        assert load_image_dataset(str(folder), split="test").column_names == ["image"]
+    assert "test (2, no labels), train (2, 2 classes), validation (1, 1 classes)" in caplog.text
+
+
+@pytest.mark.parametrize("stray", ["preview.png", "masks/1.png"])
+def test_what_lies_beside_the_splits_is_left_out_and_said(folder, stray, caplog):
+    write_files(folder, "train/1.png", "train/2.png", "val/1.png", stray)
+    dataset = load_image_dataset(str(folder))
+    assert paths_of(dataset, folder) == ["train/1.png", "train/2.png"]
+    assert dataset.column_names == ["image"]
+    assert f"1 files outside of the splits left out ({stray})" in caplog.text
+
+
+def test_two_folders_for_one_split_are_refused(folder):
+    write_files(folder, "train/1.png", "val/1.png", "dev/1.png")
+    with pytest.raises(ValueError, match="'dev' and 'val', which both mean the split validation"):
+        load_image_dataset(str(folder))
+
+
+@pytest.mark.parametrize("stray", ["table.parquet", "shard.tar"])
+def test_two_kinds_of_data_are_refused(folder, stray):
+    write_files(folder, *(f"{i}.png" for i in range(6)), stray)
+    with pytest.raises(ValueError, match=f"files of 2 kinds.*6 of kind image .0.png, .*{stray}"):
+        load_image_dataset(str(folder))
+
+
+def test_parquet_files_of_which_some_tell_a_split_are_refused(folder):
+    for name in ("a", "test-0"):
+        write_parquet(folder / f"{name}.parquet", 1)
+    with pytest.raises(ValueError, match=r"1 files whose names tell no split \(a.parquet, ...\) beside others"):
+        load_image_dataset(str(folder))
+
+
+def test_links_are_followed_but_not_in_a_circle(folder, tmp_path, caplog):
+    write_files(folder, *(f"a/{i}.png" for i in range(6)))
+    write_files(tmp_path / "elsewhere", "x.png")
+    (folder / "a" / "up").symlink_to(folder)
+    (folder / "b").symlink_to(tmp_path / "elsewhere")
+    assert len(load_image_dataset(str(folder))) == 7
+    assert "1 links to a folder above them not followed (a/up)" in caplog.text
+
+
+def test_files_that_are_not_read_are_counted_by_suffix(folder, caplog):
+    write_files(folder, "a.png", "b.jpe", "1.heic", "2.HEIC", "scan.dcm", "noname", "README.md")
+    assert len(load_image_dataset(str(folder))) == 2
+    assert "5 files that are not read (2 .heic, 1 " in caplog.text
+    for suffix in (".dcm", "no suffix", ".md"):
+        assert f"1 {suffix}" in caplog.text
+    for name in ("a.png", "b.jpe"):
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match="it has only 5 files that are not read .2 .heic.*suffixes .avif, .bmp"):
+        load_image_dataset(str(folder))
+
+
+METADATA = {
+    "csv": b"file_name,label,caption\nb/2.png,1,two\na/1.png,0,one\n",
+    "jsonl": b'{"file_name": "b/2.png", "label": 1, "caption": "two"}\n'
+    b'{"file_name": "a/1.png", "label": 0, "caption": "one"}\n',
+}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_metadata_becomes_columns(folder, suffix):
+    write_files(folder, "a/1.png", "b/2.png")
+    if suffix == "parquet":
+        rows = {"file_name": ["b/2.png", "a/1.png"], "label": [1, 0], "caption": ["two", "one"]}
+        Dataset.from_dict(rows).to_parquet(folder / "metadata.parquet")
+    else:
+        (folder / f"metadata.{suffix}").write_bytes(METADATA[suffix])
+    dataset = load_image_dataset(str(folder))
+    assert dataset.column_names == ["image", "label", "caption"]
+    assert paths_of(dataset, folder) == ["a/1.png", "b/2.png"]
+    assert dataset["label"][:] == [0, 1]
+    assert dataset["caption"][:] == ["one", "two"]
+
+
+def test_metadata_of_each_split(folder):
+    write_files(folder, "train/1.png", "val/1.png")
+    for split, label in (("train", 3), ("val", 4)):
+        (folder / split / "metadata.csv").write_text(f"file_name,label\n1.png,{label}\n")
+    assert load_image_dataset(str(folder), split="val")["label"][:] == [4]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file_name,label\na.png,1\n", "no row for 1 of 2 images, such as b.png"),
+        ("file_name\na.png\na.png\n", "two rows for a.png"),
+        ("name,label\na.png,1\n", "needs `file_name`"),
+        ("", "cannot be read"),
+    ],
+)
+def test_metadata_that_does_not_fit_is_refused(folder, text, message):
+    write_files(folder, "a.png", "b.png")
+    (folder / "metadata.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_image_dataset(str(folder))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -120,7 +225,6 @@ def test_globs_and_folders_of_parquet_files(folder, streaming):
     for name, num_rows in (("train-00000-of-00002", 2), ("train-00001-of-00002", 3), ("test-00000-of-00001", 1)):
         write_parquet(folder / f"{name}.parquet", num_rows)
     write_files(folder, "README.md", content=b"# Pictures\n")
-    write_files(folder, "example.png")
     check_undecoded(load_image_dataset(f"{folder}/train-*.parquet", streaming=streaming), "image", 5)
     check_undecoded(load_image_dataset(str(folder), streaming=streaming), "image", 5)
     check_undecoded(load_image_dataset(str(folder), split="test", streaming=streaming), "image", 1)
@@ -170,6 +274,21 @@ def test_saved_data_sets(tmp_path, streaming):
     check_undecoded(load_image_dataset(str(tmp_path / "several"), split="test", streaming=streaming), "image", 1)
     with pytest.raises(ValueError, match="split is 'validation'.* train, test"):
         load_image_dataset(str(tmp_path / "several"), split="validation", streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("content", [b"", b"junk" * 500, "cut"])
+@pytest.mark.parametrize("suffix", ["parquet", "tar"])
+def test_a_damaged_file_is_named(folder, suffix, content, streaming):
+    for name in ("a", "b"):
+        if suffix == "parquet":
+            write_parquet(folder / f"{name}.parquet", 3)
+        else:
+            write_tar(folder / f"{name}.tar", [f"{i}.png" for i in range(3)], content=PNG * 20)
+    damaged = folder / f"a.{suffix}"
+    damaged.write_bytes(damaged.read_bytes()[:600] if content == "cut" else content)
+    with pytest.raises(ValueError, match=f"a.{suffix}' is no whole (parquet file|tar) "):
+        load_image_dataset(str(folder), streaming=streaming)
 
 
 def test_streaming_a_folder(folder):

@@ -1,6 +1,7 @@
 """Images of any number of channels, such as grey medical ones and multi-band TIFF files of satellites."""
 
 import io
+import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -9,11 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .image_decoding import UndecodableImage, decode_image, read_content, turn_upright
+from .image_bounds import UndecodableImage, check_size
+from .image_decoding import decode_image, load_pixels, open_image, read_content, turn_upright
+from .tiff_reading import TIFF_BEGINNINGS, MissingTiffReader, read_tiff
 
 
-TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NPY_BEGINNING = b"\x93NUMPY"
+# Fractions of 1 may go beyond it (reflectance at noon, standardised scans), but not like this.
+LARGEST_FRACTION = 16
 
 
 def image_decoder(num_channels: int) -> Callable[[Any], Image.Image | np.ndarray]:
@@ -42,31 +46,27 @@ def decode_channels(
         float32 of shape (height, width, num_channels).
 
     Raises:
-        UndecodableImage: as `decode_image`, and for another number of channels.
+        UndecodableImage: as `decode_image`, and for another number of channels, for NaN or infinite numbers, and for
+            floats beyond 16, which are no fractions of 1 but another scale, such as 0 to 255.
         ValueError: for a TIFF file of several bands without tifffile.
     """
     try:
         if isinstance(value, Image.Image):
-            return _from_pillow(value, num_channels)
+            return _from_pillow(load_pixels(value), num_channels)
         content = read_content(value)
         if content.startswith(NPY_BEGINNING):
-            array = np.load(io.BytesIO(content), allow_pickle=False)
+            array = read_npy(content)
             return _scaled(array[..., None] if array.ndim == 2 else array, num_channels)
         if content.startswith(TIFF_BEGINNINGS) and num_channels > 1:
-            return _scaled(_read_tiff(content), num_channels)
-        return _from_pillow(Image.open(io.BytesIO(content)), num_channels)
+            return _scaled(read_tiff(content), num_channels)
+        return _from_pillow(open_image(content), num_channels)
     except (UndecodableImage, MissingTiffReader):
         raise
     except Exception as error:  # as in `decode_image`
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
 
-class MissingTiffReader(ValueError):
-    """Not a fault of the image: every other one would fail too."""
-
-
 def _from_pillow(image: Image.Image, num_channels: int) -> np.ndarray:
-    image.load()
     image = turn_upright(image)
     if num_channels > 1:
         return _scaled(np.asarray(image), num_channels)
@@ -77,23 +77,33 @@ def _from_pillow(image: Image.Image, num_channels: int) -> np.ndarray:
     return _scaled(np.asarray(image.convert("L"))[..., None], 1)
 
 
-def _read_tiff(content: bytes) -> np.ndarray:
-    """(height, width, bands), in the numbers of the file."""
-    try:
-        import tifffile
-    except ImportError as error:
-        raise MissingTiffReader(
-            "TIFF files of several bands need tifffile, which is not installed: pip install dinov2_hf[multiband]."
-        ) from error
-    with tifffile.TiffFile(io.BytesIO(content)) as file:
-        series = file.series[0]
-        array, axes = series.asarray(), series.axes
-    if sorted(axes) != sorted(set(axes)) or not {"Y", "X"} <= set(axes) or len(axes) > 3:
-        raise UndecodableImage(f"it has the axes {axes} of shape {array.shape}, not height, width and channels")
-    if len(axes) == 2:
-        return array[..., None]
-    (band,) = set(axes) - {"Y", "X"}
-    return array.transpose(axes.index("Y"), axes.index("X"), axes.index(band))
+def read_npy(content: bytes) -> np.ndarray:
+    """The array of a `.npy` file, whose header is checked before its numbers are read.
+
+    Args:
+        content: the bytes of the file, which begin with `NPY_BEGINNING`.
+
+    Returns:
+        The array, of 2 or 3 dimensions and of numbers.
+
+    Raises:
+        UndecodableImage: it has another shape or type, is beyond the limits of `image_bounds`, or cut short.
+    """
+    file = io.BytesIO(content)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(file)
+    if version not in read_header:
+        raise UndecodableImage(f"it is a NumPy file of version {version}, and only 1.0 and 2.0 are read")
+    shape, _, dtype = read_header[version](file)
+    if dtype.kind not in "uif":
+        raise UndecodableImage(f"it holds numbers of type {dtype}, not integers or floats")
+    if len(shape) not in (2, 3):
+        raise UndecodableImage(f"it has shape {shape}, not (height, width[, channels])")
+    check_size(shape[1], shape[0], *shape[2:])
+    if len(content) - file.tell() < math.prod(shape) * dtype.itemsize:
+        raise UndecodableImage(f"it has shape {shape}, for which the file is too short")
+    file.seek(0)
+    return np.load(file, allow_pickle=False)
 
 
 def _scaled(array: np.ndarray, num_channels: int) -> np.ndarray:
@@ -101,5 +111,14 @@ def _scaled(array: np.ndarray, num_channels: int) -> np.ndarray:
         raise UndecodableImage(f"it has shape {array.shape}, not (height, width, {num_channels})")
     if array.dtype.kind not in "uif" or array.size == 0:
         raise UndecodableImage(f"it holds {array.size} numbers of type {array.dtype}")
+    if array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise UndecodableImage("it holds NaN or infinite numbers; fill them in before")
+        if max(-low, high) > LARGEST_FRACTION:
+            raise UndecodableImage(
+                f"it holds floats from {low:g} to {high:g}, but floats are taken as fractions of 1; divide them by the"
+                " largest value of their scale, or store integers"
+            )
     largest = 1.0 if array.dtype.kind == "f" else float(np.iinfo(array.dtype).max)
     return array.astype(np.float32) * np.float32(255 / largest)

@@ -9,36 +9,18 @@ from typing import Any
 
 import datasets
 import numpy as np
+from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
 
 from .channel_decoding import image_decoder
+from .damaged_files import DAMAGE, cause_of, refuse_damaged
 from .image_decoding import UndecodableImage
+from .image_folders import SPLIT_OF_FOLDER_NAME, FolderContent, read_folder
+from .image_metadata import read_metadata
+from .row_paths import confined
 
 
-IMAGE_SUFFIXES = frozenset(
-    (
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jp2",
-        ".jpeg",
-        ".jpg",
-        ".npy",
-        ".pgm",
-        ".png",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    )
-)
 BUILDER_OF_SUFFIX = {".parquet": "parquet", ".tar": "webdataset"}
-SPLIT_OF_FOLDER_NAME = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
 IMAGE_COLUMN_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
 # Shards of a folder that is read as a stream: enough to feed several workers on several machines.
 MAX_STREAM_SHARDS = 128
@@ -57,16 +39,15 @@ def load_image_dataset(
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load images, leaving them undecoded.
 
-    Nothing is decoded here, so empty or broken files do not disturb the loading; `decode_image` meets them.
+    Nothing is decoded here, so empty or broken files do not disturb the loading; `decode_image` meets them. Rows that
+    name files in place of bytes may name those in the folder of the dataset only (`row_paths`).
 
     Args:
         path_or_name: one of
-            a folder of images, at any depth: read in the order of the paths. Top folders that are all called train,
-            val, test or the like are splits. Where each image of a split lies in one of several class folders, a
-            `label` column (`ClassLabel`, names in alphabetical order over all splits) says which;
+            a folder of images, parquet files or tars, read by the rule of `image_folders` in the order of the paths;
+            class folders become a `label` column (`ClassLabel`);
             a folder written by `save_to_disk`;
             a parquet file, WebDataset tar, or a glob of either: all rows make up the one split asked for;
-            a folder of parquet files or of tars, whose names or folders may tell the splits;
             the name of a data set on the Hub.
         split: the split to load. A slice, such as train[:1000], is understood for parquet files, tars and the Hub.
         config_name: the configuration of a Hub data set or of a local copy of one.
@@ -78,8 +59,9 @@ def load_image_dataset(
         The data set; its image column is `datasets.Image(decode=False)`, that is, mappings of `bytes` and `path`.
 
     Raises:
-        ValueError: if the path does not exist and is no Hub name, if it holds no images, or if the split or the column
-            is missing; the message lists the splits or columns that there are.
+        ValueError: if the path does not exist and is no Hub name, if it holds no images or what is ambiguous, if a
+            parquet file or tar is damaged, or if the split or the column is missing; the message lists the splits or
+            columns that there are.
     """
     path = os.path.expanduser(path_or_name)
     if os.path.isdir(path):
@@ -108,7 +90,32 @@ def load_image_dataset(
             f"the data set {path_or_name!r} {problem}; give a folder, a .parquet or .tar file, a glob of such files, "
             "or the name of a data set on the Hub."
         )
-    return dataset.cast_column(find_image_column(dataset, image_column), datasets.Image(decode=False))
+    try:
+        column = find_image_column(dataset, image_column)
+    except DAMAGE as error:  # a stream without types is read for the first time
+        raise ValueError(f"the data set {path_or_name!r} cannot be read ({cause_of(error)}).") from error
+    dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    return confined(dataset, roots_of(path, cache_dir))
+
+
+def roots_of(path_or_name: str, cache_dir: str | None = None) -> list[str]:
+    """Where the rows of a dataset may name files: its own folder, and the caches of what `datasets` downloads.
+
+    Args:
+        path_or_name, cache_dir: as in `load_image_dataset`.
+    """
+    if os.path.isdir(path_or_name):
+        own = os.path.abspath(path_or_name)
+    elif "://" in path_or_name:
+        own = path_or_name.rpartition("/")[0]
+    elif os.path.exists(path_or_name) or Path(path_or_name).suffix in BUILDER_OF_SUFFIX:
+        own = os.path.dirname(os.path.abspath(path_or_name))
+        while glob.has_magic(own) and not os.path.exists(own):
+            own = os.path.dirname(own)
+    else:
+        own = f"hf://datasets/{path_or_name}"
+    caches = (cache_dir, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
+    return [own, *(os.path.abspath(cache) for cache in caches if cache is not None)]
 
 
 def find_image_column(dataset: datasets.Dataset | datasets.IterableDataset, image_column: str | None = None) -> str:
@@ -201,14 +208,29 @@ def _load_files(
         files = sorted(glob.glob(pattern, recursive=True))
     if not files:
         raise ValueError(f"the data set {pattern!r} matches no file.")
-    return datasets.load_dataset(
+    return _load_packed(
         BUILDER_OF_SUFFIX[Path(pattern).suffix],
-        data_files={_split_name(split): files},
-        split=split,
+        files,
+        split,
         streaming=streaming,
         cache_dir=cache_dir,
         token=token,
     )
+
+
+def _load_packed(builder: str, files: list[str], split: str, **options: Any):
+    """Parquet files or tars as one split.
+
+    Raises:
+        ValueError: one of them is damaged; the message names it.
+    """
+    if options["streaming"] and builder == "parquet":  # or it would be found in the middle of a training
+        refuse_damaged(builder, files)
+    try:
+        return datasets.load_dataset(builder, data_files={_split_name(split): files}, split=split, **options)
+    except DAMAGE as error:
+        refuse_damaged(builder, files)
+        raise ValueError(f"the data set of {files[0]!r} cannot be read ({cause_of(error)}).") from error
 
 
 def _load_folder(
@@ -221,39 +243,20 @@ def _load_folder(
     elif os.path.exists(os.path.join(folder, "state.json")):
         dataset = datasets.Dataset.load_from_disk(folder)
     else:
-        files = _files_below(folder)
-        parquets = [file for file in files if file.endswith(".parquet")]
-        tars = [file for file in files if file.endswith(".tar")]
-        images = [file for file in files if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES]
-        if parquets or len(tars) > len(images):
-            # A lone tar next to many images is where they came from; a few images next to tars illustrate them.
-            packed = _take_split(_split_packed_files(parquets or tars), _split_name(split), folder)
-            return datasets.load_dataset(
-                "parquet" if parquets else "webdataset",
-                data_files={_split_name(split): [os.path.join(folder, file) for file in packed]},
-                split=split,
+        content = read_folder(folder)
+        if content.kind != "image":
+            files = content.splits[content.split_name(_split_name(split))]
+            return _load_packed(
+                BUILDER_OF_SUFFIX[f".{content.kind}"],
+                [os.path.join(folder, file) for file in files],
+                split,
                 streaming=streaming,
                 cache_dir=cache_dir,
             )
-        if not images:
-            raise ValueError(
-                f"the data set {folder!r} is a folder with no images, parquet files or tars but hidden ones."
-            )
-        dataset = _image_folder(folder, images, split)
+        dataset = _images_of(content, split)
     if streaming:
         dataset = dataset.to_iterable_dataset(num_shards=min(len(dataset), MAX_STREAM_SHARDS))
     return dataset
-
-
-def _files_below(folder: str) -> list[str]:
-    """All files below a folder but hidden ones, as paths relative to it, in alphabetical order."""
-    files = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
-        prefix = os.path.relpath(parent, folder)
-        prefix = "" if prefix == "." else prefix + os.sep
-        files += [prefix + name for name in names if not name.startswith(".")]
-    return sorted(files)
 
 
 def _split_name(split: str) -> str:
@@ -268,36 +271,20 @@ def _take_split(splits: Mapping[str, Any], split: str, folder: str) -> Any:
     raise ValueError(f"split is {split!r}, but the data set {folder!r} has the splits: {', '.join(splits)}.")
 
 
-def _split_packed_files(files: list[str]) -> dict[str, list[str]]:
-    """Group files by the first split name in their path; where no path has one, all files are for training."""
-    splits = {}
-    for file in files:
-        words = re.split(r"[^a-z]+", file.lower())
-        name = next((SPLIT_OF_FOLDER_NAME[word] for word in words if word in SPLIT_OF_FOLDER_NAME), None)
-        splits.setdefault(name, []).append(file)
-    unnamed = splits.pop(None, [])
-    return splits or {"train": unnamed}
-
-
-def _image_folder(folder: str, images: list[str], split: str) -> datasets.Dataset:
-    parts = [image.split(os.sep) for image in images]
-    if all(len(part) > 1 and part[0].lower() in SPLIT_OF_FOLDER_NAME for part in parts):
-        split_of_image = [SPLIT_OF_FOLDER_NAME[part[0].lower()] for part in parts]
-        depth = 1
-    else:
-        split_of_image = ["train"] * len(parts)
-        depth = 0
-    # The class names of all splits together, so that a class has the same number in each.
-    classes = sorted({part[depth] for part in parts})
-    is_labelled = len(classes) > 1 and all(len(part) == depth + 2 for part in parts)
-    rows_of_split = {}
-    for row, name in enumerate(split_of_image):
-        rows_of_split.setdefault(name, []).append(row)
-    rows = _take_split(rows_of_split, split, folder)
-    dataset = datasets.Dataset.from_dict({"image": [os.path.join(folder, images[row]) for row in rows]})
+def _images_of(content: FolderContent, split: str) -> datasets.Dataset:
+    """The images of a split, with their labels or the columns of their metadata."""
+    split = content.split_name(split)
+    files = content.splits[split]
+    dataset = datasets.Dataset.from_dict({"image": [os.path.join(content.folder, file) for file in files]})
     dataset = dataset.cast_column("image", datasets.Image(decode=False))
-    if is_labelled:
-        label_of_class = {name: label for label, name in enumerate(classes)}
-        labels = [label_of_class[parts[row][depth]] for row in rows]
-        dataset = dataset.add_column("label", labels, feature=datasets.ClassLabel(names=classes))
+    if content.metadata:
+        metadata = datasets.Dataset(read_metadata(content.folder, content.metadata, files))
+        return datasets.concatenate_datasets([dataset, metadata], axis=1) if metadata.column_names else dataset
+    classes_of_split = content.classes()
+    if split in classes_of_split:
+        # The class names of all splits together, so that a class has the same number in each.
+        names = sorted({name for classes in classes_of_split.values() for name in classes})
+        label_of_class = {name: label for label, name in enumerate(names)}
+        labels = [label_of_class[name] for name in classes_of_split[split]]
+        dataset = dataset.add_column("label", labels, feature=datasets.ClassLabel(names=names))
     return dataset

@@ -1,7 +1,11 @@
-"""From the bytes of an image file to an upright 8-bit RGB picture, or to a reason why not."""
+"""From the bytes of an image file to an upright 8-bit RGB picture, or to a reason why not.
+
+This is the one way in: training, features, evaluation, curation, the image processors and the pipelines decode here.
+"""
 
 import io
 import os
+import stat
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +13,12 @@ import fsspec
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from .image_bounds import BYTES_PER_PIXEL, UndecodableImage, check_file_size, check_size, max_image_pixels
+from .row_paths import outside_path
 
-class UndecodableImage(ValueError):
-    """An image that cannot be turned into a picture; the message is the reason."""
+
+# No other decoder of Pillow is started, whatever a file is called: some of them run programs (EPS: Ghostscript).
+IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def decode_image(value: Mapping[str, Any] | bytes | str | os.PathLike | Image.Image) -> Image.Image:
@@ -29,36 +36,95 @@ def decode_image(value: Mapping[str, Any] | bytes | str | os.PathLike | Image.Im
         A new image of mode "RGB".
 
     Raises:
-        UndecodableImage: for a missing, empty or truncated file, for a file that is no image, and for an image so
-            large that Pillow takes it for a decompression bomb.
+        UndecodableImage: for a missing, empty or truncated file, for a file that is no image of `IMAGE_FORMATS`, and
+            for an image beyond the limits of `image_bounds`.
     """
     # Decoders meet hostile bytes and raise nearly anything (OSError, SyntaxError, struct.error, IndexError, ...).
     try:
-        image = value if isinstance(value, Image.Image) else Image.open(io.BytesIO(read_content(value)))
-        image.load()
+        image = load_pixels(value) if isinstance(value, Image.Image) else open_image(read_content(value))
         return _to_upright_rgb(image)
     except UndecodableImage:
         raise
-    except UnidentifiedImageError as error:
-        raise UndecodableImage("the file is not an image in a format that Pillow knows") from error
     except Exception as error:
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
 
+def open_image(content: bytes) -> Image.Image:
+    """Open the bytes of an image file with Pillow and read its pixels, as they are stored.
+
+    Raises:
+        UndecodableImage: it is in none of `IMAGE_FORMATS`, or beyond the limits of `image_bounds`. What decoders raise
+            for damaged files is left as it is.
+    """
+    Image.init()  # or the formats that come as plugins are not known yet
+    _let_pillow_allow(max_image_pixels())
+    formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
+    try:
+        image = Image.open(io.BytesIO(content), formats=formats)
+    except Image.DecompressionBombError as error:
+        raise UndecodableImage(
+            f"it has more pixels than the {max_image_pixels()} that `--max_image_pixels` allows"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise UndecodableImage(f"the file is not an image in a format that is read ({', '.join(formats)})") from error
+    return load_pixels(image)
+
+
+def load_pixels(image: Image.Image) -> Image.Image:
+    """Read the pixels of an image that Pillow has opened; `UndecodableImage` where it is too large for that."""
+    check_size(*image.size)
+    image.load()
+    return image
+
+
+def _let_pillow_allow(num_pixels: int) -> None:
+    """Raise Pillow's own limit to ours: it would warn at every crop of a large image that has passed our check."""
+    if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < num_pixels:
+        Image.MAX_IMAGE_PIXELS = num_pixels
+
+
 def read_content(value: Mapping[str, Any] | bytes | str | os.PathLike) -> bytes:
-    """The bytes of an image file; `UndecodableImage` where there are none."""
+    """The bytes of an image file.
+
+    Args:
+        value: as in `decode_image`, but no open image.
+
+    Raises:
+        UndecodableImage: there are none, the file is no regular file (a device or a pipe could be read for ever), it
+            is larger than any allowed image, or a row names a file outside of its dataset (see `row_paths`).
+        OSError: the file cannot be read.
+    """
     if isinstance(value, Mapping):
         value = value["path"] if value.get("bytes") is None else value["bytes"]
     if value is None:
         raise UndecodableImage("the row holds no image")
     if isinstance(value, (str, os.PathLike)):
+        outside = outside_path(value)
+        if outside is not None:
+            raise UndecodableImage(f"it names the file {outside}, which lies outside of the folder of its dataset")
         # Rows of a streamed Hub data set name remote files, such as hf://datasets/...
-        opened = fsspec.open(value, "rb") if "://" in str(value) else open(value, "rb")
-        with opened as file:
-            value = file.read()
+        value = _read_remote(str(value)) if "://" in str(value) else _read_regular(value)
     if len(value) == 0:
         raise UndecodableImage("the file is empty")
     return value
+
+
+def _read_remote(url: str) -> bytes:
+    with fsspec.open(url, "rb") as file:
+        content = file.read(BYTES_PER_PIXEL * max_image_pixels() + 1)
+    check_file_size(len(content))
+    return content
+
+
+def _read_regular(path: str | os.PathLike) -> bytes:
+    # Opening a pipe that nobody writes to would wait; reading a device would not end.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise UndecodableImage(f"{os.fspath(path)} is no regular file")
+        check_file_size(status.st_size)
+        return file.read()
 
 
 def turn_upright(image: Image.Image) -> Image.Image:

@@ -10,7 +10,9 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from .image_dataset import roots_of
 from .image_decoding import UndecodableImage, decode_image, read_content
+from .row_paths import confined
 
 
 def load_video_dataset(
@@ -54,7 +56,7 @@ def load_video_dataset(
             f"video_column is not given, and no column holds videos or lists of images: {', '.join(dataset.features)}."
         )
     video_column = video_column or found[0]
-    return without_decoding(dataset, video_column), video_column
+    return confined(without_decoding(dataset, video_column), roots_of(path)), video_column
 
 
 def without_decoding(dataset: datasets.Dataset, video_column: str) -> datasets.Dataset:

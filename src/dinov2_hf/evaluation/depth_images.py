@@ -1,6 +1,5 @@
 """Depth maps: decoding, which pixels count, and the random crops that depth heads are trained on."""
 
-import io
 from functools import partial
 from typing import Any
 
@@ -12,8 +11,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ..data.channel_decoding import NPY_BEGINNING
-from ..data.image_decoding import UndecodableImage, read_content, turn_upright
+from ..data.channel_decoding import NPY_BEGINNING, read_npy
+from ..data.image_decoding import UndecodableImage, load_pixels, open_image, read_content, turn_upright
 from .dense_images import PixelNormalization
 from .depth_benchmarks import DepthBenchmark
 
@@ -36,15 +35,13 @@ def decode_depth(value: Any, depth_scale: float) -> np.ndarray:
         if isinstance(value, (np.ndarray, list)):
             depth = np.asarray(value)
         elif isinstance(value, Image.Image):
-            depth = np.asarray(turn_upright(value))
+            depth = np.asarray(turn_upright(load_pixels(value)))
         else:
             content = read_content(value)
             if content.startswith(NPY_BEGINNING):
-                depth = np.load(io.BytesIO(content), allow_pickle=False)
+                depth = read_npy(content)
             else:
-                image = Image.open(io.BytesIO(content))
-                image.load()
-                depth = np.asarray(turn_upright(image))
+                depth = np.asarray(turn_upright(open_image(content)))
     except UndecodableImage:
         raise
     except Exception as error:  # decoders raise nearly anything

@@ -1,6 +1,5 @@
 """Masks of class numbers: decoding, and the check that every number is a class (before anything is trained)."""
 
-import io
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..data.image_decoding import UndecodableImage, read_content, turn_upright
+from ..data.image_decoding import UndecodableImage, load_pixels, open_image, read_content, turn_upright
 from .dense_images import PixelPairs
 
 
@@ -34,8 +33,7 @@ def decode_mask(value: Any, ignore_index: int, do_reduce_labels: bool) -> np.nda
         mask = np.asarray(value)
     else:
         try:
-            image = value if isinstance(value, Image.Image) else Image.open(io.BytesIO(read_content(value)))
-            image.load()
+            image = load_pixels(value) if isinstance(value, Image.Image) else open_image(read_content(value))
         except UndecodableImage:
             raise
         except Exception as error:  # decoders raise nearly anything

@@ -1,0 +1,250 @@
+"""How a folder is read: which files are its data, which split each belongs to, and which class.
+
+The rule, in this order:
+
+1. Hidden files and folders are passed over. Links are followed, but not a link to a folder that it lies in.
+2. The data of a folder is of one kind: images, parquet files, or tars. Two kinds in one folder are refused.
+3. Top folders called train, val, test or the like are splits where there are two of them, or where all data is inside.
+   What lies outside of the splits is then left out. One such folder beside other data is refused: it could be a split
+   or a class. Parquet files and tars can tell their split by their own name too; either all of them do, or none.
+4. A split of images has labels where each of its images lies in one class folder, directly below the split. The
+   numbers of the classes are by alphabetical order over all splits.
+5. Files called metadata.csv, .jsonl or .parquet give images other columns, by `file_name` (see `image_metadata`).
+   Folders then give no labels.
+
+What is left out or not read is counted, and said on standard error.
+"""
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .image_metadata import METADATA_NAMES
+
+
+IMAGE_SUFFIXES = frozenset(
+    (
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".npy",
+        ".pgm",
+        ".png",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    )
+)
+KIND_OF_SUFFIX = {**dict.fromkeys(IMAGE_SUFFIXES, "image"), ".parquet": "parquet", ".tar": "tar"}
+# Files that lie beside data without being any: not worth a warning.
+DOCUMENT_SUFFIXES = frozenset((".csv", ".html", ".json", ".jsonl", ".lock", ".md", ".txt", ".xml", ".yaml", ".yml"))
+SPLIT_OF_FOLDER_NAME = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class FolderContent:
+    """What a folder holds, by the rule above.
+
+    Attributes:
+        kind: of the data.
+        splits: for each split its files, as paths relative to the folder, in alphabetical order.
+        has_split_folders: whether the splits are top folders.
+        metadata: the metadata files.
+        left_out: data files outside of the splits.
+        unread: files of other suffixes, how many of each.
+        loops: links to a folder that they lie in.
+    """
+
+    folder: str
+    kind: Literal["image", "parquet", "tar"]
+    splits: dict[str, list[str]]
+    has_split_folders: bool
+    metadata: list[str]
+    left_out: list[str] = field(default_factory=list)
+    unread: Counter = field(default_factory=Counter)
+    loops: list[str] = field(default_factory=list)
+
+    def split_name(self, split: str) -> str:
+        """The split that is meant, such as "validation" by "val".
+
+        Raises:
+            ValueError: there is none; the message lists those there are.
+        """
+        for name in (split, SPLIT_OF_FOLDER_NAME.get(split)):
+            if name in self.splits:
+                return name
+        raise ValueError(
+            f"split is {split!r}, but the data set {self.folder!r} has the splits: {', '.join(self.splits)}."
+        )
+
+    def classes(self) -> dict[str, list[str]]:
+        """For each split with labels, the class of every file."""
+        depth = 1 if self.has_split_folders else 0
+        found = {}
+        for split, files in self.splits.items():
+            parts = [file.split(os.sep) for file in files]
+            if self.kind == "image" and not self.metadata and all(len(part) == depth + 2 for part in parts):
+                found[split] = [part[depth] for part in parts]
+        # A single folder over all images is no class.
+        return found if len({name for names in found.values() for name in names}) > 1 else {}
+
+
+def read_folder(folder: str) -> FolderContent:
+    """Look through a folder by the rule above, and say what is left out.
+
+    Raises:
+        ValueError: it holds no data, data of two kinds, or what could be splits or something else.
+    """
+    files, loops = files_below(folder)
+    metadata = [file for file in files if os.path.basename(file).lower() in METADATA_NAMES]
+    of_kind: dict[str, list[str]] = {}
+    unread = Counter()
+    for file in files:
+        suffix = os.path.splitext(file)[1].lower()
+        if file not in metadata and suffix in KIND_OF_SUFFIX:
+            of_kind.setdefault(KIND_OF_SUFFIX[suffix], []).append(file)
+        elif file not in metadata:
+            unread[suffix or "no suffix"] += 1
+    if "image" not in of_kind:  # a parquet file of this name is then one as any other
+        parquets = [file for file in metadata if file.lower().endswith(".parquet")]
+        if parquets:
+            of_kind["parquet"] = sorted(of_kind.get("parquet", []) + parquets)
+        metadata = []
+    if not of_kind:
+        seen = f"it has only {_counted(unread)}" if unread else "it is empty, but for hidden files"
+        raise ValueError(
+            f"the data set {folder!r} is a folder with no images, parquet files or tars: {seen}. Images are read by"
+            f" the suffixes {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
+    if len(of_kind) > 1:
+        kinds = ", ".join(f"{len(names)} of kind {kind} ({names[0]}, ...)" for kind, names in of_kind.items())
+        raise ValueError(
+            f"the data set {folder!r} holds files of {len(of_kind)} kinds, of which one is the data: {kinds}; move the"
+            f" others out, or name the parquet files or tars alone, such as {os.path.join(folder, '*.parquet')!r}."
+        )
+    ((kind, data),) = of_kind.items()
+    splits, has_split_folders, left_out = _split(folder, data, kind)
+    content = FolderContent(folder, kind, splits, has_split_folders, metadata, left_out, unread, loops)
+    _say(content)
+    return content
+
+
+def files_below(folder: str) -> tuple[list[str], list[str]]:
+    """All files below a folder but hidden ones, as paths relative to it in alphabetical order, and links that loop."""
+    files, loops = [], []
+
+    def walk(parent: str, prefix: str, above: tuple[tuple[int, int], ...]) -> None:
+        with os.scandir(parent) as entries:
+            for entry in entries:
+                name = prefix + entry.name
+                if entry.name.startswith((".", "__MACOSX")):
+                    continue
+                if not entry.is_dir():
+                    files.append(name)
+                    continue
+                status = os.stat(entry.path)
+                own = (status.st_dev, status.st_ino)
+                if own in above:
+                    loops.append(name)
+                else:
+                    walk(entry.path, name + os.sep, (*above, own))
+
+    top = os.stat(folder)
+    walk(folder, "", ((top.st_dev, top.st_ino),))
+    return sorted(files), sorted(loops)
+
+
+def _split(folder: str, data: Sequence[str], kind: str) -> tuple[dict[str, list[str]], bool, list[str]]:
+    """The files of each split, whether splits are top folders, and the files that are in none."""
+    folder_of_split: dict[str, str] = {}
+    splits: dict[str, list[str]] = {}
+    outside = []
+    for file in data:
+        top = file.split(os.sep)[0]
+        split = SPLIT_OF_FOLDER_NAME.get(top.lower()) if os.sep in file else None
+        if split is None:
+            outside.append(file)
+        elif folder_of_split.setdefault(split, top) != top:
+            raise ValueError(
+                f"the data set {folder!r} has the folders {folder_of_split[split]!r} and {top!r}, which both mean the"
+                f" split {split}; put their files into one."
+            )
+        else:
+            splits.setdefault(split, []).append(file)
+    if splits and (not outside or len(splits) > 1):
+        return splits, True, outside
+    if kind != "image":
+        return _split_by_name(folder, data), False, []
+    if splits:
+        ((split, top),) = folder_of_split.items()
+        raise ValueError(
+            f"the data set {folder!r} has the folder {top!r} beside {len(outside)} other images ({outside[0]}, ...):"
+            f" it could be the split {split} or a class; name {os.path.join(folder, top)!r} to read it alone, or give"
+            " the folder another name."
+        )
+    return {"train": list(data)}, False, []
+
+
+def _split_by_name(folder: str, data: Sequence[str]) -> dict[str, list[str]]:
+    """Parquet files or tars by the first split name among the words of their path; by none, all are for training."""
+    splits: dict[str | None, list[str]] = {}
+    for file in data:
+        words = re.split(r"[^a-z]+", file.lower())
+        name = next((SPLIT_OF_FOLDER_NAME[word] for word in words if word in SPLIT_OF_FOLDER_NAME), None)
+        splits.setdefault(name, []).append(file)
+    unnamed = splits.pop(None, [])
+    if unnamed and splits:
+        named = next(iter(splits.values()))[0]
+        raise ValueError(
+            f"the data set {folder!r} has {len(unnamed)} files whose names tell no split ({unnamed[0]}, ...) beside"
+            f" others that do ({named}, ...); name the files to read, such as {os.path.join(folder, 'NAME*')!r}."
+        )
+    return splits or {"train": unnamed}
+
+
+def _counted(unread: Counter) -> str:
+    return f"{unread.total()} files that are not read ({', '.join(f'{n} {s}' for s, n in unread.most_common())})"
+
+
+def _say(content: FolderContent) -> None:
+    """One line on what was found; a warning where something is left out."""
+    if int(os.environ.get("RANK", 0)) > 0:  # of several processes of one launch, the first speaks
+        return
+    classes = content.classes()
+    splits = []
+    for split, files in content.splits.items():
+        labels = ""
+        if content.kind == "image" and not content.metadata:
+            labels = f", {len(set(classes[split]))} classes" if split in classes else ", no labels"
+        splits.append(f"{split} ({len(files)}{labels})")
+    reason = "split folders" if content.has_split_folders else "no split folders"
+    losses = []
+    if content.left_out:
+        losses.append(f"{len(content.left_out)} files outside of the splits left out ({_examples(content.left_out)})")
+    if content.unread:
+        losses.append(_counted(content.unread))
+    if content.loops:
+        losses.append(f"{len(content.loops)} links to a folder above them not followed ({_examples(content.loops)})")
+    line = "; ".join([f"{content.folder}: {content.kind} files, {reason}: {', '.join(splits)}", *losses])
+    is_worth_a_warning = content.left_out or content.loops or set(content.unread) - DOCUMENT_SUFFIXES
+    logger.log(logging.WARNING if is_worth_a_warning else logging.INFO, line)
+
+
+def _examples(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")

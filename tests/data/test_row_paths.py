@@ -1,0 +1,159 @@
+"""Rows of a dataset name files of their own folder only, and only regular ones are read."""
+
+import os
+
+import datasets
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from dinov2_hf.data import UndecodableImage, decode_channels, decode_image, load_image_dataset
+from dinov2_hf.data.row_paths import allowed_path
+from dinov2_hf.data.video_frames import decode_frames, load_video_dataset
+
+from .conftest import encode, noise_image
+
+
+PNG = encode(noise_image(0))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def private(tmp_path):
+    path = tmp_path / "private.png"
+    path.write_bytes(encode(noise_image(1)))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "own.png").write_bytes(PNG)
+    return folder
+
+
+def write_rows(path, **columns):
+    file = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    parquet.write_table(pa.table({name: pa.array(rows, file) for name, rows in columns.items()}), path)
+
+
+def outcome(value):
+    try:
+        return decode_image(value).tobytes()
+    except UndecodableImage as reason:
+        return str(reason)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_a_row_reads_inside_its_folder_only(folder, private, streaming, as_folder, monkeypatch):
+    monkeypatch.chdir(private.parent)  # where relative paths would count from otherwise
+    paths = [str(private), f"{folder}/../private.png", "../private.png", "private.png", f"file://{private}"]
+    hostile = [{"bytes": None, "path": path} for path in paths]
+    own = [{"bytes": PNG, "path": "a.png"}, {"bytes": None, "path": "own.png"}]
+    own += [{"bytes": None, "path": f"{folder}/own.png"}]
+    target = folder / "sub" if as_folder else folder
+    target.mkdir(exist_ok=True)
+    write_rows(target / "train.parquet", image=own + hostile)
+    if as_folder:
+        (target / "own.png.txt").write_text("")
+        os.link(folder / "own.png", target / "own")  # of no suffix that would make it data of another kind
+        own[1]["path"], own[2]["path"] = "own", f"{target}/own"
+        write_rows(target / "train.parquet", image=own + hostile)
+    dataset = load_image_dataset(str(target if as_folder else target / "train.parquet"), streaming=streaming)
+    found = [outcome(row["image"]) for row in dataset]
+    assert found[:3] == [decode_image(PNG).tobytes()] * 3
+    assert [reason for reason in found[3:] if "outside of the folder of its dataset" not in reason] == [
+        f"FileNotFoundError: [Errno 2] No such file or directory: '{target}/private.png'"
+    ]
+    assert str(private) in found[3]
+
+
+def test_bytes_win_over_a_file_of_the_same_name(folder, private, monkeypatch):
+    monkeypatch.chdir(private.parent)
+    write_rows(folder / "train.parquet", image=[{"bytes": PNG, "path": "private.png"}])
+    row = next(iter(load_image_dataset(str(folder / "train.parquet"))))
+    assert outcome(row["image"]) == decode_image(PNG).tobytes()
+    stream = load_image_dataset(str(folder / "train.parquet"), streaming=True)
+    assert outcome(next(iter(stream))["image"]) != decode_image(private).tobytes()
+
+
+def test_every_image_column_is_confined(folder, private):
+    """Masks and columns to keep are read as well."""
+    rows = [{"bytes": PNG, "path": None}]
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image(), "n": datasets.Value("int64")})
+    hostile = [{"bytes": None, "path": str(private)}]
+    table = pa.table({"image": rows, "mask": hostile, "n": [1]}, schema=features.arrow_schema)
+    parquet.write_table(table, folder / "train.parquet")
+    dataset = load_image_dataset(str(folder / "train.parquet"))
+    assert dataset["n"][:] == [1]
+    mask = dataset.cast_column("mask", datasets.Image(decode=False))[0]["mask"]
+    assert "outside of the folder" in outcome(mask)
+    with pytest.raises(ValueError, match="outside-of-its-dataset"):
+        dataset[0]["mask"]
+
+
+def test_a_column_of_paths(folder, private):
+    datasets.Dataset.from_dict({"file": ["own.png", str(private)]}).to_parquet(folder / "train.parquet")
+    dataset = load_image_dataset(str(folder / "train.parquet"), image_column="file")
+    assert outcome(dataset[0]["file"]) == decode_image(PNG).tobytes()
+    assert "outside" in outcome(dataset[1]["file"])
+
+
+def test_saved_datasets_and_frames_of_videos(tmp_path, folder, private):
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    saved = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": str(private)}]}, features=features)
+    table = pa.table({"image": saved.data.column("image")})
+    datasets.Dataset(table, info=saved.info).save_to_disk(tmp_path / "saved")
+    row = load_image_dataset(str(tmp_path / "saved"))[0]["image"]
+    assert row["bytes"] is not None or "outside" in outcome(row)  # `datasets` embeds files when it saves
+    frames = datasets.Features({"frames": datasets.List(datasets.Image(decode=False))})
+    rows = [[{"bytes": PNG, "path": None}, {"bytes": None, "path": str(private)}], [{"bytes": PNG, "path": None}]]
+    table = pa.table({"frames": pa.array(rows, frames.arrow_schema.field("frames").type)}, schema=frames.arrow_schema)
+    parquet.write_table(table, folder / "train.parquet")
+    dataset, column = load_video_dataset(str(folder / "train.parquet"))
+    assert len(decode_frames(dataset[1][column], 1)) == 1
+    with pytest.raises(UndecodableImage, match="outside of the folder"):
+        decode_frames(dataset[0][column], 2)
+
+
+@pytest.mark.parametrize(
+    ("path", "is_allowed"),
+    [
+        ("hf://datasets/owner/name@main/a.jpg", True),
+        ("hf://datasets/owner/name/a.jpg", True),
+        ("zip://a.jpg::hf://datasets/owner/name@main/train.zip", True),
+        ("hf://datasets/owner/other/a.jpg", False),
+        ("hf://datasets/owner/name_of_another/a.jpg", False),
+        ("hf://datasets/owner/name/../other/a.jpg", False),
+        ("file:///home/me/x.png", False),
+        ("simplecache::file:///home/me/x.png", False),
+        ("http://169.254.169.254/", False),
+        ("/home/me/x.png", False),
+        ("x.png", False),
+        ("/cache/downloads/x.png", True),
+        ("/cache/../home/x.png", False),
+    ],
+)
+def test_paths_of_a_hub_dataset(path, is_allowed):
+    assert (allowed_path(path, ["hf://datasets/owner/name", "/cache"]) == path) == is_allowed
+
+
+@pytest.mark.parametrize("decode", [decode_image, lambda value: decode_channels(value, 4)])
+def test_only_regular_files_are_read(tmp_path, decode):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero", tmp_path):
+        with pytest.raises(UndecodableImage, match="is no regular file|IsADirectoryError"):
+            decode({"bytes": None, "path": str(path)})
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path):
+    with open(tmp_path / "x.png", "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(UndecodableImage, match="1099511627776 bytes, more than"):
+        decode_image(tmp_path / "x.png")
