@@ -48,8 +48,11 @@ def deduplicate_shard(curation: Curation, rank: int, world_size: int, shard: Unf
 
 
 def _save_kept(ids: np.ndarray, kept: np.ndarray, shard: UnfinishedShard) -> None:
-    np.save(shard.folder / "kept.npy", ids[kept])
-    np.save(shard.folder / "kept_rows.npy", np.flatnonzero(kept))
+    """Row ids in rising order, and their rows: stand-ins lie among the vectors of the images they stand for."""
+    rows = np.flatnonzero(kept)
+    rows = rows[np.argsort(ids[rows])]
+    np.save(shard.folder / "kept.npy", ids[rows])
+    np.save(shard.folder / "kept_rows.npy", rows)
     shard.rows = int(kept.sum())
 
 

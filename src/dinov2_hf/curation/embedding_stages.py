@@ -3,6 +3,7 @@
 import bisect
 import os
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,13 +17,16 @@ from .embedders import (
     kind_of_embedder,
     load_model_embedder,
 )
-from .embeddings import write_shard
+from .embeddings import problems_of, write_shard
 from .image_reading import UnreadableFile, read_image_file, refuse_unread
 from .manifests import UnfinishedShard, shard_range
 from .run_context import Curation
 from .sources import OpenSources
+from .stand_ins import FILE as STAND_INS
+from .stand_ins import find_stand_ins
 
 
+RETRIEVAL = "retrieval_embed"
 # The mean and 512 variances change little with more.
 DESCRIPTOR_SAMPLE = 1000
 
@@ -74,7 +78,7 @@ def embed_shard(
     stage: str, spec: str, roles: tuple[str, ...], curation: Curation, rank: int, world_size: int,
     shard: UnfinishedShard,
 ) -> None:  # fmt: skip
-    """Vectors of the images of a range of rows.
+    """Vectors of the images of a range of rows, and of copies in the place of those of the pool that have none.
 
     Args:
         stage: "embed", or "retrieval_embed", which leaves out what deduplication dropped from the pool.
@@ -82,35 +86,41 @@ def embed_shard(
         roles: whose images.
     """
     rows = shard_range(len(curation.sources), rank, world_size)
-    wanted = {}
+    embed = partial(_usable_vectors, curation, spec, f"{stage} {rank + 1}/{world_size}")
+    reasons: dict[int, str] = {}
+    stand_ins = np.empty((0, 2), np.int64)
     for role in roles:
-        if role == "uncurated" and stage == "retrieval_embed":
-            ids = curation.survivors()
-        else:
-            ids = curation.array("hash_deduplicate", role)
-        wanted[role] = ids[bisect.bisect_left(ids, rows.start) : bisect.bisect_left(ids, rows.stop)]
-    row_ids = np.concatenate([*wanted.values(), np.empty(0, np.int64)]).astype(np.int64)
-    dropped: list[tuple[int, str]] = []
-    if len(row_ids):
-        places, vectors, reasons = _vectors(curation, spec, row_ids, f"{stage} {rank + 1}/{world_size}")
-        dropped += [(int(row_ids[place]), reason) for place, reason in reasons.items()]
-        found = row_ids[places]
-        for role, ids in wanted.items():
-            inside = np.isin(found, ids)
-            if inside.any():
-                written = write_shard(shard.folder, role, vectors[inside], found[inside])
-                dropped += [(id, f"its vector is {reason}") for id, reason in written.rejected]
-                shard.rows += written.num_rows
-                if not written.num_rows:
-                    for name in (f"{role}.npy", f"{role}.ids.npy"):
-                        (shard.folder / name).unlink()
-    dropped.sort()
-    write_dropped(
-        curation.dropped(
-            stage, np.array([row for row, _ in dropped], dtype=np.int64), [reason for _, reason in dropped]
-        ),
-        shard.folder,
-    )
+        of_pool = role == "uncurated"
+        ids = curation.survivors() if of_pool and stage == RETRIEVAL else curation.array("hash_deduplicate", role)
+        wanted = np.array(ids[bisect.bisect_left(ids, rows.start) : bisect.bisect_left(ids, rows.stop)])
+        found, vectors = embed(wanted, reasons)
+        if of_pool and stage != RETRIEVAL:
+            failed = wanted[~np.isin(wanted, found)]
+            copies = curation.array("hash_deduplicate", "copies")
+            stand_ins, others = find_stand_ins(failed, copies, lambda tried: embed(tried, {}))
+            if len(stand_ins):
+                found = np.concatenate([found, stand_ins[:, 0]])
+                vectors = np.concatenate([vectors, others]) if len(vectors) else others
+        if len(found):
+            shard.rows += write_shard(shard.folder, role, vectors, found).num_rows
+    np.save(shard.folder / STAND_INS, stand_ins)
+    dropped = np.array(sorted(reasons), dtype=np.int64)
+    write_dropped(curation.dropped(stage, dropped, [reasons[row] for row in dropped.tolist()]), shard.folder)
+
+
+def _usable_vectors(
+    curation: Curation, spec: str, description: str, row_ids: np.ndarray, reasons: dict[int, str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The row ids that have a vector with a direction, and their vectors; the others get a reason."""
+    if not len(row_ids):
+        return row_ids, np.empty((0, 1), np.float32)
+    places, vectors, failures = _vectors(curation, spec, row_ids, description)
+    reasons.update((int(row_ids[place]), reason) for place, reason in failures.items())
+    found = row_ids[places]
+    problems = np.array(problems_of(vectors), dtype=object)
+    reasons.update((int(row), f"its vector is {problems[n]}") for n, row in enumerate(found) if problems[n])
+    is_good = problems == ""
+    return found[is_good], vectors[is_good]
 
 
 def _vectors(curation: Curation, spec: str, row_ids: np.ndarray, description: str):

@@ -81,21 +81,29 @@ def write_shard(folder: str | os.PathLike, name: str, vectors: np.ndarray, ids: 
             "one for each vector."
         )
     ids = ids.astype(np.int64)
-    # In double precision no square of a float32 overflows.
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
     repeated = np.ones(len(ids), bool)
     repeated[np.unique(ids, return_index=True)[1]] = False
-    reasons = np.select(
-        [~np.isfinite(norms), norms == 0, repeated], ["not finite", "zero", "a repeated id"], default=""
-    )
+    problems = problems_of(vectors)
+    reasons = np.where((problems == "") & repeated, "a repeated id", problems)
     good = reasons == ""
-    unit = (vectors[good] / norms[good, None]).astype(np.float16)
+    unit = (vectors[good] / _norms(vectors[good])[:, None]).astype(np.float16)
 
     for file_name, array in ((f"{name}.ids.npy", ids[good]), (f"{name}.npy", unit)):
         with new_file(Path(folder) / file_name, overwrite=True) as path:
             np.save(path, array)
     rejected = [(int(ids[row]), str(reasons[row])) for row in np.flatnonzero(~good)]
     return WrittenShard(int(good.sum()), rejected)
+
+
+def problems_of(vectors: np.ndarray) -> np.ndarray:
+    """Why each of (n, D) vectors has no direction, (n,) texts: "zero", "not finite", or "" where it has one."""
+    norms = _norms(vectors)
+    return np.select([~np.isfinite(norms), norms == 0], ["not finite", "zero"], default="")
+
+
+def _norms(vectors: np.ndarray) -> np.ndarray:
+    """(n,) float64: in double precision no square of a float32 overflows."""
+    return np.linalg.norm(vectors.astype(np.float64), axis=1)
 
 
 def _allow_open_files() -> None:

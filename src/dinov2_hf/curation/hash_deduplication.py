@@ -16,6 +16,9 @@ from .run_context import Curation
 def hash_deduplicate_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
     """Write the row ids that are left: `uncurated.npy`, `curated.npy` and `benchmark.npy`.
 
+    `copies.npy`, (m, 2), has row ids of equal files and hashes of the pool, and of the image that stays for each: in
+    the order of the latter, the best copies of an image first.
+
     Only the pool is deduplicated; ids must be unique within each role. What stays is the smallest row, or with
     `representative: best_quality` the best picture.
     """
@@ -37,20 +40,36 @@ def _repeats(curation: Curation, shard: UnfinishedShard) -> Iterator[pa.Table]:
         if has_ids:
             table, repeats = _split(table, first_of_equal(np.array(table["id"].to_pylist(), dtype=object)))
             yield from curation.dropped("hash_deduplicate", repeats.rows, "same id", repeats.of)
+        before, stays_for = table["row_id"].to_numpy(), {}
         if role == "uncurated" and arguments.deduplicate_content:
             first = first_of_equal(_as_bytes(table["content_hash"]))
             table, repeats = _split(table, first, np.ones(len(first)))
+            stays_for.update(zip(repeats.rows.tolist(), repeats.of.tolist(), strict=True))
             yield from curation.dropped("hash_deduplicate", repeats.rows, "same file", repeats.of, repeats.alike)
         if role == "uncurated" and arguments.perceptual_hash_distance is not None:
             hashes = table["perceptual_hash"].to_numpy()
             first, distances = first_similar_hash(hashes, arguments.perceptual_hash_distance)
             table, repeats = _split(table, first, 1 - distances / HASH_BITS)
+            stays_for.update(zip(repeats.rows.tolist(), repeats.of.tolist(), strict=True))
             yield from curation.dropped(
                 "hash_deduplicate", repeats.rows, "same perceptual hash", repeats.of, repeats.alike
             )
+        if role == "uncurated":
+            np.save(shard.folder / "copies.npy", _copies(before, stays_for))
         left = np.sort(table["row_id"].to_numpy())
         np.save(shard.folder / f"{role}.npy", left)
         shard.rows += len(left)
+
+
+def _copies(row_ids: np.ndarray, stays_for: dict[int, int]) -> np.ndarray:
+    """(m, 2) copies and what stays for each.
+
+    Args:
+        row_ids: of the pool, the best first.
+        stays_for: for each copy another image; that of an equal file can be a copy of an equal hash itself.
+    """
+    pairs = [(row, stays_for.get(stays_for[row], stays_for[row])) for row in row_ids.tolist() if row in stays_for]
+    return np.array(sorted(pairs, key=lambda pair: pair[1]), dtype=np.int64).reshape(-1, 2)
 
 
 @dataclass(frozen=True)

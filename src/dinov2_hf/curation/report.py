@@ -20,6 +20,7 @@ from .report_page import render_page
 from .report_pictures import MOST_REASONS, draw_histogram, example_groups, kept_examples
 from .run_context import Curation
 from .similarity_counts import load_counts
+from .stand_ins import amend_dropped, load_stand_ins
 
 
 # Stages that drop images, and what to call them.
@@ -78,6 +79,7 @@ def _gather_dropped(curation: Curation, shard: UnfinishedShard) -> Dropped:
     """Write `dropped.parquet` of all stages."""
     counts, some = Counter(), [DROPPED_SCHEMA.empty_table()]
     times = np.zeros(len(curation.sources), np.uint8)
+    stand_ins = load_stand_ins(curation)
     with parquet.ParquetWriter(shard.folder / "dropped.parquet", DROPPED_SCHEMA) as writer:
         for name in DROPPING_STAGES:
             if name not in curation.folders:
@@ -85,6 +87,8 @@ def _gather_dropped(curation: Curation, shard: UnfinishedShard) -> Dropped:
             files = [path for path in curation.folders[name].files("dropped.parquet") if path.exists()]
             shown = 0
             for table in read_dropped(files):
+                if name == "hash_deduplicate":
+                    table = amend_dropped(curation, table, stand_ins)
                 writer.write_table(table)
                 np.add.at(times, table["row_id"].to_numpy(), 1)
                 some.append(table.slice(0, ROWS_AT_ONCE - shown))

@@ -131,7 +131,7 @@ def search_benchmarks_shard(curation: Curation, rank: int, world_size: int, shar
     rows = shard_range(len(pool), rank, world_size)
     edges, nearest = Edges.joined([]), np.empty(0)
     left = curation.array("deduplicate", "kept_rows")
-    left = np.array(left[slice(*np.searchsorted(left, (rows.start, rows.stop)))])
+    left = np.sort(left[(left >= rows.start) & (left < rows.stop)])
     if len(left):
         index, settings = _index(curation, "benchmarks")
         neighbors = search(
