@@ -16,7 +16,7 @@ from dinov2_hf.training.schedules import build_schedules
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "dinov2_hf"
 ROOMS = ("models", "pretraining", "data", "training", "evaluation", "curation", "conversion")
-GROUND = {"output_folders", "atomic_files"}  # how anything is written
+GROUND = {"output_folders", "atomic_files", "devices"}  # how anything is written, and where networks run
 ALLOWED = {
     "output_folders": set(),
     "atomic_files": {"output_folders"},
@@ -25,13 +25,15 @@ ALLOWED = {
     "pretraining": {"models"},
     "data": set(),
     "training": set(),
-    "features": {"data"},  # one way to decode an image
+    "devices": set(),
+    "feature_kinds": set(),
+    "features": {"data", "feature_kinds"},  # one way to decode an image
     "feature_files": {"features"},
     "evaluation": {"features", "models", "data"},  # heads are trained on images, decoded in the one way
     "curation": {"features", "data"},
     "conversion": {"model_source", "models", "pretraining"},
     "auto": {"models", "pretraining", "evaluation"},
-    "cli": {*ROOMS, "auto", "features", "feature_files", "model_source"},
+    "cli": {*ROOMS, "auto", "features", "feature_kinds", "feature_files", "model_source"},
     "__init__": {*ROOMS, "auto", "features"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,19 +1,30 @@
 """The `dinov2-hf` command, as it is typed."""
 
+import argparse
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForDepthEstimation, Dinov2Model, pipeline
+from pyarrow import parquet
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForDepthEstimation, Dinov2Model, ViTMAEConfig, ViTMAEForPreTraining, pipeline
 
 from dinov2_hf import (
     DINOv2Config,
     DINOv2ForDepthEstimation,
     DINOv2ForImageClassification,
+    DINOv2ForPreTraining,
     DINOv2ImageProcessor,
     DINOv2Model,
+    DINOv2PreTrainingConfig,
 )
 from dinov2_hf.cli import main
 from dinov2_hf.cli.main import COMMANDS
@@ -129,8 +140,183 @@ def test_features(tmp_path, capsys, folder):
         for number in range(3):
             Image.effect_noise((40, 40), 60).convert("RGB").save(images / name / f"{number}.png")
     run("features", folder, "--data", images, "--output", tmp_path / "features.npy", "--kind", "mean_patch")
-    assert "6 rows of shape (32,)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "6 rows of shape (32,)" in said
+    assert "mean_patch: the mean of the patch tokens after the final norm; DINOv2ImageProcessor" in said
+    assert "images resized to shortest_edge 36 pixels and cropped to 32 x 32 pixels" in said
     assert np.load(tmp_path / "features.npy").shape == (6, 32)
+
+
+@pytest.fixture
+def images(tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(4):
+        picture = generator.integers(0, 255, (40, 44, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / "images" / f"{number}.png")
+    return tmp_path / "images"
+
+
+def test_features_of_the_folder_of_a_run(tmp_path, folder, images):
+    folder.rename(tmp_path / "again")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "again").rename(tmp_path / "run" / "model")
+    for model, name in ((tmp_path / "run", "a.npy"), (tmp_path / "run" / "model", "b.npy")):
+        run("features", model, "--data", images, "--output", tmp_path / name)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
+
+
+def test_features_mistakes_are_one_sentence_before_any_work(tmp_path, capsys, folder, images, tiny_config, spread):
+    def wrong(*words, model=folder, data=images, output=tmp_path / "new.parquet"):
+        return mistake(capsys, "features", model, "--data", data, "--output", output, *words)
+
+    def change_weights(name, change):
+        shutil.copytree(folder, tmp_path / name)
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+        return tmp_path / name
+
+    assert "--device foo is not on this machine, which has cpu" in wrong("--device", "foo")
+    if not torch.accelerator.is_available():
+        assert "--device cuda is not on this machine, which has cpu" in wrong("--device", "cuda")
+    assert "`--kind` is cls; leave `--num_layers` out" in wrong("--num_layers", 2)
+    assert "--num_layers is 3, but must be from 1 to the 2 blocks" in wrong("--kind", "last_layers", "--num_layers", 3)
+    assert "--image_column" in wrong("--image_column", "picture")
+    assert "--keep_columns file cannot be kept" in wrong("--keep_columns", "file", output=tmp_path / "new.npy")
+    assert "--keep_columns nothing must be a list of columns" in wrong("--keep_columns", "nothing")
+    assert "--output is '" in wrong(output=tmp_path / "new.csv")
+    assert "is inside the source" in wrong(output=images / "new.npy")
+    assert "is the same as the source" in wrong("--overwrite", output=images)
+    (tmp_path / "file").touch()
+    assert "cannot be made, as" in wrong(output=tmp_path / "file" / "new.npy")
+    assert "is needed" in wrong(model=tmp_path / "none" / "model")
+    assert "somebody/something" in wrong(model="somebody/something")
+    assert "is no model folder" in wrong(model=images)
+    assert "lack `embeddings.cls_token`" in wrong(model=change_weights("lacking", lambda weights: weights.clear()))
+    assert "NaN or infinite, in `layernorm.bias`" in wrong(
+        model=change_weights("broken", lambda weights: weights["layernorm.bias"].fill_(torch.nan))
+    )
+    (tmp_path / "bare").mkdir()
+    DINOv2Model(tiny_config).save_pretrained(tmp_path / "bare")
+    assert "has no image processor that can be read" in wrong(model=tmp_path / "bare")
+    DINOv2ForPreTraining(
+        DINOv2PreTrainingConfig(backbone_config=tiny_config.to_dict(), num_prototypes=8, head_hidden_size=8)
+    ).save_pretrained(tmp_path / "run" / "pretraining_model")
+    sentence = wrong(model=tmp_path / "run" / "pretraining_model")
+    assert "holds student, teacher and heads" in sentence
+    assert len(sentence) < 400
+    assert not list(tmp_path.glob("new*"))
+
+
+# What has no effect on the features themselves, and why it is there.
+WITHOUT_EFFECT = {
+    "batch_size": "speed and memory",
+    "num_workers": "speed",
+    "device": "speed",
+    "overwrite": "refused without it where the output is there",
+    "split": "a folder without splits has one",
+}
+
+
+def test_every_option_of_features_changes_something_or_is_refused(tmp_path, capsys, folder, images):
+    values = {
+        "data": [images.parent / "other"], "output": ["x.npy"], "kind": ["mean_patch"], "num_layers": ["1"],
+        "image_column": ["file"], "keep_columns": [], "dtype": ["float16"], "bf16": [],
+    }  # fmt: skip
+    for number in range(4):  # in two classes, so that there is a column to keep
+        (images / f"class{number % 2}").mkdir(exist_ok=True)
+        (images / f"{number}.png").rename(images / f"class{number % 2}" / f"{number}.png")
+    (tmp_path / "other").mkdir()
+    Image.effect_noise((40, 40), 60).convert("RGB").save(tmp_path / "other" / "0.png")
+    parser = argparse.ArgumentParser()
+    COMMANDS["features"](parser)
+    names = {action.dest for action in parser._actions if action.option_strings} - {"help"}
+    assert names == set(values) | set(WITHOUT_EFFECT)
+    output = tmp_path / "plain.parquet"
+    run("features", folder, "--data", images, "--output", output)
+    plain = parquet.read_table(output)
+    for name, words in values.items():
+        if name == "output":  # test_feature_files
+            continue
+        output = tmp_path / f"{name}.parquet"
+        arguments = ["features", folder, "--data", images, "--output", output, f"--{name}", *words]
+        if name in ("num_layers", "image_column"):
+            assert f"--{name}" in mistake(capsys, *arguments)
+        else:
+            run(*arguments)
+            assert not parquet.read_table(output).equals(plain)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--batch_size", 0), "argument --batch_size: 0 is too small; at least 1 is needed"),
+        (("--num_workers", -1), "argument --num_workers: -1 is too small; at least 0 is needed"),
+        (("--num_layers", 0), "argument --num_layers: 0 is too small; at least 1 is needed"),
+        (("--batch_size", "many"), "argument --batch_size: invalid whole number value: 'many'"),
+        (("--batchsize", 3), "unrecognized arguments: --batchsize 3"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_one_line(capsys, words, message):
+    with pytest.raises(SystemExit) as stop:
+        run("features", "model", "--data", "x", "--output", "y", *words)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {message}; `dinov2-hf")
+    assert said.count("\n") == 1
+
+
+def test_an_image_that_cannot_be_read_is_counted_and_named(tmp_path, capsys, folder, images):
+    (images / "2.png").write_bytes(b"no image")
+    run("features", folder, "--data", images, "--output", tmp_path / "new.npy")
+    said = capsys.readouterr()
+    assert "new.npy: 3 rows" in said.out
+    assert "row 2 has no feature" in said.err
+    assert np.isnan(np.load(tmp_path / "new.npy")).all(axis=1).tolist() == [False, False, True, False]
+
+
+def test_mae_is_loaded_with_all_its_patches(tmp_path, capsys, images, spread):
+    config = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    model = spread(ViTMAEForPreTraining(ViTMAEConfig(**config, image_size=32, patch_size=8)))
+    model.save_pretrained(tmp_path / "mae")
+    processor = DINOv2ImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
+    processor.save_pretrained(tmp_path / "mae")
+    for name in ("a.npy", "b.npy"):
+        run("features", tmp_path / "mae", "--data", images, "--output", tmp_path / name)
+    assert "the CLS token after the final norm; DINOv2ImageProcessor" in capsys.readouterr().out
+    features = np.load(tmp_path / "a.npy")
+    np.testing.assert_array_equal(features, np.load(tmp_path / "b.npy"))
+    model.vit.config.mask_ratio = 0.0
+    pictures = [Image.open(images / f"{number}.png") for number in range(4)]
+    pixel_values = processor(images=pictures, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        tokens = model.vit(pixel_values, noise=torch.arange(16.0).repeat(4, 1)).last_hidden_state
+    np.testing.assert_allclose(features, tokens[:, 0].numpy(), atol=1e-5)
+
+
+def test_an_interruption_is_one_line(tmp_path, folder):
+    """Ctrl-C reaches all processes of the terminal's foreground, the workers as well."""
+    pixels = np.zeros((400, 400, 3), dtype=np.uint8)
+    (tmp_path / "images").mkdir()
+    for number in range(2000):
+        (tmp_path / "images" / f"{number}.png").symlink_to(tmp_path / "picture.png")
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    words = ["features", folder, "--data", tmp_path / "images", "--output", tmp_path / "out" / "new.npy"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dinov2_hf.cli", *words, "--batch_size", "2", "--num_workers", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and not list(tmp_path.glob("out/.new.npy.*.unfinished/new.npy")):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == "interrupted"
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_mistakes_are_one_sentence(tmp_path, capsys, folder):
@@ -150,10 +336,6 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, folder):
         capsys, "export", folder, "--format", "onnx", "--output_dir", tmp_path / "new", "--image_size", 30
     )
     assert "--id2label is" in mistake(capsys, "convert", __file__, tmp_path / "new", "--id2label", __file__)
-    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
-    assert "which cannot be loaded" in mistake(
-        capsys, "features", tmp_path / "none", "--data", tmp_path, "--output", tmp_path / "new"
-    )
     assert not (tmp_path / "new").exists()
 
 

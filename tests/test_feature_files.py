@@ -1,3 +1,4 @@
+import json
 import shlex
 import subprocess
 import sys
@@ -114,6 +115,15 @@ def test_the_other_columns_keep_their_values_and_types(model, processor, dataset
     }
     assert table["row"][:] == [0, 1, 2, 3]
     assert table.select_columns(others).to_list() == dataset.select(order).select_columns(others).to_list()
+
+
+def test_a_table_says_how_its_features_were_taken(model, processor, dataset, tmp_path):
+    rule = "the mean of the patch tokens after the final norm"
+    origin = {"model": "Dinov2WithRegistersModel", "kind": "mean_patch", "rule": rule}
+    for name in FORMATS:
+        assert write_features(model, dataset, processor, tmp_path / name, kind="mean_patch").rule == rule
+    assert json.loads(parquet.read_schema(tmp_path / "features.parquet").metadata[b"dinov2_hf"]) == origin
+    assert json.loads(datasets.load_from_disk(tmp_path / "features").info.description) == origin
 
 
 def test_load_dataset_reads_the_parquet_file_with_its_types(model, processor, dataset, tmp_path):
@@ -260,7 +270,7 @@ def test_only_own_features_are_ever_replaced(model, processor, dataset, tmp_path
         ("file", "is a file, but features is written to a folder"),
         ("folder.npy", "is a folder, but the name of a file is needed"),
         ("nowhere", "is a link to nowhere"),
-        ("file/a.npy", "cannot be made"),
+        ("file/a.npy", "cannot be made, as .* is a file"),
     ]:
         with pytest.raises(ValueError, match=message):
             write_features(model, dataset, processor, tmp_path / name, overwrite=True)

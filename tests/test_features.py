@@ -1,5 +1,4 @@
 import io
-from functools import partial
 
 import datasets
 import numpy as np
@@ -8,21 +7,42 @@ import torch
 from PIL import Image
 from torch import nn
 from transformers import (
+    BeitConfig,
+    BeitModel,
     BitImageProcessor,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    ConvNextConfig,
+    ConvNextModel,
     DeiTConfig,
     DeiTModel,
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    IJepaConfig,
+    IJepaModel,
     ResNetConfig,
     ResNetModel,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
+    SiglipConfig,
+    SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    SwinConfig,
+    SwinModel,
     ViTConfig,
     ViTForImageClassification,
+    ViTMAEConfig,
+    ViTMAEModel,
     ViTModel,
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+import dinov2_hf.features
 from dinov2_hf import DINOv2Config, DINOv2Model
 from dinov2_hf.data import decode_image
 from dinov2_hf.features import (
@@ -199,8 +219,9 @@ def test_user_mistakes_are_named(model, processor):
 
 def test_a_model_without_tokens_is_refused():
     resnet = ResNetModel(ResNetConfig(embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1], layer_type="basic"))
-    with pytest.raises(ValueError, match="last_hidden_state of shape"):
-        cls_features(resnet, torch.randn(1, 3, 32, 32))
+    for function in (mean_patch_features, patch_grid_features):
+        with pytest.raises(ValueError, match=r"no config\.patch_size"):
+            function(resnet, torch.randn(1, 3, 32, 32))
 
     with pytest.raises(ValueError, match="ViTForImageClassification.* gives no last_hidden_state"):
         cls_features(ViTForImageClassification(ViTConfig(**TINY)), torch.randn(1, 3, 28, 28))
@@ -371,11 +392,10 @@ def test_mistakes_about_kinds_are_named(model, processor):
     for num_layers in (0, 3):
         with pytest.raises(ValueError, match=f"num_layers is {num_layers}, but must be from 1 to the 2 blocks"):
             extract_features(model, dataset, processor, kind="last_layers", num_layers=num_layers)
-    distilled = DeiTModel(DeiTConfig(**TINY))  # has a second token before the patches
-    last = partial(last_layers_and_mean_patch_features, num_layers=1)
-    for function in (patch_grid_features, mean_patch_features, last):
-        with pytest.raises(ValueError, match="gives 6 tokens .* 1 CLS, 0 registers and 2 x 2 patches .* are 5"):
-            function(distilled, images)
+    padded = SwinModel(SwinConfig(**SWIN))
+    for function in (patch_grid_features, mean_patch_features):
+        with pytest.raises(ValueError, match="SwinModel, as it gives 64 tokens .* 16 x 16 patches .* are 257"):
+            function(padded, torch.randn(1, 3, 32, 32))
     without = TraceableTokens(0, 7)
     with pytest.raises(ValueError, match="no final norm called layernorm or norm"):
         last_layers_features(without, images)
@@ -384,6 +404,155 @@ def test_mistakes_about_kinds_are_named(model, processor):
         patch_grid_features(without, images)
     with pytest.raises(ValueError, match=r"no config\.num_hidden_layers"):
         last_layers_features(without, images)
+
+
+SMALL = {**TINY, "image_size": 32, "patch_size": 8}  # 16 patches
+SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "window_size": 2}
+TEXT = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 99}
+TEXT |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+CONVOLUTIONS = {"depths": [1, 1], "hidden_sizes": [4, 8]}
+CLS = "the CLS token after the final norm"
+NO_NORM = "as its CLS token is not that after the final norm"
+PATCHES_ONLY = "as it has patch tokens only"
+# How to make each model, the rule of `cls`, and the feature from its output.
+ZOO = {
+    "vit": (lambda: ViTModel(ViTConfig(**SMALL)), CLS, lambda model, output: output.last_hidden_state[:, 0]),
+    "dinov2": (lambda: Dinov2Model(Dinov2Config(**SMALL)), CLS, lambda model, output: output.last_hidden_state[:, 0]),
+    "dinov2_with_registers": (
+        lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**SMALL)),
+        CLS,
+        lambda model, output: output.last_hidden_state[:, 0],
+    ),
+    "deit": (lambda: DeiTModel(DeiTConfig(**SMALL)), CLS, lambda model, output: output.last_hidden_state[:, 0]),
+    "clip_vision": (
+        lambda: CLIPVisionModel(CLIPVisionConfig(**SMALL)),
+        NO_NORM,
+        lambda model, output: model.post_layernorm(output.last_hidden_state[:, 0]),
+    ),
+    "beit": (
+        lambda: BeitModel(BeitConfig(**SMALL)),
+        NO_NORM,
+        lambda model, output: model.pooler.layernorm(output.last_hidden_state[:, 1:].mean(dim=1)),
+    ),
+    "siglip_vision": (
+        lambda: SiglipVisionModel(SiglipVisionConfig(**SMALL)),
+        PATCHES_ONLY,
+        lambda model, output: model.head(output.last_hidden_state),
+    ),
+    "swin": (
+        lambda: SwinModel(SwinConfig(**SWIN)),
+        "as it gives 64 tokens for an image of 32 x 32 pixels",
+        lambda model, output: output.last_hidden_state.mean(dim=1),
+    ),
+    "convnext": (
+        lambda: ConvNextModel(ConvNextConfig(num_stages=2, **CONVOLUTIONS)),
+        "as there are no tokens",
+        lambda model, output: model.layernorm(output.last_hidden_state.mean(dim=(2, 3))),
+    ),
+    "resnet": (
+        lambda: ResNetModel(ResNetConfig(embedding_size=4, layer_type="basic", **CONVOLUTIONS)),
+        "as there are no tokens",
+        lambda model, output: output.last_hidden_state.mean(dim=(2, 3)),
+    ),
+}
+
+
+@pytest.fixture
+def small_processor():
+    return BitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+
+
+def zoo_model(name: str, spread) -> nn.Module:
+    model = spread(ZOO[name][0]())
+    norm = getattr(model, "layernorm", None)
+    if isinstance(norm, nn.LayerNorm):
+        nn.init.normal_(norm.weight)
+    return model
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_cls_of_models_with_and_without_a_cls_token(small_processor, spread, name, caplog):
+    model = zoo_model(name, spread)
+    images = make_images(3)
+    pixel_values = small_processor(images=images, return_tensors="pt")["pixel_values"]
+    _, words, feature_of = ZOO[name]
+    with torch.no_grad():
+        expected = feature_of(model, model(pixel_values))
+    rule = []
+    ((_, features),) = iterate_features(model, make_dataset(images), small_processor, rule=rule)
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+    assert expected.ndim == 2
+    assert len(rule) == 1
+    assert words in rule[0]
+    assert (words == CLS) == (rule[0] == CLS) == ("pooled output of" not in rule[0])
+    caplog.clear()
+    dinov2_hf.features._warn_once.cache_clear()
+    extract_features(model, make_dataset(images), small_processor)
+    assert [record.message for record in caplog.records] == (
+        [] if words == CLS else [f"the feature of an image is {rule[0]}"]
+    )
+
+
+def test_a_model_of_images_and_texts_is_its_vision_model(small_processor, spread):
+    for model in (
+        CLIPModel(CLIPConfig(vision_config=SMALL, text_config=TEXT)),
+        SiglipModel(SiglipConfig(vision_config=SMALL, text_config={**TEXT, "projection_size": 12})),
+    ):
+        spread(model)
+        dataset = make_dataset(make_images(2))
+        features = extract_features(model, dataset, small_processor)
+        torch.testing.assert_close(features, extract_features(model.vision_model, dataset, small_processor))
+    naflex = {name: value for name, value in SMALL.items() if name != "image_size"}
+    model = Siglip2VisionModel(Siglip2VisionConfig(**naflex, num_patches=16))
+    with pytest.raises(ValueError, match="Siglip2VisionModel, which needs pixel_attention_mask, spatial_shapes besid"):
+        extract_features(model, dataset, small_processor)
+
+
+def test_models_that_have_no_feature_of_an_image_are_refused(small_processor):
+    dataset = make_dataset(make_images(2))
+    jepa = IJepaModel(IJepaConfig(**SMALL))
+    for kind, message in [
+        ("cls", "feature 'cls' cannot be taken from a IJepaModel, as it has patch tokens only; and it has no pooled"),
+        ("last_layers", "last blocks cannot be taken from a IJepaModel, as it has patch tokens only"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            extract_features(jepa, dataset, small_processor, kind=kind, num_layers=1)
+    features = extract_features(jepa, dataset, small_processor, kind="patch_grid")
+    pixel_values = small_processor(images=make_images(2), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        tokens = jepa.eval()(pixel_values).last_hidden_state
+    torch.testing.assert_close(features, tokens.unflatten(1, (4, 4)))
+    beit = BeitModel(BeitConfig(**SMALL))
+    with pytest.raises(ValueError, match="BeitModel.* no final norm"):
+        extract_features(beit, dataset, small_processor, kind="last_layers", num_layers=1)
+
+
+@pytest.mark.parametrize("kind", FEATURE_FUNCTIONS)
+@pytest.mark.parametrize("mask_ratio", [0.75, 0.0])
+def test_a_model_that_hides_or_shuffles_patches_at_random_is_refused(small_processor, kind, mask_ratio):
+    """With a ratio of 0 all patches are there, in another order at every call."""
+    model = ViTMAEModel(ViTMAEConfig(**SMALL, mask_ratio=mask_ratio))
+    message = "draws random numbers" if mask_ratio == 0 else "as it gives 5 tokens"
+    with pytest.raises(ValueError, match=message):
+        extract_features(model, make_dataset(make_images(2)), small_processor, kind=kind, num_layers=1)
+
+
+def test_the_distillation_token_is_no_patch(spread):
+    model = zoo_model("deit", spread)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        tokens = model(images).last_hidden_state
+        torch.testing.assert_close(patch_grid_features(model, images).flatten(1, 2), tokens[:, 2:])
+        torch.testing.assert_close(
+            last_layers_and_mean_patch_features(model, images, 1),
+            torch.cat([tokens[:, 0], tokens[:, 2:].mean(dim=1)], dim=-1),
+        )
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": -1}, {"num_workers": -1}])
+def test_numbers_out_of_range_are_refused_at_once(model, processor, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}=.* is too small"):
+        iterate_features(model, make_dataset(make_images(2)), processor, **options)
 
 
 def test_patch_grids_of_different_sizes_are_refused():

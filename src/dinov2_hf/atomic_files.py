@@ -22,6 +22,7 @@ from .output_folders import (
     is_free,
     read_marker,
     refuse_overlap,
+    refuse_unwritable,
     refuse_urls,
     sole_writer,
     write_marker,
@@ -97,6 +98,7 @@ def check_new_file(path: Path, *, overwrite: bool, sources: Iterable = ()) -> No
     """What `new_file` refuses on entering, for commands that must know earlier."""
     refuse_urls(path)
     refuse_overlap(path, sources)
+    refuse_unwritable(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, but the name of a file is needed.")
     if os.path.lexists(path) and not path.resolve().parent.is_dir():
@@ -111,6 +113,7 @@ def check_new_folder(folder: Path, kind: str, *, overwrite: bool, sources: Itera
     """What `new_folder` refuses on entering, for commands that must know earlier."""
     refuse_urls(folder)
     refuse_overlap(folder, sources)
+    refuse_unwritable(folder)
     if is_free(folder):
         return
     if folder.is_symlink() and not folder.exists():

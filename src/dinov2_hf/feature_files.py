@@ -6,6 +6,7 @@ Shapes: `n` rows of the dataset; `...` the shape of one feature, (D,), (num_laye
 """
 
 import errno
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ from .features import iterate_features, require_column
 
 
 KIND = "features"  # of a folder, for its marker
+ORIGIN = b"dinov2_hf"  # key in the metadata of the Arrow schema
 # Readers load a row group whole and keep a record of each: batches of a few hundred kB are gathered to this.
 ROW_GROUP_BYTES = 32 * 2**20
 
@@ -39,11 +41,13 @@ class WrittenFeatures:
         num_rows: images that have a feature.
         shape: of one feature, (D,), (num_layers * D,) or (h, w, D).
         undecodable_rows: the rows of the dataset whose image could not be decoded, and why.
+        rule: how the feature was taken from the output of the model, in words; see `feature_kinds`.
     """
 
     num_rows: int
     shape: tuple[int, ...]
     undecodable_rows: dict[int, str]
+    rule: str
 
 
 def write_features(
@@ -70,9 +74,10 @@ def write_features(
     `*.parquet`, and a folder that `datasets.load_from_disk` opens (a name without an ending), are tables with the
     columns `row` (the row of `dataset`, int64), the kept columns with their `datasets` types (a `ClassLabel` keeps its
     names), and `features` (a list of fixed length, or `datasets.Array3D` for patch grids). Rows whose image cannot be
-    decoded are left out of them. `Dataset.from_parquet`, `load_dataset("parquet", ...)` and `load_from_disk` give all
-    types back, and `.with_format("numpy")` gives patch grids as (rows, h, w, D) arrays. A folder needs twice its room
-    on the disk while it is written.
+    decoded are left out of them. The metadata of the parquet schema (key `dinov2_hf`) and the description of the
+    dataset say, as JSON, of which model the features are and how they were taken. `Dataset.from_parquet`,
+    `load_dataset("parquet", ...)` and `load_from_disk` give all types back, and `.with_format("numpy")` gives patch
+    grids as (rows, h, w, D) arrays. A folder needs twice its room on the disk while it is written.
 
     `*.npy` is one array (n, ...) in the order of the dataset, to be opened with `numpy.load(..., mmap_mode="r")`. It
     cannot say which row it leaves out, so row i always belongs to row i of the dataset, and a row whose image cannot
@@ -111,7 +116,7 @@ def write_features(
         )
     require_column(dataset, image_column, "image_column")
     kept = None if suffix == ".npy" else _kept_columns(dataset, image_column, keep_columns)
-    undecodable_rows = {}
+    undecodable_rows, rule = {}, []
     batches = iterate_features(
         model,
         dataset,
@@ -125,6 +130,7 @@ def write_features(
         num_workers=num_workers,
         progress=progress,
         undecodable_rows=undecodable_rows,
+        rule=rule,
     )
     with _new_output(output, overwrite, sources) as unfinished:
         first = next(batches)  # tells the shape
@@ -133,11 +139,13 @@ def write_features(
         if suffix == ".npy":
             _write_npy(unfinished, batches, (len(dataset), *shape), dtype)
         else:
+            origin = {"model": _name_of(model), "kind": kind, "rule": rule[0]}
             schema = _table_features(kept, shape, dtype).arrow_schema
+            schema = schema.with_metadata({**schema.metadata, ORIGIN: json.dumps(origin)})
             tables = _grouped(_tables(batches, kept, schema))
             write = _write_parquet if suffix == ".parquet" else _write_dataset_folder
             write(unfinished, tables, schema)
-    return WrittenFeatures(len(dataset) - len(undecodable_rows), shape, undecodable_rows)
+    return WrittenFeatures(len(dataset) - len(undecodable_rows), shape, undecodable_rows, rule[0])
 
 
 def check_output(output: str | os.PathLike, *, overwrite: bool, sources: Iterable[str | os.PathLike] = ()) -> None:
@@ -170,6 +178,11 @@ def _suffix(output: Path) -> str:
             f"output is {str(output)!r}, but must end in .parquet or .npy, or have no ending for a folder."
         )
     return ""
+
+
+def _name_of(model: nn.Module) -> str:
+    """The folder or Hub id that a model was loaded from; without one, its class."""
+    return getattr(getattr(model, "config", None), "_name_or_path", None) or type(model).__name__
 
 
 def _files_of(dataset) -> list[str]:
@@ -263,7 +276,9 @@ def _write_dataset_folder(path: Path, tables: Iterable[pa.Table], schema: pa.Sch
         for table in tables:
             writer.write_table(table)
     # Mapped into memory, not read, and split into files of the usual size.
-    datasets.Dataset.from_file(str(stream)).save_to_disk(path)
+    dataset = datasets.Dataset.from_file(str(stream))
+    dataset.info.description = schema.metadata[ORIGIN].decode()
+    dataset.save_to_disk(path)
 
 
 def _write_npy(

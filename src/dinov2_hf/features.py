@@ -1,23 +1,15 @@
-"""Features of a frozen vision transformer: of a batch of images, and of a whole dataset.
+"""Features of the images of a dataset, by a frozen model: all in memory, or batch by batch.
 
-| kind | feature of one image | used by the paper (section 7) for |
-|---|---|---|
-| `cls` | the CLS token | k-NN, logistic regression, retrieval |
-| `mean_patch` | the mean over the patch tokens | with `cls`, the classification head |
-| `patch_grid` | the patch tokens in their places | segmentation, depth, matching |
-| `last_layers` | the CLS tokens of the last blocks, concatenated | the linear probe |
-| `last_layers_and_mean_patch` | the two together | the linear probe |
+Which feature of an image that is, `feature_kinds` says.
 
-All are taken after the final norm, and none contains register tokens.
-
-Shapes: `B` images in a batch, `n` rows of the dataset, `D` hidden size, `h` x `w` patches, `R` register tokens, `T`
-tokens in the order CLS, registers, patches row by row.
+Shapes: `n` rows of the dataset; `...` the shape of one feature.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
 from typing import Any
 
 import datasets
@@ -32,132 +24,29 @@ from tqdm.auto import tqdm
 
 from .data.channel_decoding import image_decoder
 from .data.image_decoding import UndecodableImage
+from .data.loader_workers import leave_interruption_to_parent
+from .feature_kinds import (
+    CLS_RULE,
+    FEATURE_FUNCTIONS,
+    ONE_TOKEN_RULE,
+    cls_features,
+    feature_with_rule,
+    last_layers_and_mean_patch_features,
+    last_layers_features,
+    mean_patch_features,
+    patch_grid_features,
+    patch_size_of,
+    vision_part,
+)
 
 
+__all__ = [
+    "DecodedImages", "FEATURE_FUNCTIONS", "cls_features", "evaluation_mode", "extract_features", "iterate_features",
+    "last_layers_and_mean_patch_features", "last_layers_features", "mean_patch_features", "patch_grid_features",
+    "patch_size_of", "process_images", "require_column",
+]  # fmt: skip
+logger = logging.getLogger(__name__)
 MAX_UNDECODABLE_AT_START = 256
-
-
-def cls_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """The final-normed CLS token of each image.
-
-    Args:
-        model: any model whose output has `last_hidden_state` of shape (B, T, D) with the CLS token first.
-        pixel_values: (B, channels, height, width), on the device of the model.
-
-    Returns:
-        (B, D) in the dtype of the model's output. Gradients flow; mode and device of the model are left as they are.
-
-    Raises:
-        ValueError: there is no `last_hidden_state` (a model with a head), or it is not a sequence of tokens (a
-            convolutional network).
-    """
-    return _tokens(model, model(pixel_values))[:, 0]
-
-
-def mean_patch_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """The mean of the final-normed patch tokens of each image, CLS and registers left out.
-
-    Args:
-        model, pixel_values: as in `patch_grid_features`.
-
-    Returns:
-        (B, D).
-
-    Raises:
-        ValueError: as `patch_grid_features`: a count of tokens that is not understood would give a wrong mean.
-    """
-    return patch_grid_features(model, pixel_values).mean(dim=(1, 2))
-
-
-def patch_grid_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """The final-normed patch tokens of each image in their places, CLS and registers left out.
-
-    Args:
-        model: as in `cls_features`; its `config` has `patch_size` (pixels, or a pair of height and width) and, where
-            the model has registers, `num_register_tokens`.
-        pixel_values: (B, channels, height, width), on the device of the model.
-
-    Returns:
-        (B, h, w, D), where `h` and `w` are the height and width over those of a patch, rounded down.
-
-    Raises:
-        ValueError: `config.patch_size` is missing, the tokens are not `1 + R + h * w` (another token order, such as
-            that of a model with a distillation token), or what `cls_features` raises.
-    """
-    patch_size_of(model)  # or it would complain only after the forward pass
-    return _patch_grid(model, _tokens(model, model(pixel_values)), pixel_values)
-
-
-def last_layers_features(model: nn.Module, pixel_values: Tensor, num_layers: int = 4) -> Tensor:
-    """The CLS tokens after each of the last blocks, concatenated: the input of the paper's linear probe.
-
-    Args:
-        model: one with `get_intermediate_layers`, such as `DINOv2Model`, or any as in `cls_features` that can output
-            its hidden states and keeps its final norm as `layernorm` or `norm`.
-        pixel_values: (B, channels, height, width), on the device of the model.
-        num_layers: how many blocks, at least 1; the paper takes 1 or 4.
-
-    Returns:
-        (B, num_layers * D): each block's CLS token through the final norm, from the shallowest block to the last.
-
-    Raises:
-        ValueError: the model has fewer blocks or does not say how many (`config.num_hidden_layers`), or has neither
-            the method nor a final norm.
-    """
-    cls_tokens, _ = _last_layers(model, pixel_values, num_layers)
-    return torch.cat(cls_tokens, dim=-1)
-
-
-def last_layers_and_mean_patch_features(model: nn.Module, pixel_values: Tensor, num_layers: int = 4) -> Tensor:
-    """`last_layers_features`, and after them the mean of the patch tokens of the last block, in one forward pass.
-
-    Returns:
-        (B, (num_layers + 1) * D).
-
-    Raises:
-        ValueError: as `last_layers_features` and `patch_grid_features`.
-    """
-    cls_tokens, tokens = _last_layers(model, pixel_values, num_layers)
-    # Without registers and CLS already, where the model has the method.
-    patches = (
-        tokens if hasattr(model, "get_intermediate_layers") else _patch_grid(model, tokens, pixel_values).flatten(1, 2)
-    )
-    return torch.cat([*cls_tokens, patches.mean(dim=1)], dim=-1)
-
-
-def _last_layers(model: nn.Module, pixel_values: Tensor, num_layers: int) -> tuple[list[Tensor], Tensor]:
-    """The normed CLS tokens of the last blocks, each (B, D), and the normed tokens of the last: with the method of the
-    model its patches (B, N, D), and otherwise all (B, T, D)."""
-    depth = _config_field(model, "num_hidden_layers")
-    if depth is None:
-        raise ValueError("model has no config.num_hidden_layers, which is needed to know its last blocks.")
-    if not 1 <= num_layers <= depth:
-        raise ValueError(f"num_layers is {num_layers}, but must be from 1 to the {depth} blocks of the model.")
-    # Keeps the tokens of these blocks only; all hidden states of a ViT-L, 64 images at 518 pixels, are 9 GB.
-    if hasattr(model, "get_intermediate_layers"):
-        layers = model.get_intermediate_layers(pixel_values, n=num_layers, return_class_token=True)
-        return [cls_tokens for _, cls_tokens in layers], layers[-1][0]
-    norm = getattr(model, "layernorm", None) or getattr(model, "norm", None)
-    if norm is None:
-        raise ValueError(
-            f"model ({type(model).__name__}) has no get_intermediate_layers and no final norm called layernorm or "
-            "norm, one of which is needed for the features of its last blocks."
-        )
-    output = model(pixel_values, output_hidden_states=True)
-    # The last is taken from the output: whether the last hidden state is already normed differs between models.
-    last = _tokens(model, output)
-    earlier = output.hidden_states[depth + 1 - num_layers : depth]
-    cls_tokens = [*(norm(hidden_state[:, 0]) for hidden_state in earlier), last[:, 0]]
-    return cls_tokens, last
-
-
-FEATURE_FUNCTIONS = {
-    "cls": cls_features,
-    "mean_patch": mean_patch_features,
-    "patch_grid": patch_grid_features,
-    "last_layers": last_layers_features,
-    "last_layers_and_mean_patch": last_layers_and_mean_patch_features,
-}
 
 
 def extract_features(
@@ -177,12 +66,13 @@ def extract_features(
     processes: PartialState | None = None,
     decode: Callable[[Any], Any] | None = None,
     undecodable_rows: list[int] | None = None,
+    rule: list[str] | None = None,
 ) -> Tensor:
     """The feature of every image of a dataset, in the order of its rows, in memory.
 
     Args:
         model, dataset, image_processor, kind, num_layers, image_column, batch_size, device, autocast_dtype,
-            num_workers, progress, description, processes, decode: as in `iterate_features`.
+            num_workers, progress, description, processes, decode, rule: as in `iterate_features`.
         undecodable_rows: a list to be filled with the rows whose image cannot be decoded, which are then left out of
             the result. None: such a row is an error.
 
@@ -210,6 +100,7 @@ def extract_features(
         processes=processes,
         decode=decode,
         undecodable_rows=undecodable,
+        rule=rule,
     )
     features = torch.cat([features for _, features in batches])
     if undecodable_rows is not None:
@@ -234,18 +125,18 @@ def iterate_features(
     processes: PartialState | None = None,
     decode: Callable[[Any], Any] | None = None,
     undecodable_rows: dict[int, str] | None = None,
+    rule: list[str] | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """The features of a dataset batch by batch, so that they need not fit in memory.
 
     Args:
-        model: any `AutoModel` with a CLS token; in eval mode for each forward pass, after which every submodule gets
-            its mode back.
+        model: any vision `AutoModel`; of a model of images and texts, its `vision_model` is used. In eval mode for
+            each forward pass, after which every submodule gets its mode back.
         dataset: a map-style `datasets.Dataset` or a sequence of dict rows. The image is a PIL image or an undecoded
             `{"bytes", "path"}` dict. A format or transform set on a `datasets.Dataset` is not applied.
         image_processor: called as `image_processor(images=list_of_pil, return_tensors="pt")`; where
             `model.config.num_channels` is not 3, with arrays of `decode_channels` in place of PIL images.
-        kind: "cls", "mean_patch", "patch_grid", "last_layers" or "last_layers_and_mean_patch", see the functions of
-            these names.
+        kind: "cls", "mean_patch", "patch_grid", "last_layers" or "last_layers_and_mean_patch", see `feature_kinds`.
         num_layers: blocks of the last two; of no meaning to the others.
         image_column: name of the column that holds the images.
         batch_size: images in one forward pass.
@@ -259,24 +150,34 @@ def iterate_features(
             None: `image_decoder` for the channels of the model.
         undecodable_rows: a mapping to be filled, before the batch that they would have been in, with the rows whose
             image cannot be decoded and the reason; these are then left out. None: such a row is an error.
+        rule: a list to be filled, before the first batch, with one text: how the feature was taken from the output of
+            the model. None: it is logged as a warning, where "cls" is not a final-normed CLS token.
 
     Yields:
         (rows, features): at most `batch_size` rows of the dataset, ascending, and their features, float32 on the CPU
         of shape (len(rows), ...). Between batches nothing of the caller's is changed (gradients, autocast, modes).
 
     Raises:
-        ValueError: at once, where `kind` is unknown, the dataset is empty, streamed or a dict of splits, or the
-            column is missing; while iterating, where an image cannot be decoded and nobody asked for those, none can
-            be, features differ in shape between batches, or the model cannot give this kind.
+        ValueError: at once, where `kind` is unknown, `batch_size` or `num_workers` too small, the dataset is empty,
+            streamed or a dict of splits, or the column is missing; while iterating, where an image cannot be decoded
+            and nobody asked for those, none can be, features differ in shape between batches, the model cannot give
+            this kind, or draws random numbers.
     """
-    features_of = _feature_function(kind, num_layers)
-    images = DecodedImages(dataset, image_column, decode or image_decoder(_config_field(model, "num_channels") or 3))
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} is too small; at least 1 image is needed in a forward pass.")
+    if num_workers < 0:
+        raise ValueError(f"num_workers={num_workers} is too small; 0 stands for no other processes.")
+    features_of = feature_with_rule(kind, num_layers)
+    network = vision_part(model)
+    num_channels = getattr(getattr(network, "config", None), "num_channels", None) or 3
+    images = DecodedImages(dataset, image_column, decode or image_decoder(num_channels))
     world_size, rank = (processes.num_processes, processes.process_index) if processes is not None else (1, 0)
     batches_of_rows = torch.arange(len(images)).split(batch_size)
     loader = DataLoader(
         images,
         batch_sampler=[rows.tolist() for rows in batches_of_rows[rank::world_size]],
         num_workers=num_workers,
+        worker_init_fn=leave_interruption_to_parent,
         collate_fn=partial(_process_images, image_processor),
         pin_memory=torch.device(device or next(model.parameters()).device).type == "cuda",
         # Its own: the loader draws a seed, and evaluation must not move the random numbers of a training around it.
@@ -287,12 +188,20 @@ def iterate_features(
     device = next(model.parameters()).device
 
     def own_batches() -> Iterator[tuple[list[int], Tensor | None, list[tuple[int, str]]]]:
+        words = None
         for rows, pixel_values, failures in loader:
             features = None
             if rows:
                 autocast = torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None)
-                with evaluation_mode(model), torch.no_grad(), autocast:
-                    features = features_of(model, pixel_values.to(device, non_blocking=True))
+                randomness = nullcontext() if words else _no_random_numbers(network, device)
+                with evaluation_mode(model), torch.no_grad(), autocast, randomness:
+                    features, words_of_batch = features_of(network, pixel_values.to(device, non_blocking=True))
+                if words is None:
+                    words = words_of_batch
+                    if rule is not None:
+                        rule.append(words)
+                    elif kind == "cls" and words not in (CLS_RULE, ONE_TOKEN_RULE):
+                        _warn_once(f"the feature of an image is {words}")
                 # A copy: a CLS token is a view that would keep all tokens of its batch in memory, 257 times its size.
                 features = features.to("cpu", torch.float32, copy=True)
             yield rows, features, failures
@@ -352,6 +261,27 @@ def _shared_batches(own_batches, num_batches: int, processes: PartialState) -> I
         for process, (rows, shape, failures) in enumerate(round_of_batches[: num_batches - first]):
             features = None if shape is None else everybodys[process, : math.prod(shape)].view(shape).clone()
             yield rows, features, failures
+
+
+@contextmanager
+def _no_random_numbers(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """`ValueError` where the block draws random numbers: a model that does has other features at every call."""
+
+    def states() -> list[Tensor]:
+        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+    before = states()
+    yield
+    if not all(map(torch.equal, before, states())):
+        raise ValueError(
+            f"model ({type(model).__name__}) draws random numbers although it is in evaluation mode, as networks do"
+            " that hide patches at random: its features would differ at every call; take another model."
+        )
+
+
+@cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
 
 
 @contextmanager
@@ -426,53 +356,3 @@ def process_images(image_processor: Any, images: Sequence[Image.Image | np.ndarr
     if isinstance(images[0], np.ndarray):  # of 4 or 5 channels a processor could not tell that they are channels
         options["input_data_format"] = "channels_last"
     return image_processor(images=list(images), return_tensors="pt", **options)["pixel_values"]
-
-
-def _feature_function(kind: str, num_layers: int) -> Callable[[nn.Module, Tensor], Tensor]:
-    if kind not in FEATURE_FUNCTIONS:
-        raise ValueError(f"kind={kind!r} is no kind of features, which are {', '.join(map(repr, FEATURE_FUNCTIONS))}.")
-    function = FEATURE_FUNCTIONS[kind]
-    return partial(function, num_layers=num_layers) if kind.startswith("last_layers") else function
-
-
-def _tokens(model: nn.Module, output: Any) -> Tensor:
-    """`last_hidden_state` (B, T, D) of a model's output."""
-    hidden_state = getattr(output, "last_hidden_state", None)
-    if hidden_state is None:
-        raise ValueError(
-            f"model ({type(model).__name__}) gives no last_hidden_state: a vision transformer without a head, as "
-            "AutoModel loads it, is needed."
-        )
-    if hidden_state.ndim != 3:
-        raise ValueError(
-            f"model gives a last_hidden_state of shape {tuple(hidden_state.shape)}, but a vision transformer's "
-            "(images, tokens, hidden size) with the CLS token first is needed."
-        )
-    return hidden_state
-
-
-def patch_size_of(model: nn.Module) -> tuple[int, int]:
-    """Height and width of a patch in pixels, by `config.patch_size`; `ValueError` where the model has none."""
-    patch_size = _config_field(model, "patch_size")
-    if patch_size is None:
-        raise ValueError("model has no config.patch_size, which is needed to know the grid of its patch tokens.")
-    return (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
-
-
-def _patch_grid(model: nn.Module, tokens: Tensor, pixel_values: Tensor) -> Tensor:
-    """The patches (B, h, w, D) of all tokens (B, T, D), checked against the size of the images."""
-    patch_height, patch_width = patch_size_of(model)
-    height, width = pixel_values.shape[-2:]
-    grid = height // patch_height, width // patch_width
-    num_registers = _config_field(model, "num_register_tokens") or 0
-    if tokens.shape[1] != 1 + num_registers + grid[0] * grid[1]:
-        raise ValueError(
-            f"model gives {tokens.shape[1]} tokens for an image of {height} x {width} pixels, but 1 CLS, "
-            f"{num_registers} registers and {grid[0]} x {grid[1]} patches of {patch_height} x {patch_width} pixels "
-            f"are {1 + num_registers + grid[0] * grid[1]}."
-        )
-    return tokens[:, 1 + num_registers :].unflatten(1, grid)
-
-
-def _config_field(model: nn.Module, field: str) -> Any:
-    return getattr(getattr(model, "config", None), field, None)

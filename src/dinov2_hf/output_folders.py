@@ -243,6 +243,20 @@ def _lock(path: Path, output: Path, *, timeout: float = 0) -> Iterator[None]:
         lock.release()
 
 
+def refuse_unwritable(output: Path) -> None:
+    """
+    That an output can be made where it is wanted, as far as that is known without making anything.
+
+    Raises:
+        ValueError: a file is in the place of one of its folders, or there is no right to write.
+    """
+    folder = next(folder for folder in output.resolve().parents if folder.exists())
+    if not folder.is_dir():
+        raise ValueError(f"{output} cannot be made, as {folder} is a file; choose another place.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{output} cannot be made, as {folder} cannot be written to; choose another place.")
+
+
 def make_folder(folder: Path) -> None:
     """
     Make a folder and those above it.

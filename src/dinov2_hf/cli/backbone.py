@@ -3,34 +3,38 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor
 
+from ..conversion.saved_models import load_network
 from ..evaluation.pixels import PixelModel
-from ..models import DINOv2Model
+from ..feature_kinds import vision_part
+from ..model_source import find_model
 
 
 def load_backbone(model: str, baseline: str | None = None) -> tuple[torch.nn.Module, Any]:
     """A network without a head and its image processor.
 
     Args:
-        model: folder or Hub id. Stock `dinov2` checkpoints are loaded as `DINOv2Model`, with the features of the
-            original at every size of image.
+        model: what `model_source.find_model` takes. How it is loaded, `load_network` says; of a model of images and
+            texts, the part that sees images is taken.
         baseline: "untrained": the same configuration with fresh weights (seed 0). "pixels": no network.
 
     Raises:
-        ValueError: it cannot be loaded, or the image processor is for another number of channels.
+        ValueError: it cannot be loaded, its weights are missing or not finite, it has no image processor, or that is
+            for another number of channels.
     """
+    source = find_model(model)
+    network = vision_part(load_network(source))
     try:
-        config = AutoConfig.from_pretrained(model)
-        image_processor = AutoImageProcessor.from_pretrained(model)
-        loader = DINOv2Model if config.model_type in ("dinov2", "dinov2_with_registers") else AutoModel
-        network = loader.from_pretrained(model)
-    except OSError as error:
-        raise ValueError(f"`model` is {model}, which cannot be loaded: {' '.join(str(error).split())}") from None
+        image_processor = AutoImageProcessor.from_pretrained(source)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(
+            f"{source} has no image processor that can be read ({_start_of(error)}); save one beside the model."
+        ) from None
     num_channels = getattr(network.config, "num_channels", 3)
     if isinstance(image_processor.image_mean, list | tuple) and len(image_processor.image_mean) != num_channels:
         raise ValueError(
-            f"`model` is {model}, a network for {num_channels} channels, but `image_mean` of its image processor is "
+            f"{source} is a network for {num_channels} channels, but `image_mean` of its image processor is "
             f"{list(image_processor.image_mean)}; save one for {num_channels} channels beside it."
         )
     if baseline == "untrained":
@@ -39,3 +43,26 @@ def load_backbone(model: str, baseline: str | None = None) -> tuple[torch.nn.Mod
     elif baseline == "pixels":
         network = PixelModel(num_channels)
     return network, image_processor
+
+
+def _start_of(error: Exception) -> str:
+    """Of a message of transformers, which may list all that it knows."""
+    words = " ".join(str(error).split()).rstrip(".")
+    return words if len(words) <= 200 else f"{words[:200]}..."
+
+
+def describe_processing(image_processor: Any) -> str:
+    """In words, to which size an image processor brings images."""
+    steps = []
+    if getattr(image_processor, "do_resize", False):
+        steps.append(f"resized to {_size_in_words(image_processor.size)}")
+    if getattr(image_processor, "do_center_crop", False):
+        steps.append(f"cropped to {_size_in_words(image_processor.crop_size)}")
+    return f"{type(image_processor).__name__}: images {' and '.join(steps) or 'of any size'}"
+
+
+def _size_in_words(size: Any) -> str:
+    size = {name: value for name, value in dict(size).items() if value is not None}
+    if set(size) == {"height", "width"}:
+        return f"{size['height']} x {size['width']} pixels"
+    return f"{', '.join(f'{name} {value}' for name, value in size.items())} pixels"

@@ -216,6 +216,8 @@ def start_processes(device: str | None):
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
+    from ..devices import find_device
+
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     processes = PartialState(cpu=on_cpu or device == "cpu")
     if device is not None:
@@ -223,7 +225,7 @@ def start_processes(device: str | None):
             raise ValueError(
                 f"`--device` is {device}, but each of the processes has a device of its own; leave it out."
             )
-        processes.device = torch.device(device)
+        processes.device = find_device(device)
     return processes
 
 

@@ -1,12 +1,15 @@
 """
 The `dinov2-hf` command. Each subcommand parses its arguments, calls one room of the package and prints what came out.
 
-A user's mistake is one sentence on standard error and exit status 1.
+A user's mistake is one sentence on standard error and exit status 1 (2, where the command line cannot be read). An
+interruption by Ctrl-C is one line and exit status 130. Anything else is a fault of the package, with its traceback.
 """
 
 import argparse
 import errno
+import os
 import sys
+from typing import NoReturn
 
 from ..conversion.export_report import ExportCheckError
 from .convert import convert
@@ -15,6 +18,7 @@ from .evaluate import evaluate
 from .export import export
 from .features import features
 from .push import push
+from .user_words import flags_of, in_users_words
 from .visualize import visualize
 
 
@@ -22,22 +26,44 @@ COMMANDS = {
     "convert": convert, "export": export, "push": push, "features": features, "curate": curate, "evaluate": evaluate,
     "visualize": visualize,
 }  # fmt: skip
+# Of files and folders that a user named: not there, not readable, not writable, of another kind; and full disks.
+MISTAKES = {
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR,
+    errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
+INTERRUPTED = 128 + 2  # as of a process that SIGINT ended
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a mistake, in place of the usage, which is longer than a screen."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; `{self.prog} --help` lists the options.\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="dinov2-hf", description="DINOv2 for Hugging Face transformers.")
+    parser = Parser(prog="dinov2-hf", description="DINOv2 for Hugging Face transformers.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
     for name, add_arguments in COMMANDS.items():
         summary = add_arguments.__doc__
         command = commands.add_parser(name, help=summary, description=summary)
-        command.set_defaults(run=add_arguments(command))
+        command.set_defaults(run=add_arguments(command), parser=command)
     options = vars(parser.parse_args(arguments))
-    run = options.pop("run")
+    run, command = options.pop("run"), options.pop("parser")
+    flags = flags_of(command)
     try:
         run(**options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(1)
     except (ValueError, ImportError, ExportCheckError) as error:  # ImportError: an extra that is not installed
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {in_users_words(str(error), flags)}")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in MISTAKES and not isinstance(error, ConnectionError | TimeoutError):
             raise
-        sys.exit(f"error: {error}")
+        words = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+        sys.exit(f"error: {in_users_words(words, flags)}")

@@ -1,5 +1,7 @@
-"""What commands share: options that were given, and refusing those that would be ignored."""
+"""What commands share: options that were given, refusing those that would be ignored, and ranges of numbers."""
 
+from argparse import ArgumentTypeError
+from collections.abc import Callable
 from typing import Any
 
 
@@ -12,3 +14,15 @@ def refuse(options: dict[str, Any], reason: str) -> None:
     """`ValueError` when there are options that would be ignored."""
     if options:
         raise ValueError(f"{reason}; leave {', '.join(f'`--{name}`' for name in sorted(options))} out.")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number from `least` on."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise ArgumentTypeError(f"{text} is too small; at least {least} is needed")
+        return int(text)
+
+    number.__name__ = "whole number"  # argparse names it in its complaint
+    return number

@@ -56,13 +56,14 @@ def visualize(parser: argparse.ArgumentParser) -> Callable[..., None]:
         model: str, kind: str, output: Path, overwrite: bool, images, data, split, rows, image_column, title, device,
         **options: Any,
     ) -> None:  # fmt: skip
-        import torch
         from transformers.utils import logging as transformers_logging
 
         from ..atomic_files import new_file
+        from ..devices import find_device
         from ..model_source import find_model
         from .backbone import load_backbone
 
+        device = find_device(device)
         options = given(**options)
         refuse({name: value for name, value in options.items() if name not in OPTIONS[kind]}, f"`--kind` is {kind}")
         if output.suffix.lower() != ".png":
@@ -90,7 +91,7 @@ def visualize(parser: argparse.ArgumentParser) -> Callable[..., None]:
                 rows = checked_rows(rows, len(collection[0]), 2 if kind == "matching" else NUM_IMAGES)
             transformers_logging.disable_progress_bar()
             network, image_processor = load_backbone(model)
-            network.to(device or (torch.accelerator.current_accelerator(check_available=True) or "cpu"))
+            network.to(device)
             pictures = read_images(network, images, collection, rows)
             if kind == "neighbors":
                 options |= {"collection": collection, "rows": rows}

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel, ViTModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from ..model_source import find_model
@@ -13,7 +13,11 @@ from .loaded_weights import load_whole, load_with_missing
 from .model_folder import load_model_folder
 
 
-STOCK_TYPES = ("dinov2", "dinov2_with_registers")
+CLASS_OF_TYPE = {
+    "dinov2": DINOv2Model,
+    "dinov2_with_registers": DINOv2Model,
+    "vit_mae": ViTModel,  # ViTMAEModel hides patches at random; the same weights here see all of them
+}
 
 
 def load_backbone(source: str | Path) -> PreTrainedModel:
@@ -33,8 +37,9 @@ def load_network(source: str | Path, **options: Any) -> PreTrainedModel:
     """
     The network, without a head, of any vision model that `AutoModel` loads.
 
-    Stock `dinov2` checkpoints become a `DINOv2Model`, with the features of the original at every size of image. A
-    pooler that was never trained is `None` afterwards. A mask token that is not in the file is never read.
+    Stock `dinov2` checkpoints become a `DINOv2Model`, with the features of the original at every size of image, and
+    ViTMAE becomes a `ViTModel`. A pooler that was never trained is `None` afterwards. A mask token that is not in the
+    file is never read.
 
     Args:
         source: what `model_source.find_model` takes.
@@ -45,9 +50,8 @@ def load_network(source: str | Path, **options: Any) -> PreTrainedModel:
             missing, of another shape or not finite.
     """
     source = find_model(source)
-    stock = read_config(source).model_type in STOCK_TYPES
     model, missing = load_with_missing(
-        DINOv2Model if stock else AutoModel,
+        CLASS_OF_TYPE.get(read_config(source).model_type, AutoModel),
         source,
         may_be_missing=lambda name: "pooler" in name or name.endswith("embeddings.mask_token"),
         **options,

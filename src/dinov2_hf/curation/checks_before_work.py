@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig
 
+from ..devices import find_device
 from .arguments import CurationArguments
 from .embedders import PERCEPTUAL, PrecomputedVectors, kind_of_embedder, load_model_embedder
 from .image_filters import filter_reasons
@@ -30,7 +31,7 @@ def check_models(curation: Curation, unfinished: set[str]) -> None:
     if arguments.executor in ("slurm", "ray"):  # their machines have the accelerators
         arguments = dataclasses.replace(arguments, device="cpu")
     if arguments.device is not None:
-        _check_device(arguments.device)
+        find_device(arguments.device)
     picture = _picture()
     if "ingest" in unfinished:
         filter_reasons(load_filters(arguments), [picture])
@@ -63,17 +64,6 @@ def check_sizes(curation: Curation) -> None:
             raise ValueError(f"{field} is {number}, but the pool has only {pool} images: take fewer.")
     if arguments.index is not None:
         IndexSettings(arguments.index)
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device is {device!r}, which this machine cannot use ({reason}); leave --device out, or give one that"
-            " it has."
-        ) from None
 
 
 def _check_embedder(

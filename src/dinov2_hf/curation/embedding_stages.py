@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..data.image_decoding import UndecodableImage
+from ..devices import find_device
 from .dropped_images import write_dropped
 from .embedders import (
     DESCRIPTOR_FILE,
@@ -137,7 +138,7 @@ def _vectors(curation: Curation, spec: str, row_ids: np.ndarray, description: st
         batch_size=arguments.batch_size,
         trust_torchscript=arguments.trust_torchscript,
     )
-    device = arguments.device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    device = str(find_device(arguments.device))
     rows = RowsOfSources(curation.sources, row_ids)
     places, vectors, reasons = embedder.vectors(
         rows,

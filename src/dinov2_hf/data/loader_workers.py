@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 
 
@@ -18,6 +19,19 @@ def outlive_preemption(worker: int) -> None:
         # Blocked here and in the threads to come, so that it is left to the thread that waits for it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def leave_interruption_to_parent(worker: int) -> None:
+    """
+    Let this worker ignore Ctrl-C, which reaches every process of a terminal. For `worker_init_fn` of a `DataLoader`.
+
+    The parent answers it and ends its workers. That one of their threads then has nobody to talk to is not reported.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    report = sys.excepthook
+    sys.excepthook = lambda kind, error, trace: (
+        None if issubclass(kind, ConnectionError | EOFError) else report(kind, error, trace)
+    )
 
 
 def _end_with_the_parent() -> None:

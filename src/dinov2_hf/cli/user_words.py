@@ -1,0 +1,40 @@
+"""Errors of the package, which speak of Python arguments, in the words of the command line."""
+
+import argparse
+import re
+
+
+def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """The flags of a subcommand, by the names of the arguments that they become."""
+    return {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
+
+
+def in_users_words(message: str, flags: dict[str, str]) -> str:
+    """
+    A message in one line, with flags in the place of arguments: `--batch_size 0` for `batch_size=0`, `--overwrite` for
+    `overwrite=True`, and `--num_layers` for a bare `num_layers`.
+
+    Args:
+        message: of an error.
+        flags: by the names of the arguments.
+    """
+    message = " ".join(message.split())
+    if not flags:
+        return message
+    names = "|".join(sorted(map(re.escape, flags), key=len, reverse=True))
+    value = r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\([^)]*\)|[\w+/-]+(?:\.\w+)*"
+    free = r"(?<![\w.`'\"/=-])"
+
+    def with_value(match: re.Match) -> str:
+        words = re.sub(r"[\[\]()'\",]", "", match[2])
+        return flags[match[1]] if words in ("True", "None", "") else f"{flags[match[1]]} {words}"
+
+    message = re.sub(rf"`({names})`", lambda match: f"`{flags[match[1]]}`", message)
+    message = re.sub(rf"{free}({names})=({value})", with_value, message)
+    # A plain word, such as `data`, is an argument only where a sentence begins with it.
+    message = re.sub(rf"^({names})(?= is | has | holds )", lambda match: flags[match[1]], message)
+    with_underscore = "|".join(name for name in names.split("|") if "_" in name)
+    if with_underscore:
+        bare = rf"{free}({with_underscore})(?![\w/(`'\"=-]|\.\w)"
+        message = re.sub(bare, lambda match: flags[match[1]], message)
+    return message

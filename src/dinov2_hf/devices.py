@@ -1,0 +1,30 @@
+"""Where a network runs: the device that a user names, checked before any work."""
+
+import torch
+
+
+def find_device(name: torch.device | str | None) -> torch.device:
+    """
+    The device of a name.
+
+    Args:
+        name: "cpu", or an accelerator of this machine, such as "cuda" or "cuda:1". None: the first accelerator, or
+            the CPU.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name is None:
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # a word that torch does not know
+        device = None
+    if device is not None and device.type == "cpu":
+        return device
+    count = torch.accelerator.device_count() if accelerator is not None else 0
+    if device is None or count == 0 or device.type != accelerator.type or (device.index or 0) >= count:
+        found = ["cpu", *(f"{accelerator.type}:{number}" for number in range(count))]
+        raise ValueError(f"device={str(name)!r} is not on this machine, which has {', '.join(found)}.")
+    return device

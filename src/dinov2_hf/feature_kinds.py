@@ -1,0 +1,336 @@
+"""The feature of an image: which tokens of a vision transformer it is made of, and the rule in words.
+
+| kind | feature of one image | used by the paper (section 7) for |
+|---|---|---|
+| `cls` | the CLS token | k-NN, logistic regression, retrieval |
+| `mean_patch` | the mean over the patch tokens | with `cls`, the classification head |
+| `patch_grid` | the patch tokens in their places | segmentation, depth, matching |
+| `last_layers` | the CLS tokens of the last blocks, concatenated | the linear probe |
+| `last_layers_and_mean_patch` | the two together | the linear probe |
+
+None contains register tokens. All are taken after the final norm, where the model has one.
+
+Tokens are counted against the grid of patches, so that no patch is taken for a CLS token. Where a model has no
+final-normed CLS token, `cls` is its own `pooler_output`, and without that an error:
+
+| model | `cls` |
+|---|---|
+| ViT, DeiT, DINOv2, DINOv3, MSN | the CLS token after the final norm |
+| CLIP and its kin, whose tokens come before the final norm | pooled output: the CLS token after that norm |
+| BEiT with mean pooling | pooled output: the normed mean of the patches |
+| SigLIP, Swin, Hiera, ConvNeXt, ResNet: no CLS token | pooled output |
+| I-JEPA: no CLS token and no pooled output | refused |
+| ViTMAE, which hides patches at random | refused |
+
+Shapes: `B` images in a batch, `D` hidden size, `h` x `w` patches, `R` register tokens, `T` tokens in the order CLS,
+registers, patches row by row.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+CLS_RULE = "the CLS token after the final norm"
+ONE_TOKEN_RULE = "the one token of the output"
+
+
+def cls_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """The final-normed CLS token of each image, or the model's own pooled output: see the table above.
+
+    Args:
+        model: any model whose output has `last_hidden_state` or `pooler_output`; its `config` has `patch_size`
+            (pixels, or a pair of height and width) and, where the model has registers, `num_register_tokens`.
+        pixel_values: (B, channels, height, width), on the device of the model.
+
+    Returns:
+        (B, D) in the dtype of the model's output. Gradients flow; mode and device of the model are left as they are.
+
+    Raises:
+        ValueError: the output has neither (a model with a head), or the tokens are not one CLS token, the registers
+            and the patches, and there is no pooled output.
+    """
+    return _cls(model, pixel_values)[0]
+
+
+def mean_patch_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """The mean of the final-normed patch tokens of each image, CLS and registers left out.
+
+    Args:
+        model, pixel_values: as in `patch_grid_features`.
+
+    Returns:
+        (B, D).
+
+    Raises:
+        ValueError: as `patch_grid_features`: a count of tokens that is not understood would give a wrong mean.
+    """
+    return _mean_patch(model, pixel_values)[0]
+
+
+def patch_grid_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """The final-normed patch tokens of each image in their places, CLS and registers left out.
+
+    Args:
+        model: as in `cls_features`, with a `last_hidden_state` of shape (B, T, D). There may be no CLS token.
+        pixel_values: (B, channels, height, width), on the device of the model.
+
+    Returns:
+        (B, h, w, D), where `h` and `w` are the height and width over those of a patch, rounded down.
+
+    Raises:
+        ValueError: `config.patch_size` is missing, or the tokens are neither the patches nor these with CLS and
+            registers before them.
+    """
+    return _patch_grid(model, pixel_values)[0]
+
+
+def last_layers_features(model: nn.Module, pixel_values: Tensor, num_layers: int = 4) -> Tensor:
+    """The CLS tokens after each of the last blocks, concatenated: the input of the paper's linear probe.
+
+    Args:
+        model: one with `get_intermediate_layers`, such as `DINOv2Model`, or any as in `cls_features` that can output
+            its hidden states and keeps its final norm as `layernorm` or `norm`.
+        pixel_values: (B, channels, height, width), on the device of the model.
+        num_layers: how many blocks, at least 1; the paper takes 1 or 4.
+
+    Returns:
+        (B, num_layers * D): each block's CLS token through the final norm, from the shallowest block to the last.
+
+    Raises:
+        ValueError: the model has fewer blocks or does not say how many (`config.num_hidden_layers`), has neither the
+            method nor a final norm, or has no CLS token.
+    """
+    return _last_layers(model, pixel_values, num_layers)[0]
+
+
+def last_layers_and_mean_patch_features(model: nn.Module, pixel_values: Tensor, num_layers: int = 4) -> Tensor:
+    """`last_layers_features`, and after them the mean of the patch tokens of the last block, in one forward pass.
+
+    Returns:
+        (B, (num_layers + 1) * D).
+
+    Raises:
+        ValueError: as `last_layers_features` and `patch_grid_features`.
+    """
+    return _last_layers_and_mean_patch(model, pixel_values, num_layers)[0]
+
+
+def _cls(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, str]:
+    output = model(pixel_values)
+    tokens, pooled = (getattr(output, name, None) for name in ("last_hidden_state", "pooler_output"))
+    if pooled is None:
+        tokens = _tokens(model, output)
+    if tokens is None or tokens.ndim != 3:
+        reason = "there are no tokens"
+    elif tokens.shape[1] == 1:
+        return tokens[:, 0], ONE_TOKEN_RULE
+    else:
+        reason = _why_no_cls_token(model, tokens, pixel_values)
+        if reason is None and final_norm(model) is not None:
+            return tokens[:, 0], CLS_RULE
+        if reason is None and pooled is None:
+            return tokens[:, 0], "the CLS token as the model gives it, without a final norm that is known"
+        reason = reason or "its CLS token is not that after the final norm"
+    if pooled is None:
+        raise ValueError(
+            f"the feature 'cls' cannot be taken from a {type(model).__name__}, as {reason}; and it has no pooled"
+            " output either. Take 'mean_patch', or another model."
+        )
+    # (B, D), or (B, D, 1, 1) of a convolutional network.
+    return pooled.flatten(1), f"the pooled output of {type(model).__name__}, as {reason}"
+
+
+def _mean_patch(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, str]:
+    grid, rule = _patch_grid(model, pixel_values)
+    return grid.mean(dim=(1, 2)), f"the mean of {rule}"
+
+
+def _patch_grid(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, str]:
+    patch_size_of(model)  # or it would complain only after the forward pass
+    grid = _patches(model, _tokens(model, model(pixel_values)), pixel_values)
+    norm = "as the model gives them" if final_norm(model) is None else "after the final norm"
+    return grid, f"the patch tokens {norm}"
+
+
+def _last_layers(model: nn.Module, pixel_values: Tensor, num_layers: int) -> tuple[Tensor, str]:
+    cls_tokens, _ = _last_tokens(model, pixel_values, num_layers)
+    return torch.cat(cls_tokens, dim=-1), f"the CLS tokens of the last {num_layers} blocks after the final norm"
+
+
+def _last_layers_and_mean_patch(model: nn.Module, pixel_values: Tensor, num_layers: int) -> tuple[Tensor, str]:
+    cls_tokens, tokens = _last_tokens(model, pixel_values, num_layers)
+    # Without registers and CLS already, where the model has the method.
+    patches = (
+        tokens if hasattr(model, "get_intermediate_layers") else _patches(model, tokens, pixel_values).flatten(1, 2)
+    )
+    features = torch.cat([*cls_tokens, patches.mean(dim=1)], dim=-1)
+    return features, f"the CLS tokens of the last {num_layers} blocks and the mean patch after the final norm"
+
+
+def _last_tokens(model: nn.Module, pixel_values: Tensor, num_layers: int) -> tuple[list[Tensor], Tensor]:
+    """The normed CLS tokens of the last blocks, each (B, D), and the normed tokens of the last: with the method of the
+    model its patches (B, N, D), and otherwise all (B, T, D)."""
+    depth = _config_field(model, "num_hidden_layers")
+    if depth is None:
+        raise ValueError("model has no config.num_hidden_layers, which is needed to know its last blocks.")
+    if not 1 <= num_layers <= depth:
+        raise ValueError(f"num_layers is {num_layers}, but must be from 1 to the {depth} blocks of the model.")
+    # Keeps the tokens of these blocks only; all hidden states of a ViT-L, 64 images at 518 pixels, are 9 GB.
+    if hasattr(model, "get_intermediate_layers"):
+        layers = model.get_intermediate_layers(pixel_values, n=num_layers, return_class_token=True)
+        return [cls_tokens for _, cls_tokens in layers], layers[-1][0]
+    norm = final_norm(model)
+    if norm is None:
+        raise ValueError(
+            f"model ({type(model).__name__}) has no get_intermediate_layers and no final norm called layernorm or "
+            "norm, one of which is needed for the features of its last blocks."
+        )
+    output = model(pixel_values, output_hidden_states=True)
+    # The last is taken from the output: whether the last hidden state is already normed differs between models.
+    last = _tokens(model, output)
+    reason = _why_no_cls_token(model, last, pixel_values)
+    if reason is not None:
+        raise ValueError(
+            f"the CLS tokens of the last blocks cannot be taken from a {type(model).__name__}, as {reason}."
+        )
+    earlier = output.hidden_states[depth + 1 - num_layers : depth]
+    cls_tokens = [*(norm(hidden_state[:, 0]) for hidden_state in earlier), last[:, 0]]
+    return cls_tokens, last
+
+
+FEATURE_FUNCTIONS = {
+    "cls": cls_features,
+    "mean_patch": mean_patch_features,
+    "patch_grid": patch_grid_features,
+    "last_layers": last_layers_features,
+    "last_layers_and_mean_patch": last_layers_and_mean_patch_features,
+}
+KINDS_OF_LAST_LAYERS = ("last_layers", "last_layers_and_mean_patch")
+_WITH_RULE = {
+    "cls": _cls,
+    "mean_patch": _mean_patch,
+    "patch_grid": _patch_grid,
+    "last_layers": _last_layers,
+    "last_layers_and_mean_patch": _last_layers_and_mean_patch,
+}
+
+
+def feature_with_rule(kind: str, num_layers: int) -> Callable[[nn.Module, Tensor], tuple[Tensor, str]]:
+    """The function of a kind, which gives the feature and, in words, how it was taken.
+
+    Args:
+        kind: a name of `FEATURE_FUNCTIONS`.
+        num_layers: blocks of `KINDS_OF_LAST_LAYERS`; of no meaning to the others.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    if kind not in _WITH_RULE:
+        raise ValueError(f"kind={kind!r} is no kind of features, which are {', '.join(map(repr, _WITH_RULE))}.")
+    function = _WITH_RULE[kind]
+    return partial(function, num_layers=num_layers) if kind in KINDS_OF_LAST_LAYERS else function
+
+
+def vision_part(model: nn.Module) -> nn.Module:
+    """The network of a model that sees images: of a model of images and texts, such as CLIP, its `vision_model`.
+
+    Raises:
+        ValueError: the network takes more than `pixel_values`.
+    """
+    if _config_field(model, "vision_config") is not None and hasattr(model, "vision_model"):
+        model = model.vision_model
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    needed = [
+        parameter.name
+        for parameter in parameters[1:]
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if needed:
+        raise ValueError(
+            f"model is a {type(model).__name__}, which needs {', '.join(needed)} besides the pixels; a model that"
+            " takes images alone is needed."
+        )
+    return model
+
+
+def final_norm(model: nn.Module) -> nn.Module | None:
+    """The norm that `last_hidden_state` has gone through: `layernorm` or `norm` of the model, if it is one."""
+    norm = getattr(model, "layernorm", None) or getattr(model, "norm", None)
+    return None if isinstance(norm, nn.Identity) else norm
+
+
+def patch_size_of(model: nn.Module) -> tuple[int, int]:
+    """Height and width of a patch in pixels, by `config.patch_size`; `ValueError` where the model has none."""
+    patch_size = _config_field(model, "patch_size")
+    if patch_size is None:
+        raise ValueError("model has no config.patch_size, which is needed to know the grid of its patch tokens.")
+    return (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+
+
+def _tokens(model: nn.Module, output: Any) -> Tensor:
+    """`last_hidden_state` (B, T, D) of a model's output."""
+    hidden_state = getattr(output, "last_hidden_state", None)
+    if hidden_state is None:
+        raise ValueError(
+            f"model ({type(model).__name__}) gives no last_hidden_state: a vision transformer without a head, as "
+            "AutoModel loads it, is needed."
+        )
+    if hidden_state.ndim != 3:
+        raise ValueError(
+            f"model gives a last_hidden_state of shape {tuple(hidden_state.shape)}, but a vision transformer's "
+            "(images, tokens, hidden size) is needed."
+        )
+    return hidden_state
+
+
+def _patches(model: nn.Module, tokens: Tensor, pixel_values: Tensor) -> Tensor:
+    """The patches (B, h, w, D) of all tokens (B, T, D), checked against the size of the images."""
+    grid = _grid(model, pixel_values)
+    others = tokens.shape[1] - grid[0] * grid[1]
+    if others not in (0, _num_other_tokens(model)):
+        reason = _miscount(model, tokens, pixel_values)
+        raise ValueError(f"the grid of patches cannot be taken from a {type(model).__name__}, as {reason}.")
+    return tokens[:, others:].unflatten(1, grid)
+
+
+def _why_no_cls_token(model: nn.Module, tokens: Tensor, pixel_values: Tensor) -> str | None:
+    """None where the first token is a CLS token; otherwise why that is not so, or cannot be known."""
+    if _config_field(model, "patch_size") is None:
+        return "it has no config.patch_size, by which its tokens could be counted"
+    grid = _grid(model, pixel_values)
+    others = tokens.shape[1] - grid[0] * grid[1]
+    if others == _num_other_tokens(model):
+        return None
+    return "it has patch tokens only" if others == 0 else _miscount(model, tokens, pixel_values)
+
+
+def _grid(model: nn.Module, pixel_values: Tensor) -> tuple[int, int]:
+    patch_height, patch_width = patch_size_of(model)
+    return pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
+
+
+def _num_other_tokens(model: nn.Module) -> int:
+    """CLS, registers and the distillation token of DeiT."""
+    distilled = hasattr(getattr(model, "embeddings", None), "distillation_token")
+    return 1 + (_config_field(model, "num_register_tokens") or 0) + distilled
+
+
+def _miscount(model: nn.Module, tokens: Tensor, pixel_values: Tensor) -> str:
+    grid, others = _grid(model, pixel_values), _num_other_tokens(model)
+    height, width = pixel_values.shape[-2:]
+    patch_height, patch_width = patch_size_of(model)
+    return (
+        f"it gives {tokens.shape[1]} tokens for an image of {height} x {width} pixels, but {others} before the "
+        f"patches (CLS and others) and {grid[0]} x {grid[1]} patches of {patch_height} x {patch_width} pixels are "
+        f"{others + grid[0] * grid[1]}"
+    )
+
+
+def _config_field(model: nn.Module, field: str) -> Any:
+    return getattr(getattr(model, "config", None), field, None)
