@@ -65,6 +65,7 @@ def load_image_dataset(
     """
     path = os.path.expanduser(path_or_name)
     if os.path.isdir(path):
+        path = os.path.abspath(path)  # the files' names would otherwise count from here, and those of rows from there
         dataset = _load_folder(path, split, config_name, streaming, cache_dir)
     elif Path(path).suffix in BUILDER_OF_SUFFIX:
         dataset = _load_files(path, split, streaming, cache_dir, token)
