@@ -42,7 +42,8 @@ from dinov2_hf.data import (
 from dinov2_hf.evaluation.knn import evaluate_knn
 from dinov2_hf.evaluation.labels import match_labels
 from dinov2_hf.evaluation.visualization import save_patch_pca
-from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, recipe_values, values_for
+from dinov2_hf.public_names import without_secrets
+from dinov2_hf.training.arguments import PreTrainingArguments, recipe_values, values_for
 from dinov2_hf.training.backends import (
     compute_precision,
     configure_backend,
@@ -52,7 +53,7 @@ from dinov2_hf.training.backends import (
 )
 from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from dinov2_hf.training.collapse import COLLAPSED_EXIT_CODE, CollapseMonitor, RunCollapsed
-from dinov2_hf.training.crop_checks import check_crops
+from dinov2_hf.training.crop_checks import check_crops, check_mask_grid
 from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, end_run, mean_over_processes
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.exports import export_models
@@ -63,6 +64,7 @@ from dinov2_hf.training.nonfinite import NonFiniteSteps
 from dinov2_hf.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_schedule
 from dinov2_hf.training.output_folder import find_start, start_output_dir
 from dinov2_hf.training.preemption import Preemption, count_processes
+from dinov2_hf.training.recipes import parse_recipe
 from dinov2_hf.training.run_description import describe_run
 from dinov2_hf.training.run_state import start_state
 from dinov2_hf.training.run_stopped import RunPreempted, RunStopped, exit_stopped, full_disk_stops_run
@@ -103,6 +105,7 @@ class PreTrainingPlan:
         self.masks = values_for(PreTrainingCollator, self.args)
         self.description: dict[str, str] = {}
         check_crops(self.args, self.config)
+        check_mask_grid(self.config.backbone_config)
 
     def build_model(self, accelerator: Accelerator) -> torch.nn.Module:
         attention = choose_attention(self.args.attn_implementation, compute_precision(accelerator), accelerator.device)
@@ -175,9 +178,9 @@ def main(arguments: list[str], read_plan=PreTrainingPlan) -> None:
             name: prepare_upload(accelerator, args_of_student(args, name), card_metadata(recipe)) for name in students
         }
     except StrictDataclassError as error:  # from a configuration, around the sentence
-        sys.exit(f"error: {error.__cause__}")
+        sys.exit(f"error: {without_secrets(str(error.__cause__))}")
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {without_secrets(str(error))}")
 
     accelerator.wait_for_everyone()  # nobody may write before everybody has looked at the output folder
     if accelerator.is_main_process:

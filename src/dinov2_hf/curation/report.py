@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
+from ..public_names import without_secrets
 from .arguments import ENGINE_FIELDS
 from .completeness import check_complete, written_row_ids
 from .dataset_card import dataset_card
@@ -249,4 +250,4 @@ def _configuration(curation: Curation) -> dict[str, Any]:
     for name in ("embedder", "retrieval_embedder", "nsfw_model", "face_model"):
         if shown[name] is not None and "/" in shown[name] and shown[name].count("/") != 1:
             shown[name] = shown[name].rstrip("/").rsplit("/", 1)[-1]
-    return json.loads(json.dumps(shown, default=str))
+    return without_secrets(json.loads(json.dumps(shown, default=str)))

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
+
+from ..public_names import is_hub_name, public_name, without_secrets
 
 
 CARD = """---
@@ -90,7 +91,7 @@ def model_card(
         knn: `before` and `after` training the accuracies in [0, 1] by name, such as `knn_top1_k20`, or `None`.
     """
     public = {
-        key: _public_name(value) if value and (key.endswith("_data") or key in ("init_from", "teacher")) else value
+        key: public_name(value) if value and (key.endswith("_data") or key in ("init_from", "teacher")) else value
         for key, value in recipe.items()
     }
     data = card_metadata(recipe)
@@ -108,7 +109,7 @@ def model_card(
         teacher=public.get("teacher"),
         objective=", by its features" if recipe.get("distillation_objective") == "features" else "",
         measured=measured,
-        recipe=yaml.safe_dump(public, sort_keys=False).strip(),
+        recipe=yaml.safe_dump(without_secrets(public), sort_keys=False).strip(),
         num_tokens=1 + num_registers + (config.image_size // config.patch_size) ** 2,
         hidden_size=config.hidden_size,
         num_channels=config.num_channels,
@@ -124,8 +125,8 @@ def card_metadata(recipe: dict[str, Any]) -> ModelCardData:
         pipeline_tag="image-feature-extraction",
         tags=["dinov2", "dinov2_hf", "self-supervised"],
         license=recipe["license"],
-        datasets=[train_data] if _is_hub_name(train_data) else None,
-        base_model=init_from if init_from and _is_hub_name(init_from) else None,
+        datasets=[train_data] if is_hub_name(train_data) else None,
+        base_model=init_from if init_from and is_hub_name(init_from) else None,
     )
 
 
@@ -158,7 +159,7 @@ def _eval_results(recipe: dict, public: dict, accuracies: dict[str, float]) -> l
         EvalResult(
             task_type="image-classification",
             task_name="k-NN classification of frozen features",
-            dataset_type=recipe["eval_data"] if _is_hub_name(recipe["eval_data"]) else "private",
+            dataset_type=recipe["eval_data"] if is_hub_name(recipe["eval_data"]) else "private",
             dataset_name=public["eval_data"],
             dataset_split=recipe["eval_split"],
             metric_type="accuracy",
@@ -182,14 +183,3 @@ def _knn_table(public: dict, knn: dict[str, dict[str, float]]) -> str:
         if name.startswith("knn_top1_k"):
             lines.append(f"| {name.removeprefix('knn_top1_k')} | {trained:.3f} | {knn['before'][name]:.3f} |")
     return "\n".join(lines)
-
-
-def _is_hub_name(data: str) -> bool:
-    return bool(re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", data)) and not (
-        Path(data).exists() or Path(data).suffix in (".parquet", ".tar")
-    )
-
-
-def _public_name(data: str) -> str:
-    """A Hub data set by its whole name; of a path the last part, because the folders above it are private."""
-    return data if _is_hub_name(data) else Path(data).name

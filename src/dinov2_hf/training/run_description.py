@@ -6,6 +6,7 @@ import os
 import torch
 from accelerate import Accelerator
 
+from ..public_names import without_secrets
 from .arguments import PreTrainingArguments
 from .backends import backend_name, compute_precision
 from .schedules import PreTrainingSchedules
@@ -64,4 +65,4 @@ def describe_run(
     }
     logger.info("***** %s *****", module.task.capitalize())
     for name, text in (lines | (more or {})).items():
-        logger.info("  %-19s %s", name, text)
+        logger.info("  %-19s %s", name, without_secrets(text))

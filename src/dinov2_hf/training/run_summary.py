@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+from ..public_names import without_secrets
 from .monitor import read_metrics
 from .students import own_of_student
 
@@ -44,8 +45,9 @@ def format_knn_gain(state: dict, eval_data: str | None, student: str = "") -> st
     if not knn["after"]:
         return ""
     key = "knn_top1_k20" if "knn_top1_k20" in knn["after"] else next(iter(knn["after"]))
+    measured_on = without_secrets(str(eval_data)) + (f", student {student}" if student else "")
     return (
-        f"k-NN accuracy (k={key.rpartition('k')[2]}) on {eval_data}{f', student {student}' if student else ''}\n"
+        f"k-NN accuracy (k={key.rpartition('k')[2]}) on {measured_on}\n"
         f"  before training   {knn['before'][key]:.3f}\n"
         f"  after training    {knn['after'][key]:.3f}\n"
     )
