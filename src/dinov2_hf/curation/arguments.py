@@ -129,7 +129,10 @@ class CurationArguments:
     seed: int = _argument("Of clustering and sampling.", 0)
 
     # --- build
-    image_format: str | None = _argument('Encode anew as "jpeg" or "webp"; null: the files as they are.')
+    image_format: str | None = _argument('Encode anew as "jpeg" or "webp"; null: keep their encoding.')
+    strip_metadata: bool = _argument(
+        "Leave GPS, EXIF and other metadata out of the image files of the dataset; pixels stay the same.", True
+    )
     rows_per_file: int = _argument("Images in a parquet file of the dataset.", 5000)
     license: str | None = _argument("For the dataset card.")
 

@@ -18,7 +18,7 @@ from .dataset_files import content_fingerprint, read_report
 from .dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE, read_dropped
 from .manifests import UnfinishedShard
 from .report_page import render_page
-from .report_pictures import MOST_REASONS, draw_histogram, example_groups, kept_examples
+from .report_pictures import MOST_REASONS, Pictures, draw_histogram, example_groups, kept_examples
 from .run_context import Curation
 from .similarity_counts import load_counts
 from .stand_ins import amend_dropped, load_stand_ins
@@ -50,11 +50,12 @@ def report_shard(curation: Curation, rank: int, world_size: int, shard: Unfinish
         for title, histogram in report["histograms"].items()
         if sum(histogram["bins"])
     }
+    pictures = Pictures(curation)
     page = render_page(
         report,
         histograms=histograms,
-        kept=kept_examples(curation),
-        dropped=example_groups(curation, dropped.some, dropped.counts),
+        kept=kept_examples(curation, pictures),
+        dropped=example_groups(curation, pictures, dropped.some, dropped.counts),
     )
     (shard.folder / "report.html").write_text(page, encoding="utf-8")
     (shard.folder / "README.md").write_text(dataset_card(curation.arguments, report), encoding="utf-8")
