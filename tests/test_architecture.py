@@ -24,7 +24,7 @@ ALLOWED = {
     "recipe_files": {"public_names"},
     "public_names": set(),
     "model_source": set(),
-    "models": set(),
+    "models": {"data"},  # one way to decode an image
     "pretraining": {"models"},
     "data": set(),
     "training": {"models"},  # the ranges of its numbers
