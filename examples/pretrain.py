@@ -9,26 +9,31 @@ leaves in the output folder: `model/` (what AutoModel loads), `pretraining_model
 `checkpoints/`, `metrics.jsonl`, `metrics.json`, `training_curves.png`, `patch_pca.png` and the resolved `recipe.yaml`.
 """
 
-import logging
-import os
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import gather_object, parse_flag_from_env, send_to_device, set_seed
+from accelerate.utils import gather_object, send_to_device, set_seed
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel, pipeline
-from transformers.utils import logging as transformers_logging
 
 import dinov2_hf  # noqa: F401  (registers the Auto classes)
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2ImageProcessor, DINOv2PreTrainingConfig
-from dinov2_hf.conversion.initial_weights import initialise, load_initial_model, recipe_of, refuse_other_architecture
+from dinov2_hf.atomic_files import write_text
+from dinov2_hf.conversion.initial_weights import (
+    FIXED_FIELDS,
+    initialise,
+    load_initial_model,
+    recipe_of,
+    refuse_other_architecture,
+)
 from dinov2_hf.data import (
     MultiCropTransform,
     PreTrainingCollator,
@@ -42,43 +47,41 @@ from dinov2_hf.data import (
 from dinov2_hf.evaluation.knn import evaluate_knn
 from dinov2_hf.evaluation.labels import match_labels
 from dinov2_hf.evaluation.visualization import save_patch_pca
-from dinov2_hf.public_names import without_secrets
-from dinov2_hf.training.arguments import PreTrainingArguments, recipe_values, values_for
-from dinov2_hf.training.backends import (
-    compute_precision,
-    configure_backend,
-    launch_settings,
-    prepare,
-    resume_launch,
-)
+from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, recipe_values, values_for
+from dinov2_hf.training.backends import compute_precision, prepare, resume_launch
 from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from dinov2_hf.training.collapse import COLLAPSED_EXIT_CODE, CollapseMonitor, RunCollapsed
-from dinov2_hf.training.crop_checks import check_crops, check_mask_grid
-from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, end_run, mean_over_processes
+from dinov2_hf.training.crop_checks import check_crops
+from dinov2_hf.training.distributed import choose_attention, end_run, mean_over_processes
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.exports import export_models
 from dinov2_hf.training.hub_upload import prepare_upload, push_run
 from dinov2_hf.training.model_card import card_metadata
-from dinov2_hf.training.monitor import append_metrics, plot_training_curves, truncate_metrics
+from dinov2_hf.training.monitor import append_metrics, truncate_metrics
 from dinov2_hf.training.nonfinite import NonFiniteSteps
 from dinov2_hf.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_schedule
-from dinov2_hf.training.output_folder import find_start, start_output_dir
+from dinov2_hf.training.output_folder import claimed_folder, start_output_dir
 from dinov2_hf.training.preemption import Preemption, count_processes
-from dinov2_hf.training.recipes import parse_recipe
+from dinov2_hf.training.recipe_changes import DATA_SIZES, check_recipe
+from dinov2_hf.training.run_accelerator import build_accelerator
 from dinov2_hf.training.run_description import describe_run
 from dinov2_hf.training.run_state import start_state
-from dinov2_hf.training.run_stopped import RunPreempted, RunStopped, exit_stopped, full_disk_stops_run
+from dinov2_hf.training.run_stopped import (
+    INTERRUPTED_EXIT_CODE,
+    RunPreempted,
+    RunStopped,
+    disk_and_keyboard_stop_run,
+    exit_stopped,
+)
 from dinov2_hf.training.run_summary import format_knn, format_knn_gain, write_summary
 from dinov2_hf.training.schedules import PreTrainingSchedules, build_schedules, scale_learning_rate
 from dinov2_hf.training.sharded_weights import whole_copy
 from dinov2_hf.training.step_window import StepWindow, format_progress
 from dinov2_hf.training.students import args_of_student, of_student, own_of_student, prefixed, student_folder
-from dinov2_hf.training.trackers import find_tracker
+from dinov2_hf.training.training_curves import draw_curves
 
 
-logger = logging.getLogger("pretrain")
 KNN_NEIGHBOURS = (10, 20, 100, 200)
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -101,11 +104,11 @@ class PreTrainingPlan:
             self.args, backbone, objective = parse_recipe(arguments, *kinds, recipe_of(self.initial))
             refuse_other_architecture(self.initial, backbone | objective, self.args.init_from)
         self.recipe = {**backbone, **objective, **recipe_values(self.args)}
+        self.fixed = FIXED_FIELDS
         self.config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone), **objective)
         self.masks = values_for(PreTrainingCollator, self.args)
         self.description: dict[str, str] = {}
         check_crops(self.args, self.config)
-        check_mask_grid(self.config.backbone_config)
 
     def build_model(self, accelerator: Accelerator) -> torch.nn.Module:
         attention = choose_attention(self.args.attn_implementation, compute_precision(accelerator), accelerator.device)
@@ -125,12 +128,21 @@ class PreTrainingPlan:
 
 
 def main(arguments: list[str], read_plan=PreTrainingPlan) -> None:
-    try:  # a mistake in recipe, flags or data is one sentence, before anything is computed
+    try:
+        with ExitStack() as held:  # the lock of the output folder, until the upload is done
+            run(arguments, read_plan, held)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped: Ctrl-C ended the run.\n")
+        sys.exit(INTERRUPTED_EXIT_CODE)
+
+
+def run(arguments: list[str], read_plan, held: ExitStack) -> None:
+    try:  # a mistake in recipe, flags or data is one sentence, before anything is computed or written
         plan = read_plan(arguments)
         args, config, recipe = plan.args, plan.config, plan.recipe
         output_dir = Path(args.output_dir)
         accelerator = build_accelerator(args, output_dir)
-        checkpoint = find_start(accelerator, output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
+        checkpoint = held.enter_context(claimed_folder(accelerator, args))
         dataset = load_image_dataset(
             args.train_data,
             split=args.train_split,
@@ -148,6 +160,16 @@ def main(arguments: list[str], read_plan=PreTrainingPlan) -> None:
         )
         state = start_state(args, accelerator.num_processes, checkpoint)
         resume_launch(accelerator, state)
+        num_images = None if args.streaming else len(dataset)
+        num_eval_images = len(evaluation.queries) if evaluation else None
+        sizes = (num_images, num_eval_images, len(evaluation.bank) if evaluation else None)
+        check_recipe(
+            state,
+            recipe,
+            dict(zip(DATA_SIZES, sizes, strict=True)),
+            fixed=plan.fixed,
+            allow_changes=args.allow_recipe_change,
+        )
         loader = build_loader(
             dataset,
             find_image_column(dataset, args.image_column),
@@ -177,50 +199,50 @@ def main(arguments: list[str], read_plan=PreTrainingPlan) -> None:
         repo_ids = {
             name: prepare_upload(accelerator, args_of_student(args, name), card_metadata(recipe)) for name in students
         }
+        for student in model.students.values() if args.gradient_checkpointing else ():
+            student.backbone.gradient_checkpointing_enable()
+        groups = plan.parameter_groups(model)
+        optimizer = build_optimizer(groups, adam_beta1=args.adam_beta1, adam_beta2=args.adam_beta2)
+        set_seed(args.seed, device_specific=True)  # but stochastic depth of its own
+        model, optimizer = prepare(accelerator, model, optimizer)
+        # Where a run starts, in order: its own checkpoint, else `init_from`, else fresh weights.
+        if checkpoint:
+            load_checkpoint(accelerator, checkpoint)
     except StrictDataclassError as error:  # from a configuration, around the sentence
-        sys.exit(f"error: {without_secrets(str(error.__cause__))}")
+        sys.exit(f"error: {error.__cause__}")
     except ValueError as error:
-        sys.exit(f"error: {without_secrets(str(error))}")
+        sys.exit(f"error: {error}")
 
-    accelerator.wait_for_everyone()  # nobody may write before everybody has looked at the output folder
-    if accelerator.is_main_process:
-        start_output_dir(output_dir, fresh=checkpoint is None)
-        (output_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    accelerator.wait_for_everyone()
-    for student in model.students.values() if args.gradient_checkpointing else ():
-        student.backbone.gradient_checkpointing_enable()
-    groups = plan.parameter_groups(model)
-    optimizer = build_optimizer(groups, adam_beta1=args.adam_beta1, adam_beta2=args.adam_beta2)
-    set_seed(args.seed, device_specific=True)  # but stochastic depth of its own
-    model, optimizer = prepare(accelerator, model, optimizer)
-    # Where a run starts, in order: its own checkpoint, else `init_from`, else fresh weights.
-    if checkpoint:
-        load_checkpoint(accelerator, checkpoint)
-        for name in students if accelerator.is_main_process else ():
-            truncate_metrics(student_folder(output_dir, name) / "metrics.jsonl", state["step"])
-
-    num_images = None if args.streaming else len(dataset)
-    num_eval_images = len(evaluation.queries) if evaluation else 0
-    suffix = "" if accelerator.is_main_process else f"_{accelerator.process_index}"
-    skipped_images = SkippedImageLog(
-        output_dir / f"skipped_images{suffix}.jsonl", num_images=num_images, max_fraction=args.max_skipped_fraction
-    )
-    image_processor = build_image_processor(args, config)
-    describe_run(
-        accelerator, args, model, num_images, global_batch_size, schedules, state["step"], plan.description
-    )  # fmt: skip
-    if args.report_to != "none":
-        accelerator.init_trackers(
-            f"dinov2_{accelerator.unwrap_model(model).task}", {name: str(value) for name, value in recipe.items()}
-        )
     try:
-        with full_disk_stops_run(), Preemption() as preemption:
-            train(
-                accelerator, model, optimizer, loader, schedules, skipped_images, args, state, preemption,
-                lambda: measure(accelerator, model, image_processor, evaluation, args),
-                {name: CollapseMonitor.of_run(state, config, args, num_eval_images, name) for name in students},
+        with disk_and_keyboard_stop_run():
+            if accelerator.is_main_process:
+                start_output_dir(output_dir, fresh=checkpoint is None)
+                write_text(output_dir / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
+                for name in students:
+                    truncate_metrics(student_folder(output_dir, name) / "metrics.jsonl", state["step"])
+            accelerator.wait_for_everyone()
+            suffix = "" if accelerator.is_main_process else f"_{accelerator.process_index}"
+            skipped_images = SkippedImageLog(
+                output_dir / f"skipped_images{suffix}.jsonl",
+                num_images=num_images,
+                max_fraction=args.max_skipped_fraction,
+            )
+            image_processor = build_image_processor(args, config)
+            describe_run(
+                accelerator, args, model, num_images, global_batch_size, schedules, state["step"], plan.description
             )  # fmt: skip
-        with full_disk_stops_run():
+            if args.report_to != "none":
+                accelerator.init_trackers(
+                    f"dinov2_{accelerator.unwrap_model(model).task}",
+                    {name: str(value) for name, value in recipe.items()},
+                )
+            counts = {"num_eval_images": num_eval_images or 0, "num_images_per_step": global_batch_size}
+            monitors = {name: CollapseMonitor.of_run(state, config, args, **counts, student=name) for name in students}
+            with Preemption() as preemption:
+                train(
+                    accelerator, model, optimizer, loader, schedules, skipped_images, args, state, preemption,
+                    lambda: measure(accelerator, model, image_processor, evaluation, args), monitors,
+                )  # fmt: skip
             finish(accelerator, model, image_processor, dataset, args, state, recipe)
     except RunCollapsed as collapse:
         draw_curves(accelerator, accelerator.unwrap_model(model), output_dir)
@@ -271,7 +293,8 @@ def train(
         metrics = measure_backbones()
         if metrics:
             record(metrics)
-            state.setdefault("knn_before", metrics)
+            if state["step"] == 0:
+                state["knn_before"] = metrics
             state["knn_after"] = metrics
             for name in module.students:
                 line = ", ".join(format_knn(own_of_student(metrics, name)))
@@ -358,30 +381,6 @@ def next_batch(batches):
         raise RunStopped(str(error)) from error
 
 
-def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerator:
-    use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "")
-    mixed_precision = choose_mixed_precision(args.mixed_precision, launched, use_cpu)
-    accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=mixed_precision,
-        log_with=find_tracker(args.report_to),
-        project_dir=str(output_dir / "trackers"),
-        kwargs_handlers=launch_settings(use_cpu),
-    )
-    configure_backend(accelerator, **{**values_for(configure_backend, args), "mixed_precision": mixed_precision})
-    logging.basicConfig(
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-        level=logging.INFO if accelerator.is_main_process else logging.ERROR,
-        stream=sys.stdout,
-    )
-    for name in ("httpx", "datasets", "huggingface_hub", "accelerate"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()
-    return accelerator
-
-
 def load_evaluation(args: PreTrainingArguments, train_dataset) -> Evaluation | None:
     """Bank and queries of the k-NN classifier, when `eval_data` is given."""
     if args.eval_data is None:
@@ -411,7 +410,11 @@ def measure(
     evaluation: Evaluation | None,
     args: PreTrainingArguments,
 ) -> dict[str, float]:
-    """k-NN accuracies of each backbone as it would be exported now; the main process measures, the others wait."""
+    """
+    k-NN accuracies of each backbone as it would be exported now; the main process measures, the others wait.
+
+    In float32 whatever the run trains in, as `dinov2-hf evaluate` measures the exported model.
+    """
     metrics = {}
     for name, average in accelerator.unwrap_model(model).averages.items() if evaluation is not None else ():
         backbone = whole_copy(average.backbone, keep=accelerator.is_main_process)
@@ -429,7 +432,6 @@ def measure(
             batch_size=args.per_device_eval_batch_size,
             device=accelerator.device,
             num_workers=args.dataloader_num_workers,
-            autocast_dtype=AUTOCAST_DTYPES.get(compute_precision(accelerator)),
         )
         metrics |= prefixed(accuracies, name)
     accelerator.wait_for_everyone()
@@ -486,14 +488,6 @@ def finish(
 def picture_size(config: DINOv2Config) -> int:
     """Input size that gives a picture of patches some detail: at least 16 patches a side."""
     return max(config.image_size, 16 * config.patch_size)
-
-
-def draw_curves(accelerator: Accelerator, module: torch.nn.Module, output_dir: Path) -> None:
-    for name in module.students if accelerator.is_main_process else ():
-        folder = student_folder(output_dir, name)
-        plot_training_curves(
-            folder / "metrics.jsonl", folder / "training_curves.png", num_prototypes=module.config.num_prototypes
-        )
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def unfinished(place: Path) -> Iterator[Path]:
     Raises:
         ValueError: the disk is full.
     """
-    remove_leftovers(place.parent, place.name)
+    remove_leftovers(place.parent, re.escape(place.name))
     folder = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.", suffix=UNFINISHED))
     try:
         folder.chmod(0o777 & ~_umask())
@@ -195,16 +195,15 @@ def unfinished(place: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_leftovers(parent: Path, name: str | None = None) -> None:
+def remove_leftovers(parent: Path, names: str) -> None:
     """
-    Remove what killed processes left in `parent` of the output `name`, or of all. The caller holds the lock, so no
-    process is writing there now.
+    Remove what killed processes left in `parent` of outputs whose names match a regular expression. The caller holds
+    their lock, so no process is writing them now.
 
     A kill between the two renames of `put_in_place` leaves nothing under the name; then the earlier folder goes back.
     """
-    of_name = ".+" if name is None else re.escape(name)
     for folder in parent.iterdir():
-        match = re.fullmatch(rf"\.({of_name})\.\w{{8}}{re.escape(UNFINISHED)}", folder.name)
+        match = re.fullmatch(rf"\.({names})\.\w{{8}}{re.escape(UNFINISHED)}", folder.name)
         if not match or folder.is_symlink() or (read_marker(folder) or {}).get("kind") != "unfinished":
             continue
         place = parent / match[1]

@@ -1,4 +1,4 @@
-"""Registration with transformers' Auto classes and pipelines, in one place. Other models get what they got before."""
+"""Registration with transformers' Auto classes, in one place. Nothing of transformers' own is replaced."""
 
 from transformers import (
     AutoBackbone,
@@ -22,12 +22,11 @@ from .models import (
     DINOv2ImageProcessorPil,
     DINOv2Model,
 )
-from .models.pipelines import register_pipelines
 from .pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
 
 
 def register() -> None:
-    """Make the Auto classes of transformers know ours, and its pipelines decode images for them as in training."""
+    """Make the Auto classes of transformers know ours."""
     AutoConfig.register(DINOv2Config.model_type, DINOv2Config)
     AutoModel.register(DINOv2Config, DINOv2Model)
     AutoBackbone.register(DINOv2Config, DINOv2Backbone)
@@ -40,4 +39,3 @@ def register() -> None:
     AutoImageProcessor.register(DINOv2Config, image_processor_classes=image_processors)
     AutoConfig.register(DINOv2PreTrainingConfig.model_type, DINOv2PreTrainingConfig)
     AutoModelForPreTraining.register(DINOv2PreTrainingConfig, DINOv2ForPreTraining)
-    register_pipelines()

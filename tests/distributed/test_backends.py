@@ -6,13 +6,16 @@ one that was not interrupted.
 
 import json
 import os
+import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from dinov2_hf.training.checkpoint_manifest import write_manifest
 from tests.examples.conftest import forget_accelerate, load_example
 
 from .conftest import POISONED_STEP, clips_per_part, deepspeed
@@ -119,11 +122,12 @@ def test_knn_measures_the_same_backbone(straight, backend):
 
 
 @every_backend
-def test_resume_equals_the_uninterrupted_run(straight, launch, tmp_path, backend):
+def test_resume_equals_the_uninterrupted_run(straight, launch, images, tmp_path, backend):
     run = straight(backend)
     shutil.copytree(run.output_dir, tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "checkpoints" / "step_0000012")
     flags = ["--clip_per_part", str(clips_per_part(backend)).lower(), "--resume_from_checkpoint", "latest"]
+    flags += ["--eval_data", str(images), "--eval_split", "train"]
     poisoned = str(POISONED_STEP + 1 - 6)
     resumed = launch(backend, tmp_path / "out", *flags, POISONED_CALL=poisoned)
     assert resumed.returncode == 0, resumed.printed
@@ -193,9 +197,10 @@ def test_bf16_keeps_the_residual_stream_in_float32(launch, tmp_path, backend, fl
         assert not torch.equal(value, before[name]), name
 
 
-def test_fsdp2_is_resumed_by_another_number_of_processes(straight, launch, tmp_path):
+def test_fsdp2_is_resumed_by_another_number_of_processes(straight, launch, images, tmp_path):
     checkpoint = straight("fsdp2").output_dir / "checkpoints" / "step_0000006"
     flags = ["--per_device_train_batch_size", "8", "--resume_from_checkpoint", str(checkpoint), "--save_steps", "12"]
+    flags += ["--eval_data", str(images), "--eval_split", "train"]
     alone = launch("fsdp2", tmp_path / "out", *flags, num_processes=1)
     assert alone.returncode == 0, alone.printed
     assert alone.facts[0]["num_processes"] == 1
@@ -204,6 +209,45 @@ def test_fsdp2_is_resumed_by_another_number_of_processes(straight, launch, tmp_p
     assert saved.keys() == alone.weights["before"].keys()
     assert all(torch.equal(alone.weights["before"][name], saved[name]) for name in saved)
     assert alone.records("loss")[-1]["step"] == 12
+
+
+PLANTED = {
+    "fsdp2": "optimizer_0/.metadata",
+    "deepspeed_zero2": "pytorch_model/mp_rank_00_model_states.pt",
+    "deepspeed_zero3": "pytorch_model/zero_pp_rank_1_mp_rank_00_optim_states.pt",
+}
+
+
+class Planted:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    ["fsdp2", pytest.param("deepspeed_zero2", marks=deepspeed), pytest.param("deepspeed_zero3", marks=deepspeed)],
+)
+def test_a_planted_pickle_does_not_run(straight, launch, tmp_path, backend):
+    """In a file that the backend reads by pickle, with the manifest renewed; refused on both processes."""
+    shutil.copytree(straight(backend).output_dir, tmp_path / "out")
+    checkpoint = tmp_path / "out" / "checkpoints" / "step_0000012"
+    path, planted = checkpoint / PLANTED[backend], Planted(tmp_path / "it ran")
+    if backend == "fsdp2":
+        path.write_bytes(pickle.dumps(planted))
+    else:
+        torch.save({"module": planted}, path)
+    write_manifest(checkpoint)
+    flags = ["--clip_per_part", str(clips_per_part(backend)).lower(), "--resume_from_checkpoint", "latest"]
+    resumed = launch(backend, tmp_path / "out", *flags)
+    assert resumed.returncode != 0
+    assert f"step_0000012 is not read, as its {PLANTED[backend]} asks for" in resumed.printed
+    assert resumed.printed.count("error: ") == 2
+    assert not planted.path.exists()
 
 
 @deepspeed

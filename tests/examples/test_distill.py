@@ -107,7 +107,8 @@ def two_students(distill, two_recipe, teacher, images, tmp_path_factory):
 
 def test_what_a_run_leaves(finished_run):
     assert sorted(path.name for path in finished_run.iterdir()) == [
-        "checkpoints", "metrics.json", "metrics.jsonl", "model", "patch_pca.png", "pretraining_model", "recipe.yaml",
+        ".dinov2_hf.json", "checkpoints", "metrics.json", "metrics.jsonl", "model", "patch_pca.png",
+        "pretraining_model", "recipe.yaml",
         "training_curves.png",
     ]  # fmt: skip
     records = read_metrics(finished_run / "metrics.jsonl")
@@ -155,6 +156,13 @@ def test_a_pretraining_goes_on_with_the_student(finished_run, pretrain, recipe, 
     assert AutoModel.from_pretrained(tmp_path / "out" / "model").config.image_size == 32
 
 
+def test_an_output_in_the_folder_of_the_teacher_is_refused(distill, small_recipe, teacher, images):
+    before = sorted(path.name for path in teacher.rglob("*"))
+    with pytest.raises(SystemExit, match="^error: the output .* is inside the source .*run, so one would be mistaken"):
+        run(distill, small_recipe, teacher, images, teacher / "students" / "small")
+    assert sorted(path.name for path in teacher.rglob("*")) == before
+
+
 @pytest.mark.parametrize("recipe_name", ["small_recipe", "two_recipe"])
 def test_resume_equals_the_uninterrupted_run(
     distill,
@@ -200,9 +208,10 @@ def test_each_of_two_students_is_what_it_would_be_alone(distill, small_recipe, f
     alone, together = weights(finished_run), weights(half)
     assert alone.keys() == together.keys()
     assert all(torch.equal(alone[name], together[name]) for name in alone)
-    left = {path.name for path in finished_run.iterdir()} - {"checkpoints", "recipe.yaml"}
+    of_the_run = {".dinov2_hf.json", "checkpoints", "recipe.yaml"}
+    left = {path.name for path in finished_run.iterdir()} - of_the_run
     assert {path.name for path in half.iterdir()} == {path.name for path in wide.iterdir()} == left
-    assert {path.name for path in two_students.iterdir()} == {"checkpoints", "recipe.yaml", "students"}
+    assert {path.name for path in two_students.iterdir()} == {*of_the_run, "students"}
     records, own = (read_metrics(folder / "metrics.jsonl") for folder in (finished_run, half))
     for one, other in zip(records, own, strict=True):
         for name in ("loss", "ibot_loss", "grad_norm_backbone", "cls_effective_rank", "knn_top1_k20"):

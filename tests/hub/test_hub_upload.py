@@ -126,7 +126,7 @@ def test_a_run_goes_to_the_hub(hub, client, flags, images, tmp_path):
 
     # On this side, the card's examples load the folder, and nothing knows the token or repeats the upload.
     local = (tmp_path / "my_run" / "model" / "README.md").read_text()
-    assert '"my_run/model"' in local
+    assert 'from_pretrained(".")' in local
     assert "ada/tiny" not in local
     assert "hub" not in (tmp_path / "my_run" / "recipe.yaml").read_text()
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]

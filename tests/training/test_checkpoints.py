@@ -3,21 +3,23 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+from dinov2_hf.training import shared_folders
 from dinov2_hf.training.checkpoint_manifest import write_manifest
 from dinov2_hf.training.checkpoints import (
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
     read_state,
-    replace_folder,
     save_checkpoint,
 )
 from dinov2_hf.training.run_stopped import RunStopped
+from dinov2_hf.training.shared_folders import replace_folder
 
 
 @pytest.fixture
@@ -65,14 +67,21 @@ def test_an_unfinished_checkpoint_is_not_seen(tmp_path, prepared, monkeypatch):
     save_checkpoint(accelerator, tmp_path, {"step": 1}, save_total_limit=1)
 
     def die(folder):
-        (tmp_path / ".step_0000002.partial" / "model.safetensors").write_text("half")
-        raise KeyboardInterrupt
+        (Path(folder) / "model.safetensors").write_text("half")
+        os._exit(9)  # as a kill would
 
     with monkeypatch.context() as patch:
         patch.setattr(accelerator, "save_state", die)
-        with pytest.raises(KeyboardInterrupt):
+        child = os.fork()
+        if not child:
             save_checkpoint(accelerator, tmp_path, {"step": 2}, save_total_limit=1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert len(list(tmp_path.glob(".step_0000002.*.unfinished"))) == 1
+    (tmp_path / ".step_0000002.old").write_text("of the user")
     assert find_checkpoint(tmp_path, "latest").name == "step_0000001"
+    save_checkpoint(accelerator, tmp_path, {"step": 3}, save_total_limit=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".step_0000002.old", "step_0000003"]
+    (tmp_path / ".step_0000002.old").unlink()
     save_checkpoint(accelerator, tmp_path, {"step": 2}, save_total_limit=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step_0000002"]
     assert read_state(find_checkpoint(tmp_path, "latest")) == {"step": 2}
@@ -98,7 +107,8 @@ def test_what_cannot_be_resumed_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"step_0000005, which is damaged: it has no manifest.json"):
         find_checkpoint(tmp_path, str(tmp_path / "step_0000005"))
     write_manifest(tmp_path / "step_0000005")
-    assert find_checkpoint(tmp_path, str(tmp_path / "step_0000005")).name == "step_0000005"
+    with pytest.raises(ValueError, match="cannot be continued exactly: its random_states_0.pkl is missing"):
+        find_checkpoint(tmp_path, str(tmp_path / "step_0000005"))
 
 
 def test_latest_passes_over_damaged_checkpoints_and_says_so(tmp_path, prepared, caplog):
@@ -121,12 +131,12 @@ def test_a_new_checkpoint_that_does_not_read_back_deletes_nothing(tmp_path, prep
     save_checkpoint(prepared[0], tmp_path, {"step": 1}, save_total_limit=1)
 
     def lose_a_bit(source, target):
-        real_replace(source, target)
+        real_put_in_place(source, target)
         flip_a_bit(tmp_path / "step_0000002" / "optimizer.bin")
 
-    real_replace = os.replace
+    real_put_in_place = shared_folders.put_in_place
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", lose_a_bit)
+        patch.setattr(shared_folders, "put_in_place", lose_a_bit)
         save_checkpoint(prepared[0], tmp_path, {"step": 2}, save_total_limit=1)
     assert "step_0000002 was saved, but its optimizer.bin is not what was saved" in caplog.text
     assert find_checkpoint(tmp_path, "latest").name == "step_0000001"
@@ -148,7 +158,7 @@ def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path, prep
     save_checkpoint(accelerator, tmp_path, {"step": 1}, save_total_limit=1)
 
     def disk_is_full(folder):
-        (tmp_path / ".step_0000002.partial" / "model.safetensors").write_text("half")
+        (Path(folder) / "model.safetensors").write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:

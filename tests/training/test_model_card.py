@@ -58,6 +58,27 @@ def test_accuracies_are_a_model_index():
     assert [result.metric_value for result in again] == [0.875, 0.9375]
 
 
+def test_the_query_of_a_url_is_not_in_it():
+    made = str(card(recipe={"train_data": "https://host/ada/x.tar?X-Amz-Signature=secret#part"}))
+    assert "`x.tar`" in made
+    assert "secret" not in made
+    assert "ada/x" not in made
+
+
+def test_before_training_may_be_unknown():
+    text = written(card(knn={"before": None, "after": KNN["after"]}))[1]
+    assert "| 20 | 0.938 | not measured |" in text
+
+
+def test_the_example_needs_no_path_of_a_machine():
+    text = written(card())[1]
+    assert 'AutoModel.from_pretrained(".")' in text
+    assert "In this folder" in text
+    assert "In this folder" not in str(
+        card_for_repo(card(), "ada/vits", revision=None, pictures=[], pretraining_model=False)
+    )
+
+
 def test_without_knn():
     metadata, text = written(card(knn={"before": None, "after": None}))
     assert "model-index" not in metadata

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dinov2_hf.training.monitor import append_metrics, plot_training_curves, read_metrics, truncate_metrics
+from dinov2_hf.training.monitor import append_metrics, read_metrics, truncate_metrics
+from dinov2_hf.training.training_curves import plot_training_curves
 
 
 LOSSES = ("loss", "dino_local_loss", "dino_global_loss", "ibot_loss", "koleo_loss")
@@ -131,8 +132,10 @@ def test_num_prototypes_adds_the_line_of_uniform_targets(path, tmp_path):
     assert (tmp_path / "without.png").read_bytes() != (tmp_path / "with.png").read_bytes()
 
 
-def test_a_file_with_nothing_to_draw_is_refused(path, tmp_path):
+def test_before_the_first_record_there_is_nothing_to_draw(path, tmp_path):
+    assert not plot_training_curves(path, tmp_path / "curves.png")
     append_metrics(path, {"step": 1, "unrelated": 2.0})
-    with pytest.raises(ValueError, match="no record with a metric to draw"):
-        plot_training_curves(path, tmp_path / "curves.png")
+    assert not plot_training_curves(path, tmp_path / "curves.png")
     assert not (tmp_path / "curves.png").exists()
+    append_metrics(path, {"step": 1, "loss": 2.0})
+    assert plot_training_curves(path, tmp_path / "curves.png")

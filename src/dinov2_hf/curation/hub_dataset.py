@@ -1,7 +1,4 @@
-"""A curated dataset to the Hub: its files as they are, its card, and the numbers of its report.
-
-`report.html` stays here: it shows images that are not in the dataset.
-"""
+"""A curated dataset to the Hub: its files as they are, its card, and its report."""
 
 import json
 from pathlib import Path
@@ -49,7 +46,7 @@ def push_dataset(
             api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
         operations = [CommitOperationAdd(f"data/{path.name}", path) for path in files]
         operations.append(CommitOperationAdd("README.md", dataset_card(arguments, report, repo_id).encode()))
-        operations.append(CommitOperationAdd("report.json", output_dir / "report.json"))
+        operations += [CommitOperationAdd(name, output_dir / name) for name in ("report.json", "report.html")]
         uploaded = {operation.path_in_repo for operation in operations}
         # An earlier upload in another number of files would be read together with this one.
         operations += [

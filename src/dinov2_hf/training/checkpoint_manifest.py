@@ -6,6 +6,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ..output_folders import files_in
+
 
 MANIFEST_FILE = "manifest.json"
 # hashlib lets go of the interpreter lock; sharded checkpoints have a file for each process.
@@ -44,19 +46,47 @@ def find_damage(folder: Path) -> str | None:
     except FileNotFoundError:
         return f"it has no {MANIFEST_FILE}"
     except ValueError:
+        files = None
+    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
         return f"its {MANIFEST_FILE} is damaged"
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
             return f"its {name} is missing"
-        if path.stat().st_size != expected["size"]:
-            return f"its {name} has {path.stat().st_size} bytes instead of {expected['size']}"
+        if path.stat().st_size != expected.get("size"):
+            return f"its {name} has {path.stat().st_size} bytes instead of {expected.get('size')}"
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         hashes = pool.map(hash_file, [folder / name for name in files])
         for (name, expected), digest in zip(files.items(), hashes, strict=True):
-            if digest != expected["sha256"]:
+            if digest != expected.get("sha256"):
                 return f"its {name} is not what was saved (SHA-256 differs)"
     return None
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Names of the files in `folder` that its manifest does not name; all of them where there is none to read."""
+    return sorted(set(files_in(folder)) - _listed(folder))
+
+
+def remove_listed(folder: Path) -> None:
+    """Delete the files that the manifest of `folder` names, last of all the manifest; and `folder`, if it is empty."""
+    for name in sorted(_listed(folder) & set(files_in(folder)), key=lambda name: name == MANIFEST_FILE):
+        (folder / name).unlink()
+    for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        _remove_if_empty(path)
+    _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _listed(folder: Path) -> set[str]:
+    try:
+        return {*json.loads((folder / MANIFEST_FILE).read_text()), MANIFEST_FILE}
+    except (OSError, ValueError):
+        return set()
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,31 +1,41 @@
 """
-Full-state checkpoints that are either whole or not there, and the exports of a run.
+Full-state checkpoints that are either whole or not there.
 
-A checkpoint is written under a temporary name, put on the disk and renamed when it is complete, so a process killed at
-any moment, or a full disk, leaves the previous one usable. Its manifest of checksums tells a damaged one from a whole
-one later. Position in the data is a number in the state, the images seen: the sampler is a function of it.
+A checkpoint appears under its name when it is complete and on the disk, so a process killed at any moment, or a full
+disk, leaves the previous one usable. Its manifest of checksums tells a damaged one from a whole one later, and whose
+files are in it. Position in the data is a number in the state, the images seen: the sampler is a function of it.
 """
 
 import json
 import logging
-import os
+import pickle
 import re
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 
-from .checkpoint_manifest import find_damage, sync, sync_folder, write_manifest
-from .run_stopped import RunStopped
+from ..atomic_files import remove_leftovers
+from .checkpoint_manifest import find_damage, foreign_files, remove_listed, write_manifest
+from .checkpoint_pickles import data_only, refuse_code
+from .random_states import check_restored, find_damage_of_random_states
+from .shared_folders import on_main, replace_folder
 
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "run_state.json"
-# What a full disk raises: Python's files, safetensors, and torch.save, which has no class of its own for it.
-WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
+CHECKPOINT_NAME = r"step_\d+"
+# What a checkpoint raises that is of another network, or not what it says: torch, safetensors, and the readers of
+# shards, whose error is not even an Exception.
+LOAD_ERRORS = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    pickle.UnpicklingError,
+    CheckpointException,
+)
 
 
 def checkpoint_name(step: int) -> str:
@@ -38,58 +48,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [
-        path for path in folder.iterdir() if re.fullmatch(r"step_\d+", path.name) and (path / STATE_FILE).is_file()
+        path for path in folder.iterdir() if re.fullmatch(CHECKPOINT_NAME, path.name) and (path / STATE_FILE).is_file()
     ]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
-
-
-def replace_folder(accelerator: Accelerator, folder: Path, *writers: Callable[[Path], None]) -> None:
-    """
-    Let every process write into a temporary folder, then put that in the place of `folder`.
-
-    Each of the `writers` is called with the temporary folder on every process, when all have finished the one before.
-    The old folder is moved away only when the new one is complete and on the disk.
-
-    Raises:
-        RunStopped: on all processes, when one of them could not write. The temporary folder is removed then, and the
-            old folder as it was.
-    """
-    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
-
-    def make(_: Path) -> None:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-        partial.mkdir(parents=True)
-
-    def put_in_place(_: Path) -> None:
-        sync_folder(partial)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
-        sync(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
-
-    for write in (on_main(accelerator, make), *writers, on_main(accelerator, put_in_place)):
-        complaint, error = None, None
-        try:
-            write(partial)
-        except WRITE_ERRORS as caught:
-            error = caught
-            complaint = str(caught).strip().partition("\n")[0] or type(caught).__name__
-        complaints = [text for text in gather_object([complaint]) if text]  # waits for everyone
-        if complaints:
-            free = shutil.disk_usage(folder.parent).free / 1e9 if folder.parent.exists() else 0.0
-            if accelerator.is_main_process:
-                shutil.rmtree(partial, ignore_errors=True)
-            accelerator.wait_for_everyone()
-            raise RunStopped(
-                f"{folder} could not be written ({complaints[0]}) on a disk with {free:.1f} GB free."
-            ) from error
-
-
-def on_main(accelerator: Accelerator, write: Callable[[Path], None]) -> Callable[[Path], None]:
-    """`write` on the main process, nothing on the others."""
-    return write if accelerator.is_main_process else lambda _: None
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, state: dict, save_total_limit: int) -> Path:
@@ -110,7 +71,11 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, state: dict, save_to
         write_manifest(partial)
 
     replace_folder(
-        accelerator, checkpoint, lambda partial: accelerator.save_state(str(partial)), on_main(accelerator, seal)
+        accelerator,
+        checkpoint,
+        lambda partial: accelerator.save_state(str(partial)),
+        on_main(accelerator, seal),
+        check=refuse_foreign,
     )
     if accelerator.is_main_process:
         remove_others(checkpoint, save_total_limit)
@@ -123,7 +88,7 @@ def remove_others(checkpoint: Path, save_total_limit: int) -> None:
     After `checkpoint` was saved: if it reads back whole, delete all but the `save_total_limit` newest, it included.
 
     Checkpoints of later steps go as well: the run was resumed from before them, and "latest" must mean its own. What a
-    killed process left of its save goes, too.
+    killed process left of its save goes, too. Of each, only what a run wrote.
     """
     damage = find_damage(checkpoint)
     if damage:
@@ -132,18 +97,48 @@ def remove_others(checkpoint: Path, save_total_limit: int) -> None:
     checkpoints = list_checkpoints(checkpoint.parent)
     position = checkpoints.index(checkpoint)
     earlier, later = checkpoints[: position + 1], checkpoints[position + 1 :]
-    for path in [*later, *earlier[:-save_total_limit], *checkpoint.parent.glob(".step_*")]:
-        shutil.rmtree(path, ignore_errors=True)
+    for path in [*later, *earlier[:-save_total_limit]]:
+        remove_checkpoint(path)
+    remove_leftovers(checkpoint.parent, CHECKPOINT_NAME)
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Delete the files that its manifest names. From the first moment on it is no checkpoint any more."""
+    if not checkpoint.is_symlink():  # what is elsewhere was put there by somebody else
+        (checkpoint / STATE_FILE).unlink(missing_ok=True)
+        remove_listed(checkpoint)
+
+
+def refuse_foreign(checkpoint: Path) -> None:
+    """
+    That a checkpoint may be replaced.
+
+    Raises:
+        ValueError: there are files in it that no run wrote, or it is a link.
+    """
+    foreign = foreign_files(checkpoint)
+    if checkpoint.is_symlink() or foreign:
+        what = f"holds {foreign[0]}, which dinov2_hf did not write" if foreign else "is a symbolic link"
+        raise ValueError(f"{checkpoint} would be replaced, but it {what}; move it away.")
 
 
 def find_checkpoint(folder: Path, wanted: str) -> Path:
     """
     The checkpoint that `--resume_from_checkpoint` means: a path, or `"latest"` in `folder`, the newest that is whole.
-    Reads it all, to compare checksums.
+    Reads it all, to compare checksums, and executes nothing of it.
 
     Raises:
-        `ValueError`: when there is none, or the one given by its path is damaged.
+        `ValueError`: when there is none, or the one given by its path is damaged, or what is to be read holds code.
     """
+    checkpoint = _find(folder, wanted)
+    refuse_code(checkpoint)
+    damage = find_damage_of_random_states(checkpoint, read_state(checkpoint))
+    if damage:
+        raise ValueError(f"{checkpoint} cannot be continued exactly: {damage}; continue from another checkpoint.")
+    return checkpoint
+
+
+def _find(folder: Path, wanted: str) -> Path:
     if wanted == "latest":
         damages = []
         for checkpoint in reversed(list_checkpoints(folder)):
@@ -155,17 +150,17 @@ def find_checkpoint(folder: Path, wanted: str) -> Path:
             damages.append(f"{checkpoint} is damaged: {damage}")
         complaint = f" ({'; '.join(damages)})" if damages else ""
         raise ValueError(
-            f'`resume_from_checkpoint` is "latest", but {folder} holds no complete checkpoint{complaint}; leave it out'
+            f'--resume_from_checkpoint is "latest", but {folder} holds no complete checkpoint{complaint}; leave it out'
             " to start from the beginning."
         )
     if not (Path(wanted) / STATE_FILE).is_file():
         raise ValueError(
-            f'`resume_from_checkpoint` is {wanted}, which is not a checkpoint folder; give one, or "latest".'
+            f'--resume_from_checkpoint is {wanted}, which is not a checkpoint folder; give one, or "latest".'
         )
     damage = find_damage(Path(wanted))
     if damage:
         raise ValueError(
-            f'`resume_from_checkpoint` is {wanted}, which is damaged: {damage}; give another, or "latest" for the'
+            f'--resume_from_checkpoint is {wanted}, which is damaged: {damage}; give another, or "latest" for the'
             " newest that is whole."
         )
     return Path(wanted)
@@ -177,7 +172,20 @@ def read_state(checkpoint: Path) -> dict:
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
-    """Put the prepared model and optimizer and all random states back."""
-    accelerator.load_state(str(checkpoint))
+    """
+    Put the prepared model and optimizer and all random states back. Nothing but data is read.
+
+    Raises:
+        ValueError: the checkpoint is of another network, or holds more than data.
+    """
+    try:
+        with data_only():
+            accelerator.load_state(str(checkpoint))
+    except LOAD_ERRORS as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(
+            f"{checkpoint} could not be put into this run ({reason}); continue with the recipe that it was made with."
+        ) from error
     # Accelerate goes on counting forward passes; a checkpoint is made between steps, whatever a step has of them now.
     accelerator.step = 0
+    check_restored(checkpoint, accelerator.process_index)

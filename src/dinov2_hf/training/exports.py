@@ -9,10 +9,11 @@ from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from .checkpoints import replace_folder
+from ..output_folders import check_kind
 from .model_card import model_card
 from .run_summary import knn_before_and_after
 from .sharded_weights import whole_weights
+from .shared_folders import replace_folder
 from .students import recipe_of_student, student_folder
 
 
@@ -49,7 +50,7 @@ def export_models(
                 if card is not None:
                     card.save(partial / "README.md")
 
-        replace_folder(accelerator, folder, write_files)
+        replace_folder(accelerator, folder, write_files, kind="model", check=lambda there: check_kind(there, "model"))
 
     folders = {}
     for name, average in unwrapped.averages.items():

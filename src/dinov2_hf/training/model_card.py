@@ -2,13 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
-
-from ..public_names import is_hub_name, public_name, without_secrets
 
 
 CARD = """---
@@ -26,21 +25,22 @@ steps on `{{ train_data }}`.
 {%- endif %}
 
 ```python
+{{ here }}
 import dinov2_hf  # makes the Auto classes know the model
 {% if num_channels == 3 -%}
 from transformers import AutoImageProcessor, AutoModel, pipeline
 
-extract = pipeline("image-feature-extraction", model="{{ name }}/model")
+extract = pipeline("image-feature-extraction", model=".")
 features = extract("image.jpg", return_tensors=True)  # (1, {{ num_tokens }}, {{ hidden_size }}): {{ token_order }}
 
-processor = AutoImageProcessor.from_pretrained("{{ name }}/model")
-model = AutoModel.from_pretrained("{{ name }}/model")
+processor = AutoImageProcessor.from_pretrained(".")
+model = AutoModel.from_pretrained(".")
 {% else -%}
 from dinov2_hf.data import decode_channels
 from transformers import AutoImageProcessor, AutoModel
 
-processor = AutoImageProcessor.from_pretrained("{{ name }}/model")
-model = AutoModel.from_pretrained("{{ name }}/model")
+processor = AutoImageProcessor.from_pretrained(".")
+model = AutoModel.from_pretrained(".")
 
 image = decode_channels("image.tif", {{ num_channels }})  # (height, width, {{ num_channels }}), 0 to 255
 pixels = processor(images=[image], input_data_format="channels_last", return_tensors="pt")["pixel_values"]
@@ -59,6 +59,8 @@ features = model(pixels).last_hidden_state  # (1, {{ num_tokens }}, {{ hidden_si
 ```
 """
 
+# The only path that is right for whoever has the folder, wherever it lies.
+HERE = '# In this folder; from elsewhere, give its path instead of ".".'
 PICTURES = {
     "training_curves.png": "Training curves",
     "patch_pca.png": "Images and the first three principal components of their patch features, as colours",
@@ -85,13 +87,13 @@ def model_card(
 
     Args:
         config: of the backbone.
-        name: of the run; its loading example reads the folder `name/model`.
+        name: of the run. The example loads from the folder of the card itself.
         recipe: names and values, with `train_data`, `eval_data`, `eval_split` and `license`; of paths only the last
             part reaches the card.
         knn: `before` and `after` training the accuracies in [0, 1] by name, such as `knn_top1_k20`, or `None`.
     """
     public = {
-        key: public_name(value) if value and (key.endswith("_data") or key in ("init_from", "teacher")) else value
+        key: _public_name(value) if value and (key.endswith("_data") or key in ("init_from", "teacher")) else value
         for key, value in recipe.items()
     }
     data = card_metadata(recipe)
@@ -104,12 +106,13 @@ def model_card(
         data,
         template_str=CARD,
         name=name,
+        here=HERE,
         steps=steps,
         train_data=public["train_data"],
         teacher=public.get("teacher"),
         objective=", by its features" if recipe.get("distillation_objective") == "features" else "",
         measured=measured,
-        recipe=yaml.safe_dump(without_secrets(public), sort_keys=False).strip(),
+        recipe=yaml.safe_dump(public, sort_keys=False).strip(),
         num_tokens=1 + num_registers + (config.image_size // config.patch_size) ** 2,
         hidden_size=config.hidden_size,
         num_channels=config.num_channels,
@@ -125,8 +128,8 @@ def card_metadata(recipe: dict[str, Any]) -> ModelCardData:
         pipeline_tag="image-feature-extraction",
         tags=["dinov2", "dinov2_hf", "self-supervised"],
         license=recipe["license"],
-        datasets=[train_data] if is_hub_name(train_data) else None,
-        base_model=init_from if init_from and is_hub_name(init_from) else None,
+        datasets=[train_data] if _is_hub_name(train_data) else None,
+        base_model=init_from if init_from and _is_hub_name(init_from) else None,
     )
 
 
@@ -141,8 +144,8 @@ def card_for_repo(
     source = f'"{repo_id}"' + (f', revision="{revision}"' if revision else "")
     text = card.text
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
-    if title and f'"{title[1]}/model"' in text:
-        text = text.replace(title[0], f"# {repo_id}", 1).replace(f'"{title[1]}/model"', source)
+    if title and HERE in text:
+        text = text.replace(title[0], f"# {repo_id}", 1).replace(f"{HERE}\n", "", 1).replace('"."', source)
         if card.data.eval_results:
             card.data.model_name = repo_id.split("/")[-1]
     if pictures:
@@ -158,8 +161,8 @@ def _eval_results(recipe: dict, public: dict, accuracies: dict[str, float]) -> l
     return [
         EvalResult(
             task_type="image-classification",
-            task_name="k-NN classification of frozen features",
-            dataset_type=recipe["eval_data"] if is_hub_name(recipe["eval_data"]) else "private",
+            task_name="k-NN classification of frozen features, by the training run",
+            dataset_type=recipe["eval_data"] if _is_hub_name(recipe["eval_data"]) else "private",
             dataset_name=public["eval_data"],
             dataset_split=recipe["eval_split"],
             metric_type="accuracy",
@@ -174,12 +177,28 @@ def _eval_results(recipe: dict, public: dict, accuracies: dict[str, float]) -> l
 def _knn_table(public: dict, knn: dict[str, dict[str, float]]) -> str:
     bank = public["eval_bank_data"] or public["train_data"]
     lines = [
-        f"k-NN top-1 accuracy of the frozen CLS features on `{public['eval_data']}`, with the labels of `{bank}`:",
+        f"k-NN top-1 accuracy of the frozen CLS features on `{public['eval_data']}`, with the labels of `{bank}`,"
+        " measured in float32 by the training run:",
         "",
         f"| k | trained | {'before this run' if public.get('init_from') else 'untrained'} |",
         "|---|---|---|",
     ]
     for name, trained in knn["after"].items():
         if name.startswith("knn_top1_k"):
-            lines.append(f"| {name.removeprefix('knn_top1_k')} | {trained:.3f} | {knn['before'][name]:.3f} |")
+            before = f"{knn['before'][name]:.3f}" if knn["before"] else "not measured"
+            lines.append(f"| {name.removeprefix('knn_top1_k')} | {trained:.3f} | {before} |")
     return "\n".join(lines)
+
+
+def _is_hub_name(data: str) -> bool:
+    return bool(re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", data)) and not (
+        Path(data).exists() or Path(data).suffix in (".parquet", ".tar")
+    )
+
+
+def _public_name(data: str) -> str:
+    """
+    A Hub data set by its whole name; of a path or URL the last part, because the folders above it are private, and so
+    is the query of a URL, which may hold a signature.
+    """
+    return data if _is_hub_name(data) else Path(re.split(r"[?#]", data)[0] if "://" in data else data).name

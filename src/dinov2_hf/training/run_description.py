@@ -6,9 +6,9 @@ import os
 import torch
 from accelerate import Accelerator
 
-from ..public_names import without_secrets
 from .arguments import PreTrainingArguments
 from .backends import backend_name, compute_precision
+from .collapse import SMALL_BATCH, small_batch_advice
 from .schedules import PreTrainingSchedules
 from .sharded_weights import num_parameters
 
@@ -63,6 +63,13 @@ def describe_run(
         "device": device,
         "output": args.output_dir,
     }
+    if global_batch_size < SMALL_BATCH:
+        logger.warning(
+            "warning: a step has %d images (per_device_train_batch_size %d x gradient_accumulation_steps %d x %d"
+            " processes); so few can make trained features worse; give it %s.",
+            global_batch_size, args.per_device_train_batch_size, args.gradient_accumulation_steps,
+            accelerator.num_processes, small_batch_advice(),
+        )  # fmt: skip
     logger.info("***** %s *****", module.task.capitalize())
     for name, text in (lines | (more or {})).items():
-        logger.info("  %-19s %s", name, without_secrets(text))
+        logger.info("  %-19s %s", name, text)

@@ -14,6 +14,8 @@ from .distributed import end_run
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, start it again.
 PREEMPTED_EXIT_CODE = 75
+# What shells give to a program that SIGINT (Ctrl-C) ended.
+INTERRUPTED_EXIT_CODE = 130
 
 
 class RunStopped(Exception):
@@ -28,15 +30,24 @@ class RunPreempted(RunStopped):
     exit_code = PREEMPTED_EXIT_CODE
 
 
+class RunInterrupted(RunStopped):
+    """A run that Ctrl-C ended at once."""
+
+    exit_code = INTERRUPTED_EXIT_CODE
+
+
 @contextmanager
-def full_disk_stops_run() -> Iterator[None]:
-    """Turn an `OSError` for want of space (disk, quota, file size limit) into a `RunStopped`."""
+def disk_and_keyboard_stop_run() -> Iterator[None]:
+    """Turn an `OSError` for want of space (disk, quota, file size limit), and Ctrl-C, into a `RunStopped`."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except KeyboardInterrupt:
+        raise RunInterrupted("Ctrl-C ended the run; steps since the last checkpoint are lost.") from None
+    except (OSError, ValueError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__  # of the sentence that `atomic_files` says
+        if getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise RunStopped(f"a file could not be written: {error}.") from error
+        raise RunStopped(f"a file could not be written: {str(error).rstrip('.')}.") from error
 
 
 def exit_stopped(accelerator: Accelerator, stop: RunStopped, checkpoints: list[Path]) -> NoReturn:
@@ -47,9 +58,10 @@ def exit_stopped(accelerator: Accelerator, stop: RunStopped, checkpoints: list[P
         checkpoints: what can be continued from, oldest first.
     """
     advice = f" --resume_from_checkpoint latest continues from {checkpoints[-1]}." if checkpoints else ""
-    if not isinstance(stop, RunPreempted):
+    if stop.exit_code == RunStopped.exit_code:
         sys.exit(f"stopped: {stop}{advice}")
     if accelerator.is_main_process:
-        sys.stderr.write(f"stopped: {stop}{advice}\n")
-    end_run(accelerator)
+        sys.stderr.write(f"\nstopped: {stop}{advice}\n")
+    if isinstance(stop, RunPreempted):  # Ctrl-C may have come in the middle of what all processes do together
+        end_run(accelerator)
     sys.exit(stop.exit_code)

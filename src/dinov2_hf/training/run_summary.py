@@ -1,10 +1,9 @@
 """What came out of a run: `metrics.json`, and lines for the terminal."""
 
 import json
-import os
 from pathlib import Path
 
-from ..public_names import without_secrets
+from ..atomic_files import write_text
 from .monitor import read_metrics
 from .students import own_of_student
 
@@ -18,16 +17,19 @@ def knn_before_and_after(state: dict, student: str = "") -> dict[str, dict[str, 
 
 
 def write_summary(output_dir: Path, state: dict, student: str = "") -> None:
-    """Write `metrics.json`: the steps, k-NN before and after, and the last training record of `metrics.jsonl`."""
-    training = [record for record in read_metrics(output_dir / "metrics.jsonl") if "loss" in record]
+    """
+    Write `metrics.json`: the steps, k-NN before and after, and the last training record of `metrics.jsonl`; `None`
+    where there is none, as when a finished run is continued in another folder.
+    """
+    path = output_dir / "metrics.jsonl"
+    training = [record for record in read_metrics(path) if "loss" in record] if path.exists() else []
     summary = {
         "steps": state["step"],
         "knn": knn_before_and_after(state, student),
-        "last_training_record": training[-1],
+        "last_training_record": training[-1] if training else None,
     }
-    partial = output_dir / f".metrics.json.{os.getpid()}"
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(partial, output_dir / "metrics.json")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_text(output_dir / "metrics.json", json.dumps(summary, indent=2) + "\n")
 
 
 def format_knn(metrics: dict[str, float]) -> list[str]:
@@ -45,9 +47,9 @@ def format_knn_gain(state: dict, eval_data: str | None, student: str = "") -> st
     if not knn["after"]:
         return ""
     key = "knn_top1_k20" if "knn_top1_k20" in knn["after"] else next(iter(knn["after"]))
-    measured_on = without_secrets(str(eval_data)) + (f", student {student}" if student else "")
+    before = f"{knn['before'][key]:.3f}" if knn["before"] else "not measured"
     return (
-        f"k-NN accuracy (k={key.rpartition('k')[2]}) on {measured_on}\n"
-        f"  before training   {knn['before'][key]:.3f}\n"
+        f"k-NN accuracy (k={key.rpartition('k')[2]}) on {eval_data}{f', student {student}' if student else ''}\n"
+        f"  before training   {before}\n"
         f"  after training    {knn['after'][key]:.3f}\n"
     )

@@ -1,0 +1,98 @@
+"""A resumed run and the recipe that its checkpoint was made with: what may have changed, and what may not."""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+logger = logging.getLogger(__name__)
+# How a run is carried out; numbers stay the same, or are those of another division of the same batch.
+FREE = (
+    "logging_steps", "eval_steps", "save_steps", "save_total_limit", "dataloader_num_workers", "max_skipped_fraction",
+    "max_nonfinite_steps", "attn_implementation", "gradient_checkpointing", "report_to", "stop_on_collapse", "license",
+    "per_device_eval_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "teacher_compile",
+    "patch_chunk_size",
+)  # fmt: skip
+# Data may lie in another place by now. The number of images is compared (`DATA_SIZES`), and the log says so.
+MOVABLE = ("train_data", "eval_data", "eval_bank_data")
+DATA_SIZES = ("train_data images", "eval_data images", "eval_bank_data images")
+# What k-NN accuracies are measured with: those from before a change are none to compare with.
+OF_EVALUATION = (
+    "eval_split", "eval_bank_split", "label_column", "image_column", "max_eval_bank_images", "max_eval_images",
+    "eval_resize_size", "image_mean", "image_std", "eval_data images", "eval_bank_data images",
+)  # fmt: skip
+
+
+def check_recipe(
+    state: dict,
+    recipe: Mapping[str, Any],
+    sizes: Mapping[str, int | None],
+    *,
+    fixed: Iterable[str],
+    allow_changes: bool,
+) -> None:
+    """
+    Compare a run with what its checkpoint was made with, and note it in its state.
+
+    Args:
+        state: of a fresh run or of a checkpoint, as `start_state` gave it. With changes of the evaluation, accuracies
+            from before them are removed from it.
+        recipe: names and values.
+        sizes: number of images by the names of `DATA_SIZES`; `None` for a stream, and where there is no evaluation.
+        fixed: names that describe what a checkpoint holds, or that nothing reads after the first step.
+        allow_changes: `--allow_recipe_change`.
+
+    Raises:
+        ValueError: with names, earlier and new values, when something changed that cannot, or needs the flag.
+    """
+    now = json.loads(json.dumps({**recipe, **sizes}))  # as it is read from a checkpoint
+    old, new = _flat(state.get("recipe", now)), _flat(now)
+    changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    kinds = {name: name.rpartition("/")[2] for name in changed}
+    never = [name for name in changed if kinds[name] in {*fixed, "students"}]
+    if never:
+        raise ValueError(
+            f"{_said(never, old, new)}, which cannot change within a run; leave it as it was, or start a new run from"
+            " these weights with --init_from."
+        )
+    moved = [name for name in changed if kinds[name] in MOVABLE and old.get(name) and new.get(name)]
+    others = [name for name in changed if kinds[name] not in FREE and name not in moved]
+    if others and not allow_changes:
+        raise ValueError(
+            f"{_said(others, old, new)}, so the run would go on as another one; leave it as it was, or add"
+            " --allow_recipe_change."
+        )
+    for name in others:
+        logger.warning("%s from here on.", _said([name], old, new))
+    for name in moved:
+        logger.warning("%s: taken for the same images in another place.", _said([name], old, new))
+    if any(kinds[name] in OF_EVALUATION for name in others):
+        forget_accuracies(state)
+    state["recipe"] = now
+
+
+def forget_accuracies(state: dict) -> None:
+    """Remove k-NN accuracies from a run's state, with what `CollapseMonitor` remembers of them."""
+    for name in ("knn_before", "knn_after"):
+        state.pop(name, None)
+    collapse = state.get("collapse", {})
+    for memory in (collapse, *(value for value in collapse.values() if isinstance(value, dict))):
+        for kept in ("start", "best"):
+            for name in [name for name in memory.get(kept, {}) if name.startswith("knn_")]:
+                del memory[kept][name]
+
+
+def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """With the values of each of several students under names of their own, such as "students/small/hidden_size"."""
+    entries = recipe.get("students") or []
+    flat = {key: value for key, value in recipe.items() if key != "students"}
+    flat["students"] = [entry["name"] for entry in entries]
+    for entry in entries:
+        own = {key: value for key, value in entry.items() if key not in ("name", "num_processes")}
+        flat |= {f"students/{entry['name']}/{key}": value for key, value in own.items()}
+    return flat
+
+
+def _said(names: list[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}` was {old.get(name)} and is {new.get(name)}" for name in names)
