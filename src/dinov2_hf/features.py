@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from .data.channel_decoding import image_decoder
 from .data.image_decoding import UndecodableImage
-from .data.loader_workers import leave_interruption_to_parent
+from .data.loader_workers import check_shared_memory, leave_interruption_to_parent
 from .feature_kinds import (
     CLS_RULE,
     FEATURE_FUNCTIONS,
@@ -173,9 +173,13 @@ def iterate_features(
     images = DecodedImages(dataset, image_column, decode or image_decoder(num_channels))
     world_size, rank = (processes.num_processes, processes.process_index) if processes is not None else (1, 0)
     batches_of_rows = torch.arange(len(images)).split(batch_size)
+    own_rows = [rows.tolist() for rows in batches_of_rows[rank::world_size]]
+    if num_workers and own_rows:
+        batch_bytes = len(own_rows[0]) * _image_bytes(images, image_processor)
+        check_shared_memory(num_workers, batch_bytes, num_batches=len(own_rows))
     loader = DataLoader(
         images,
-        batch_sampler=[rows.tolist() for rows in batches_of_rows[rank::world_size]],
+        batch_sampler=own_rows,
         num_workers=num_workers,
         worker_init_fn=leave_interruption_to_parent,
         collate_fn=partial(_process_images, image_processor),
@@ -349,6 +353,15 @@ def _process_images(image_processor, rows: list[tuple[int, Image.Image | np.ndar
     if decoded:
         pixel_values = process_images(image_processor, list(decoded.values()))
     return list(decoded), pixel_values, failures
+
+
+def _image_bytes(images: DecodedImages, image_processor: Any) -> int:
+    """Of the pixel values of the first image that can be decoded; 0 where none of the first few can."""
+    for row in range(min(len(images), 8)):
+        pixel_values, _ = _process_images(image_processor, [images[row]])[1:]
+        if pixel_values is not None:
+            return pixel_values.nbytes
+    return 0
 
 
 def process_images(image_processor: Any, images: Sequence[Image.Image | np.ndarray], **options) -> Tensor:

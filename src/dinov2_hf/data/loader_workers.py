@@ -1,9 +1,53 @@
-"""Data loader workers that outlive the signals by which a batch system or a launcher announces the end of a run."""
+"""Data loader workers: room for what they make, and the signals that they are to outlive."""
 
+import math
 import os
+import shutil
 import signal
 import sys
 import threading
+from pathlib import Path
+
+
+SHARED_MEMORY = Path("/dev/shm")
+BATCHES_OF_A_WORKER = 2  # that a `DataLoader` has each make ahead
+
+
+def check_shared_memory(
+    num_workers: int, batch_bytes: int, *, num_batches: float = math.inf, free_bytes: int | None = None
+) -> None:
+    """
+    Whether the batches that wait for this process fit into shared memory, by which workers hand them over. Where it
+    is full, a worker dies or hangs in the middle of a batch.
+
+    Args:
+        num_workers: of this process; of the others on this machine (`LOCAL_WORLD_SIZE`) as many are counted.
+        batch_bytes: of one batch.
+        num_batches: that there are in all.
+        free_bytes: of the shared memory; `None` looks, and where a system has no `/dev/shm`, there is no such limit.
+
+    Raises:
+        `ValueError`: they do not.
+    """
+    if free_bytes is None:
+        if not num_workers or not SHARED_MEMORY.is_dir():
+            return
+        free_bytes = shutil.disk_usage(SHARED_MEMORY).free
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed = min(num_workers * BATCHES_OF_A_WORKER, num_batches) * batch_bytes * processes
+    if needed <= free_bytes:
+        return
+    fitting = free_bytes // max(BATCHES_OF_A_WORKER * batch_bytes * processes, 1)
+    whose = f"{num_workers} data loader workers" + (f" of each of {processes} processes" if processes > 1 else "")
+    raise ValueError(
+        f"{whose} need up to {_size(needed)} of shared memory for the batches that they make ahead, but"
+        f" {SHARED_MEMORY} has {_size(free_bytes)} free; use at most {fitting} workers, a smaller batch, or more"
+        " shared memory (in a container, such as docker run --shm-size=16g)."
+    )
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def outlive_preemption(worker: int) -> None:

@@ -22,7 +22,7 @@ from .channel_decoding import image_decoder
 from .collator import BatchReport, PreTrainingCollator, PreTrainingSample, SkippedImage
 from .image_dataset import describe_row
 from .image_decoding import UndecodableImage
-from .loader_workers import outlive_preemption
+from .loader_workers import check_shared_memory, outlive_preemption
 from .sampler import PreTrainingBatchSampler, SampleKey, mix_seed
 
 
@@ -217,7 +217,8 @@ def build_loader(
         An iterator over (batch, report), as made by the collator.
 
     Raises:
-        ValueError: as `PreTrainingBatchSampler` and `PreTrainingStream`.
+        ValueError: as `PreTrainingBatchSampler` and `PreTrainingStream`, and where the batches that workers make ahead
+            do not fit into shared memory.
     """
     # A loader draws a seed for its workers, which would otherwise come from the generator of the training.
     loader_generator = torch.Generator().manual_seed(seed)
@@ -232,6 +233,7 @@ def build_loader(
             start_sample=start_sample,
             order=sample_order,
         )
+        check_shared_memory(num_workers, batch_size * _sample_bytes(transform, num_channels))
         return iter(
             DataLoader(
                 images,
@@ -268,6 +270,7 @@ def build_loader(
             stacklevel=2,
         )
         num_workers = stream.max_workers
+    check_shared_memory(num_workers, batch_size * _sample_bytes(transform, num_channels))
     loader = DataLoader(
         stream,
         batch_size=batch_size,
@@ -278,6 +281,14 @@ def build_loader(
         worker_init_fn=outlive_preemption,
     )
     return itertools.islice(loader, start_batch % max(num_workers, 1), None)
+
+
+def _sample_bytes(transform: Transform, num_channels: int) -> int:
+    """Of the crops of one image, whatever its size."""
+    side = 64
+    empty = Image.new("RGB", (side, side)) if num_channels == 3 else np.zeros((side, side, num_channels), np.float32)
+    with torch.random.fork_rng(devices=[]):
+        return sum(crops.nbytes for crops in transform(empty))
 
 
 def _undecoded_images(

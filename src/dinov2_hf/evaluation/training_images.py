@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..data.channel_decoding import image_decoder
 from ..data.image_decoding import UndecodableImage
+from ..data.loader_workers import check_shared_memory
 from ..data.multi_crop import draw_crop_box
 from ..data.sampler import PreTrainingBatchSampler, SampleKey
 from ..features import DecodedImages, process_images
@@ -86,7 +87,9 @@ def training_loader(
     pin_memory: bool,
 ) -> DataLoader:
     """Endless batches of row numbers (a list) and pixel values (B, C, height, width)."""
-    images = TrainingImages(dataset, image_column, crop_size_of(image_processor), num_channels)
+    height, width = crop_size_of(image_processor)
+    images = TrainingImages(dataset, image_column, (height, width), num_channels)
+    check_shared_memory(num_workers, order.batch_size * num_channels * height * width * 4)  # float32
     return DataLoader(
         images,
         batch_sampler=order,
