@@ -39,12 +39,13 @@ from dinov2_hf.data import PreTrainingCollator
 from dinov2_hf.pretraining.distillation_checks import check_distillation
 from dinov2_hf.pretraining.features_objective import BackboneWithProjectors
 from dinov2_hf.pretraining.rank_groups import RankGroups
-from dinov2_hf.training.arguments import as_flags, parse_recipe, recipe_values, values_for
+from dinov2_hf.training.arguments import recipe_values, values_for
 from dinov2_hf.training.backends import backend_name, compute_precision
-from dinov2_hf.training.crop_checks import check_crops
+from dinov2_hf.training.crop_checks import check_crops, check_mask_grid
 from dinov2_hf.training.distillation_arguments import DistillationArguments, values_of_student
 from dinov2_hf.training.distributed import choose_attention
 from dinov2_hf.training.optimizer import parameter_groups
+from dinov2_hf.training.recipes import parse_recipe
 
 
 KINDS = (DistillationArguments, [DINOv2Config, DINOv2PreTrainingConfig, DINOv2DistillationConfig])
@@ -59,11 +60,13 @@ class StudentPlan:
     """One student: the recipe with its own values in their place, and the weights that it starts from."""
 
     def __init__(self, arguments: list[str], entry: dict, of_teacher: dict):
-        flags = [*arguments, *as_flags(values_of_student(entry, OWN_FIELDS))]
-        self.args, backbone, objective, _ = parse_recipe(flags, *KINDS, of_teacher)
+        own = values_of_student(entry, OWN_FIELDS)
+        self.args, backbone, objective, _ = parse_recipe(arguments, *KINDS, of_teacher, own)
         self.initial = load_initial_model(self.args.init_from) if self.args.init_from else None
         if self.initial is not None:  # whose network is the student's, where the recipe says nothing else
-            self.args, backbone, objective, _ = parse_recipe(flags, *KINDS, of_teacher | recipe_of(self.initial))
+            self.args, backbone, objective, _ = parse_recipe(
+                arguments, *KINDS, of_teacher | recipe_of(self.initial), own
+            )
             refuse_other_architecture(self.initial, backbone | objective, self.args.init_from)
         self.values = backbone | objective
         self.config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone), **objective)
@@ -107,6 +110,7 @@ class DistillationPlan:
             num_local_crops=args.num_local_crops,
         )
         self.config = next(iter(self.configs.values()))  # crops and loss weights are those of all
+        check_mask_grid(self.config.backbone_config)
         self.fixed = (*FIXED_FIELDS, "distillation_objective", "projector_hidden_size")
         self.recipe = {**values, **distillation, **recipe_values(args)}
         self.masks = values_for(PreTrainingCollator, args)

@@ -47,11 +47,12 @@ from dinov2_hf.data import (
 from dinov2_hf.evaluation.knn import evaluate_knn
 from dinov2_hf.evaluation.labels import match_labels
 from dinov2_hf.evaluation.visualization import save_patch_pca
-from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, recipe_values, values_for
+from dinov2_hf.public_names import without_secrets
+from dinov2_hf.training.arguments import PreTrainingArguments, recipe_values, values_for
 from dinov2_hf.training.backends import compute_precision, prepare, resume_launch
 from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from dinov2_hf.training.collapse import COLLAPSED_EXIT_CODE, CollapseMonitor, RunCollapsed
-from dinov2_hf.training.crop_checks import check_crops
+from dinov2_hf.training.crop_checks import check_crops, check_mask_grid
 from dinov2_hf.training.distributed import choose_attention, end_run, mean_over_processes
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.exports import export_models
@@ -63,6 +64,7 @@ from dinov2_hf.training.optimizer import build_optimizer, clip_gradients, parame
 from dinov2_hf.training.output_folder import claimed_folder, start_output_dir
 from dinov2_hf.training.preemption import Preemption, count_processes
 from dinov2_hf.training.recipe_changes import DATA_SIZES, check_recipe
+from dinov2_hf.training.recipes import parse_recipe
 from dinov2_hf.training.run_accelerator import build_accelerator
 from dinov2_hf.training.run_description import describe_run
 from dinov2_hf.training.run_state import start_state
@@ -109,6 +111,7 @@ class PreTrainingPlan:
         self.masks = values_for(PreTrainingCollator, self.args)
         self.description: dict[str, str] = {}
         check_crops(self.args, self.config)
+        check_mask_grid(self.config.backbone_config)
 
     def build_model(self, accelerator: Accelerator) -> torch.nn.Module:
         attention = choose_attention(self.args.attn_implementation, compute_precision(accelerator), accelerator.device)
@@ -209,9 +212,9 @@ def run(arguments: list[str], read_plan, held: ExitStack) -> None:
         if checkpoint:
             load_checkpoint(accelerator, checkpoint)
     except StrictDataclassError as error:  # from a configuration, around the sentence
-        sys.exit(f"error: {error.__cause__}")
+        sys.exit(f"error: {without_secrets(str(error.__cause__))}")
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {without_secrets(str(error))}")
 
     try:
         with disk_and_keyboard_stop_run():

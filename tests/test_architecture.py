@@ -16,15 +16,18 @@ from dinov2_hf.training.schedules import build_schedules
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "dinov2_hf"
 ROOMS = ("models", "pretraining", "data", "training", "evaluation", "curation", "conversion")
-GROUND = {"output_folders", "atomic_files", "devices"}  # how anything is written, and where networks run
+# How anything is written, read from a recipe, and told; and where networks run.
+GROUND = {"output_folders", "atomic_files", "recipe_files", "public_names", "devices"}
 ALLOWED = {
     "output_folders": set(),
     "atomic_files": {"output_folders"},
+    "recipe_files": {"public_names"},
+    "public_names": set(),
     "model_source": set(),
-    "models": set(),
+    "models": {"data"},  # one way to decode an image
     "pretraining": {"models"},
     "data": set(),
-    "training": set(),
+    "training": {"models"},  # the ranges of its numbers
     "devices": set(),
     "feature_kinds": set(),
     "features": {"data", "feature_kinds"},  # one way to decode an image

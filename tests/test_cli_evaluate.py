@@ -129,7 +129,7 @@ def test_mistakes_are_one_sentence(tmp_path, folder, data):
     assert "`--linear_num_layers` is 1 4, but must be numbers from 1 to the 2 blocks" in answer(
         "linear", "--linear_num_layers", 1, 4
     )
-    assert "`--label_column` 'fine' is not a column" in answer("knn", "--label_column", "fine")
+    assert "--label_column fine is not a column" in answer("knn", "--label_column", "fine")
     assert "`--baseline` is untrained" in answer("knn", "--update_card", "--baseline", "untrained")
     assert "does not exist, and a model folder" in mistake(*evaluate_words(tmp_path / "no", data, "knn", output))
     DINOv2ImageProcessor(image_mean=[0.5] * 4, image_std=[0.5] * 4).save_pretrained(folder)

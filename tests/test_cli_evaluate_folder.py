@@ -74,7 +74,7 @@ def test_protocols_are_added_and_finished_ones_are_kept(tmp_path, words, capsys)
     assert list(both) == ["knn", "linear"]
     assert both["knn"] == first["knn"]
     assert not (output / "knn" / "knn.png").exists()  # it was not measured again
-    assert "knn: measured already on" in capsys.readouterr().out
+    assert "knn: measured already" in capsys.readouterr().out
 
     run(*words("knn", "--overwrite", "--knn_ks", 2))
     again = results(output)
@@ -88,7 +88,7 @@ def test_other_options_another_model_or_other_data_are_refused(tmp_path, words):
     before = (tmp_path / "out" / "metrics.json").read_text()
     answer = mistake(*words("knn", "--knn_ks", 2))
     assert "holds knn with other options (`--knn_ks` 1 3; now `--knn_ks` 2)" in answer
-    assert "`bf16` False; now `bf16` True" in mistake(*words("knn", "--bf16"))
+    assert "`--bf16` False; now `--bf16` True" in mistake(*words("knn", "--bf16"))
     assert "`--train_split` train, and these would be with train[:9]" in mistake(
         *words("linear", "--train_split", "train[:9]")
     )
@@ -168,8 +168,16 @@ def test_missing_extras_are_named_before_any_work(tmp_path, words, monkeypatch, 
         ("knn,logistic_regression", ("--logistic_regression_num_cs", 0), "`--logistic_regression_num_cs` is 0"),
         ("knn,retrieval", ("--retrieval_pca_dimensions", 99), "`--retrieval_pca_dimensions` is 99"),
         ("knn,copy_detection", ("--copy_detection_num_candidates", 0), "`--copy_detection_num_candidates` is 0"),
-        ("knn,segmentation", (), "mask_column` 'annotation' is not a column"),
+        ("knn,segmentation", (), "--segmentation_mask_column annotation is not a column"),
         ("knn,depth", ("--depth_max_grad_norm", -1), "`--depth_max_grad_norm` is -1"),
+        ("knn,linear", ("--linear_validation_fraction", "nan"), "`--linear_validation_fraction` is nan"),
+        ("knn,linear", ("--linear_seed", 2**70), "`--linear_seed` is 11"),
+        ("knn", ("--knn_temperature", "nan"), "`--knn_temperature` is nan, but must be a finite number above 0"),
+        (
+            "knn,logistic_regression",
+            ("--logistic_regression_log10_c_range", -500, 500),
+            "`--logistic_regression_log10_c_range` is -500.0 500.0",
+        ),
     ],
 )
 def test_mistakes_of_later_protocols_come_before_the_first(tmp_path, words, protocols, options, message):

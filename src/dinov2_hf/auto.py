@@ -1,4 +1,4 @@
-"""Registration with transformers' Auto classes, in one place. Nothing of transformers' own is replaced."""
+"""Registration with transformers' Auto classes and pipelines, in one place. Other models get what they got before."""
 
 from transformers import (
     AutoBackbone,
@@ -22,11 +22,12 @@ from .models import (
     DINOv2ImageProcessorPil,
     DINOv2Model,
 )
+from .models.pipelines import register_pipelines
 from .pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
 
 
 def register() -> None:
-    """Make the Auto classes of transformers know ours."""
+    """Make the Auto classes of transformers know ours, and its pipelines decode images for them as in training."""
     AutoConfig.register(DINOv2Config.model_type, DINOv2Config)
     AutoModel.register(DINOv2Config, DINOv2Model)
     AutoBackbone.register(DINOv2Config, DINOv2Backbone)
@@ -39,3 +40,4 @@ def register() -> None:
     AutoImageProcessor.register(DINOv2Config, image_processor_classes=image_processors)
     AutoConfig.register(DINOv2PreTrainingConfig.model_type, DINOv2PreTrainingConfig)
     AutoModelForPreTraining.register(DINOv2PreTrainingConfig, DINOv2ForPreTraining)
+    register_pipelines()

@@ -81,7 +81,12 @@ def test_mistakes(values, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- a\n- b\n", "must hold names and values"), ("a: [", "cannot be read"), (None, "cannot be read")],
+    [
+        ("- a\n- b\n", "must be a list of `name: value` lines"),
+        ("a: [", "is not valid YAML in line 1"),
+        (None, "is not a file"),
+        ("seed: 1\nuncurated: a\nseed: 2\n", "has `seed` twice, in the lines 1 and 3"),
+    ],
 )
 def test_a_recipe_that_is_none(tmp_path, text, message):
     if text is not None:

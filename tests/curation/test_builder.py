@@ -118,7 +118,7 @@ def test_an_upload(planted, tmp_path, hub, client):  # noqa: F811
     assert address.endswith("/datasets/ada/images")
     files = hub.files("ada/images")
     parts = [f"data/train-0000{number}-of-00003.parquet" for number in range(3)]
-    assert sorted(files) == ["README.md", *parts, "report.html", "report.json"]
+    assert sorted(files) == ["README.md", *parts, "report.json"]
     assert b'load_dataset("ada/images", split="train")' in files["README.md"]
     assert files[parts[0]] == (curation.output_dir / "dataset" / parts[0]).read_bytes()
 

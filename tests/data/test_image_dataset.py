@@ -6,6 +6,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from dinov2_hf.data.image_dataset import describe_row, find_image_column, first_images, load_image_dataset
+from dinov2_hf.data.image_decoding import decode_image
 
 from .conftest import encode, noise_image
 
@@ -368,3 +369,13 @@ def test_first_images_passes_over_broken_ones(tmp_path):
     dataset = load_image_dataset(str(tmp_path))
     assert [image.size for image in first_images(dataset, "image", 2)] == [(2, 1), (2, 3)]
     assert len(first_images(dataset, "image", 9)) == 3
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_relative_name_of_a_folder(tmp_path, monkeypatch, streaming):
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "cat" / "0.png").write_bytes(encode(noise_image(0, 8, 8)))
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "./photos", "photos/../photos"):
+        (row,) = load_image_dataset(name, streaming=streaming)
+        assert decode_image(row["image"]).size == (8, 8)

@@ -1,6 +1,7 @@
 """Videos: evenly spaced frames, pooled, then a linear classifier."""
 
 import io
+import sys
 
 import datasets
 import numpy as np
@@ -100,7 +101,7 @@ def test_the_mean_forgets_the_order_and_concatenation_does_not(tmp_path, model, 
     assert metrics["video_top1"] == 1.0
 
 
-def test_files_and_lists_of_frames_in_datasets(tmp_path, model, processor):
+def test_files_and_lists_of_frames_in_datasets(tmp_path, model, processor, monkeypatch):
     kinds = {"fire": ["red", "yellow"] * 4, "sea": ["blue"] * 8}
     labels = datasets.ClassLabel(names=["fire", "sea"])
     of_files = datasets.Dataset.from_list(
@@ -117,6 +118,12 @@ def test_files_and_lists_of_frames_in_datasets(tmp_path, model, processor):
     assert loaded.features["label"].names == ["fire", "sea"]
     metrics = evaluate_video(model, of_files, loaded, processor, **OPTIONS)
     assert metrics["video_top1"] == 1.0
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "av", None)  # as if it were not installed
+        few = {**OPTIONS, "train_batch_size": 4}
+        assert evaluate_video(model, loaded, loaded, processor, **few)["video_top1"] == 1.0
+        with pytest.raises(ImportError, match=r'video of files needs PyAV.*pip install "dinov2_hf\[evaluation\]"'):
+            evaluate_video(model, loaded, of_files, processor, **few)
     of_lists.remove_columns("video").to_parquet(tmp_path / "none.parquet")
     with pytest.raises(ValueError, match="no column holds videos"):
         load_video_dataset(str(tmp_path / "none.parquet"))

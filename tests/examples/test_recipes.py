@@ -9,8 +9,9 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining
 
-from dinov2_hf.training.arguments import PreTrainingArguments, parse_recipe, values_for
+from dinov2_hf.training.arguments import PreTrainingArguments, values_for
 from dinov2_hf.training.distillation_arguments import DistillationArguments
+from dinov2_hf.training.recipes import parse_recipe
 from dinov2_hf.training.schedules import build_schedules, scale_learning_rate
 
 from .test_pretrain import Interrupted, assert_same_run, run, weights
@@ -150,13 +151,31 @@ MISTAKES = {
         ["--init_from", "{earlier}", "--freeze_backbone_steps", "5"],
         r"`freeze_backbone_steps` is 5, after which `warmup_steps` \(2\) do not fit into `max_steps` \(6\)",
     ),
+    "LayerScale": (
+        ["--init_from", "{earlier}/model", "--layerscale_value", "0.5"],
+        "`layerscale_value` is 0.5, but the weights of .* have 0.1; leave it out",
+    ),
+    "few patches": (
+        ["--image_size", "8"],
+        r"`image_size` is 8, which is 2 x 2 patches of `patch_size` \(4\), .* at least 16, or smaller patches",
+    ),
+    "configuration of a file": (
+        ["--train_data", "{images}/a.parquet", "--dataset_config_name", "v2"],
+        "config_name is 'v2', but parquet files and tars have no configurations",
+    ),
+    "network": (["--hidden_size", "0"], "`hidden_size` is 0; it must be at least 1"),
+    "objective": (["--koleo_loss_weight", "nan"], "`koleo_loss_weight` is nan; it must be at least 0"),
+    "signed": (
+        ["--train_data", "https://me:pass@data.example/a.npz?X-Amz-Signature=c0ffee"],
+        r"'https://data.example/a.npz' does not exist",
+    ),
     "negative": (["--freeze_backbone_steps", "-1"], "`freeze_backbone_steps` is -1"),
 }
 
 
 @pytest.mark.parametrize(("flags", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_one_sentence(pretrain, recipe, images, earlier, tmp_path, flags, message):
-    flags = [flag.format(earlier=earlier) for flag in flags]
+    flags = [flag.format(earlier=earlier, images=images) for flag in flags]
     with pytest.raises(SystemExit, match=f"^error: .*{message}") as stop:
         run(pretrain, recipe, images, tmp_path / "out", *flags)
     assert "\n" not in str(stop.value)

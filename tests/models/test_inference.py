@@ -208,3 +208,61 @@ def test_a_grey_photograph_becomes_rgb(processor_class):
     )
     assert one.shape == (1, 3, 224, 224)
     assert torch.equal(one, other)
+
+
+class FirstOutput(torch.nn.Module):
+    """A model that gives one tensor, or several, as `torch.jit.trace` wants it."""
+
+    def __init__(self, model, name):
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, pixel_values):
+        if self.name == "intermediate":
+            return self.model.get_intermediate_layers(pixel_values, 2, reshape=True)
+        return self.model(pixel_values)[self.name]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.*is deprecated")
+@pytest.mark.parametrize("traced_size", [(32, 32), (24, 40)])
+@pytest.mark.parametrize(("offset", "antialias", "registers"), [(0.1, False, 0), (0.0, True, 2)])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (DINOv2Model, "last_hidden_state"),
+        (DINOv2Model, "intermediate"),
+        (DINOv2ForImageClassification, "logits"),
+        (DINOv2ForSemanticSegmentation, "logits"),
+        (DINOv2ForDepthEstimation, "predicted_depth"),
+    ],
+)
+@torch.no_grad()
+def test_one_trace_is_right_at_every_size(
+    tiny_config, spread, tmp_path, kind, name, offset, antialias, registers, traced_size
+):
+    tiny_config.interpolate_offset, tiny_config.interpolate_antialias = offset, antialias
+    tiny_config.num_register_tokens = registers
+    network = FirstOutput(spread(kind(tiny_config)), name).eval()
+    torch.jit.trace(network, torch.randn(2, 3, *traced_size)).save(tmp_path / "traced.pt")
+    traced = torch.jit.load(tmp_path / "traced.pt")
+    for batch_size, height, width in ((2, *traced_size), (1, 32, 32), (3, 16, 48), (2, 64, 64)):
+        pixels = torch.randn(batch_size, 3, height, width)
+        torch.testing.assert_close(traced(pixels), network(pixels), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("call", ["forward", "get_intermediate_layers", "forward_crops"])
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3, 32, 32), r"has the shape \(3, 32, 32\), but .*; for one image give `pixel_values\[None\]`"),
+        (
+            (32, 32),
+            r"has the shape \(32, 32\), but four dimensions are expected: images, 3 channels, height and width",
+        ),
+        ((1, 2, 3, 32, 32), r"has the shape \(1, 2, 3, 32, 32\), but four dimensions"),
+    ],
+)
+def test_images_of_other_dimensions_are_one_sentence(model, call, shape, message):
+    images = torch.zeros(shape)
+    with pytest.raises(ValueError, match=message):
+        getattr(model, call)([images] if call == "forward_crops" else images)

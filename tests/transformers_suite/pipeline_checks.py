@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import pipeline
-from transformers.image_utils import load_image
 
 
 class PipelineChecks:
@@ -24,8 +23,7 @@ class PipelineChecks:
         return pipeline(self.task, model=model, image_processor=image_processor, device=model.device), images
 
     def outputs_of_the_model(self, pipe, image):
-        # Every pipeline loads images this way, which drops an alpha channel where the processor would composite it.
-        inputs = pipe.image_processor(load_image(image), return_tensors="pt").to(pipe.model.device)
+        inputs = pipe.image_processor(image, return_tensors="pt").to(pipe.model.device)
         with torch.no_grad():
             return pipe.model(**inputs)
 

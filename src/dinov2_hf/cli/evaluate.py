@@ -4,8 +4,8 @@ import argparse
 import inspect
 import shlex
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -90,25 +90,32 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
             name: options_in_force(functions[name], {**taken_by(functions[name], shared), **own[name]})
             for name in protocols
         }
-        results = EvaluationResults(output_dir, measured)
-        left = []
-        for name in protocols:
+
+        def unfinished() -> list[str]:
+            results = EvaluationResults(output_dir, measured)
+            left = []
+            for name in protocols:
+                with in_words_of_the_command(name, functions[name]):
+                    if overwrite or not results.is_finished(name, recorded(in_force[name])):
+                        left.append(name)
+            return left
+
+        left = decided_by_main(processes, unfinished)
+        for name in left:
+            check = check_function(name)
             with in_words_of_the_command(name, functions[name]):
-                if not overwrite and results.is_finished(name, recorded(in_force[name])):
-                    continue
-                left.append(name)
-                check = check_function(name)
                 inputs = dict(
                     zip(("model", "train_dataset", "eval_dataset", "image_processor"), datasets, strict=True)
                 )
                 check(**taken_by(check, {**inputs, **in_force[name], **of_run, "output_dir": output_dir / name}))
 
         say = print if processes.is_main_process else lambda *words: None
-        for name in protocols:
-            if name not in left:
-                say(f"{name}: measured already on {results.values['protocols'][name]['date']} (again: --overwrite)")
-        with writer_of(output_dir, processes):
+        with ExitStack() as held:
+            decided_by_main(processes, lambda: hold(held, output_dir))
             results = EvaluationResults(output_dir, measured)  # as it is now that nobody else writes it
+            for name in protocols:
+                if name not in left:
+                    say(f"{name}: measured already; it stays (again: --overwrite)")
             for name in left:
                 say(f"{name}: {functions[name].__doc__.splitlines()[0]}")
                 start = time.perf_counter()
@@ -137,10 +144,11 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
                     )
                 for sentence in findings.get("notes", ()):
                     say(f"{name}: {sentence}.")
-        if processes.is_main_process and update_card:
-            update_model_card(model, results.values)
-        precision = {name: found["precision"] for name, found in results.values["protocols"].items()}
-        say(f"\n{format_metrics(results.metrics, precision)}\n\n{results.path}")
+        if processes.is_main_process:
+            if update_card:
+                update_model_card(model, results.values)
+            precision = {name: found["precision"] for name, found in results.values["protocols"].items()}
+            say(f"\n{format_metrics(results.metrics, precision)}\n\n{results.path}")
         let_gloo_finish(processes)
         processes.destroy_process_group()
 
@@ -291,22 +299,29 @@ def what_is_measured(
     }
 
 
-@contextmanager
-def writer_of(output_dir: Path, processes) -> Iterator[None]:
-    """The main process holds the lock of the output folder; where it cannot, no process goes on."""
+def decided_by_main(processes, decide: Callable[[], Any]) -> Any:
+    """What the main process decides, on every process; the folder may be on its disk alone.
+
+    Raises:
+        ValueError: on every process, what `decide` raised.
+    """
     from accelerate.utils import broadcast_object_list
 
+    decision, refusal = None, None
+    if processes.is_main_process:
+        try:
+            decision = decide()
+        except (ValueError, OSError) as error:
+            refusal = str(error)
+    decision, refusal = broadcast_object_list([decision, refusal])
+    if refusal is not None:
+        raise ValueError(refusal)
+    return decision
+
+
+def hold(held: ExitStack, output_dir: Path) -> None:
+    """Hold the lock of the output folder until `held` ends. What is half done when it is killed is then ours too."""
     from ..output_folders import sole_writer, write_marker
 
-    refusal = None
-    with ExitStack() as held:
-        if processes.is_main_process:
-            try:
-                held.enter_context(sole_writer(output_dir))
-                write_marker(output_dir, "evaluation")  # what is half done when it is killed is ours too
-            except (ValueError, OSError) as error:
-                refusal = str(error)
-        (refusal,) = broadcast_object_list([refusal])
-        if refusal is not None:
-            raise ValueError(refusal)
-        yield
+    held.enter_context(sole_writer(output_dir))
+    write_marker(output_dir, "evaluation")

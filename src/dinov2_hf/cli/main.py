@@ -12,6 +12,7 @@ import sys
 from typing import NoReturn
 
 from ..conversion.export_report import ExportCheckError
+from ..public_names import without_secrets
 from .convert import convert
 from .curate import curate
 from .evaluate import evaluate
@@ -61,9 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         sys.exit(1)
     except (ValueError, ImportError, ExportCheckError) as error:  # ImportError: an extra that is not installed
-        sys.exit(f"error: {in_users_words(str(error), flags)}")
+        sys.exit(f"error: {without_secrets(in_users_words(str(error), flags))}")
     except OSError as error:
         if error.errno not in MISTAKES and not isinstance(error, ConnectionError | TimeoutError):
             raise
         words = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
-        sys.exit(f"error: {in_users_words(words, flags)}")
+        sys.exit(f"error: {without_secrets(in_users_words(words, flags))}")

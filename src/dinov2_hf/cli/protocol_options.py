@@ -13,6 +13,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from .options import refuse
+from .user_words import in_users_words
 
 
 # What the command gives to every protocol that takes it.
@@ -62,7 +63,7 @@ def chosen_options(
     """The given options of each chosen protocol, by their names as keywords.
 
     Raises:
-        ValueError: an option belongs to a protocol that was not chosen.
+        ValueError: an option belongs to a protocol that was not chosen, or a seed is out of range.
     """
     chosen, ignored = {name: {} for name in protocols}, {}
     for protocol, function in functions.items():
@@ -70,6 +71,8 @@ def chosen_options(
             value = given.get(option_name(protocol, name))
             if value is None:
                 continue
+            if name == "seed" and not 0 <= value < 2**63:
+                raise ValueError(f"`--{option_name(protocol, name)}` is {value}, but must be from 0 to {2**63 - 1}.")
             if protocol in chosen:
                 chosen[protocol][name] = value
             else:
@@ -88,37 +91,24 @@ def options_in_force(function: Callable, given: Mapping[str, Any]) -> dict[str, 
 
 
 def in_words_of_the_command(protocol: str, function: Callable) -> AbstractContextManager[None]:
-    """Mistakes that a protocol finds name its options as they are typed: `--knn_ks` for `ks`."""
-    shared = [name for name in inspect.signature(function).parameters if name in SHARED]
-    return flags_for(*shared, **{name: option_name(protocol, name) for name in own_options(function)})
+    """Mistakes that a protocol finds name its own options as they are typed: `--knn_ks` for `ks`."""
+    return flags_for(**{name: option_name(protocol, name) for name in own_options(function)})
 
 
 @contextmanager
-def flags_for(*names: str, **flags: str) -> Iterator[None]:
-    """Mistakes that a function finds name its keywords as flags.
-
-    A message names a keyword as `` `ks` ``, or as `ks=`.
+def flags_for(**flags: str) -> Iterator[None]:
+    """Mistakes name keywords of a function by flags of other names; those of the same name, `main` knows.
 
     Args:
-        names: keywords whose flag is called as they are.
-        flags: of other keywords the name of the flag.
+        flags: the names of the flags, by the keywords.
     """
-    flags = {name: name for name in names} | flags
-    keyword = "|".join(map(re.escape, flags))
-
-    def in_words(error: Exception) -> str:
-        return re.sub(
-            rf"`({keyword})`|\b({keyword})=",
-            lambda found: f"`--{flags[found[1]]}`" if found[1] else f"`--{flags[found[2]]}` ",
-            str(error),
-        )
-
+    flags = {name: f"--{flag}" for name, flag in flags.items()}
     try:
         yield
     except ImportError as error:
-        raise ImportError(in_words(error)) from error
+        raise ImportError(in_users_words(str(error), flags)) from error
     except ValueError as error:
-        raise ValueError(in_words(error)) from error
+        raise ValueError(in_users_words(str(error), flags)) from error
 
 
 def argument_type(annotation: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ OPTIONS = {
     "neighbors": ("num_neighbors", "label_column", "batch_size", "num_workers"),
 }
 NUM_IMAGES = 8
+NUM_NEIGHBORS = 7
 
 
 def visualize(parser: argparse.ArgumentParser) -> Callable[..., None]:
@@ -47,7 +48,7 @@ def visualize(parser: argparse.ArgumentParser) -> Callable[..., None]:
     )  # fmt: skip
     parser.add_argument("--layer", type=int, help="attention: number of the block, from 0 (default: the last)")
     parser.add_argument("--max_matches", type=int, help="matching: lines to draw (default: 24)")
-    parser.add_argument("--num_neighbors", type=int, help="neighbors: of each image (default: 7)")
+    parser.add_argument("--num_neighbors", type=int, help=f"neighbors: of each image (default: {NUM_NEIGHBORS})")
     parser.add_argument("--label_column", help="neighbors: of --data, to be written below the images")
     parser.add_argument("--batch_size", type=int, help="neighbors: images in a forward pass (default: 64)")
     parser.add_argument("--num_workers", type=int, help="neighbors: processes that decode images (default: 0)")
@@ -60,6 +61,7 @@ def visualize(parser: argparse.ArgumentParser) -> Callable[..., None]:
 
         from ..atomic_files import new_file
         from ..devices import find_device
+        from ..evaluation.nearest_images import check_num_neighbors
         from ..model_source import find_model
         from .backbone import load_backbone
 
@@ -89,13 +91,17 @@ def visualize(parser: argparse.ArgumentParser) -> Callable[..., None]:
                 collection = load_collection(data, split or "train", image_column)
             if data is not None and images is None:
                 rows = checked_rows(rows, len(collection[0]), 2 if kind == "matching" else NUM_IMAGES)
+            if kind == "neighbors":
+                with flags_for(k="num_neighbors"):
+                    num_others = len(collection[0]) - (images is None)
+                    check_num_neighbors(options.get("num_neighbors", NUM_NEIGHBORS), num_others)
             transformers_logging.disable_progress_bar()
             network, image_processor = load_backbone(model)
             network.to(device)
             pictures = read_images(network, images, collection, rows)
             if kind == "neighbors":
                 options |= {"collection": collection, "rows": rows}
-            with flags_for(*OPTIONS[kind], "image_column", k="num_neighbors"):
+            with flags_for(k="num_neighbors"):
                 DRAW[kind](network, image_processor, pictures, partial, title=title, **options)
         print(output)
 
@@ -157,8 +163,8 @@ def draw_matching(network, image_processor, images, output: Path, *, title, imag
 
 
 def draw_neighbors(
-    network, image_processor, images, output: Path, *, title, collection, rows, num_neighbors=7, label_column=None,
-    **extraction: Any,
+    network, image_processor, images, output: Path, *, title, collection, rows, num_neighbors=NUM_NEIGHBORS,
+    label_column=None, **extraction: Any,
 ) -> None:  # fmt: skip
     from ..evaluation.nearest_images import draw_nearest_images, nearest_images, square_picture
     from ..features import extract_features, require_column

@@ -12,10 +12,10 @@ from .loaded_weights import load_whole
 from .saved_models import load_backbone
 
 
-# What weights were made for, and a recipe cannot change.
+# What weights were made for, and a recipe cannot change; LayerScale of which the initial value is past.
 BACKBONE_FIELDS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "hidden_act", "use_swiglu_ffn",
-    "layer_norm_eps", "patch_size", "qkv_bias", "num_register_tokens",
+    "layer_norm_eps", "patch_size", "qkv_bias", "num_register_tokens", "layerscale_value",
 )  # fmt: skip
 HEAD_FIELDS = (
     "num_prototypes", "head_hidden_size", "head_num_layers", "bottleneck_size", "separate_ibot_head",
@@ -24,8 +24,7 @@ HEAD_FIELDS = (
 # What it can: the first two by `adapt_num_channels` and `resize_position_embeddings`, the others since no weight
 # depends on them.
 FREE_BACKBONE_FIELDS = (
-    "num_channels", "image_size", "drop_path_rate", "layerscale_value", "initializer_range", "interpolate_offset",
-    "interpolate_antialias",
+    "num_channels", "image_size", "drop_path_rate", "initializer_range", "interpolate_offset", "interpolate_antialias",
 )  # fmt: skip
 # What cannot change within a run: what its checkpoints hold, and what only fresh weights are made with.
 FIXED_FIELDS = (

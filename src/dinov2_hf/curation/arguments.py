@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-import yaml
-
 from ..output_folders import refuse_urls
+from ..recipe_files import read_recipe
 from .sources import RETRIEVAL_MODES, ImageSource, named_apart, read_source
 
 
@@ -130,7 +129,10 @@ class CurationArguments:
     seed: int = _argument("Of clustering and sampling.", 0)
 
     # --- build
-    image_format: str | None = _argument('Encode anew as "jpeg" or "webp"; null: the files as they are.')
+    image_format: str | None = _argument('Encode anew as "jpeg" or "webp"; null: keep their encoding.')
+    strip_metadata: bool = _argument(
+        "Leave GPS, EXIF and other metadata out of the image files of the dataset; pixels stay the same.", True
+    )
     rows_per_file: int = _argument("Images in a parquet file of the dataset.", 5000)
     license: str | None = _argument("For the dataset card.")
 
@@ -286,37 +288,13 @@ def read_arguments(recipe: str | Path | None, **overrides: Any) -> CurationArgum
 
 
 def _read_recipe(recipe: str | Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(Path(recipe).read_text(), Loader=_EachKeyOnce) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"config is {str(recipe)!r}, which cannot be read: {error}") from None
-    except yaml.YAMLError as error:  # whose text quotes the line, which may hold a secret
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it is no YAML"
-        place = f" in line {mark.line + 1}" if mark else ""
-        raise ValueError(f"config is {str(recipe)!r}, which cannot be read: {problem}{place}.") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"config is {str(recipe)!r}, which must hold names and values, one a line.")
+    values = read_recipe(recipe)
     if values.get("trust_torchscript"):
         raise ValueError(
             f"config is {str(recipe)!r}, which has trust_torchscript, but a recipe cannot give that trust; leave it"
             " out, and give --trust_torchscript if you trust where the file comes from."
         )
     return values
-
-
-class _EachKeyOnce(yaml.SafeLoader):
-    """YAML in which a key that stands twice is a mistake; PyYAML takes the last."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is not None and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key!r} stands twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def _as_type(name: str, value: Any, annotation: Any) -> Any:

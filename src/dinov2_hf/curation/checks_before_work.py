@@ -16,8 +16,8 @@ from .arguments import CurationArguments
 from .embedders import PERCEPTUAL, PrecomputedVectors, kind_of_embedder, load_model_embedder
 from .image_filters import filter_reasons
 from .ingest import load_filters
-from .model_filters import FaceBlur
 from .neighbors import IndexSettings
+from .published_images import load_face_blur
 from .run_context import Curation
 
 
@@ -39,8 +39,9 @@ def check_models(curation: Curation, unfinished: set[str]) -> None:
         spec = getattr(arguments, field)
         if stage in unfinished and spec is not None:
             _check_embedder(field, spec, arguments, curation, picture)
-    if "build" in unfinished and arguments.face_model is not None:
-        FaceBlur(arguments.face_model, arguments.face_label, arguments.face_threshold, arguments.device)(picture)
+    blur = load_face_blur(arguments) if unfinished & {"build", "report"} else None
+    if blur is not None:
+        blur(picture)
 
 
 def check_sizes(curation: Curation) -> None:

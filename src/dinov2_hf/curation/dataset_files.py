@@ -1,29 +1,26 @@
 """The last stages: the images that were chosen, as parquet files that `load_dataset` reads."""
 
 import hashlib
-import io
 import json
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 from pyarrow import parquet
 from tqdm.auto import tqdm
 
-from ..data.image_decoding import UndecodableImage, decode_image
+from ..data.image_decoding import UndecodableImage
 from .dropped_images import DroppedImage, write_dropped
 from .image_hashes import content_hash
 from .image_reading import UnreadableFile, read_image_file, refuse_unread
 from .manifests import MANIFEST, UnfinishedShard, shard_range
-from .model_filters import FaceBlur
+from .published_images import load_face_blur, published_content
 from .run_context import Curation
 
 
 # Rows are written in groups of so many: readers hold a group in memory.
 ROW_GROUP_IMAGES = 100
-JPEG_QUALITY = 95
 
 
 def dataset_features(curation: Curation) -> datasets.Features:
@@ -83,9 +80,7 @@ def build_shard(curation: Curation, rank: int, world_size: int, shard: Unfinishe
         )
     rows = shard_range(len(chosen), rank, world_size)
     features = dataset_features(curation)
-    blur = None
-    if arguments.face_model is not None:
-        blur = FaceBlur(arguments.face_model, arguments.face_label, arguments.face_threshold, arguments.device)
+    blur = load_face_blur(arguments)
     part = chosen.slice(rows.start, len(rows)).to_pylist()
     facts = curation.facts([row["row_id"] for row in part], ["id", "path", "content_hash"])
     ids, paths, hashes = (facts[name].to_pylist() for name in ("id", "path", "content_hash"))
@@ -117,7 +112,9 @@ def build_shard(curation: Curation, rank: int, world_size: int, shard: Unfinishe
                 content = read_image_file(sources.image(row["row_id"]))
                 if content_hash(content) != hashes[place]:
                     raise UndecodableImage("the file is not the one that was read first")
-                content = _encoded_anew(content, arguments.image_format, blur)
+                content = published_content(
+                    content, image_format=arguments.image_format, blur=blur, strip_metadata=arguments.strip_metadata
+                )
             except (UndecodableImage, UnreadableFile) as error:  # it was there when it was ingested
                 refuse_unread(ids[place], str(error), skip_unreadable=arguments.skip_unreadable)
                 # Repeats of a multiset follow each other, and are dropped as one.
@@ -162,19 +159,6 @@ def content_fingerprint(curation: Curation) -> str:
     return digest.hexdigest()
 
 
-def _encoded_anew(content: bytes, image_format: str | None, blur: FaceBlur | None) -> bytes:
-    """An image file as the dataset is to hold it."""
-    if image_format is None and blur is None:
-        return content
-    image = decode_image(content)
-    blurred = image if blur is None else blur(image)
-    if image_format is None and blurred is image:
-        return content
-    buffer = io.BytesIO()
-    blurred.save(buffer, image_format or "jpeg", quality=JPEG_QUALITY)
-    return buffer.getvalue()
-
-
 def _encoded(rows: list[dict], features: datasets.Features) -> pa.Table:
     """Rows as a table, their types and their `datasets` features in its schema."""
     columns = features.encode_batch({name: [row[name] for row in rows] for name in features})
@@ -185,18 +169,3 @@ def read_report(curation: Curation, stage: str) -> dict:
     """`report.json` of a stage of one shard; empty where there is none."""
     path = curation.folders[stage].shard(0) / "report.json" if stage in curation.folders else None
     return json.loads(path.read_text()) if path and path.exists() else {}
-
-
-def thumbnail(curation: Curation, row_id: int, side: int) -> bytes | None:
-    """A small JPEG of an image; None where it cannot be read."""
-    try:
-        image = decode_image(curation.sources.image(int(row_id)))
-    except UndecodableImage:
-        return None
-    image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    if max(image.size) < side // 2:  # tiny images are shown enlarged, pixel by pixel
-        scale = side // max(image.size)
-        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()

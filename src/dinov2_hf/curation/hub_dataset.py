@@ -1,4 +1,7 @@
-"""A curated dataset to the Hub: its files as they are, its card, and its report."""
+"""A curated dataset to the Hub: its files as they are, its card, and the numbers of its report.
+
+`report.html` stays here: it shows images that are not in the dataset.
+"""
 
 import json
 from pathlib import Path
@@ -46,7 +49,7 @@ def push_dataset(
             api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
         operations = [CommitOperationAdd(f"data/{path.name}", path) for path in files]
         operations.append(CommitOperationAdd("README.md", dataset_card(arguments, report, repo_id).encode()))
-        operations += [CommitOperationAdd(name, output_dir / name) for name in ("report.json", "report.html")]
+        operations.append(CommitOperationAdd("report.json", output_dir / "report.json"))
         uploaded = {operation.path_in_repo for operation in operations}
         # An earlier upload in another number of files would be read together with this one.
         operations += [

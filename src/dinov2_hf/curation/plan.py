@@ -147,7 +147,7 @@ class _Planner:
         self._add_selection(last)
         self.add(
             "build", build_shard, ["select"],
-            "keep_columns accounting image_format rows_per_file face_model face_label face_threshold",
+            "keep_columns accounting image_format strip_metadata rows_per_file face_model face_label face_threshold",
             sharded=True,
             face_files=file_fingerprint(arguments.face_model),
             included=[

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
+from ..public_names import without_secrets
 from .arguments import ENGINE_FIELDS
 from .completeness import check_complete, written_row_ids
 from .dataset_card import dataset_card
@@ -17,7 +18,7 @@ from .dataset_files import content_fingerprint, read_report
 from .dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE, read_dropped
 from .manifests import UnfinishedShard
 from .report_page import render_page
-from .report_pictures import MOST_REASONS, draw_histogram, example_groups, kept_examples
+from .report_pictures import MOST_REASONS, Pictures, draw_histogram, example_groups, kept_examples
 from .run_context import Curation
 from .similarity_counts import load_counts
 from .stand_ins import amend_dropped, load_stand_ins
@@ -49,11 +50,12 @@ def report_shard(curation: Curation, rank: int, world_size: int, shard: Unfinish
         for title, histogram in report["histograms"].items()
         if sum(histogram["bins"])
     }
+    pictures = Pictures(curation)
     page = render_page(
         report,
         histograms=histograms,
-        kept=kept_examples(curation),
-        dropped=example_groups(curation, dropped.some, dropped.counts),
+        kept=kept_examples(curation, pictures),
+        dropped=example_groups(curation, pictures, dropped.some, dropped.counts),
     )
     (shard.folder / "report.html").write_text(page, encoding="utf-8")
     (shard.folder / "README.md").write_text(dataset_card(curation.arguments, report), encoding="utf-8")
@@ -249,4 +251,4 @@ def _configuration(curation: Curation) -> dict[str, Any]:
     for name in ("embedder", "retrieval_embedder", "nsfw_model", "face_model"):
         if shown[name] is not None and "/" in shown[name] and shown[name].count("/") != 1:
             shown[name] = shown[name].rstrip("/").rsplit("/", 1)[-1]
-    return json.loads(json.dumps(shown, default=str))
+    return without_secrets(json.loads(json.dumps(shown, default=str)))

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from pyarrow import parquet
 
-from .dataset_files import chosen_rows, thumbnail
+from .completeness import written_row_ids
+from .published_images import load_face_blur, thumbnail
 from .run_context import Curation
 from .similarity_counts import HISTOGRAM_EDGES
 
@@ -94,15 +95,25 @@ def not_shown(histogram: dict[str, Any]) -> str:
     return f"  (not shown: {histogram['unknown']:,} {histogram['unit']} {why})"
 
 
-def kept_examples(curation: Curation) -> dict[str, list[ExampleGroup]]:
+class Pictures:
+    """Makes thumbnails of images that may be shown: with faces blurred, if they are in the dataset."""
+
+    def __init__(self, curation: Curation):
+        self.sources, self.blur = curation.sources, load_face_blur(curation.arguments)
+
+    def __call__(self, row_id: int, caption: str, id: str) -> ExamplePicture | None:
+        data = thumbnail(self.sources.image(int(row_id)), SIDE, self.blur)
+        return data and ExamplePicture(base64.b64encode(data).decode(), caption, id)
+
+
+def kept_examples(curation: Curation, picture: Pictures) -> dict[str, list[ExampleGroup]]:
     """Images of the dataset: some at random, and what some curated images brought."""
     generator = np.random.default_rng(0)
-    chosen = chosen_rows(curation)
-    shown = np.sort(generator.choice(len(chosen), min(KEPT_EXAMPLES, len(chosen)), replace=False))
-    row_ids = chosen["row_id"].to_numpy()[shown]
+    written = np.unique(written_row_ids(curation))
+    row_ids = np.sort(generator.choice(written, min(KEPT_EXAMPLES, len(written)), replace=False))
     ids = _ids(curation, row_ids)
-    pictures = [_picture(curation, row, "", id) for row, id in zip(row_ids, ids, strict=True)]
-    examples = {"In the dataset": [ExampleGroup(others=[picture for picture in pictures if picture])]}
+    pictures = [picture(row, "", id) for row, id in zip(row_ids, ids, strict=True)]
+    examples = {"In the dataset": [ExampleGroup(others=[one for one in pictures if one])]}
     pairs = curation.folders["select"].shard(0) / "pairs.parquet"
     if pairs.exists():
         table = parquet.read_table(pairs)
@@ -111,17 +122,22 @@ def kept_examples(curation: Curation) -> dict[str, list[ExampleGroup]]:
         for query in generator.choice(queries, min(GROUPS_PER_REASON, len(queries)), replace=False):
             found = table.filter(pc.equal(table["query"], int(query))).sort_by([("similarity", "descending")])
             found = found.slice(0, RETRIEVED_PER_QUERY)
-            group = ExampleGroup([_picture(curation, query, "curated", _ids(curation, [query])[0])])
+            group = ExampleGroup([picture(query, "curated", _ids(curation, [query])[0])])
             for row, similarity in zip(found["row_id"].to_pylist(), found["similarity"].to_pylist(), strict=True):
-                group.others.append(_picture(curation, row, f"{similarity:.2f}", _ids(curation, [row])[0]))
+                group.others.append(picture(row, f"{similarity:.2f}", _ids(curation, [row])[0]))
             groups.append(_readable(group))
         if groups:
             examples["Retrieved for a curated image"] = groups
     return examples
 
 
-def example_groups(curation: Curation, dropped: pa.Table, counts: Counter) -> dict[str, list[ExampleGroup]]:
+def example_groups(
+    curation: Curation, picture: Pictures, dropped: pa.Table, counts: Counter
+) -> dict[str, list[ExampleGroup]]:
     """For each group of reasons some of the images that it dropped; copies beside the image that stays.
+
+    What `nsfw_model` or a filter of the user's dropped is not shown, nor what they have not seen since it was dropped
+    before them.
 
     Half of the copies are those least alike, which show whether the threshold is right, half are from the largest
     groups.
@@ -130,6 +146,10 @@ def example_groups(curation: Curation, dropped: pa.Table, counts: Counter) -> di
         dropped: rows to choose from.
         counts: of all, by (stage, source, group of reasons).
     """
+    arguments = curation.arguments
+    if arguments.filters or arguments.nsfw_model:
+        dropped = dropped.filter(pc.not_equal(dropped["stage"], "ingest"))
+        counts = Counter({key: count for key, count in counts.items() if key[0] != "ingest"})
     totals = Counter()
     for (_, _, reason), count in counts.items():
         totals[reason] += count
@@ -143,11 +163,11 @@ def example_groups(curation: Curation, dropped: pa.Table, counts: Counter) -> di
             generator = np.random.default_rng(0)
             shown = generator.choice(len(rows), min(2 * GROUPS_PER_REASON, len(rows)), replace=False)
             some = rows.take(np.sort(shown)).to_pylist()
-            groups = [ExampleGroup(others=[_picture(curation, row["row_id"], "", row["id"]) for row in some])]
+            groups = [ExampleGroup(others=[picture(row["row_id"], "", row["id"]) for row in some])]
         else:
             originals = _shown_originals(rows)
             kept = _rows_of(curation, originals, rows["row_id"])
-            groups = [_copies(curation, rows, original, kept.get(original)) for original in originals]
+            groups = [_copies(picture, rows, original, kept.get(original)) for original in originals]
         groups = [_readable(group) for group in groups]
         groups = [group for group in groups if group.others]
         if groups:
@@ -164,22 +184,17 @@ def _shown_originals(rows: pa.Table) -> list[str]:
     return list(dict.fromkeys(names))[:GROUPS_PER_REASON]
 
 
-def _copies(curation: Curation, rows: pa.Table, original: str, kept: int | None) -> ExampleGroup:
+def _copies(picture: Pictures, rows: pa.Table, original: str, kept: int | None) -> ExampleGroup:
     copies = rows.filter(pc.equal(rows["duplicate_of"], original)).sort_by([("similarity", "ascending")])
-    group = ExampleGroup([] if kept is None else [_picture(curation, kept, "stays", original)])
+    group = ExampleGroup([] if kept is None else [picture(kept, "stays", original)])
     for row in copies.slice(0, COPIES_PER_GROUP).to_pylist():
         caption = "" if row["similarity"] is None else f"{row['similarity']:.2f}"
-        group.others.append(_picture(curation, row["row_id"], caption, row["id"]))
+        group.others.append(picture(row["row_id"], caption, row["id"]))
     return group
 
 
 def _readable(group: ExampleGroup) -> ExampleGroup:
     return ExampleGroup([picture for picture in group.stays if picture], [p for p in group.others if p])
-
-
-def _picture(curation: Curation, row_id: int, caption: str, id: str) -> ExamplePicture | None:
-    data = thumbnail(curation, row_id, SIDE)
-    return data and ExamplePicture(base64.b64encode(data).decode(), caption, id)
 
 
 def _ids(curation: Curation, row_ids) -> list[str]:

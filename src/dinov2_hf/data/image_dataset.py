@@ -65,8 +65,13 @@ def load_image_dataset(
     """
     path = os.path.expanduser(path_or_name)
     if os.path.isdir(path):
+        path = os.path.abspath(path)  # the files' names would otherwise count from here, and those of rows from there
         dataset = _load_folder(path, split, config_name, streaming, cache_dir)
     elif Path(path).suffix in BUILDER_OF_SUFFIX:
+        if config_name is not None:
+            raise ValueError(
+                f"config_name is {config_name!r}, but parquet files and tars have no configurations; leave it out."
+            )
         dataset = _load_files(path, split, streaming, cache_dir, token)
     elif re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path_or_name) and not os.path.exists(path):
         try:

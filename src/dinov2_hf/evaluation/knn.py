@@ -7,6 +7,7 @@ whatever k is scored; the score of a class is the sum of the weights of its memb
 Shapes: `Q` query images, `n` bank images, `D` feature size, `C` classes.
 """
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -342,8 +343,8 @@ def _checked_ks(ks: Sequence[int], bank_size: int) -> list[int]:
 
 
 def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"`temperature` is {temperature}, but must be above 0.")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"`temperature` is {temperature}, but must be a finite number above 0.")
 
 
 def _check_shots(

@@ -53,8 +53,8 @@ def random_split(num_rows: int, fraction: float, seed: int) -> tuple[Tensor, Ten
     Raises:
         ValueError: `fraction` is not in (0, 1), or leaves one of the two empty.
     """
-    count = round(num_rows * fraction)
-    if not 0 < fraction < 1 or not 0 < count < num_rows:
+    count = round(num_rows * fraction) if 0 < fraction < 1 else 0
+    if not 0 < count < num_rows:
         raise ValueError(
             f"`validation_fraction` is {fraction}, which leaves one side of {num_rows} training images empty; give a"
             " share between 0 and 1."

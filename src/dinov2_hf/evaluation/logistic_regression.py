@@ -1,5 +1,6 @@
 """Logistic regression on frozen features, for small data sets (paper, section 7.1, the transfer sets)."""
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ from .figures import draw_curves, picture_beside_numbers
 from .findings import keep, listed, note_edge
 from .labelled_features import labelled_features, random_split
 from .labels import MatchedLabels, match_labels, warn_of_absent_classes
+
+
+MAX_LOG10_C = 300  # float64 ends at 308
 
 
 def evaluate_logistic_regression(
@@ -79,7 +83,7 @@ def evaluate_logistic_regression(
     check_extras("logistic_regression")
     labels = check_logistic_regression(
         train_dataset, eval_dataset, label_column=label_column, log10_c_range=log10_c_range, num_cs=num_cs,
-        validation_fraction=validation_fraction, max_iterations=max_iterations, seed=seed,
+        validation_fraction=validation_fraction, max_iterations=max_iterations, tolerance=tolerance, seed=seed,
     )  # fmt: skip
     warn_of_absent_classes(labels)
     keep(findings, num_classes=len(labels.classes), most_frequent_class_top1=labels.most_frequent_share())
@@ -142,16 +146,21 @@ def check_logistic_regression(
     num_cs: int,
     validation_fraction: float,
     max_iterations: int,
+    tolerance: float,
     seed: int,
 ) -> MatchedLabels:
     """What `evaluate_logistic_regression` refuses before any work, and the labels."""
     labels = match_labels(train_dataset, eval_dataset, label_column)
     if num_cs < 1:
         raise ValueError(f"`num_cs` is {num_cs}, but must be at least 1.")
-    if len(log10_c_range) != 2 or not log10_c_range[0] <= log10_c_range[1]:
+    limit = MAX_LOG10_C
+    if len(log10_c_range) != 2 or not -limit <= log10_c_range[0] <= log10_c_range[1] <= limit:
         raise ValueError(
-            f"`log10_c_range` is {listed(log10_c_range)}, but must be two numbers, the smaller one first."
+            f"`log10_c_range` is {listed(log10_c_range)}, but must be two numbers from -{limit} to {limit}, the"
+            " smaller one first."
         )
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"`tolerance` is {tolerance}, but must be a finite number of at least 0.")
     if max_iterations < 1:
         raise ValueError(f"`max_iterations` is {max_iterations}, but must be at least 1.")
     random_split(len(labels.train), validation_fraction, seed)

@@ -40,15 +40,18 @@ def nearest_images(
     Raises:
         ValueError: the collection is too small.
     """
-    if not 1 <= k <= len(features) - (own_rows is not None):
-        raise ValueError(
-            f"`k` is {k}, but must lie between 1 and the other {len(features) - (own_rows is not None)} images."
-        )
+    check_num_neighbors(k, len(features) - (own_rows is not None))
     similarities = F.normalize(query_features.float(), dim=1) @ F.normalize(features.float(), dim=1).T
     if own_rows is not None:
         similarities[range(len(own_rows)), list(own_rows)] = -float("inf")
     values, rows = similarities.topk(k, dim=1)
     return Neighbors(rows, values)
+
+
+def check_num_neighbors(k: int, num_images: int) -> None:
+    """`ValueError` where there are not so many other images."""
+    if not 1 <= k <= num_images:
+        raise ValueError(f"`k` is {k}, but must lie between 1 and the {num_images} other images of the collection.")
 
 
 def square_picture(image: Image.Image | np.ndarray, side: int = 256) -> Image.Image:

@@ -15,6 +15,7 @@ from huggingface_hub.repocard import RepoCard
 
 from ..atomic_files import new_file
 from ..output_folders import add_to_marker
+from ..public_names import is_hub_name, public_name
 from .results import format_metrics
 
 
@@ -121,13 +122,13 @@ def _recorded(text: str) -> list[dict[str, Any]]:
 def _merged(records: Iterable[Mapping[str, Any]], values: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The records with those of `metrics.json`, in an order that depends on their content alone."""
     data = {
-        "eval": _public_name(values["eval_data"]),
+        "eval": public_name(values["eval_data"]),
         "eval_split": values["eval_split"],
-        "train": _public_name(values["train_data"]),
+        "train": public_name(values["train_data"]),
         "train_split": values["train_split"],
         # Tells two files of one name apart, and says nothing of the folders above them.
         "data_id": _data_id(values),
-        "is_hub": _is_hub_id(values["eval_data"]),
+        "is_hub": is_hub_name(values["eval_data"]),
         "weights_sha256": values["weights_sha256"],
     }
     merged = {_key(record): dict(record) for record in records if record["weights_sha256"] == values["weights_sha256"]}
@@ -241,12 +242,3 @@ def _code(words: str) -> str:
 def _data_id(values: Mapping[str, Any]) -> str:
     names = [values[name] for name in ("train_data", "train_split", "eval_data", "eval_split")]
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]
-
-
-def _is_hub_id(data: str) -> bool:
-    return bool(re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", data)) and not (Path(data).exists() or Path(data).suffix)
-
-
-def _public_name(data: str) -> str:
-    """Of a path the last part, because the folders above it are private."""
-    return data if _is_hub_id(data) else Path(data).name

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from ..data.video_frames import decode_frames, without_decoding
-from ..features import cls_features, extract_features, process_images
+from ..features import cls_features, extract_features, process_images, require_column
 from .classifier_grid import (
     LEARNING_RATES,
     ClassifierGrid,
@@ -24,6 +24,7 @@ from .classifier_grid import (
     train_grid,
     training_order,
 )
+from .extras import check_extras
 from .figures import draw_curves, picture_beside_numbers
 from .findings import keep, note_edge
 from .fingerprints import training_settings
@@ -88,8 +89,9 @@ def evaluate_video(
         ValueError: what `match_labels` or `extract_features` raises, or an option is out of its range.
     """
     labels = check_video(
-        train_dataset, eval_dataset, label_column=label_column, num_frames=num_frames, grid=grid, num_steps=num_steps,
-        train_batch_size=train_batch_size, validation_fraction=validation_fraction, seed=seed, processes=processes,
+        train_dataset, eval_dataset, video_column=video_column, label_column=label_column, num_frames=num_frames,
+        grid=grid, num_steps=num_steps, train_batch_size=train_batch_size, validation_fraction=validation_fraction,
+        seed=seed, processes=processes,
     )  # fmt: skip
     warn_of_absent_classes(labels)
     keep(findings, num_classes=len(labels.classes), most_frequent_class_top1=labels.most_frequent_share())
@@ -174,6 +176,7 @@ def check_video(
     train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
     eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
     *,
+    video_column: str,
     label_column: str,
     num_frames: int,
     grid: str,
@@ -184,6 +187,11 @@ def check_video(
     processes: PartialState | None,
 ) -> MatchedLabels:
     """What `evaluate_video` refuses before any work, and the labels."""
+    for dataset in (train_dataset, eval_dataset):
+        require_column(dataset, video_column, "video_column")
+        if isinstance(dataset, datasets.Dataset):
+            of_frames = isinstance(dataset.features[video_column], datasets.List | datasets.LargeList)
+            check_extras("video", video_files=not of_frames)
     labels = match_labels(train_dataset, eval_dataset, label_column)
     for name, value in (("num_frames", num_frames), ("num_steps", num_steps)):
         if value < 1:

@@ -1,11 +1,14 @@
 """Configuration of the DINOv2 vision transformer."""
 
+from dataclasses import field
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
+
+from .value_ranges import ABOVE_ZERO, AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, Range, check_ranges, ranged
 
 
 @strict
@@ -76,35 +79,41 @@ class DINOv2Config(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "dinov2_hf"
+    # Fields of what is made of a finished backbone: feature maps, and heads for tasks.
+    downstream_fields = (
+        "apply_layernorm", "reshape_hidden_states", "keep_register_tokens", "classifier_num_layers",
+        "classifier_use_patch_mean", "segmentation_num_layers", "semantic_loss_ignore_index", "depth_layers",
+        "depth_num_bins", "min_depth", "max_depth", "_out_features", "_out_indices",
+    )  # fmt: skip
 
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    mlp_ratio: float | int = 4
-    hidden_act: str = "gelu"
+    hidden_size: int = ranged(768, AT_LEAST_ONE)
+    num_hidden_layers: int = ranged(12, AT_LEAST_ONE)
+    num_attention_heads: int = ranged(12, AT_LEAST_ONE)
+    mlp_ratio: float | int = ranged(4, ABOVE_ZERO)
+    hidden_act: str = field(default="gelu", metadata={"needs": {"use_swiglu_ffn": False}})
     use_swiglu_ffn: bool = False
-    layerscale_value: float | int = 1.0
-    drop_path_rate: float | int = 0.0
-    layer_norm_eps: float | int = 1e-6
-    initializer_range: float | int = 0.02
-    image_size: int = 224
-    patch_size: int = 14
-    num_channels: int = 3
+    layerscale_value: float | int = ranged(1.0, Range())
+    drop_path_rate: float | int = ranged(0.0, BELOW_ONE)
+    layer_norm_eps: float | int = ranged(1e-6, ABOVE_ZERO)
+    initializer_range: float | int = ranged(0.02, NOT_NEGATIVE)
+    image_size: int = ranged(224, AT_LEAST_ONE)
+    patch_size: int = ranged(14, AT_LEAST_ONE)
+    num_channels: int = ranged(3, AT_LEAST_ONE)
     qkv_bias: bool = True
-    num_register_tokens: int = 0
-    interpolate_offset: float | int = 0.1
+    num_register_tokens: int = ranged(0, NOT_NEGATIVE)
+    interpolate_offset: float | int = ranged(0.1, BELOW_ONE)
     interpolate_antialias: bool = False
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
     keep_register_tokens: bool = True
-    classifier_num_layers: int = 1
+    classifier_num_layers: int = ranged(1, AT_LEAST_ONE)
     classifier_use_patch_mean: bool = True
-    segmentation_num_layers: int = 1
+    segmentation_num_layers: int = ranged(1, AT_LEAST_ONE)
     semantic_loss_ignore_index: int = 255
     depth_layers: list[int] | None = None
-    depth_num_bins: int = 256
-    min_depth: float | int = 0.001
-    max_depth: float | int = 10.0
+    depth_num_bins: int = ranged(256, AT_LEAST_ONE)
+    min_depth: float | int = ranged(0.001, ABOVE_ZERO)
+    max_depth: float | int = ranged(10.0, ABOVE_ZERO)
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -127,23 +136,22 @@ class DINOv2Config(BackboneConfigMixin, PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`: runs after the fields are set."""
-        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+        check_ranges(self)
+        if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` is {self.hidden_size}, which does not divide into `num_attention_heads`"
                 f" ({self.num_attention_heads}); choose a multiple of it."
             )
-        if self.patch_size < 1 or self.image_size < self.patch_size or self.image_size % self.patch_size:
-            nearest = max(1, round(self.image_size / max(self.patch_size, 1))) * self.patch_size
+        if self.image_size % self.patch_size:
+            nearest = max(1, round(self.image_size / self.patch_size)) * self.patch_size
             raise ValueError(
                 f"`image_size` is {self.image_size}, which is not a multiple of `patch_size` ({self.patch_size});"
                 f" the nearest that fits is {nearest}."
             )
         if self.hidden_act not in ACT2FN:
             raise ValueError(f'`hidden_act` is "{self.hidden_act}", which is no activation that transformers knows.')
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"`drop_path_rate` is {self.drop_path_rate}; it must be at least 0 and below 1.")
         for name in ("classifier_num_layers", "segmentation_num_layers"):
-            if not 1 <= getattr(self, name) <= self.num_hidden_layers:
+            if getattr(self, name) > self.num_hidden_layers:
                 raise ValueError(
                     f"`{name}` is {getattr(self, name)}; it must be between 1 and `num_hidden_layers`"
                     f" ({self.num_hidden_layers})."
@@ -152,10 +160,10 @@ class DINOv2Config(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"`depth_layers` is {self.depth_layers}; it must hold blocks from 0 to {self.num_hidden_layers - 1}."
             )
-        if not 0 < self.min_depth < self.max_depth:
+        if self.min_depth >= self.max_depth:
             raise ValueError(
-                f"`min_depth` is {self.min_depth} and `max_depth` is {self.max_depth}; the first must be above 0 and"
-                " below the second."
+                f"`min_depth` is {self.min_depth} and `max_depth` is {self.max_depth}; the first must be below the"
+                " second."
             )
 
 

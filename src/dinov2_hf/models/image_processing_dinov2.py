@@ -3,13 +3,15 @@
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
+from .decoded_inputs import DecodedInputs
 from .dense_post_processing import DensePostProcessing
 
 
-class DINOv2ImageProcessor(DensePostProcessing, TorchvisionBackend):
+class DINOv2ImageProcessor(DensePostProcessing, DecodedInputs, TorchvisionBackend):
     """
     The original's evaluation transform: short side to 256 pixels (bicubic), centre crop of 224, ImageNet mean and
     deviation. Every step and size can be overridden at construction or in the call, as with any image processor.
+    Files and images are decoded as in training (`DecodedInputs`).
     """
 
     resample = PILImageResampling.BICUBIC

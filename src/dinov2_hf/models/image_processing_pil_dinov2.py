@@ -3,10 +3,11 @@
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
+from .decoded_inputs import DecodedInputs
 from .dense_post_processing import DensePostProcessing
 
 
-class DINOv2ImageProcessorPil(DensePostProcessing, PilBackend):
+class DINOv2ImageProcessorPil(DensePostProcessing, DecodedInputs, PilBackend):
     """
     As `DINOv2ImageProcessor`, and from the same files, but PIL resizes, as in the original. The results of the two
     resizings are a grey level apart in photographs, and up to 9 of 255 in pure noise.

@@ -44,9 +44,14 @@ def interpolate_position_embeddings(
     """
     height, width = grid
     num_patches, side = position_embeddings.shape[1] - 1, int((position_embeddings.shape[1] - 1) ** 0.5)
-    if height * width == num_patches and height == width:
+    is_traced = torch.jit.is_tracing() and torch.is_tensor(height)
+    if not is_traced and height * width == num_patches and height == width:
         return position_embeddings
     stored = position_embeddings[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    if is_traced:
+        resized = _resize_in_trace(stored, height, width, float(offset), antialias)
+        resized = resized.permute(0, 2, 3, 1).flatten(1, 2).to(position_embeddings.dtype)
+        return torch.cat([position_embeddings[:, :1], resized], dim=1)
     target = (
         {"scale_factor": ((height + offset) / side, (width + offset) / side)} if offset else {"size": (height, width)}
     )
@@ -58,6 +63,26 @@ def interpolate_position_embeddings(
         )
     resized = resized.permute(0, 2, 3, 1).flatten(1, 2).to(position_embeddings.dtype)
     return torch.cat([position_embeddings[:, :1], resized], dim=1)
+
+
+@torch.jit.script_if_tracing
+def _resize_in_trace(
+    stored: torch.Tensor, height: torch.Tensor, width: torch.Tensor, offset: float, antialias: bool
+) -> torch.Tensor:
+    """
+    The resampling of `interpolate_position_embeddings` under `torch.jit.trace`, `(1, D, M, M)` to `(1, D, h, w)`.
+
+    A trace takes sizes in Python for constants. Compiled, they stay variable, so one trace is right at every size.
+    """
+    h, w, side = int(height), int(width), stored.shape[-1]
+    if h == side and w == side:
+        return stored
+    if offset != 0.0:
+        scales = [(h + offset) / side, (w + offset) / side]
+        return nn.functional.interpolate(
+            stored, scale_factor=scales, mode="bicubic", align_corners=False, antialias=antialias
+        )
+    return nn.functional.interpolate(stored, size=[h, w], mode="bicubic", align_corners=False, antialias=antialias)
 
 
 class DINOv2PatchEmbeddings(nn.Module):
@@ -72,6 +97,12 @@ class DINOv2PatchEmbeddings(nn.Module):
         )
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if pixel_values.ndim != 4:
+            advice = "; for one image give `pixel_values[None]`" if pixel_values.ndim == 3 else ""
+            raise ValueError(
+                f"`pixel_values` has the shape {tuple(pixel_values.shape)}, but four dimensions are expected: images,"
+                f" {self.num_channels} channels, height and width{advice}."
+            )
         channels, height, width = pixel_values.shape[-3:]
         if channels != self.num_channels:
             raise ValueError(

@@ -1,7 +1,15 @@
 """Configuration of distillation: what the students of a frozen teacher are compared with it by."""
 
+from dataclasses import field
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+from ..models.value_ranges import AT_LEAST_ONE, NOT_NEGATIVE, check_ranges
+
+
+# Without which a field has no effect.
+OF_THE_PAPER, OF_FEATURES = {"distillation_objective": "paper"}, {"distillation_objective": "features"}
 
 
 @strict
@@ -33,15 +41,16 @@ class DINOv2DistillationConfig(PreTrainedConfig):
     model_type = "dinov2_hf_distillation"
 
     distillation_objective: str = "paper"
-    ibot_tokens: str = "all"
-    patch_chunk_size: int = 4096
-    feature_loss: str = "cosine"
-    cls_feature_loss_weight: float | int = 1.0
-    patch_feature_loss_weight: float | int = 1.0
-    projector_hidden_size: int = 0
+    ibot_tokens: str = field(default="all", metadata={"needs": OF_THE_PAPER})
+    patch_chunk_size: int = field(default=4096, metadata={"range": AT_LEAST_ONE, "needs": OF_THE_PAPER})
+    feature_loss: str = field(default="cosine", metadata={"needs": OF_FEATURES})
+    cls_feature_loss_weight: float | int = field(default=1.0, metadata={"range": NOT_NEGATIVE, "needs": OF_FEATURES})
+    patch_feature_loss_weight: float | int = field(default=1.0, metadata={"range": NOT_NEGATIVE, "needs": OF_FEATURES})
+    projector_hidden_size: int = field(default=0, metadata={"range": NOT_NEGATIVE, "needs": OF_FEATURES})
 
     def validate_architecture(self):
         """Part of `@strict`: runs after the fields are set."""
+        check_ranges(self)
         for name, allowed in (
             ("distillation_objective", ("paper", "features")),
             ("ibot_tokens", ("all", "masked")),
@@ -50,11 +59,6 @@ class DINOv2DistillationConfig(PreTrainedConfig):
             if getattr(self, name) not in allowed:
                 wanted = " or ".join(f'"{value}"' for value in allowed)
                 raise ValueError(f'`{name}` is "{getattr(self, name)}"; it must be {wanted}.')
-        if self.patch_chunk_size < 1:
-            raise ValueError(f"`patch_chunk_size` is {self.patch_chunk_size}; it must be at least 1.")
-        for name in ("cls_feature_loss_weight", "patch_feature_loss_weight", "projector_hidden_size"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must not be negative.")
         if self.cls_feature_loss_weight == 0 and self.patch_feature_loss_weight == 0:
             raise ValueError(
                 "`cls_feature_loss_weight` and `patch_feature_loss_weight` are both 0, which leaves nothing to learn;"

@@ -1,9 +1,12 @@
 """Configuration of DINOv2 pretraining: the backbone, the heads and the losses."""
 
+from dataclasses import field
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from ..models import DINOv2Config
+from ..models.value_ranges import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, SHARE, check_ranges, ranged
 
 
 @strict
@@ -39,19 +42,19 @@ class DINOv2PreTrainingConfig(PreTrainedConfig):
     sub_configs = {"backbone_config": DINOv2Config}
 
     backbone_config: DINOv2Config | dict | None = None
-    num_prototypes: int = 65536
-    head_hidden_size: int = 2048
-    head_num_layers: int = 3
-    bottleneck_size: int = 256
+    num_prototypes: int = ranged(65536, AT_LEAST_ONE)
+    head_hidden_size: int = ranged(2048, AT_LEAST_ONE)
+    head_num_layers: int = ranged(3, AT_LEAST_ONE)
+    bottleneck_size: int = ranged(256, AT_LEAST_ONE)
     separate_ibot_head: bool = False
-    ibot_num_prototypes: int | None = None
-    ibot_bottleneck_size: int | None = None
+    ibot_num_prototypes: int | None = ranged(None, AT_LEAST_ONE)
+    ibot_bottleneck_size: int | None = ranged(None, AT_LEAST_ONE)
     centering: str = "softmax"
-    center_momentum: float | int = 0.9
-    student_temperature: float | int = 0.1
-    dino_loss_weight: float | int = 1.0
-    ibot_loss_weight: float | int = 1.0
-    koleo_loss_weight: float | int = 0.1
+    center_momentum: float | int = field(default=0.9, metadata={"range": SHARE, "needs": {"centering": "softmax"}})
+    student_temperature: float | int = ranged(0.1, ABOVE_ZERO)
+    dino_loss_weight: float | int = ranged(1.0, NOT_NEGATIVE)
+    ibot_loss_weight: float | int = ranged(1.0, NOT_NEGATIVE)
+    koleo_loss_weight: float | int = ranged(0.1, NOT_NEGATIVE)
 
     def __post_init__(self, **kwargs):
         if self.backbone_config is None:
@@ -62,14 +65,9 @@ class DINOv2PreTrainingConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`: runs after the fields are set."""
+        check_ranges(self)
         if self.centering not in ("softmax", "sinkhorn_knopp", "none"):
             raise ValueError(f'`centering` is "{self.centering}"; it must be "softmax", "sinkhorn_knopp" or "none".')
-        for name in ("num_prototypes", "bottleneck_size", "head_hidden_size", "head_num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
-        for name in ("dino_loss_weight", "ibot_loss_weight", "koleo_loss_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must not be negative.")
         if self.dino_loss_weight == 0 and self.ibot_loss_weight == 0:
             raise ValueError(
                 "`dino_loss_weight` and `ibot_loss_weight` are both 0, which leaves nothing to learn; raise one."
@@ -80,8 +78,6 @@ class DINOv2PreTrainingConfig(PreTrainedConfig):
                     f"`{name}` is 0 while `separate_ibot_head` is True, which leaves one of the two heads without a"
                     " use; share the head, or raise the weight."
                 )
-        if self.student_temperature <= 0:
-            raise ValueError(f"`student_temperature` is {self.student_temperature}; it must be above 0.")
         if not self.separate_ibot_head and (self.ibot_num_prototypes or self.ibot_bottleneck_size):
             raise ValueError(
                 "`ibot_num_prototypes` or `ibot_bottleneck_size` is set while `separate_ibot_head` is False; set"

@@ -1,23 +1,46 @@
 """
-What a run is told: a flat YAML recipe, overridden by flags of the same names.
+What a run is told beside its network and objective: the fields of a recipe, each with its help, its range, and what it
+needs to have an effect.
 
 A recipe may hold every field of `PreTrainingArguments` and of the two configurations (the backbone's and the
 pretraining's): names are unique over the three, so one flat list of them can be read and compared line by line.
 """
 
 import dataclasses
-import difflib
 import inspect
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
-import yaml
-from transformers import HfArgumentParser, PreTrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ..models.value_ranges import ABOVE_ZERO, AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, SHARE, Range, check_ranges
+from ..public_names import without_secrets
+
+
+def argument(default: Any, help: str, allowed: Range | tuple[str, ...] | None = None, **more: Any) -> Any:
+    """
+    A field of a recipe.
+
+    Args:
+        default: a list is copied for every instance.
+        allowed: the range of a number, or of each in a list; or the words that a text may be.
+        more: `needs`, values of other fields, by name, without which this one has no effect (`True` is any that is
+            set), or `repr`.
+    """
+    metadata = {"help": help} | {name: more.pop(name) for name in ("needs",) if name in more}
+    if isinstance(allowed, Range):
+        metadata["range"] = allowed
+    elif allowed:
+        metadata["choices"] = allowed
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata, **more)
+    return field(default=default, metadata=metadata, **more)
+
+
+MEASURED, UPLOADED = {"eval_data": True}, {"push_to_hub": True}
+SEEDS = Range(0, 2**32 - 1)
+CROP_AREA = Range(0, 1, low_included=False)
 
 
 @dataclass
@@ -25,6 +48,9 @@ class PreTrainingArguments:
     """
     What belongs to a run rather than to the network or the objective. The first five groups change results; the others
     do not. The size of the global crops is the backbone's `image_size`.
+
+    Raises:
+        `ValueError`: a value is out of its range, or does not fit the others.
     """
 
     # --- data
@@ -34,194 +60,200 @@ class PreTrainingArguments:
             " written by save_to_disk, WebDataset tar(s), or a dataset name on the Hub."
         }
     )
-    train_split: str = field(default="train", metadata={"help": "Split of train_data, where it has splits."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    image_column: str | None = field(
-        default=None, metadata={"help": "Column of images; by default the only one, or the one named like an image."}
+    train_split: str = argument("train", "Split of train_data, where it has splits.")
+    dataset_config_name: str | None = argument(
+        None, "Configuration of a dataset on the Hub, or of a local copy of one; nothing else has any."
     )
-    streaming: bool = field(default=False, metadata={"help": "Read train_data as a stream, without a local copy."})
-    shuffle_buffer_size: int = field(
-        default=1000, metadata={"help": "Encoded images that each worker of a stream holds to shuffle them."}
+    image_column: str | None = argument(
+        None, "Column of images; by default the only one, or the one named like an image."
     )
-    sample_order: str = field(
-        default="global",
-        metadata={"help": '"global": the same order for any number of processes; "sharded": the original\'s.'},
+    streaming: bool = argument(False, "Read train_data as a stream, without a local copy.")
+    shuffle_buffer_size: int = argument(
+        1000,
+        "Encoded images that each worker of a stream holds to shuffle them.",
+        AT_LEAST_ONE,
+        needs={"streaming": True},
+    )
+    sample_order: str = argument(
+        "global",
+        'Of data that is not streamed. "global": the same order for any number of processes; "sharded": the'
+        " original's.",
+        ("global", "sharded"),
+        needs={"streaming": False},
     )
 
     # --- where the weights start
-    init_from: str | None = field(
-        default=None,
-        metadata={
-            "help": "Weights to start from: a model on the Hub, a model folder or an original .pth (fresh heads), or a"
-            " run or pretraining_model folder (teacher and heads are kept)."
-        },
+    init_from: str | None = argument(
+        None,
+        "Weights to start from: a model on the Hub, a model folder or an original .pth (fresh heads), or a run or"
+        " pretraining_model folder (teacher and heads are kept).",
     )
-    freeze_backbone_steps: int = field(
-        default=0, metadata={"help": "First steps with the backbone of init_from at rate 0; the heads learn alone."}
+    freeze_backbone_steps: int = argument(
+        0, "First steps with the backbone of init_from at rate 0; the heads learn alone.", NOT_NEGATIVE
     )
 
     # --- crops and masks (paper, appendix B)
-    local_crop_size: int = field(default=98, metadata={"help": "Side of a local crop in pixels."})
-    num_local_crops: int = field(default=8, metadata={"help": "Local crops of each image."})
-    global_crop_scale: list[float] = field(
-        default_factory=lambda: [0.32, 1.0], metadata={"help": "Area of a global crop, as fractions of the image's."}
+    local_crop_size: int = argument(98, "Side of a local crop in pixels, where there are any.", AT_LEAST_ONE)
+    num_local_crops: int = argument(8, "Local crops of each image.", NOT_NEGATIVE)
+    global_crop_scale: list[float] = argument(
+        [0.32, 1.0], "Smallest and largest area of a global crop, as fractions of the image's.", CROP_AREA
     )
-    local_crop_scale: list[float] = field(
-        default_factory=lambda: [0.05, 0.32], metadata={"help": "Area of a local crop, as fractions of the image's."}
+    local_crop_scale: list[float] = argument(
+        [0.05, 0.32], "Smallest and largest area of a local crop, as fractions of the image's.", CROP_AREA
     )
-    horizontal_flip_probability: float = 0.5
-    color_jitter_probability: float = 0.8
-    grayscale_probability: float = 0.2
-    global_blur_probabilities: list[float] = field(
-        default_factory=lambda: [0.0, 0.9],
-        metadata={
-            "help": "Blur of the first and of the second global crop, as the original runs (it intended 1, 0.1)."
-        },
+    horizontal_flip_probability: float = argument(0.5, "Probability that a crop is mirrored.", SHARE)
+    color_jitter_probability: float = argument(
+        0.8, "Probability that brightness, contrast, saturation and hue of a crop are changed; of RGB only.", SHARE
     )
-    local_blur_probability: float = 0.5
-    solarize_probability: float = field(default=0.2, metadata={"help": "Of the second global crop."})
-    image_mean: list[float] = field(default_factory=lambda: list(IMAGENET_DEFAULT_MEAN))
-    image_std: list[float] = field(default_factory=lambda: list(IMAGENET_DEFAULT_STD))
-    mask_probability: float = field(default=0.5, metadata={"help": "Share of the global crops that are masked."})
-    mask_ratio: list[float] = field(
-        default_factory=lambda: [0.1, 0.5], metadata={"help": "Smallest and largest masked share of a masked crop."}
+    grayscale_probability: float = argument(0.2, "Probability that a crop loses its colours; of RGB only.", SHARE)
+    global_blur_probabilities: list[float] = argument(
+        [0.0, 0.9],
+        "Probability of blur of the first and of the second global crop, as the original runs (it intended 1, 0.1).",
+        SHARE,
     )
+    local_blur_probability: float = argument(0.5, "Probability that a local crop is blurred.", SHARE)
+    solarize_probability: float = argument(
+        0.2, "Probability that the second global crop is solarized; of RGB only.", SHARE
+    )
+    image_mean: list[float] = argument(
+        list(IMAGENET_DEFAULT_MEAN), "Mean of each channel, of values from 0 to 1, that is taken away.", Range()
+    )
+    image_std: list[float] = argument(
+        list(IMAGENET_DEFAULT_STD), "Standard deviation of each channel, that is divided by.", ABOVE_ZERO
+    )
+    mask_probability: float = argument(0.5, "Share of the global crops that are masked.", SHARE)
+    mask_ratio: list[float] = argument([0.1, 0.5], "Smallest and largest masked share of a masked crop.", SHARE)
 
     # --- optimization (paper, appendix B)
-    max_steps: int = field(default=125_000, metadata={"help": "Optimizer steps; every schedule is made for these."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per device and forward pass."})
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = field(default=4e-3, metadata={"help": "Peak learning rate before scaling by batch size."})
-    learning_rate_scaling: str = field(
-        default="sqrt_wrt_1024", metadata={"help": '"sqrt_wrt_1024": times sqrt(global batch / 1024); or "none".'}
+    max_steps: int = argument(125_000, "Optimizer steps; every schedule is made for these.", AT_LEAST_ONE)
+    per_device_train_batch_size: int = argument(64, "Images per device and forward pass.", AT_LEAST_ONE)
+    gradient_accumulation_steps: int = argument(1, "Forward passes of each optimizer step.", AT_LEAST_ONE)
+    learning_rate: float = argument(4e-3, "Peak learning rate before scaling by batch size.", ABOVE_ZERO)
+    learning_rate_scaling: str = argument(
+        "sqrt_wrt_1024",
+        '"sqrt_wrt_1024": times sqrt(global batch / 1024); or "none".',
+        ("sqrt_wrt_1024", "none"),
     )
-    min_learning_rate: float = field(default=1e-6, metadata={"help": "Final learning rate; not scaled."})
-    warmup_steps: int = 12_500
-    weight_decay: float = 0.04
-    final_weight_decay: float = 0.4
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    layerwise_decay: float = field(default=0.9, metadata={"help": "Learning-rate factor from block to block."})
-    patch_embed_lr_multiplier: float = 0.2
-    freeze_last_layer_steps: int = field(default=1250, metadata={"help": "First steps with prototypes at rate 0."})
-    max_grad_norm: float = 3.0
-    clip_per_part: bool = field(
-        default=True, metadata={"help": "Clip backbone and heads by norms of their own, as the original; or by one."}
+    min_learning_rate: float = argument(1e-6, "Final learning rate; not scaled.", NOT_NEGATIVE)
+    warmup_steps: int = argument(12_500, "First steps, in which the learning rate rises from 0.", NOT_NEGATIVE)
+    weight_decay: float = argument(0.04, "AdamW's weight decay in the first step.", NOT_NEGATIVE)
+    final_weight_decay: float = argument(0.4, "AdamW's weight decay in the last step, by a cosine.", NOT_NEGATIVE)
+    adam_beta1: float = argument(0.9, "AdamW's decay of the mean of gradients.", BELOW_ONE)
+    adam_beta2: float = argument(0.999, "AdamW's decay of the mean of squared gradients.", BELOW_ONE)
+    layerwise_decay: float = argument(0.9, "Learning-rate factor from block to block, towards the input.", SHARE)
+    patch_embed_lr_multiplier: float = argument(
+        0.2, "Learning-rate factor of the patch projection, beside layerwise_decay.", NOT_NEGATIVE
     )
-    teacher_momentum: float = 0.992
-    final_teacher_momentum: float = 1.0
-    warmup_teacher_temperature: float = 0.04
-    teacher_temperature: float = 0.07
-    teacher_temperature_warmup_steps: int = 37_500
-    mixed_precision: str = field(
-        default="auto", metadata={"help": '"auto" (bf16 where the hardware has it), "no", "bf16" or "fp16".'}
+    freeze_last_layer_steps: int = argument(1250, "First steps with prototypes at rate 0.", NOT_NEGATIVE)
+    max_grad_norm: float = argument(3.0, "L2 norm that larger gradients are scaled down to.", ABOVE_ZERO)
+    clip_per_part: bool = argument(True, "Clip backbone and heads by norms of their own, as the original; or by one.")
+    teacher_momentum: float = argument(0.992, "Momentum of the teacher's average in the first step.", SHARE)
+    final_teacher_momentum: float = argument(1.0, "Momentum in the last step, by a cosine.", SHARE)
+    warmup_teacher_temperature: float = argument(
+        0.04, "Temperature of the teacher's targets in the first step.", ABOVE_ZERO
     )
-    max_nonfinite_steps: int = field(
-        default=5, metadata={"help": "Steps in a row left out for a loss or gradient that is not finite; then stop."}
+    teacher_temperature: float = argument(0.07, "Temperature of the teacher's targets after the warm-up.", ABOVE_ZERO)
+    teacher_temperature_warmup_steps: int = argument(
+        37_500, "First steps, in which that temperature rises.", NOT_NEGATIVE
     )
-    seed: int = 0
+    mixed_precision: str = argument(
+        "auto",
+        '"auto" (bf16 where the hardware has it), "no", "bf16" or "fp16".',
+        ("auto", "no", "bf16", "fp16"),
+    )
+    max_nonfinite_steps: int = argument(
+        5,
+        "Steps in a row left out for a loss or gradient that is not finite; after one more the run stops.",
+        NOT_NEGATIVE,
+    )
+    seed: int = argument(0, "Of weights, order of the images, crops, masks and stochastic depth.", SEEDS)
 
     # --- evaluation while training
-    eval_data: str | None = field(default=None, metadata={"help": "Labelled images: turns k-NN evaluation on."})
-    eval_split: str = field(default="test", metadata={"help": "Split of eval_data to classify."})
-    eval_bank_data: str | None = field(
-        default=None, metadata={"help": "Labelled images to classify with; by default train_data, if it has labels."}
+    eval_data: str | None = argument(None, "Labelled images: turns k-NN evaluation on.")
+    eval_split: str = argument("test", "Split of eval_data to classify.", needs=MEASURED)
+    eval_bank_data: str | None = argument(
+        None, "Labelled images to classify with; by default train_data, if it has labels.", needs=MEASURED
     )
-    eval_bank_split: str = field(default="train", metadata={"help": "Split of eval_bank_data."})
-    label_column: str = "label"
-    max_eval_bank_images: int | None = field(
-        default=None, metadata={"help": "Use only the first so many of the bank."}
+    eval_bank_split: str = argument("train", "Split of eval_bank_data.", needs={"eval_bank_data": True})
+    label_column: str = argument("label", "Column of the labels, in eval_data and the bank.", needs=MEASURED)
+    max_eval_bank_images: int | None = argument(
+        None, "Use only the first so many of the bank; by default all.", AT_LEAST_ONE, needs=MEASURED
     )
-    max_eval_images: int | None = field(default=None, metadata={"help": "Classify only the first so many."})
-    eval_resize_size: int | None = field(
-        default=None,
-        metadata={"help": "Short side before the centre crop of image_size; by default 256/224 of image_size."},
+    max_eval_images: int | None = argument(
+        None, "Classify only the first so many; by default all.", AT_LEAST_ONE, needs=MEASURED
     )
-    per_device_eval_batch_size: int = 64
+    eval_resize_size: int | None = argument(
+        None,
+        "Short side in pixels before the centre crop of image_size, also of the exported image processor; by default"
+        " 256/224 of image_size.",
+        AT_LEAST_ONE,
+    )
+    per_device_eval_batch_size: int = argument(
+        64, "Images of a forward pass of the k-NN evaluation, where there is one.", AT_LEAST_ONE
+    )
 
     # --- how the run is carried out: does not change results
-    output_dir: str = field(default="outputs/pretraining", metadata={"help": "Folder of everything the run writes."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete what an earlier run left there."})
-    resume_from_checkpoint: str | None = field(default=None, metadata={"help": 'A checkpoint folder, or "latest".'})
-    allow_recipe_change: bool = field(
-        default=False,
-        metadata={"help": "Resume with other values, such as learning_rate or max_steps."},
+    output_dir: str = argument("outputs/pretraining", "Folder of everything the run writes.")
+    overwrite_output_dir: bool = argument(False, "Delete what an earlier run left there.")
+    resume_from_checkpoint: str | None = argument(None, 'A checkpoint folder, or "latest".')
+    allow_recipe_change: bool = argument(
+        False, "Resume with other values, such as learning_rate or max_steps.", needs={"resume_from_checkpoint": True}
     )
-    logging_steps: int = 50
-    eval_steps: int = 5000
-    save_steps: int = 2500
-    save_total_limit: int = field(default=3, metadata={"help": "Checkpoints kept."})
-    dataloader_num_workers: int = 8
-    max_skipped_fraction: float = field(
-        default=0.01, metadata={"help": "Stop when more than this share of the images cannot be decoded."}
+    logging_steps: int = argument(50, "Steps between two lines of metrics.jsonl.", AT_LEAST_ONE)
+    eval_steps: int = argument(
+        5000, "Steps between two k-NN evaluations, where eval_data turns them on.", AT_LEAST_ONE
     )
-    attn_implementation: str = field(
-        default="auto", metadata={"help": 'As in from_pretrained; "auto" is sdpa, but eager for bf16 on CPU.'}
+    save_steps: int = argument(2500, "Steps between two checkpoints.", AT_LEAST_ONE)
+    save_total_limit: int = argument(3, "Checkpoints kept.", AT_LEAST_ONE)
+    dataloader_num_workers: int = argument(
+        8, "Processes that decode and augment for each training process; 0: it does so itself.", NOT_NEGATIVE
     )
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute blocks: less memory, slower."})
-    report_to: str = field(
-        default="none", metadata={"help": "Accelerate tracker for the curves, such as tensorboard, wandb or mlflow."}
+    max_skipped_fraction: float = argument(
+        0.01, "Stop when more than this share of the images cannot be decoded.", SHARE
     )
-    stop_on_collapse: bool = field(
-        default=False, metadata={"help": "Stop, with exit code 3, where a collapse would only be warned of."}
-    )
-    license: str | None = field(
-        default=None, metadata={"help": "Licence of the weights for the model card, such as apache-2.0."}
-    )
+    attn_implementation: str = argument("auto", 'As in from_pretrained; "auto" is sdpa, but eager for bf16 on CPU.')
+    gradient_checkpointing: bool = argument(False, "Recompute blocks: less memory, slower.")
+    report_to: str = argument("none", "Accelerate tracker for the curves, such as tensorboard, wandb or mlflow.")
+    stop_on_collapse: bool = argument(False, "Stop, with exit code 3, where a collapse would only be warned of.")
+    license: str | None = argument(None, "Licence of the weights for the model card, such as apache-2.0.")
 
     # --- upload of the finished run
-    push_to_hub: bool = field(default=False, metadata={"help": "Upload the exported model when the run is complete."})
-    hub_model_id: str | None = field(
-        default=None, metadata={"help": "Repository, owner/name; by default the name of output_dir in your account."}
+    push_to_hub: bool = argument(False, "Upload the exported model when the run is complete.")
+    hub_model_id: str | None = argument(
+        None, "Repository, owner/name; by default the name of output_dir in your account.", needs=UPLOADED
     )
-    hub_private_repo: bool | None = field(
-        default=None, metadata={"help": "Make a new repository private; by default as the organization has it."}
+    hub_private_repo: bool | None = argument(
+        None, "Make a new repository private; by default as the organization has it.", needs=UPLOADED
     )
-    hub_revision: str | None = field(default=None, metadata={"help": "Branch to upload to; made if missing."})
-    hub_pretraining_model: bool = field(
-        default=False, metadata={"help": "Also upload student, teacher and heads, several times the model's size."}
+    hub_revision: str | None = argument(None, "Branch to upload to; made if missing.", needs=UPLOADED)
+    hub_pretraining_model: bool = argument(
+        False, "Also upload student, teacher and heads, several times the model's size.", needs=UPLOADED
     )
-    hub_token: str | None = field(
-        default=None,
+    hub_token: str | None = argument(
+        None,
+        "Token that may write. Better HF_TOKEN or hf auth login: others see flags in the process list.",
+        needs=UPLOADED,
         repr=False,
-        metadata={
-            "help": "Token that may write. Better HF_TOKEN or hf auth login: others see flags in the process list."
-        },
     )
 
     def __post_init__(self):
-        for name in ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
-        for name in ("eval_steps", "save_steps", "save_total_limit", "per_device_eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
-        if self.max_nonfinite_steps < 0:
-            raise ValueError(
-                f"`max_nonfinite_steps` is {self.max_nonfinite_steps}; it must be 0 (stop at the first) or more."
-            )
+        check_ranges(self)
+        for name, choices in ((entry.name, entry.metadata.get("choices")) for entry in dataclasses.fields(self)):
+            if choices and getattr(self, name) not in choices:
+                wanted = " or ".join(f'"{choice}"' for choice in choices)
+                raise ValueError(f'`{name}` is "{without_secrets(str(getattr(self, name)))}"; it must be {wanted}.')
         for name in ("global_crop_scale", "local_crop_scale", "global_blur_probabilities", "mask_ratio"):
             if len(getattr(self, name)) != 2:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be two numbers.")
-        for name in ("warmup_teacher_temperature", "teacher_temperature", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be above 0.")
-        for name in ("teacher_momentum", "final_teacher_momentum", "max_skipped_fraction", "layerwise_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must lie between 0 and 1.")
-        if self.freeze_backbone_steps < 0:
-            raise ValueError(f"`freeze_backbone_steps` is {self.freeze_backbone_steps}; it must be at least 0.")
+        for name in ("global_crop_scale", "local_crop_scale", "mask_ratio"):
+            smallest, largest = getattr(self, name)
+            if smallest > largest:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; the smaller number comes first.")
         if self.freeze_backbone_steps and self.init_from is None:
             raise ValueError(
                 f"`freeze_backbone_steps` is {self.freeze_backbone_steps}, but the backbone would be kept at random"
                 " weights; set `init_from`, or leave it out."
             )
-        for name in ("hub_model_id", "hub_private_repo", "hub_revision", "hub_pretraining_model"):
-            if getattr(self, name) and not self.push_to_hub:
-                raise ValueError(
-                    f"`{name}` is {getattr(self, name)}, but nothing would be uploaded; add --push_to_hub, or leave it"
-                    " out."
-                )
 
 
 # Of one start, not of the recipe: repeating a run from its recipe must not write over what an earlier one left or
@@ -233,108 +265,11 @@ OF_ONE_START = (
 
 
 def recipe_values(args: PreTrainingArguments) -> dict[str, Any]:
-    """What of `args` belongs in a recipe that gives the same run again."""
-    return {name: value for name, value in dataclasses.asdict(args).items() if name not in OF_ONE_START}
+    """What of `args` belongs in a recipe that gives the same run again, without tokens and signatures of URLs."""
+    values = {name: value for name, value in dataclasses.asdict(args).items() if name not in OF_ONE_START}
+    return without_secrets(values)
 
 
 def values_for(function: Callable, args: PreTrainingArguments) -> dict[str, Any]:
     """Those values of `args` that `function` takes under the same names."""
     return {name: getattr(args, name) for name in inspect.signature(function).parameters if hasattr(args, name)}
-
-
-class RecipeParser(HfArgumentParser):
-    """An `HfArgumentParser` whose complaints are a `ValueError` of one sentence rather than a page of usage."""
-
-    def error(self, message: str):
-        raise ValueError(f"{message}; --help lists what can be set.")
-
-
-def parse_recipe(
-    arguments: list[str],
-    arguments_type: type,
-    config_types: list[type[PreTrainedConfig]],
-    defaults: Mapping[str, Any] | None = None,
-) -> tuple:
-    """
-    Read `--config recipe.yaml` (optional) and flags into an `arguments_type` and one `dict` of values for each
-    configuration.
-
-    Args:
-        defaults: values for what neither recipe nor flags say, in place of those of the types.
-
-    Raises:
-        `ValueError`: for a recipe that is not there, an unknown key or flag, or a value of the wrong type.
-    """
-    parser = RecipeParser([arguments_type, *map(_own_fields, config_types)], allow_abbrev=False)
-    parser.add_argument("--config", help="Recipe: a YAML file of the names below.")
-    path, flags = _take_config_flag(arguments)
-    recipe = _read_recipe(path) if path else {}
-    for key in recipe:
-        if key not in _names(parser):
-            raise ValueError(f"{path} has the unknown key `{key}`; {_suggestion(str(key), parser)}")
-    all_flags = [*as_flags(defaults or {}), *as_flags(recipe), *flags]  # of the same flag the last one counts
-    *parsed, namespace, unknown = parser.parse_args_into_dataclasses(
-        all_flags, look_for_args_file=False, return_remaining_strings=True
-    )
-    if unknown:
-        flag = unknown[0].partition("=")[0]  # without its value, which may be a token
-        raise ValueError(f"there is no flag {flag}; {_suggestion(flag.lstrip('-'), parser)}")
-    return parsed[0], *(dataclasses.asdict(values) for values in parsed[1:])
-
-
-def _own_fields(config_type: type[PreTrainedConfig]) -> type:
-    """The fields that a configuration class declares itself, as a dataclass for the parser; sub-configurations out."""
-    own = [field_ for field_ in dataclasses.fields(config_type) if field_.name in config_type.__annotations__]
-    return dataclasses.make_dataclass(
-        f"{config_type.__name__}Values",
-        [
-            (field_.name, _parser_type(field_.type), field(default=field_.default))
-            for field_ in own
-            if field_.name not in config_type.sub_configs
-        ],
-    )
-
-
-def _parser_type(annotation: Any) -> Any:
-    """`float | int` is `float` to a parser, that knows one type at a time."""
-    if get_origin(annotation) in (Union, UnionType) and float in get_args(annotation):
-        return float
-    return annotation
-
-
-def _take_config_flag(arguments: list[str]) -> tuple[str | None, list[str]]:
-    flags = list(arguments)
-    for index, flag in enumerate(flags):
-        if flag.startswith("--config="):
-            return flag.removeprefix("--config="), flags[:index] + flags[index + 1 :]
-        if flag == "--config" and index + 1 < len(flags):
-            return flags[index + 1], flags[:index] + flags[index + 2 :]
-    return None, flags
-
-
-def _read_recipe(path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise ValueError(f"`--config` is {path}, which is not a file; give the path of a YAML recipe.")
-    recipe = yaml.safe_load(Path(path).read_text()) or {}
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path} is not a recipe: it must be a list of `name: value` lines.")
-    return recipe
-
-
-def _names(parser: HfArgumentParser) -> set[str]:
-    return {action.dest for action in parser._actions}
-
-
-def _suggestion(name: str, parser: HfArgumentParser) -> str:
-    close = difflib.get_close_matches(name, _names(parser), n=1)
-    return f"did you mean `{close[0]}`?" if close else "--help lists the names that there are."
-
-
-def as_flags(recipe: Mapping[str, Any]) -> list[str]:
-    """A recipe as the flags that say the same, so that one parser checks and converts both."""
-    flags = []
-    for key, value in recipe.items():
-        if value is not None:
-            values = value if isinstance(value, list) else [value]
-            flags += [f"--{key}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
-    return flags

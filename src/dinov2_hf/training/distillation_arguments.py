@@ -1,12 +1,12 @@
 """What a distillation is told beside what a pretraining is: its teacher and its students."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from .arguments import PreTrainingArguments
+from ..models.value_ranges import AT_LEAST_ONE
+from ..recipe_files import parse_mapping
+from .arguments import PreTrainingArguments, argument
 
 
 # What an entry of `students` may say of its own beside its network and heads; all else is of the run, its crops and
@@ -20,38 +20,28 @@ class DistillationArguments(PreTrainingArguments):
     """Those of a pretraining, a teacher, and several students where wanted."""
 
     # Has a default only because the fields before it do.
-    teacher: str | None = field(
-        default=None,
-        metadata={
-            "help": "The frozen network to learn from: a run or pretraining_model folder (the paper's objective needs"
-            " its heads), or for distillation_objective features any model folder or name on the Hub."
-        },
+    teacher: str | None = argument(
+        None,
+        "The frozen network to learn from: a run or pretraining_model folder (the paper's objective needs its heads),"
+        " or for distillation_objective features any model folder or name on the Hub.",
     )
-    students: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Several students in one run, each a mapping with a name and what is its own of the network, its"
-            " heads and its learning rates; num_processes gives a student processes of its own."
-        },
+    students: list[str] | None = argument(
+        None,
+        "Several students in one run, each a mapping with a name and what is its own of the network, its heads and its"
+        " learning rates; num_processes gives a student processes of its own.",
     )
-    teacher_mixed_precision: str = field(
-        default="auto", metadata={"help": '"auto" (as the run), "no" or "bf16", with half the memory.'}
+    teacher_mixed_precision: str = argument(
+        "auto", '"auto" (as the run), "no" or "bf16", with half the memory.', ("auto", "no", "bf16")
     )
-    teacher_compile: bool = field(default=False, metadata={"help": "Make the teacher faster by torch.compile."})
-    teacher_image_size: int | None = field(
-        default=None, metadata={"help": "Side in pixels that crops are resized to for the teacher; else as they are."}
+    teacher_compile: bool = argument(False, "Make the teacher faster by torch.compile.")
+    teacher_image_size: int | None = argument(
+        None, "Side in pixels that crops are resized to for the teacher; by default as they are.", AT_LEAST_ONE
     )
 
     def __post_init__(self):
         super().__post_init__()
         if not self.teacher:
             raise ValueError("`teacher` is missing; give the folder or the Hub name of the network to learn from.")
-        if self.teacher_mixed_precision not in ("auto", "no", "bf16"):
-            raise ValueError(
-                f'`teacher_mixed_precision` is "{self.teacher_mixed_precision}"; it must be "auto", "no" or "bf16".'
-            )
-        if self.teacher_image_size is not None and self.teacher_image_size < 1:
-            raise ValueError(f"`teacher_image_size` is {self.teacher_image_size}; it must be at least 1.")
         self.students = [_entry(text) for text in self.students] if self.students else None
         self._check_names()
         self._check_processes()
@@ -81,12 +71,12 @@ def _entry(text: str | dict) -> dict:
     if isinstance(text, dict):
         return text
     try:
-        entry = yaml.safe_load(text)
-    except yaml.YAMLError:
-        entry = None
-    if not isinstance(entry, dict):
-        raise ValueError(f"`students` has {text}; each must be a mapping, such as {{name: small, hidden_size: 384}}.")
-    return entry
+        return parse_mapping(text, "an entry of `students`")
+    except ValueError:  # not its sentence, which tells of a file
+        raise ValueError(
+            "`students` has an entry that is no mapping with different names; each must be a mapping, such as"
+            " {name: small, hidden_size: 384}."
+        ) from None
 
 
 def values_of_student(entry: Mapping[str, Any], of_networks: Iterable[str]) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
+
+from ..public_names import is_hub_name, public_name, without_secrets
 
 
 CARD = """---
@@ -93,7 +94,7 @@ def model_card(
         knn: `before` and `after` training the accuracies in [0, 1] by name, such as `knn_top1_k20`, or `None`.
     """
     public = {
-        key: _public_name(value) if value and (key.endswith("_data") or key in ("init_from", "teacher")) else value
+        key: public_name(value) if value and (key.endswith("_data") or key in ("init_from", "teacher")) else value
         for key, value in recipe.items()
     }
     data = card_metadata(recipe)
@@ -112,7 +113,7 @@ def model_card(
         teacher=public.get("teacher"),
         objective=", by its features" if recipe.get("distillation_objective") == "features" else "",
         measured=measured,
-        recipe=yaml.safe_dump(public, sort_keys=False).strip(),
+        recipe=yaml.safe_dump(without_secrets(public), sort_keys=False).strip(),
         num_tokens=1 + num_registers + (config.image_size // config.patch_size) ** 2,
         hidden_size=config.hidden_size,
         num_channels=config.num_channels,
@@ -128,8 +129,8 @@ def card_metadata(recipe: dict[str, Any]) -> ModelCardData:
         pipeline_tag="image-feature-extraction",
         tags=["dinov2", "dinov2_hf", "self-supervised"],
         license=recipe["license"],
-        datasets=[train_data] if _is_hub_name(train_data) else None,
-        base_model=init_from if init_from and _is_hub_name(init_from) else None,
+        datasets=[train_data] if is_hub_name(train_data) else None,
+        base_model=init_from if init_from and is_hub_name(init_from) else None,
     )
 
 
@@ -162,7 +163,7 @@ def _eval_results(recipe: dict, public: dict, accuracies: dict[str, float]) -> l
         EvalResult(
             task_type="image-classification",
             task_name="k-NN classification of frozen features, by the training run",
-            dataset_type=recipe["eval_data"] if _is_hub_name(recipe["eval_data"]) else "private",
+            dataset_type=recipe["eval_data"] if is_hub_name(recipe["eval_data"]) else "private",
             dataset_name=public["eval_data"],
             dataset_split=recipe["eval_split"],
             metric_type="accuracy",
@@ -188,17 +189,3 @@ def _knn_table(public: dict, knn: dict[str, dict[str, float]]) -> str:
             before = f"{knn['before'][name]:.3f}" if knn["before"] else "not measured"
             lines.append(f"| {name.removeprefix('knn_top1_k')} | {trained:.3f} | {before} |")
     return "\n".join(lines)
-
-
-def _is_hub_name(data: str) -> bool:
-    return bool(re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", data)) and not (
-        Path(data).exists() or Path(data).suffix in (".parquet", ".tar")
-    )
-
-
-def _public_name(data: str) -> str:
-    """
-    A Hub data set by its whole name; of a path or URL the last part, because the folders above it are private, and so
-    is the query of a URL, which may hold a signature.
-    """
-    return data if _is_hub_name(data) else Path(re.split(r"[?#]", data)[0] if "://" in data else data).name

@@ -6,6 +6,7 @@ import os
 import torch
 from accelerate import Accelerator
 
+from ..public_names import without_secrets
 from .arguments import PreTrainingArguments
 from .backends import backend_name, compute_precision
 from .collapse import SMALL_BATCH, small_batch_advice
@@ -72,4 +73,4 @@ def describe_run(
         )  # fmt: skip
     logger.info("***** %s *****", module.task.capitalize())
     for name, text in (lines | (more or {})).items():
-        logger.info("  %-19s %s", name, text)
+        logger.info("  %-19s %s", name, without_secrets(text))

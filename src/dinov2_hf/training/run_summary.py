@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from ..atomic_files import write_text
+from ..public_names import without_secrets
 from .monitor import read_metrics
 from .students import own_of_student
 
@@ -48,8 +49,9 @@ def format_knn_gain(state: dict, eval_data: str | None, student: str = "") -> st
         return ""
     key = "knn_top1_k20" if "knn_top1_k20" in knn["after"] else next(iter(knn["after"]))
     before = f"{knn['before'][key]:.3f}" if knn["before"] else "not measured"
+    measured_on = without_secrets(str(eval_data)) + (f", student {student}" if student else "")
     return (
-        f"k-NN accuracy (k={key.rpartition('k')[2]}) on {eval_data}{f', student {student}' if student else ''}\n"
+        f"k-NN accuracy (k={key.rpartition('k')[2]}) on {measured_on}\n"
         f"  before training   {before}\n"
         f"  after training    {knn['after'][key]:.3f}\n"
     )

@@ -1,0 +1,89 @@
+"""What an image processor is handed, decoded as in training: one image gives one result, whichever way it comes in."""
+
+import base64
+import os
+from typing import Any
+
+import numpy as np
+from huggingface_hub import get_session
+from PIL import Image
+
+
+def decode_input(value: str | os.PathLike | Image.Image, timeout: float | None = None) -> Image.Image:
+    """An upright RGB picture of what users of transformers hand over.
+
+    Args:
+        value: a path, a URL, a base64 string (with or without "data:image/..."), or an image that Pillow has opened.
+        timeout: of a URL, in seconds.
+
+    Raises:
+        UndecodableImage: it cannot be decoded, or is beyond the limits of `data.image_bounds`.
+    """
+    # Where it is needed: the room of the data takes a second to import, and models come without images too.
+    from ..data.image_decoding import decode_image
+
+    return decode_image(encoded_input(value, timeout))
+
+
+def encoded_input(value: Any, timeout: float | None = None) -> Any:
+    """The bytes that a URL or a base64 string stands for; any other value as it is."""
+    if not isinstance(value, str) or os.path.exists(value):
+        return value
+    if value.startswith(("http://", "https://")):
+        return get_session().get(value, timeout=timeout, follow_redirects=True).raise_for_status().content
+    text = value.partition(",")[2] if value.startswith("data:image/") else value
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        return value  # a path that is not there, which is what it is then said to be
+
+
+class DecodedInputs:
+    """
+    The part of both image processors that turns inputs into arrays. It comes before the backend of transformers.
+
+    Paths, URLs, base64 strings and PIL images are decoded by `data.decode_image` (by `data.decode_channels`, where
+    `image_mean` is not of 3 channels and `do_convert_rgb` is off), and arrays of 8 or 16 bits with what they hold:
+    grey, or colours and transparency. Other arrays and tensors are as in transformers.
+    """
+
+    def fetch_images(self, images: Any) -> Any:
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image) for image in images]
+        return self._decoded(images, self.do_convert_rgb) if isinstance(images, (str, os.PathLike)) else images
+
+    def process_image(
+        self, image: Any, do_convert_rgb: bool | None = None, input_data_format: str | None = None, **kwargs: Any
+    ) -> Any:
+        if isinstance(image, Image.Image):
+            image = self._decoded(image, do_convert_rgb)
+            input_data_format = "channels_last" if isinstance(image, np.ndarray) else input_data_format
+        elif isinstance(image, np.ndarray) and do_convert_rgb:
+            image = _picture(image, input_data_format)
+        return super().process_image(
+            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
+        )
+
+    def _decoded(self, value: Any, do_convert_rgb: bool | None) -> Image.Image | np.ndarray:
+        if do_convert_rgb or len(self.image_mean) == 3:
+            return decode_input(value)
+        from ..data.channel_decoding import decode_channels
+
+        return decode_channels(encoded_input(value), len(self.image_mean))
+
+
+def _picture(array: np.ndarray, input_data_format: str | None) -> Image.Image | np.ndarray:
+    """An array that holds what an image file holds, as that picture; any other array as it is."""
+    if array.dtype == np.uint16 and array.ndim == 3 and 1 not in (array.shape[0], array.shape[-1]):
+        array = np.rint(array / 257).astype(np.uint8)  # Pillow has no colours of 16 bits
+    pixels = array
+    if array.ndim == 3 and (input_data_format or "channels_last") != "channels_last":
+        pixels = np.moveaxis(array, 0, -1)
+    elif array.ndim == 3 and input_data_format is None and array.shape[-1] > 4 >= array.shape[0]:
+        pixels = np.moveaxis(array, 0, -1)
+    if pixels.ndim == 3 and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    is_picture = pixels.dtype == np.uint8 and (pixels.ndim == 2 or pixels.shape[-1] in (2, 4))
+    if is_picture or (pixels.dtype == np.uint16 and pixels.ndim == 2):
+        return decode_input(Image.fromarray(np.ascontiguousarray(pixels)))
+    return array

@@ -1,0 +1,60 @@
+"""The range of a number, declared beside the field that it is of."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Range:
+    """
+    Finite numbers from `low` to `high`.
+
+    Args:
+        low_included, high_included: whether these themselves are in it.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_included: bool = True
+    high_included: bool = True
+
+    def __contains__(self, number: float) -> bool:
+        above = number >= self.low if self.low_included else number > self.low
+        below = number <= self.high if self.high_included else number < self.high
+        return math.isfinite(number) and above and below
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            if math.isinf(self.low):
+                return "a finite number"
+            return f"at least {self.low}" if self.low_included else f"above {self.low}"
+        if self.low_included and self.high_included:
+            return f"between {self.low} and {self.high}"
+        return f"{'at least' if self.low_included else 'above'} {self.low} and " + (
+            f"at most {self.high}" if self.high_included else f"below {self.high}"
+        )
+
+
+NOT_NEGATIVE, ABOVE_ZERO, AT_LEAST_ONE = Range(0), Range(0, low_included=False), Range(1)
+SHARE = Range(0, 1)  # a probability, a momentum, a part of a whole
+BELOW_ONE = Range(0, 1, high_included=False)
+
+
+def ranged(default: Any, allowed: Range) -> Any:
+    """A field of a dataclass with its range; `None` is outside every range, and always allowed."""
+    return dataclasses.field(default=default, metadata={"range": allowed})
+
+
+def check_ranges(instance: Any) -> None:
+    """
+    Raises:
+        `ValueError`: a field of this dataclass, or a number in its list, is not finite or out of its range.
+    """
+    for field in dataclasses.fields(instance):
+        allowed, value = field.metadata.get("range"), getattr(instance, field.name)
+        numbers = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        if allowed is not None and not all(number in allowed for number in numbers):
+            each = "each number must be" if isinstance(value, list | tuple) else "it must be"
+            raise ValueError(f"`{field.name}` is {value}; {each} {allowed}.")

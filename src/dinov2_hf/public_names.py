@@ -1,0 +1,41 @@
+"""What may be told of the words a user gave: no tokens, no signatures, no folders above the last."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+
+URL = re.compile(
+    r"\b(?P<scheme>[a-zA-Z][\w+.-]*://)(?P<user>[^\s/@?#'\"`]*@)?(?P<rest>[^\s?#'\"`]*)(?P<query>[?#][^\s'\"`]*)?"
+)
+# Tokens of the Hub, of GitHub, and access keys of AWS.
+TOKEN = re.compile(r"(?<![A-Za-z0-9])(hf_|api_org_|gh[pousr]_|github_pat_|AKIA)[A-Za-z0-9_]{16,}")
+
+
+def without_secrets(value: Any) -> Any:
+    """
+    A text without the tokens in it, and with the URLs in it cut to what names a file: no user, password, query or
+    fragment, where signatures are. Of a list or mapping, the same with every text in it.
+    """
+    if isinstance(value, str):
+        return TOKEN.sub(r"\1***", URL.sub(r"\g<scheme>\g<rest>", value))
+    if isinstance(value, dict):
+        return {key: without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(without_secrets(item) for item in value)
+    return value
+
+
+def is_hub_name(data: str) -> bool:
+    """Whether it can be `name` or `owner/name` on the Hub, and is nothing on this machine."""
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", data):
+        return False
+    return not (Path(data).exists() or Path(data).suffix in (".parquet", ".tar", ".pth"))
+
+
+def public_name(data: str) -> str:
+    """
+    A name of the Hub as it is. Of a path the last part, because the folders above it are private, and of a URL too,
+    without its query.
+    """
+    return data if is_hub_name(data) else Path(without_secrets(data)).name

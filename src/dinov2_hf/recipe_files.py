@@ -1,0 +1,65 @@
+"""Recipes: YAML files of names and values, read so that nothing in them is lost and nothing of them is repeated."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .public_names import without_secrets
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key that comes twice, of which YAML readers keep the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if isinstance(key, str) and key in lines:
+                raise ValueError(f"has `{key}` twice, in the lines {lines[key]} and {line}; leave one of them out.")
+            if isinstance(key, str):
+                lines[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """
+    Names and values of a YAML file; an empty one has none.
+
+    Raises:
+        `ValueError`: it is no file, no text, no YAML or no list of `name: value` lines, or has a name twice. The
+            sentence tells the line, but not what is in it, which may be a token.
+    """
+    shown = without_secrets(str(path))
+    if not Path(path).is_file():
+        raise ValueError(f"`--config` is {shown}, which is not a file; give the path of a YAML recipe.")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"{shown} cannot be read as UTF-8 text; give the path of a YAML recipe.") from None
+    return parse_mapping(text, shown)
+
+
+def parse_mapping(text: str, subject: str) -> dict[str, Any]:
+    """
+    The mapping that a YAML text is.
+
+    Args:
+        subject: what the sentence of an error begins with, such as the path of the file.
+
+    Raises:
+        `ValueError`: as `read_recipe`.
+    """
+    try:
+        values = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ValueError(f"{subject} is not valid YAML{where}; a recipe is a list of `name: value` lines.") from None
+    except ValueError as error:
+        raise ValueError(f"{subject} {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{subject} is not a recipe: it must be a list of `name: value` lines.")
+    return values
