@@ -14,7 +14,7 @@ def test_a_recipe_and_what_overrides_it(tmp_path):
     arguments = read_arguments(tmp_path / "recipe.yaml", num_clusters=20)
     assert (arguments.benchmark_threshold, arguments.num_clusters) == (0.4, 20)
     assert [(role, source.name, source.split) for role, source in arguments.sources] == [
-        ("uncurated", "pool", "train"), ("benchmark", "eval", "test"),
+        ("uncurated", "pool", "all"), ("benchmark", "eval", "test"),
     ]  # fmt: skip
     assert arguments.how_selected == "all"
     assert CurationArguments(uncurated="pool", curated="others").how_selected == "retrieval"

@@ -72,7 +72,7 @@ def test_the_command(planted, tmp_path, capsys):
     assert (tmp_path / "out" / "report.html").exists()
     with pytest.raises(SystemExit) as stop:
         main([str(word) for word in [*words, "--deduplication_threshold", 2]])
-    assert stop.value.code == "error: deduplication_threshold is 2.0, but a cosine must be from -1 to 1."
+    assert stop.value.code == "error: --deduplication_threshold is 2.0, but a cosine must be from -1 to 1."
 
 
 def upload(output_dir, repo_id, **options):

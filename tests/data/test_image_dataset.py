@@ -379,3 +379,35 @@ def test_a_relative_name_of_a_folder(tmp_path, monkeypatch, streaming):
     for name in ("photos", "./photos", "photos/../photos"):
         (row,) = load_image_dataset(name, streaming=streaming)
         assert decode_image(row["image"]).size == (8, 8)
+
+
+@pytest.mark.parametrize("suffix", ["", ".parquet", ".tar"])
+def test_all_splits_of_a_folder(folder, suffix):
+    names = ("train/a/1", "train/b/2", "val/a/3", "test/4")
+    if not suffix:
+        write_files(folder, *(f"{name}.png" for name in names))
+    for name in names if suffix else ():
+        path = folder / f"{name}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if suffix == ".parquet":
+            write_parquet(path, 1)
+        else:
+            write_tar(path, [f"{name.replace('/', '_')}.png"])
+    dataset = load_image_dataset(str(folder), split="all")
+    assert len(dataset) == 4
+    if not suffix:
+        assert dataset["label"] == [None, 0, 1, 0]
+
+
+def test_all_splits_of_a_saved_data_set(tmp_path):
+    splits = {
+        name: Dataset.from_dict({"image": [PNG] * n}).cast_column("image", Image())
+        for name, n in (("train", 2), ("x", 3))
+    }
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
+    assert len(load_image_dataset(str(tmp_path / "saved"), split="all")) == 5
+    splits["x"] = splits["x"].add_column("label", ["a"] * 3)
+    splits["train"] = splits["train"].add_column("label", [1] * 2)
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="train, x, have columns of different types"):
+        load_image_dataset(str(tmp_path / "other"), split="all")

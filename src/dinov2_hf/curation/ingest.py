@@ -10,6 +10,7 @@ from pyarrow import parquet
 from tqdm.auto import tqdm
 
 from ..data.image_decoding import UndecodableImage, decode_image
+from ..data.row_paths import outside_path
 from .arguments import CurationArguments
 from .dropped_images import DroppedImage, write_dropped
 from .image_filters import ImageFilter, file_reason, filter_reasons, load_filter, size_reason
@@ -69,6 +70,7 @@ def ingest_shard(
         source, _ = sources.locate(row_id)
         value = sources.image(row_id)
         path = value and value["path"]
+        path = path and (outside_path(path) or path)
         facts = {"row_id": row_id, "id": sources.image_id(row_id), "path": path, "source": source}
         is_filtered = sources.roles[source] == "uncurated"
         image, reason = _read(value, arguments, facts, is_filtered)

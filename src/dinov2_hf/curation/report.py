@@ -21,6 +21,7 @@ from .report_page import render_page
 from .report_pictures import MOST_REASONS, Pictures, draw_histogram, example_groups, kept_examples
 from .run_context import Curation
 from .similarity_counts import load_counts
+from .source_contents import contents_of
 from .stand_ins import amend_dropped, load_stand_ins
 
 
@@ -190,6 +191,7 @@ def _sources(curation: Curation, dropped: Counter, written: np.ndarray, images: 
                 "in_dataset": _inside(images, rows),
                 "rows_of_dataset": _inside(written, rows),
                 "retrieved_for_it": int(retrieved[number]),
+                **contents_of(sources, number),
             }
         )
     return described

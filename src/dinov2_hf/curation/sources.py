@@ -16,6 +16,7 @@ from typing import Any
 import datasets
 
 from ..data import find_image_column, load_image_dataset
+from ..data.image_dataset import ALL_SPLITS
 from .file_fingerprints import files_below, files_of_rows, fingerprint_of
 
 
@@ -29,7 +30,9 @@ class ImageSource:
     Attributes:
         path: as in `data.load_image_dataset`, or a folder that img2dataset wrote.
         name: in ids, tables and the report; by default the last part of the path.
-        split, config_name, image_column: as in `data.load_image_dataset`.
+        split: as in `data.load_image_dataset`; by default all splits, one after the other. Copies of test images stay
+            in a dataset whose benchmarks were read in part.
+        config_name, image_column: as there.
         id_column: the column of the images' ids, unique; by default, and where it is empty, the number of the row.
         retrieval: of a curated source, "sample" (the paper's for more than a million images) or "cluster".
         retrieval_num_neighbors: of a curated source, images to retrieve for each of its images ("sample").
@@ -38,7 +41,7 @@ class ImageSource:
 
     path: str
     name: str = ""
-    split: str = "train"
+    split: str = ALL_SPLITS
     config_name: str | None = None
     image_column: str | None = None
     id_column: str | None = None
@@ -61,10 +64,14 @@ def read_source(value: str | Mapping[str, Any] | ImageSource) -> ImageSource:
         if unknown or "path" not in value:
             problem = f"the unknown field {unknown[0]!r}" if unknown else "no path"
             raise ValueError(f"a source has {problem}: {dict(value)}; its fields are {', '.join(known)}.")
+        if "/" in str(value.get("name", "")):
+            raise ValueError(
+                f"a source has name={value['name']!r}, which must not hold a slash: ids are <name>/<row>."
+            )
         for name in ("path", "name", "split", "config_name", "image_column", "id_column"):
             if not isinstance(value.get(name), (str, type(None), os.PathLike)):
                 raise ValueError(f"a source has {name}={value[name]!r}, which must be text.")
-        source = ImageSource(**{**value, "path": os.fspath(value["path"])})
+        source = ImageSource(**{**value, "path": os.fspath(value["path"]), "split": value.get("split") or ALL_SPLITS})
     else:
         source = ImageSource(str(value))
     if source.retrieval not in (None, *RETRIEVAL_MODES):
@@ -111,7 +118,7 @@ class OpenSources:
         self.starts = [0]
         for dataset in self.datasets:
             self.starts.append(self.starts[-1] + len(dataset))
-        self._image_columns = [
+        self.image_columns = [
             find_image_column(dataset, source.image_column)
             for dataset, source in zip(self.datasets, self.sources, strict=True)
         ]
@@ -119,7 +126,7 @@ class OpenSources:
         # Only the columns that are asked for are read: captions and metadata of a row can be larger than its image.
         self._images = [
             dataset.select_columns([column]).with_format(None)
-            for dataset, column in zip(self.datasets, self._image_columns, strict=True)
+            for dataset, column in zip(self.datasets, self.image_columns, strict=True)
         ]
 
     def __len__(self) -> int:
@@ -133,7 +140,7 @@ class OpenSources:
     def image(self, row_id: int) -> dict[str, Any]:
         """The undecoded image, `{"bytes", "path"}`, of which one can be None."""
         source, row = self.locate(row_id)
-        return self._images[source][row][self._image_columns[source]]
+        return self._images[source][row][self.image_columns[source]]
 
     def image_id(self, row_id: int) -> str:
         """`<source>/<row>`, or `<source>/<value of id_column>`; `<source>/row <row>` where that column is empty.
@@ -200,7 +207,7 @@ class OpenSources:
                 "fingerprint": _fingerprint(source, dataset, column),
             }
             for source, role, dataset, column in zip(
-                self.sources, self.roles, self.datasets, self._image_columns, strict=True
+                self.sources, self.roles, self.datasets, self.image_columns, strict=True
             )
         ]  # fmt: skip
 
@@ -211,9 +218,9 @@ class OpenSources:
 def _load(source: ImageSource) -> datasets.Dataset:
     path = os.path.expanduser(source.path)
     # img2dataset writes a parquet file of metadata beside each tar; the images are in the tars.
-    if os.path.isdir(path) and _is_img2dataset_tars(path):
+    if _is_img2dataset_tars(path):
         path = os.path.join(glob.escape(path), "*.tar")
-    elif os.path.isdir(path) and _is_img2dataset_files(path):
+    elif _is_img2dataset_files(path):
         dataset = datasets.Dataset.from_dict(
             {"image": [name for name in _walk(path) if name.endswith((".jpg", ".png", ".webp"))]}
         ).cast_column("image", datasets.Image(decode=False))
@@ -243,6 +250,11 @@ def _checked(source: ImageSource, dataset: datasets.Dataset) -> datasets.Dataset
     return dataset
 
 
+def is_img2dataset(folder: str) -> bool:
+    """Whether a folder holds tars or files of img2dataset."""
+    return _is_img2dataset_tars(folder) or _is_img2dataset_files(folder)
+
+
 def _is_img2dataset_tars(folder: str) -> bool:
     tars = glob.glob(os.path.join(glob.escape(folder), "*.tar"))
     return bool(tars) and any(os.path.exists(tar[: -len(".tar")] + ".parquet") for tar in tars)
@@ -250,6 +262,8 @@ def _is_img2dataset_tars(folder: str) -> bool:
 
 def _is_img2dataset_files(folder: str) -> bool:
     """Folders 00000, 00001, ... of image, .json and .txt files, with 00000.parquet beside them."""
+    if not os.path.isdir(folder):
+        return False
     shards = [name for name in os.listdir(folder) if re.fullmatch(r"\d{5,}", name)]
     return any(os.path.exists(os.path.join(folder, f"{shard}.parquet")) for shard in shards)
 

@@ -22,6 +22,7 @@ from .row_paths import confined
 
 BUILDER_OF_SUFFIX = {".parquet": "parquet", ".tar": "webdataset"}
 IMAGE_COLUMN_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
+ALL_SPLITS = "all"
 # Shards of a folder that is read as a stream: enough to feed several workers on several machines.
 MAX_STREAM_SHARDS = 128
 
@@ -49,7 +50,8 @@ def load_image_dataset(
             a folder written by `save_to_disk`;
             a parquet file, WebDataset tar, or a glob of either: all rows make up the one split asked for;
             the name of a data set on the Hub.
-        split: the split to load. A slice, such as train[:1000], is understood for parquet files, tars and the Hub.
+        split: the split to load; "all": every split, one after the other. A slice, such as train[:1000], is understood
+            for parquet files, tars and the Hub.
         config_name: the configuration of a Hub data set or of a local copy of one.
         image_column: the column of the images; by default the one that `find_image_column` finds.
         streaming: read while iterating, with no copy on disk and no random access.
@@ -231,6 +233,8 @@ def _load_packed(builder: str, files: list[str], split: str, **options: Any):
     """
     if options["streaming"] and builder == "parquet":  # or it would be found in the middle of a training
         refuse_damaged(builder, files)
+    if split == ALL_SPLITS:  # no name that files may have
+        split = "train"
     try:
         return datasets.load_dataset(builder, data_files={_split_name(split): files}, split=split, **options)
     except DAMAGE as error:
@@ -244,13 +248,20 @@ def _load_folder(
     if config_name is not None:
         return datasets.load_dataset(folder, config_name, split=split, streaming=streaming, cache_dir=cache_dir)
     if os.path.exists(os.path.join(folder, "dataset_dict.json")):
-        dataset = _take_split(datasets.DatasetDict.load_from_disk(folder), split, folder)
+        splits = datasets.DatasetDict.load_from_disk(folder)
+        if split == ALL_SPLITS:
+            dataset = _one_after_the_other(splits, folder)
+        else:
+            dataset = _take_split(splits, split, folder)
     elif os.path.exists(os.path.join(folder, "state.json")):
         dataset = datasets.Dataset.load_from_disk(folder)
     else:
         content = read_folder(folder)
         if content.kind != "image":
-            files = content.splits[content.split_name(_split_name(split))]
+            if split == ALL_SPLITS:
+                files = [file for files_of_split in content.splits.values() for file in files_of_split]
+            else:
+                files = content.splits[content.split_name(_split_name(split))]
             return _load_packed(
                 BUILDER_OF_SUFFIX[f".{content.kind}"],
                 [os.path.join(folder, file) for file in files],
@@ -258,10 +269,24 @@ def _load_folder(
                 streaming=streaming,
                 cache_dir=cache_dir,
             )
-        dataset = _images_of(content, split)
+        if split == ALL_SPLITS:
+            dataset = _one_after_the_other({name: _images_of(content, name) for name in content.splits}, folder)
+        else:
+            dataset = _images_of(content, split)
     if streaming:
         dataset = dataset.to_iterable_dataset(num_shards=min(len(dataset), MAX_STREAM_SHARDS))
     return dataset
+
+
+def _one_after_the_other(splits: Mapping[str, datasets.Dataset], folder: str) -> datasets.Dataset:
+    """The rows of all splits; a column that a split lacks is empty there."""
+    try:
+        return datasets.concatenate_datasets(list(splits.values()))
+    except ValueError as error:
+        raise ValueError(
+            f"the splits of the data set {folder!r}, {', '.join(splits)}, have columns of different types, so they"
+            f" cannot be read together ({error}); read one of them."
+        ) from error
 
 
 def _split_name(split: str) -> str:
