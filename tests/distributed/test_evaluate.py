@@ -11,6 +11,7 @@ from transformers import AutoModelForImageClassification
 
 from dinov2_hf import DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.cli import main
+from dinov2_hf.output_folders import sole_writer
 from tests.evaluation.coloured_images import COLOURS, coloured_rows
 
 from .conftest import CONFIGS, environment
@@ -78,3 +79,16 @@ def test_an_undecodable_image_to_classify_ends_both(tmp_path, words, free_port):
     finished = subprocess.run([*launch, *words], capture_output=True, text=True, env=environment("ddp"), timeout=120)
     assert finished.returncode != 0
     assert "of row 6 cannot be decoded" in finished.stderr
+
+
+def test_a_refusal_of_the_main_process_ends_both(tmp_path, words, free_port):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp.yaml")]
+    launch += ["--num_processes", "2", "--main_process_port", str(free_port), "-m", "dinov2_hf.cli"]
+    words = [*words[:4], "knn", *words[5:11], "--knn_ks", "1", "--output_dir", str(tmp_path / "out")]
+    with sole_writer(tmp_path / "out"):
+        finished = subprocess.run(
+            [*launch, *words], capture_output=True, text=True, env=environment("ddp"), timeout=120
+        )
+    assert finished.returncode != 0
+    assert "is being written by another process" in finished.stderr
+    assert not (tmp_path / "out" / "metrics.json").exists()
