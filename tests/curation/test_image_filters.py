@@ -1,5 +1,6 @@
 """Reasons to leave an image out."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -108,3 +109,35 @@ def test_an_object_detector_finds_what_is_blurred(tmp_path):
     assert everything(image).tobytes() != image.tobytes()
     with pytest.raises(ValueError, match="face_label is 'nose'"):
         FaceBlur(str(tmp_path), "nose")
+
+
+class Sharpness:
+    def __call__(self, images):
+        return [0.5] * len(images)
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (lambda images: True, r"returned True \(bool\)"),
+        (lambda images: 0.25, r"returned 0.25 \(float\)"),
+        (lambda images: None, r"returned None \(NoneType\)"),
+        (lambda images: "ab", r"returned 'ab' \(str\)"),
+        (lambda images: {0: None, 1: None}, r"returned \{0: None, 1: None\} \(dict\)"),
+        (lambda images: [True, False], r"answered True \(bool\) for an image"),
+        (lambda images: np.array([0.1, 0.2]), r"answered .*0.1.* \(float64\) for an image"),
+        (lambda images: [None, ""], r"answered '' \(str\) for an image"),
+        (Sharpness(), r"test_image_filters:Sharpness answered 0.5 \(float\) for an image"),
+    ],
+)
+def test_a_filter_must_answer_with_reasons(answer, found):
+    message = f"the filter {__name__.split('.')[0]}.*{found}, but must return a list with a reason .text. or None for"
+    with pytest.raises(ValueError, match=message) as error:
+        filter_reasons([answer], [scene(0), scene(1)])
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_filter_is_found_before_an_image_is_read(planted):
+    with pytest.raises(ValueError, match=r"the filter .*:Sharpness answered 0.5 \(float\) for an image"):
+        planted.curate(filters=[f"{__name__}:Sharpness"])
+    assert not (planted.folder / "out").exists()
