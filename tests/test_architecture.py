@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "dinov2_hf"
 ROOMS = ("models", "pretraining", "data", "training", "evaluation", "curation", "conversion")
 # How anything is written, read from a recipe, and told; and where networks run.
-GROUND = {"output_folders", "atomic_files", "recipe_files", "public_names", "devices"}
+GROUND = {"output_folders", "atomic_files", "recipe_files", "public_names", "devices", "hub_repos"}
 ALLOWED = {
     "output_folders": set(),
     "atomic_files": {"output_folders"},
@@ -29,6 +29,7 @@ ALLOWED = {
     "data": set(),
     "training": {"models"},  # the ranges of its numbers
     "devices": set(),
+    "hub_repos": set(),
     "feature_kinds": set(),
     "features": {"data", "feature_kinds"},  # one way to decode an image
     "feature_files": {"features"},

@@ -11,6 +11,7 @@ from dinov2_hf.cli import main
 from dinov2_hf.curation import CuratedImages
 from dinov2_hf.curation.hub_dataset import push_dataset
 from dinov2_hf.curation.sources import OpenSources, read_source
+from dinov2_hf.hub_repos import prepare_repo
 from tests.hub.conftest import client, environment, hub, session_hub, start_client  # noqa: F401
 
 from .scenes import encoded, scene
@@ -75,6 +76,33 @@ def test_the_command(planted, tmp_path, capsys):
     assert stop.value.code == "error: --deduplication_threshold is 2.0, but a cosine must be from -1 to 1."
 
 
+def test_an_upload_that_cannot_be_is_found_before_any_work(planted, tmp_path):
+    words = ["curate", "--uncurated", planted.folder / "pool", "--output_dir", tmp_path / "out", "--no-progress"]
+    words = [str(word) for word in words]
+    for more, message in (
+        (["--push_to_hub", "ada/images"], "ada/images cannot be prepared for an upload: HF_HUB_OFFLINE is set"),
+        (["--push_to_hub", "a b"], "the repository a b cannot be prepared for an upload: "),
+        (["--push_to_hub", "ada/images", "--stage", "ingest"], "needs the whole dataset"),
+        (["--private"], "`--private` is for a new repository on the Hub; give `--push_to_hub` too"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([*words, *more])
+        assert message in stop.value.code
+        assert "\n" not in stop.value.code
+    assert not (tmp_path / "out").exists()
+
+
+def prepare(repo_id, **options):
+    """Runs in a process of its own, which knows the fake Hub."""
+    return prepare_repo(repo_id, repo_type="dataset", **options)
+
+
+def test_a_repository_is_prepared_before_any_work(hub, client):  # noqa: F811
+    assert client(prepare, "ada/images") == "ada/images"
+    with pytest.raises(ValueError, match="the repository eve/images cannot be prepared"):
+        client(prepare, "eve/images")
+
+
 def upload(output_dir, repo_id, **options):
     """Runs in a process of its own, which knows the fake Hub."""
     return push_dataset(output_dir, repo_id, **options)
@@ -91,7 +119,7 @@ def test_an_unfinished_curation_is_not_uploaded(planted, tmp_path):
     with pytest.raises(ValueError, match="holds no finished dataset: run `dinov2-hf curate` to its end first"):
         push_dataset(tmp_path / "out", "ada/images")
     planted.curate()
-    with pytest.raises(ValueError, match="the upload to ada/images failed: .*; the dataset is whole in"):
+    with pytest.raises(ValueError, match="ada/images cannot be prepared for an upload: HF_HUB_OFFLINE is set"):
         push_dataset(tmp_path / "out", "ada/images")  # HF_HUB_OFFLINE
 
 

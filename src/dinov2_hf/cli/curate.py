@@ -12,6 +12,7 @@ def curate(parser: argparse.ArgumentParser) -> Callable[..., None]:
     """From a pile of images to a curated dataset: the recipe of LVD-142M."""
     from ..curation.arguments import STAGE_GROUPS, CurationArguments
 
+    parser.register("action", None, _StoreOnce)
     parser.add_argument("--config", help="recipe: a YAML file of the names below")
     parser.add_argument(
         "--stage", help=f"run one step: {', '.join(STAGE_GROUPS)}, or one of the stages that they are made of"
@@ -26,11 +27,23 @@ def curate(parser: argparse.ArgumentParser) -> Callable[..., None]:
     def run(config, stage, rank, world_size, push_to_hub, private, **values: Any) -> None:
         from ..curation import curate as run_curation
         from ..curation.arguments import read_arguments
+        from ..curation.unread_options import refuse_unread
 
         if push_to_hub and stage not in (None, "build", "report"):
             raise ValueError("`--push_to_hub` needs the whole dataset; leave `--stage` out.")
-        curation = run_curation(read_arguments(config, **values), stage, rank=rank, world_size=world_size)
-        if int(os.environ.get("RANK", 0)) > 0:  # of several processes of one launch, the first speaks
+        if private and not push_to_hub:
+            raise ValueError("`--private` is for a new repository on the Hub; give `--push_to_hub` too.")
+        arguments = read_arguments(config, **values)
+        refuse_unread(arguments, values)
+        is_first = int(os.environ.get("RANK", 0)) == 0  # of several processes of one launch, the first speaks
+        if push_to_hub and arguments.executor == "slurm":
+            raise ValueError("`--push_to_hub` cannot wait for jobs of Slurm; give it when they are done.")
+        if push_to_hub and is_first:
+            from ..hub_repos import prepare_repo
+
+            push_to_hub = prepare_repo(push_to_hub, repo_type="dataset", private=private)
+        curation = run_curation(arguments, stage, rank=rank, world_size=world_size)
+        if not is_first:
             return
         describe(curation)
         if push_to_hub:
@@ -72,12 +85,12 @@ def _options(field: dataclasses.Field) -> dict[str, Any]:
     if is_optional:
         (annotation,) = (part for part in get_args(annotation) if part is not type(None))
     if annotation is bool:
-        return {**options, "action": argparse.BooleanOptionalAction, "help": help}
+        return {**options, "action": _SwitchOnce, "help": help}
     if get_origin(annotation) is list:
         (item,) = get_args(annotation)
         return {**options, "nargs": "+", "type": str if item is Any else item, "help": help}
     if get_origin(annotation) is dict:
-        return {**options, "nargs": "+", "action": _Pairs, "metavar": "NAME=VALUE", "help": help}
+        return {**options, "nargs": "+", "action": _PairsOnce, "metavar": "NAME=VALUE", "help": help}
 
     def value_of(text: str) -> Any:
         return None if is_optional and text == "null" else annotation(text)
@@ -87,11 +100,41 @@ def _options(field: dataclasses.Field) -> dict[str, Any]:
     return {**options, "type": value_of, "help": help + default}
 
 
-class _Pairs(argparse.Action):
+class _Once(argparse.Action):
+    """Of an option that is given twice argparse keeps the last: of `--uncurated a --uncurated b` all of a is lost."""
+
+    is_given = False
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if self.is_given:
+            raise argparse.ArgumentError(self, "is given twice; give it once, with all its values")
+        self.is_given = True
+        super().__call__(parser, namespace, values, option_string)
+
+
+class _StoreOnce(_Once, argparse._StoreAction):
+    """A value."""
+
+
+class _SwitchOnce(_Once, argparse.BooleanOptionalAction):
+    """`--name` or `--no-name`."""
+
+
+class _StorePairs(argparse.Action):
     """name=value words as a mapping; values are YAML."""
 
     def __call__(self, parser, namespace, words, option_string=None) -> None:
         import yaml
 
-        pairs = dict(word.partition("=")[::2] for word in words)
-        setattr(namespace, self.dest, {name: yaml.safe_load(value) for name, value in pairs.items()})
+        wrong = [word for word in words if not word.partition("=")[0] or "=" not in word]
+        if wrong:
+            raise argparse.ArgumentError(self, f"{wrong[0]!r} must be NAME=VALUE")
+        pairs = [word.partition("=")[::2] for word in words]
+        repeated = [name for number, (name, _) in enumerate(pairs) if name in dict(pairs[:number])]
+        if repeated:
+            raise argparse.ArgumentError(self, f"{repeated[0]} is given twice")
+        setattr(namespace, self.dest, {name: yaml.safe_load(value) for name, value in pairs})
+
+
+class _PairsOnce(_Once, _StorePairs):
+    """A mapping."""

@@ -7,7 +7,6 @@ import dataclasses
 import io
 
 import numpy as np
-import torch
 from PIL import Image
 from transformers import AutoConfig
 
@@ -30,8 +29,7 @@ def check_models(curation: Curation, unfinished: set[str]) -> None:
     arguments = curation.arguments
     if arguments.executor in ("slurm", "ray"):  # their machines have the accelerators
         arguments = dataclasses.replace(arguments, device="cpu")
-    if arguments.device is not None:
-        find_device(arguments.device)
+    find_device(arguments.device)
     picture = _picture()
     if "ingest" in unfinished:
         filter_reasons(load_filters(arguments), [picture])
@@ -95,7 +93,7 @@ def _check_embedder(
     try:
         _, vectors, _ = embedder.vectors(
             [{"image": {"bytes": _encoded(picture), "path": None}}],
-            device=arguments.device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu"),
+            device=str(find_device(arguments.device)),
             bf16=arguments.bf16,
             num_workers=0,
             progress=False,

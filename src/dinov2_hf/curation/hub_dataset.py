@@ -6,9 +6,9 @@
 import json
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
+from ..hub_repos import hub_api, one_sentence, prepare_repo
 from .arguments import read_arguments
 from .dataset_card import dataset_card
 
@@ -42,11 +42,9 @@ def push_dataset(
         raise ValueError(f"{output_dir} holds no finished dataset: run `dinov2-hf curate` to its end first.")
     report = json.loads((output_dir / "report.json").read_text())
     arguments = read_arguments(output_dir / "curation.yaml")
-    api = HfApi(token=token)
-    try:
-        repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
-        if revision:
-            api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
+    repo_id = prepare_repo(repo_id, repo_type="dataset", private=private, revision=revision, token=token)
+    api = hub_api(token)
+    with one_sentence(f"the dataset is whole in {output_dir}, but its upload to {repo_id} failed"):
         operations = [CommitOperationAdd(f"data/{path.name}", path) for path in files]
         operations.append(CommitOperationAdd("README.md", dataset_card(arguments, report, repo_id).encode()))
         operations.append(CommitOperationAdd("report.json", output_dir / "report.json"))
@@ -60,7 +58,4 @@ def push_dataset(
         api.create_commit(
             repo_id, operations, commit_message="Upload curated dataset", repo_type="dataset", revision=revision
         )
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"the upload to {repo_id} failed: {reason}; the dataset is whole in {output_dir}.") from error
     return f"{api.endpoint}/datasets/{repo_id}" + (f"/tree/{revision}" if revision else "")

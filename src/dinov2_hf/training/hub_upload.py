@@ -7,8 +7,6 @@ repository never holds half of a model, and whatever goes wrong is one sentence:
 
 import re
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -16,58 +14,18 @@ from accelerate.utils import broadcast_object_list
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
-    HfApi,
     ModelCard,
     ModelCardData,
-    get_token,
 )
-from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
+from ..hub_repos import hub_api, one_sentence, prepare_repo
 from .arguments import PreTrainingArguments
 from .model_card import PICTURES, card_for_repo
 
 
-REASONS = {
-    401: "the Hub does not accept the token, or got none; log in with `hf auth login`, or set HF_TOKEN to one that may"
-    " write",
-    403: "the token may not write there; use one with write access to that user or organization",
-}
 # What from_pretrained looks for in turn: a file left by an earlier upload in another number of shards could win.
 WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
-
-
-def prepare_repo(
-    repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
-) -> str:
-    """
-    Make the model repository, and the branch `revision`, where they are missing, and ask whether the token may write.
-
-    Args:
-        repo_id: "namespace/name", or a name in the token's own namespace.
-        private: of a new repository; `None` is public unless the organization's default says otherwise.
-        token: `None` is that of `hf auth login` or HF_TOKEN.
-
-    Returns:
-        The whole "namespace/name".
-
-    Raises:
-        `ValueError`: one sentence, when the Hub refuses or cannot be reached, or when `private` is asked of a
-            repository that is public.
-    """
-    api = _api(token)
-    with _one_sentence(f"the repository {repo_id} cannot be prepared for an upload"):
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        api.auth_check(repo_id, write=True)  # create_repo is content when it may read a repository that exists
-        if revision and not revision.startswith("refs/pr/"):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        is_private = api.repo_info(repo_id).private
-    if private and not is_private:
-        raise ValueError(
-            f"a private repository is asked for, but {repo_id} exists and is public; make it private in its settings"
-            " or choose another name."
-        )
-    return repo_id
 
 
 def push_folder(
@@ -97,8 +55,8 @@ def push_folder(
     """
     files = _files_to_upload(Path(folder), pretraining_model)
     repo_id = prepare_repo(repo_id, private=private, revision=revision, token=token)
-    api = _api(token)
-    with _one_sentence(f"the upload of {folder} to {repo_id} failed"):
+    api = hub_api(token)
+    with one_sentence(f"the upload of {folder} to {repo_id} failed"):
         operations = [CommitOperationAdd(name, path) for name, path in files.items() if name != "README.md"]
         if "README.md" in files:
             card = card_for_repo(
@@ -174,37 +132,17 @@ def push_run(args: PreTrainingArguments, repo_id: str) -> str:
         ) from error
 
 
-def _api(token: str | None) -> HfApi:
-    secret = token or get_token()
-    if secret and not re.fullmatch(r"[!-~]+", secret):
-        # Sent as it is, the HTTP client would complain about the header and print it.
-        raise ValueError("the token holds a space, a line break or another sign that no token has; copy it again.")
-    return HfApi(token=token, library_name="dinov2_hf")
-
-
 def _check_metadata(metadata: ModelCardData, token: str | None) -> None:
     """As `ModelCard.validate`, which in huggingface_hub 1.33 asks the public Hub whatever HF_ENDPOINT says."""
-    with _one_sentence("the Hub would not accept the model card"):
+    with one_sentence("the Hub would not accept the model card"):
         response = get_session().post(
-            f"{_api(token).endpoint}/api/validate-yaml",
+            f"{hub_api(token).endpoint}/api/validate-yaml",
             json={"repoType": "model", "content": f"---\n{metadata.to_yaml()}\n---\n"},
             headers={"Accept": "text/plain"},
         )
         if response.status_code == 400:
             raise ValueError(response.text)
         hf_raise_for_status(response)
-
-
-@contextmanager
-def _one_sentence(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # of the HTTP client (which one depends on huggingface_hub's version), of Xet, of disk
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        reason = REASONS.get(status) or " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        if isinstance(error, OfflineModeIsEnabled):
-            reason = "HF_HUB_OFFLINE is set"
-        raise ValueError(f"{what}: {reason}.") from error
 
 
 def _is_run(folder: str | Path) -> bool:

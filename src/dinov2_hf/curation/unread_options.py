@@ -1,0 +1,71 @@
+"""Options that a curation does not read. Given on the command line, one is a mistake that must not pass in silence.
+
+A recipe may hold them: it serves curations with and without models, clusters and benchmarks.
+"""
+
+from collections.abc import Callable, Iterable
+
+from .arguments import CurationArguments
+from .embedders import kind_of_embedder
+
+
+# Fields, whether they are read, and by what alone.
+READERS: tuple[tuple[str, Callable[[CurationArguments], bool], str], ...] = (
+    ("nsfw_label nsfw_threshold", lambda a: a.nsfw_model is not None, "--nsfw_model"),
+    ("face_label face_threshold", lambda a: a.face_model is not None, "--face_model"),
+    ("torchscript_size trust_torchscript", lambda a: "torchscript" in _kinds(a), "an embedder in a TorchScript file"),
+    ("feature_kind", lambda a: "model" in _kinds(a), "an embedder that is a model"),
+    ("bf16", lambda a: {"model", "torchscript"} & _kinds(a), "an embedder that is a network"),
+    ("batch_size num_workers", lambda a: _kinds(a) - {"precomputed"}, "an embedder that computes"),
+    ("retrieval_embedder", lambda a: a.how_selected != "all", "a selection from the pool (--curated or --hierarchy)"),
+    ("benchmark_threshold", lambda a: a.benchmarks, "--benchmarks"),
+    ("include_curated", lambda a: a.curated, "--curated"),
+    ("retrieval", lambda a: a.how_selected == "retrieval" and _is_left_open(a, "retrieval"), "--curated sources"),
+    ("retrieval_num_neighbors", lambda a: "sample" in _modes(a), "--curated sources that are retrieved for by sample"),
+    ("min_similarity", lambda a: "sample" in _modes(a), "--curated sources that are retrieved for by sample"),
+    (
+        "num_clusters min_cluster_queries images_per_cluster max_per_source",
+        lambda a: "cluster" in _modes(a),
+        "--curated sources that are retrieved for by cluster",
+    ),
+    (
+        "kmeans_iterations",
+        lambda a: "cluster" in _modes(a) or a.how_selected == "hierarchical",
+        "--retrieval cluster or --hierarchy",
+    ),
+    ("hierarchy_resamplings", lambda a: a.how_selected == "hierarchical", "--hierarchy"),
+    ("accounting", lambda a: a.how_selected == "retrieval", "--curated"),
+    ("executor_options", lambda a: a.executor != "in_process", "--executor local, slurm or ray"),
+    ("num_processes", lambda a: a.executor != "slurm", "executors that start the processes; Slurm does that itself"),
+    ("index_memory_gb", lambda a: a.index is None, "the choice of an index, which --index makes"),
+    ("index_probes", lambda a: a.index != "Flat", "an index of inverted lists"),
+)
+
+
+def refuse_unread(arguments: CurationArguments, given: Iterable[str]) -> None:
+    """
+    That every option that was given is read.
+
+    Raises:
+        ValueError: one is not; the message says what would read it.
+    """
+    for fields, is_read, reader in READERS:
+        for name in fields.split():
+            if name in given and not is_read(arguments):
+                raise ValueError(f"--{name} has no effect here: it is read by {reader} only; leave it out.")
+
+
+def _kinds(arguments: CurationArguments) -> set[str]:
+    specs = (arguments.embedder, arguments.retrieval_embedder or arguments.embedder)
+    return {kind_of_embedder(spec) for spec in specs}
+
+
+def _modes(arguments: CurationArguments) -> set[str]:
+    if arguments.how_selected != "retrieval":
+        return set()
+    return {arguments.retrieval_of(source)[0] for role, source in arguments.sources if role == "curated"}
+
+
+def _is_left_open(arguments: CurationArguments, field: str) -> bool:
+    """Whether a curated source does not say this itself."""
+    return any(getattr(source, field) is None for role, source in arguments.sources if role == "curated")
