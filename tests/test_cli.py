@@ -255,7 +255,12 @@ def test_every_option_of_features_changes_something_or_is_refused(tmp_path, caps
         (("--num_workers", -1), "argument --num_workers: -1 is too small; at least 0 is needed"),
         (("--num_layers", 0), "argument --num_layers: 0 is too small; at least 1 is needed"),
         (("--batch_size", "many"), "argument --batch_size: invalid whole number value: 'many'"),
-        (("--batchsize", 3), "unrecognized arguments: --batchsize 3"),
+        (("--batchsize", 3), "unrecognized arguments: --batchsize (values are not repeated here)"),
+        (
+            ("--hub_tokn", "hf_abc", "--y=hf_abc"),
+            "unrecognized arguments: --hub_tokn, --y (values are not repeated here)",
+        ),
+        (("hf_abc",), "unrecognized arguments: 1 words (values are not repeated here)"),
     ],
 )
 def test_a_command_line_that_cannot_be_read_is_one_line(capsys, words, message):
@@ -263,17 +268,22 @@ def test_a_command_line_that_cannot_be_read_is_one_line(capsys, words, message):
         run("features", "model", "--data", "x", "--output", "y", *words)
     assert stop.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {message}; `dinov2-hf")
+    assert said.startswith(f"error: {message}")
+    assert "; `dinov2-hf" in said
+    assert "hf_abc" not in said
     assert said.count("\n") == 1
 
 
 def test_an_image_that_cannot_be_read_is_counted_and_named(tmp_path, capsys, folder, images):
     (images / "2.png").write_bytes(b"no image")
+    Image.new("RGB", (100_000, 1)).save(images / "3.png")
     run("features", folder, "--data", images, "--output", tmp_path / "new.npy")
     said = capsys.readouterr()
-    assert "new.npy: 3 rows" in said.out
+    assert "new.npy: 2 rows" in said.out
     assert "row 2 has no feature" in said.err
-    assert np.isnan(np.load(tmp_path / "new.npy")).all(axis=1).tolist() == [False, False, True, False]
+    assert "row 3 has no feature" in said.err
+    assert "100000 x 1" in said.err
+    assert np.isnan(np.load(tmp_path / "new.npy")).all(axis=1).tolist() == [False, False, True, True]
 
 
 def test_mae_is_loaded_with_all_its_patches(tmp_path, capsys, images, spread):

@@ -39,6 +39,12 @@ class Parser(argparse.ArgumentParser):
     """One line for a mistake, in place of the usage, which is longer than a screen."""
 
     def error(self, message: str) -> NoReturn:
+        problem, found, words = message.partition("unrecognized arguments: ")
+        if found:  # after a mistyped --token stands a token
+            words = words.split()
+            flags = [word.partition("=")[0] for word in words if word.startswith("-")]
+            others = len(words) - len(flags)
+            message = f"{problem}{found}{', '.join(flags) or f'{others} words'} (values are not repeated here)"
         self.exit(2, f"error: {message}; `{self.prog} --help` lists the options.\n")
 
 
