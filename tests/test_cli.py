@@ -189,6 +189,7 @@ def test_features_mistakes_are_one_sentence_before_any_work(tmp_path, capsys, fo
     assert "is inside the source" in wrong(output=images / "new.npy")
     assert "is the same as the source" in wrong("--overwrite", output=images)
     (tmp_path / "file").touch()
+    assert f"{'x' * 300}.npy: File name too long" in wrong(output=tmp_path / f"{'x' * 300}.npy")
     assert "cannot be made, as" in wrong(output=tmp_path / "file" / "new.npy")
     assert "is needed" in wrong(model=tmp_path / "none" / "model")
     assert "somebody/something" in wrong(model="somebody/something")
@@ -260,6 +261,7 @@ def test_every_option_of_features_changes_something_or_is_refused(tmp_path, caps
             ("--hub_tokn", "hf_abc", "--y=hf_abc"),
             "unrecognized arguments: --hub_tokn, --y (values are not repeated here)",
         ),
+        (("--dtype", f"hf_abc{'d' * 30}"), "argument --dtype: invalid choice: 'hf_***'"),
         (("hf_abc",), "unrecognized arguments: 1 words (values are not repeated here)"),
     ],
 )

@@ -11,6 +11,8 @@ import os
 import sys
 from typing import NoReturn
 
+from huggingface_hub.errors import HTTPError  # of the client that it uses, which depends on its version
+
 from ..conversion.export_report import ExportCheckError
 from ..public_names import without_secrets
 from .convert import convert
@@ -45,7 +47,7 @@ class Parser(argparse.ArgumentParser):
             flags = [word.partition("=")[0] for word in words if word.startswith("-")]
             others = len(words) - len(flags)
             message = f"{problem}{found}{', '.join(flags) or f'{others} words'} (values are not repeated here)"
-        self.exit(2, f"error: {message}; `{self.prog} --help` lists the options.\n")
+        self.exit(2, f"error: {without_secrets(message)}; `{self.prog} --help` lists the options.\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -69,8 +71,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     except (ValueError, ImportError, ExportCheckError) as error:  # ImportError: an extra that is not installed
         sys.exit(f"error: {without_secrets(in_users_words(str(error), flags))}")
-    except OSError as error:
-        if error.errno not in MISTAKES and not isinstance(error, ConnectionError | TimeoutError):
+    except (OSError, HTTPError) as error:
+        # Without a number it is a library's sentence on something that it cannot read, or find on the Hub.
+        number = getattr(error, "errno", None)
+        if number is not None and number not in MISTAKES and not isinstance(error, ConnectionError | TimeoutError):
             raise
-        words = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+        has_name = getattr(error, "filename", None) is not None and error.strerror
+        words = f"{error.filename}: {error.strerror}" if has_name else str(error)
         sys.exit(f"error: {without_secrets(in_users_words(words, flags))}")
