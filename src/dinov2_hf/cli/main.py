@@ -9,6 +9,7 @@ import argparse
 import errno
 import os
 import sys
+import traceback
 from typing import NoReturn
 
 from huggingface_hub.errors import HTTPError  # of the client that it uses, which depends on its version
@@ -63,7 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         run(**options)
         sys.stdout.flush()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
+        traceback.clear_frames(interruption.__traceback__)  # ends progress bars, which would write after this line
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
