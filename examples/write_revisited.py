@@ -2,7 +2,8 @@
 
 `database.parquet` has the column `image`; `queries.parquet` has `image`, `bbx` and the lists `easy`, `hard` and `junk`
 of rows of the database. Both need the images (one folder of .jpg files) and the ground truth, `gnd_roxford5k.pkl` or
-`gnd_rparis6k.pkl`, from the page of the benchmark. A .pkl file can run code when it is read: take it from there only.
+`gnd_rparis6k.pkl`, from the page of the benchmark. A .pkl file can hold code; only lists, numbers, texts and NumPy
+arrays are read from it, and a file that asks for more is refused.
 
     python examples/write_revisited.py gnd_roxford5k.pkl jpg roxford5k
     dinov2-hf evaluate --model outputs/model --protocol retrieval --output_dir roxford5k_evaluation \
@@ -10,12 +11,24 @@ of rows of the database. Both need the images (one folder of .jpg files) and the
 """
 
 import argparse
+import io
 import pickle
 from pathlib import Path
 
 import datasets
 
 
+# What a pickle of NumPy arrays names, by any version of NumPy.
+READ_FROM_PICKLES = {
+    *(
+        (f"numpy.{core}.{module}", name)
+        for core in ("core", "_core")
+        for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+    ),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),  # bytes in pickles of protocol 2
+}
 ROWS_AT_ONCE = 64  # in memory; an image file has about 1 MB
 
 
@@ -26,7 +39,7 @@ def main() -> None:
     parser.add_argument("out_dir", type=Path, help="folder to write to; made if it does not exist")
     args = parser.parse_args()
 
-    truth = pickle.loads(args.ground_truth.read_bytes())
+    truth = read_ground_truth(args.ground_truth)
     image = {"image": datasets.Image()}
     rows_of_database = datasets.Sequence(datasets.Value("int32"))
     of_queries = {
@@ -40,6 +53,29 @@ def main() -> None:
     ]
     write(args, "database", truth["imlist"], [{} for _ in truth["imlist"]], image)
     write(args, "queries", truth["qimlist"], queries, of_queries)
+
+
+class DataOnly(pickle.Unpickler):
+    """Reads a pickle of plain data; anything that it names beside NumPy's arrays could run code."""
+
+    def find_class(self, module: str, name: str):
+        if (module, name) not in READ_FROM_PICKLES:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no plain data")
+        return super().find_class(module, name)
+
+
+def read_ground_truth(path: Path) -> dict:
+    """The lists of a benchmark, from its .pkl file."""
+    try:
+        truth = DataOnly(io.BytesIO(path.read_bytes())).load()
+        missing = [name for name in ("gnd", "imlist", "qimlist") if name not in truth]
+    except Exception as error:  # damaged pickles raise nearly anything
+        raise SystemExit(f"error: {path} cannot be read: {error}.") from None
+    if missing:
+        raise SystemExit(
+            f"error: {path} has no {', '.join(missing)}: it is no ground truth of the revisited buildings."
+        )
+    return truth
 
 
 def write(args: argparse.Namespace, name: str, images: list[str], rows: list[dict], features: dict) -> None:

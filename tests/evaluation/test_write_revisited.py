@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pytest
 from PIL import Image
 
 
@@ -43,3 +44,48 @@ def test_lists_and_boxes_come_with_their_images(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "error: 1 of 3 images are missing, such as" in result.stderr
+
+
+class Runs:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return exec, (f"open({str(self.path)!r}, 'w')",)
+
+
+@pytest.mark.parametrize("protocol", [2, pickle.HIGHEST_PROTOCOL])
+def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path, protocol):
+    witness = tmp_path / "it ran"
+    (tmp_path / "gnd.pkl").write_bytes(pickle.dumps({"imlist": [], "gnd": Runs(witness)}, protocol))
+    command = [sys.executable, SCRIPT, tmp_path / "gnd.pkl", tmp_path, tmp_path / "out"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.endswith(
+        "gnd.pkl cannot be read: it asks for "
+        + ("__builtin__" if protocol == 2 else "builtins")
+        + ".exec, which is no plain data.\n"
+    )
+    assert not witness.exists()
+    (tmp_path / "gnd.pkl").write_bytes(b"junk")
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_arrays_numbers_and_bytes_are_read_from_pickles_of_every_protocol(tmp_path, protocol):
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        from write_revisited import read_ground_truth
+    finally:
+        sys.path.pop(0)
+    truth = {
+        "gnd": [{"easy": np.arange(3), "junk": np.int64(3), "bbx": np.float32(1.5)}],
+        "imlist": [b"a"],
+        "qimlist": [],
+    }
+    (tmp_path / "gnd.pkl").write_bytes(pickle.dumps(truth, protocol))
+    found = read_ground_truth(tmp_path / "gnd.pkl")
+    assert found["gnd"][0]["easy"].tolist() == [0, 1, 2]
+    assert (found["gnd"][0]["junk"], found["gnd"][0]["bbx"], found["imlist"]) == (3, 1.5, [b"a"])

@@ -1,5 +1,6 @@
 """The README of a curated dataset: what is in it, and how it was made."""
 
+import re
 from typing import Any
 
 import yaml
@@ -42,9 +43,9 @@ dataset = load_dataset({{ loaded }}, split="train")
 |---|---|---|---|
 {{ sources }}
 
-```yaml
+{{ fence }}yaml
 {{ configuration }}
-```
+{{ fence }}
 """
 METHODS = {
     "retrieval": "The recipe is that of LVD-142M (Oquab et al., *DINOv2: Learning Robust Visual Features without"
@@ -83,15 +84,17 @@ def dataset_card(arguments: CurationArguments, report: dict[str, Any], repo_id: 
     )
     funnel = [
         f"| {row['title']} | {row['images_out']:,} | "
-        + ("; ".join(f"{count:,} {reason}" for reason, count in row["dropped"].items()) or "none")
+        + ("; ".join(f"{count:,} {_as_text(reason)}" for reason, count in row["dropped"].items()) or "none")
         + " |"
         for row in report["funnel"]
     ]
     sources = [
-        f"| {source['name']} | {source['role']} | {source['images']:,} | {source['in_dataset']:,} |"
+        f"| {_as_text(source['name'])} | {source['role']} | {source['images']:,} | {source['in_dataset']:,} |"
         for source in report["sources"]
     ]
     as_they_are = dataset["curated_as_they_are"]
+    configuration_text = yaml.safe_dump(report["configuration"], sort_keys=False).strip()
+    longest = max((len(run) for run in re.findall("`+", configuration_text)), default=0)
     card = DatasetCard.from_template(
         data,
         template_str=CARD,
@@ -104,6 +107,13 @@ def dataset_card(arguments: CurationArguments, report: dict[str, Any], repo_id: 
         method=METHODS[arguments.how_selected],
         funnel="\n".join(funnel),
         sources="\n".join(sources),
-        configuration=yaml.safe_dump(report["configuration"], sort_keys=False).strip(),
+        configuration=configuration_text,
+        fence="`" * max(3, longest + 1),  # no value can end the block
     )
     return str(card)
+
+
+def _as_text(value: str) -> str:
+    """A name or reason in a cell of a table as it is: no markup, no link, no end of the cell or of the line."""
+    value = " ".join(value.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\|\[\]`*])", r"\\\1", value)

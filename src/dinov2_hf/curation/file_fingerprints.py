@@ -31,9 +31,9 @@ def fingerprint_of(names: Iterable[str], files: Iterable[str]) -> str:
     for file in sorted(set(files)):
         try:
             status = os.stat(file)
-            digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
+            digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape"))
         except OSError:
-            digest.update(f"{file} absent\n".encode())
+            digest.update(f"{file} absent\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

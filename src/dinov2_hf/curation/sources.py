@@ -273,7 +273,7 @@ def _walk(folder: str) -> list[str]:
 
 
 def _name_of(path: str) -> str:
-    path = path.rstrip("/")
+    path = (path.split("?")[0] if "://" in path else path).rstrip("/")  # the query of a URL may be a secret
     if "*" in path:
         path = os.path.dirname(path) or path
     return re.sub(r"[^\w.-]+", "_", os.path.splitext(os.path.basename(path))[0]) or "source"

@@ -116,7 +116,9 @@ def read_folder(folder: str) -> FolderContent:
     unread = Counter()
     for file in files:
         suffix = os.path.splitext(file)[1].lower()
-        if file not in metadata and suffix in KIND_OF_SUFFIX:
+        if not _is_text(file):  # tables of paths cannot hold it
+            unread["names that are not UTF-8"] += 1
+        elif file not in metadata and suffix in KIND_OF_SUFFIX:
             of_kind.setdefault(KIND_OF_SUFFIX[suffix], []).append(file)
         elif file not in metadata:
             unread[suffix or "no suffix"] += 1
@@ -167,6 +169,14 @@ def files_below(folder: str) -> tuple[list[str], list[str]]:
     top = os.stat(folder)
     walk(folder, "", ((top.st_dev, top.st_ino),))
     return sorted(files), sorted(loops)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _split(folder: str, data: Sequence[str], kind: str) -> tuple[dict[str, list[str]], bool, list[str]]:
