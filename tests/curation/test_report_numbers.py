@@ -8,6 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from dinov2_hf.curation import CurationArguments, curate
+from dinov2_hf.curation.neighbors import IndexSettings
 from dinov2_hf.curation.report_pictures import draw_histogram
 from dinov2_hf.curation.similarity_counts import count_similarities, sum_of_counts
 
@@ -134,3 +135,15 @@ def test_images_without_an_id_are_not_one_image(tmp_path):
     assert [row["id"] for row in parquet.read_table(curation.output_dir / "dropped.parquet").to_pylist()] == ["pool/a"]
     kept = datasets.load_dataset(str(curation.output_dir / "dataset"), split="train", cache_dir=str(tmp_path / "c"))
     assert kept["id"] == ["pool/a", "pool/row 1", "pool/row 2", "pool/row 3", "pool/row 5"]
+
+
+def test_what_an_inexact_search_does_not_know_is_counted_apart(planted, monkeypatch):
+    """Where candidates are ranked again, a search stops at the lower of the two thresholds. That is so for quantised
+    vectors, whose codes cannot be learned from twelve."""
+    monkeypatch.setattr(IndexSettings, "is_exact", property(lambda settings: False))
+    report = report_of(planted.curate(index="IVF2,Flat", index_probes=2, num_shards=4))
+    histogram = report["histograms"]["Nearest other image of the pool"]
+    assert (histogram["floor"], histogram["above"], histogram["unknown"]) == (0.45, 7, 5)
+    assert sum(histogram["bins"]) == 7
+    page = (planted.folder / "out" / "report.html").read_text()
+    assert "not shown: 5 images below 0.45, where the search stops" in page
