@@ -39,6 +39,7 @@ from dinov2_hf.data import (
     PreTrainingCollator,
     SkippedImageLog,
     build_loader,
+    evaluation_split,
     find_image_column,
     first_images,
     load_image_dataset,
@@ -388,7 +389,8 @@ def load_evaluation(args: PreTrainingArguments, train_dataset) -> Evaluation | N
     """Bank and queries of the k-NN classifier, when `eval_data` is given."""
     if args.eval_data is None:
         return None
-    queries = load_image_dataset(args.eval_data, split=args.eval_split, image_column=args.image_column)
+    split = args.eval_split or evaluation_split(args.eval_data)
+    queries = load_image_dataset(args.eval_data, split=split, image_column=args.image_column)
     bank = train_dataset
     if args.eval_bank_data is not None:
         bank = load_image_dataset(args.eval_bank_data, split=args.eval_bank_split, image_column=args.image_column)

@@ -5,7 +5,13 @@ import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from dinov2_hf.data.image_dataset import describe_row, find_image_column, first_images, load_image_dataset
+from dinov2_hf.data.image_dataset import (
+    describe_row,
+    evaluation_split,
+    find_image_column,
+    first_images,
+    load_image_dataset,
+)
 from dinov2_hf.data.image_decoding import decode_image
 
 from .conftest import encode, noise_image
@@ -411,3 +417,25 @@ def test_all_splits_of_a_saved_data_set(tmp_path):
     datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "other"))
     with pytest.raises(ValueError, match="train, x, have columns of different types"):
         load_image_dataset(str(tmp_path / "other"), split="all")
+
+
+@pytest.mark.parametrize(
+    ("folders", "split"),
+    [
+        (("train/a", "test/a"), "test"),
+        (("train/a", "val/a"), "validation"),
+        (("train/a",), "train"),
+        (("cats", "dogs"), "train"),
+    ],
+)
+def test_split_to_evaluate_on(tmp_path, folders, split):
+    for name in folders:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.png").write_bytes(encode(noise_image(0)))
+    assert evaluation_split(str(tmp_path)) == split
+    assert len(load_image_dataset(str(tmp_path), split=split))
+
+
+def test_split_to_evaluate_on_of_files_and_of_what_is_not_there(tmp_path):
+    assert evaluation_split("images/*.parquet") == evaluation_split("owner/name") == "test"
+    assert evaluation_split(str(tmp_path)) == "test"  # it is empty, which loading it says

@@ -200,7 +200,7 @@ def test_what_would_have_no_effect(flags, message):
 
 def test_defaults_may_be_repeated_where_they_have_no_effect(tmp_path):
     """As the resolved recipe of a run does; and what weights to start from say is not what the user said."""
-    parse("--config", recipe(tmp_path, "eval_split: test\nlabel_column: label\nshuffle_buffer_size: 1000\n"))
+    parse("--config", recipe(tmp_path, "eval_split: null\nlabel_column: label\nshuffle_buffer_size: 1000\n"))
     flags = [*NEEDED, "--centering", "sinkhorn_knopp"]
     *_, objective = parse_recipe(flags, PreTrainingArguments, CONFIGS, {"center_momentum": 0.5})
     assert objective["center_momentum"] == 0.5

@@ -28,7 +28,7 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
     parser.add_argument("--train_data", required=True, help="labelled images to learn from (as `--data` of features)")
     parser.add_argument("--eval_data", required=True, help="labelled images to measure on")
     parser.add_argument("--train_split", default="train", help="also a part, as train[:1000] (default: train)")
-    parser.add_argument("--eval_split", default="test", help="(default: test)")
+    parser.add_argument("--eval_split", help="(default: test, else validation, else the only one)")
     parser.add_argument(
         "--output_dir", type=Path, required=True,
         help="for metrics.json, plots and trained heads; protocols that are finished there are kept",
@@ -51,6 +51,7 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
     def run(model: str, protocol: str, output_dir: Path, overwrite: bool, update_card: bool, **options: Any) -> None:
         from transformers.utils import logging as transformers_logging
 
+        from ..data import evaluation_split
         from ..evaluation.environment import environment_of, precision_of
         from ..evaluation.extras import check_extras
         from ..evaluation.result_card import check_card, update_model_card
@@ -62,6 +63,7 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
         protocols = checked_protocols(protocol)
         own = chosen_options(functions, protocols, options)
         baseline = options["baseline"]
+        options["eval_split"] = options["eval_split"] or evaluation_split(options["eval_data"])
         data = {name: options[name] for name in ("train_data", "train_split", "eval_data", "eval_split")}
         shared = shared_options(functions, protocols, options)
         command = command_line(

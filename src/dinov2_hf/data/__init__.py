@@ -3,7 +3,7 @@
 from .channel_decoding import decode_channels, image_decoder
 from .collator import BatchReport, PreTrainingCollator, PreTrainingSample, SkippedImage
 from .image_bounds import UndecodableImage, max_image_pixels, set_max_image_pixels
-from .image_dataset import describe_row, find_image_column, first_images, load_image_dataset
+from .image_dataset import describe_row, evaluation_split, find_image_column, first_images, load_image_dataset
 from .image_decoding import decode_image
 from .masking import BlockMaskGenerator, draw_masks, reference_mask_generator, reference_max_num_patches
 from .multi_crop import MultiCropTransform
@@ -16,6 +16,6 @@ __all__ = [
     "BatchReport", "BlockMaskGenerator", "MultiCropTransform", "PreTrainingBatchSampler", "PreTrainingCollator",
     "PreTrainingImages", "PreTrainingSample", "PreTrainingStream", "SampleKey", "SkippedImage", "SkippedImageLog",
     "UndecodableImage", "build_loader", "decode_channels", "decode_image", "describe_row", "draw_masks",
-    "find_image_column", "first_images", "image_decoder", "load_image_dataset", "max_image_pixels",
+    "evaluation_split", "find_image_column", "first_images", "image_decoder", "load_image_dataset", "max_image_pixels",
     "reference_mask_generator", "reference_max_num_patches", "set_max_image_pixels",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from PIL import Image
 from .channel_decoding import image_decoder
 from .damaged_files import DAMAGE, cause_of, refuse_damaged
 from .image_decoding import UndecodableImage
-from .image_folders import SPLIT_OF_FOLDER_NAME, FolderContent, read_folder
+from .image_folders import SPLIT_OF_FOLDER_NAME, FolderContent, read_folder, say_what_is_read
 from .image_metadata import read_metadata
 from .row_paths import confined
 
@@ -103,6 +103,37 @@ def load_image_dataset(
         raise ValueError(f"the data set {path_or_name!r} cannot be read ({cause_of(error)}).") from error
     dataset = dataset.cast_column(column, datasets.Image(decode=False))
     return confined(dataset, roots_of(path, cache_dir))
+
+
+def evaluation_split(path_or_name: str) -> str:
+    """The split to evaluate on where the user names none: "test", else "validation", else the only split there is.
+
+    A parquet file or tar is one split under any name, and what the Hub has is not asked: both are "test". So is what
+    cannot be read: loading it says why.
+
+    Args:
+        path_or_name: as in `load_image_dataset`.
+
+    Raises:
+        ValueError: a folder has several splits and none of these.
+    """
+    path = os.path.expanduser(path_or_name)
+    if not os.path.isdir(path) or os.path.exists(os.path.join(path, "state.json")):
+        return "test"
+    if os.path.exists(os.path.join(path, "dataset_dict.json")):
+        splits = list(datasets.DatasetDict.load_from_disk(path))
+    else:
+        try:
+            splits = list(read_folder(path).splits)
+        except ValueError:
+            return "test"
+    for split in ("test", "validation", *(splits if len(splits) == 1 else ())):
+        if split in splits:
+            return split
+    raise ValueError(
+        f"the data set {path_or_name!r} has the splits {', '.join(splits)}, and none of them is called test or"
+        " validation: name the one to evaluate on, --eval_split."
+    )
 
 
 def roots_of(path_or_name: str, cache_dir: str | None = None) -> list[str]:
@@ -257,6 +288,7 @@ def _load_folder(
         dataset = datasets.Dataset.load_from_disk(folder)
     else:
         content = read_folder(folder)
+        say_what_is_read(content)
         if content.kind != "image":
             if split == ALL_SPLITS:
                 files = [file for files_of_split in content.splits.values() for file in files_of_split]

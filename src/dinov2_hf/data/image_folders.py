@@ -105,7 +105,7 @@ class FolderContent:
 
 
 def read_folder(folder: str) -> FolderContent:
-    """Look through a folder by the rule above, and say what is left out.
+    """Look through a folder by the rule above.
 
     Raises:
         ValueError: it holds no data, data of two kinds, or what could be splits or something else.
@@ -141,9 +141,7 @@ def read_folder(folder: str) -> FolderContent:
         )
     ((kind, data),) = of_kind.items()
     splits, has_split_folders, left_out = _split(folder, data, kind)
-    content = FolderContent(folder, kind, splits, has_split_folders, metadata, left_out, unread, loops)
-    _say(content)
-    return content
+    return FolderContent(folder, kind, splits, has_split_folders, metadata, left_out, unread, loops)
 
 
 def files_below(folder: str) -> tuple[list[str], list[str]]:
@@ -231,7 +229,7 @@ def _counted(unread: Counter) -> str:
     return f"{unread.total()} files that are not read ({', '.join(f'{n} {s}' for s, n in unread.most_common())})"
 
 
-def _say(content: FolderContent) -> None:
+def say_what_is_read(content: FolderContent) -> None:
     """One line on what was found; a warning where something is left out."""
     if int(os.environ.get("RANK", 0)) > 0:  # of several processes of one launch, the first speaks
         return

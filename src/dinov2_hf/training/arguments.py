@@ -170,7 +170,9 @@ class PreTrainingArguments:
 
     # --- evaluation while training
     eval_data: str | None = argument(None, "Labelled images: turns k-NN evaluation on.")
-    eval_split: str = argument("test", "Split of eval_data to classify.", needs=MEASURED)
+    eval_split: str | None = argument(
+        None, "Split of eval_data to classify; by default test, else validation, else the only one.", needs=MEASURED
+    )
     eval_bank_data: str | None = argument(
         None, "Labelled images to classify with; by default train_data, if it has labels.", needs=MEASURED
     )
