@@ -44,7 +44,8 @@ from dinov2_hf.data import (
     first_images,
     load_image_dataset,
     reference_mask_generator,
-)
+    set_max_image_pixels,
+)  # fmt: skip
 from dinov2_hf.evaluation.knn import evaluate_knn
 from dinov2_hf.evaluation.labels import match_labels
 from dinov2_hf.evaluation.visualization import save_patch_pca
@@ -147,6 +148,7 @@ def run(arguments: list[str], read_plan, held: ExitStack) -> None:
         output_dir = Path(args.output_dir)
         accelerator = build_accelerator(args, output_dir)
         checkpoint = held.enter_context(claimed_folder(accelerator, args))
+        set_max_image_pixels(args.max_image_pixels)
         dataset = load_image_dataset(
             args.train_data,
             split=args.train_split,
@@ -158,10 +160,8 @@ def run(arguments: list[str], read_plan, held: ExitStack) -> None:
         global_batch_size = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
         )
-        schedules = build_schedules(
-            peak_learning_rate=scale_learning_rate(args.learning_rate, global_batch_size, args.learning_rate_scaling),
-            **values_for(build_schedules, args),
-        )
+        peak_learning_rate = scale_learning_rate(args.learning_rate, global_batch_size, args.learning_rate_scaling)
+        schedules = build_schedules(peak_learning_rate=peak_learning_rate, **values_for(build_schedules, args))
         state = start_state(args, accelerator.num_processes, checkpoint)
         resume_launch(accelerator, state)
         num_images = None if args.streaming else len(dataset)

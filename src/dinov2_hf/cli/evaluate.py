@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .options import given, refuse
+from .options import add_max_image_pixels, given, refuse
 from .protocol_options import add_protocol_options, chosen_options, in_words_of_the_command, options_in_force
 
 
@@ -34,6 +34,7 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
         help="for metrics.json, plots and trained heads; protocols that are finished there are kept",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="measure the named protocols again; the others stay")
+    add_max_image_pixels(parser)
     parser.add_argument("--image_column", help="(default: the only one that holds images, or is named like one)")
     parser.add_argument("--video_column", help="(default: the first one that holds videos or lists of frames)")
     parser.add_argument("--label_column", help="(default: label)")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .options import at_least, given, refuse
+from .options import add_max_image_pixels, at_least, given, refuse
 
 
 def features(parser: argparse.ArgumentParser) -> Callable[..., None]:
@@ -22,6 +22,7 @@ def features(parser: argparse.ArgumentParser) -> Callable[..., None]:
         help="final-normed CLS token, mean patch, patches as a grid, CLS tokens of the last blocks (and mean patch)",
     )  # fmt: skip
     parser.add_argument("--num_layers", type=at_least(1), help="blocks of the kinds last_layers... (default: 4)")
+    add_max_image_pixels(parser)
     parser.add_argument("--image_column", help="(default: the first one that holds images)")
     parser.add_argument(
         "--keep_columns", nargs="*", metavar="COLUMN",

@@ -21,6 +21,7 @@ from .curate import curate
 from .evaluate import evaluate
 from .export import export
 from .features import features
+from .options import PIXEL_LIMIT
 from .push import push
 from .user_words import flags_of, in_users_words
 from .visualize import visualize
@@ -51,6 +52,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {without_secrets(message)}; `{self.prog} --help` lists the options.\n")
 
 
+def put_in_force(max_image_pixels: int | None) -> None:
+    """The limit of `--max_image_pixels`, for this process and those that it starts."""
+    if max_image_pixels is not None:
+        from ..data import set_max_image_pixels
+
+        set_max_image_pixels(max_image_pixels)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(prog="dinov2-hf", description="DINOv2 for Hugging Face transformers.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
@@ -62,6 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     run, command = options.pop("run"), options.pop("parser")
     flags = flags_of(command)
     try:
+        put_in_force(options.pop(PIXEL_LIMIT, None))
         run(**options)
         sys.stdout.flush()
     except KeyboardInterrupt as interruption:

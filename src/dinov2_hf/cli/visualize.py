@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .options import given, refuse
+from .options import add_max_image_pixels, given, refuse
 from .protocol_options import flags_for
 
 
@@ -37,6 +37,7 @@ def visualize(parser: argparse.ArgumentParser) -> Callable[..., None]:
     parser.add_argument(
         "--image_column", help="of --data (default: the only one that holds images, or is named like one)"
     )
+    add_max_image_pixels(parser)
     parser.add_argument("--title", help="a line above the pictures")
     parser.add_argument("--device", help="(default: the first accelerator, or the CPU)")
     parser.add_argument(

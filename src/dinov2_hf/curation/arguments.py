@@ -71,6 +71,7 @@ class CurationArguments:
     max_aspect_ratio: float | None = _argument("Drop images longer than this times their shorter side.")
     min_bytes: int | None = _argument("Drop smaller files.")
     max_bytes: int | None = _argument("Drop larger files.")
+    max_image_pixels: int | None = _argument("Drop images of more pixels; by default 178,956,970, as Pillow does.")
     filters: list[str] = _argument('Filters of your own, as "package.module:name".', default_factory=list)
     nsfw_model: str | None = _argument("Image classifier that finds unsafe images; none by default.")
     nsfw_label: str = _argument("The label of nsfw_model to drop.", "nsfw")
@@ -221,7 +222,9 @@ def _check(arguments: CurationArguments) -> None:
     ):  # fmt: skip
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} is {getattr(arguments, name)}, but must be at least 1.")
-    for name in ("num_shards", "target_size", "min_side", "min_bytes", "max_bytes", "index_probes"):
+    for name in (
+        "num_shards", "target_size", "min_side", "min_bytes", "max_bytes", "max_image_pixels", "index_probes",
+    ):  # fmt: skip
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, but must be at least 1, or null.")

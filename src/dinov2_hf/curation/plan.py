@@ -107,7 +107,8 @@ class _Planner:
         check_sizes(self.curation)
         self.add(
             "ingest", ingest_shard, [],
-            "min_side max_aspect_ratio min_bytes max_bytes filters nsfw_model nsfw_label nsfw_threshold",
+            "min_side max_aspect_ratio min_bytes max_bytes max_image_pixels filters nsfw_model nsfw_label"
+            " nsfw_threshold",
             sharded=True, sources=sources.describe(), nsfw_files=file_fingerprint(arguments.nsfw_model),
         )  # fmt: skip
         self.add(

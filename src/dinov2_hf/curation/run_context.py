@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from ..data import set_max_image_pixels
 from .arguments import CurationArguments
 from .dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE
 from .embeddings import ChosenRows, EmbeddingStore, UnitVectors
@@ -36,6 +37,7 @@ class Curation:
 
     @cached_property
     def sources(self) -> OpenSources:
+        set_max_image_pixels(self.arguments.max_image_pixels)  # every process that reads images comes through here
         return OpenSources(self.arguments.sources)
 
     @property

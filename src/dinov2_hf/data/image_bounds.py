@@ -58,10 +58,10 @@ def check_size(width: int, height: int, num_channels: int = 1) -> None:
     size, limit = f"{width} x {height} pixels", max_image_pixels()
     if width < 1 or height < 1:
         raise UndecodableImage(f"it has {size}, that is, none")
-    if width * height > limit:
-        raise UndecodableImage(f"it has {size}, more than the {limit} that `--max_image_pixels` allows")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise UndecodableImage(f"it has {size}, and one side may be at most {MAX_ASPECT_RATIO} times the other")
+    if width * height > limit:
+        raise UndecodableImage(f"it has {size}, more than the {limit} that `--max_image_pixels` allows")
     if num_channels > MAX_CHANNELS:
         raise UndecodableImage(f"it has {num_channels} channels or pages, more than the {MAX_CHANNELS} allowed")
     if width * height * num_channels > NUMBERS_PER_PIXEL * limit:

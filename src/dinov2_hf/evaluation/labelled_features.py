@@ -40,7 +40,8 @@ def labelled_features(
         **extraction,
     )
     if undecodable_rows:
-        logger.warning("%d training images cannot be decoded and are left out", len(undecodable_rows))
+        first = ", ".join(map(str, undecodable_rows[:5])) + (", ..." if len(undecodable_rows) > 5 else "")
+        logger.warning("%d training images cannot be decoded and are left out: rows %s", len(undecodable_rows), first)
         kept = torch.ones(len(labels), dtype=torch.bool)
         kept[undecodable_rows] = False
         labels = labels[kept]

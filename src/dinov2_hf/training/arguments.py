@@ -67,6 +67,9 @@ class PreTrainingArguments:
     image_column: str | None = argument(
         None, "Column of images; by default the only one, or the one named like an image."
     )
+    max_image_pixels: int | None = argument(
+        None, "Skip images of more pixels; by default 178,956,970, as Pillow does.", AT_LEAST_ONE
+    )
     streaming: bool = argument(False, "Read train_data as a stream, without a local copy.")
     shuffle_buffer_size: int = argument(
         1000,
