@@ -5,7 +5,7 @@ QUICKSTART := outputs/quickstart
 # Without this, `accelerate launch` gives a process on a CPU one thread.
 CPU_THREADS := $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: quickstart test quality style clean
+.PHONY: quickstart test fuzz quality style clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/write_digits.py outputs/digits
@@ -18,6 +18,11 @@ quickstart: .venv/installed
 # No network and no accelerator are needed: the tests make their own images and models.
 test: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# Damaged image files, for so many seconds of each format; the suite has a short round of it.
+FUZZ_SECONDS ?= 60
+fuzz: .venv/installed
+	HF_HUB_OFFLINE=1 DINOV2_HF_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/data/test_decoders_fuzzed.py
 
 quality: .venv/installed
 	$(BIN)/ruff check src tests examples setup.py
