@@ -34,7 +34,7 @@ ALLOWED = {
     "features": {"data", "feature_kinds"},  # one way to decode an image
     "feature_files": {"features"},
     "evaluation": {"features", "models", "data"},  # heads are trained on images, decoded in the one way
-    "curation": {"features", "data"},
+    "curation": {"features", "feature_kinds", "data", "conversion", "model_source"},
     "conversion": {"model_source", "models", "pretraining"},
     "auto": {"models", "pretraining", "evaluation"},
     "cli": {*ROOMS, "auto", "features", "feature_kinds", "feature_files", "model_source"},

@@ -161,7 +161,9 @@ def embedder(spec: str, originals: list[Image.Image]) -> tuple[Callable, np.ndar
         return lambda images: descriptor.describe(images).numpy(), descriptor(of_originals).last_hidden_state[
             :, 0
         ].numpy()
-    model = load_model_embedder(spec, descriptor=None, feature_kind="cls", torchscript_size=(288,), batch_size=32)
+    model = load_model_embedder(
+        spec, descriptor=None, feature_kind="cls", torchscript_size=(288,), batch_size=32, trust_torchscript=True
+    )  # named by hand
 
     def embed(images: list[Image.Image]) -> np.ndarray:
         rows = [{"image": image} for image in images]

@@ -14,6 +14,7 @@ import yaml
 from dinov2_hf.curation import curate, read_arguments
 from dinov2_hf.curation.cluster_executors import ShardTask
 from dinov2_hf.curation.plan import plan
+from dinov2_hf.output_folders import part_writer, sole_writer
 
 
 pytest.importorskip("datatrove")
@@ -87,6 +88,18 @@ def test_a_killed_task_is_made_again_and_no_other(planted, tmp_path, monkeypatch
     assert curation.folders["ingest"].rows() == 12
 
 
+def test_a_task_of_slurm_holds_its_part(planted, tmp_path, monkeypatch):
+    monkeypatch.setattr("dinov2_hf.output_folders.SECONDS_TO_REGISTER", 0.01)
+    _, stages = plan(planted.arguments())
+    stages[0].folder.open()
+    task = ShardTask(stages[0], is_alone=True)
+    with sole_writer(tmp_path / "out"), pytest.raises(ValueError, match="out is being written by another process"):
+        task(None, 1, 3)
+    with part_writer(tmp_path / "out", "ingest.0-of-3"):
+        task(None, 1, 3)
+    assert stages[0].folder.missing() == [0, 2]
+
+
 def test_ray_on_one_machine(planted, tmp_path):
     ray = pytest.importorskip("ray")
     planted.curate("ingest", num_shards=2)
@@ -132,6 +145,11 @@ print("Submitted batch job", number)
     assert "--array=0-3" in first[1]
     assert "--partition=cpu" in first[1]
     assert any("afterok:1" in word for word in second[0])
+    with part_writer(tmp_path / "out", "ingest.0-of-4"):  # as a job does, while it runs
+        with pytest.raises(ValueError, match="out is being written by another process"):
+            planted.curate("ingest", executor="slurm", executor_options=options, num_shards=4)
+        with pytest.raises(ValueError, match="out is being written by another process"):
+            planted.curate(num_shards=4)
     with pytest.raises(ValueError, match="executor_options lacks time, partition, which slurm needs"):
         planted.curate("ingest", executor="slurm", num_shards=4)
     with pytest.raises(ValueError, match="executor_options has 'colour', but slurm takes time, partition"):

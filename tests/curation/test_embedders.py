@@ -241,3 +241,27 @@ def test_a_damaged_model_is_found_before_an_image_is_read(planted, tmp_path, tin
     with pytest.raises(ValueError, match="retrieval_embedder is .*model', which cannot be loaded"):
         planted.curate(retrieval_embedder=str(tmp_path / "model"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_some_of_its_weights_is_refused(planted, tmp_path, tiny_config):
+    """`AutoModel` makes random ones in their place."""
+    from safetensors.torch import load_file, save_file
+
+    DINOv2Model(tiny_config).save_pretrained(tmp_path / "model")
+    DINOv2ImageProcessor().save_pretrained(tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    del weights["layernorm.weight"]
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="embedder is .*model', which cannot be loaded: .* lack `layernorm.weight`"):
+        planted.curate(embedder=str(tmp_path / "model"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_taken_for_its_model(planted, tmp_path, tiny_config):
+    DINOv2Model(tiny_config).save_pretrained(tmp_path / "run" / "model")
+    DINOv2ImageProcessor().save_pretrained(tmp_path / "run" / "model")
+    for name in ("run", "run/model"):
+        changes = {"embedder": str(tmp_path / name), "output_dir": str(tmp_path / f"out_{name.replace('/', '_')}")}
+        planted.curate("ingest", **changes)
+        found = vectors_of(planted.curate("embed", **changes))[1]
+        assert found.shape == (12, 32)

@@ -8,7 +8,6 @@ import io
 
 import numpy as np
 from PIL import Image
-from transformers import AutoConfig
 
 from ..devices import find_device
 from .arguments import CurationArguments
@@ -75,8 +74,6 @@ def _check_embedder(
     if spec == PERCEPTUAL:
         return
     try:
-        if kind == "model":
-            AutoConfig.from_pretrained(spec)
         embedder = load_model_embedder(
             spec,
             descriptor=None,
@@ -86,9 +83,9 @@ def _check_embedder(
             trust_torchscript=arguments.trust_torchscript,
         )
     except Exception as error:  # whatever a file of weights, or code in one, raises
-        if isinstance(error, ValueError) and str(error).startswith("embedder is"):
-            raise
         reason = " ".join(str(error).split())
+        if reason.startswith("embedder is"):
+            raise ValueError(f"{field}{reason.removeprefix('embedder')}") from error
         raise ValueError(f"{field} is {spec!r}, which cannot be loaded: {reason}") from error
     try:
         _, vectors, _ = embedder.vectors(

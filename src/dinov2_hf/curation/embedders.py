@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..feature_kinds import vision_part
 from ..features import iterate_features
+from ..model_source import find_model
 from .perceptual_descriptor import OneToken, PatchSums, PerceptualDescriptor
 from .sources import OpenSources
 
@@ -38,7 +40,7 @@ def kind_of_embedder(spec: str) -> str:
         if not path.exists():
             raise ValueError(f"embedder is {spec!r}, a file that does not exist.")
         return "precomputed"
-    if path.is_dir() and not (path / "config.json").exists():
+    if path.is_dir() and not any((folder / "config.json").exists() for folder in (path, path / "model")):
         if any(file.suffix in (".parquet", ".npy") for file in path.iterdir()):
             return "precomputed"
         raise ValueError(f"embedder is {spec!r}, a folder with neither a model (config.json) nor vectors.")
@@ -150,11 +152,15 @@ def load_model_embedder(
         # Images that keep their shapes cannot share a batch.
         batch_size = batch_size if len(torchscript_size) == 2 else 1
         return ModelEmbedder(VectorModel(network), TorchScriptInput(torchscript_size), batch_size=batch_size)
-    from transformers import AutoImageProcessor, AutoModel
+    from transformers import AutoImageProcessor
+
+    from ..conversion.saved_models import load_network
 
     try:
-        model, image_processor = AutoModel.from_pretrained(spec), AutoImageProcessor.from_pretrained(spec)
-    except OSError as error:
+        source = find_model(spec)
+        # Not `AutoModel`, which fills what is missing in a file with random numbers, and of MAE hides random patches.
+        model, image_processor = vision_part(load_network(source)), AutoImageProcessor.from_pretrained(source)
+    except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"embedder is {spec!r}, which cannot be loaded: {' '.join(str(error).split())}") from None
     return ModelEmbedder(model, image_processor, feature_kind, batch_size)
 
