@@ -8,6 +8,7 @@ import sys
 import pytest
 import yaml
 
+from dinov2_hf.curation.plan import _note_recipe
 from dinov2_hf.output_folders import part_writer, read_marker, sole_writer, write_marker
 
 from .scenes import write_scenes
@@ -156,3 +157,15 @@ def test_what_file_browsers_leave_does_not_block_a_rerun(planted, planted_files,
             (tmp_path / folder / name).write_bytes(b"view")
     for overwrite in (False, True):
         assert planted.curate(overwrite=overwrite).folders["ingest"].shard(0).stat().st_ino == made
+
+
+def test_what_may_be_a_secret_is_not_in_the_recipe_of_a_run(planted, tmp_path, monkeypatch):
+    """Nor in the name of a source, which is in the report and the card."""
+    url = "https://me:password@example.org/pool.parquet?X-Amz-Signature=a.b"
+    arguments = planted.arguments(uncurated=[{"path": url}], executor_options={"token": "hf_" + "a" * 30})
+    (tmp_path / "out").mkdir()
+    _note_recipe(arguments, tmp_path / "out")
+    text = (tmp_path / "out" / "curation.yaml").read_text()
+    assert "https://example.org/pool.parquet" in text
+    assert not [word for word in ("password", "Signature", "aaaaa") if word in text]
+    assert arguments.sources[0][1].name == "pool"

@@ -27,14 +27,14 @@ def curate(parser: argparse.ArgumentParser) -> Callable[..., None]:
     def run(config, stage, rank, world_size, push_to_hub, private, **values: Any) -> None:
         from ..curation import curate as run_curation
         from ..curation.arguments import read_arguments
-        from ..curation.unread_options import refuse_unread
+        from ..curation.unread_options import refuse_unread_options
 
         if push_to_hub and stage not in (None, "build", "report"):
             raise ValueError("`--push_to_hub` needs the whole dataset; leave `--stage` out.")
         if private and not push_to_hub:
             raise ValueError("`--private` is for a new repository on the Hub; give `--push_to_hub` too.")
         arguments = read_arguments(config, **values)
-        refuse_unread(arguments, values)
+        refuse_unread_options(arguments, values)
         is_first = int(os.environ.get("RANK", 0)) == 0  # of several processes of one launch, the first speaks
         if push_to_hub and arguments.executor == "slurm":
             raise ValueError("`--push_to_hub` cannot wait for jobs of Slurm; give it when they are done.")

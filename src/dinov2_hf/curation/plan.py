@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from ..atomic_files import write_text
+from ..public_names import without_secrets
 from .arguments import LAUNCH_FIELDS, STAGE_GROUPS, CurationArguments
 from .checks_before_work import check_models, check_sizes
 from .dataset_files import build_shard, dataset_features
@@ -340,7 +341,7 @@ class _Launch:
 
 def _note_recipe(arguments: CurationArguments, output_dir: Path) -> None:
     """What was asked for, for a later run: not what was asked of this launch, such as to overwrite."""
-    values = json.loads(json.dumps(dataclasses.asdict(arguments), default=str))
+    values = without_secrets(json.loads(json.dumps(dataclasses.asdict(arguments), default=str)))
     for name in LAUNCH_FIELDS:
         del values[name]
     write_text(output_dir / RECIPE_FILE, yaml.safe_dump(values, sort_keys=False))

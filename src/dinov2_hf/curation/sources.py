@@ -17,6 +17,7 @@ import datasets
 
 from ..data import find_image_column, load_image_dataset
 from ..data.image_dataset import ALL_SPLITS
+from ..public_names import without_secrets
 from .file_fingerprints import files_below, files_of_rows, fingerprint_of
 
 
@@ -273,7 +274,7 @@ def _walk(folder: str) -> list[str]:
 
 
 def _name_of(path: str) -> str:
-    path = (path.split("?")[0] if "://" in path else path).rstrip("/")  # the query of a URL may be a secret
+    path = without_secrets(path).rstrip("/")  # a query may hold a signature
     if "*" in path:
         path = os.path.dirname(path) or path
     return re.sub(r"[^\w.-]+", "_", os.path.splitext(os.path.basename(path))[0]) or "source"

@@ -42,7 +42,7 @@ READERS: tuple[tuple[str, Callable[[CurationArguments], bool], str], ...] = (
 )
 
 
-def refuse_unread(arguments: CurationArguments, given: Iterable[str]) -> None:
+def refuse_unread_options(arguments: CurationArguments, given: Iterable[str]) -> None:
     """
     That every option that was given is read.
 
