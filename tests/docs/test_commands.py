@@ -66,3 +66,10 @@ def test_command_names_what_exists(words):
     for name in words:
         if name.startswith("examples/"):
             assert Path(ROOT, name).exists(), name
+
+
+def test_what_the_security_page_names_exists():
+    text = (ROOT / "SECURITY.md").read_text()
+    names = re.findall(r"\b(?:tests|docs|examples)/[\w/.]*\w", text)
+    assert len(names) > 8
+    assert all((ROOT / name).exists() for name in names)
