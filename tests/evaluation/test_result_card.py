@@ -7,6 +7,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from dinov2_hf.cli.evaluate import command_line
 from dinov2_hf.evaluation.result_card import HEADING, check_card, update_model_card
 from dinov2_hf.evaluation.results import EvaluationResults, check_output, format_metrics
 from dinov2_hf.output_folders import check_kind, write_marker
@@ -67,6 +68,22 @@ def values(protocols, **measured) -> dict:
 
 KNN, KNN_AGAIN = {"knn": ("knn_top1_k20", 0.4)}, {"knn": ("knn_top1_k20", 0.6)}
 LINEAR = {"linear": ("linear_top1", 0.8)}
+
+
+def test_signatures_of_urls_are_in_no_file(tmp_path):
+    signed = "https://me:pass@data.example/test.parquet?X-Amz-Signature=c0ffee"
+    results = EvaluationResults(tmp_path, MEASURED | {"eval_data": signed})
+    add(results, "knn", {"knn_top1_k20": 0.5})
+    assert results.values["eval_data"] == "https://data.example/test.parquet"
+    assert command_line(eval_data=signed, batch_size=8) == (
+        "dinov2-hf evaluate --eval_data https://data.example/test.parquet --batch_size 8"
+    )
+    again = EvaluationResults(tmp_path, MEASURED | {"eval_data": signed})  # it is of the same data
+    (tmp_path / "model").mkdir()
+    card = update_model_card(tmp_path / "model", again.values).read_text()
+    for text in ((tmp_path / "metrics.json").read_text(), card):
+        assert "c0ffee" not in text
+        assert "pass@" not in text
 
 
 def test_results_are_added_to_what_is_there(tmp_path):

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..public_names import without_secrets
 from .options import add_max_image_pixels, given, refuse
 from .protocol_options import add_protocol_options, chosen_options, in_words_of_the_command, options_in_force
 
@@ -176,7 +177,7 @@ def checked_protocols(text: str) -> list[str]:
 
 
 def command_line(**options: Any) -> str:
-    """The command with the options that were given, as it can be typed again."""
+    """The command with the options that were given, as it can be typed again, but for tokens and signatures."""
     words = ["dinov2-hf", "evaluate"]
     for name, value in options.items():
         if value is None or value is False:
@@ -184,7 +185,7 @@ def command_line(**options: Any) -> str:
         words.append(f"--{name}")
         if value is not True:
             words += map(str, value if isinstance(value, list) else [value])
-    return shlex.join(words)
+    return shlex.join(without_secrets(words))
 
 
 def taken_by(function: Callable, values: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..atomic_files import write_text
 from ..output_folders import KINDS, is_free, make_folder, read_marker, refuse_links, refuse_overlap, refuse_urls
+from ..public_names import without_secrets
 
 
 METRICS = "metrics.json"
@@ -45,6 +46,7 @@ class EvaluationResults:
 
     def __init__(self, output_dir: str | os.PathLike, measured: Mapping[str, Any]):
         self.folder, self.path = Path(output_dir), Path(output_dir) / METRICS
+        measured = without_secrets(dict(measured))  # the file goes to the Hub with its model
         self.values = {**measured, "protocols": {}}
         if self.path.exists():
             self.values["protocols"] = _read(self.path, measured)["protocols"]
