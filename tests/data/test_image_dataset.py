@@ -298,6 +298,16 @@ def test_a_damaged_file_is_named(folder, suffix, content, streaming):
         load_image_dataset(str(folder), streaming=streaming)
 
 
+@pytest.mark.parametrize("name", ["state.json", "data-00000-of-00001.arrow"])
+def test_a_damaged_saved_data_set_is_named(tmp_path, name):
+    dataset = Dataset.from_dict({"image": [{"bytes": PNG, "path": None}] * 3}, features=Features({"image": Image()}))
+    dataset.save_to_disk(tmp_path / "saved")
+    path = tmp_path / "saved" / name
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ValueError, match="the saved data set '.*saved' cannot be read"):
+        load_image_dataset(str(tmp_path / "saved"))
+
+
 def test_streaming_a_folder(folder):
     write_files(folder, *(f"{i}.png" for i in range(5)))
     dataset = load_image_dataset(str(folder), streaming=True)

@@ -157,3 +157,19 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path):
         file.truncate(2**40)
     with pytest.raises(UndecodableImage, match="1099511627776 bytes, more than"):
         decode_image(tmp_path / "x.png")
+
+
+def test_a_playlist_in_the_place_of_a_video_opens_no_file(tmp_path):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "private.ts"), "w") as container:
+        stream = container.add_stream("mpeg2video", rate=25)
+        stream.width = stream.height = 64
+        for frame in (av.VideoFrame.from_image(noise_image(i, 64, 64)) for i in range(4)):
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert len(decode_frames(str(tmp_path / "private.ts"), 2)) == 2
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{tmp_path}/private.ts\n#EXT-X-ENDLIST\n"
+    concatenation = f"ffconcat version 1.0\nfile {tmp_path}/private.ts\n"
+    for text in (playlist, concatenation):
+        with pytest.raises(UndecodableImage):
+            decode_frames(text.encode(), 2)

@@ -1,9 +1,10 @@
-"""Parquet files and tars that are cut short or no such files: found and named."""
+"""Parquet files, tars and saved data sets that are cut short or no such files: found and named."""
 
 import os
 import tarfile
 from collections.abc import Sequence
 
+import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError
 from pyarrow import parquet
@@ -35,6 +36,18 @@ def refuse_damaged(builder: str, files: Sequence[str]) -> None:
             raise ValueError(
                 f"{file!r} is no whole {kind} ({cause_of(error)}); get it again, or leave it out."
             ) from error
+
+
+def load_saved(folder: str) -> datasets.Dataset | datasets.DatasetDict:
+    """What `save_to_disk` wrote to a folder.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return datasets.load_from_disk(folder)
+    except (*DAMAGE, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"the saved data set {folder!r} cannot be read ({cause_of(error)}).") from error
 
 
 def cause_of(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
 
 from .channel_decoding import image_decoder
-from .damaged_files import DAMAGE, cause_of, refuse_damaged
+from .damaged_files import DAMAGE, cause_of, load_saved, refuse_damaged
 from .image_decoding import UndecodableImage
 from .image_folders import SPLIT_OF_FOLDER_NAME, FolderContent, read_folder, say_what_is_read
 from .image_metadata import read_metadata
@@ -121,7 +121,7 @@ def evaluation_split(path_or_name: str) -> str:
     if not os.path.isdir(path) or os.path.exists(os.path.join(path, "state.json")):
         return "test"
     if os.path.exists(os.path.join(path, "dataset_dict.json")):
-        splits = list(datasets.DatasetDict.load_from_disk(path))
+        splits = list(load_saved(path))
     else:
         try:
             splits = list(read_folder(path).splits)
@@ -279,13 +279,13 @@ def _load_folder(
     if config_name is not None:
         return datasets.load_dataset(folder, config_name, split=split, streaming=streaming, cache_dir=cache_dir)
     if os.path.exists(os.path.join(folder, "dataset_dict.json")):
-        splits = datasets.DatasetDict.load_from_disk(folder)
+        splits = load_saved(folder)
         if split == ALL_SPLITS:
             dataset = _one_after_the_other(splits, folder)
         else:
             dataset = _take_split(splits, split, folder)
     elif os.path.exists(os.path.join(folder, "state.json")):
-        dataset = datasets.Dataset.load_from_disk(folder)
+        dataset = load_saved(folder)
     else:
         content = read_folder(folder)
         say_what_is_read(content)

@@ -10,9 +10,15 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from .damaged_files import DAMAGE, cause_of, load_saved
+from .image_bounds import check_size
 from .image_dataset import roots_of
 from .image_decoding import UndecodableImage, decode_image, read_content
 from .row_paths import confined
+
+
+# Formats that hold their frames themselves. Others, such as playlists, name files and addresses to be read.
+ONLY_VIDEO_FILES = {"format_whitelist": "asf,avi,flv,gif,matroska,mov,mp4,mpeg,mpegts,ogg,webm"}
 
 
 def load_video_dataset(
@@ -35,17 +41,17 @@ def load_video_dataset(
     path = os.path.expanduser(path_or_name)
     try:
         if os.path.exists(os.path.join(path, "dataset_dict.json")):
-            dataset = datasets.DatasetDict.load_from_disk(path)[split]
+            dataset = load_saved(path)[split]
         elif os.path.exists(os.path.join(path, "state.json")):
-            dataset = datasets.Dataset.load_from_disk(path)
+            dataset = load_saved(path)
         elif Path(path).suffix == ".parquet":
             name = split.partition("[")[0]
             dataset = datasets.load_dataset("parquet", data_files={name: path}, split=split)
         else:
             dataset = datasets.load_dataset(path, split=split)
-    except (FileNotFoundError, ConnectionError, KeyError, ValueError) as error:
+    except (*DAMAGE, FileNotFoundError, ConnectionError, KeyError, ValueError) as error:
         raise ValueError(
-            f"the data set {path_or_name!r} of split {split!r} cannot be loaded: {' '.join(str(error).split())}"
+            f"the data set {path_or_name!r} of split {split!r} cannot be loaded: {cause_of(error)}"
         ) from error
     found = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Video)]
     found += [name for name, feature in dataset.features.items() if _is_list_of_images(feature)]
@@ -96,12 +102,13 @@ def decode_frames(
             "video files need PyAV, which is not installed: pip install dinov2_hf[evaluation]."
         ) from error
     try:
-        with av.open(io.BytesIO(content)) as container:
+        with av.open(io.BytesIO(content), options=ONLY_VIDEO_FILES) as container:
             stream = container.streams.video[0]
+            check_size(stream.width, stream.height)
             count = sum(1 for packet in container.demux(stream) if packet.size)  # counted without decoding
         wanted = frame_indices(count, num_frames)
         frames = {}
-        with av.open(io.BytesIO(content)) as container:
+        with av.open(io.BytesIO(content), options=ONLY_VIDEO_FILES) as container:
             container.streams.video[0].thread_type = "AUTO"
             for index, frame in enumerate(container.decode(video=0)):
                 if index in wanted:
@@ -110,6 +117,8 @@ def decode_frames(
                     break
         # A stream may hold a packet or two more than frames.
         return [frames[index] if index in frames else frames[max(frames)] for index in wanted]
+    except UndecodableImage:
+        raise
     except Exception as error:  # as in `decode_image`
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
