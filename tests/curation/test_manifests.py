@@ -238,7 +238,7 @@ def test_the_processes_of_a_pool_end_with_the_run(tmp_path, signal_number, last_
         from tests.curation.test_manifests import stage, wait_to_be_ended
         if __name__ == "__main__":
             with start_pool(2) as pool:
-                run_stage(stage(Path({str(tmp_path)!r}), wait_to_be_ended, num_shards=2), pool=pool)
+                run_stage(stage(Path({str(tmp_path)!r}), wait_to_be_ended, num_shards=9), pool=pool)
     """
     (tmp_path / "program.py").write_text(textwrap.dedent(program))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_all_start_methods, get_context, parent_process
+from multiprocessing import get_all_start_methods, get_context, parent_process, util
 from pathlib import Path
 
 import torch
@@ -153,11 +153,12 @@ def _run_shards(stage: Stage, ranks: Sequence[int], pool: Executor | None) -> It
             f"a process of stage {stage.name!r} was killed, perhaps for want of memory; finished shards are kept: run"
             " the same command again, with fewer num_processes if it recurs."
         ) from error
-    except BaseException as error:
+    except KeyboardInterrupt:  # shards take hours, nobody waits for those that have begun
+        _end_workers(pool)  # of which no future may be cancelled before, or the pool's own thread ends in an error
+        raise
+    except BaseException:
         for future in futures:
             future.cancel()
-        if isinstance(error, KeyboardInterrupt):  # shards take hours, nobody waits for those that have begun
-            _end_workers(pool)
         raise
 
 
@@ -169,6 +170,7 @@ def _run_in_worker(stage: Stage, rank: int) -> None:
     except SystemExit:
         is_ending = True
     if is_ending:
+        util._exit_function()  # as at every end of such a process: it ends processes of loaders and frees semaphores
         os._exit(1)
 
 
