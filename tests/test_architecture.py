@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "dinov2_hf"
 ROOMS = ("models", "pretraining", "data", "training", "evaluation", "curation", "conversion")
 # How anything is written, read from a recipe, and told; and where networks run.
-GROUND = {"output_folders", "atomic_files", "recipe_files", "public_names", "devices", "hub_repos"}
+GROUND = {"output_folders", "atomic_files", "recipe_files", "public_names", "devices", "hub_repos", "model_source"}
 ALLOWED = {
     "output_folders": set(),
     "atomic_files": {"output_folders"},
@@ -34,10 +34,10 @@ ALLOWED = {
     "features": {"data", "feature_kinds"},  # one way to decode an image
     "feature_files": {"features"},
     "evaluation": {"features", "models", "data"},  # heads are trained on images, decoded in the one way
-    "curation": {"features", "feature_kinds", "data", "conversion", "model_source"},
-    "conversion": {"model_source", "models", "pretraining"},
+    "curation": {"features", "feature_kinds", "data", "conversion"},
+    "conversion": {"models", "pretraining"},
     "auto": {"models", "pretraining", "evaluation"},
-    "cli": {*ROOMS, "auto", "features", "feature_kinds", "feature_files", "model_source"},
+    "cli": {*ROOMS, "auto", "features", "feature_kinds", "feature_files"},
     "__init__": {*ROOMS, "auto", "features"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -15,6 +15,9 @@ from .output_folders import KINDS, read_marker
 MODEL, PRETRAINING_MODEL = "model", "pretraining_model"  # of the output folder of a run
 # What only student, teacher and heads have as their `model_type`.
 PRETRAINING_TYPE = "dinov2_hf_pretraining"
+# Above the code of a card, which loads from ".": the one path that is right wherever its folder lies. An upload puts
+# the id on the Hub in its place.
+HERE = '# In this folder; from elsewhere, give its path instead of ".".'
 NEEDED = "a model folder, the output folder of a run or an id on the Hub"
 _HUB_ID = r"[\w.-]+(/[\w.-]+)?"
 _WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")

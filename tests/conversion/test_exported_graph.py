@@ -121,9 +121,9 @@ def test_a_fixed_batch_and_other_sizes_are_refused_by_the_graph(tmp_path, export
 def test_the_code_of_the_card_runs(tmp_path, monkeypatch, export, run, shapes):
     model = write_model(DINOv2ForImageClassification, tmp_path / "model", id2label={0: "cat", 1: "dog"})
     export(tmp_path / "model", tmp_path / "graph", height=42, width=42)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path / "graph")
     write_photograph(tmp_path / "photograph.png")
-    Image.open("photograph.png").save("image.jpg")
+    Image.open(tmp_path / "photograph.png").save("image.jpg")
     code = re.search(r"```python\n(.*?)```", (tmp_path / "graph" / "README.md").read_text(), re.DOTALL).group(1)
     names = {}
     exec(code, names)

@@ -340,7 +340,7 @@ def test_folders_come_with_image_processor_and_card(backbone_folder):
     found, expected = (one(image, return_tensors="pt")["pixel_values"] for one in (processor, reference))
     torch.testing.assert_close(found, expected)
     card = (backbone_folder / "README.md").read_text()
-    assert 'pipeline("image-feature-extraction", model="backbone")' in card
+    assert 'pipeline("image-feature-extraction", model=".")' in card
     assert "`backbone.pth`" in card
     assert "32 wide, with 4 blocks" in card
 

@@ -157,7 +157,7 @@ def test_the_folder(exported):
     for file, name in (reference.split(".") for reference in references):
         assert f"class {name}(" in (folder / f"{file}.py").read_text()
     assert not any("from .." in path.read_text() for path in folder.glob("*.py"))
-    assert 'AutoModel.from_pretrained("classifier", trust_remote_code=True)' in (folder / "README.md").read_text()
+    assert 'AutoModel.from_pretrained(".", trust_remote_code=True)' in (folder / "README.md").read_text()
     stock = AutoModelForImageClassification.from_pretrained(folder)
     assert isinstance(stock.dinov2, Dinov2Model)
 

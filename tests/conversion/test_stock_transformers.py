@@ -159,7 +159,7 @@ def test_files_hold_stock_fields_and_the_same_weights(exported):
     assert all(torch.equal(weights[name], renamed[name]) for name in weights)
     card = (folder / "README.md").read_text()
     assert "| 1 | 224 x 308 |" in card
-    assert 'pipeline("image-classification", model="classifier_registers")' in card
+    assert 'pipeline("image-classification", model=".")' in card
     assert "224 x 308" in str(report)
     assert json.loads((exported["classifier"][1] / "config.json").read_text())["id2label"]["2"] == "owl"
 

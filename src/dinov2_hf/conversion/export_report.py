@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 
+from .card_code import without_code
+
 
 class ExportCheckError(RuntimeError):
     """The exported model does not compute what the model does; the message says by how much."""
@@ -78,7 +80,7 @@ def export_card(
 ) -> ModelCard:
     """
     README.md of an export. Licence, data sets and other metadata come from the card of the source folder, where there
-    is one, and its text follows at the end.
+    is one, and its text follows at the end, without its code.
 
     Args:
         body: Markdown; what this is and how to load it.
@@ -86,7 +88,7 @@ def export_card(
     data, source_text = ModelCardData(), ""
     if (source / "README.md").is_file():
         card = ModelCard((source / "README.md").read_text(), ignore_metadata_errors=True)
-        data, source_text = card.data, card.text.strip()
+        data, source_text = card.data, without_code(card.text)
     data.library_name, data.pipeline_tag = library_name, pipeline_tag
     data.tags = list(dict.fromkeys([*(data.tags or []), "dinov2"]))
     parts = [
@@ -98,5 +100,5 @@ def export_card(
         *report.notes,
     ]
     if source_text:
-        parts += ["---", "The card of the model that this was exported from:", source_text]
+        parts += ["---", "From the card of the model that this was exported from:", source_text]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")

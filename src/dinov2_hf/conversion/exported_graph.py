@@ -29,6 +29,7 @@ from ..models import (
     DINOv2Model,
 )
 from ..models.modeling_dinov2 import DINOv2Embeddings
+from .card_code import inputs, python_block
 from .export_report import ExportCheckError, ExportReport, Measurement, export_card, measure
 from .image_processor_values import for_fixed_size, stock_image_processor_values, write_image_processor
 from .model_folder import load_model_folder
@@ -56,23 +57,17 @@ LOWEST_OPSET = 18  # of the exporter; its conversion to older ones does not succ
 Runner = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 
 # Imports and code of README.md.
-PREPROCESSING = (
-    "from PIL import Image\nfrom transformers import AutoImageProcessor",
-    """\
-processor = AutoImageProcessor.from_pretrained("{name}")
-pixel_values = processor(Image.open("image.jpg"), return_tensors="pt")["pixel_values"]""",
-)
 RUNNING_ONNX = (
     "import onnxruntime",
     """\
-session = onnxruntime.InferenceSession("{name}/model.onnx")
+session = onnxruntime.InferenceSession("model.onnx")
 names = [output.name for output in session.get_outputs()]
-outputs = dict(zip(names, session.run(None, {{"pixel_values": pixel_values.numpy()}})))""",
+outputs = dict(zip(names, session.run(None, {"pixel_values": pixel_values.numpy()})))""",
 )
 RUNNING_TORCH = (
     "import torch",
     """\
-model = torch.export.load("{name}/model.pt2").module()
+model = torch.export.load("model.pt2").module()
 outputs = model(pixel_values)""",
 )
 
@@ -231,7 +226,7 @@ def export_graph(
             folder,
             report,
             outputs=expected[0],
-            code=[running] if processor is None else [PREPROCESSING, running],
+            code=[inputs(None if processor is not None else tuple(images[0].shape)), running],
             library=library,
             batch_size=batch_size,
         )
@@ -372,9 +367,7 @@ def graph_card(
     )
     if "logits" in outputs:
         about += " The names of the classes are in `id2label` of config.json."
-    imports = sorted((line for lines, _ in code for line in lines.splitlines()), key=lambda line: line[0] == "f")
-    lines = [*imports, "", *(block.format(name=name) for _, block in code)]
-    body = [about, "\n".join(["| tensor | shape |", "|---|---|", *rows]), "\n".join(["```python", *lines, "```"])]
+    body = [about, "\n".join(["| tensor | shape |", "|---|---|", *rows]), python_block(code)]
     return export_card(
         source,
         title=name,

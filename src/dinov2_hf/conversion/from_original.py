@@ -145,7 +145,13 @@ def convert_from_original(
             model.save_pretrained(folder / name)
             if read.image_processor is not None:
                 read.image_processor.save_pretrained(folder / name)
-        card = conversion_card(output_dir.absolute().name, read.original, config, read.choices)
+        card = conversion_card(
+            output_dir.absolute().name,
+            read.original,
+            config,
+            read.choices,
+            has_image_processor=read.image_processor is not None,
+        )
         card.save(folder / "README.md")
     return ConversionReport(read.original.kind, config, tuple(output_dir / name for name in read.models), read.choices)
 

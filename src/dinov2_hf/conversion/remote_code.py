@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..atomic_files import new_folder
-from ..model_source import find_model, read_json
+from ..model_source import HERE, find_model, read_json
 from ..models import (
     DINOv2Backbone,
     DINOv2Config,
@@ -40,9 +40,10 @@ With `trust_remote_code=True` the code in this folder is used instead: the same 
 positions that they were trained with (offset {offset}, antialias {antialias}), at every image size.
 
 ```python
+{here}
 from transformers import AutoModel
 
-model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModel.from_pretrained(".", trust_remote_code=True)
 ```"""
 
 
@@ -74,10 +75,8 @@ def export_dual(folder: str | Path, output_dir: str | Path, *, overwrite: bool =
         for path in code_files():
             shutil.copyfile(path, new / path.name)
         report = ExportReport(output_dir, measurements, notes)
-        more = LOADING.format(
-            name=output_dir.name, offset=config.interpolate_offset, antialias=config.interpolate_antialias
-        )
-        stock_card(model, folder, report, more).save(new / "README.md")
+        more = LOADING.format(here=HERE, offset=config.interpolate_offset, antialias=config.interpolate_antialias)
+        stock_card(model, folder, new, report, more).save(new / "README.md")
     return report
 
 

@@ -27,8 +27,9 @@ from transformers import (
 from ..atomic_files import new_folder
 from ..model_source import find_model
 from ..models import DINOv2Backbone, DINOv2Config, DINOv2ForImageClassification, DINOv2Model
+from .card_code import inputs, python_block
 from .export_report import ExportCheckError, ExportReport, Measurement, export_card, measure
-from .image_processor_values import stock_image_processor_values, write_image_processor
+from .image_processor_values import FILE_NAME, stock_image_processor_values, write_image_processor
 from .model_folder import load_model_folder
 
 
@@ -47,22 +48,20 @@ TOLERANCE = 1e-5
 CHECKED_GRIDS = ((16, 16), (7, 7), (16, 22))  # patches beside the native grid: 224, 98 and a rectangle for /14
 
 LOADING = {
-    DINOv2Model: """\
-from transformers import pipeline
-
-extract = pipeline("image-feature-extraction", model="{name}")
+    DINOv2Model: (
+        "from transformers import pipeline",
+        """\
+extract = pipeline("image-feature-extraction", model=".")
 features = extract("image.jpg", return_tensors=True)  # (1, tokens, {hidden_size})""",
-    DINOv2Backbone: """\
-from transformers import {stock_class}
-
-model = {stock_class}.from_pretrained("{name}")
-feature_maps = model(pixel_values).feature_maps""",
-    DINOv2ForImageClassification: """\
-from transformers import pipeline
-
-classify = pipeline("image-classification", model="{name}")
+    ),
+    DINOv2ForImageClassification: (
+        "from transformers import pipeline",
+        """\
+classify = pipeline("image-classification", model=".")
 classes = classify("image.jpg")""",
+    ),
 }
+OUTPUTS = {DINOv2Model: "last_hidden_state", DINOv2Backbone: "feature_maps", DINOv2ForImageClassification: "logits"}
 
 
 def export_transformers(folder: str | Path, output_dir: str | Path, *, overwrite: bool = False) -> ExportReport:
@@ -91,7 +90,7 @@ def export_transformers(folder: str | Path, output_dir: str | Path, *, overwrite
         model = load_model_folder(folder)
         measurements, notes = write_stock_folder(model, folder, new)
         report = ExportReport(output_dir, measurements, notes)
-        stock_card(model, folder, report).save(new / "README.md")
+        stock_card(model, folder, new, report).save(new / "README.md")
     return report
 
 
@@ -232,12 +231,19 @@ def difference_notes(
     )
 
 
-def stock_card(model: PreTrainedModel, source: Path, report: ExportReport, more: str = "") -> ModelCard:
-    """README.md of the folder; `more` follows the section on loading."""
-    name = report.folder.name
-    stock_class = STOCK_CLASSES[type(model)][stock_model_type(model.config)].__name__
-    code = LOADING[type(model)].format(name=name, stock_class=stock_class, hidden_size=model.config.hidden_size)
-    body = f"A DINOv2 model as `{stock_class}` of transformers; no other package is needed.\n\n```python\n{code}\n```"
+def stock_card(model: PreTrainedModel, source: Path, new: Path, report: ExportReport, more: str = "") -> ModelCard:
+    """README.md of the folder `new`; `more` follows the section on loading."""
+    name, config, kind = report.folder.absolute().name, model.config, type(model)
+    stock_class = STOCK_CLASSES[kind][stock_model_type(config)].__name__
+    has_processor = (new / FILE_NAME).is_file()
+    if kind in LOADING and has_processor:
+        imports, code = LOADING[kind]
+        parts = [(imports, code.format(hidden_size=config.hidden_size))]
+    else:
+        shape = None if has_processor else (1, config.num_channels, config.image_size, config.image_size)
+        loading = f'model = {stock_class}.from_pretrained(".")\n{OUTPUTS[kind]} = model(pixel_values).{OUTPUTS[kind]}'
+        parts = [inputs(shape), (f"from transformers import {stock_class}", loading)]
+    body = f"A DINOv2 model as `{stock_class}` of transformers; no other package is needed.\n\n{python_block(parts)}"
     return export_card(
         source,
         title=name,

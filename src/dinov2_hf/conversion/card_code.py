@@ -1,0 +1,59 @@
+"""The Python in a card: it runs as it stands in the folder of the card, with an `image.jpg` there."""
+
+import re
+from collections.abc import Iterable
+
+from ..model_source import HERE
+
+
+# Imports, and what gives `pixel_values`.
+PREPROCESSED = (
+    "from PIL import Image\nfrom transformers import AutoImageProcessor",
+    """\
+processor = AutoImageProcessor.from_pretrained(".")
+pixel_values = processor(Image.open("image.jpg"), return_tensors="pt")["pixel_values"]""",
+)
+
+
+def inputs(shape: tuple[int, int, int, int] | None) -> tuple[str, str]:
+    """
+    Imports and code for `pixel_values`.
+
+    Args:
+        shape: of images that no image processor is saved for, `(B, C, H, W)`; `None` where there is one.
+    """
+    if shape is None:
+        return PREPROCESSED
+    return "import torch", f"pixel_values = torch.zeros({', '.join(map(str, shape))})  # normalised images"
+
+
+def python_block(parts: Iterable[tuple[str, str]]) -> str:
+    """
+    A fenced block of Python.
+
+    Args:
+        parts: imports and code of each, in their order.
+    """
+    parts = list(parts)
+    lines = dict.fromkeys(line for imports, _ in parts for line in imports.splitlines())
+    imports = sorted(lines, key=lambda line: (line.startswith("from "), line))
+    return "\n".join(["```python", HERE, *_merged(imports), "", *(code for _, code in parts), "```"])
+
+
+def _merged(imports: list[str]) -> list[str]:
+    """Names that are imported from one module on one line."""
+    names: dict[str, list[str]] = {}
+    for line in imports:
+        match = re.fullmatch(r"(from \S+ import) (.+)", line)
+        names.setdefault(match[1] if match else line, []).extend(match[2].split(", ") if match else [])
+    return [f"{start} {', '.join(sorted(set(found)))}" if found else start for start, found in names.items()]
+
+
+def without_code(text: str) -> str:
+    """
+    The text of another folder's card, to be quoted: its code loads from there, and its pictures lie there, so both
+    are left out.
+    """
+    text = re.sub(r"^```python\n.*?^```\n?", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"!\[([^\]]*)\]\((?!https?://)[^)]*\)", r"\1", text)
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
