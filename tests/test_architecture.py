@@ -23,7 +23,7 @@ ALLOWED = {
     "atomic_files": {"output_folders"},
     "recipe_files": {"public_names"},
     "public_names": set(),
-    "model_source": set(),
+    "model_source": {"output_folders"},
     "models": {"data"},  # one way to decode an image
     "pretraining": {"models"},
     "data": set(),

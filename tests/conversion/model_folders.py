@@ -52,9 +52,10 @@ def run_without_package(code: str, folder: Path) -> str:
     """Run Python in `folder` where `import dinov2_hf` fails; what it printed comes back."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(folder / "huggingface"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    # An installed package (`pip install --editable`) needs no PYTHONPATH, so its import is blocked.
+    # An installed package (`pip install --editable`) needs no PYTHONPATH, so its import is blocked; those too that
+    # come with it and not with transformers.
     done = subprocess.run(
-        [sys.executable, "-c", 'import sys\nsys.modules["dinov2_hf"] = None\n' + code],
+        [sys.executable, "-c", 'import sys\nsys.modules |= dict.fromkeys(["dinov2_hf", "datasets"])\n' + code],
         cwd=folder,
         env=environment,
         capture_output=True,

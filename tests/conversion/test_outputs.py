@@ -215,7 +215,7 @@ def full_disk(*args, **kwargs):
 
 WRITES = {
     "transformers": (stock_transformers, "save_torch_state_dict"),
-    "dual": (remote_code.shutil, "copyfile"),
+    "dual": (remote_code, "code_files"),
     "onnx": (exported_graph, "write_onnx"),
     "torch-export": (torch.export, "save"),
     "convert": (DINOv2Model, "save_pretrained"),

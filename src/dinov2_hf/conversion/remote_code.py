@@ -1,11 +1,11 @@
 """A folder that is transformers' own DINOv2 by default, and ours, with its code beside it, for those who trust it."""
 
+import ast
 import inspect
-import shutil
+import re
 from pathlib import Path
 
 from transformers import PreTrainedModel
-from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..atomic_files import new_folder
 from ..model_source import HERE, find_model, read_json
@@ -72,8 +72,8 @@ def export_dual(folder: str | Path, output_dir: str | Path, *, overwrite: bool =
             references = [class_reference(processor) for processor in IMAGE_PROCESSORS]
             values = read_json(new / FILE_NAME, "an image processor")
             write_image_processor(values | {"auto_map": {"AutoImageProcessor": references}}, new)
-        for path in code_files():
-            shutil.copyfile(path, new / path.name)
+        for name, text in code_files().items():
+            (new / name).write_text(text)
         report = ExportReport(output_dir, measurements, notes)
         more = LOADING.format(here=HERE, offset=config.interpolate_offset, antialias=config.interpolate_antialias)
         stock_card(model, folder, new, report, more).save(new / "README.md")
@@ -90,8 +90,22 @@ def class_reference(auto_class: type) -> str:
     return f"{auto_class.__module__.rsplit('.', 1)[-1]}.{auto_class.__name__}"
 
 
-def code_files() -> list[Path]:
-    """The files of those classes and all that they import from their own folder."""
-    files = {Path(inspect.getsourcefile(one)) for one in (*AUTO_CLASSES.values(), *IMAGE_PROCESSORS)}
-    files |= {Path(imported) for path in list(files) for imported in get_relative_import_files(path)}
-    return sorted(files)
+def code_files() -> dict[str, str]:
+    """
+    Names and texts of the files of those classes and of all that they import from this package, for a flat folder: an
+    import from another room becomes one from the same folder.
+    """
+    paths, found = [Path(inspect.getsourcefile(one)) for one in (*AUTO_CLASSES.values(), *IMAGE_PROCESSORS)], {}
+    while paths:
+        path = paths.pop()
+        if path.name not in found:
+            text = path.read_text()
+            paths += imported_files(path, text)
+            found[path.name] = re.sub(r"^(\s*from )\.+(?:\w+\.)*(\w+ import )", r"\1.\2", text, flags=re.MULTILINE)
+    return dict(sorted(found.items()))
+
+
+def imported_files(path: Path, text: str) -> list[Path]:
+    """The files of this package that a file imports, inside of its functions too."""
+    imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.level]
+    return [path.parents[node.level - 1].joinpath(*node.module.split(".")).with_suffix(".py") for node in imports]

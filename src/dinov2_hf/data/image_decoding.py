@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from .image_bounds import BYTES_PER_PIXEL, UndecodableImage, check_file_size, check_size, max_image_pixels
-from .row_paths import outside_path
+from .outside_paths import outside_path
 
 
 # No other decoder of Pillow is started, whatever a file is called: some of them run programs (EPS: Ghostscript).

@@ -13,15 +13,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-
-# What a forbidden path becomes, so that it is reported as an image that cannot be decoded, and never opened.
-OUTSIDE = "outside-of-its-dataset:"
-
-
-def outside_path(path: str | os.PathLike) -> str | None:
-    """The forbidden path that `confined` has found in a row; None for any other path."""
-    text = os.fspath(path)
-    return text.removeprefix(OUTSIDE) if isinstance(text, str) and text.startswith(OUTSIDE) else None
+from .outside_paths import OUTSIDE
 
 
 def confined(
