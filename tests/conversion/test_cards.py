@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from dinov2_hf import (
@@ -15,15 +17,17 @@ from dinov2_hf import (
     DINOv2ForSemanticSegmentation,
     DINOv2Model,
 )
-from dinov2_hf.conversion.card_code import without_code
+from dinov2_hf.conversion.card_code import HERE_ONLY, without_code
 from dinov2_hf.conversion.exported_graph import export_torch
 from dinov2_hf.conversion.from_original import convert_from_original
 from dinov2_hf.conversion.remote_code import export_dual
 from dinov2_hf.conversion.stock_transformers import export_transformers
 from dinov2_hf.conversion.to_original import convert_to_original
 from dinov2_hf.model_source import HERE
+from dinov2_hf.training.model_card import card_for_repo
 
 from .model_folders import write_model, write_photograph
+from .original_layouts import backbone_shapes, fill
 
 
 # A card of another folder, as a run leaves it: its code and its pictures are there and nowhere else.
@@ -52,7 +56,7 @@ def run_all(folder, count):
     """Every block in a process of its own, one after the other, as in a notebook of a reader's."""
     found = blocks(folder)
     assert len(found) == count
-    assert all(block.startswith(f"{HERE}\n") for block in found)
+    assert all(block.startswith((f"{HERE}\n", f"{HERE_ONLY}\n")) for block in found)
     write_photograph(folder / "photograph.png")
     Image.open(folder / "photograph.png").convert("RGB").save(folder / "image.jpg")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "cache")}
@@ -109,6 +113,15 @@ def test_conversions(tmp_path, kind, fields):
         options["backbone"] = tmp_path / "backbone.pth"
     convert_from_original(source, tmp_path / "converted", **options)
     run_all(tmp_path / "converted", 1)
+
+
+def test_on_the_hub_the_code_loads_from_there(tmp_path):
+    torch.save(fill(backbone_shapes(64)), tmp_path / "x.pth")
+    convert_from_original(tmp_path / "x.pth", tmp_path / "model")
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    text = card_for_repo(card, "ada/model", revision=None, pictures=[], pretraining_model=False).text
+    assert 'pipeline("image-feature-extraction", model="ada/model")' in text
+    assert HERE not in text
 
 
 def test_a_card_without_code_stays():

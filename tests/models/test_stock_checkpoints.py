@@ -137,7 +137,7 @@ def test_other_kinds_are_refused(tmp_path):
         ("classifier_num_layers", 3, "`classifier_num_layers` is 3; it must be between 1 and"),
         ("segmentation_num_layers", 0, "`segmentation_num_layers` is 0"),
         ("depth_layers", [0, 2], "blocks from 0 to 1"),
-        ("max_depth", 0.001, "the first must be above 0 and below the second"),
+        ("max_depth", 0.001, "the first must be below the second"),
     ],
 )
 def test_heads_that_do_not_fit_are_refused(field, value, message):

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from ..model_source import HERE
 
 
+# Above code that opens a file by its name, which an id on the Hub cannot replace.
+HERE_ONLY = "# In this folder, on this machine."
 # Imports, and what gives `pixel_values`.
 PREPROCESSED = (
     "from PIL import Image\nfrom transformers import AutoImageProcessor",
@@ -27,17 +29,18 @@ def inputs(shape: tuple[int, int, int, int] | None) -> tuple[str, str]:
     return "import torch", f"pixel_values = torch.zeros({', '.join(map(str, shape))})  # normalised images"
 
 
-def python_block(parts: Iterable[tuple[str, str]]) -> str:
+def python_block(parts: Iterable[tuple[str, str]], here: str = HERE) -> str:
     """
     A fenced block of Python.
 
     Args:
         parts: imports and code of each, in their order.
+        here: the comment above it, which says where it runs.
     """
     parts = list(parts)
     lines = dict.fromkeys(line for imports, _ in parts for line in imports.splitlines())
     imports = sorted(lines, key=lambda line: (line.startswith("from "), line))
-    return "\n".join(["```python", HERE, *_merged(imports), "", *(code for _, code in parts), "```"])
+    return "\n".join(["```python", here, *_merged(imports), "", *(code for _, code in parts), "```"])
 
 
 def _merged(imports: list[str]) -> list[str]:

@@ -29,7 +29,7 @@ from ..models import (
     DINOv2Model,
 )
 from ..models.modeling_dinov2 import DINOv2Embeddings
-from .card_code import inputs, python_block
+from .card_code import HERE_ONLY, inputs, python_block
 from .export_report import ExportCheckError, ExportReport, Measurement, export_card, measure
 from .image_processor_values import for_fixed_size, stock_image_processor_values, write_image_processor
 from .model_folder import load_model_folder
@@ -367,7 +367,7 @@ def graph_card(
     )
     if "logits" in outputs:
         about += " The names of the classes are in `id2label` of config.json."
-    body = [about, "\n".join(["| tensor | shape |", "|---|---|", *rows]), python_block(code)]
+    body = [about, "\n".join(["| tensor | shape |", "|---|---|", *rows]), python_block(code, HERE_ONLY)]
     return export_card(
         source,
         title=name,

@@ -8,6 +8,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
+from ..model_source import HERE
 from ..public_names import is_hub_name, public_name, without_secrets
 
 
@@ -60,8 +61,6 @@ features = model(pixels).last_hidden_state  # (1, {{ num_tokens }}, {{ hidden_si
 ```
 """
 
-# The only path that is right for whoever has the folder, wherever it lies.
-HERE = '# In this folder; from elsewhere, give its path instead of ".".'
 PICTURES = {
     "training_curves.png": "Training curves",
     "patch_pca.png": "Images and the first three principal components of their patch features, as colours",
