@@ -30,6 +30,7 @@ CHANGES = {
     "max_aspect_ratio": (5.0, {}),
     "min_bytes": (5, {}),
     "max_bytes": (50_000, {}),
+    "max_image_pixels": (50_000, {}),
     "filters": ([f"{__name__}:drops_nothing"], {}),
     "nsfw_model": ("classifier", {}),
     "nsfw_label": ("LABEL_1", {"nsfw_model": "classifier"}),
