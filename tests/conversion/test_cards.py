@@ -36,6 +36,7 @@ license: mit
 ---
 # cells
 
+Images of https://bucket.example/cells.tar?X-Amz-Signature=5ec7e7 with hf_abcdefghijklmnopqrstuvwx.
 Trained on cells, of ![a cell](cell.png) and ![a web](https://example.org/web.png).
 
 ```python
@@ -85,7 +86,8 @@ def test_exports(tmp_path, name):
     (tmp_path / "model" / "README.md").write_text(OTHER_CARD)
     export(tmp_path / "model", tmp_path / "export")
     card = (tmp_path / "export" / "README.md").read_text()
-    assert "runs/cells" not in card
+    assert not any(word in card for word in ("runs/cells", "5ec7e7", "hf_abcdefghijklmnopqrstuvwx"))
+    assert "https://bucket.example/cells.tar" in card
     assert "Trained on cells, of a cell and ![a web](https://example.org/web.png)." in card
     assert "steps: 3" in card
     assert "license: mit" in card

@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoModelForPreTraining
 
 import dinov2_hf.cli
 from dinov2_hf import DINOv2Config, DINOv2Model
+from dinov2_hf.output_folders import MARKER
 from dinov2_hf.training.hub_upload import push_folder
 from tests.examples.conftest import EXAMPLES, forget_accelerate, load_example
 
@@ -252,6 +253,17 @@ def test_a_model_folder(hub, client, model_folder):
     assert hub.repos["ada/vits"].commits == ["Mine"]
 
 
+def test_what_marks_a_folder_as_ours_stays_here(hub, client, model_folder, tmp_path):
+    """A converted folder, whose card then loads from the repository."""
+    client(command_line, ["convert", str(model_folder), str(tmp_path / "x.pth")])
+    client(command_line, ["convert", str(tmp_path / "x.pth"), str(tmp_path / "converted")])
+    assert (tmp_path / "converted" / MARKER).is_file()
+    client(push, tmp_path / "converted", "ada/converted", {})
+    files = hub.files("ada/converted")
+    assert set(files) == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert b'model="ada/converted"' in files["README.md"]
+
+
 def test_weights_of_an_earlier_upload_do_not_stay(hub, client, model_folder, tmp_path):
     """Else from_pretrained would go on to load the earlier, whole file instead of the shards."""
     client(push, model_folder, "ada/vits", {})
@@ -269,7 +281,10 @@ def test_weights_of_an_earlier_upload_do_not_stay(hub, client, model_folder, tmp
 
 
 def test_what_is_no_model_is_refused_before_the_hub_is_asked(hub, client, model_folder, tmp_path):
-    assert "which holds no model" in client(push, tmp_path, "ada/vits", {})
+    assert "so it is no model folder" in client(push, tmp_path, "ada/vits", {})
+    assert "is no folder of this machine" in client(push, "ada/model", "ada/vits", {})
+    (tmp_path / "config.json").write_text('{"port": 80}')
+    assert "its config.json has no `model_type`" in client(push, tmp_path, "ada/vits", {})
     assert "holds no folder of that name" in client(push, model_folder, "ada/vits", {"pretraining_model": True})
     assert hub.requests == []
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..public_names import without_secrets
 from .card_code import without_code
 
 
@@ -88,7 +89,7 @@ def export_card(
     data, source_text = ModelCardData(), ""
     if (source / "README.md").is_file():
         card = ModelCard((source / "README.md").read_text(), ignore_metadata_errors=True)
-        data, source_text = card.data, without_code(card.text)
+        data, source_text = card.data, without_secrets(without_code(card.text))
     data.library_name, data.pipeline_tag = library_name, pipeline_tag
     data.tags = list(dict.fromkeys([*(data.tags or []), "dinov2"]))
     parts = [

@@ -20,6 +20,7 @@ from huggingface_hub import (
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from ..hub_repos import hub_api, one_sentence, prepare_repo
+from ..model_source import MODEL, PRETRAINING_MODEL, find_model
 from .arguments import PreTrainingArguments
 from .model_card import PICTURES, card_for_repo
 
@@ -154,13 +155,10 @@ def _files_to_upload(folder: Path, pretraining_model: bool) -> dict[str, Path]:
     if _is_run(folder):
         files = _files_in(folder / "model")
         files |= {name: folder / name for name in (*PICTURES, "metrics.json") if (folder / name).is_file()}
-    elif (folder / "config.json").is_file():
+    elif isinstance(find_model(folder, (MODEL, PRETRAINING_MODEL)), Path):
         files = _files_in(folder)
     else:
-        raise ValueError(
-            f"`folder` is {folder}, which holds no model; give the output folder of a finished run, or a folder with"
-            " config.json that save_pretrained wrote."
-        )
+        raise ValueError(f"{folder} is no folder of this machine; give a model folder or the output folder of a run.")
     if pretraining_model:
         if not (_is_run(folder) and (folder / "pretraining_model" / "config.json").is_file()):
             raise ValueError(f"`pretraining_model` is asked for, but {folder} holds no folder of that name.")
