@@ -10,7 +10,7 @@ from pyarrow import parquet
 from tqdm.auto import tqdm
 
 from ..data.image_decoding import UndecodableImage, decode_image
-from ..data.row_paths import outside_path
+from ..data.outside_paths import outside_path
 from .arguments import CurationArguments
 from .dropped_images import DroppedImage, write_dropped
 from .image_filters import ImageFilter, file_reason, filter_reasons, load_filter, size_reason
