@@ -74,6 +74,7 @@ from dinov2_hf.training.run_stopped import (
     INTERRUPTED_EXIT_CODE,
     RunPreempted,
     RunStopped,
+    bad_data_stops_run,
     disk_and_keyboard_stop_run,
     exit_stopped,
 )
@@ -294,7 +295,8 @@ def train(
             monitor.warn(state["step"], of_student(metrics, name), stop=args.stop_on_collapse)
 
     def evaluate() -> None:
-        metrics = measure_backbones()
+        with bad_data_stops_run():
+            metrics = measure_backbones()
         if metrics:
             record(metrics)
             if state["step"] == 0:
@@ -379,10 +381,8 @@ def train(
 
 
 def next_batch(batches):
-    try:
+    with bad_data_stops_run():
         return next(batches)
-    except ValueError as error:  # too many broken images in a row, or a stream without images
-        raise RunStopped(str(error)) from error
 
 
 def load_evaluation(args: PreTrainingArguments, train_dataset) -> Evaluation | None:

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dinov2_hf import DINOv2Config, DINOv2DistillationConfig, DINOv2PreTrainingConfig
+from dinov2_hf.data.image_bounds import VARIABLE, max_image_pixels
 from dinov2_hf.training.arguments import PreTrainingArguments
 from dinov2_hf.training.distillation_arguments import DistillationArguments
 from dinov2_hf.training.recipes import build_parser, parse_recipe, recipe_fields
@@ -57,7 +58,8 @@ VALUES = {
     "final_teacher_momentum": ["0.5"], "warmup_teacher_temperature": ["0.02"], "teacher_temperature": ["0.2"],
     "teacher_temperature_warmup_steps": ["0"], "warmup_steps": ["1"], "freeze_last_layer_steps": ["0"],
     "global_crop_scale": ["0.2", "0.5"], "local_crop_scale": ["0.2", "0.5"], "output_dir": ["{folder}/elsewhere"],
-    "teacher": ["{other}"], "students": ["{{name: a, hidden_size: 16, num_attention_heads: 1}}"],
+    "students": ["{{name: a, hidden_size: 16, num_attention_heads: 1}}"],
+    "max_image_pixels": ["100"], "teacher": ["{other}"],
     "teacher_mixed_precision": ["bf16"], "teacher_image_size": ["32"], "distillation_objective": ["features"],
     "ibot_tokens": ["masked"], "feature_loss": ["smooth_l1"], "shuffle_buffer_size": ["9"], "save_total_limit": ["1"],
 }  # fmt: skip
@@ -89,6 +91,12 @@ def other_images(tmp_path_factory) -> Path:
     for index in range(8):
         Image.new("RGB", (20, 20), (index * 30, 100, 200 - index * 20)).save(folder / f"{index}.png")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def own_limit_of_pixels(monkeypatch):
+    """A run sets it for its process, which here goes on to others."""
+    monkeypatch.setenv(VARIABLE, str(max_image_pixels()))
 
 
 def what_it_leaves(folder: Path) -> dict:

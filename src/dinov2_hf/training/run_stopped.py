@@ -50,6 +50,20 @@ def disk_and_keyboard_stop_run() -> Iterator[None]:
         raise RunStopped(f"a file could not be written: {str(error).rstrip('.')}.") from error
 
 
+@contextmanager
+def bad_data_stops_run() -> Iterator[None]:
+    """
+    Turn a `ValueError` about the data, such as too many broken images in a row, into a `RunStopped`; but not that of a
+    full disk, which is `disk_and_keyboard_stop_run`'s.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise RunStopped(str(error)) from error
+
+
 def exit_stopped(accelerator: Accelerator, stop: RunStopped, checkpoints: list[Path]) -> NoReturn:
     """
     Leave the process with the exit code and sentence of `stop`, and the advice how to continue.
