@@ -27,7 +27,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"dinov2_hf.curation": ["*.jinja"]},
+    package_data={"dinov2_hf.curation.report": ["*.jinja"]},
     entry_points={"console_scripts": ["dinov2-hf = dinov2_hf.cli:main"]},
     install_requires=[
         "accelerate>=1.15",

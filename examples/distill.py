@@ -24,8 +24,14 @@ from dinov2_hf import (
     DINOv2ForPreTraining,
     DINOv2PreTrainingConfig,
 )
-from dinov2_hf.conversion.distillation_teacher import load_teacher
-from dinov2_hf.conversion.initial_weights import (
+from dinov2_hf.data import PreTrainingCollator
+from dinov2_hf.pretraining.distillation_checks import check_distillation
+from dinov2_hf.pretraining.features_objective import BackboneWithProjectors
+from dinov2_hf.pretraining.rank_groups import RankGroups
+from dinov2_hf.runs.arguments import recipe_values, values_for
+from dinov2_hf.runs.distillation_arguments import DistillationArguments, values_of_student
+from dinov2_hf.runs.distillation_teacher import load_teacher
+from dinov2_hf.runs.initial_weights import (
     BACKBONE_FIELDS,
     FIXED_FIELDS,
     FREE_BACKBONE_FIELDS,
@@ -35,17 +41,11 @@ from dinov2_hf.conversion.initial_weights import (
     recipe_of,
     refuse_other_architecture,
 )
-from dinov2_hf.data import PreTrainingCollator
-from dinov2_hf.pretraining.distillation_checks import check_distillation
-from dinov2_hf.pretraining.features_objective import BackboneWithProjectors
-from dinov2_hf.pretraining.rank_groups import RankGroups
-from dinov2_hf.training.arguments import recipe_values, values_for
+from dinov2_hf.runs.recipe_checks import check_crops, check_mask_grid
+from dinov2_hf.runs.recipes import parse_recipe
 from dinov2_hf.training.backends import backend_name, compute_precision
-from dinov2_hf.training.crop_checks import check_crops, check_mask_grid
-from dinov2_hf.training.distillation_arguments import DistillationArguments, values_of_student
 from dinov2_hf.training.distributed import choose_attention
 from dinov2_hf.training.optimizer import parameter_groups
-from dinov2_hf.training.recipes import parse_recipe
 
 
 KINDS = (DistillationArguments, [DINOv2Config, DINOv2PreTrainingConfig, DINOv2DistillationConfig])

@@ -27,13 +27,6 @@ from transformers import AutoImageProcessor, AutoModel, pipeline
 import dinov2_hf  # noqa: F401  (registers the Auto classes)
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2ImageProcessor, DINOv2PreTrainingConfig
 from dinov2_hf.atomic_files import write_text
-from dinov2_hf.conversion.initial_weights import (
-    FIXED_FIELDS,
-    initialise,
-    load_initial_model,
-    recipe_of,
-    refuse_other_architecture,
-)
 from dinov2_hf.data import (
     MultiCropTransform,
     PreTrainingCollator,
@@ -46,30 +39,39 @@ from dinov2_hf.data import (
     reference_mask_generator,
     set_max_image_pixels,
 )  # fmt: skip
+from dinov2_hf.evaluation.classification.labels import match_labels
 from dinov2_hf.evaluation.knn import evaluate_knn
-from dinov2_hf.evaluation.labels import match_labels
-from dinov2_hf.evaluation.visualization import save_patch_pca
+from dinov2_hf.pictures.patch_pca import save_patch_pca
+from dinov2_hf.pictures.training_curves import draw_curves
 from dinov2_hf.public_names import without_secrets
-from dinov2_hf.training.arguments import PreTrainingArguments, recipe_values, values_for
+from dinov2_hf.runs.accelerator import build_accelerator
+from dinov2_hf.runs.arguments import PreTrainingArguments, recipe_values, values_for
+from dinov2_hf.runs.description import describe_run
+from dinov2_hf.runs.exports import export_models
+from dinov2_hf.runs.hub_upload import prepare_upload, push_run
+from dinov2_hf.runs.initial_weights import (
+    FIXED_FIELDS,
+    initialise,
+    load_initial_model,
+    recipe_of,
+    refuse_other_architecture,
+)
+from dinov2_hf.runs.model_card import card_metadata
+from dinov2_hf.runs.output_folder import claimed_folder, start_output_dir
+from dinov2_hf.runs.recipe_changes import DATA_SIZES, check_recipe
+from dinov2_hf.runs.recipe_checks import check_crops, check_mask_grid
+from dinov2_hf.runs.recipes import parse_recipe
+from dinov2_hf.runs.state import start_state
+from dinov2_hf.runs.summary import format_knn, format_knn_gain, write_summary
 from dinov2_hf.training.backends import compute_precision, prepare, resume_launch
 from dinov2_hf.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from dinov2_hf.training.collapse import COLLAPSED_EXIT_CODE, CollapseMonitor, RunCollapsed
-from dinov2_hf.training.crop_checks import check_crops, check_mask_grid
 from dinov2_hf.training.distributed import choose_attention, end_run, mean_over_processes
 from dinov2_hf.training.ema import update_ema
-from dinov2_hf.training.exports import export_models
-from dinov2_hf.training.hub_upload import prepare_upload, push_run
-from dinov2_hf.training.model_card import card_metadata
 from dinov2_hf.training.monitor import append_metrics, truncate_metrics
 from dinov2_hf.training.nonfinite import NonFiniteSteps
 from dinov2_hf.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_schedule
-from dinov2_hf.training.output_folder import claimed_folder, start_output_dir
 from dinov2_hf.training.preemption import Preemption, count_processes
-from dinov2_hf.training.recipe_changes import DATA_SIZES, check_recipe
-from dinov2_hf.training.recipes import parse_recipe
-from dinov2_hf.training.run_accelerator import build_accelerator
-from dinov2_hf.training.run_description import describe_run
-from dinov2_hf.training.run_state import start_state
 from dinov2_hf.training.run_stopped import (
     INTERRUPTED_EXIT_CODE,
     RunPreempted,
@@ -78,12 +80,10 @@ from dinov2_hf.training.run_stopped import (
     disk_and_keyboard_stop_run,
     exit_stopped,
 )
-from dinov2_hf.training.run_summary import format_knn, format_knn_gain, write_summary
 from dinov2_hf.training.schedules import PreTrainingSchedules, build_schedules, scale_learning_rate
 from dinov2_hf.training.sharded_weights import whole_copy
 from dinov2_hf.training.step_window import StepWindow, format_progress
 from dinov2_hf.training.students import args_of_student, of_student, own_of_student, prefixed, student_folder
-from dinov2_hf.training.training_curves import draw_curves
 
 
 KNN_NEIGHBOURS = (10, 20, 100, 200)

@@ -8,37 +8,50 @@ import pytest
 
 from dinov2_hf import DINOv2Config, DINOv2DistillationConfig, DINOv2PreTrainingConfig
 from dinov2_hf.data import MultiCropTransform, PreTrainingCollator
-from dinov2_hf.training.arguments import PreTrainingArguments
-from dinov2_hf.training.distillation_arguments import DistillationArguments
+from dinov2_hf.runs.arguments import PreTrainingArguments
+from dinov2_hf.runs.distillation_arguments import DistillationArguments
 from dinov2_hf.training.schedules import build_schedules
 
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "dinov2_hf"
-ROOMS = ("models", "pretraining", "data", "training", "evaluation", "curation", "conversion")
+ROOMS = (
+    "models", "pretraining", "data", "training", "pictures", "evaluation", "curation", "conversion", "runs",
+)  # fmt: skip
 # How anything is written, read from a recipe, and told; and where networks run.
-GROUND = {"output_folders", "atomic_files", "recipe_files", "public_names", "devices", "hub_repos", "model_source"}
+GROUND = {"output_folders", "atomic_files", "recipe_files", "public_names", "devices", "hub_repos"}
+# Imports go down only. A room may import those named here and the ground.
 ALLOWED = {
     "output_folders": set(),
     "atomic_files": {"output_folders"},
     "recipe_files": {"public_names"},
     "public_names": set(),
-    "model_source": {"output_folders"},
-    "models": {"data"},  # one way to decode an image
-    "pretraining": {"models"},
-    "data": set(),
-    "training": {"models"},  # the ranges of its numbers
     "devices": set(),
     "hub_repos": set(),
+    "data": set(),
+    "models": {"data"},  # one way to decode an image
+    "training": {"models"},  # the ranges of its numbers
+    "pretraining": {"models"},
     "feature_kinds": set(),
     "features": {"data", "feature_kinds"},  # one way to decode an image
     "feature_files": {"features"},
-    "evaluation": {"features", "models", "data"},  # heads are trained on images, decoded in the one way
-    "curation": {"features", "feature_kinds", "data", "conversion"},
-    "conversion": {"models", "pretraining"},
+    "model_source": set(),
+    "pictures": {"features", "training"},  # training writes the metrics whose curves are drawn
+    "conversion": {"model_source", "models", "pretraining"},
+    "curation": {"features", "feature_kinds", "data", "conversion", "model_source"},
+    "evaluation": {"features", "models", "data", "pictures"},  # heads are trained on images, decoded in the one way
+    "runs": {"model_source", "conversion", "models", "pretraining", "training", "pictures"},
     "auto": {"models", "pretraining", "evaluation"},
-    "cli": {*ROOMS, "auto", "features", "feature_kinds", "feature_files"},
+    "cli": {*ROOMS, "auto", "features", "feature_kinds", "feature_files", "model_source"},
     "__init__": {*ROOMS, "auto", "features"},
+}
+PROTOCOLS = ("knn", "linear", "logistic_regression", "video", "segmentation", "depth", "retrieval", "copy_detection")
+# Within a room: files or chambers, and those of the same room that they may not import.
+FORBIDDEN = {
+    **{f"evaluation/{name}": {f"evaluation/{other}" for other in PROTOCOLS if other != name} for name in PROTOCOLS},
+    "curation/algorithms": {"curation/stages", "curation/storage", "curation/report"},
+    "curation/storage": {"curation/stages", "curation/report"},
+    "curation/stages": {"curation/report"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -64,10 +77,26 @@ def test_every_room_is_known():
     assert top <= set(ALLOWED)
 
 
+def imported_modules(path: Path) -> set[str]:
+    """Modules of the package that a file imports, by their places: "evaluation/knn"."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            module = [*parts[: len(parts) - node.level], *(node.module or "").split(".")] if node.level else []
+            found |= {"/".join([*filter(None, module), alias.name]) for alias in node.names}
+    return found
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_follow_the_house(path):
-    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    place = path.relative_to(PACKAGE).with_suffix("")
+    room = place.parts[0]
     assert imported_rooms(path) <= ALLOWED[room] | (GROUND if room not in GROUND else set())
+    own = [name for name in FORBIDDEN if f"{place.as_posix()}/".startswith(f"{name}/")]
+    for name in own:
+        for forbidden in FORBIDDEN[name]:
+            assert not any(f"{module}/".startswith(f"{forbidden}/") for module in imported_modules(path))
 
 
 def test_the_import_rule_can_fail(tmp_path, monkeypatch):

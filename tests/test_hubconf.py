@@ -8,7 +8,7 @@ import torch
 
 from dinov2_hf import DINOv2Config, DINOv2ForImageClassification, DINOv2Model
 from dinov2_hf.conversion import torch_hub
-from dinov2_hf.conversion.to_original import convert_to_original
+from dinov2_hf.conversion.original.to_original import convert_to_original
 
 
 ROOT = str(Path(__file__).parents[1])

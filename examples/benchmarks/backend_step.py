@@ -22,7 +22,8 @@ from accelerate.utils import gather_object, parse_flag_from_env, send_to_device
 from pretraining_step import random_batch
 
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
-from dinov2_hf.training.arguments import PreTrainingArguments, values_for
+from dinov2_hf.runs.arguments import PreTrainingArguments, values_for
+from dinov2_hf.runs.recipes import parse_recipe
 from dinov2_hf.training.backends import (
     allow_fsdp_on_cpu,
     backend_name,
@@ -34,7 +35,6 @@ from dinov2_hf.training.backends import (
 from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, end_run
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_schedule
-from dinov2_hf.training.recipes import parse_recipe
 from dinov2_hf.training.schedules import build_schedules
 from dinov2_hf.training.sharded_weights import num_parameters
 

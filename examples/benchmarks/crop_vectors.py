@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as TF
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
-from dinov2_hf.curation.embeddings import EmbeddingStore, write_shard
+from dinov2_hf.curation.storage.embeddings import EmbeddingStore, write_shard
 from dinov2_hf.features import cls_features
 
 

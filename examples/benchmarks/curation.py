@@ -21,7 +21,7 @@ from pathlib import Path
 import curation_scale
 import planted_copies
 
-from dinov2_hf.curation.neighbors import IndexSettings
+from dinov2_hf.curation.algorithms.neighbors import IndexSettings
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -17,12 +17,20 @@ import faiss
 import numpy as np
 from crop_vectors import crop_store
 
-from dinov2_hf.curation.clustering import ClusterMembers, assign_clusters, spherical_kmeans
-from dinov2_hf.curation.deduplication import deduplicate, deduplicate_against, neighbor_edges
-from dinov2_hf.curation.embeddings import ArrayEmbeddings, EmbeddingStore, write_shard
-from dinov2_hf.curation.hierarchical_clustering import balanced_sample, hierarchical_kmeans
-from dinov2_hf.curation.neighbors import IndexSettings, add_rows, build_index, choose_index, search, train_index
-from dinov2_hf.curation.retrieval import combine, retrieve_by_cluster, retrieve_by_sample
+from dinov2_hf.curation.algorithms.clustering import ClusterMembers, assign_clusters, spherical_kmeans
+from dinov2_hf.curation.algorithms.deduplication import deduplicate, deduplicate_against, neighbor_edges
+from dinov2_hf.curation.algorithms.hierarchical_clustering import balanced_sample, hierarchical_kmeans
+from dinov2_hf.curation.algorithms.neighbors import (
+    IndexSettings,
+    add_rows,
+    build_index,
+    choose_index,
+    search,
+    train_index,
+)
+from dinov2_hf.curation.algorithms.retrieval import combine, retrieve_by_cluster, retrieve_by_sample
+from dinov2_hf.curation.algorithms.unit_vectors import ArrayEmbeddings
+from dinov2_hf.curation.storage.embeddings import EmbeddingStore, write_shard
 
 
 WIDTH = 512
@@ -253,7 +261,7 @@ def exhaustive_neighbors(store, queries):
     """Exact neighbours without an index, block by block of the store."""
     from faiss.contrib.exhaustive_search import knn_ground_truth
 
-    from dinov2_hf.curation.neighbors import Neighbors
+    from dinov2_hf.curation.algorithms.neighbors import Neighbors
 
     blocks = (store.read(start, min(start + 65_536, len(store))) for start in range(0, len(store), 65_536))
     similarities, rows = knn_ground_truth(queries.vectors, blocks, NEIGHBORS, metric_type=faiss.METRIC_INNER_PRODUCT)

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from dinov2_hf import DINOv2Config, DINOv2ImageProcessor, DINOv2Model
-from dinov2_hf.evaluation.classifier_grid import LEARNING_RATES, ClassifierGrid
+from dinov2_hf.evaluation.classification.classifier_grid import LEARNING_RATES, ClassifierGrid
 from dinov2_hf.evaluation.knn import knn_class_scores
 from dinov2_hf.evaluation.linear import feature_groups
 from dinov2_hf.features import iterate_features, last_layers_and_mean_patch_features

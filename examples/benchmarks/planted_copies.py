@@ -19,9 +19,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from torchvision.transforms.v2 import functional as F
 from tqdm.auto import tqdm
 
-from dinov2_hf.curation.deduplication import Edges, connected_components
+from dinov2_hf.curation.algorithms.deduplication import Edges, connected_components
+from dinov2_hf.curation.algorithms.perceptual_descriptor import PatchSums, PerceptualDescriptor
 from dinov2_hf.curation.embedders import kind_of_embedder, load_model_embedder
-from dinov2_hf.curation.perceptual_descriptor import PatchSums, PerceptualDescriptor
 
 
 THRESHOLDS = (0.6, 0.45)

@@ -44,11 +44,11 @@ from dinov2_hf.data import (
     load_image_dataset,
     reference_mask_generator,
 )
-from dinov2_hf.training.arguments import PreTrainingArguments, values_for
+from dinov2_hf.runs.arguments import PreTrainingArguments, values_for
+from dinov2_hf.runs.recipes import parse_recipe
 from dinov2_hf.training.distributed import choose_attention, cpu_supports_bfloat16
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.optimizer import build_optimizer, parameter_groups, set_schedule
-from dinov2_hf.training.recipes import parse_recipe
 from dinov2_hf.training.schedules import ScheduleValues
 
 

@@ -18,13 +18,13 @@ from dinov2_hf import (
     DINOv2Model,
 )
 from dinov2_hf.conversion.card_code import HERE_ONLY, without_code
-from dinov2_hf.conversion.exported_graph import export_torch
-from dinov2_hf.conversion.from_original import convert_from_original
-from dinov2_hf.conversion.remote_code import export_dual
-from dinov2_hf.conversion.stock_transformers import export_transformers
-from dinov2_hf.conversion.to_original import convert_to_original
+from dinov2_hf.conversion.exports.graph import export_torch
+from dinov2_hf.conversion.exports.remote_code import export_dual
+from dinov2_hf.conversion.exports.stock_transformers import export_transformers
+from dinov2_hf.conversion.original.from_original import convert_from_original
+from dinov2_hf.conversion.original.to_original import convert_to_original
 from dinov2_hf.model_source import HERE
-from dinov2_hf.training.model_card import card_for_repo
+from dinov2_hf.runs.model_card import card_for_repo
 
 from .model_folders import write_model, write_photograph
 from .original_layouts import backbone_shapes, fill

@@ -6,13 +6,13 @@ from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from dinov2_hf import DINOv2Config, DINOv2ForImageClassification, DINOv2ForPreTraining, DINOv2PreTrainingConfig
-from dinov2_hf.conversion.initial_weights import (
+from dinov2_hf.models import DINOv2Model, adapt_num_channels
+from dinov2_hf.runs.initial_weights import (
     initialise,
     load_initial_model,
     recipe_of,
     refuse_other_architecture,
 )
-from dinov2_hf.models import DINOv2Model, adapt_num_channels
 
 from .model_folders import write_model
 from .original_layouts import assert_holds, backbone_shapes, fill, prefixed, projection_head_shapes

@@ -6,9 +6,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassification, ViTModel
 
 from dinov2_hf import DINOv2ForImageClassification, DINOv2ForPreTraining, DINOv2Model, DINOv2PreTrainingConfig
-from dinov2_hf.conversion.from_original import convert_from_original
-from dinov2_hf.conversion.initial_weights import load_initial_model
+from dinov2_hf.conversion.original.from_original import convert_from_original
 from dinov2_hf.conversion.saved_models import load_network
+from dinov2_hf.runs.initial_weights import load_initial_model
 
 from .model_folders import write_model
 from .original_layouts import backbone_shapes, fill

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from dinov2_hf import DINOv2Config, DINOv2ForDepthEstimation, DINOv2ForImageClassification, DINOv2Model
-from dinov2_hf.conversion.from_original import convert_from_original
-from dinov2_hf.conversion.original_checkpoint import read_original_checkpoint
-from dinov2_hf.conversion.to_original import convert_to_original
+from dinov2_hf.conversion.original.checkpoint import read_original_checkpoint
+from dinov2_hf.conversion.original.from_original import convert_from_original
+from dinov2_hf.conversion.original.to_original import convert_to_original
 
 from .original_layouts import (
     backbone_shapes,

@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from dinov2_hf import DINOv2Backbone, DINOv2ImageProcessor, DINOv2Model
-from dinov2_hf.conversion.from_original import convert_from_original, load_original
-from dinov2_hf.conversion.original_names import chunk_blocks
-from dinov2_hf.conversion.to_original import convert_to_original
+from dinov2_hf.conversion.original.from_original import convert_from_original, load_original
+from dinov2_hf.conversion.original.names import chunk_blocks
+from dinov2_hf.conversion.original.to_original import convert_to_original
 
 from .original_layouts import (
     assert_holds,

@@ -14,7 +14,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 
-from dinov2_hf.conversion.from_original import convert_from_original
+from dinov2_hf.conversion.original.from_original import convert_from_original
 
 from .original_layouts import (
     backbone_shapes,

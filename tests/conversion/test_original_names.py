@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dinov2_hf import DINOv2Config, DINOv2Model
-from dinov2_hf.conversion.original_names import (
+from dinov2_hf.conversion.original.names import (
     backbone_from_original,
     backbone_to_original,
     chunk_blocks,

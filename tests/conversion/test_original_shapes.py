@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dinov2_hf import DINOv2Config, DINOv2Model
-from dinov2_hf.conversion.original_names import projection_head_from_original
-from dinov2_hf.conversion.original_shapes import backbone_config, check_tensors, pretraining_config, with_layer_scale
+from dinov2_hf.conversion.original.names import projection_head_from_original
+from dinov2_hf.conversion.original.shapes import backbone_config, check_tensors, pretraining_config, with_layer_scale
 
 from .original_layouts import backbone_shapes, fill, projection_head_shapes
 

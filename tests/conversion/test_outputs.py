@@ -9,8 +9,10 @@ import torch
 
 from dinov2_hf import DINOv2Model
 from dinov2_hf.cli import main
-from dinov2_hf.conversion import exported_graph, from_original, remote_code, stock_transformers, to_original
-from dinov2_hf.conversion.to_original import convert_to_original
+from dinov2_hf.conversion.exports import graph as exported_graph
+from dinov2_hf.conversion.exports import remote_code, stock_transformers
+from dinov2_hf.conversion.original import from_original, to_original
+from dinov2_hf.conversion.original.to_original import convert_to_original
 from dinov2_hf.output_folders import MARKER, read_marker
 
 from .model_folders import write_model

@@ -14,8 +14,8 @@ from dinov2_hf import (
     DINOv2ImageProcessor,
     DINOv2Model,
 )
+from dinov2_hf.conversion.exports.remote_code import export_dual
 from dinov2_hf.conversion.model_folder import load_model_folder
-from dinov2_hf.conversion.remote_code import export_dual
 
 from .model_folders import run_without_package, write_model, write_photograph
 

@@ -18,8 +18,8 @@ from dinov2_hf import (
     DINOv2Model,
     DINOv2PreTrainingConfig,
 )
-from dinov2_hf.conversion.export_report import ExportCheckError
-from dinov2_hf.conversion.stock_transformers import export_transformers
+from dinov2_hf.conversion.exports.report import ExportCheckError
+from dinov2_hf.conversion.exports.stock_transformers import export_transformers
 
 from .model_folders import run_without_package, write_model, write_photograph
 

@@ -19,10 +19,10 @@ from dinov2_hf import (
     DINOv2PreTrainingConfig,
 )
 from dinov2_hf.cli import main
-from dinov2_hf.conversion.from_original import convert_from_original, load_original
-from dinov2_hf.conversion.initial_weights import load_initial_model
-from dinov2_hf.conversion.original_checkpoint import RECORD, read_original_checkpoint
-from dinov2_hf.conversion.to_original import convert_to_original
+from dinov2_hf.conversion.original.checkpoint import RECORD, read_original_checkpoint
+from dinov2_hf.conversion.original.from_original import convert_from_original, load_original
+from dinov2_hf.conversion.original.to_original import convert_to_original
+from dinov2_hf.runs.initial_weights import load_initial_model
 
 from .original_layouts import backbone_shapes, fill, prefixed, segmentation_head
 
@@ -97,7 +97,7 @@ def test_callers_without_a_report_log_what_a_rule_chose(tmp_path, folder, caplog
     convert_to_original(folder, tmp_path / "x.pth")
     torch.save(dict(torch.load(tmp_path / "x.pth", weights_only=True)), tmp_path / "bare.pth")
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    logger = logging.getLogger("dinov2_hf.conversion.from_original")
+    logger = logging.getLogger("dinov2_hf.conversion.original.from_original")
     assert load(str(tmp_path / "x.pth")).config.num_attention_heads == 4
     assert not caplog.records
     with caplog.at_level("WARNING", logger=logger.name):

@@ -10,7 +10,7 @@ import pytest
 from dinov2_hf.cli import main
 from dinov2_hf.curation import CuratedImages
 from dinov2_hf.curation.hub_dataset import push_dataset
-from dinov2_hf.curation.sources import OpenSources, read_source
+from dinov2_hf.curation.storage.sources import OpenSources, read_source
 from dinov2_hf.hub_repos import prepare_repo
 from tests.hub.conftest import client, environment, hub, session_hub, start_client  # noqa: F401
 
@@ -127,7 +127,7 @@ def test_the_card_describes_the_dataset(planted, tmp_path):
     from huggingface_hub import DatasetCard
 
     from dinov2_hf.curation import read_arguments
-    from dinov2_hf.curation.dataset_card import dataset_card
+    from dinov2_hf.curation.report.dataset_card import dataset_card
 
     curation = planted.curate(license="cc-by-4.0")
     report = json.loads((curation.output_dir / "report.json").read_text())

@@ -8,10 +8,11 @@ import pytest
 import torch.multiprocessing
 from torch import distributed
 
-from dinov2_hf.curation import clustering
-from dinov2_hf.curation.clustering import ClusterMembers, assign_clusters, spherical_kmeans
-from dinov2_hf.curation.embeddings import ArrayEmbeddings, EmbeddingStore, write_shard
-from dinov2_hf.curation.hierarchical_clustering import hierarchical_kmeans
+from dinov2_hf.curation.algorithms import clustering
+from dinov2_hf.curation.algorithms.clustering import ClusterMembers, assign_clusters, spherical_kmeans
+from dinov2_hf.curation.algorithms.hierarchical_clustering import hierarchical_kmeans
+from dinov2_hf.curation.algorithms.unit_vectors import ArrayEmbeddings
+from dinov2_hf.curation.storage.embeddings import EmbeddingStore, write_shard
 
 from .synthetic import clustered_vectors, unit
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dinov2_hf.curation.deduplication import (
+from dinov2_hf.curation.algorithms.deduplication import (
     Edges,
     connected_components,
     deduplicate,
@@ -11,8 +11,8 @@ from dinov2_hf.curation.deduplication import (
     neighbor_edges,
     size_histogram,
 )
-from dinov2_hf.curation.embeddings import ArrayEmbeddings
-from dinov2_hf.curation.neighbors import IndexSettings, Neighbors, build_index, search
+from dinov2_hf.curation.algorithms.neighbors import IndexSettings, Neighbors, build_index, search
+from dinov2_hf.curation.algorithms.unit_vectors import ArrayEmbeddings
 
 from .synthetic import at_angles, clustered_vectors
 

@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, AutoModel
 from dinov2_hf import DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.curation import read_arguments
 from dinov2_hf.curation.embedders import TorchScriptInput, kind_of_embedder
-from dinov2_hf.curation.embeddings import EmbeddingStore
+from dinov2_hf.curation.storage.embeddings import EmbeddingStore
 
 from .scenes import scene
 

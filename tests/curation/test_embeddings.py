@@ -6,7 +6,8 @@ import resource
 import numpy as np
 import pytest
 
-from dinov2_hf.curation.embeddings import ArrayEmbeddings, EmbeddingStore, rank_range, row_blocks, write_shard
+from dinov2_hf.curation.algorithms.unit_vectors import ArrayEmbeddings, rank_range, row_blocks
+from dinov2_hf.curation.storage.embeddings import EmbeddingStore, write_shard
 
 from .synthetic import unit
 

@@ -4,10 +4,17 @@ import faiss
 import numpy as np
 import pytest
 
-from dinov2_hf.curation.clustering import assign_clusters, spherical_kmeans
-from dinov2_hf.curation.embeddings import ArrayEmbeddings
-from dinov2_hf.curation.faiss_gpus import fits_gpus, gpus_for_faiss, on_gpus
-from dinov2_hf.curation.neighbors import IndexSettings, add_rows, build_index, choose_index, search, train_index
+from dinov2_hf.curation.algorithms.clustering import assign_clusters, spherical_kmeans
+from dinov2_hf.curation.algorithms.faiss_gpus import fits_gpus, gpus_for_faiss, on_gpus
+from dinov2_hf.curation.algorithms.neighbors import (
+    IndexSettings,
+    add_rows,
+    build_index,
+    choose_index,
+    search,
+    train_index,
+)
+from dinov2_hf.curation.algorithms.unit_vectors import ArrayEmbeddings
 
 from .synthetic import clustered_vectors
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from dinov2_hf.curation.file_fingerprints import file_fingerprint
-from dinov2_hf.curation.sources import OpenSources, read_source
+from dinov2_hf.curation.storage.file_fingerprints import file_fingerprint
+from dinov2_hf.curation.storage.sources import OpenSources, read_source
 
 from .scenes import encoded, scene, write_scenes
 

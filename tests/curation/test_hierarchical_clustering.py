@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from dinov2_hf.curation.embeddings import ArrayEmbeddings
-from dinov2_hf.curation.hierarchical_clustering import (
+from dinov2_hf.curation.algorithms.hierarchical_clustering import (
     Hierarchy,
     _nearest_of_each,
     balanced_counts,
     balanced_sample,
     hierarchical_kmeans,
 )
+from dinov2_hf.curation.algorithms.unit_vectors import ArrayEmbeddings
 
 from .synthetic import clustered_vectors, unit
 

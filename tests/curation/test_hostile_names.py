@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dinov2_hf.curation import CurationArguments, curate, read_arguments
-from dinov2_hf.curation.dataset_card import dataset_card
-from dinov2_hf.curation.sources import read_source
+from dinov2_hf.curation.report.dataset_card import dataset_card
+from dinov2_hf.curation.storage.sources import read_source
 
 from .scenes import encoded, scene, write_scenes
 

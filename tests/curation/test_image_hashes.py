@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_hf.curation.image_hashes import content_hash, first_of_equal, first_similar_hash, perceptual_hash
+from dinov2_hf.curation.algorithms.image_hashes import (
+    content_hash,
+    first_of_equal,
+    first_similar_hash,
+    perceptual_hash,
+)
 from dinov2_hf.data import decode_image
 
 from .scenes import encoded, scene

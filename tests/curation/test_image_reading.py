@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from dinov2_hf.curation import CurationArguments, curate, image_reading
-from dinov2_hf.curation.image_reading import UnreadableFile, read_image_file
+from dinov2_hf.curation import CurationArguments, curate
+from dinov2_hf.curation.storage import image_reading
+from dinov2_hf.curation.storage.image_reading import UnreadableFile, read_image_file
 from dinov2_hf.data.image_decoding import UndecodableImage, read_content
 
 from .scenes import scene, write_scenes

@@ -17,7 +17,7 @@ import pytest
 
 from dinov2_hf import atomic_files
 from dinov2_hf.curation.executors import Stage, remove_changed, run_stage, start_pool
-from dinov2_hf.curation.manifests import StageFolder, checksum, shard_range
+from dinov2_hf.curation.storage.manifests import StageFolder, checksum, shard_range
 
 
 def write_numbers(start: int, rank: int, world_size: int, shard) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from dinov2_hf.curation.metadata_stripping import without_metadata
+from dinov2_hf.curation.storage.metadata_stripping import without_metadata
 from dinov2_hf.data import UndecodableImage, decode_image
 
 from .scenes import encoded, scene

@@ -4,9 +4,8 @@ import faiss
 import numpy as np
 import pytest
 
-from dinov2_hf.curation.deduplication import neighbor_edges
-from dinov2_hf.curation.embeddings import ArrayEmbeddings, EmbeddingStore, write_shard
-from dinov2_hf.curation.neighbors import (
+from dinov2_hf.curation.algorithms.deduplication import neighbor_edges
+from dinov2_hf.curation.algorithms.neighbors import (
     IndexSettings,
     add_rows,
     build_index,
@@ -17,6 +16,8 @@ from dinov2_hf.curation.neighbors import (
     search,
     train_index,
 )
+from dinov2_hf.curation.algorithms.unit_vectors import ArrayEmbeddings
+from dinov2_hf.curation.storage.embeddings import EmbeddingStore, write_shard
 
 from .synthetic import clustered_vectors
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
-from dinov2_hf.curation.perceptual_descriptor import (
+from dinov2_hf.curation.algorithms.perceptual_descriptor import (
     CELLS,
     ORIENTATIONS,
     PatchSums,

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from dinov2_hf.curation import published_images
 from dinov2_hf.curation.model_filters import FaceBlur, blur_boxes
+from dinov2_hf.curation.storage import published_images
 
 from .scenes import encoded, scene, write_scenes
 

@@ -8,9 +8,9 @@ import pytest
 from pyarrow import parquet
 
 from dinov2_hf.curation import CurationArguments, curate
-from dinov2_hf.curation.neighbors import IndexSettings
-from dinov2_hf.curation.report_pictures import draw_histogram
-from dinov2_hf.curation.similarity_counts import count_similarities, sum_of_counts
+from dinov2_hf.curation.algorithms.neighbors import IndexSettings
+from dinov2_hf.curation.algorithms.similarity_counts import count_similarities, sum_of_counts
+from dinov2_hf.curation.report.pictures import draw_histogram
 
 from .scenes import encoded, scene, write_scenes
 

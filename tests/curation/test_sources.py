@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from dinov2_hf.curation.sources import ImageSource, OpenSources, named_apart, read_source
+from dinov2_hf.curation.storage.sources import ImageSource, OpenSources, named_apart, read_source
 from dinov2_hf.data import decode_image
 
 from .scenes import encoded, scene, write_scenes

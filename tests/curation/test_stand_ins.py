@@ -5,7 +5,7 @@ import pytest
 from pyarrow import parquet
 
 from dinov2_hf.curation import CurationArguments, curate
-from dinov2_hf.curation.stand_ins import find_stand_ins
+from dinov2_hf.curation.stages.stand_ins import find_stand_ins
 
 from .scenes import encoded, scene, write_scenes
 

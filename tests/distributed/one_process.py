@@ -14,9 +14,9 @@ from dinov2_hf.data import (
     load_image_dataset,
     reference_mask_generator,
 )
-from dinov2_hf.training.arguments import PreTrainingArguments, values_for
+from dinov2_hf.runs.arguments import PreTrainingArguments, values_for
+from dinov2_hf.runs.recipes import parse_recipe
 from dinov2_hf.training.optimizer import build_optimizer, parameter_groups, set_schedule
-from dinov2_hf.training.recipes import parse_recipe
 from dinov2_hf.training.schedules import build_schedules
 
 

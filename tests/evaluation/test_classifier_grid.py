@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dinov2_hf.evaluation.classifier_grid import (
+from dinov2_hf.evaluation.classification.classifier_grid import (
     INITIAL_STD,
     LEARNING_RATES,
     Choice,

@@ -9,14 +9,14 @@ from torchvision import tv_tensors
 from transformers import AutoModelForDepthEstimation, DPTForDepthEstimation, pipeline
 
 from dinov2_hf import DINOv2Config, DINOv2ForDepthEstimation, DINOv2ImageProcessor, DINOv2Model
-from dinov2_hf.evaluation.dense_features import depth_features
-from dinov2_hf.evaluation.dense_images import PixelNormalization
+from dinov2_hf.evaluation.dense.depth_benchmarks import BENCHMARKS
+from dinov2_hf.evaluation.dense.depth_images import DepthCrop, decode_depth, judged_box
+from dinov2_hf.evaluation.dense.depth_measures import sigloss
+from dinov2_hf.evaluation.dense.depth_metrics import depth_metrics
+from dinov2_hf.evaluation.dense.features import depth_features
+from dinov2_hf.evaluation.dense.head_training import cosine_decay, learning_rate_factor, linear_decay, one_cycle_beta1
+from dinov2_hf.evaluation.dense.images import PixelNormalization
 from dinov2_hf.evaluation.depth import evaluate_depth
-from dinov2_hf.evaluation.depth_benchmarks import BENCHMARKS
-from dinov2_hf.evaluation.depth_images import DepthCrop, decode_depth, judged_box
-from dinov2_hf.evaluation.depth_losses import sigloss
-from dinov2_hf.evaluation.depth_metrics import depth_metrics
-from dinov2_hf.evaluation.head_training import cosine_decay, learning_rate_factor, linear_decay, one_cycle_beta1
 from dinov2_hf.models.depth_layers import four_depth_layers
 
 from .dense_data import banded_images, with_map

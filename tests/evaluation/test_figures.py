@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_hf.evaluation import figures
-from dinov2_hf.evaluation.figures import draw_curves, new_figure, picture_beside_numbers, save_figure
-from dinov2_hf.evaluation.nearest_images import draw_nearest_images
+from dinov2_hf.pictures import figures
+from dinov2_hf.pictures.figures import draw_curves, new_figure, picture_beside_numbers, save_figure
+from dinov2_hf.pictures.nearest_images import draw_nearest_images
 
 
 BAD_WORDS = r"$\frac{$ and a_b^{"

@@ -3,7 +3,7 @@
 import datasets
 import pytest
 
-from dinov2_hf.evaluation.labels import match_labels, warn_of_absent_classes
+from dinov2_hf.evaluation.classification.labels import match_labels, warn_of_absent_classes
 
 
 def column(values, names=None):

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageClassification, Dinov2Config, Dinov2Mo
 
 from dinov2_hf import DINOv2Config, DINOv2Model
 from dinov2_hf.data import decode_channels
-from dinov2_hf.evaluation.classifier_grid import ClassifierGrid
+from dinov2_hf.evaluation.classification.classifier_grid import ClassifierGrid
 from dinov2_hf.evaluation.linear import evaluate_linear, feature_groups
 from dinov2_hf.features import extract_features, last_layers_features, mean_patch_features
 

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from transformers import BitImageProcessor
 
-from dinov2_hf.evaluation.labelled_features import random_split
+from dinov2_hf.evaluation.classification.labelled_features import random_split
 from dinov2_hf.evaluation.logistic_regression import (
     evaluate_logistic_regression,
     fit_logistic_regression,

@@ -9,11 +9,11 @@ from PIL import Image
 from torch import nn
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from dinov2_hf.evaluation.attention_maps import attention_maps, colour_map, draw_attention_maps
-from dinov2_hf.evaluation.nearest_images import draw_nearest_images, nearest_images, square_picture
-from dinov2_hf.evaluation.patch_matching import draw_patch_matches, match_patches
-from dinov2_hf.evaluation.pictures import Cell, PictureGrid, shortened
-from dinov2_hf.evaluation.visualization import foreground_mask, patch_pca
+from dinov2_hf.pictures.attention_maps import attention_maps, colour_map, draw_attention_maps
+from dinov2_hf.pictures.grid import Cell, PictureGrid, shortened
+from dinov2_hf.pictures.nearest_images import draw_nearest_images, nearest_images, square_picture
+from dinov2_hf.pictures.patch_matching import draw_patch_matches, match_patches
+from dinov2_hf.pictures.patch_pca import foreground_mask, patch_pca
 
 
 class ColourModel(nn.Module):

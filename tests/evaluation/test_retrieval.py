@@ -9,15 +9,15 @@ from sklearn.metrics import average_precision_score
 
 from dinov2_hf import DINOv2Config, DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.evaluation.copy_detection import evaluate_copy_detection
-from dinov2_hf.evaluation.ranking_metrics import (
+from dinov2_hf.evaluation.ranking.metrics import (
     average_precision,
     micro_average_precision,
     precision_at,
     precision_recall,
 )
+from dinov2_hf.evaluation.ranking.similarity_search import searchable_features
+from dinov2_hf.evaluation.ranking.truth import truths_by_lists
 from dinov2_hf.evaluation.retrieval import evaluate_retrieval, ranking_quality
-from dinov2_hf.evaluation.retrieval_truth import truths_by_lists
-from dinov2_hf.evaluation.similarity_search import searchable_features
 from dinov2_hf.features import extract_features
 
 

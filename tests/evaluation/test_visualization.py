@@ -13,7 +13,7 @@ from transformers import (
     Dinov2WithRegistersModel,
 )
 
-from dinov2_hf.evaluation.visualization import draw_patch_pca, patch_pca, save_patch_pca
+from dinov2_hf.pictures.patch_pca import draw_patch_pca, patch_pca, save_patch_pca
 
 
 TINY = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}

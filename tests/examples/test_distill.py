@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from dinov2_hf import DINOv2ForPreTraining
-from dinov2_hf.conversion.stock_transformers import export_transformers
+from dinov2_hf.conversion.exports.stock_transformers import export_transformers
 from dinov2_hf.training.monitor import read_metrics
 
 from .conftest import EXAMPLES, TINY, forget_accelerate, load_example

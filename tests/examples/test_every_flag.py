@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from dinov2_hf import DINOv2Config, DINOv2DistillationConfig, DINOv2PreTrainingConfig
 from dinov2_hf.data.image_bounds import VARIABLE, max_image_pixels
-from dinov2_hf.training.arguments import PreTrainingArguments
-from dinov2_hf.training.distillation_arguments import DistillationArguments
-from dinov2_hf.training.recipes import build_parser, parse_recipe, recipe_fields
+from dinov2_hf.runs.arguments import PreTrainingArguments
+from dinov2_hf.runs.distillation_arguments import DistillationArguments
+from dinov2_hf.runs.recipes import build_parser, parse_recipe, recipe_fields
 
 from .conftest import EXAMPLES, TINY, forget_accelerate, load_example
 

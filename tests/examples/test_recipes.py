@@ -9,9 +9,9 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining
 
-from dinov2_hf.training.arguments import PreTrainingArguments, values_for
-from dinov2_hf.training.distillation_arguments import DistillationArguments
-from dinov2_hf.training.recipes import parse_recipe
+from dinov2_hf.runs.arguments import PreTrainingArguments, values_for
+from dinov2_hf.runs.distillation_arguments import DistillationArguments
+from dinov2_hf.runs.recipes import parse_recipe
 from dinov2_hf.training.schedules import build_schedules, scale_learning_rate
 
 from .test_pretrain import Interrupted, assert_same_run, run, weights

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dinov2_hf import DINOv2ForPreTraining, DINOv2PreTrainingConfig
-from dinov2_hf.conversion.initial_weights import load_initial_model
+from dinov2_hf.runs.initial_weights import load_initial_model
 
 from .fake_hub import Repo
 

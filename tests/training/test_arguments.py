@@ -9,9 +9,9 @@ from huggingface_hub.errors import StrictDataclassError
 
 from dinov2_hf import DINOv2Config, DINOv2DistillationConfig, DINOv2PreTrainingConfig
 from dinov2_hf.public_names import public_name, without_secrets
-from dinov2_hf.training.arguments import PreTrainingArguments, recipe_values
-from dinov2_hf.training.distillation_arguments import DistillationArguments
-from dinov2_hf.training.recipes import build_parser, parse_recipe, recipe_fields
+from dinov2_hf.runs.arguments import PreTrainingArguments, recipe_values
+from dinov2_hf.runs.distillation_arguments import DistillationArguments
+from dinov2_hf.runs.recipes import build_parser, parse_recipe, recipe_fields
 
 
 CONFIGS = [DINOv2Config, DINOv2PreTrainingConfig]

@@ -5,7 +5,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from dinov2_hf import DINOv2Config
-from dinov2_hf.training.model_card import card_for_repo, model_card
+from dinov2_hf.runs.model_card import card_for_repo, model_card
 
 
 RECIPE = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dinov2_hf.pictures.training_curves import plot_training_curves
 from dinov2_hf.training.monitor import append_metrics, read_metrics, truncate_metrics
-from dinov2_hf.training.training_curves import plot_training_curves
 
 
 LOSSES = ("loss", "dino_local_loss", "dino_global_loss", "ibot_loss", "koleo_loss")

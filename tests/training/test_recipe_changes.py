@@ -2,7 +2,7 @@
 
 import pytest
 
-from dinov2_hf.training.recipe_changes import DATA_SIZES, FREE, MOVABLE, OF_EVALUATION, check_recipe
+from dinov2_hf.runs.recipe_changes import DATA_SIZES, FREE, MOVABLE, OF_EVALUATION, check_recipe
 
 
 RECIPE = {
@@ -94,8 +94,8 @@ def test_of_students_each_value_is_compared():
 def test_the_tables_name_what_there_is():
     """Of recipes of pretraining and distillation."""
     from dinov2_hf import DINOv2Config, DINOv2DistillationConfig, DINOv2PreTrainingConfig
-    from dinov2_hf.conversion.initial_weights import FIXED_FIELDS
-    from dinov2_hf.training.distillation_arguments import DistillationArguments
+    from dinov2_hf.runs.distillation_arguments import DistillationArguments
+    from dinov2_hf.runs.initial_weights import FIXED_FIELDS
 
     configs = (DINOv2Config, DINOv2PreTrainingConfig, DINOv2DistillationConfig)
     names = {name for config in configs for name in config.__annotations__}

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from dinov2_hf.training.arguments import PreTrainingArguments
-from dinov2_hf.training.run_state import start_state
+from dinov2_hf.runs.arguments import PreTrainingArguments
+from dinov2_hf.runs.state import start_state
 
 
 def arguments(batch_size=4, accumulation=1, **values):

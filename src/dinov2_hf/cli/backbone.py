@@ -6,7 +6,7 @@ import torch
 from transformers import AutoImageProcessor
 
 from ..conversion.saved_models import load_network
-from ..evaluation.pixels import PixelModel
+from ..evaluation.baselines import PixelModel
 from ..feature_kinds import vision_part
 from ..model_source import find_model
 

@@ -32,8 +32,8 @@ def convert(parser: argparse.ArgumentParser) -> Callable[..., None]:
     back.add_argument("--block_chunks", type=int, help="chunks of the blocks in the names (default: 0, none)")
 
     def run(source: Path, destination: Path, overwrite: bool, part, block_chunks, id2label, **options: Any) -> None:
-        from ..conversion.from_original import convert_from_original
-        from ..conversion.to_original import convert_to_original
+        from ..conversion.original.from_original import convert_from_original
+        from ..conversion.original.to_original import convert_to_original
 
         forth = given(**options, id2label=id2label)
         back = given(part=part, block_chunks=block_chunks)

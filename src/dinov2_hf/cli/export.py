@@ -26,9 +26,9 @@ def export(parser: argparse.ArgumentParser) -> Callable[..., None]:
     graph.add_argument("--opset", type=int, help="of ONNX (default: the exporter's)")
 
     def run(folder: Path, output_dir: Path, format: str, overwrite: bool, image_size, **options: Any) -> None:
-        from ..conversion.exported_graph import export_onnx, export_torch
-        from ..conversion.remote_code import export_dual
-        from ..conversion.stock_transformers import export_transformers
+        from ..conversion.exports.graph import export_onnx, export_torch
+        from ..conversion.exports.remote_code import export_dual
+        from ..conversion.exports.stock_transformers import export_transformers
 
         exporters = {
             "transformers": export_transformers, "dual": export_dual, "onnx": export_onnx, "torch-export": export_torch

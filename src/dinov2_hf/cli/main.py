@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from huggingface_hub.errors import HTTPError  # of the client that it uses, which depends on its version
 
-from ..conversion.export_report import ExportCheckError
+from ..conversion.exports.report import ExportCheckError
 from ..public_names import without_secrets
 from .convert import convert
 from .curate import curate

@@ -19,7 +19,7 @@ def push(parser: argparse.ArgumentParser) -> Callable[..., None]:
     parser.add_argument("--commit_message", default="Upload model")
 
     def run(folder: Path, repo_id: str, **options: Any) -> None:
-        from ..training.hub_upload import push_folder
+        from ..runs.hub_upload import push_folder
 
         print(push_folder(folder, repo_id, **options))
 

@@ -62,8 +62,8 @@ def visualize(parser: argparse.ArgumentParser) -> Callable[..., None]:
 
         from ..atomic_files import new_file
         from ..devices import find_device
-        from ..evaluation.nearest_images import check_num_neighbors
         from ..model_source import find_model
+        from ..pictures.nearest_images import check_num_neighbors
         from .backbone import load_backbone
 
         device = find_device(device)
@@ -142,22 +142,22 @@ def read_images(network, files: list[Path] | None, collection, rows: list[int] |
 
 
 def draw_pca(network, image_processor, images, output: Path, *, title, **options: Any) -> None:
-    from ..evaluation.visualization import save_patch_pca
+    from ..pictures.patch_pca import save_patch_pca
 
     save_patch_pca(network, images, image_processor, output, title=title, **options)
 
 
 def draw_attention(network, image_processor, images, output: Path, *, title, image_size=None, **options: Any) -> None:
-    from ..evaluation.attention_maps import attention_maps, draw_attention_maps
-    from ..evaluation.pictures import prepare_pictures
+    from ..pictures.attention_maps import attention_maps, draw_attention_maps
+    from ..pictures.grid import prepare_pictures
 
     pixel_values, pictures = prepare_pictures(network, images, image_processor, image_size)
     draw_attention_maps(pictures, attention_maps(network, pixel_values, **options), output, title)
 
 
 def draw_matching(network, image_processor, images, output: Path, *, title, image_size=None, **options: Any) -> None:
-    from ..evaluation.patch_matching import draw_patch_matches, match_patches
-    from ..evaluation.pictures import prepare_pictures
+    from ..pictures.grid import prepare_pictures
+    from ..pictures.patch_matching import draw_patch_matches, match_patches
 
     pixel_values, pictures = prepare_pictures(network, images, image_processor, image_size)
     draw_patch_matches(tuple(pictures), match_patches(network, pixel_values, **options), output, title)
@@ -167,8 +167,8 @@ def draw_neighbors(
     network, image_processor, images, output: Path, *, title, collection, rows, num_neighbors=NUM_NEIGHBORS,
     label_column=None, **extraction: Any,
 ) -> None:  # fmt: skip
-    from ..evaluation.nearest_images import draw_nearest_images, nearest_images, square_picture
     from ..features import extract_features, require_column
+    from ..pictures.nearest_images import draw_nearest_images, nearest_images, square_picture
 
     dataset, image_column = collection
     if label_column is not None:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .original_checkpoint import some
+from .original.checkpoint import some
 
 
 def load_whole(model_class: type[PreTrainedModel], source: str | Path, subfolder: str = "", **options: Any):

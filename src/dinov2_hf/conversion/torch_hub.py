@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ..models import DINOv2Config, DINOv2ForImageClassification, DINOv2Model
-from .from_original import load_original
 from .loaded_weights import load_whole
+from .original.from_original import load_original
 from .original_interface import OriginalBackbone, OriginalClassifier
 
 

@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin
 
 from ..output_folders import refuse_urls
 from ..recipe_files import read_recipe
-from .sources import RETRIEVAL_MODES, ImageSource, named_apart, read_source
+from .storage.sources import RETRIEVAL_MODES, ImageSource, named_apart, read_source
 
 
 SELECTIONS = ("retrieval", "hierarchical", "all")

@@ -18,10 +18,10 @@ import datasets
 from pyarrow import parquet
 
 from .arguments import ENGINE_FIELDS, CurationArguments
-from .dataset_files import dataset_features
-from .file_fingerprints import file_fingerprint
 from .hub_dataset import push_dataset
 from .plan import curate, plan
+from .storage.dataset_files import dataset_features
+from .storage.file_fingerprints import file_fingerprint
 
 
 class CuratedImagesConfig(datasets.BuilderConfig):

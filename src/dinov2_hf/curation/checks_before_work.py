@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 from ..devices import find_device
+from .algorithms.neighbors import IndexSettings
 from .arguments import CurationArguments
 from .embedders import PERCEPTUAL, PrecomputedVectors, kind_of_embedder, load_model_embedder
 from .image_filters import filter_reasons
-from .ingest import load_filters
-from .neighbors import IndexSettings
-from .published_images import load_face_blur
 from .run_context import Curation
+from .stages.ingest import load_filters
+from .storage.published_images import load_face_blur
 
 
 def check_models(curation: Curation, unfinished: set[str]) -> None:

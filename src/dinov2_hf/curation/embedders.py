@@ -18,8 +18,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from ..feature_kinds import vision_part
 from ..features import iterate_features
 from ..model_source import find_model
-from .perceptual_descriptor import OneToken, PatchSums, PerceptualDescriptor
-from .sources import OpenSources
+from .algorithms.perceptual_descriptor import OneToken, PatchSums, PerceptualDescriptor
+from .storage.sources import OpenSources
 
 
 PERCEPTUAL = "perceptual"

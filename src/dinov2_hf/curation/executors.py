@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from .manifests import STAGE_FILE, StageFolder, UnfinishedShard, foreign_files, remove_stage
+from .storage.manifests import STAGE_FILE, StageFolder, UnfinishedShard, foreign_files, remove_stage
 
 
 SECONDS_TO_END = 5.0  # of a worker that was asked to; then it is killed

@@ -10,7 +10,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 from ..hub_repos import hub_api, one_sentence, prepare_repo
 from .arguments import read_arguments
-from .dataset_card import dataset_card
+from .report.dataset_card import dataset_card
 
 
 def push_dataset(

@@ -16,21 +16,18 @@ from ..atomic_files import write_text
 from ..public_names import without_secrets
 from .arguments import LAUNCH_FIELDS, STAGE_GROUPS, CurationArguments
 from .checks_before_work import check_models, check_sizes
-from .dataset_files import build_shard, dataset_features
-from .deduplication_stages import deduplicate_shard, relative_deduplicate_shard
 from .embedders import PERCEPTUAL, kind_of_embedder, refuse_untrusted
-from .embedding_stages import embed_shard, fit_descriptor_shard
 from .executors import Stage, remove_changed, run_collective, run_stage, start_pool
-from .file_fingerprints import file_fingerprint
-from .hash_deduplication import hash_deduplicate_shard
 from .image_filters import load_filter
-from .ingest import ingest_shard
-from .manifests import StageFolder
 from .output_folder import RECIPE_FILE, mark_output, writing_to_output
 from .publishing import publish
-from .report import report_shard
+from .report.summary import report_shard
 from .run_context import Curation, opened_store
-from .search_stages import (
+from .stages.deduplicate import deduplicate_shard, relative_deduplicate_shard
+from .stages.embed import embed_shard, fit_descriptor_shard
+from .stages.hash_deduplication import hash_deduplicate_shard
+from .stages.ingest import ingest_shard
+from .stages.search import (
     fill_index_shard,
     merge_index_shard,
     search_benchmarks_shard,
@@ -38,13 +35,16 @@ from .search_stages import (
     search_retrieval_shard,
     train_index_shard,
 )
-from .selection_stages import (
+from .stages.select import (
     assign_clusters_shard,
     kmeans_shard,
     retrieve_shard,
     sample_hierarchy_shard,
     select_all_shard,
 )
+from .storage.dataset_files import build_shard, dataset_features
+from .storage.file_fingerprints import file_fingerprint
+from .storage.manifests import StageFolder
 
 
 ROWS_OF_INDEX_PART = 1_000_000

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from ..atomic_files import new_file, new_folder
-from .dataset_files import built_files
 from .run_context import Curation
+from .storage.dataset_files import built_files
 
 
 REPORT_FILES = ("report.html", "report.json", "dropped.parquet")

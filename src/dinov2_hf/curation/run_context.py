@@ -10,11 +10,12 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ..data import set_max_image_pixels
+from .algorithms.unit_vectors import ChosenRows, UnitVectors
 from .arguments import CurationArguments
-from .dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE
-from .embeddings import ChosenRows, EmbeddingStore, UnitVectors
-from .manifests import StageFolder, shard_range
-from .sources import OpenSources
+from .storage.dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE
+from .storage.embeddings import EmbeddingStore
+from .storage.manifests import StageFolder, shard_range
+from .storage.sources import OpenSources
 
 
 # A shard of so many photographs takes minutes to decode and describe on one core.

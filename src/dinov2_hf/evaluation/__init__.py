@@ -8,10 +8,10 @@ Each protocol is one file with one function, and knows no other:
 from importlib import import_module
 from typing import Any
 
-from .attention_maps import attention_maps, draw_attention_maps
-from .nearest_images import draw_nearest_images, nearest_images
-from .patch_matching import draw_patch_matches, match_patches
-from .visualization import draw_patch_pca, patch_pca, save_patch_pca
+from ..pictures.attention_maps import attention_maps, draw_attention_maps
+from ..pictures.nearest_images import draw_nearest_images, nearest_images
+from ..pictures.patch_matching import draw_patch_matches, match_patches
+from ..pictures.patch_pca import draw_patch_pca, patch_pca, save_patch_pca
 
 
 _MODULE_OF = {

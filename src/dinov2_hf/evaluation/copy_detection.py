@@ -14,12 +14,12 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+from ..pictures.figures import draw_curves, picture_beside_numbers
 from .extras import check_extras
-from .figures import draw_curves, picture_beside_numbers
 from .findings import keep
-from .ranking_metrics import micro_average_precision, precision_recall
-from .retrieval_truth import check_kinds_of_labels, instance_labels, truths_by_labels
-from .similarity_search import check_pca_dimensions, searchable_features, similarities
+from .ranking.metrics import micro_average_precision, precision_recall
+from .ranking.similarity_search import check_pca_dimensions, searchable_features, similarities
+from .ranking.truth import check_kinds_of_labels, instance_labels, truths_by_labels
 
 
 def evaluate_copy_detection(

@@ -19,18 +19,15 @@ from tqdm.auto import tqdm
 from ..atomic_files import check_new_folder
 from ..features import evaluation_mode, require_column
 from ..models.depth_layers import four_depth_layers
-from .dense_features import check_image_size, num_blocks, square_patch_size
-from .dense_images import PixelNormalization, PixelPairs, check_train_batch_size, pairs_of_process, training_batches
-from .dense_pictures import draw_depths
-from .depth_benchmarks import BENCHMARKS, DepthBenchmark
-from .depth_heads import DPTDepth, LinearDepth, check_dpt, frozen_features
-from .depth_images import DepthCrop, depth_decoder, judged_box, lower_middle
-from .depth_losses import SIGLOSS_WARMUP_STEPS, sigloss
-from .depth_metrics import depth_metrics
-from .figures import picture_beside_numbers
-from .findings import keep, listed
-from .fingerprints import training_settings
-from .head_training import (
+from ..pictures.figures import picture_beside_numbers
+from ..pictures.masks_and_depths import draw_depths
+from .dense.depth_benchmarks import BENCHMARKS, DepthBenchmark
+from .dense.depth_heads import DPTDepth, LinearDepth, check_dpt, frozen_features
+from .dense.depth_images import DepthCrop, depth_decoder, judged_box, lower_middle
+from .dense.depth_measures import SIGLOSS_WARMUP_STEPS, sigloss
+from .dense.depth_metrics import depth_metrics
+from .dense.features import check_image_size, num_blocks, square_patch_size
+from .dense.head_training import (
     check_head_training,
     cosine_decay,
     learning_rate_factor,
@@ -38,6 +35,9 @@ from .head_training import (
     seeded,
     train_head,
 )
+from .dense.images import PixelNormalization, PixelPairs, check_train_batch_size, pairs_of_process, training_batches
+from .findings import keep, listed
+from .fingerprints import training_settings
 from .unmeasured_heads import forget_unmeasured, train_once
 
 

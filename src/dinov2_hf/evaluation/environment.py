@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .training_images import crop_size_of
+from .classification.augmented_images import crop_size_of
 
 
 PACKAGES = (

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..features import extract_features
-from .figures import draw_curves, picture_beside_numbers
+from ..pictures.figures import draw_curves, picture_beside_numbers
+from .classification.labelled_features import labelled_features
+from .classification.labels import MatchedLabels, match_labels, warn_of_absent_classes
 from .findings import keep, listed, note_edge
-from .labelled_features import labelled_features
-from .labels import MatchedLabels, match_labels, warn_of_absent_classes
 
 
 # A wide tile of the similarity matrix keeps the number of top-k merges, and on a GPU of launches, small.

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 
 from ..atomic_files import check_new_folder, write_text
 from ..features import evaluation_mode, extract_features, last_layers_and_mean_patch_features
-from .classification_head import save_classifier
-from .classifier_grid import (
+from ..pictures.figures import draw_curves, picture_beside_numbers
+from .classification.augmented_images import crop_size_of, training_loader
+from .classification.classifier_grid import (
     LEARNING_RATES,
     Choice,
     ClassifierGrid,
@@ -30,12 +31,11 @@ from .classifier_grid import (
     train_grid,
     training_order,
 )
-from .figures import draw_curves, picture_beside_numbers
+from .classification.head import save_classifier
+from .classification.labelled_features import labelled_features, random_split, select_rows
+from .classification.labels import MatchedLabels, match_labels, warn_of_absent_classes
 from .findings import keep, listed, note_edge
 from .fingerprints import training_settings
-from .labelled_features import labelled_features, random_split, select_rows
-from .labels import MatchedLabels, match_labels, warn_of_absent_classes
-from .training_images import crop_size_of, training_loader
 from .unmeasured_heads import forget_unmeasured, train_once
 
 

@@ -17,11 +17,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..features import extract_features
+from ..pictures.figures import draw_curves, picture_beside_numbers
+from .classification.labelled_features import labelled_features, random_split
+from .classification.labels import MatchedLabels, match_labels, warn_of_absent_classes
 from .extras import check_extras
-from .figures import draw_curves, picture_beside_numbers
 from .findings import keep, listed, note_edge
-from .labelled_features import labelled_features, random_split
-from .labels import MatchedLabels, match_labels, warn_of_absent_classes
 
 
 MAX_LOG10_C = 300  # float64 ends at 308

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from ..data.channel_decoding import image_decoder
 from ..data.image_decoding import decode_image
 from ..features import require_column
+from ..pictures.figures import picture_beside_numbers
+from ..pictures.nearest_images import draw_nearest_images, square_picture
 from .extras import check_extras
-from .figures import picture_beside_numbers
 from .findings import keep
-from .nearest_images import draw_nearest_images, square_picture
-from .ranking_metrics import average_precision, micro_average_precision, precision_at
-from .retrieval_truth import (
+from .ranking.metrics import average_precision, micro_average_precision, precision_at
+from .ranking.similarity_search import check_pca_dimensions, searchable_features, similarities
+from .ranking.truth import (
     QueryTruth,
     check_kinds_of_labels,
     has_difficulties,
@@ -32,7 +33,6 @@ from .retrieval_truth import (
     truths_by_labels,
     truths_by_lists,
 )
-from .similarity_search import check_pca_dimensions, searchable_features, similarities
 
 
 PRECISION_RANKS = (1, 5, 10)

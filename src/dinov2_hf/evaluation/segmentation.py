@@ -26,18 +26,18 @@ from tqdm.auto import tqdm
 from ..atomic_files import check_new_folder
 from ..features import evaluation_mode, require_column
 from ..models.modeling_dinov2_heads import DINOv2ForSemanticSegmentation, DINOv2SegmentationHead
-from .dense_features import check_image_size, num_blocks, segmentation_features, square_patch_size
-from .dense_images import PixelNormalization, PixelPairs, check_train_batch_size, pairs_of_process, training_batches
-from .dense_models import head_config, save_dense_model
-from .dense_pictures import draw_masks
+from ..pictures.figures import picture_beside_numbers
+from ..pictures.masks_and_depths import draw_masks
+from .dense.features import check_image_size, num_blocks, segmentation_features, square_patch_size
+from .dense.head_training import check_head_training, learning_rate_factor, linear_decay, seeded, train_head
+from .dense.images import PixelNormalization, PixelPairs, check_train_batch_size, pairs_of_process, training_batches
+from .dense.models import head_config, save_dense_model
+from .dense.segmentation_augmentation import SegmentationCrop
+from .dense.segmentation_masks import count_ids, mask_classes, mask_decoder
+from .dense.sliding_window import augmented_probabilities, sliding_window_logits
 from .extras import check_extras
-from .figures import picture_beside_numbers
 from .findings import keep, listed
 from .fingerprints import training_settings
-from .head_training import check_head_training, learning_rate_factor, linear_decay, seeded, train_head
-from .segmentation_augmentation import SegmentationCrop
-from .segmentation_masks import count_ids, mask_classes, mask_decoder
-from .sliding_window import augmented_probabilities, sliding_window_logits
 from .unmeasured_heads import forget_unmeasured, train_once
 
 

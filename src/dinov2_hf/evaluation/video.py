@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..data.video_frames import decode_frames, without_decoding
 from ..features import cls_features, extract_features, process_images, require_column
-from .classifier_grid import (
+from ..pictures.figures import draw_curves, picture_beside_numbers
+from .classification.classifier_grid import (
     LEARNING_RATES,
     ClassifierGrid,
     accuracies,
@@ -24,12 +25,11 @@ from .classifier_grid import (
     train_grid,
     training_order,
 )
+from .classification.labelled_features import labelled_features, random_split
+from .classification.labels import MatchedLabels, match_labels, warn_of_absent_classes
 from .extras import check_extras
-from .figures import draw_curves, picture_beside_numbers
 from .findings import keep, note_edge
 from .fingerprints import training_settings
-from .labelled_features import labelled_features, random_split
-from .labels import MatchedLabels, match_labels, warn_of_absent_classes
 from .unmeasured_heads import forget_unmeasured, train_once
 
 

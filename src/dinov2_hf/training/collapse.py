@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .arguments import PreTrainingArguments
 from .checkpoints import list_checkpoints
 
 
@@ -146,7 +146,7 @@ class CollapseMonitor:
         cls,
         state: dict,
         config: PreTrainedConfig,
-        args: PreTrainingArguments,
+        args: Any,
         *,
         num_eval_images: int,
         num_images_per_step: int,

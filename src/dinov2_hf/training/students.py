@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .arguments import PreTrainingArguments
-
 
 STUDENTS_FOLDER = "students"
 
@@ -44,8 +42,8 @@ def student_folder(output_dir: Path, name: str) -> Path:
     return output_dir / STUDENTS_FOLDER / name if name else output_dir
 
 
-def args_of_student(args: PreTrainingArguments, name: str) -> PreTrainingArguments:
-    """As if a student had been trained by a run of its own: its folder, and the repository of its upload."""
+def args_of_student(args: Any, name: str) -> Any:
+    """As if the run had trained one student alone: its folder, and the repository of its upload."""
     if not name:
         return args
     folder = student_folder(Path(args.output_dir), name)

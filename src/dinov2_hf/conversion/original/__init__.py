@@ -1,0 +1,1 @@
+"""The files of the original implementation: from them, and to them."""

@@ -1,0 +1,97 @@
+"""Rows of unit length, wherever they are: what every algorithm here reads.
+
+Shapes: `n` rows, `D` width.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+
+# 16 MiB of a width of 512 in single precision: large enough for fast matrix products, small beside any memory.
+READ_ROWS = 8192
+
+
+class UnitVectors(Protocol):
+    """Rows of unit length: an `EmbeddingStore` on disk, or an `ArrayEmbeddings` in memory."""
+
+    width: int
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop`, (stop - start, D) float32."""
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The given rows in the given order, (len(rows), D) float32."""
+
+
+class ArrayEmbeddings:
+    """Vectors in memory with the interface of a store.
+
+    Args:
+        vectors: (n, D), brought to unit length in single precision.
+
+    Raises:
+        ValueError: no matrix, or a row is zero or not finite.
+    """
+
+    def __init__(self, vectors: np.ndarray):
+        vectors = np.array(vectors, dtype=np.float32)
+        if vectors.ndim != 2 or vectors.shape[1] == 0:
+            raise ValueError(f"vectors have shape {vectors.shape}, but must be a matrix (rows, width).")
+        self.vectors = unit_rows(vectors, lambda row: f"row {row}")
+        self.width = vectors.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.vectors[start:stop]
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        return self.vectors[rows]
+
+
+class ChosenRows:
+    """Some rows of other vectors, in their order."""
+
+    def __init__(self, vectors: UnitVectors, rows: np.ndarray):
+        self.vectors, self.rows, self.width = vectors, rows, vectors.width
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.vectors.take(self.rows[start:stop])
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        return self.vectors.take(self.rows[rows])
+
+
+def unit_rows(vectors: np.ndarray, name_of) -> np.ndarray:
+    """Bring rows to unit length in place; a row that has none is refused by name."""
+    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    if len(bad):
+        found = "the zero vector" if norms[bad[0]] == 0 else "not finite"
+        raise ValueError(
+            f"the embedding of {name_of(int(bad[0]))} is {found} ({len(bad)} of {len(vectors)} rows read): "
+            "embed these images again, or leave them out with `write_shard`."
+        )
+    vectors /= norms[:, None]
+    return vectors
+
+
+def row_blocks(start: int, stop: int, block_rows: int = READ_ROWS) -> Iterator[tuple[int, int]]:
+    """The range `start` to `stop` in blocks of at most `block_rows` rows, as pairs."""
+    for first in range(start, stop, block_rows):
+        yield first, min(first + block_rows, stop)
+
+
+def rank_range(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The rows of one of `world_size` tasks: ranges that cover [0, num_rows), differing by at most one in length."""
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank={rank} must be in [0, world_size={world_size}).")
+    return num_rows * rank // world_size, num_rows * (rank + 1) // world_size

@@ -1,0 +1,1 @@
+"""The stages of a curation, a file for each step."""

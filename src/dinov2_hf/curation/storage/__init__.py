@@ -1,0 +1,1 @@
+"""What a curation reads and writes: sources, manifests, vectors, dataset files."""

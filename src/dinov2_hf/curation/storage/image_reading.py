@@ -1,0 +1,53 @@
+"""Reading an image file more than once: an error of the disk or of the network says nothing of the image.
+
+A broken image is dropped for good. A file that could not be read may be readable in an hour, so it is not recorded as
+broken: the run stops, and the next one tries again.
+"""
+
+import time
+from typing import Any
+
+from ...data.image_decoding import UndecodableImage, read_content
+
+
+# A file server that is restarted, or a request that was lost, is often there again after so long.
+SECONDS_BETWEEN_ATTEMPTS = (0.2, 2.0)
+
+
+class UnreadableFile(ValueError):
+    """A file that gave an error of reading; the message names the error."""
+
+
+def read_image_file(value: dict[str, Any] | None) -> bytes:
+    """The bytes of an image file, after several attempts where reading fails.
+
+    Args:
+        value: a row of `datasets.Image(decode=False)`.
+
+    Raises:
+        UndecodableImage: the row names no file, or one that is empty or may not be read.
+        UnreadableFile: reading it fails; also where the file is not there, as behind a mount that was lost.
+    """
+    for seconds in (*SECONDS_BETWEEN_ATTEMPTS, None):
+        try:
+            return read_content(value)
+        except UndecodableImage:
+            raise
+        except Exception as error:  # errors of HTTP clients have no common class
+            if seconds is None:
+                raise UnreadableFile(" ".join(f"{type(error).__name__}: {error}".split())) from error
+            time.sleep(seconds)
+    raise AssertionError("unreachable")
+
+
+def refuse_unread(image_id: str, reason: str, *, skip_unreadable: bool) -> None:
+    """Stop the run at an image that cannot be read now, unless the user leaves out such images.
+
+    Raises:
+        ValueError: `skip_unreadable` is not set.
+    """
+    if not skip_unreadable:
+        raise ValueError(
+            f"the image {image_id} cannot be read now ({reason}); what is finished is kept: run the same command"
+            " again when it can be, or leave such images out with --skip_unreadable."
+        )

@@ -1,0 +1,248 @@
+"""What a stage has finished: one folder for each shard, which appears whole, with a manifest of what is in it.
+
+```
+stages/<stage>/stage.json                        the configuration that all shards of the stage share
+stages/<stage>/shard-00003-of-00016/<files>
+stages/<stage>/shard-00003-of-00016/manifest.json   rows, and the size and checksum of every file
+```
+
+A shard is written to a hidden folder beside its place and renamed, so a killed process, or a full disk, leaves either
+a finished shard or none. What else somebody keeps in these folders is theirs.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...atomic_files import WRITE_ERRORS, is_disk_full, put_in_place, write_text
+from ...output_folders import LITTER, refuse_links
+
+
+MANIFEST, STAGE_FILE = "manifest.json", "stage.json"
+# Shards, and what a killed process leaves of a shard or of `stage.json`; and what file browsers leave.
+OWN_NAME = re.compile(
+    rf"\.?shard-\d+-of-\d+(\.\w+)?|{re.escape(STAGE_FILE)}|\.{re.escape(STAGE_FILE)}\.\w+|"
+    + "|".join(map(re.escape, LITTER))
+)
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """The folder of one stage.
+
+    Args:
+        path: `<output_dir>/stages/<stage>`.
+        num_shards: into how many the stage is split, at least 1.
+        config: what decides the content of the shards (plain values), for comparison with a later run.
+    """
+
+    path: Path
+    num_shards: int
+    config: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config_hash(self) -> str:
+        text = json.dumps({"num_shards": self.num_shards, **self.config}, sort_keys=True, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def shard(self, rank: int) -> Path:
+        return self.path / f"shard-{rank:05d}-of-{self.num_shards:05d}"
+
+    def shards(self) -> list[Path]:
+        """The folders of all shards, in their order."""
+        return [self.shard(rank) for rank in range(self.num_shards)]
+
+    def open(self) -> None:
+        """Make the folder, or check that it was made by the same configuration.
+
+        Raises:
+            ValueError: it was made by another; the message names the fields, and how to go on. Or somebody else made
+                it.
+        """
+        refuse_links(self.path.parent, [self.name])
+        if not (self.path / STAGE_FILE).exists() and foreign_files(self.path, also_shards=True):
+            raise ValueError(
+                f"{self.path} was not written by dinov2_hf (it has no {STAGE_FILE}), so nothing is written into it;"
+                " choose another output_dir, or move it away."
+            )
+        changes = self.changes()
+        if changes:
+            raise ValueError(
+                f"stage {self.name!r} in {self.path.parents[1]} was made with {'; '.join(changes)}; choose another"
+                " output_dir, take the earlier values, or make it and what follows from it again with --overwrite."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / STAGE_FILE).exists():
+            record = {"config_hash": self.config_hash, "num_shards": self.num_shards, "config": dict(self.config)}
+            write_text(self.path / STAGE_FILE, json.dumps(record, indent=1, default=str))
+
+    def changes(self) -> list[str]:
+        """How the configuration on disk differs, a clause for each field; empty where it is equal or there is none."""
+        try:
+            record = json.loads((self.path / STAGE_FILE).read_text())
+            then = {"num_shards": record["num_shards"], **record["config"]}
+            found_hash = record["config_hash"]
+        except FileNotFoundError:
+            return []
+        except (ValueError, KeyError, TypeError):
+            return [f"what its damaged {STAGE_FILE} does not tell"]
+        if found_hash == self.config_hash:
+            return []
+        now = json.loads(json.dumps({"num_shards": self.num_shards, **self.config}, default=str))
+        return [
+            _change_of(name, then.get(name), now.get(name))
+            for name in sorted({*then, *now})
+            if then.get(name) != now.get(name)
+        ]
+
+    def missing(self, verify: bool = False) -> list[int]:
+        """The shards that are not finished: no manifest, another configuration, or a file that is gone or cut.
+
+        Args:
+            verify: read every file and compare its checksum too.
+        """
+        return [rank for rank in range(self.num_shards) if not self.is_finished(rank, verify)]
+
+    def absent(self) -> list[int]:
+        """The shards that have no folder: one look at the stage, where `missing` reads every manifest."""
+        present = {path.name for path in self.path.glob("shard-*")}
+        return [rank for rank in range(self.num_shards) if self.shard(rank).name not in present]
+
+    def rows(self) -> int:
+        """Rows of all finished shards."""
+        return sum(json.loads(path.read_text())["rows"] for path in self.files(MANIFEST) if path.exists())
+
+    def files(self, name: str) -> list[Path]:
+        """The file of this name of every shard, in the order of the shards."""
+        return [shard / name for shard in self.shards()]
+
+    @contextmanager
+    def writing(self, rank: int) -> Iterator["UnfinishedShard"]:
+        """A hidden folder to write a shard to, which takes its place, with a manifest, when the block ends well.
+
+        Raises:
+            ValueError: the disk is full. What was finished before is kept.
+        """
+        place, folder = self.shard(rank), None
+        try:
+            folder = Path(tempfile.mkdtemp(dir=self.path, prefix=f".{place.name}."))
+            unfinished = UnfinishedShard(folder)
+            yield unfinished
+            files = {
+                str(path.relative_to(folder)): {"bytes": path.stat().st_size, "checksum": checksum(path)}
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            }
+            manifest = {
+                "stage": self.name, "rank": rank, "num_shards": self.num_shards, "rows": unfinished.rows,
+                "config_hash": self.config_hash, "files": files,
+            }  # fmt: skip
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            folder.chmod(0o755)
+            put_in_place(folder, place)  # of a shard that `missing` found to be broken
+        except WRITE_ERRORS as error:
+            if not is_disk_full(self.path, error):
+                raise
+            raise ValueError(
+                f"the disk of {self.path} is full; stage {self.name!r} has"
+                f" {self.num_shards - len(self.missing())} of {self.num_shards} shards, which are kept: make room and"
+                " run the same command again."
+            ) from error
+        finally:
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def is_finished(self, rank: int, verify: bool = False) -> bool:
+        """Whether a shard is there, by this configuration, with files of the right sizes (and checksums)."""
+        try:
+            manifest = json.loads((self.shard(rank) / MANIFEST).read_text())
+            found_hash, files = manifest["config_hash"], manifest["files"].items()
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+        if found_hash != self.config_hash:
+            return False
+        for name, record in files:
+            path = self.shard(rank) / name
+            if not path.exists() or path.stat().st_size != record["bytes"]:
+                return False
+            if verify and checksum(path) != record["checksum"]:
+                return False
+        return True
+
+
+def _change_of(name: str, then: Any, now: Any) -> str:
+    """A clause for a value that differs; of sources, only what differs."""
+    if name == "sources" and [source["name"] for source in then or ()] == [source["name"] for source in now or ()]:
+        found = [
+            f"{key} = {before[key]!r} of the source {before['name']!r}, which is now {after[key]!r}"
+            if key != "fingerprint"
+            else f"other files of the source {before['name']!r} (their names, sizes or times have changed)"
+            for before, after in zip(then, now, strict=True)
+            for key in before
+            if before[key] != after.get(key)
+        ]
+        return "; ".join(found)
+    return f"{name} = {then!r}, which is now {now!r}"
+
+
+def foreign_files(stage_path: Path, *, also_shards: bool = False) -> list[str]:
+    """Names in the folder of a stage that no stage wrote.
+
+    Args:
+        also_shards: count shards too, of a folder that has no `stage.json`.
+    """
+    names = sorted(path.name for path in stage_path.iterdir()) if stage_path.is_dir() else []
+    return [name for name in names if not OWN_NAME.fullmatch(name) or (also_shards and name.startswith("shard-"))]
+
+
+def remove_stage(stage_path: Path) -> None:
+    """Remove what a stage wrote. `stage.json` goes last, so that after a kill the rest is still known as a stage's."""
+    for path in stage_path.iterdir():
+        if path.name == STAGE_FILE or not OWN_NAME.fullmatch(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    (stage_path / STAGE_FILE).unlink(missing_ok=True)
+    with suppress(OSError):  # somebody keeps something in it
+        stage_path.rmdir()
+
+
+@dataclass
+class UnfinishedShard:
+    """Where to write a shard.
+
+    Attributes:
+        rows: for its manifest.
+        is_kept: of a collective stage only the main process's is.
+    """
+
+    folder: Path
+    rows: int = 0
+    is_kept: bool = True
+
+
+def checksum(path: Path) -> str:
+    """BLAKE2b of a file, 128 bits."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def shard_range(num_rows: int, rank: int, world_size: int) -> range:
+    """The rows of one of `world_size` shards: contiguous, and of sizes that differ by 1 at most."""
+    return range(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)

@@ -1,0 +1,292 @@
+"""The images to curate, to retrieve for, and to keep away from: named sources in one numbering of rows.
+
+A source is anything that `data.load_image_dataset` loads, and the output of img2dataset. Images stay where they are:
+stages refer to them by row, and only the finished dataset holds copies.
+"""
+
+import bisect
+import glob
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from ...data import find_image_column, load_image_dataset
+from ...data.image_dataset import ALL_SPLITS
+from ...public_names import without_secrets
+from .file_fingerprints import files_below, files_of_rows, fingerprint_of
+
+
+RETRIEVAL_MODES = ("sample", "cluster")
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """One source, as a recipe describes it: a path or Hub name alone, or a mapping of these fields.
+
+    Attributes:
+        path: as in `data.load_image_dataset`, or a folder that img2dataset wrote.
+        name: in ids, tables and the report; by default the last part of the path.
+        split: as in `data.load_image_dataset`; by default all splits, one after the other. Copies of test images stay
+            in a dataset whose benchmarks were read in part.
+        config_name, image_column: as there.
+        id_column: the column of the images' ids, unique; by default, and where it is empty, the number of the row.
+        retrieval: of a curated source, "sample" (the paper's for more than a million images) or "cluster".
+        retrieval_num_neighbors: of a curated source, images to retrieve for each of its images ("sample").
+        include: of a curated source, whether its own images go into the dataset as they are.
+    """
+
+    path: str
+    name: str = ""
+    split: str = ALL_SPLITS
+    config_name: str | None = None
+    image_column: str | None = None
+    id_column: str | None = None
+    retrieval: str | None = None
+    retrieval_num_neighbors: int | None = None
+    include: bool | None = None
+
+
+def read_source(value: str | Mapping[str, Any] | ImageSource) -> ImageSource:
+    """A source from what a user wrote.
+
+    Raises:
+        ValueError: for a field that there is not, no path, or an unknown way of retrieval.
+    """
+    if isinstance(value, ImageSource):
+        source = value
+    elif isinstance(value, Mapping):
+        known = [field.name for field in fields(ImageSource)]
+        unknown = sorted(set(value) - set(known))
+        if unknown or "path" not in value:
+            problem = f"the unknown field {unknown[0]!r}" if unknown else "no path"
+            raise ValueError(f"a source has {problem}: {dict(value)}; its fields are {', '.join(known)}.")
+        if "/" in str(value.get("name", "")):
+            raise ValueError(
+                f"a source has name={value['name']!r}, which must not hold a slash: ids are <name>/<row>."
+            )
+        for name in ("path", "name", "split", "config_name", "image_column", "id_column"):
+            if not isinstance(value.get(name), (str, type(None), os.PathLike)):
+                raise ValueError(f"a source has {name}={value[name]!r}, which must be text.")
+        source = ImageSource(**{**value, "path": os.fspath(value["path"]), "split": value.get("split") or ALL_SPLITS})
+    else:
+        source = ImageSource(str(value))
+    if source.retrieval not in (None, *RETRIEVAL_MODES):
+        raise ValueError(
+            f"the source {source.path!r} has retrieval={source.retrieval!r}, which must be 'sample' or 'cluster'."
+        )
+    if source.retrieval_num_neighbors is not None and source.retrieval_num_neighbors < 1:
+        raise ValueError(
+            f"the source {source.path!r} has retrieval_num_neighbors={source.retrieval_num_neighbors}, which must be"
+            " at least 1."
+        )
+    name = source.name or _name_of(source.path)
+    return ImageSource(**{**asdict(source), "name": name})
+
+
+def named_apart(sources: Sequence[ImageSource]) -> list[ImageSource]:
+    """Sources of the same name get numbers; names that a user gave twice are told apart in the same way."""
+    taken: set[str] = set()
+    result = []
+    for source in sources:
+        name, number = source.name, 1
+        while name in taken:
+            number += 1
+            name = f"{source.name}-{number}"
+        taken.add(name)
+        result.append(ImageSource(**{**asdict(source), "name": name}))
+    return result
+
+
+class OpenSources:
+    """Sources opened, their rows numbered through: the number of an image is its `row_id` in all stages.
+
+    Args:
+        sources: (role, source) in the order of the numbering.
+
+    Raises:
+        ValueError: a source cannot be loaded, holds no images, or lacks a column.
+    """
+
+    def __init__(self, sources: Sequence[tuple[str, ImageSource]]):
+        self.roles = [role for role, _ in sources]
+        self.sources = [source for _, source in sources]
+        self.datasets = [_load(source) for source in self.sources]
+        self.starts = [0]
+        for dataset in self.datasets:
+            self.starts.append(self.starts[-1] + len(dataset))
+        self.image_columns = [
+            find_image_column(dataset, source.image_column)
+            for dataset, source in zip(self.datasets, self.sources, strict=True)
+        ]
+        self._chosen: dict[tuple[int, tuple[str, ...]], datasets.Dataset] = {}
+        # Only the columns that are asked for are read: captions and metadata of a row can be larger than its image.
+        self._images = [
+            dataset.select_columns([column]).with_format(None)
+            for dataset, column in zip(self.datasets, self.image_columns, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def locate(self, row_id: int) -> tuple[int, int]:
+        """The number of the source, and the row in it."""
+        source = bisect.bisect_right(self.starts, row_id) - 1
+        return source, row_id - self.starts[source]
+
+    def image(self, row_id: int) -> dict[str, Any]:
+        """The undecoded image, `{"bytes", "path"}`, of which one can be None."""
+        source, row = self.locate(row_id)
+        return self._images[source][row][self.image_columns[source]]
+
+    def image_id(self, row_id: int) -> str:
+        """`<source>/<row>`, or `<source>/<value of id_column>`; `<source>/row <row>` where that column is empty.
+
+        Images without an id are not one image: each gets an id of its own.
+        """
+        source, row = self.locate(row_id)
+        column = self.sources[source].id_column
+        value = row if column is None else self._columns(source, (column,))[row][column]
+        is_missing = value is None or value == "" or value != value  # null, empty, not a number
+        return f"{self.sources[source].name}/" + (f"row {row}" if is_missing else str(value))
+
+    def values(self, row_id: int, columns: Sequence[str]) -> dict[str, Any]:
+        """The values of other columns; None where the source has no such column."""
+        source, row = self.locate(row_id)
+        present = tuple(column for column in columns if column in self.datasets[source].column_names)
+        found = self._columns(source, present)[row] if present else {}
+        return {column: found.get(column) for column in columns}
+
+    def _columns(self, source: int, columns: tuple[str, ...]) -> datasets.Dataset:
+        """Some columns of a source, kept open: choosing them takes longer than reading a row."""
+        if (source, columns) not in self._chosen:
+            self._chosen[source, columns] = self.datasets[source].select_columns(list(columns)).with_format(None)
+        return self._chosen[source, columns]
+
+    def column_features(self, columns: Sequence[str]) -> datasets.Features:
+        """The types of other columns.
+
+        Raises:
+            ValueError: no source has the column, or two sources have it with different types.
+        """
+        features = {}
+        for column in columns:
+            types = {
+                source.name: dataset.features[column]
+                for source, dataset in zip(self.sources, self.datasets, strict=True)
+                if column in dataset.column_names
+            }
+            if not types:
+                raise ValueError(f"keep_columns has {column!r}, which is a column of no source.")
+            (first, feature), *others = types.items()
+            for name, other in others:
+                if other != feature:
+                    raise ValueError(
+                        f"keep_columns has {column!r}, which is {feature} in {first!r} but {other} in {name!r}."
+                    )
+            features[column] = feature
+        return datasets.Features(features)
+
+    def range_of(self, source: int) -> range:
+        """The row ids of a source."""
+        return range(self.starts[source], self.starts[source + 1])
+
+    def rows_of(self, role: str) -> int:
+        """How many rows the sources of a role have."""
+        return sum(len(dataset) for dataset, other in zip(self.datasets, self.roles, strict=True) if other == role)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What each source is, for comparison with a later run: the part of a configuration that sources are."""
+        return [
+            {
+                "name": source.name, "role": role, "rows": len(dataset), "split": source.split,
+                "config_name": source.config_name, "image_column": source.image_column, "id_column": source.id_column,
+                "fingerprint": _fingerprint(source, dataset, column),
+            }
+            for source, role, dataset, column in zip(
+                self.sources, self.roles, self.datasets, self.image_columns, strict=True
+            )
+        ]  # fmt: skip
+
+    def __reduce__(self):  # opened anew in another process: a memory-mapped table has no other way there
+        return OpenSources, (list(zip(self.roles, self.sources, strict=True)),)
+
+
+def _load(source: ImageSource) -> datasets.Dataset:
+    path = os.path.expanduser(source.path)
+    # img2dataset writes a parquet file of metadata beside each tar; the images are in the tars.
+    if _is_img2dataset_tars(path):
+        path = os.path.join(glob.escape(path), "*.tar")
+    elif _is_img2dataset_files(path):
+        dataset = datasets.Dataset.from_dict(
+            {"image": [name for name in _walk(path) if name.endswith((".jpg", ".png", ".webp"))]}
+        ).cast_column("image", datasets.Image(decode=False))
+        return _checked(source, dataset)
+    try:
+        dataset = load_image_dataset(
+            path if os.path.exists(path) or "*" in path else source.path,
+            split=source.split,
+            config_name=source.config_name,
+            image_column=source.image_column,
+        )
+    except ValueError as error:
+        if "corresponds to no data" in str(error):  # what `datasets` says of files without rows
+            raise ValueError(f"the source {source.path!r} has no images.") from None
+        raise
+    return _checked(source, dataset)
+
+
+def _checked(source: ImageSource, dataset: datasets.Dataset) -> datasets.Dataset:
+    if len(dataset) == 0:
+        raise ValueError(f"the source {source.path!r} has no images.")
+    if source.id_column is not None and source.id_column not in dataset.column_names:
+        raise ValueError(
+            f"the source {source.path!r} has id_column={source.id_column!r}, but its columns are"
+            f" {', '.join(dataset.column_names)}."
+        )
+    return dataset
+
+
+def is_img2dataset(folder: str) -> bool:
+    """Whether a folder holds tars or files of img2dataset."""
+    return _is_img2dataset_tars(folder) or _is_img2dataset_files(folder)
+
+
+def _is_img2dataset_tars(folder: str) -> bool:
+    tars = glob.glob(os.path.join(glob.escape(folder), "*.tar"))
+    return bool(tars) and any(os.path.exists(tar[: -len(".tar")] + ".parquet") for tar in tars)
+
+
+def _is_img2dataset_files(folder: str) -> bool:
+    """Folders 00000, 00001, ... of image, .json and .txt files, with 00000.parquet beside them."""
+    if not os.path.isdir(folder):
+        return False
+    shards = [name for name in os.listdir(folder) if re.fullmatch(r"\d{5,}", name)]
+    return any(os.path.exists(os.path.join(folder, f"{shard}.parquet")) for shard in shards)
+
+
+def _walk(folder: str) -> list[str]:
+    return sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
+
+
+def _name_of(path: str) -> str:
+    path = without_secrets(path).rstrip("/")  # a query may hold a signature
+    if "*" in path:
+        path = os.path.dirname(path) or path
+    return re.sub(r"[^\w.-]+", "_", os.path.splitext(os.path.basename(path))[0]) or "source"
+
+
+def _fingerprint(source: ImageSource, dataset: datasets.Dataset, image_column: str) -> str:
+    """Changes when files of a local source change, or those that its rows name, or a Hub dataset its version."""
+    path = os.path.expanduser(source.path)
+    if os.path.isdir(path):
+        files = list(files_below(path))
+    elif os.path.exists(path) or "*" in path:
+        files = [path] if os.path.exists(path) else glob.glob(path, recursive=True)
+    else:
+        return dataset._fingerprint
+    return fingerprint_of([], [*files, *files_of_rows(dataset, image_column)])

@@ -1,0 +1,1 @@
+"""What segmentation and depth share."""

@@ -1,0 +1,126 @@
+"""Depth maps: decoding, which pixels count, and the random crops that depth heads are trained on."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from ...data.channel_decoding import NPY_BEGINNING, read_npy
+from ...data.image_decoding import UndecodableImage, load_pixels, open_image, read_content, turn_upright
+from .depth_benchmarks import DepthBenchmark
+from .images import PixelNormalization
+
+
+def decode_depth(value: Any, depth_scale: float) -> np.ndarray:
+    """One depth map.
+
+    Args:
+        value: as in `decode_image`; an image of one channel (8, 16 or 32 bits, or floats), a `.npy` file, or an array
+            (H, W) of numbers.
+        depth_scale: stored numbers in one unit of depth.
+
+    Returns:
+        (H, W) float32; 0 where there is no measurement: where the stored number is 0 or below, infinite or NaN.
+
+    Raises:
+        UndecodableImage: the file is broken, or holds more than one number for a pixel.
+    """
+    try:
+        if isinstance(value, (np.ndarray, list)):
+            depth = np.asarray(value)
+        elif isinstance(value, Image.Image):
+            depth = np.asarray(turn_upright(load_pixels(value)))
+        else:
+            content = read_content(value)
+            if content.startswith(NPY_BEGINNING):
+                depth = read_npy(content)
+            else:
+                depth = np.asarray(turn_upright(open_image(content)))
+    except UndecodableImage:
+        raise
+    except Exception as error:  # decoders raise nearly anything
+        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
+    if depth.ndim != 2 or depth.dtype.kind not in "iuf":
+        raise UndecodableImage(
+            f"it holds {depth.dtype} of shape {depth.shape}, not one number for each pixel, (height, width)"
+        )
+    depth = depth.astype(np.float32) / np.float32(depth_scale)
+    return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
+
+
+def depth_decoder(depth_scale: float):
+    """`decode_depth` with its option set."""
+    return partial(decode_depth, depth_scale=depth_scale)
+
+
+def lower_middle(image: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """The part of `(..., H, W)` at the bottom and in the middle that KITTI uses; all of it without a size."""
+    if size is None:
+        return image
+    height, width = image.shape[-2:]
+    top, left = max(height - size[0], 0), max((width - size[1]) // 2, 0)
+    return image[..., top : top + size[0], left : left + size[1]]
+
+
+def judged_box(depth: Tensor, box: tuple[float, float, float, float]) -> Tensor:
+    """A bool map (H, W) of the pixels inside the box of a benchmark."""
+    height, width = depth.shape
+    inside = torch.zeros_like(depth, dtype=torch.bool)
+    # An integer part that floating point has put just below the integer is meant to be it.
+    top, bottom = (int(fraction * height + 1e-6) for fraction in box[:2])
+    left, right = (int(fraction * width + 1e-6) for fraction in box[2:])
+    inside[top:bottom, left:right] = True
+    return inside
+
+
+class DepthCrop:
+    """
+    Rotation, flip, random crop and colours, as the benchmark says; each but the crop with probability one half.
+
+    An image smaller than the crop is padded below and to the right, with zeros after normalisation and with depth 0,
+    which does not count.
+    """
+
+    def __init__(self, benchmark: DepthBenchmark, normalize: PixelNormalization):
+        self.benchmark, self.normalize = benchmark, normalize
+
+    def __call__(self, image: tv_tensors.Image, depth: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
+        """(C, H, W) and (H, W) to float32 (C, height, width) and (height, width) of the crop."""
+        rules = self.benchmark
+        image = lower_middle(image.as_subclass(Tensor), rules.image_box_size)
+        depth = lower_middle(depth.as_subclass(Tensor), rules.image_box_size)
+        if rules.training_box is not None:
+            top, bottom, left, right = rules.training_box
+            image, depth = image[:, top:bottom, left:right], depth[top:bottom, left:right]
+        if rules.max_rotation and torch.rand(()) < 0.5:
+            angle = float(torch.empty(()).uniform_(-rules.max_rotation, rules.max_rotation))
+            image = F.rotate(image, angle, interpolation=InterpolationMode.BILINEAR)
+            depth = F.rotate(depth[None], angle, interpolation=InterpolationMode.NEAREST)[0]
+        if torch.rand(()) < 0.5:
+            image, depth = image.flip(-1), depth.flip(-1)
+        height, width = rules.crop_size
+        top = int(torch.randint(max(image.shape[-2] - height, 0) + 1, ()))
+        left = int(torch.randint(max(image.shape[-1] - width, 0) + 1, ()))
+        image, depth = (
+            image[:, top : top + height, left : left + width],
+            depth[top : top + height, left : left + width],
+        )
+        if len(image) == 3 and torch.rand(()) < 0.5:
+            image = distort_colours(image, rules.brightness_range)
+        image = self.normalize(image)
+        padding = (0, width - image.shape[-1], 0, height - image.shape[-2])
+        return torch.nn.functional.pad(image, padding), torch.nn.functional.pad(depth, padding)
+
+
+def distort_colours(image: Tensor, brightness_range: tuple[float, float]) -> Tensor:
+    """A random gamma (0.9 to 1.1), brightness, and factor for each of the channels (0.9 to 1.1)."""
+    gamma = torch.empty(()).uniform_(0.9, 1.1)
+    brightness = torch.empty(()).uniform_(*brightness_range)
+    colours = torch.empty(len(image), 1, 1).uniform_(0.9, 1.1)
+    return ((image.float() / 255) ** gamma * brightness * colours).clamp(0, 1) * 255

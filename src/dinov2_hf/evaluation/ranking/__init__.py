@@ -1,0 +1,1 @@
+"""What retrieval and copy detection share."""

@@ -1,0 +1,1 @@
+"""What people look at: figures, grids, and what a network sees."""

@@ -1,0 +1,142 @@
+"""Colour pictures by the principal components of their patch features (paper section 7).
+
+Shapes: `n` images, `h` x `w` patches of an image, `D` hidden size.
+"""
+
+import os
+from collections.abc import Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..features import evaluation_mode, patch_grid_features
+from .grid import Cell, PictureGrid, prepare_pictures
+
+
+def patch_pca(model: nn.Module, pixel_values: Tensor, *, foreground: bool = False) -> np.ndarray:
+    """The first three principal components of the patch features, as colours.
+
+    The components are those of the patches of all images together, so equal colours mean similar features across
+    images too. Each component is scaled from its 1st to its 99th percentile. The sign of a component is the one that
+    makes its largest loading positive.
+
+    Args:
+        model: any model with `config.patch_size` whose `last_hidden_state` is the CLS token, then
+            `config.num_register_tokens` registers (none if the config has no such field), then the patches row by row.
+        pixel_values: (n, channels, height, width).
+        foreground: colour the patches of `foreground_mask` only, by components of their own; the others are black.
+
+    Returns:
+        (n, h, w, 3) float64 in [0, 1].
+
+    Raises:
+        ValueError: the model gives another number of patch tokens than the patch grid of the images has.
+    """
+    features = patch_features(model, pixel_values)
+    mask = foreground_mask(features) if foreground else np.ones(features.shape[:3], dtype=bool)
+    components = principal_components(features[torch.from_numpy(mask)], 3)
+    low, high = np.percentile(components, [1, 99], axis=0)
+    colours = np.zeros((*features.shape[:3], 3))
+    colours[mask] = ((components - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
+    return colours
+
+
+def foreground_mask(features: Tensor) -> np.ndarray:
+    """Which patches belong to the objects: the first principal component tells them from the background (paper).
+
+    The background is the side of the component's mean on which more of the patches at the edges of the images lie.
+
+    Args:
+        features: (n, h, w, D), of all images together.
+
+    Returns:
+        (n, h, w) booleans; all true where the features do not differ.
+    """
+    first = principal_components(features.flatten(0, 2), 1).reshape(features.shape[:3])
+    edges = np.ones(first.shape[1:], dtype=bool)
+    edges[1:-1, 1:-1] = False
+    mask = first > 0
+    if mask[:, edges].mean() > 0.5:
+        mask = first < 0
+    return mask if mask.any() else np.ones_like(mask)
+
+
+def patch_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """The patch features (n, h, w, D) of images, float64 on the CPU, taken in eval mode on the device of the model."""
+    with evaluation_mode(model), torch.no_grad():
+        # One image at a time: pictures are few and may be large.
+        grids = [patch_grid_features(model, image[None].to(next(model.parameters()).device)) for image in pixel_values]
+    # In fp64, so that the same features give the same colours everywhere.
+    return torch.cat(grids).double().cpu()
+
+
+def principal_components(features: Tensor, count: int) -> np.ndarray:
+    """The first `count` components (rows, count) of features (rows, D), centred; largest loading positive."""
+    centred = features - features.mean(dim=0)
+    _, directions = torch.linalg.eigh(centred.T @ centred)
+    directions = directions[:, -count:].flip(1)
+    largest_loadings = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
+    return (centred @ (directions * largest_loadings.sign())).numpy()
+
+
+def draw_patch_pca(
+    images: Sequence[Image.Image], pca: np.ndarray, path: str | os.PathLike, title: str | None = None
+) -> None:
+    """Draw pictures, with their PCA colours below them, to a PNG; more than 8 are broken into several bands.
+
+    Args:
+        images: n pictures, as the model saw them (cropped).
+        pca: (n, h, w, 3) in [0, 1], from `patch_pca`.
+        path: the PNG; missing folders are made, and the file appears complete or not at all.
+        title: a line above the pictures.
+
+    Raises:
+        ValueError: there is no picture, or there are not as many colour maps as pictures.
+    """
+    if len(images) == 0 or len(images) != len(pca):
+        raise ValueError(f"images has {len(images)} pictures and pca {len(pca)} maps, but as many of both are needed.")
+    bands = ceil(len(images) / 8)
+    columns = ceil(len(images) / bands)
+    rows = []
+    for start in range(0, len(images), columns):
+        rows.append([Cell(image) for image in images[start : start + columns]])
+        rows.append([Cell(colours) for colours in pca[start : start + columns]])
+    PictureGrid(rows, row_gaps=dict.fromkeys(range(2, len(rows), 2), 2), title=title).save(path)
+
+
+def save_patch_pca(
+    model: nn.Module,
+    images: Sequence[Image.Image] | Sequence[np.ndarray],
+    image_processor: Any,
+    path: str | os.PathLike,
+    *,
+    image_size: int | None = None,
+    foreground: bool = False,
+    device: torch.device | str | None = None,
+    title: str | None = None,
+) -> Path:
+    """Draw the patch PCA of pictures to a PNG: process, run the model, colour, draw.
+
+    Args:
+        model, foreground: see `patch_pca`.
+        images, image_processor, image_size: see `prepare_pictures`.
+        path: the PNG.
+        device: where to run; the model is moved there and stays. None: where the model is.
+        title: a line above the pictures.
+
+    Returns:
+        The path of the PNG.
+
+    Raises:
+        ValueError: there is no picture, or `image_size` is not a multiple of the patch size.
+    """
+    if device is not None:
+        model.to(device)
+    pixel_values, pictures = prepare_pictures(model, images, image_processor, image_size)
+    draw_patch_pca(pictures, patch_pca(model, pixel_values, foreground=foreground), path, title)
+    return Path(path)

@@ -1,0 +1,192 @@
+"""A picture of all metrics of a run over its steps."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from torch import nn
+
+from ..atomic_files import new_file
+from ..training.monitor import read_metrics
+from ..training.students import student_folder
+
+
+# Of the Okabe-Ito palette, which colour-blind readers can tell apart.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_LOSSES = {
+    "loss": "total",
+    "dino_local_loss": "DINO, local crops",
+    "dino_global_loss": "DINO, global crops",
+    "ibot_loss": "iBOT",
+    "cls_feature_loss": "CLS features",
+    "patch_feature_loss": "patch features",
+    "koleo_loss": "KoLeo",
+}
+_GRAD_NORMS = {
+    "grad_norm": "",
+    "grad_norm_backbone": "backbone",
+    "grad_norm_dino_head": "DINO head",
+    "grad_norm_ibot_head": "iBOT head",
+    "grad_norm_cls_projector": "CLS projector",
+    "grad_norm_patch_projector": "patch projector",
+}
+_TARGETS = {"target_entropy": "mean entropy", "target_information": "information on the image"}
+_RANKS = {"cls_effective_rank": "CLS", "patch_effective_rank": "patches"}
+_COSINES = {"cls_pair_cosine": "CLS", "patch_pair_cosine": "patches"}
+_SCHEDULES = {
+    "learning_rate": "Learning rate",
+    "weight_decay": "Weight decay",
+    "teacher_momentum": "Teacher momentum",
+    "teacher_temperature": "Teacher temperature",
+}
+_COLUMNS = 4
+_MIN_POINTS_TO_SMOOTH = 60
+
+
+def draw_curves(accelerator: Accelerator, module: nn.Module, output_dir: Path) -> None:
+    """On the main process, the curves of each student of `module`, where there is something to draw by now."""
+    for name in module.students if accelerator.is_main_process else ():
+        folder = student_folder(output_dir, name)
+        plot_training_curves(
+            folder / "metrics.jsonl", folder / "training_curves.png", num_prototypes=module.config.num_prototypes
+        )
+
+
+def plot_training_curves(metrics_path: str | Path, png_path: str | Path, *, num_prototypes: int | None = None) -> bool:
+    """Draw the curves of a metrics file to a PNG, one panel for each kind of metric that the file has.
+
+    Noisy curves of many points are drawn pale, with their running mean on top.
+
+    Args:
+        metrics_path: a file of `append_metrics`.
+        png_path: the picture; missing folders are made, and the file appears complete or not at all.
+        num_prototypes: K, for a line at ln K in the panel of the targets: the entropy, in nats, of targets that are
+            uniform over the prototypes; and for one at K in that of the prototypes in use.
+
+    Returns:
+        Whether there was anything to draw: not before the first record of a run.
+    """
+    curves = _curves(read_metrics(metrics_path)) if Path(metrics_path).exists() else {}
+    panels = _panels(curves, num_prototypes)
+    if not panels:
+        return False
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    narrow = sum(not panel.wide for panel in panels)
+    heights = [1.35 for panel in panels if panel.wide] + [1.0] * math.ceil(narrow / _COLUMNS)
+    columns = min(_COLUMNS, narrow) or 1
+    figure = Figure(figsize=(max(3.9 * columns, 7.8), 2.7 * sum(heights)), facecolor="white", layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.04)
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
+    all_steps = np.concatenate([curves[name][0] for panel in panels for name in panel.labels])
+    margin = 0.02 * max(np.ptp(all_steps), 1)
+    cell = 0
+    for panel in panels:
+        row, column = divmod(cell, columns)
+        span = columns if panel.wide else 1
+        axes = figure.add_subplot(grid[row, column : column + span])
+        _draw_panel(axes, panel, curves)
+        axes.set_xlim(all_steps.min() - margin, all_steps.max() + margin)
+        cell += span
+
+    with new_file(png_path, overwrite=True) as partial:
+        figure.savefig(partial, dpi=130, format="png")
+    return True
+
+
+def _curves(records: list[dict]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Steps and values of each metric, over the records that have it; NaN where the value was not finite."""
+    names = dict.fromkeys(name for record in records for name in record if name != "step")
+    curves = {}
+    for name in names:
+        points = [(record["step"], record[name]) for record in records if name in record]
+        steps, values = np.array(points, dtype=np.float64).T
+        curves[name] = steps, values
+    return curves
+
+
+@dataclass
+class _Panel:
+    title: str
+    labels: dict[str, str]
+    wide: bool = False
+    smooth: bool = False
+    percent: bool = False
+    logarithmic: bool = False
+    line: tuple[float, str] | None = None
+
+
+def _panels(names: Iterable[str], num_prototypes: int | None) -> list[_Panel]:
+    """The panels for the metrics there are, each with the label of every metric in it."""
+
+    def present(labels: dict[str, str]) -> dict[str, str]:
+        return {name: label for name, label in labels.items() if name in names}
+
+    knn = sorted((name for name in names if name.startswith("knn_top1")), key=lambda name: (len(name), name))
+    knn_labels = {name: name.removeprefix("knn_top1_").replace("k", "k = ") for name in knn}
+    uniform = (math.log(num_prototypes), "uniform targets (ln K)") if num_prototypes else None
+    every = (num_prototypes, "all (K)") if num_prototypes else None
+    panels = [
+        _Panel("Losses", present(_LOSSES), wide=True, smooth=True),
+        _Panel("k-NN top-1 accuracy", knn_labels, percent=True),
+        _Panel("Teacher targets (nats)", present(_TARGETS), smooth=True, line=uniform),
+        _Panel("Prototypes in use", present({"prototypes_in_use": "effective number"}), logarithmic=True, line=every),
+        _Panel("Effective rank of features", present(_RANKS), smooth=True),
+        _Panel("Cosine between images", present(_COSINES), smooth=True),
+        _Panel("Gradient norm", present(_GRAD_NORMS), smooth=True),
+        _Panel("Images per second", present({"images_per_second": ""}), smooth=True),
+        *(_Panel(title, present({name: ""})) for name, title in _SCHEDULES.items()),
+    ]
+    return [panel for panel in panels if panel.labels]
+
+
+def _draw_panel(axes, panel: _Panel, curves: dict) -> None:
+    from matplotlib.ticker import EngFormatter, FuncFormatter, PercentFormatter
+
+    for color, (name, label) in zip(cycle(_COLORS), panel.labels.items(), strict=False):
+        steps, values = curves[name]
+        if panel.smooth and len(values) >= _MIN_POINTS_TO_SMOOTH:
+            axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+            axes.plot(steps, _running_mean(values), color=color, linewidth=1.8, label=label)
+        else:
+            marker = "o" if len(values) <= 40 else None
+            axes.plot(steps, values, color=color, linewidth=1.8, marker=marker, markersize=3.5, label=label)
+    if panel.line:
+        height, label = panel.line
+        axes.axhline(height, color="#555555", linewidth=1.2, linestyle="--", label=label)
+    if panel.wide:
+        axes.legend(
+            frameon=False, fontsize=9, ncols=len(panel.labels), loc="lower right", bbox_to_anchor=(1, 1), borderpad=0
+        )
+    elif any(panel.labels.values()):
+        axes.legend(frameon=False, fontsize=9)
+
+    axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold")
+    axes.grid(color="#E3E3E3", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#999999")
+    axes.tick_params(colors="#444444", labelsize=9)
+    axes.set_xlabel("step", fontsize=9, color="#444444")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if panel.logarithmic:
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.8)
+    plain_numbers = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1) if panel.percent else plain_numbers)
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over a centred window of a thirtieth of the points; NaN points do not count and stay NaN."""
+    window = np.ones(max(5, len(values) // 30) | 1)
+    finite = np.isfinite(values)
+    sums = np.convolve(np.where(finite, values, 0.0), window, mode="same")
+    counts = np.convolve(finite.astype(np.float64), window, mode="same")
+    return np.where(finite, sums / np.maximum(counts, 1.0), np.nan)

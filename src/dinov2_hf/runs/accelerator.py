@@ -1,0 +1,46 @@
+"""The `Accelerator` of a run: its device, precision, backend and tracker; and what goes to the log."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
+from transformers.utils import logging as transformers_logging
+
+from ..training.backends import configure_backend, launch_settings
+from ..training.distributed import choose_mixed_precision
+from .arguments import PreTrainingArguments, values_for
+from .trackers import find_tracker
+
+
+def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerator:
+    """
+    For one process of a run, which is launched as it is.
+
+    Raises:
+        ValueError: the launch cannot do what the recipe asks, or an option is none that there is.
+    """
+    use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "")
+    mixed_precision = choose_mixed_precision(args.mixed_precision, launched, use_cpu)
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=mixed_precision,
+        log_with=find_tracker(args.report_to),
+        project_dir=str(output_dir / "trackers"),
+        kwargs_handlers=launch_settings(use_cpu),
+    )
+    configure_backend(accelerator, **{**values_for(configure_backend, args), "mixed_precision": mixed_precision})
+    logging.basicConfig(
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        level=logging.INFO if accelerator.is_main_process else logging.ERROR,
+        stream=sys.stdout,
+    )
+    for name in ("httpx", "datasets", "huggingface_hub", "accelerate"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    return accelerator

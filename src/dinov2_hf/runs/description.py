@@ -1,0 +1,76 @@
+"""What a run is about to do, for the log: sizes, passes over the data, the learning rate that came out, the device."""
+
+import logging
+import os
+
+import torch
+from accelerate import Accelerator
+
+from ..public_names import without_secrets
+from ..training.backends import backend_name, compute_precision
+from ..training.collapse import SMALL_BATCH, small_batch_advice
+from ..training.schedules import PreTrainingSchedules
+from ..training.sharded_weights import num_parameters
+from .arguments import PreTrainingArguments
+
+
+logger = logging.getLogger(__name__)
+
+
+def describe_run(
+    accelerator: Accelerator,
+    args: PreTrainingArguments,
+    model: torch.nn.Module,
+    num_images: int | None,
+    global_batch_size: int,
+    schedules: PreTrainingSchedules,
+    start_step: int,
+    more: dict[str, str] | None = None,
+) -> None:
+    """Log it, one line for each thing; `num_images` is `None` for a stream, and `more` are lines of a kind of run."""
+    module = accelerator.unwrap_model(model)
+    students = module.students
+    sizes = {
+        name: ", ".join(f"{part} {num_parameters(module) / 1e6:.2f}M" for part, module in student.named_children())
+        for name, student in students.items()
+    }
+    images, passes = "a stream", ""
+    if num_images is not None:
+        images = f"{num_images:,}"
+        passes = f", {args.max_steps * global_batch_size / num_images:.1f} passes over the data"
+    device = str(accelerator.device)
+    if accelerator.device.type == "cpu":
+        device = f"cpu, {torch.get_num_threads()} of {os.cpu_count()} threads"
+        if torch.get_num_threads() < os.cpu_count() // accelerator.num_processes:
+            device += " (accelerate launch --num_cpu_threads_per_process sets them)"
+    images_of_a_pass = args.per_device_train_batch_size * accelerator.num_processes
+    rule = f"x sqrt({global_batch_size} / 1024)" if args.learning_rate_scaling == "sqrt_wrt_1024" else "as given"
+    num_channels = next(iter(students.values())).backbone.config.num_channels
+    lines = {
+        "images": f"{images} from {args.train_data}",
+        "channels": "RGB" if num_channels == 3 else f"{num_channels}, without colour jitter, greyscale and solarize",
+        **{f"student {name}".strip(): size for name, size in sizes.items()},
+        "weights from": f"{args.init_from}, backbone frozen for {args.freeze_backbone_steps} steps"
+        if args.init_from
+        else "a fresh initialisation",
+        "global batch": f"{global_batch_size} = {args.per_device_train_batch_size} per device"
+        f" x {args.gradient_accumulation_steps} accumulated x {accelerator.num_processes} processes",
+        "steps": f"{start_step} of {args.max_steps}{passes}",
+        "peak learning rate": f"{schedules.learning_rate.base:.4g} = {args.learning_rate:.4g} {rule}",
+        "seen together": f"{args.per_device_train_batch_size} images by KoLeo (one device), {images_of_a_pass} by"
+        " centering (all devices), in one forward pass",
+        "precision": compute_precision(accelerator),
+        "backend": f"{backend_name(accelerator)}, {accelerator.num_processes} processes",
+        "device": device,
+        "output": args.output_dir,
+    }
+    if global_batch_size < SMALL_BATCH:
+        logger.warning(
+            "warning: a step has %d images (per_device_train_batch_size %d x gradient_accumulation_steps %d x %d"
+            " processes); so few can make trained features worse; give it %s.",
+            global_batch_size, args.per_device_train_batch_size, args.gradient_accumulation_steps,
+            accelerator.num_processes, small_batch_advice(),
+        )  # fmt: skip
+    logger.info("***** %s *****", module.task.capitalize())
+    for name, text in (lines | (more or {})).items():
+        logger.info("  %-19s %s", name, without_secrets(text))

@@ -1,0 +1,193 @@
+"""The teacher of a distillation, read from a folder or the Hub: with its heads, or any network that gives features."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+
+from ..conversion.saved_models import load_network, read_config
+from ..model_source import MODEL, PRETRAINING_MODEL, find_model
+from ..models import DINOv2Config
+from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
+from ..pretraining.frozen_teacher import FeatureTeacher, TeacherWithHeads
+from .initial_weights import load_initial_model
+
+
+OURS = (DINOv2Config.model_type, DINOv2PreTrainingConfig.model_type, "dinov2", "dinov2_with_registers")
+GIGABYTE = 1e9
+
+
+@dataclass
+class LoadedTeacher:
+    """
+    A teacher on the CPU in float32, before it is frozen.
+
+    Args:
+        network: student, teacher and heads of an earlier pretraining, or a network without heads.
+        image_mean, image_std: that it expects; `None` where it does not say.
+    """
+
+    network: DINOv2ForPreTraining | PreTrainedModel
+    image_mean: list[float] | None
+    image_std: list[float] | None
+
+    def recipe(self, objective: str) -> dict[str, Any]:
+        """What the teacher says of its students, by the names of fields, where the recipe says nothing else."""
+        if objective != "paper":
+            return {}
+        config = self.network.config
+        of_backbone = ("image_size", "patch_size", "num_channels")
+        of_heads = ("num_prototypes", "separate_ibot_head", "ibot_num_prototypes", "centering", "center_momentum")
+        return {name: getattr(config.backbone_config, name) for name in of_backbone} | {
+            name: getattr(config, name) for name in of_heads
+        }
+
+    def freeze(
+        self,
+        objective: str,
+        *,
+        bf16: bool,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        image_size: int | None,
+        device: torch.device,
+        compiled: bool = False,
+    ) -> TeacherWithHeads | FeatureTeacher:
+        """
+        The teacher of `objective` on `device`; see `FrozenTeacher`. What it does not need is given up, so it can be
+        called once.
+
+        Args:
+            compiled: let torch.compile make its backbone faster.
+
+        Raises:
+            `ValueError`: the teacher does not fit into the memory of the device.
+        """
+        options = {
+            "bf16": bf16,
+            "pixel_mean": pixel_mean,
+            "pixel_std": pixel_std,
+            "own_mean": self.image_mean,
+            "own_std": self.image_std,
+            "image_size": image_size,
+        }
+        network, self.network = self.network, None
+        if objective == "paper":
+            centers = {
+                name: module.center
+                for name in ("dino_centering", "ibot_centering")
+                if hasattr(module := getattr(network, name), "center")
+            }
+            teacher = TeacherWithHeads(network.teacher, centers=centers, **options)
+        elif isinstance(network, DINOv2ForPreTraining):
+            teacher = FeatureTeacher(network.teacher.backbone, **options)
+        else:
+            teacher = FeatureTeacher(network, **options)
+        if device.type == "cuda":
+            tensors = [*teacher.parameters(), *teacher.buffers()]
+            needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            check_memory("the teacher", needed, torch.cuda.mem_get_info(device)[0], f"{device}")
+        if compiled:
+            (teacher.network.backbone if objective == "paper" else teacher.network).compile()
+        return teacher.to(device)
+
+
+def load_teacher(source: str, objective: str) -> LoadedTeacher:
+    """
+    Read a teacher.
+
+    Args:
+        source: for the paper's objective a `pretraining_model` folder, the folder of a finished run, the same on the
+            Hub (`owner/name/pretraining_model`), or a teacher of the original with its heads; for that of features
+            also any model that `AutoModel` loads.
+        objective: `"paper"` or `"features"`.
+
+    Raises:
+        `ValueError`: there is no such model, it has no heads but the objective needs them, its weights are damaged or
+            not whole, or it does not fit into the memory of this machine.
+    """
+    folder = _folder(source, objective)
+    config = _config(folder)
+    if config is not None:
+        network = _on_meta(config)
+        if network is not None:
+            # It is loaded in float32, beside what the file is mapped to.
+            needed = 4 * sum(parameter.numel() for parameter in network.parameters())
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            check_memory(source, needed, psutil.virtual_memory().available // processes, "this machine", processes)
+    with _said_of_teacher():
+        if config is None or config.model_type in OURS:
+            network = load_initial_model(str(folder))
+        else:
+            network = load_network(folder, dtype=torch.float32)
+    if objective == "paper" and not isinstance(network, DINOv2ForPreTraining):
+        raise ValueError(
+            f"`teacher` is {source}, a {type(network).__name__} without heads, but the paper's objective needs the"
+            " trained ones (none of the released DINOv2 has them); give a pretraining_model, or set"
+            ' `distillation_objective` to "features".'
+        )
+    mean, std = _normalization(folder)
+    return LoadedTeacher(network, mean, std)
+
+
+def check_memory(name: str, needed: int, available: int, where: str, processes: int = 1) -> None:
+    """`ValueError` unless `needed` bytes are `available`."""
+    if needed > available:
+        each = f" for each of its {processes} processes" if processes > 1 else ""
+        raise ValueError(
+            f"`teacher` is {name}, which needs {needed / GIGABYTE:.1f} GB of memory, but {where} has"
+            f" {available / GIGABYTE:.1f} GB free{each}; use a smaller teacher or a machine with more."
+        )
+
+
+def _folder(source: str, objective: str) -> Path | str:
+    """Where in `source` the model is: of a run, the part that the objective needs."""
+    parts = (PRETRAINING_MODEL, MODEL) if objective == "paper" else (MODEL, PRETRAINING_MODEL)
+    with _said_of_teacher():
+        return find_model(source, parts, original_file=True)
+
+
+def _config(folder: Path | str) -> PreTrainedConfig | None:
+    """Of a model in the format of transformers; `None` for a file of the original, or a subfolder on the Hub."""
+    if Path(folder).is_file() or str(folder).endswith(f"/{PRETRAINING_MODEL}") and not Path(folder).exists():
+        return None
+    with _said_of_teacher():
+        return read_config(folder)
+
+
+@contextmanager
+def _said_of_teacher() -> Iterator[None]:
+    """Name the option in the sentence of an error."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"`teacher`: {error}") from None
+
+
+def _on_meta(config: PreTrainedConfig) -> torch.nn.Module | None:
+    model_class = DINOv2ForPreTraining if config.model_type == DINOv2PreTrainingConfig.model_type else AutoModel
+    with torch.device("meta"):
+        try:
+            return model_class._from_config(config) if model_class is not AutoModel else AutoModel.from_config(config)
+        except (ValueError, KeyError):  # AutoModel will say so when it is to load it
+            return None
+
+
+def _normalization(folder: Path | str) -> tuple[list[float] | None, list[float] | None]:
+    """Mean and deviation that the image processor beside the model says; `None` without one."""
+    if Path(folder).is_file():
+        return None, None
+    try:
+        name, _, subfolder = str(folder).rpartition("/")
+        where = {"subfolder": subfolder} if subfolder == PRETRAINING_MODEL and not Path(folder).exists() else {}
+        processor = AutoImageProcessor.from_pretrained(name if where else folder, **where)
+    except (OSError, ValueError, KeyError):
+        return None, None
+    return list(processor.image_mean), list(processor.image_std)

@@ -1,0 +1,136 @@
+"""Weights that a pretraining starts from: a backbone, of which student and teacher begin, or all of an earlier run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..conversion.loaded_weights import load_whole
+from ..conversion.original.from_original import read_models
+from ..conversion.saved_models import load_backbone
+from ..model_source import MODEL, PRETRAINING_MODEL, find_model, read_json
+from ..models import DINOv2Config, DINOv2Model, adapt_num_channels, resize_position_embeddings
+from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
+
+
+# What weights were made for, and a recipe cannot change; LayerScale of which the initial value is past.
+BACKBONE_FIELDS = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "hidden_act", "use_swiglu_ffn",
+    "layer_norm_eps", "patch_size", "qkv_bias", "num_register_tokens", "layerscale_value",
+)  # fmt: skip
+HEAD_FIELDS = (
+    "num_prototypes", "head_hidden_size", "head_num_layers", "bottleneck_size", "separate_ibot_head",
+    "ibot_num_prototypes", "ibot_bottleneck_size",
+)  # fmt: skip
+# What it can: the first two by `adapt_num_channels` and `resize_position_embeddings`, the others since no weight
+# depends on them.
+FREE_BACKBONE_FIELDS = (
+    "num_channels", "image_size", "drop_path_rate", "initializer_range", "interpolate_offset", "interpolate_antialias",
+)  # fmt: skip
+# What cannot change within a run: what its checkpoints hold, and what only fresh weights are made with.
+FIXED_FIELDS = (
+    *BACKBONE_FIELDS, *HEAD_FIELDS, "num_channels", "image_size", "layerscale_value", "initializer_range",
+)  # fmt: skip
+
+
+def load_initial_model(source: str) -> DINOv2Model | DINOv2ForPreTraining:
+    """
+    The model of `source`, in float32.
+
+    Args:
+        source: for a backbone, a model folder of this package or of transformers' own DINOv2 classes, an id on the
+            Hub, or a `.pth` of the original; for student, teacher and heads, a `pretraining_model` folder, the folder
+            that holds one, `owner/name/pretraining_model` on the Hub, or a teacher of the original with its heads.
+
+    Returns:
+        A `DINOv2Model` or, with heads, a `DINOv2ForPreTraining`.
+
+    Raises:
+        `ValueError`: there is none, or its weights are damaged or not whole.
+    """
+    found = find_model(source, (PRETRAINING_MODEL, MODEL), original_file=True)
+    if Path(found).is_file():
+        read = read_models(found)
+        read.say_choices()
+        models = read.models
+        return models.get(PRETRAINING_MODEL, models[""].base_model).float()
+    if not isinstance(found, Path):
+        repository, _, subfolder = found.rpartition("/")
+        if subfolder == PRETRAINING_MODEL and repository:
+            return load_whole(DINOv2ForPreTraining, repository, subfolder).float()
+        return load_backbone(found).float()
+    kind = read_json(found / "config.json", "a model folder, or that of a finished run,").get("model_type")
+    if kind == DINOv2PreTrainingConfig.model_type:
+        return load_whole(DINOv2ForPreTraining, found).float()
+    return load_backbone(found).float()
+
+
+def recipe_of(initial: DINOv2Model | DINOv2ForPreTraining) -> dict[str, Any]:
+    """
+    What weights say about a recipe, by the names of its fields: the network and, with heads, the objective; to be the
+    defaults of a run that starts from them.
+    """
+    config = initial.config
+    if isinstance(initial, DINOv2ForPreTraining):
+        names = DINOv2PreTrainingConfig.__annotations__.keys() - DINOv2PreTrainingConfig.sub_configs.keys()
+        objective = {name: getattr(config, name) for name in names if not name.startswith("_")}
+        return _backbone_values(config.backbone_config) | objective
+    return _backbone_values(config)
+
+
+def refuse_other_architecture(
+    initial: DINOv2Model | DINOv2ForPreTraining, recipe: Mapping[str, Any], source: str
+) -> None:
+    """
+    Raises:
+        `ValueError`: `recipe`, values by name, describes another network or, where `initial` has heads, other heads.
+    """
+    known = recipe_of(initial)
+    advice = dict.fromkeys(BACKBONE_FIELDS, "leave it out of the recipe")
+    if isinstance(initial, DINOv2ForPreTraining):
+        advice |= dict.fromkeys(HEAD_FIELDS, "leave it out, or continue from the backbone alone, with fresh heads")
+    for name, text in advice.items():
+        if recipe[name] != known[name]:
+            raise ValueError(f"`{name}` is {recipe[name]}, but the weights of {source} have {known[name]}; {text}.")
+
+
+def initialise(model: DINOv2ForPreTraining, initial: DINOv2Model | DINOv2ForPreTraining) -> None:
+    """
+    Copy weights into a model that is to be pretrained.
+
+    A backbone becomes that of the student and of the teacher; the heads stay as they are. Of a `DINOv2ForPreTraining`
+    everything is copied, running centres too where both have them. Another number of channels or image size than the
+    model's is adapted (`adapt_num_channels`, `resize_position_embeddings`), in `initial` itself.
+
+    Raises:
+        `ValueError`: as `refuse_other_architecture`.
+    """
+    wanted = recipe_of(model)
+    refuse_other_architecture(initial, wanted, f"the {type(initial).__name__}")
+    _adapt(initial, wanted)
+    if isinstance(initial, DINOv2ForPreTraining):
+        kept = model.state_dict()
+        model.load_state_dict(kept | {name: value for name, value in initial.state_dict().items() if name in kept})
+        return
+    for network in (model.student, model.teacher):
+        network.backbone.load_state_dict(initial.state_dict())
+
+
+def initialise_backbone(backbone: DINOv2Model, initial: DINOv2Model | DINOv2ForPreTraining) -> None:
+    """As `initialise`, for a backbone alone; of a `DINOv2ForPreTraining` it takes the teacher's."""
+    wanted = recipe_of(backbone)
+    initial = initial.teacher.backbone if isinstance(initial, DINOv2ForPreTraining) else initial
+    refuse_other_architecture(initial, wanted, f"the {type(initial).__name__}")
+    _adapt(initial, wanted)
+    backbone.load_state_dict(initial.state_dict())
+
+
+def _adapt(initial: DINOv2Model | DINOv2ForPreTraining, wanted: Mapping[str, Any]) -> None:
+    known = recipe_of(initial)
+    if known["num_channels"] != wanted["num_channels"]:
+        adapt_num_channels(initial, wanted["num_channels"])
+    if known["image_size"] != wanted["image_size"]:
+        resize_position_embeddings(initial, wanted["image_size"])
+
+
+def _backbone_values(config: DINOv2Config) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in BACKBONE_FIELDS + FREE_BACKBONE_FIELDS}

@@ -1,0 +1,202 @@
+"""
+The folder that a run writes to: free, or its own to continue; nobody else's, and one run's at a time.
+
+A run's folder carries a marker, and its files are known by name. Anything else in it is left alone.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from ..atomic_files import remove_leftovers
+from ..output_folders import (
+    check_kind,
+    read_marker,
+    refuse_links,
+    refuse_overlap,
+    refuse_urls,
+    sole_writer,
+    write_marker,
+)
+from ..training.checkpoints import (
+    CHECKPOINT_NAME,
+    find_checkpoint,
+    list_checkpoints,
+    refuse_foreign,
+    remove_checkpoint,
+)
+from ..training.students import STUDENTS_FOLDER
+from .arguments import PreTrainingArguments
+
+
+CHECKPOINTS, TRACKERS = "checkpoints", "trackers"
+MODELS = ("model", "pretraining_model")
+FOLDERS = (CHECKPOINTS, TRACKERS, STUDENTS_FOLDER, *MODELS)
+FILES = (
+    "recipe.yaml", "metrics.jsonl", "metrics.json", "training_curves.png", "patch_pca.png", "skipped_images*.jsonl",
+    "nonfinite_steps.jsonl",
+)  # fmt: skip
+TRACKER_FILES = ("events.out.tfevents.*", "hparams.yml")  # of TensorBoard; other trackers have places of their own
+
+
+@contextmanager
+def claimed_folder(accelerator: Accelerator, args: PreTrainingArguments) -> Iterator[Path | None]:
+    """
+    The output folder is this run's while the block runs. The main process looks and holds the lock, and all get its
+    answer. Nothing is written or deleted in it but the lock and what killed runs left unfinished; a folder that stays
+    empty is gone afterwards.
+
+    Yields:
+        The checkpoint to resume from, or `None` for a fresh start.
+
+    Raises:
+        ValueError: on all processes, when there is no such checkpoint, when the folder holds another run or files
+            under a run's names that no run wrote, is or overlaps a source, is no folder of this machine, or is
+            written to by another run now.
+    """
+    with ExitStack() as held:
+        answer: list[Path | ValueError | None] = [None]
+        if accelerator.is_main_process:
+            try:
+                answer = [_claim(held, args)]
+            except ValueError as error:
+                answer = [error]
+        (found,) = broadcast_object_list(answer)
+        if isinstance(found, ValueError):
+            raise found
+        yield found
+
+
+def start_output_dir(output_dir: Path, fresh: bool) -> None:
+    """Mark the folder as a run's; for a fresh start remove what an earlier run left, and nothing else."""
+    write_marker(output_dir, "run")
+    if fresh:
+        _remove_run(output_dir)
+
+
+def _claim(held: ExitStack, args: PreTrainingArguments) -> Path | None:
+    output_dir = Path(args.output_dir)
+    refuse_urls(args.output_dir)
+    refuse_overlap(output_dir, _sources(args))
+    for folder in _folders(output_dir):
+        refuse_links(folder, [*FOLDERS, *(path.name for path in _files(folder))])
+    refuse_links(output_dir / STUDENTS_FOLDER, [folder.name for folder in _folders(output_dir)[1:]])
+    held.enter_context(_without_traces(output_dir))
+    held.enter_context(sole_writer(output_dir))
+    for folder in _folders(output_dir):
+        remove_leftovers(folder, "|".join(MODELS))
+    if (output_dir / CHECKPOINTS).is_dir():
+        remove_leftovers(output_dir / CHECKPOINTS, CHECKPOINT_NAME)
+    return _look(output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
+
+
+def _look(output_dir: Path, wanted: str | None, overwrite: bool) -> Path | None:
+    if wanted and overwrite:
+        raise ValueError(
+            "--overwrite_output_dir would delete what --resume_from_checkpoint continues; leave out one of them."
+        )
+    if wanted:
+        checkpoint = find_checkpoint(output_dir / CHECKPOINTS, wanted)
+        if checkpoint.resolve().parent == (output_dir / CHECKPOINTS).resolve():
+            _refuse_foreign_files(output_dir)
+        elif _left_by_run(output_dir):
+            raise ValueError(
+                f"--output_dir is {output_dir}, which holds {_names(output_dir)}, but --resume_from_checkpoint is"
+                f" {checkpoint}, of another run; choose a new folder, or continue the run that is there with"
+                " --resume_from_checkpoint latest."
+            )
+        return checkpoint
+    if not _left_by_run(output_dir):
+        return None
+    if (read_marker(output_dir) or {}).get("kind") != "run":
+        raise ValueError(
+            f"--output_dir is {output_dir}, which holds {_names(output_dir)}, but no run of dinov2_hf wrote that, so"
+            " it is not replaced; choose another folder, or move it away."
+        )
+    if not overwrite:
+        raise ValueError(
+            f"--output_dir is {output_dir}, which already holds a run; choose another, continue that run with"
+            " --resume_from_checkpoint latest, or delete it with --overwrite_output_dir."
+        )
+    _refuse_foreign_files(output_dir)
+    return None
+
+
+def _sources(args: PreTrainingArguments) -> list[str]:
+    """What the run reads; of a distillation also its teacher, and what its students start from."""
+    students = getattr(args, "students", None) or []
+    named = [args.train_data, args.eval_data, args.eval_bank_data, args.init_from, getattr(args, "teacher", None)]
+    return [source for source in (*named, *(entry.get("init_from") for entry in students)) if source]
+
+
+def _folders(output_dir: Path) -> list[Path]:
+    """The folder of the run, and those of its students, each like that of a run."""
+    students = output_dir / STUDENTS_FOLDER
+    return [output_dir, *(sorted(path for path in students.iterdir() if path.is_dir()) if students.is_dir() else [])]
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for pattern in FILES for path in folder.glob(pattern)]
+
+
+def _left_by_run(output_dir: Path) -> list[Path]:
+    """What is there under the names of a run."""
+    folders = [output_dir / name for name in FOLDERS]
+    return [*(folder for folder in folders if folder.exists()), *_files(output_dir)]
+
+
+def _names(output_dir: Path) -> str:
+    return ", ".join(path.name for path in _left_by_run(output_dir))
+
+
+def _refuse_foreign_files(output_dir: Path) -> None:
+    """What will be replaced or deleted must be all a run's own."""
+    for folder in _folders(output_dir):
+        for name in MODELS:
+            if (folder / name).exists():
+                check_kind(folder / name, "model")
+    for checkpoint in list_checkpoints(output_dir / CHECKPOINTS):
+        refuse_foreign(checkpoint)
+
+
+def _remove_run(output_dir: Path) -> None:
+    checkpoints, trackers = output_dir / CHECKPOINTS, output_dir / TRACKERS
+    for checkpoint in list_checkpoints(checkpoints):
+        remove_checkpoint(checkpoint)
+    for folder in reversed(_folders(output_dir)):
+        for name in MODELS:
+            if (folder / name).exists():
+                check_kind(folder / name, "model")
+                shutil.rmtree(folder / name)
+        for path in _files(folder):
+            path.unlink()
+        if folder != output_dir:
+            _remove_if_empty(folder)
+    for path in [path for pattern in TRACKER_FILES for path in trackers.rglob(pattern)]:
+        path.unlink()
+    for folder in sorted((path for path in trackers.rglob("*") if path.is_dir()), reverse=True):
+        _remove_if_empty(folder)
+    for folder in (checkpoints, trackers, output_dir / STUDENTS_FOLDER):
+        _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+@contextmanager
+def _without_traces(folder: Path) -> Iterator[None]:
+    """Remove the folders that were made for `folder` while the block ran, if they are empty at its end."""
+    place = folder.resolve()
+    made = [path for path in (place, *place.parents) if not os.path.lexists(path)]
+    try:
+        yield
+    finally:
+        for path in made:
+            _remove_if_empty(path)

@@ -1,0 +1,48 @@
+"""What a run knows of itself, and when a checkpoint can be continued with other processes, workers or batches."""
+
+from pathlib import Path
+
+from ..training.checkpoints import read_state
+from .arguments import PreTrainingArguments
+
+
+def start_state(args: PreTrainingArguments, num_processes: int, checkpoint: Path | None) -> dict:
+    """
+    The state a run starts with: `step`, `images_seen` (its position in the order of the images, over all processes)
+    and the `readers` of the data.
+
+    Any number of processes and accumulated passes may continue a run, if a step has as many images as before: then
+    every step sees the images it would have seen. A stream and the order "sharded" depend on who reads them, and
+    continue with the same readers only.
+
+    Raises:
+        ValueError: when the checkpoint cannot be continued so.
+    """
+    readers = {
+        "processes": num_processes,
+        "dataloader_num_workers": args.dataloader_num_workers,
+        "per_device_train_batch_size": args.per_device_train_batch_size,
+    }
+    if checkpoint is None:
+        return {"step": 0, "images_seen": 0, "readers": readers}
+    state = read_state(checkpoint)
+    factors = (args.per_device_train_batch_size, args.gradient_accumulation_steps, num_processes)
+    global_batch_size = factors[0] * factors[1] * factors[2]
+    if state["images_seen"] != state["step"] * global_batch_size:
+        raise ValueError(
+            "`per_device_train_batch_size` x `gradient_accumulation_steps` x processes is"
+            f" {' x '.join(map(str, factors))} = {global_batch_size} images a step, but {checkpoint} is from a run"
+            f" with {state['images_seen'] // state['step']}, for which its schedules were made; change a factor"
+            " until the product is the same."
+        )
+    if args.streaming:
+        kind, fixed = "a stream", tuple(readers)
+    else:
+        kind, fixed = 'the order "sharded"', ("processes",) if args.sample_order == "sharded" else ()
+    for name in fixed:
+        if readers[name] != state["readers"][name]:
+            raise ValueError(
+                f"`{name}` is {readers[name]}, but {checkpoint} was made with {state['readers'][name]}, and {kind}"
+                " continues exactly only with the same."
+            )
+    return {**state, "readers": readers}
