@@ -64,6 +64,7 @@ VALUES = {
     "ibot_tokens": ["masked"], "feature_loss": ["smooth_l1"], "shuffle_buffer_size": ["9"], "save_total_limit": ["1"],
 }  # fmt: skip
 SAME_RESULT = {
+    "allow_recipe_change": "a fresh start has no earlier recipe to change; test_resume.py",
     "overwrite_output_dir": "there is nothing to delete; test_output_folder.py has a folder with a run",
     "dataloader_num_workers": "batches do not depend on who makes them; test_pretraining_images.py",
     "per_device_eval_batch_size": "features do not depend on the batch that they are made in",

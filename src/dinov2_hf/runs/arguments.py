@@ -202,7 +202,7 @@ class PreTrainingArguments:
     overwrite_output_dir: bool = argument(False, "Delete what an earlier run left there.")
     resume_from_checkpoint: str | None = argument(None, 'A checkpoint folder, or "latest".')
     allow_recipe_change: bool = argument(
-        False, "Resume with other values, such as learning_rate or max_steps.", needs={"resume_from_checkpoint": True}
+        False, "Resume with other values, such as learning_rate or max_steps. A fresh start has no use for it."
     )
     logging_steps: int = argument(50, "Steps between two lines of metrics.jsonl.", AT_LEAST_ONE)
     eval_steps: int = argument(

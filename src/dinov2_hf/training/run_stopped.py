@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from accelerate import Accelerator
 
+from ..public_names import without_secrets
 from .distributed import end_run
 
 
@@ -72,10 +73,11 @@ def exit_stopped(accelerator: Accelerator, stop: RunStopped, checkpoints: list[P
         checkpoints: what can be continued from, oldest first.
     """
     advice = f" --resume_from_checkpoint latest continues from {checkpoints[-1]}." if checkpoints else ""
+    why = without_secrets(str(stop))
     if stop.exit_code == RunStopped.exit_code:
-        sys.exit(f"stopped: {stop}{advice}")
+        sys.exit(f"stopped: {why}{advice}")
     if accelerator.is_main_process:
-        sys.stderr.write(f"\nstopped: {stop}{advice}\n")
+        sys.stderr.write(f"\nstopped: {why}{advice}\n")
     if isinstance(stop, RunPreempted):  # Ctrl-C may have come in the middle of what all processes do together
         end_run(accelerator)
     sys.exit(stop.exit_code)
