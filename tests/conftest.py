@@ -1,4 +1,5 @@
 import os
+import signal
 import socket
 
 
@@ -9,6 +10,10 @@ import pytest
 import torch
 
 from dinov2_hf import DINOv2Config
+
+
+# A job in the background of a shell ignores Ctrl-C, and so would the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
