@@ -34,7 +34,7 @@ ALLOWED = {
     "pretraining": {"models"},
     "feature_kinds": set(),
     "features": {"data", "feature_kinds"},  # one way to decode an image
-    "feature_files": {"features"},
+    "feature_files": {"features", "data"},  # which files of columns that are kept may be read
     "model_source": set(),
     "pictures": {"features", "training"},  # training writes the metrics whose curves are drawn
     "conversion": {"model_source", "models", "pretraining"},

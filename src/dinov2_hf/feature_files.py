@@ -24,6 +24,7 @@ from pyarrow import parquet
 from torch import Tensor, nn
 
 from .atomic_files import check_new_file, check_new_folder, new_file, new_folder
+from .data.row_paths import refuse_unreadable_files
 from .features import iterate_features, require_column
 
 
@@ -209,6 +210,8 @@ def _kept_columns(dataset, image_column: str, keep_columns: Sequence[str] | None
             f"keep_columns would copy {taken[0]!r}, which is the name of a column that is written: rename it in the "
             "dataset or leave it out of keep_columns."
         )
+    for name in names if is_typed else ():
+        refuse_unreadable_files(dataset, name)
     # The stored values as they are: an image that somebody keeps is not decoded and encoded again.
     return dataset.select_columns(names).with_format("arrow")
 

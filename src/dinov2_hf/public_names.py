@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 
+# With one slash too, as `Path` writes it.
 URL = re.compile(
-    r"\b(?P<scheme>[a-zA-Z][\w+.-]*://)(?P<user>[^\s/@?#'\"`]*@)?(?P<rest>[^\s?#'\"`]*)(?P<query>[?#][^\s'\"`]*)?"
+    r"\b(?P<scheme>[a-zA-Z][\w+.-]+:/{1,2})(?P<user>[^\s/@?#'\"`]*@)?(?P<rest>[^\s?#'\"`]*)(?P<query>[?#][^\s'\"`]*)?"
 )
 # Tokens of the Hub, of GitHub, and access keys of AWS.
 TOKEN = re.compile(r"(?<![A-Za-z0-9])(hf_|api_org_|gh[pousr]_|github_pat_|AKIA)[A-Za-z0-9_]{16,}")

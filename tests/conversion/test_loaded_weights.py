@@ -1,5 +1,7 @@
 """Weights that are missing, damaged or no numbers are an error with their names, wherever a command loads a model."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -78,6 +80,26 @@ def test_a_damaged_file_is_one_sentence(tmp_path):
     for load in (load_network, load_initial_model):
         with pytest.raises(ValueError, match="damaged or missing|neither model.safetensors"):
             load(tmp_path)
+
+
+class Planted:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.mkdir, (self.path,)
+
+
+def test_a_pickle_of_more_than_weights_is_one_sentence(tmp_path):
+    write_model(DINOv2Model, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"layernorm.bias": Planted(tmp_path / "it ran")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="are a pickle that asks for more than tensors") as raised:
+        load_network(tmp_path)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "it ran").exists()
 
 
 def test_backbones_of_heads_and_of_others(tmp_path):

@@ -3,13 +3,17 @@
 import os
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from pyarrow import parquet
 
+from dinov2_hf.curation import CurationArguments, curate
 from dinov2_hf.data import UndecodableImage, decode_channels, decode_image, load_image_dataset
-from dinov2_hf.data.row_paths import allowed_path
+from dinov2_hf.data.row_paths import allowed_path, refuse_unreadable_files, undecoded, with_content
 from dinov2_hf.data.video_frames import decode_frames, load_video_dataset
+from dinov2_hf.feature_files import write_features
 
 from .conftest import encode, noise_image
 
@@ -96,6 +100,70 @@ def test_every_image_column_is_confined(folder, private):
     assert "outside of the folder" in outcome(mask)
     with pytest.raises(ValueError, match="outside-of-its-dataset"):
         dataset[0]["mask"]
+
+
+@pytest.mark.parametrize(
+    ("feature", "nested"),
+    [
+        (datasets.Audio(), lambda value: value),
+        (datasets.Pdf(), lambda value: value),
+        ({"left": datasets.Image(), "n": datasets.Value("int64")}, lambda value: {"left": value, "n": 1}),
+        (datasets.List({"left": datasets.Image()}), lambda value: [{"left": value}]),
+        (datasets.List(datasets.Image(), length=2), lambda value: [value, value]),
+    ],
+)
+def test_files_of_any_kind_and_depth_are_confined(folder, private, feature, nested):
+    """`datasets` reads them when it saves a dataset, and they are columns that are kept by default."""
+    features = datasets.Features({"image": datasets.Image(), "kept": feature})
+    (folder / "own.txt").write_text("x")
+    os.mkfifo(folder / "pipe")
+    good = [{"bytes": b"x", "path": str(private)}, {"bytes": None, "path": "own.txt"}]
+    for bad, reason in ((str(private), "outside of the folder"), ("pipe", "no regular file")):
+        rows = [nested(value) for value in [*good, {"bytes": None, "path": bad}]]
+        table = pa.table({"image": [{"bytes": PNG, "path": None}] * 3, "kept": rows}, schema=features.arrow_schema)
+        parquet.write_table(table, folder / "train.parquet")
+        dataset = load_image_dataset(str(folder / "train.parquet"))
+        with pytest.raises(ValueError, match=f"'kept' names the file .*{reason}"):
+            refuse_unreadable_files(dataset, "kept")
+        values = undecoded(dataset)["kept"][:]
+        with_bytes = {"bytes": b"x", "path": None}
+        assert [with_content(value, feature) for value in values[:2]] == [nested(with_bytes)] * 2
+        with pytest.raises(UndecodableImage, match=reason):
+            with_content(values[2], feature)
+
+
+def test_files_of_columns_that_are_kept_are_those_of_the_dataset(folder, private, tmp_path):
+    model = torch.nn.Linear(1, 1)
+    features = datasets.Features({"image": datasets.Image(), "kept": datasets.Audio()})
+    rows = [{"bytes": None, "path": str(private)}]
+    table = pa.table({"image": [{"bytes": PNG, "path": None}], "kept": rows}, schema=features.arrow_schema)
+    parquet.write_table(table, folder / "train.parquet")
+    dataset = load_image_dataset(str(folder / "train.parquet"))
+    with pytest.raises(ValueError, match="'kept' names the file .*outside of the folder"):
+        write_features(model, dataset, None, tmp_path / "features")
+    source, output = str(folder / "train.parquet"), str(tmp_path / "out")
+    arguments = CurationArguments(uncurated=[source], output_dir=output, keep_columns=["kept"])
+    with pytest.raises(ValueError, match="'kept' names the file .*outside of the folder"):
+        curate(arguments)
+
+
+def test_a_picture_that_is_kept_is_copied_without_decoding(folder, tmp_path):
+    """Not by the decoders of `datasets`, which know no limits; and a file that a row names is copied in."""
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    masks = [{"bytes": b"%!PS-Adobe-3.0 EPSF-3.0", "path": None}, {"bytes": None, "path": "own.png"}]
+    pictures = [{"bytes": encode(noise_image(seed)), "path": None} for seed in (1, 2)]
+    parquet.write_table(
+        pa.table({"image": pictures, "mask": masks}, schema=features.arrow_schema), folder / "train.parquet"
+    )
+    arguments = CurationArguments(
+        uncurated=[str(folder / "train.parquet")], output_dir=str(tmp_path / "out"), keep_columns=["mask"],
+        embedder=str(tmp_path / "vectors.npy"), num_workers=0, progress=False,
+    )  # fmt: skip
+    np.save(tmp_path / "vectors.npy", np.eye(2))
+    curate(arguments)
+    (file,) = (tmp_path / "out" / "dataset" / "data").glob("*.parquet")
+    kept = parquet.read_table(file).column("mask").to_pylist()
+    assert kept == [{"bytes": masks[0]["bytes"], "path": None}, {"bytes": PNG, "path": None}]
 
 
 def test_a_column_of_paths(folder, private):

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from pathlib import Path
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
@@ -247,6 +248,7 @@ def test_urls_are_cut_where_secrets_begin():
     cut = "https://data.example/a/shard-{0..9}.tar"
     assert without_secrets(signed) == cut
     assert without_secrets(f"'{signed}' does not exist") == f"'{cut}' does not exist"
+    assert without_secrets(str(Path(signed))) == str(Path(cut))
     assert without_secrets({"students": [{"init_from": signed}], "seed": 3}) == {
         "students": [{"init_from": cut}],
         "seed": 3,

@@ -111,6 +111,25 @@ def test_what_cannot_be_resumed_is_named(tmp_path):
         find_checkpoint(tmp_path, str(tmp_path / "step_0000005"))
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", '{"step": -5}', "{}"])
+def test_a_state_that_is_none_is_one_sentence(tmp_path, prepared, content):
+    """Checksums can be right all the same, where a file was edited and they were renewed."""
+    checkpoint = save_checkpoint(prepared[0], tmp_path, {"step": 1}, save_total_limit=1)
+    (checkpoint / "run_state.json").write_text(content)
+    write_manifest(checkpoint)
+    with pytest.raises(ValueError, match="run_state.json does not hold the state of a run"):
+        find_checkpoint(tmp_path, "latest")
+
+
+def test_weights_that_are_cut_short_are_one_sentence(tmp_path, prepared):
+    checkpoint = save_checkpoint(prepared[0], tmp_path, {"step": 1}, save_total_limit=1)
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    write_manifest(checkpoint)
+    with pytest.raises(ValueError, match="could not be put into this run"):
+        load_checkpoint(prepared[0], find_checkpoint(tmp_path, "latest"))
+
+
 def test_latest_passes_over_damaged_checkpoints_and_says_so(tmp_path, prepared, caplog):
     for number in (1, 2, 3):
         save_checkpoint(prepared[0], tmp_path, {"step": number}, save_total_limit=3)

@@ -5,6 +5,7 @@ The method itself, which transformers' users call, fills what is missing with ra
 
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -57,6 +58,11 @@ def load_with_missing(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    except UnpicklingError as error:
+        raise ValueError(
+            f"The weights of {source} are a pickle that asks for more than tensors, or a damaged one, so they were not"
+            " read; save them as safetensors, where you trust them."
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise ValueError(_why_not_read(source, model_class, error)) from error
     finally:

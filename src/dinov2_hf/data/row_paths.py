@@ -3,17 +3,20 @@
 A row of a parquet file can hold a path in place of the bytes of an image, and whoever made the file chose the path.
 If any were read, a downloaded dataset could put a private picture of its reader into a curated one. So `confined`
 looks at every path of a dataset that is loaded by name. Relative paths count from the folder of the dataset. Paths are
-compared as they are written: links inside the folder are followed, as they are in a folder of images.
+compared as they are written: links inside the folder are followed, as they are in a folder of images. Not image
+columns alone are looked at: columns of other files can be kept, and are then read.
 """
 
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
 import pyarrow as pa
 
-from .outside_paths import OUTSIDE
+from .image_decoding import read_content
+from .outside_paths import OUTSIDE, outside_path
 
 
 def confined(
@@ -22,20 +25,20 @@ def confined(
     """The dataset with all paths of its image columns inside of `roots`, or marked as forbidden.
 
     Args:
-        dataset: its columns of type `datasets.Image` and `Video`, and lists of such, are looked at; of a stream those
-            that are not decoded.
+        dataset: its columns of files (images, videos, audio, documents, ...) are looked at, however deep in lists and
+            structs these lie; of a stream those that are not decoded.
         roots: folders or URLs; the first is where relative paths count from.
 
     Returns:
         A dataset of the same rows and types. Rows with bytes keep their name; a path alone is made absolute.
     """
-    columns = [name for name, feature in (dataset.features or {}).items() if _holds_paths(feature)]
+    columns = [name for name, feature in (dataset.features or {}).items() if holds_files(feature)]
     if isinstance(dataset, datasets.IterableDataset):
         return _confined_stream(dataset, columns, roots)
     table, is_changed = dataset.data.table, False
     for column in columns:
         chunks = table.column(column).chunks
-        new = [_confined_array(chunk, roots) for chunk in chunks]
+        new = [_confined_array(chunk, dataset.features[column], roots) for chunk in chunks]
         if any(after is not before for after, before in zip(new, chunks, strict=True)):
             place = table.column_names.index(column)
             table, is_changed = table.set_column(place, table.schema.field(place), pa.chunked_array(new)), True
@@ -63,21 +66,116 @@ def allowed_path(path: str, roots: Sequence[str]) -> str:
     return OUTSIDE + path
 
 
-def _holds_paths(feature: Any) -> bool:
+def holds_files(feature: Any) -> bool:
+    """Whether values of a type are files, of any kind that `datasets` reads by itself, or lists or structs of such."""
+    if isinstance(feature, Mapping):
+        return any(holds_files(part) for part in feature.values())
     if isinstance(feature, datasets.List | datasets.LargeList):
-        return _holds_paths(feature.feature)
-    return isinstance(feature, datasets.Image | datasets.Video)
+        return holds_files(feature.feature)
+    return hasattr(feature, "embed_storage")
 
 
-def _confined_array(array: pa.Array, roots: Sequence[str]) -> pa.Array:
-    """An array of structs of `bytes` and `path`, or of lists of them; the array itself where nothing is changed."""
+def refuse_unreadable_files(dataset: datasets.Dataset, column: str) -> None:
+    """
+    That a column of files can be copied: `datasets` itself would read any file that a row names, when it writes one.
+
+    Args:
+        dataset: what `confined` gave.
+
+    Raises:
+        ValueError: a row names a forbidden file, or what is missing or no regular file.
+    """
+    feature = dataset.features[column]
+    if not holds_files(feature):
+        return
+    for chunk in dataset.data.table.column(column).chunks:
+        for path in _paths_alone(chunk, feature):
+            outside = outside_path(path)
+            if outside is not None:
+                reason = f"{outside}, which lies outside of the folder of its dataset"
+            elif "://" not in path and not os.path.isfile(path):
+                reason = f"{path}, which is missing or no regular file"
+            else:
+                continue
+            raise ValueError(f"the column {column!r} names the file {reason}; leave the column out.")
+
+
+def with_content(value: Any, feature: Any) -> Any:
+    """
+    A value that `undecoded` datasets hold, with the bytes of its files in place of their paths.
+
+    Raises:
+        UndecodableImage, OSError: as `image_decoding.read_content`.
+    """
+    if value is None or not holds_files(feature):
+        return value
+    if isinstance(feature, Mapping):
+        return {name: with_content(value[name], part) for name, part in feature.items()}
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return [with_content(item, feature.feature) for item in value]
+    is_empty = value["bytes"] is None and value["path"] is None
+    # Without a name: `datasets` prefers the file of a name to the bytes, wherever there is one.
+    return None if is_empty else {"bytes": read_content(value), "path": None}
+
+
+def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
+    """The dataset, whose files `datasets` then leaves as they are stored."""
+    info = dataset.info.copy()
+    info.features = datasets.Features({name: _undecoded(feature) for name, feature in dataset.features.items()})
+    return datasets.Dataset(dataset.data.table, info=info, split=dataset.split, indices_table=dataset._indices)
+
+
+def _undecoded(feature: Any) -> Any:
+    if not holds_files(feature):
+        return feature
+    if isinstance(feature, Mapping):
+        return {name: _undecoded(part) for name, part in feature.items()}
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return dataclasses.replace(feature, feature=_undecoded(feature.feature))
+    return dataclasses.replace(feature, decode=False)
+
+
+def _is_list(type: pa.DataType) -> bool:
+    return pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type)
+
+
+def _paths_alone(array: pa.Array, feature: Any) -> Iterator[str]:
+    """The paths of files without bytes."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        inner = _confined_array(array.values, roots)
-        if inner is array.values:
+    if _is_list(array.type):
+        yield from _paths_alone(array.flatten(), feature.feature)
+    elif isinstance(feature, Mapping):
+        for name, part in feature.items():
+            if holds_files(part):
+                yield from _paths_alone(array.field(name), part)
+    else:
+        alone = array.field("path").filter(array.field("bytes").is_null())
+        yield from alone.drop_null().to_pylist()
+
+
+def _confined_array(array: pa.Array, feature: Any, roots: Sequence[str]) -> pa.Array:
+    """An array of files, or of lists or structs of them; the array itself where nothing is changed."""
+    if not holds_files(feature):
+        return array
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if _is_list(array.type):
+        whole = pa.concat_arrays([array])  # of a slice, values and offsets would be those of all
+        inner = _confined_array(whole.values, feature.feature, roots)
+        if inner is whole.values or inner.equals(whole.values):
             return array
-        return type(array).from_arrays(array.offsets, inner, type=array.type, mask=array.is_null())
+        if pa.types.is_fixed_size_list(array.type):
+            return pa.FixedSizeListArray.from_arrays(inner, type=array.type, mask=whole.is_null())
+        return type(whole).from_arrays(whole.offsets, inner, type=array.type, mask=whole.is_null())
+    if isinstance(feature, Mapping):
+        before = [array.field(field.name) for field in array.type]
+        new = [
+            _confined_array(part, feature[field.name], roots) for part, field in zip(before, array.type, strict=True)
+        ]
+        if all(after is part for after, part in zip(new, before, strict=True)):
+            return array
+        return pa.StructArray.from_arrays(new, fields=list(array.type), mask=array.is_null())
     content, paths = array.field("bytes"), array.field("path")
     rows = content.is_null().to_numpy(zero_copy_only=False).nonzero()[0]
     if len(rows) == 0:
@@ -97,7 +195,11 @@ def _confined_stream(
     def confine(value: Any) -> Any:
         if isinstance(value, list):
             return [confine(item) for item in value]
-        if not isinstance(value, dict) or value.get("path") is None:
+        if not isinstance(value, dict):
+            return value
+        if not {"bytes", "path"} <= set(value):
+            return {name: confine(item) for name, item in value.items()}
+        if value["path"] is None:
             return value
         if value.get("bytes") is None:
             return {**value, "path": allowed_path(value["path"], roots)}
@@ -107,5 +209,5 @@ def _confined_stream(
     def confine_row(row: dict[str, Any]) -> dict[str, Any]:
         return {column: confine(row[column]) for column in columns}
 
-    columns = [name for name in columns if not getattr(dataset.features[name], "decode", True)]
+    columns = [name for name in columns if _undecoded(dataset.features[name]) == dataset.features[name]]
     return dataset.map(confine_row, features=dataset.features) if columns else dataset

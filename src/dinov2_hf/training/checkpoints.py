@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ..atomic_files import remove_leftovers
@@ -34,6 +35,7 @@ LOAD_ERRORS = (
     KeyError,
     AttributeError,
     pickle.UnpicklingError,
+    SafetensorError,
     CheckpointException,
 )
 
@@ -167,8 +169,20 @@ def _find(folder: Path, wanted: str) -> Path:
 
 
 def read_state(checkpoint: Path) -> dict:
-    """The `state` that `save_checkpoint` was given."""
-    return json.loads((checkpoint / STATE_FILE).read_text())
+    """
+    The `state` that `save_checkpoint` was given.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    path = checkpoint / STATE_FILE
+    try:
+        state = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        state = None
+    if not (isinstance(state, dict) and isinstance(state.get("step"), int) and state["step"] >= 0):
+        raise ValueError(f"{path} does not hold the state of a run; continue from another checkpoint.")
+    return state
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:

@@ -11,6 +11,7 @@ from pyarrow import parquet
 from tqdm.auto import tqdm
 
 from ...data.image_decoding import UndecodableImage
+from ...data.row_paths import holds_files
 from ..algorithms.image_hashes import content_hash
 from ..run_context import Curation
 from .dropped_images import DroppedImage, write_dropped
@@ -161,7 +162,10 @@ def content_fingerprint(curation: Curation) -> str:
 
 def _encoded(rows: list[dict], features: datasets.Features) -> pa.Table:
     """Rows as a table, their types and their `datasets` features in its schema."""
-    columns = features.encode_batch({name: [row[name] for row in rows] for name in features})
+    columns = {name: [row[name] for row in rows] for name in features}
+    # Files are there as they are stored; encoding them would need the library of their kind.
+    for name in (name for name, feature in features.items() if not holds_files(feature)):
+        columns[name] = features.encode_column(columns[name], name)
     return pa.table(columns, schema=features.arrow_schema)
 
 

@@ -17,6 +17,7 @@ import datasets
 
 from ...data import find_image_column, load_image_dataset
 from ...data.image_dataset import ALL_SPLITS
+from ...data.row_paths import refuse_unreadable_files, undecoded, with_content
 from ...public_names import without_secrets
 from .file_fingerprints import files_below, files_of_rows, fingerprint_of
 
@@ -159,22 +160,28 @@ class OpenSources:
         source, row = self.locate(row_id)
         present = tuple(column for column in columns if column in self.datasets[source].column_names)
         found = self._columns(source, present)[row] if present else {}
-        return {column: found.get(column) for column in columns}
+        types = self.datasets[source].features
+        return {column: with_content(found[column], types[column]) if column in found else None for column in columns}
 
     def _columns(self, source: int, columns: tuple[str, ...]) -> datasets.Dataset:
         """Some columns of a source, kept open: choosing them takes longer than reading a row."""
         if (source, columns) not in self._chosen:
-            self._chosen[source, columns] = self.datasets[source].select_columns(list(columns)).with_format(None)
+            chosen = self.datasets[source].select_columns(list(columns)).with_format(None)
+            self._chosen[source, columns] = undecoded(chosen)
         return self._chosen[source, columns]
 
     def column_features(self, columns: Sequence[str]) -> datasets.Features:
         """The types of other columns.
 
         Raises:
-            ValueError: no source has the column, or two sources have it with different types.
+            ValueError: no source has the column, two sources have it with different types, or it names files that
+                may not be read.
         """
         features = {}
         for column in columns:
+            for dataset in self.datasets:
+                if column in dataset.column_names:
+                    refuse_unreadable_files(dataset, column)
             types = {
                 source.name: dataset.features[column]
                 for source, dataset in zip(self.sources, self.datasets, strict=True)
