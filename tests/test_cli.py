@@ -217,6 +217,7 @@ WITHOUT_EFFECT = {
     "device": "speed",
     "overwrite": "refused without it where the output is there",
     "split": "a folder without splits has one",
+    "pixel_limit": "leaves large images out: tests/test_image_limits.py",
 }
 
 
