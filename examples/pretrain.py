@@ -437,6 +437,7 @@ def measure(
             batch_size=args.per_device_eval_batch_size,
             device=accelerator.device,
             num_workers=args.dataloader_num_workers,
+            findings={},  # its notes are about numbers of neighbours, which are no choice of the user's here
         )
         metrics |= prefixed(accuracies, name)
     accelerator.wait_for_everyone()

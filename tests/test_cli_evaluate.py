@@ -12,7 +12,7 @@ from transformers import AutoModelForImageClassification
 from dinov2_hf import DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.cli import main
 from dinov2_hf.cli.evaluate import PROTOCOLS, protocol_function
-from dinov2_hf.cli.protocol_options import argument_lines, argument_type, own_options
+from dinov2_hf.cli.protocol_options import argument_lines, argument_type, as_typed, own_options
 from tests.evaluation.coloured_images import COLOURS, coloured_dataset
 
 
@@ -61,6 +61,7 @@ def test_three_protocols_and_a_card(tmp_path, folder, data, capsys):
         "--linear_grid", "paper", "--logistic_regression_num_cs", 5, "--update_card",
     )  # fmt: skip
     printed = capsys.readouterr().out
+    assert "knn: Classify `--eval_data` by the neighbours of its images in `--train_data`, the bank." in printed
     assert re.search(r"\| knn +\| knn_top1_k5 +\| +1 \|", printed)
     assert str(output / "metrics.json") in printed
     found = json.loads((output / "metrics.json").read_text())
@@ -217,3 +218,11 @@ def test_the_seed_of_an_untrained_network(folder):
     trained = load_backbone(str(folder))[0].state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["embeddings.position_embeddings"], trained["embeddings.position_embeddings"])
+
+
+def test_notes_and_splits_are_named_as_they_are_typed(tmp_path, folder, data, capsys, monkeypatch):
+    knn = protocol_function("knn")
+    note = as_typed("knn", knn, "the best k of `ks`, 3, is the largest that was tried; see `train_dataset`")
+    assert note == "the best k of `--knn_ks`, 3, is the largest that was tried; see `--train_data`"
+    said = mistake(*evaluate_words(folder, data, "knn", tmp_path / "out"), "--label_column", "fine")
+    assert "--label_column fine is not a column of the dataset (split train), which has image, label" in said

@@ -318,7 +318,9 @@ def require_column(dataset: datasets.Dataset | Sequence[dict[str, Any]], column:
         raise ValueError("dataset has 0 rows, but at least 1 is needed.")
     columns = dataset.column_names if isinstance(dataset, datasets.Dataset) else list(dataset[0])
     if column not in columns:
-        raise ValueError(f"{field}={column!r} is not a column of the dataset, which has {columns}.")
+        split = getattr(dataset, "split", None)
+        where = f"the dataset (split {split})" if split else "the dataset"
+        raise ValueError(f"{field}={column!r} is not a column of {where}, which has {', '.join(columns)}.")
 
 
 class DecodedImages(Dataset):

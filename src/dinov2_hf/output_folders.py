@@ -136,10 +136,10 @@ def refuse_urls(output: str | os.PathLike) -> None:
     Raises:
         ValueError: it is the URL of another place.
     """
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", os.fspath(output))  # `Path` has made one slash of two
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", os.fspath(output))  # `Path` has made one slash of two
     if found:
         raise ValueError(
-            f"the output {os.fspath(output)} is a URL ({found[1]}://), but output is written to folders of this"
+            f"the output {found[1]}://{found[2]} is a URL, but output is written to folders of this"
             " machine only; write it to one, and copy that when it is finished."
         )
 

@@ -255,3 +255,11 @@ def test_a_run_may_be_named(tmp_path, source, command):
     assert not output.exists()
     main(words(command, run, output))
     assert output.exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_writes_to_a_url(source, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="the output s3://bucket/out.* is a URL"):
+        main(words(command, source(command), "s3://bucket/out" + (".pth" if command == "convert back" else "")))
+    assert not (tmp_path / "s3:").exists()

@@ -101,7 +101,7 @@ def test_a_folder_of_another_kind(planted, tmp_path):
     for output, message in (("file", "is a file"), ("file/out", "cannot be made")):
         with pytest.raises(ValueError, match=message):
             planted.curate(output_dir=str(tmp_path / output))
-    with pytest.raises(ValueError, match="s3://bucket/out is a URL .s3://., but output is written to folders"):
+    with pytest.raises(ValueError, match="s3://bucket/out is a URL, but output is written to folders"):
         planted.curate(output_dir="s3://bucket/out")
 
 

@@ -156,6 +156,17 @@ def test_links_are_followed_but_not_in_a_circle(folder, tmp_path, caplog):
     assert "1 links to a folder above them not followed (a/up)" in caplog.text
 
 
+def test_links_to_what_is_above_the_data_or_above_a_link_are_not_followed(folder, tmp_path, caplog):
+    write_files(folder, "a/1.png")
+    write_files(tmp_path / "more", "deep/x.png", "other/y.png")
+    write_files(tmp_path, "beside.png")
+    (folder / "a" / "out").symlink_to(tmp_path)
+    (folder / "deep").symlink_to(tmp_path / "more" / "deep")
+    (tmp_path / "more" / "deep" / "back").symlink_to(tmp_path / "more")
+    assert len(load_image_dataset(str(folder))) == 2
+    assert "2 links to a folder above them not followed (a/out, deep/back)" in caplog.text
+
+
 def test_files_that_are_not_read_are_counted_by_suffix(folder, caplog):
     write_files(folder, "a.png", "b.jpe", "1.heic", "2.HEIC", "scan.dcm", "noname", "README.md")
     assert len(load_image_dataset(str(folder))) == 2

@@ -12,7 +12,14 @@ from typing import Any
 
 from ..public_names import without_secrets
 from .options import add_max_image_pixels, given, refuse
-from .protocol_options import add_protocol_options, chosen_options, in_words_of_the_command, options_in_force
+from .protocol_options import (
+    add_protocol_options,
+    as_typed,
+    chosen_options,
+    in_words_of_the_command,
+    options_in_force,
+    purpose,
+)
 
 
 # Protocol <name> is `evaluate_<name>` in evaluation/<name>.py, and `check_<name>` what it refuses before any work.
@@ -121,7 +128,7 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
                 if name not in left:
                     say(f"{name}: measured already; it stays (again: --overwrite)")
             for name in left:
-                say(f"{name}: {functions[name].__doc__.splitlines()[0]}")
+                say(f"{name}: {purpose(name, functions[name])}")
                 start = time.perf_counter()
                 findings = {}
                 with in_words_of_the_command(name, functions[name]):
@@ -132,6 +139,9 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
                         output_dir=output_dir / name,
                         findings=findings,
                     )
+                notes = [as_typed(name, functions[name], sentence) for sentence in findings.get("notes", ())]
+                if notes:
+                    findings["notes"] = notes
                 if processes.is_main_process:
                     used = recorded(in_force[name])
                     settled = {key: findings[key] for key, value in used.items() if value is None and key in findings}
@@ -146,7 +156,7 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
                         **environment_of(processes.device, processes.num_processes),
                         findings={key: value for key, value in findings.items() if key not in used},
                     )
-                for sentence in findings.get("notes", ()):
+                for sentence in notes:
                     say(f"{name}: {sentence}.")
         if processes.is_main_process:
             if update_card:

@@ -44,7 +44,7 @@ def option_name(protocol: str, keyword: str) -> str:
 def add_protocol_options(parser: argparse.ArgumentParser, functions: Mapping[str, Callable]) -> None:
     """A group of options `--<protocol>_<keyword>` for each protocol; options that are not given are None."""
     for protocol, function in functions.items():
-        group = parser.add_argument_group(protocol, function.__doc__.splitlines()[0])
+        group = parser.add_argument_group(protocol, purpose(protocol, function))
         explanations = argument_lines(function.__doc__)
         for name, parameter in own_options(function).items():
             default = parameter.default
@@ -88,6 +88,17 @@ def options_in_force(function: Callable, given: Mapping[str, Any]) -> dict[str, 
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name not in GIVEN_BY_THE_RUN
     }
+
+
+def purpose(protocol: str, function: Callable) -> str:
+    """What a protocol does, in a sentence."""
+    return as_typed(protocol, function, function.__doc__.splitlines()[0])
+
+
+def as_typed(protocol: str, function: Callable, sentence: str) -> str:
+    """What a protocol says of its arguments, with the options that they are: `--train_data` for `train_dataset`."""
+    own = {name: f"--{option_name(protocol, name)}" for name in own_options(function)}
+    return in_users_words(sentence, {**own, "train_dataset": "--train_data", "eval_dataset": "--eval_data"})
 
 
 def in_words_of_the_command(protocol: str, function: Callable) -> AbstractContextManager[None]:

@@ -21,6 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from .image_metadata import METADATA_NAMES
@@ -162,11 +163,16 @@ def files_below(folder: str) -> tuple[list[str], list[str]]:
                 if own in above:
                     loops.append(name)
                 else:
-                    walk(entry.path, name + os.sep, (*above, own))
+                    walk(entry.path, name + os.sep, (*above, *(_up_from(entry.path) if entry.is_symlink() else [own])))
 
-    top = os.stat(folder)
-    walk(folder, "", ((top.st_dev, top.st_ino),))
+    walk(folder, "", tuple(_up_from(folder)))
     return sorted(files), sorted(loops)
+
+
+def _up_from(folder: str) -> list[tuple[int, int]]:
+    """What tells a folder and all those above it apart from others: a link to one of them leads back to it."""
+    place = Path(folder).resolve()
+    return [(status.st_dev, status.st_ino) for status in map(os.stat, (place, *place.parents))]
 
 
 def _is_text(name: str) -> bool:

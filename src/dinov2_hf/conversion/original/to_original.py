@@ -15,6 +15,7 @@ from ...models import (
     DINOv2ForSemanticSegmentation,
 )
 from ...models.depth_layers import DEPTH_LAYERS
+from ...output_folders import refuse_urls
 from ...pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from ..loaded_weights import load_whole
 from ..model_folder import load_model_folder
@@ -77,6 +78,7 @@ def convert_to_original(
         `ValueError`: the folder has no whole model or no such part, the model is one that the original cannot build,
             or `output_file` may not be written (`atomic_files.new_file`).
     """
+    refuse_urls(output_file)  # made absolute, a URL looks like a folder
     output_file = Path(output_file).absolute()
     if part not in ("backbone", "head"):
         raise ValueError(f'--part is "{part}"; it must be "backbone" or "head".')
