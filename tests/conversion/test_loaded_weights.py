@@ -1,5 +1,6 @@
 """Weights that are missing, damaged or no numbers are an error with their names, wherever a command loads a model."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassification, ViTModel
 
-from dinov2_hf import DINOv2ForImageClassification, DINOv2ForPreTraining, DINOv2Model, DINOv2PreTrainingConfig
+from dinov2_hf import (
+    DINOv2ForImageClassification,
+    DINOv2ForPreTraining,
+    DINOv2ImageProcessor,
+    DINOv2Model,
+    DINOv2PreTrainingConfig,
+)
 from dinov2_hf.conversion.original.from_original import convert_from_original
-from dinov2_hf.conversion.saved_models import load_network
+from dinov2_hf.conversion.saved_models import load_image_processor, load_network
 from dinov2_hf.runs.initial_weights import load_initial_model
 
 from .model_folders import write_model
@@ -24,6 +31,10 @@ def change_weights(folder, change):
     weights = load_file(path)
     change(weights)
     save_file(weights, path, metadata={"format": "pt"})
+
+
+def edit_json(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def drop_all(weights):
@@ -100,6 +111,54 @@ def test_a_pickle_of_more_than_weights_is_one_sentence(tmp_path):
         load_network(tmp_path)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "it ran").exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_python_in_a_model_folder_is_neither_run_nor_asked_for(tmp_path, monkeypatch, file):
+    """transformers asks at the terminal, and takes the answer of whatever is piped in."""
+    write_model(DINOv2Model, tmp_path)
+    DINOv2ImageProcessor().save_pretrained(tmp_path)
+    ran = tmp_path / "it ran"
+    (tmp_path / "planted.py").write_text(f"open({str(ran)!r}, 'w')\n\n\nclass Planted:\n    pass\n")
+    change = {"AutoConfig": "planted.Planted", "AutoImageProcessor": "planted.Planted"}
+    change = {"auto_map": change, "model_type": "planted", "image_processor_type": "Planted"}
+    edit_json(tmp_path / file, **change)
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    load = load_network if file == "config.json" else load_image_processor
+    with pytest.raises(ValueError, match="can be read|can read"):
+        load(tmp_path)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"patch_size": 0}, {"hidden_size": "x"}, {"layer_norm_eps": -1.0}, {"dtype": "planted"}]
+)
+def test_a_configuration_out_of_range_is_one_sentence(tmp_path, change):
+    write_model(DINOv2Model, tmp_path)
+    edit_json(tmp_path / "config.json", **change)
+    with pytest.raises(ValueError, match="has no configuration that transformers can read") as raised:
+        load_network(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_mean": [0.5, float("nan"), 0.5]},
+        {"image_std": [0.0, 1.0, 1.0]},
+        {"rescale_factor": float("inf")},
+        {"size": {"shortest_edge": -4}},
+        {"size": {"shortest_edge": 10**7}},
+        {"crop_size": {"height": 10**6, "width": 28}},
+    ],
+)
+def test_an_image_processor_out_of_range_is_refused(tmp_path, change):
+    """Its features would be NaN, or take all memory."""
+    DINOv2ImageProcessor().save_pretrained(tmp_path)
+    load_image_processor(tmp_path)
+    edit_json(tmp_path / "preprocessor_config.json", **change)
+    with pytest.raises(ValueError, match=f"`{next(iter(change))}` of the image processor of .* holds"):
+        load_image_processor(tmp_path)
 
 
 def test_backbones_of_heads_and_of_others(tmp_path):

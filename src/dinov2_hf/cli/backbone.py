@@ -3,9 +3,8 @@
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor
 
-from ..conversion.saved_models import load_network
+from ..conversion.saved_models import load_image_processor, load_network
 from ..evaluation.baselines import PixelModel
 from ..feature_kinds import vision_part
 from ..model_source import find_model
@@ -20,17 +19,12 @@ def load_backbone(model: str, baseline: str | None = None) -> tuple[torch.nn.Mod
         baseline: "untrained": the same configuration with fresh weights (seed 0). "pixels": no network.
 
     Raises:
-        ValueError: it cannot be loaded, its weights are missing or not finite, it has no image processor, or that is
-            for another number of channels.
+        ValueError: it cannot be loaded, its weights are missing or not finite, it has no image processor that can be
+            used, or that is for another number of channels.
     """
     source = find_model(model)
     network = vision_part(load_network(source))
-    try:
-        image_processor = AutoImageProcessor.from_pretrained(source)
-    except (OSError, ValueError, ImportError) as error:
-        raise ValueError(
-            f"{source} has no image processor that can be read ({_start_of(error)}); save one beside the model."
-        ) from None
+    image_processor = load_image_processor(source)
     num_channels = getattr(network.config, "num_channels", 3)
     if isinstance(image_processor.image_mean, list | tuple) and len(image_processor.image_mean) != num_channels:
         raise ValueError(
@@ -43,12 +37,6 @@ def load_backbone(model: str, baseline: str | None = None) -> tuple[torch.nn.Mod
     elif baseline == "pixels":
         network = PixelModel(num_channels)
     return network, image_processor
-
-
-def _start_of(error: Exception) -> str:
-    """Of a message of transformers, which may list all that it knows."""
-    words = " ".join(str(error).split()).rstrip(".")
-    return words if len(words) <= 200 else f"{words[:200]}..."
 
 
 def describe_processing(image_processor: Any) -> str:

@@ -1,10 +1,12 @@
 """Backbones, of ours and of others, read from folders or the Hub."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, PreTrainedModel, ViTModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel, ViTModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from ..model_source import find_model
@@ -13,6 +15,10 @@ from .loaded_weights import load_whole, load_with_missing
 from .model_folder import load_model_folder
 
 
+# transformers would ask at the terminal whether the Python in a model folder is to be run.
+DATA_ALONE = {"trust_remote_code": False}
+# Pixels: as many squared are more than any image may have by default (`data.image_bounds`).
+MAX_SIDE = 16_384
 CLASS_OF_TYPE = {
     "dinov2": DINOv2Model,
     "dinov2_with_registers": DINOv2Model,
@@ -54,6 +60,7 @@ def load_network(source: str | Path, **options: Any) -> PreTrainedModel:
         CLASS_OF_TYPE.get(read_config(source).model_type, AutoModel),
         source,
         may_be_missing=lambda name: "pooler" in name or name.endswith("embeddings.mask_token"),
+        **DATA_ALONE,
         **options,
     )
     if any("pooler" in name for name in missing):
@@ -69,11 +76,53 @@ def read_config(source: str | Path) -> PreTrainedConfig:
         `ValueError`: one sentence. There is none, or transformers does not know its kind.
     """
     try:
-        return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        return AutoConfig.from_pretrained(source, **DATA_ALONE)
+    except (
+        OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, SafetensorError, StrictDataclassError,
+    ) as error:  # fmt: skip
         where = "" if Path(source).is_dir() else " (no folder of this machine, so it was taken for an id on the Hub)"
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(
             f"{source}{where} has no configuration that transformers can read: {reason[:300]}"
             f"{'...' if len(reason) > 300 else ''}."
         ) from error
+
+
+def load_image_processor(source: str | Path, **options: Any) -> Any:
+    """
+    The image processor of a model folder or Hub id.
+
+    Args:
+        options: of `from_pretrained`, such as `subfolder`.
+
+    Raises:
+        `ValueError`: one sentence. There is none, it needs Python of its folder, or its numbers would make features
+            of no meaning.
+    """
+    try:
+        image_processor = AutoImageProcessor.from_pretrained(source, **DATA_ALONE, **options)
+    except (OSError, ValueError, ImportError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")  # which may list all that transformers knows
+        raise ValueError(
+            f"{source} has no image processor that can be read ({reason[:200]}{'...' if len(reason) > 200 else ''});"
+            " save one beside the model."
+        ) from None
+    for name in ("image_mean", "image_std", "rescale_factor", "size", "crop_size"):
+        for number in _numbers(getattr(image_processor, name, None)):
+            is_number = isinstance(number, int | float) and math.isfinite(number)
+            largest = MAX_SIDE if name in ("size", "crop_size") else math.inf
+            if not is_number or (name != "image_mean" and not 0 < number <= largest):
+                raise ValueError(
+                    f"`{name}` of the image processor of {source} holds {number}, which no image can be brought to;"
+                    " save another one beside the model."
+                )
+    return image_processor
+
+
+def _numbers(value: Any) -> list[Any]:
+    """The numbers of a value: of a size its sides, and not its areas."""
+    if value is None or isinstance(value, int | float | str):
+        value = [value]
+    elif not isinstance(value, list | tuple):
+        value = [number for name, number in dict(value).items() if not name.endswith("pixels")]
+    return [number for number in value if number is not None]

@@ -152,14 +152,12 @@ def load_model_embedder(
         # Images that keep their shapes cannot share a batch.
         batch_size = batch_size if len(torchscript_size) == 2 else 1
         return ModelEmbedder(VectorModel(network), TorchScriptInput(torchscript_size), batch_size=batch_size)
-    from transformers import AutoImageProcessor
-
-    from ..conversion.saved_models import load_network
+    from ..conversion.saved_models import load_image_processor, load_network
 
     try:
         source = find_model(spec)
         # Not `AutoModel`, which fills what is missing in a file with random numbers, and of MAE hides random patches.
-        model, image_processor = vision_part(load_network(source)), AutoImageProcessor.from_pretrained(source)
+        model, image_processor = vision_part(load_network(source)), load_image_processor(source)
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"embedder is {spec!r}, which cannot be loaded: {' '.join(str(error).split())}") from None
     return ModelEmbedder(model, image_processor, feature_kind, batch_size)

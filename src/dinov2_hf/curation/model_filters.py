@@ -85,7 +85,7 @@ def _pipeline(task: str, model: str, field: str, device: str | None):
     from transformers import pipeline
 
     try:
-        return pipeline(task, model=model, device=device or "cpu")
+        return pipeline(task, model=model, device=device or "cpu", trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{field} is {model!r}, which cannot be loaded for {task}: {reason}") from None

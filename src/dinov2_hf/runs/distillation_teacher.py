@@ -12,7 +12,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from ..conversion.saved_models import load_network, read_config
+from ..conversion.saved_models import DATA_ALONE, load_network, read_config
 from ..model_source import MODEL, PRETRAINING_MODEL, find_model
 from ..models import DINOv2Config
 from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
@@ -187,7 +187,7 @@ def _normalization(folder: Path | str) -> tuple[list[float] | None, list[float] 
     try:
         name, _, subfolder = str(folder).rpartition("/")
         where = {"subfolder": subfolder} if subfolder == PRETRAINING_MODEL and not Path(folder).exists() else {}
-        processor = AutoImageProcessor.from_pretrained(name if where else folder, **where)
+        processor = AutoImageProcessor.from_pretrained(name if where else folder, **where, **DATA_ALONE)
     except (OSError, ValueError, KeyError):
         return None, None
     return list(processor.image_mean), list(processor.image_std)
