@@ -92,6 +92,12 @@ def test_curate(photos, tmp_path):
         assert reason in reasons[name]
 
 
+def test_models_of_a_curation_are_tried_on_a_picture_within_the_limit(photos, model, tmp_path):
+    words = ["--uncurated", photos, "--output_dir", tmp_path / "out", "--embedder", model, "--no-progress"]
+    run("curate", *words, "--max_image_pixels", 2000, "--device", "cpu")
+    assert (tmp_path / "out" / "report.html").exists()
+
+
 def test_pretraining_goes_on(photos, tmp_path):
     (tmp_path / "recipe.yaml").write_text(TINY)
     forget_accelerate()

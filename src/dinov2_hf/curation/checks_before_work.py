@@ -5,10 +5,12 @@ Some stages come last, after hours. A model that fails there has cost them all.
 
 import dataclasses
 import io
+import math
 
 import numpy as np
 from PIL import Image
 
+from ..data import max_image_pixels
 from ..devices import find_device
 from .algorithms.neighbors import IndexSettings
 from .arguments import CurationArguments
@@ -108,8 +110,13 @@ def _check_embedder(
 
 
 def _picture() -> Image.Image:
-    """Noise, so that no network takes it for an empty picture; wider than high, as most photographs are."""
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8))
+    """
+    Noise, so that no network takes it for an empty picture; wider than high, as most photographs are, and of no more
+    pixels than images may have here.
+    """
+    width = min(320, math.isqrt(max_image_pixels()))
+    size = (max(1, width * 3 // 4), width, 3)
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
 
 
 def _encoded(picture: Image.Image) -> bytes:
