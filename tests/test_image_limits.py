@@ -10,7 +10,7 @@ from PIL import Image
 
 from dinov2_hf import DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.cli import main
-from dinov2_hf.data.image_bounds import VARIABLE
+from dinov2_hf.data.image_bounds import VARIABLE, max_image_pixels
 from tests.data.test_image_bounds import png_of, tiff_of
 from tests.examples.conftest import TINY, forget_accelerate, load_example
 
@@ -90,6 +90,7 @@ def test_curate(photos, tmp_path):
     assert sorted(reasons) == sorted([*HOSTILE, "pipe.png"])
     for name, (_, reason) in HOSTILE.items():
         assert reason in reasons[name]
+    assert max_image_pixels() == 178956970  # the limit of a curation is not that of what its process does next
 
 
 def test_models_of_a_curation_are_tried_on_a_picture_within_the_limit(photos, model, tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from ..atomic_files import write_text
+from ..data import own_max_image_pixels
 from ..public_names import without_secrets
 from .arguments import LAUNCH_FIELDS, STAGE_GROUPS, CurationArguments
 from .checks_before_work import check_models, check_sizes
@@ -224,6 +225,7 @@ def chosen_stages(stages: list[Stage], name: str | None, *, alone: bool = False)
     return found
 
 
+@own_max_image_pixels()
 def curate(
     arguments: CurationArguments, stage: str | None = None, *, rank: int | None = None, world_size: int | None = None
 ) -> Curation:

@@ -2,7 +2,7 @@
 
 from .channel_decoding import decode_channels, image_decoder
 from .collator import BatchReport, PreTrainingCollator, PreTrainingSample, SkippedImage
-from .image_bounds import UndecodableImage, max_image_pixels, set_max_image_pixels
+from .image_bounds import UndecodableImage, max_image_pixels, own_max_image_pixels, set_max_image_pixels
 from .image_dataset import describe_row, evaluation_split, find_image_column, first_images, load_image_dataset
 from .image_decoding import decode_image
 from .masking import BlockMaskGenerator, draw_masks, reference_mask_generator, reference_max_num_patches
@@ -17,5 +17,5 @@ __all__ = [
     "PreTrainingImages", "PreTrainingSample", "PreTrainingStream", "SampleKey", "SkippedImage", "SkippedImageLog",
     "UndecodableImage", "build_loader", "decode_channels", "decode_image", "describe_row", "draw_masks",
     "evaluation_split", "find_image_column", "first_images", "image_decoder", "load_image_dataset", "max_image_pixels",
-    "reference_mask_generator", "reference_max_num_patches", "set_max_image_pixels",
+    "own_max_image_pixels", "reference_mask_generator", "reference_max_num_patches", "set_max_image_pixels",
 ]  # fmt: skip

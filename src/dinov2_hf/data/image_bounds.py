@@ -5,6 +5,8 @@ its short side is resized. Neither is worth a run: such an image counts as one t
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 # An image of more is refused by Pillow's own defaults too (twice `PIL.Image.MAX_IMAGE_PIXELS`).
@@ -43,6 +45,18 @@ def set_max_image_pixels(value: int | None) -> None:
     if value < 1:
         raise ValueError(f"`--max_image_pixels` is {value}, but it must be at least 1.")
     os.environ[VARIABLE] = str(value)
+
+
+@contextmanager
+def own_max_image_pixels() -> Iterator[None]:
+    """What the block sets as the most pixels of an image holds until its end; then the limit is what it was."""
+    before = os.environ.get(VARIABLE)
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE, None)
+        if before is not None:
+            os.environ[VARIABLE] = before
 
 
 def check_size(width: int, height: int, num_channels: int = 1) -> None:
