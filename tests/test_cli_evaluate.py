@@ -200,6 +200,7 @@ def test_mistakes_about_pictures(tmp_path, folder, data):
         "pca", "--data", data / "train.parquet", "--rows", 99
     )
     assert "cannot be decoded" in answer("pca", "--images", __file__)
+    assert "there is no file nope.png; name the images" in answer("pca", "--images", "nope.png")
     assert "`--image_size` is 30, but must be a multiple of the patch size, 8 x 8" in answer(
         "pca", *image, "--image_size", 30
     )

@@ -60,7 +60,7 @@ def test_the_defaults_are_the_paper_s():
             {"representative": "prettiest"},
             "representative is 'prettiest', but must be one of smallest_id, best_quality",
         ),
-        ({"selection": "retrieval"}, "selection is 'retrieval', but curated is empty"),
+        ({"selection": "retrieval"}, "selection is 'retrieval', but there are no curated images"),
         ({"selection": "hierarchical"}, r"hierarchy is \[\], but selection 'hierarchical' needs"),
         ({"selection": "hierarchical", "hierarchy": [10, 20], "target_size": 5}, "must have fewer clusters"),
         ({"selection": "hierarchical", "hierarchy": [20, 10]}, "target_size is not given"),

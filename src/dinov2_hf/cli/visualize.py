@@ -130,6 +130,9 @@ def read_images(network, files: list[Path] | None, collection, rows: list[int] |
     from ..data import UndecodableImage, image_decoder
 
     decode = image_decoder(getattr(network.config, "num_channels", 3))
+    missing = [str(file) for file in files or () if not file.exists()]
+    if missing:
+        raise ValueError(f"there is no file {missing[0]}; name the images to draw.")
     values = files if files is not None else [collection[0][row][collection[1]] for row in rows]
     names = files if files is not None else [f"row {row}" for row in rows]
     decoded = []

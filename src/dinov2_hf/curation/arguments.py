@@ -208,7 +208,8 @@ def _check(arguments: CurationArguments) -> None:
     ):  # fmt: skip
         value = getattr(arguments, name)
         if value not in choices:
-            raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(str, choices))}.")
+            known = [choice for choice in choices if choice is not None]
+            raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(known)}, or not given.")
     for name in ("deduplication_threshold", "benchmark_threshold", "min_similarity"):
         value = getattr(arguments, name)
         if not -1 <= value <= 1:
@@ -245,7 +246,9 @@ def _check(arguments: CurationArguments) -> None:
     if None not in (arguments.min_bytes, arguments.max_bytes) and arguments.min_bytes > arguments.max_bytes:
         raise ValueError(f"min_bytes is {arguments.min_bytes}, more than max_bytes ({arguments.max_bytes}).")
     if arguments.how_selected == "retrieval" and not arguments.curated:
-        raise ValueError("selection is 'retrieval', but curated is empty: give images to retrieve for.")
+        raise ValueError(
+            "selection is 'retrieval', but there are no curated images to retrieve for: name them, `curated`."
+        )
     if arguments.how_selected == "hierarchical":
         levels = arguments.hierarchy
         if any(above >= below for below, above in zip(levels, levels[1:], strict=False)):
