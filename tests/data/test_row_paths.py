@@ -10,7 +10,7 @@ import torch
 from pyarrow import parquet
 
 from dinov2_hf.curation import CurationArguments, curate
-from dinov2_hf.data import UndecodableImage, decode_channels, decode_image, load_image_dataset
+from dinov2_hf.data import UndecodableImage, decode_channels, decode_image, first_images, load_image_dataset
 from dinov2_hf.data.row_paths import allowed_path, refuse_unreadable_files, undecoded, with_content
 from dinov2_hf.data.video_frames import decode_frames, load_video_dataset
 from dinov2_hf.feature_files import write_features
@@ -100,6 +100,10 @@ def test_every_image_column_is_confined(folder, private):
     assert "outside of the folder" in outcome(mask)
     with pytest.raises(ValueError, match="outside-of-its-dataset"):
         dataset[0]["mask"]
+    assert len(first_images(dataset, "image", 1)) == 1
+    (row,) = load_image_dataset(str(folder / "train.parquet"), image_column="image", streaming=True)
+    assert outcome(row["image"]) == decode_image(PNG).tobytes()
+    assert "outside of the folder" in outcome(row["mask"])  # not opened while others are read
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def first_images(
 ) -> list[Image.Image] | list[np.ndarray]:
     """The first `count` images that can be decoded, by `image_decoder(num_channels)`; fewer if there are no more."""
     images, decode = [], image_decoder(num_channels)
-    for row in dataset:
+    for row in dataset.select_columns([image_column]):  # other columns may hold images that cannot be decoded
         try:
             images.append(decode(row[image_column]))
         except UndecodableImage:

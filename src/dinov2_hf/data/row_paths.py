@@ -26,11 +26,12 @@ def confined(
 
     Args:
         dataset: its columns of files (images, videos, audio, documents, ...) are looked at, however deep in lists and
-            structs these lie; of a stream those that are not decoded.
+            structs these lie.
         roots: folders or URLs; the first is where relative paths count from.
 
     Returns:
-        A dataset of the same rows and types. Rows with bytes keep their name; a path alone is made absolute.
+        A dataset of the same rows and types. Rows with bytes keep their name; a path alone is made absolute. Of a
+        stream no column is decoded: `datasets` would open the files of each while it is read.
     """
     columns = [name for name, feature in (dataset.features or {}).items() if holds_files(feature)]
     if isinstance(dataset, datasets.IterableDataset):
@@ -209,5 +210,7 @@ def _confined_stream(
     def confine_row(row: dict[str, Any]) -> dict[str, Any]:
         return {column: confine(row[column]) for column in columns}
 
-    columns = [name for name in columns if _undecoded(dataset.features[name]) == dataset.features[name]]
-    return dataset.map(confine_row, features=dataset.features) if columns else dataset
+    if not columns:
+        return dataset
+    features = datasets.Features({name: _undecoded(feature) for name, feature in dataset.features.items()})
+    return dataset.decode(False).map(confine_row, features=features)
