@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dinov2_hf import DINOv2Config
+from dinov2_hf.data import own_max_image_pixels
 
 
 # A job in the background of a shell ignores Ctrl-C, and so would the processes that tests interrupt.
@@ -27,6 +28,13 @@ def tiny_config() -> DINOv2Config:
         patch_size=8,
         layerscale_value=1.0,
     )
+
+
+@pytest.fixture(autouse=True)
+def pixel_limit():
+    """A limit of pixels that a test's commands set ends with the test; else it ends with their process."""
+    with own_max_image_pixels():
+        yield
 
 
 @pytest.fixture(autouse=True)
