@@ -163,7 +163,9 @@ MISTAKES = {
         ["--train_data", "{images}/a.parquet", "--dataset_config_name", "v2"],
         "config_name is 'v2', but parquet files and tars have no configurations",
     ),
-    "network": (["--hidden_size", "0"], "`hidden_size` is 0; it must be at least 1"),
+    "network": (["--hidden_size", "0"], "`hidden_size` is 0; it must be between 1 and 65536"),
+    "depth": (["--num_hidden_layers", "10000000"], "`num_hidden_layers` is 10000000; it must be between 1 and 1000"),
+    "size": (["--image_size", "14000000000"], "`image_size` is 14000000000; it must be between 1 and 65536"),
     "objective": (["--koleo_loss_weight", "nan"], "`koleo_loss_weight` is nan; it must be at least 0"),
     "signed": (
         ["--train_data", "https://me:pass@data.example/a.npz?X-Amz-Signature=c0ffee"],

@@ -69,7 +69,7 @@ MISTAKES = {
     "list of values": ("max_steps: [1, 2]", "`max_steps` is a list of 2 values; it must be a whole number"),
     "twice": ("seed: 1\nmax_steps: 3\nseed: 2\n", r"recipe.yaml has `seed` twice, in the lines 1 and 3"),
     "twice inside": ("seed: 1\nstudents:\n- {name: a, name: b}", "has `name` twice, in the lines 3 and 3"),
-    "zero": ("max_steps: 0", "`max_steps` is 0; it must be at least 1"),
+    "zero": ("max_steps: 0", "`max_steps` is 0; it must be between 1 and 1000000000"),
     "above": ("teacher_momentum: 1.5", "`teacher_momentum` is 1.5; it must be between 0 and 1"),
     "not above": ("teacher_temperature: 0", "`teacher_temperature` is 0.0; it must be above 0"),
     "negative": ("learning_rate: -1", "`learning_rate` is -1.0; it must be above 0"),

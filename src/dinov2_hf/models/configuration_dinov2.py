@@ -8,7 +8,17 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .value_ranges import ABOVE_ZERO, AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, Range, check_ranges, ranged
+from .value_ranges import (
+    ABOVE_ZERO,
+    AT_LEAST_ONE,
+    BELOW_ONE,
+    DEPTH,
+    NOT_NEGATIVE,
+    WIDTH,
+    Range,
+    check_ranges,
+    ranged,
+)
 
 
 @strict
@@ -86,9 +96,9 @@ class DINOv2Config(BackboneConfigMixin, PreTrainedConfig):
         "depth_num_bins", "min_depth", "max_depth", "_out_features", "_out_indices",
     )  # fmt: skip
 
-    hidden_size: int = ranged(768, AT_LEAST_ONE)
-    num_hidden_layers: int = ranged(12, AT_LEAST_ONE)
-    num_attention_heads: int = ranged(12, AT_LEAST_ONE)
+    hidden_size: int = ranged(768, WIDTH)
+    num_hidden_layers: int = ranged(12, DEPTH)
+    num_attention_heads: int = ranged(12, WIDTH)
     mlp_ratio: float | int = ranged(4, ABOVE_ZERO)
     hidden_act: str = field(default="gelu", metadata={"needs": {"use_swiglu_ffn": False}})
     use_swiglu_ffn: bool = False
@@ -96,11 +106,11 @@ class DINOv2Config(BackboneConfigMixin, PreTrainedConfig):
     drop_path_rate: float | int = ranged(0.0, BELOW_ONE)
     layer_norm_eps: float | int = ranged(1e-6, ABOVE_ZERO)
     initializer_range: float | int = ranged(0.02, NOT_NEGATIVE)
-    image_size: int = ranged(224, AT_LEAST_ONE)
-    patch_size: int = ranged(14, AT_LEAST_ONE)
-    num_channels: int = ranged(3, AT_LEAST_ONE)
+    image_size: int = ranged(224, WIDTH)
+    patch_size: int = ranged(14, WIDTH)
+    num_channels: int = ranged(3, WIDTH)
     qkv_bias: bool = True
-    num_register_tokens: int = ranged(0, NOT_NEGATIVE)
+    num_register_tokens: int = ranged(0, Range(0, 2**16))
     interpolate_offset: float | int = ranged(0.1, BELOW_ONE)
     interpolate_antialias: bool = False
     apply_layernorm: bool = True

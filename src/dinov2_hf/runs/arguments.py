@@ -14,7 +14,16 @@ from typing import Any
 
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..models.value_ranges import ABOVE_ZERO, AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, SHARE, Range, check_ranges
+from ..models.value_ranges import (
+    ABOVE_ZERO,
+    AT_LEAST_ONE,
+    BELOW_ONE,
+    NOT_NEGATIVE,
+    SHARE,
+    WIDTH,
+    Range,
+    check_ranges,
+)
 from ..public_names import without_secrets
 
 
@@ -96,7 +105,7 @@ class PreTrainingArguments:
     )
 
     # --- crops and masks (paper, appendix B)
-    local_crop_size: int = argument(98, "Side of a local crop in pixels, where there are any.", AT_LEAST_ONE)
+    local_crop_size: int = argument(98, "Side of a local crop in pixels, where there are any.", WIDTH)
     num_local_crops: int = argument(8, "Local crops of each image.", NOT_NEGATIVE)
     global_crop_scale: list[float] = argument(
         [0.32, 1.0], "Smallest and largest area of a global crop, as fractions of the image's.", CROP_AREA
@@ -128,7 +137,7 @@ class PreTrainingArguments:
     mask_ratio: list[float] = argument([0.1, 0.5], "Smallest and largest masked share of a masked crop.", SHARE)
 
     # --- optimization (paper, appendix B)
-    max_steps: int = argument(125_000, "Optimizer steps; every schedule is made for these.", AT_LEAST_ONE)
+    max_steps: int = argument(125_000, "Optimizer steps; every schedule is made for these.", Range(1, 10**9))
     per_device_train_batch_size: int = argument(64, "Images per device and forward pass.", AT_LEAST_ONE)
     gradient_accumulation_steps: int = argument(1, "Forward passes of each optimizer step.", AT_LEAST_ONE)
     learning_rate: float = argument(4e-3, "Peak learning rate before scaling by batch size.", ABOVE_ZERO)
