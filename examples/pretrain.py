@@ -26,7 +26,6 @@ from transformers import AutoImageProcessor, AutoModel, pipeline
 
 import dinov2_hf  # noqa: F401  (registers the Auto classes)
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2ImageProcessor, DINOv2PreTrainingConfig
-from dinov2_hf.atomic_files import write_text
 from dinov2_hf.data import (
     MultiCropTransform,
     PreTrainingCollator,
@@ -41,6 +40,7 @@ from dinov2_hf.data import (
 )  # fmt: skip
 from dinov2_hf.evaluation.classification.labels import match_labels
 from dinov2_hf.evaluation.knn import evaluate_knn
+from dinov2_hf.output_folders import write_text
 from dinov2_hf.pictures.patch_pca import save_patch_pca
 from dinov2_hf.pictures.training_curves import draw_curves
 from dinov2_hf.public_names import without_secrets

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dinov2_hf import atomic_files
-from dinov2_hf.atomic_files import new_file, new_folder, write_text
+from dinov2_hf.atomic_files import new_file, new_folder
 from dinov2_hf.output_folders import (
     MARKER,
     is_free,
@@ -20,6 +20,7 @@ from dinov2_hf.output_folders import (
     refuse_overlap,
     sole_writer,
     write_marker,
+    write_text,
 )
 
 
@@ -153,6 +154,18 @@ def test_planted_links_are_not_followed(tmp_path):
     with pytest.raises(ValueError, match="cannot be written"), new_file(tmp_path / "model.pth") as partial:
         partial.write_text("weights")
     assert secret.read_text() == "keep"
+
+
+def test_the_marker_is_written_through_no_planted_link(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("keep")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in (MARKER, f"{MARKER}.{os.getpid()}", f".{MARKER}.{os.getpid()}"):
+        (folder / name).symlink_to(secret)
+    write_marker(folder, "run")
+    assert secret.read_text() == "keep"
+    assert read_marker(folder)["kind"] == "run"
 
 
 def test_link_to_a_folder_is_followed_and_kept(tmp_path):

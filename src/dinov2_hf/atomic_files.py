@@ -25,6 +25,7 @@ from .output_folders import (
     refuse_unwritable,
     refuse_urls,
     sole_writer,
+    umask,
     write_marker,
 )
 
@@ -123,19 +124,6 @@ def check_new_folder(folder: Path, kind: str, *, overwrite: bool, sources: Itera
     check_kind(folder, kind)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file, in a folder that this package owns, which other processes see whole or not at all."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
-
-
 def put_in_place(partial: Path, place: Path) -> None:
     """
     Give the finished folder `partial` its place. What is there is exchanged in one step where the system can do that
@@ -179,7 +167,7 @@ def unfinished(place: Path) -> Iterator[Path]:
     remove_leftovers(place.parent, re.escape(place.name))
     folder = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.", suffix=UNFINISHED))
     try:
-        folder.chmod(0o777 & ~_umask())
+        folder.chmod(0o777 & ~umask())
         write_marker(folder, "unfinished")
         yield folder
     except WRITE_ERRORS as error:
@@ -220,10 +208,3 @@ def _exchange(one: Path, other: Path) -> bool:
     except (AttributeError, OSError, TypeError):  # no such call in this C library
         return False
     return rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
-
-
-def _umask() -> int:
-    """The mask of this process, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -8,6 +8,7 @@ import glob
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -64,9 +65,27 @@ def add_to_marker(folder: Path, name: str) -> None:
 
 
 def _write(folder: Path, marker: dict) -> None:
-    partial = folder / f"{MARKER}.{os.getpid()}"
-    partial.write_text(json.dumps(marker, indent=1) + "\n")
-    os.replace(partial, folder / MARKER)
+    write_text(folder / MARKER, json.dumps(marker, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file, in a folder that this package owns, which other processes see whole or not at all."""
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.chmod(partial, 0o666 & ~umask())
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def umask() -> int:
+    """The mask of this process, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def files_in(folder: Path) -> Iterator[str]:

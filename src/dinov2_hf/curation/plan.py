@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from ..atomic_files import write_text
 from ..data import own_max_image_pixels
+from ..output_folders import write_text
 from ..public_names import without_secrets
 from .arguments import LAUNCH_FIELDS, STAGE_GROUPS, CurationArguments
 from .checks_before_work import check_models, check_sizes

@@ -16,8 +16,9 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..atomic_files import check_new_folder, write_text
+from ..atomic_files import check_new_folder
 from ..features import evaluation_mode, extract_features, last_layers_and_mean_patch_features
+from ..output_folders import write_text
 from ..pictures.figures import draw_curves, picture_beside_numbers
 from .classification.augmented_images import crop_size_of, training_loader
 from .classification.classifier_grid import (

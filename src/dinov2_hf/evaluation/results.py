@@ -7,8 +7,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..atomic_files import write_text
-from ..output_folders import KINDS, is_free, make_folder, read_marker, refuse_links, refuse_overlap, refuse_urls
+from ..output_folders import (
+    KINDS,
+    is_free,
+    make_folder,
+    read_marker,
+    refuse_links,
+    refuse_overlap,
+    refuse_urls,
+    write_text,
+)
 from ..public_names import without_secrets
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ..atomic_files import write_text
+from ..output_folders import write_text
 from ..public_names import without_secrets
 from ..training.monitor import read_metrics
 from ..training.students import own_of_student

@@ -10,7 +10,7 @@ import os
 from numbers import Integral, Real
 from pathlib import Path
 
-from ..atomic_files import write_text
+from ..output_folders import write_text
 
 
 def append_metrics(path: str | Path, record: dict[str, int | float]) -> None:

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...atomic_files import WRITE_ERRORS, is_disk_full, put_in_place, write_text
-from ...output_folders import LITTER, refuse_links
+from ...atomic_files import WRITE_ERRORS, is_disk_full, put_in_place
+from ...output_folders import LITTER, refuse_links, write_text
 
 
 MANIFEST, STAGE_FILE = "manifest.json", "stage.json"
