@@ -19,13 +19,14 @@ ROOMS = (
     "models", "pretraining", "data", "training", "pictures", "evaluation", "curation", "conversion", "runs",
 )  # fmt: skip
 # How anything is written, read from a recipe, and told; and where networks run.
-GROUND = {"output_folders", "atomic_files", "recipe_files", "public_names", "devices", "hub_repos"}
+GROUND = {"output_folders", "atomic_files", "recipe_files", "public_names", "named_objects", "devices", "hub_repos"}
 # Imports go down only. A room may import those named here and the ground.
 ALLOWED = {
     "output_folders": set(),
     "atomic_files": {"output_folders"},
     "recipe_files": {"public_names"},
     "public_names": set(),
+    "named_objects": {"public_names"},
     "devices": set(),
     "hub_repos": set(),
     "data": set(),
