@@ -19,7 +19,10 @@ ROOMS = (
     "models", "pretraining", "data", "training", "pictures", "evaluation", "curation", "conversion", "runs",
 )  # fmt: skip
 # How anything is written, read from a recipe, and told; and where networks run.
-GROUND = {"output_folders", "atomic_files", "recipe_files", "public_names", "named_objects", "devices", "hub_repos"}
+GROUND = {
+    "output_folders", "atomic_files", "recipe_files", "public_names", "named_objects", "value_ranges", "options",
+    "devices", "hub_repos",
+}  # fmt: skip
 # Imports go down only. A room may import those named here and the ground.
 ALLOWED = {
     "output_folders": set(),
@@ -27,11 +30,13 @@ ALLOWED = {
     "recipe_files": {"public_names"},
     "public_names": set(),
     "named_objects": {"public_names"},
+    "value_ranges": set(),
+    "options": {"named_objects", "public_names", "recipe_files", "value_ranges"},
     "devices": set(),
     "hub_repos": set(),
     "data": set(),
     "models": {"data"},  # one way to decode an image
-    "training": {"models"},  # the ranges of its numbers
+    "training": set(),
     "pretraining": {"models"},
     "feature_kinds": set(),
     "features": {"data", "feature_kinds"},  # one way to decode an image

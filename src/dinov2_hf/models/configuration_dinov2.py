@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .value_ranges import (
+from ..value_ranges import (
     ABOVE_ZERO,
     AT_LEAST_ONE,
     BELOW_ONE,

@@ -5,7 +5,7 @@ from dataclasses import field
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from ..models.value_ranges import AT_LEAST_ONE, NOT_NEGATIVE, check_ranges
+from ..value_ranges import AT_LEAST_ONE, NOT_NEGATIVE, check_ranges
 
 
 # Without which a field has no effect.

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from ..models import DINOv2Config
-from ..models.value_ranges import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, SHARE, check_ranges, ranged
+from ..value_ranges import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, SHARE, check_ranges, ranged
 
 
 @strict

@@ -14,7 +14,8 @@ from typing import Any
 
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..models.value_ranges import (
+from ..public_names import without_secrets
+from ..value_ranges import (
     ABOVE_ZERO,
     AT_LEAST_ONE,
     BELOW_ONE,
@@ -24,7 +25,6 @@ from ..models.value_ranges import (
     Range,
     check_ranges,
 )
-from ..public_names import without_secrets
 
 
 def argument(default: Any, help: str, allowed: Range | tuple[str, ...] | None = None, **more: Any) -> Any:

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..models.value_ranges import AT_LEAST_ONE
 from ..recipe_files import parse_mapping
+from ..value_ranges import AT_LEAST_ONE
 from .arguments import PreTrainingArguments, argument
 
 
