@@ -11,7 +11,7 @@ quickstart: .venv/installed
 	$(BIN)/python examples/write_digits.py outputs/digits
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process $(CPU_THREADS) \
-		examples/pretrain.py --config examples/recipes/quickstart_digits.yaml \
+		examples/pretrain.py --config quickstart_digits \
 		--train_data outputs/digits/train.parquet --eval_data outputs/digits/test.parquet \
 		--output_dir $(QUICKSTART) --overwrite_output_dir
 

@@ -25,9 +25,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    package_dir={"": "src"},
-    packages=find_packages("src"),
-    package_data={"dinov2_hf.curation.report": ["*.jinja"]},
+    package_dir={"": "src", "dinov2_hf.examples": "examples"},
+    packages=[*find_packages("src"), "dinov2_hf.examples"],
+    package_data={
+        "dinov2_hf": ["recipes/*.yaml"],
+        "dinov2_hf.curation.report": ["*.jinja"],
+        "dinov2_hf.examples": ["accelerate_configs/*.yaml", "slurm/*.sbatch"],
+    },
     entry_points={"console_scripts": ["dinov2-hf = dinov2_hf.cli:main"]},
     install_requires=[
         "accelerate>=1.15",

@@ -1,7 +1,7 @@
 """
 Distil a large frozen DINOv2 into a small one, or into several at once (paper, section 5).
 
-    accelerate launch examples/distill.py --config examples/recipes/vits14_distilled.yaml \\
+    accelerate launch examples/distill.py --config vits14_distilled \\
         --teacher outputs/vitg14 --train_data path/to/images --output_dir outputs/vits14_distilled
 
 The loop is that of examples/pretrain.py, and so are checkpoints, backends and what the run leaves. The teacher is a
@@ -12,7 +12,6 @@ finished run of pretrain.py or its `pretraining_model`, whose heads make the tar
 
 import sys
 
-import pretrain
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -47,6 +46,11 @@ from dinov2_hf.training.backends import backend_name, compute_precision
 from dinov2_hf.training.distributed import choose_attention
 from dinov2_hf.training.optimizer import parameter_groups
 
+
+if __package__:  # installed
+    from . import pretrain
+else:
+    import pretrain
 
 KINDS = (DistillationArguments, [DINOv2Config, DINOv2PreTrainingConfig, DINOv2DistillationConfig])
 # What students may differ in. The crops are those of all, and prototypes are the teacher's.

@@ -1,7 +1,7 @@
 """
 Pretrain DINOv2 on images of your own (paper, sections 4 and 5).
 
-    accelerate launch examples/pretrain.py --config examples/recipes/vits14_short.yaml \\
+    accelerate launch examples/pretrain.py --config vits14_short \\
         --train_data path/to/images --output_dir outputs/my_run
 
 A recipe is a YAML file of names and values; flags of the same names override it, and `--help` lists them. The run

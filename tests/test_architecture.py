@@ -48,7 +48,7 @@ ALLOWED = {
     "evaluation": {"features", "models", "data", "pictures"},  # heads are trained on images, decoded in the one way
     "runs": {"model_source", "conversion", "models", "pretraining", "training", "pictures"},
     "auto": {"models", "pretraining", "evaluation"},
-    "cli": {*ROOMS, "auto", "features", "feature_kinds", "feature_files", "model_source"},
+    "cli": {*ROOMS, "examples", "auto", "features", "feature_kinds", "feature_files", "model_source"},
     "__init__": {*ROOMS, "auto", "features"},
 }
 PROTOCOLS = ("knn", "linear", "logistic_regression", "video", "segmentation", "depth", "retrieval", "copy_detection")

@@ -2,7 +2,7 @@
 Full pretraining steps under the backend that `accelerate launch` chose, on random crops of a recipe's sizes.
 
     accelerate launch --config_file examples/accelerate_configs/fsdp2.yaml --num_processes 2 \
-        examples/benchmarks/backend_step.py --config examples/recipes/vits14_short.yaml --output step.json
+        examples/benchmarks/backend_step.py --config vits14_short --output step.json
 
 `pretraining_step.py --backend all` runs it under every backend. Images per second are those of all processes.
 Memory is each process's peak during the timed steps: of the allocator on a GPU; on a CPU (Linux) the resident size

@@ -7,9 +7,9 @@ the curated set. The pool is curated by them, and `balance.json` has the entropy
 at most) of the labels of the pool, of the curated dataset (without the curated images), and of a random subset of the
 pool of the same size, which is also written, for a pretraining of both:
 
-    accelerate launch examples/pretrain.py --config examples/recipes/cifar10_vit_tiny.yaml \\
+    accelerate launch examples/pretrain.py --config cifar10_vit_tiny \\
         --train_data outputs/balance/curated/dataset --output_dir outputs/on_curated
-    accelerate launch examples/pretrain.py --config examples/recipes/cifar10_vit_tiny.yaml \\
+    accelerate launch examples/pretrain.py --config cifar10_vit_tiny \\
         --train_data outputs/balance/random.parquet --output_dir outputs/on_random
 """
 

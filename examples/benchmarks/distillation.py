@@ -1,8 +1,8 @@
 """
 How fast a step of distillation is, beside a step of pretraining and beside students that are trained one by one.
 
-    python examples/benchmarks/distillation.py --config examples/recipes/vits14_distilled.yaml \
-        --teacher_recipe examples/recipes/vitl14_imagenet22k.yaml --per_device_train_batch_size 4 --steps 5 \
+    python examples/benchmarks/distillation.py --config vits14_distilled \
+        --teacher_recipe vitl14_imagenet22k --per_device_train_batch_size 4 --steps 5 \
         --output distillation.json
 
 Variants are taken in turn within one process, round after round, so that their ratios hold on a machine whose speed

@@ -1,7 +1,7 @@
 """
 How fast one full pretraining step is, and where its time goes.
 
-    python examples/benchmarks/pretraining_step.py --config examples/recipes/vits14_short.yaml \
+    python examples/benchmarks/pretraining_step.py --config vits14_short \
         --per_device_train_batch_size 8 --steps 5 --output step.json
 
 A step is teacher, student, losses, backward, clipping, optimizer and teacher update, on random crops of the recipe's

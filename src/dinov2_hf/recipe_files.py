@@ -1,11 +1,15 @@
 """Recipes: YAML files of names and values, read so that nothing in them is lost and nothing of them is repeated."""
 
+import difflib
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from .public_names import without_secrets
+
+
+RECIPES = Path(__file__).parent / "recipes"
 
 
 class _Loader(yaml.SafeLoader):
@@ -22,22 +26,34 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
+def read_recipe(source: str | Path) -> dict[str, Any]:
     """
-    Names and values of a YAML file; an empty one has none.
+    Names and values of a recipe; an empty one has none.
+
+    Args:
+        source: the path of a YAML file, or the name of a recipe of this package, such as `vits14_short`.
 
     Raises:
-        `ValueError`: it is no file, no text, no YAML or no list of `name: value` lines, or has a name twice. The
-            sentence tells the line, but not what is in it, which may be a token.
+        `ValueError`: it is no file and no such name, no text, no YAML or no list of `name: value` lines, or has a name
+            twice. The sentence tells the line, but not what is in it, which may be a token.
     """
-    shown = without_secrets(str(path))
-    if not Path(path).is_file():
-        raise ValueError(f"`--config` is {shown}, which is not a file; give the path of a YAML recipe.")
+    path, shown = _find_recipe(str(source)), without_secrets(str(source))
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise ValueError(f"{shown} cannot be read as UTF-8 text; give the path of a YAML recipe.") from None
     return parse_mapping(text, shown)
+
+
+def _find_recipe(source: str) -> Path:
+    if Path(source).is_file():
+        return Path(source)
+    names = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    if source in names:
+        return names[source]
+    near = difflib.get_close_matches(Path(source).name.removesuffix(".yaml"), names, n=1)
+    hint = f"did you mean the recipe {near[0]}?" if near else f"give the path of a YAML recipe, or {', '.join(names)}."
+    raise ValueError(f"`--config` is {without_secrets(source)}, which is not a file; {hint}")
 
 
 def parse_mapping(text: str, subject: str) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Recipes, and mistakes that are found before any work."""
 
-from pathlib import Path
-
 import pytest
 
 from dinov2_hf.curation import CurationArguments, read_arguments
@@ -22,8 +20,7 @@ def test_a_recipe_and_what_overrides_it(tmp_path):
 
 @pytest.mark.parametrize("name", ["curate_lvd", "curate_small"])
 def test_the_recipes_can_be_read(name):
-    path = Path(__file__).parents[2] / "examples" / "recipes" / f"{name}.yaml"
-    arguments = read_arguments(path, uncurated=["pool"], curated=["others"])
+    arguments = read_arguments(name, uncurated=["pool"], curated=["others"])
     assert arguments.deduplication_threshold == 0.6
     assert arguments.how_selected == "retrieval"
 

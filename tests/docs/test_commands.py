@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dinov2_hf.cli import main
+from dinov2_hf.recipe_files import RECIPES
 from tests.docs.documents import ROOT, all_blocks, commands_of, without_launcher
 
 
@@ -66,6 +67,9 @@ def test_command_names_what_exists(words):
     for name in words:
         if name.startswith("examples/"):
             assert Path(ROOT, name).exists(), name
+    for before, name in zip(words, words[1:], strict=False):
+        if before in ("--config", "--teacher_recipe") and not name.endswith((".yaml", "...")):
+            assert (RECIPES / f"{name}.yaml").is_file(), name
 
 
 def test_what_the_security_page_names_exists():

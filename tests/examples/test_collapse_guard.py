@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .conftest import EXAMPLES, load_example
+from dinov2_hf.recipe_files import read_recipe
+
+from .conftest import load_example
 
 
 # Enough steps for three log lines after the start, and over more than 50 steps.
@@ -72,7 +74,7 @@ def test_the_quickstart_is_left_alone(pretrain, tmp_path, monkeypatch, caplog):
     """Its own recipe and data, a tenth as long."""
     monkeypatch.setattr("sys.argv", ["write_digits.py", str(tmp_path / "digits")])
     load_example("write_digits").main()
-    recipe = yaml.safe_load((EXAMPLES / "recipes" / "quickstart_digits.yaml").read_text())
+    recipe = read_recipe("quickstart_digits")
     for name in ("max_steps", "warmup_steps", "teacher_temperature_warmup_steps", "eval_steps", "save_steps"):
         recipe[name] //= 10
     recipe["per_device_train_batch_size"] = 32

@@ -9,6 +9,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining
 
+from dinov2_hf import recipe_files
 from dinov2_hf.runs.arguments import PreTrainingArguments, values_for
 from dinov2_hf.runs.distillation_arguments import DistillationArguments
 from dinov2_hf.runs.recipes import parse_recipe
@@ -17,8 +18,9 @@ from dinov2_hf.training.schedules import build_schedules, scale_learning_rate
 from .test_pretrain import Interrupted, assert_same_run, run, weights
 
 
-RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
-RECIPES = [path for path in RECIPES if not path.stem.startswith("curate_")]  # those are of data, not of a run
+RECIPES = [
+    path for path in sorted(recipe_files.RECIPES.glob("*.yaml")) if not path.stem.startswith("curate_")
+]  # those are of data, not of a run
 # What is not of the network or the heads, for a recipe of a run that takes both from elsewhere.
 NETWORK = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_prototypes", "head_hidden_size")
 
@@ -248,16 +250,13 @@ TINY_RUNS = {
 def test_recipes_run(pretrain, images, earlier, tmp_path, name):
     """On a tiny network, with everything else as the recipe says."""
     flags = [flag.format(earlier=earlier) for flag in TINY_RUNS[name]]
-    run(pretrain, str(RECIPES[0].parent / f"{name}.yaml"), images, tmp_path / "out", *flags, *TINY_CROPS)
+    run(pretrain, name, images, tmp_path / "out", *flags, *TINY_CROPS)
     assert [record["step"] for record in records(tmp_path / "out") if "loss" in record] == [1, 2]
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "out").values())
 
 
 def test_the_high_resolution_schedules_are_the_long_ones_compressed():
-    long, short = (
-        yaml.safe_load((RECIPES[0].parent / f"{name}.yaml").read_text())
-        for name in ("vitl14_imagenet22k", "vitl14_highres518")
-    )
+    long, short = (recipe_files.read_recipe(name) for name in ("vitl14_imagenet22k", "vitl14_highres518"))
     for name in ("warmup_steps", "freeze_last_layer_steps", "teacher_temperature_warmup_steps"):
         assert short[name] / short["max_steps"] == long[name] / long["max_steps"]
     for name in ("weight_decay", "final_weight_decay", "teacher_momentum", "teacher_temperature"):

@@ -16,6 +16,7 @@ from PIL import Image
 
 
 ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 MODULES = """
 import importlib, pkgutil, sys
 import dinov2_hf
@@ -26,12 +27,15 @@ for name in names:
         importlib.import_module(name)
 print(*names, sep="\\n")
 """
-MODEL = """
-from dinov2_hf import DINOv2Config, DINOv2ImageProcessor, DINOv2Model
-config = DINOv2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, layerscale_value=1.0)
-DINOv2Model(config).save_pretrained("model")
-DINOv2ImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}).save_pretrained("model")
-"""
+# A pretraining that takes seconds.
+TINY = (
+    "--hidden_size 32 --num_hidden_layers 2 --num_attention_heads 2 --image_size 56 --patch_size 14"
+    " --layerscale_value 1 --local_crop_size 28 --num_local_crops 2 --num_prototypes 32 --head_hidden_size 32"
+    " --bottleneck_size 16 --max_steps 2 --warmup_steps 1 --teacher_temperature_warmup_steps 1"
+    " --freeze_last_layer_steps 0 --per_device_train_batch_size 4 --dataloader_num_workers 0 --logging_steps 1"
+    " --mixed_precision no"
+).split()
+LAUNCHED = "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no"
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +100,8 @@ def test_every_file_of_the_package_is_in_the_wheel(built):
         for path in package.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert found == wanted
+    scripts = [path for pattern in ("*.py", "accelerate_configs/*", "slurm/*") for path in EXAMPLES.glob(pattern)]
+    assert found == wanted | {f"dinov2_hf/examples/{path.relative_to(EXAMPLES).as_posix()}" for path in scripts}
 
 
 def test_every_module_can_be_imported(python):
@@ -105,18 +110,29 @@ def test_every_module_can_be_imported(python):
     files = {path.relative_to(package.parent).with_suffix("") for path in package.rglob("*.py")}
     modules = {".".join(path.parts) for path in files if path.name != "__init__"}
     packages = {".".join(path.parent.parts) for path in files if path.name == "__init__"}
-    assert set(names) == (modules | packages) - {"dinov2_hf"}
+    scripts = {f"dinov2_hf.examples.{path.stem}".removesuffix(".__init__") for path in EXAMPLES.glob("*.py")}
+    assert set(names) == (modules | packages | scripts) - {"dinov2_hf"}
 
 
 def test_commands_work_outside_the_checkout(python):
-    """Convert, export, features, evaluate and curate, one after the other, as they are typed."""
+    """From images to a pretraining, a distillation and what is done with their models, as they are typed."""
     rng = np.random.default_rng(0)
     for index in range(16):
         path = python.work / "images" / ("dark", "light")[index % 2] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((rng.integers(0, 128, (40, 48, 3)) + 127 * (index % 2)).astype(np.uint8)).save(path)
-    python("-c", MODEL)
-    python(python.command, "convert", "model", "original.pth")
+    given = (*TINY, "--train_data", "images", "--output_dir")
+    python("-m", *LAUNCHED, "-m", "dinov2_hf.examples.pretrain", "--config", "vits14_short", *given, "run")
+    (python.work / "run").rename(python.work / "launched")
+    python(python.command, "pretrain", "--config", "vits14_short", *given, "run")
+    for name in ("recipe.yaml", "model/model.safetensors"):
+        assert (python.work / "run" / name).read_bytes() == (python.work / "launched" / name).read_bytes()
+    of_student = [
+        word for pair in zip(TINY[::2], TINY[1::2], strict=True) if "num_prototypes" not in pair[0] for word in pair
+    ]
+    given = ("--teacher", "run", *of_student, "--train_data", "images", "--output_dir", "small")
+    python(python.command, "distill", "--config", "vits14_distilled", *given)
+    python(python.command, "convert", "run/model", "original.pth")
     python(python.command, "convert", "original.pth", "again", "--num_attention_heads", 2)
     python(python.command, "export", "again", "--format", "transformers", "--output_dir", "stock")
     python(python.command, "features", "again", "--data", "images", "--output", "features.parquet")
@@ -125,6 +141,7 @@ def test_commands_work_outside_the_checkout(python):
         "--train_data", "images", "--eval_data", "images", "--eval_split", "train", "--output_dir", "evaluation",
     )  # fmt: skip
     python(python.command, "curate", "--uncurated", "images", "--output_dir", "curated")
+    assert (python.work / "small" / "model" / "model.safetensors").is_file()
     assert (python.work / "stock" / "model.safetensors").is_file()
     assert (python.work / "features.parquet").is_file()
     # Each image is its own nearest neighbour, so one neighbour is always right.

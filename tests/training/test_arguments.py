@@ -102,6 +102,8 @@ def test_bad_flags_are_named():
         parse("--batch_size", "0")
     with pytest.raises(ValueError, match="nowhere.yaml, which is not a file"):
         parse("--config", "nowhere.yaml")
+    with pytest.raises(ValueError, match="vits14_shrt, which is not a file; did you mean the recipe vits14_short"):
+        parse("--config", "vits14_shrt")
     with pytest.raises(ValueError, match="`--config` is given 2 times"):
         parse("--config", "a.yaml", "--config=b.yaml")
     with pytest.raises(ValueError, match="`--config` has no value"):

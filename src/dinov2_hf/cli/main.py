@@ -18,10 +18,12 @@ from ..conversion.exports.report import ExportCheckError
 from ..public_names import without_secrets
 from .convert import convert
 from .curate import curate
+from .distill import distill
 from .evaluate import evaluate
 from .export import export
 from .features import features
 from .options import PIXEL_LIMIT
+from .pretrain import pretrain
 from .push import push
 from .user_words import flags_of, in_users_words
 from .visualize import visualize
@@ -31,6 +33,8 @@ COMMANDS = {
     "convert": convert, "export": export, "push": push, "features": features, "curate": curate, "evaluate": evaluate,
     "visualize": visualize,
 }  # fmt: skip
+# These read their words themselves, as the scripts that they are.
+SCRIPTS = {"pretrain": pretrain, "distill": distill}
 # Of files and folders that a user named: not there, not readable, not writable, of another kind; and full disks.
 MISTAKES = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR,
@@ -61,8 +65,13 @@ def put_in_force(max_image_pixels: int | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in SCRIPTS:
+        return SCRIPTS[arguments[0]](arguments[1:])
     parser = Parser(prog="dinov2-hf", description="DINOv2 for Hugging Face transformers.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
+    for name, script in SCRIPTS.items():
+        commands.add_parser(name, help=script.__doc__)
     for name, add_arguments in COMMANDS.items():
         summary = add_arguments.__doc__
         command = commands.add_parser(name, help=summary, description=summary)

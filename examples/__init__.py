@@ -1,0 +1,1 @@
+"""Pretraining and distillation as scripts; in a wheel `dinov2_hf.examples`."""
