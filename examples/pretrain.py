@@ -12,7 +12,7 @@ leaves in the output folder: `model/` (what AutoModel loads), `pretraining_model
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -332,7 +332,7 @@ def train(
             with accelerator.accumulate(model):
                 output = model(
                     **send_to_device(batch, accelerator.device, non_blocking=True),
-                    teacher_temperature=now.teacher_temperature,
+                    **now.forward_arguments,
                 )
                 accelerator.backward(output["loss"])
                 nonfinite.add(output["loss"], report.row_ids)
@@ -361,7 +361,7 @@ def train(
             metrics = mean_over_processes(accelerator, metrics)
             rates = window.rates()
             progress.set_postfix_str(format_progress(metrics, rates["images_per_second"]), refresh=False)
-            record({**metrics, **{name: norm.item() for name, norm in norms.items()}, **asdict(now), **rates,
+            record({**metrics, **{name: norm.item() for name, norm in norms.items()}, **now.metrics, **rates,
                     "nonfinite_steps": state["nonfinite_steps"]})  # fmt: skip
             window.restart()
             complaint = skipped_images.complaint(gather_object(list(skipped_images.reasons)), state["images_seen"])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dinov2_hf.training.schedules import CosineSchedule, build_schedules, scale_learning_rate
+from dinov2_hf.training.schedules import SCHEDULES, Schedule, build_schedules, scale_learning_rate
 
 
 SHORT = {
@@ -12,7 +12,8 @@ SHORT = {
     "freeze_backbone_steps": 0, "weight_decay": 0.04,
     "final_weight_decay": 0.4, "teacher_momentum": 0.992, "final_teacher_momentum": 1.0,
     "warmup_teacher_temperature": 0.04, "teacher_temperature": 0.07, "teacher_temperature_warmup_steps": 37_500,
-    "max_steps": 125_000,
+    "max_steps": 125_000, "learning_rate_schedule": "cosine", "weight_decay_schedule": "cosine",
+    "teacher_momentum_schedule": "cosine",
 }  # fmt: skip
 LARGE = {
     **SHORT, "warmup_steps": 100_000, "final_weight_decay": 0.2, "teacher_momentum": 0.994, "max_steps": 625_000,
@@ -59,11 +60,68 @@ def test_last_layer_is_frozen_at_first():
 
 
 def test_equals_the_rule_written_as_a_list():
-    schedule = CosineSchedule(base=2.0, final=0.5, total_steps=20, warmup_steps=5, start=1.0)
+    schedule = Schedule(base=2.0, final=0.5, total_steps=20, warmup_steps=5, start=1.0)
     warmup = [1 + i / 4 for i in range(5)]
     cosine = [0.5 + 0.5 * 1.5 * (1 + math.cos(math.pi * i / 15)) for i in range(15)]
     expected = warmup + cosine + [0.5] * 3
     assert [schedule.at(step) for step in range(23)] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shares"),
+    [
+        ("linear", [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]),
+        ("constant", [0] * 11),
+        ("warmup_stable_decay", [0] * 9 + [0.5, 1]),
+        ("cosine", [(1 - math.cos(math.pi * i / 10)) / 2 for i in range(11)]),
+    ],
+)
+def test_kinds_go_from_base_to_final_after_the_warmup(kind, shares):
+    schedule = Schedule(base=3.0, final=1.0, total_steps=14, warmup_steps=4, kind=SCHEDULES.find(kind))
+    assert [schedule.at(step) for step in range(4)] == pytest.approx([0, 1, 2, 3])
+    assert [schedule.at(step) for step in range(4, 15)] == pytest.approx([3 - 2 * share for share in shares])
+    assert schedule.at(100) == schedule.at(14)
+
+
+def test_the_recipe_names_the_kinds():
+    kinds = {"learning_rate_schedule": "constant", "weight_decay_schedule": "linear"}
+    schedules = build_schedules(peak_learning_rate=1e-3, **SHORT | kinds)
+    assert schedules.at(124_999).learning_rate == 1e-3
+    assert schedules.at(62_500).weight_decay == pytest.approx(0.22)
+    assert schedules.at(31_250).weight_decay == pytest.approx(0.13)
+    with pytest.raises(ValueError, match="there is no schedule 'cosin'. Did you mean `cosine`?"):
+        build_schedules(peak_learning_rate=1e-3, **SHORT | {"weight_decay_schedule": "cosin"})
+
+
+def test_weights_of_loss_terms():
+    terms = {
+        "my_package.gram:gram_loss": {"start": 0, "end": 2.0, "steps": 1000, "delay_steps": 500},
+        "other": 0.5,
+        "third": {"kind": "constant", "start": 1, "end": 1},
+    }
+    schedules = build_schedules(peak_learning_rate=1e-3, **SHORT, loss_terms=terms)
+    weights = [schedules.at(step).loss_weights for step in (0, 499, 500, 750, 1000, 10_000)]
+    assert [values["my_package.gram:gram_loss"] for values in weights] == [0, 0, 0, 1, 2, 2]
+    assert {values["other"] for values in weights} == {0.5}
+    assert {values["third"] for values in weights} == {1}
+    metrics = schedules.at(750).metrics
+    assert metrics["gram_loss_weight"] == 1
+    assert all(isinstance(value, float) for value in metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("much", "`loss_terms` gives gram the value much; it must be a number, at least 0."),
+        (-1, "`loss_terms` gives gram the value -1; it must be a number, at least 0."),
+        ({"start": 0}, r"`loss_terms` gives gram \(end\) the value None"),
+        ({"start": 0, "end": 1, "step": 5}, "unknown key `step`. Did you mean `steps`?"),
+        ({"kind": "square", "start": 0, "end": 1}, "there is no schedule 'square'"),
+    ],
+)
+def test_weights_that_are_none_are_named(value, message):
+    with pytest.raises(ValueError, match=message):
+        build_schedules(peak_learning_rate=1e-3, **SHORT, loss_terms={"gram": value})
 
 
 def test_scaling_rules():

@@ -148,8 +148,14 @@ class PreTrainingArguments:
     )
     min_learning_rate: float = argument(1e-6, "Final learning rate; not scaled.", NOT_NEGATIVE)
     warmup_steps: int = argument(12_500, "First steps, in which the learning rate rises from 0.", NOT_NEGATIVE)
+    learning_rate_schedule: str = argument(
+        "cosine",
+        "From the peak learning rate to the final one: cosine, linear, constant, warmup_stable_decay, or"
+        " package.module:function.",
+    )
     weight_decay: float = argument(0.04, "AdamW's weight decay in the first step.", NOT_NEGATIVE)
-    final_weight_decay: float = argument(0.4, "AdamW's weight decay in the last step, by a cosine.", NOT_NEGATIVE)
+    final_weight_decay: float = argument(0.4, "AdamW's weight decay in the last step.", NOT_NEGATIVE)
+    weight_decay_schedule: str = argument("cosine", "As learning_rate_schedule, between the two weight decays.")
     adam_beta1: float = argument(0.9, "AdamW's decay of the mean of gradients.", BELOW_ONE)
     adam_beta2: float = argument(0.999, "AdamW's decay of the mean of squared gradients.", BELOW_ONE)
     layerwise_decay: float = argument(0.9, "Learning-rate factor from block to block, towards the input.", SHARE)
@@ -160,7 +166,8 @@ class PreTrainingArguments:
     max_grad_norm: float = argument(3.0, "L2 norm that larger gradients are scaled down to.", ABOVE_ZERO)
     clip_per_part: bool = argument(True, "Clip backbone and heads by norms of their own, as the original; or by one.")
     teacher_momentum: float = argument(0.992, "Momentum of the teacher's average in the first step.", SHARE)
-    final_teacher_momentum: float = argument(1.0, "Momentum in the last step, by a cosine.", SHARE)
+    final_teacher_momentum: float = argument(1.0, "Momentum in the last step.", SHARE)
+    teacher_momentum_schedule: str = argument("cosine", "As learning_rate_schedule, between the two momenta.")
     warmup_teacher_temperature: float = argument(
         0.04, "Temperature of the teacher's targets in the first step.", ABOVE_ZERO
     )
