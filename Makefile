@@ -22,7 +22,7 @@ test: .venv/installed
 # Damaged image files, for so many seconds of each format; the suite has a short round of it.
 FUZZ_SECONDS ?= 60
 fuzz: .venv/installed
-	HF_HUB_OFFLINE=1 DINOV2_HF_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/data/test_decoders_fuzzed.py
+	HF_HUB_OFFLINE=1 DINOV2_HF_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/data/decoding/test_decoders_fuzzed.py
 
 quality: .venv/installed
 	$(BIN)/ruff check src tests examples setup.py

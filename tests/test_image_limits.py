@@ -10,8 +10,8 @@ from PIL import Image
 
 from dinov2_hf import DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.cli import main
-from dinov2_hf.data.image_bounds import VARIABLE, max_image_pixels
-from tests.data.test_image_bounds import png_of, tiff_of
+from dinov2_hf.data.decoding.size_limits import VARIABLE, max_image_pixels
+from tests.data.decoding.test_size_limits import png_of, tiff_of
 from tests.examples.conftest import TINY, forget_accelerate, load_example
 
 

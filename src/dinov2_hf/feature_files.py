@@ -24,7 +24,7 @@ from pyarrow import parquet
 from torch import Tensor, nn
 
 from .atomic_files import check_new_file, check_new_folder, new_file, new_folder
-from .data.row_paths import refuse_unreadable_files
+from .data.reading.row_paths import refuse_unreadable_files
 from .features import iterate_features, require_column
 
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from .data.channel_decoding import image_decoder
-from .data.image_decoding import UndecodableImage
+from .data.decoding.channels import image_decoder
+from .data.decoding.size_limits import UndecodableImage
 from .data.loader_workers import check_shared_memory, leave_interruption_to_parent
 from .feature_kinds import (
     CLS_RULE,

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from dinov2_hf.data import MultiCropTransform
-
-from .conftest import noise_image
+from tests.data.conftest import noise_image
 
 
 def transform(num_channels: int, **settings) -> MultiCropTransform:

@@ -11,8 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from dinov2_hf.data.multi_crop import MultiCropTransform, draw_crop_box, gaussian_blur
-
-from .conftest import noise_image
+from tests.data.conftest import noise_image
 
 
 PLAIN = {

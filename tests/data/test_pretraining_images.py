@@ -10,9 +10,8 @@ from dinov2_hf.data.collator import PreTrainingCollator
 from dinov2_hf.data.masking import BlockMaskGenerator
 from dinov2_hf.data.multi_crop import MultiCropTransform
 from dinov2_hf.data.pretraining_images import PreTrainingImages, PreTrainingStream, build_loader
-from dinov2_hf.data.sampler import SampleKey
-
-from .conftest import encode, noise_image
+from dinov2_hf.data.sample_order import SampleKey
+from tests.data.conftest import encode, noise_image
 
 
 TRANSFORM = MultiCropTransform(global_crop_size=16, local_crop_size=8, num_local_crops=2)

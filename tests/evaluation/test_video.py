@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from dinov2_hf.data import UndecodableImage
-from dinov2_hf.data.video_frames import decode_frames, frame_indices, load_video_dataset
+from dinov2_hf.data.decoding.video_frames import decode_frames, frame_indices
+from dinov2_hf.data.reading.video_dataset import load_video_dataset
 from dinov2_hf.evaluation.video import FramesModel, evaluate_video, process_frames
 from dinov2_hf.features import cls_features
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dinov2_hf import DINOv2Config, DINOv2DistillationConfig, DINOv2PreTrainingConfig
-from dinov2_hf.data.image_bounds import VARIABLE, max_image_pixels
+from dinov2_hf.data.decoding.size_limits import VARIABLE, max_image_pixels
 from dinov2_hf.runs.arguments import PreTrainingArguments
 from dinov2_hf.runs.distillation_arguments import DistillationArguments
 from dinov2_hf.runs.recipes import build_parser, parse_recipe, recipe_fields

@@ -266,7 +266,7 @@ def load_datasets(
         ValueError: they cannot be loaded, or some of the protocols take images and others videos.
     """
     from ..data import find_image_column, load_image_dataset
-    from ..data.video_frames import load_video_dataset
+    from ..data.reading.video_dataset import load_video_dataset
 
     names = ("image_column", "video_column")
     kinds = {name for function in functions for name in taken_by(function, dict.fromkeys(names))}

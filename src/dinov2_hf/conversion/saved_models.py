@@ -17,7 +17,7 @@ from .model_folder import load_model_folder
 
 # transformers would ask at the terminal whether the Python in a model folder is to be run.
 DATA_ALONE = {"trust_remote_code": False}
-# Pixels: as many squared are more than any image may have by default (`data.image_bounds`).
+# Pixels: as many squared are more than any image may have by default (`data.decoding.size_limits`).
 MAX_SIDE = 16_384
 CLASS_OF_TYPE = {
     "dinov2": DINOv2Model,

@@ -18,12 +18,12 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from .channel_decoding import image_decoder
 from .collator import BatchReport, PreTrainingCollator, PreTrainingSample, SkippedImage
-from .image_dataset import describe_row
-from .image_decoding import UndecodableImage
+from .decoding.channels import image_decoder
+from .decoding.size_limits import UndecodableImage
 from .loader_workers import check_shared_memory, outlive_preemption
-from .sampler import PreTrainingBatchSampler, SampleKey, mix_seed
+from .reading.image_dataset import describe_row
+from .sample_order import PreTrainingBatchSampler, SampleKey, mix_seed
 
 
 MAX_TRIES_PER_SAMPLE = 20

@@ -16,8 +16,8 @@ from accelerate import PartialState
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data.channel_decoding import image_decoder
-from ..data.image_decoding import decode_image
+from ..data.decoding.channels import image_decoder
+from ..data.decoding.rgb import decode_image
 from ..features import require_column
 from ..pictures.figures import picture_beside_numbers
 from ..pictures.nearest_images import draw_nearest_images, square_picture

@@ -12,7 +12,8 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from ..data.video_frames import decode_frames, without_decoding
+from ..data.decoding.video_frames import decode_frames
+from ..data.reading.video_dataset import without_decoding
 from ..features import cls_features, extract_features, process_images, require_column
 from ..pictures.figures import draw_curves, picture_beside_numbers
 from .classification.classifier_grid import (

@@ -17,10 +17,10 @@ def decode_input(value: str | os.PathLike | Image.Image, timeout: float | None =
         timeout: of a URL, in seconds.
 
     Raises:
-        UndecodableImage: it cannot be decoded, or is beyond the limits of `data.image_bounds`.
+        UndecodableImage: it cannot be decoded, or is beyond the limits of `data.decoding.size_limits`.
     """
     # Where it is needed: the room of the data takes a second to import, and models come without images too.
-    from ..data.image_decoding import decode_image
+    from ..data.decoding.rgb import decode_image
 
     return decode_image(encoded_input(value, timeout))
 
@@ -67,7 +67,7 @@ class DecodedInputs:
     def _decoded(self, value: Any, do_convert_rgb: bool | None) -> Image.Image | np.ndarray:
         if do_convert_rgb or len(self.image_mean) == 3:
             return decode_input(value)
-        from ..data.channel_decoding import decode_channels
+        from ..data.decoding.channels import decode_channels
 
         return decode_channels(encoded_input(value), len(self.image_mean))
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ...data.image_decoding import UndecodableImage
+from ...data.decoding.size_limits import UndecodableImage
 from ...devices import find_device
 from ..embedders import (
     DESCRIPTOR_FILE,

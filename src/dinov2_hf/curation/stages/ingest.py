@@ -9,8 +9,9 @@ from PIL import Image
 from pyarrow import parquet
 from tqdm.auto import tqdm
 
-from ...data.image_decoding import UndecodableImage, decode_image
-from ...data.outside_paths import outside_path
+from ...data.decoding.file_content import outside_path
+from ...data.decoding.rgb import decode_image
+from ...data.decoding.size_limits import UndecodableImage
 from ..algorithms.image_hashes import content_hash, perceptual_hash
 from ..arguments import CurationArguments
 from ..image_filters import ImageFilter, file_reason, filter_reasons, load_filter, size_reason

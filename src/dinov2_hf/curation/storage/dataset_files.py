@@ -10,8 +10,8 @@ import pyarrow as pa
 from pyarrow import parquet
 from tqdm.auto import tqdm
 
-from ...data.image_decoding import UndecodableImage
-from ...data.row_paths import holds_files
+from ...data.decoding.size_limits import UndecodableImage
+from ...data.reading.row_paths import holds_files
 from ..algorithms.image_hashes import content_hash
 from ..run_context import Curation
 from .dropped_images import DroppedImage, write_dropped

@@ -7,7 +7,8 @@ broken: the run stops, and the next one tries again.
 import time
 from typing import Any
 
-from ...data.image_decoding import UndecodableImage, read_content
+from ...data.decoding.file_content import read_content
+from ...data.decoding.size_limits import UndecodableImage
 
 
 # A file server that is restarted, or a request that was lost, is often there again after so long.

@@ -11,7 +11,8 @@ import zlib
 
 from PIL import ExifTags, Image
 
-from ...data.image_decoding import UndecodableImage, open_image, turn_upright
+from ...data.decoding.rgb import open_image, turn_upright
+from ...data.decoding.size_limits import UndecodableImage
 
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

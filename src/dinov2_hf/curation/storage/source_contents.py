@@ -6,8 +6,8 @@ from typing import Any
 
 import datasets
 
-from ...data.image_dataset import ALL_SPLITS
-from ...data.image_folders import read_folder
+from ...data.reading.folders import read_folder
+from ...data.reading.image_dataset import ALL_SPLITS
 from .sources import OpenSources, is_img2dataset
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import datasets
 
 from ...data import find_image_column, load_image_dataset
-from ...data.image_dataset import ALL_SPLITS
-from ...data.row_paths import refuse_unreadable_files, undecoded, with_content
+from ...data.reading.image_dataset import ALL_SPLITS
+from ...data.reading.row_paths import refuse_unreadable_files, undecoded, with_content
 from ...public_names import without_secrets
 from .file_fingerprints import files_below, files_of_rows, fingerprint_of
 

@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ...data.channel_decoding import image_decoder
-from ...data.image_decoding import UndecodableImage
+from ...data.decoding.channels import image_decoder
+from ...data.decoding.size_limits import UndecodableImage
 from ...data.loader_workers import check_shared_memory
 from ...data.multi_crop import draw_crop_box
-from ...data.sampler import PreTrainingBatchSampler, SampleKey
+from ...data.sample_order import PreTrainingBatchSampler, SampleKey
 from ...features import DecodedImages, process_images
 
 

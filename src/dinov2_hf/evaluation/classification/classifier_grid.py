@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ...data.sampler import PreTrainingBatchSampler
+from ...data.sample_order import PreTrainingBatchSampler
 
 
 # Before their scaling by the batch size. The original's code and the paper name different grids.

@@ -11,8 +11,10 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ...data.channel_decoding import NPY_BEGINNING, read_npy
-from ...data.image_decoding import UndecodableImage, load_pixels, open_image, read_content, turn_upright
+from ...data.decoding.channels import NPY_BEGINNING, read_npy
+from ...data.decoding.file_content import read_content
+from ...data.decoding.rgb import load_pixels, open_image, turn_upright
+from ...data.decoding.size_limits import UndecodableImage
 from .depth_benchmarks import DepthBenchmark
 from .images import PixelNormalization
 

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from ...data.channel_decoding import image_decoder
-from ...data.image_dataset import describe_row
-from ...data.image_decoding import UndecodableImage
-from ...data.sampler import PreTrainingBatchSampler, SampleKey
+from ...data.decoding.channels import image_decoder
+from ...data.decoding.size_limits import UndecodableImage
+from ...data.reading.image_dataset import describe_row
+from ...data.sample_order import PreTrainingBatchSampler, SampleKey
 from ...features import require_column
 from .head_training import seeded
 

@@ -10,7 +10,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ...data.image_decoding import UndecodableImage, load_pixels, open_image, read_content, turn_upright
+from ...data.decoding.file_content import read_content
+from ...data.decoding.rgb import load_pixels, open_image, turn_upright
+from ...data.decoding.size_limits import UndecodableImage
 from .images import PixelPairs
 
 

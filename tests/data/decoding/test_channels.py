@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from dinov2_hf.data import UndecodableImage, decode_channels, decode_image, image_decoder
-
-from .conftest import encode, noise_image
+from tests.data.conftest import encode, noise_image
 
 
 def npy(array: np.ndarray) -> bytes:

@@ -5,16 +5,14 @@ This is the one way in: training, features, evaluation, curation, the image proc
 
 import io
 import os
-import stat
 from collections.abc import Mapping
 from typing import Any
 
-import fsspec
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from .image_bounds import BYTES_PER_PIXEL, UndecodableImage, check_file_size, check_size, max_image_pixels
-from .outside_paths import outside_path
+from .file_content import read_content
+from .size_limits import UndecodableImage, check_size, max_image_pixels
 
 
 # No other decoder of Pillow is started, whatever a file is called: some of them run programs (EPS: Ghostscript).
@@ -37,7 +35,7 @@ def decode_image(value: Mapping[str, Any] | bytes | str | os.PathLike | Image.Im
 
     Raises:
         UndecodableImage: for a missing, empty or truncated file, for a file that is no image of `IMAGE_FORMATS`, and
-            for an image beyond the limits of `image_bounds`.
+            for an image beyond the limits of `size_limits`.
     """
     # Decoders meet hostile bytes and raise nearly anything (OSError, SyntaxError, struct.error, IndexError, ...).
     try:
@@ -53,7 +51,7 @@ def open_image(content: bytes) -> Image.Image:
     """Open the bytes of an image file with Pillow and read its pixels, as they are stored.
 
     Raises:
-        UndecodableImage: it is in none of `IMAGE_FORMATS`, or beyond the limits of `image_bounds`. What decoders raise
+        UndecodableImage: it is in none of `IMAGE_FORMATS`, or beyond the limits of `size_limits`. What decoders raise
             for damaged files is left as it is.
     """
     Image.init()  # or the formats that come as plugins are not known yet
@@ -81,50 +79,6 @@ def _let_pillow_allow(num_pixels: int) -> None:
     """Raise Pillow's own limit to ours: it would warn at every crop of a large image that has passed our check."""
     if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < num_pixels:
         Image.MAX_IMAGE_PIXELS = num_pixels
-
-
-def read_content(value: Mapping[str, Any] | bytes | str | os.PathLike) -> bytes:
-    """The bytes of an image file.
-
-    Args:
-        value: as in `decode_image`, but no open image.
-
-    Raises:
-        UndecodableImage: there are none, the file is no regular file (a device or a pipe could be read for ever), it
-            is larger than any allowed image, or a row names a file outside of its dataset (see `row_paths`).
-        OSError: the file cannot be read.
-    """
-    if isinstance(value, Mapping):
-        value = value["path"] if value.get("bytes") is None else value["bytes"]
-    if value is None:
-        raise UndecodableImage("the row holds no image")
-    if isinstance(value, (str, os.PathLike)):
-        outside = outside_path(value)
-        if outside is not None:
-            raise UndecodableImage(f"it names the file {outside}, which lies outside of the folder of its dataset")
-        # Rows of a streamed Hub data set name remote files, such as hf://datasets/...
-        value = _read_remote(str(value)) if "://" in str(value) else _read_regular(value)
-    if len(value) == 0:
-        raise UndecodableImage("the file is empty")
-    return value
-
-
-def _read_remote(url: str) -> bytes:
-    with fsspec.open(url, "rb") as file:
-        content = file.read(BYTES_PER_PIXEL * max_image_pixels() + 1)
-    check_file_size(len(content))
-    return content
-
-
-def _read_regular(path: str | os.PathLike) -> bytes:
-    # Opening a pipe that nobody writes to would wait; reading a device would not end.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise UndecodableImage(f"{os.fspath(path)} is no regular file")
-        check_file_size(status.st_size)
-        return file.read()
 
 
 def turn_upright(image: Image.Image) -> Image.Image:

@@ -5,16 +5,15 @@ import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from dinov2_hf.data.image_dataset import (
+from dinov2_hf.data.decoding.rgb import decode_image
+from dinov2_hf.data.reading.image_dataset import (
     describe_row,
     evaluation_split,
     find_image_column,
     first_images,
     load_image_dataset,
 )
-from dinov2_hf.data.image_decoding import decode_image
-
-from .conftest import encode, noise_image
+from tests.data.conftest import encode, noise_image
 
 
 PNG = encode(noise_image(0, 8, 8))
@@ -113,7 +112,7 @@ def test_each_split_has_labels_by_itself(folder, caplog):
     write_files(folder, "train/a/1.png", "train/b/1.png", "val/b/2.png", "test/3.png", "test/4.png")
     assert load_image_dataset(str(folder))["label"][:] == [0, 1]
     assert load_image_dataset(str(folder), split="val")["label"][:] == [1]
-    with caplog.at_level("INFO", logger="dinov2_hf.data.image_folders"):
+    with caplog.at_level("INFO", logger="dinov2_hf.data.reading.folders"):
         assert load_image_dataset(str(folder), split="test").column_names == ["image"]
     assert "test (2, no labels), train (2, 2 classes), validation (1, 1 classes)" in caplog.text
 

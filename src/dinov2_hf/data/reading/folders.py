@@ -9,7 +9,7 @@ The rule, in this order:
    or a class. Parquet files and tars can tell their split by their own name too; either all of them do, or none.
 4. A split of images has labels where each of its images lies in one class folder, directly below the split. The
    numbers of the classes are by alphabetical order over all splits.
-5. Files called metadata.csv, .jsonl or .parquet give images other columns, by `file_name` (see `image_metadata`).
+5. Files called metadata.csv, .jsonl or .parquet give images other columns, by `file_name` (see `metadata_files`).
    Folders then give no labels.
 
 What is left out or not read is counted, and said on standard error.
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from .image_metadata import METADATA_NAMES
+from .metadata_files import METADATA_NAMES
 
 
 IMAGE_SUFFIXES = frozenset(

@@ -11,11 +11,11 @@ from pyarrow import parquet
 
 from dinov2_hf.curation import CurationArguments, curate
 from dinov2_hf.data import UndecodableImage, decode_channels, decode_image, first_images, load_image_dataset
-from dinov2_hf.data.row_paths import allowed_path, refuse_unreadable_files, undecoded, with_content
-from dinov2_hf.data.video_frames import decode_frames, load_video_dataset
+from dinov2_hf.data.decoding.video_frames import decode_frames
+from dinov2_hf.data.reading.row_paths import allowed_path, refuse_unreadable_files, undecoded, with_content
+from dinov2_hf.data.reading.video_dataset import load_video_dataset
 from dinov2_hf.feature_files import write_features
-
-from .conftest import encode, noise_image
+from tests.data.conftest import encode, noise_image
 
 
 PNG = encode(noise_image(0))

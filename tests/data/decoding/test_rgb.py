@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_hf.data.image_decoding import UndecodableImage, decode_image
-
-from .conftest import encode, noise_image
+from dinov2_hf.data.decoding.rgb import decode_image
+from dinov2_hf.data.decoding.size_limits import UndecodableImage
+from tests.data.conftest import encode, noise_image
 
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .image_bounds import MAX_CHANNELS, UndecodableImage, check_size
+from .size_limits import MAX_CHANNELS, UndecodableImage, check_size
 
 
 TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -43,7 +43,7 @@ def read_tiff(content: bytes) -> np.ndarray:
         (height, width, bands), in the numbers of the file.
 
     Raises:
-        UndecodableImage: it is damaged, beyond the limits of `image_bounds`, or holds several images of bands.
+        UndecodableImage: it is damaged, beyond the limits of `size_limits`, or holds several images of bands.
         MissingTiffReader: tifffile (the extra `multiband`) is not installed.
     """
     try:

@@ -12,11 +12,11 @@ import numpy as np
 from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
 
-from .channel_decoding import image_decoder
+from ..decoding.channels import image_decoder
+from ..decoding.size_limits import UndecodableImage
 from .damaged_files import DAMAGE, cause_of, load_saved, refuse_damaged
-from .image_decoding import UndecodableImage
-from .image_folders import SPLIT_OF_FOLDER_NAME, FolderContent, read_folder, say_what_is_read
-from .image_metadata import read_metadata
+from .folders import SPLIT_OF_FOLDER_NAME, FolderContent, read_folder, say_what_is_read
+from .metadata_files import read_metadata
 from .row_paths import confined
 
 
@@ -45,7 +45,7 @@ def load_image_dataset(
 
     Args:
         path_or_name: one of
-            a folder of images, parquet files or tars, read by the rule of `image_folders` in the order of the paths;
+            a folder of images, parquet files or tars, read by the rule of `folders` in the order of the paths;
             class folders become a `label` column (`ClassLabel`);
             a folder written by `save_to_disk`;
             a parquet file, WebDataset tar, or a glob of either: all rows make up the one split asked for;

@@ -15,8 +15,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from .image_decoding import read_content
-from .outside_paths import OUTSIDE, outside_path
+from ..decoding.file_content import OUTSIDE, outside_path, read_content
 
 
 def confined(
@@ -106,7 +105,7 @@ def with_content(value: Any, feature: Any) -> Any:
     A value that `undecoded` datasets hold, with the bytes of its files in place of their paths.
 
     Raises:
-        UndecodableImage, OSError: as `image_decoding.read_content`.
+        UndecodableImage, OSError: as `read_content`.
     """
     if value is None or not holds_files(feature):
         return value

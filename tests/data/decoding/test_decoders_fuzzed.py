@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from dinov2_hf.data import UndecodableImage, decode_channels, decode_image
+from tests.data.conftest import encode, noise_image
 
-from .conftest import encode, noise_image
-from .test_channel_decoding import npy
-from .test_image_bounds import png_of, tiff_of
+from .test_channels import npy
+from .test_size_limits import png_of, tiff_of
 
 
 # DINOV2_HF_FUZZ_SECONDS is set by `make fuzz`.

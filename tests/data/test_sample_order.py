@@ -2,7 +2,7 @@ from itertools import chain, islice
 
 import pytest
 
-from dinov2_hf.data.sampler import PreTrainingBatchSampler
+from dinov2_hf.data.sample_order import PreTrainingBatchSampler
 
 
 def first_keys(num_batches, *arguments, **options):

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .image_bounds import UndecodableImage, check_size
-from .image_decoding import decode_image, load_pixels, open_image, read_content, turn_upright
-from .tiff_reading import TIFF_BEGINNINGS, MissingTiffReader, read_tiff
+from .file_content import read_content
+from .rgb import decode_image, load_pixels, open_image, turn_upright
+from .size_limits import UndecodableImage, check_size
+from .tiff import TIFF_BEGINNINGS, MissingTiffReader, read_tiff
 
 
 NPY_BEGINNING = b"\x93NUMPY"
@@ -87,7 +88,7 @@ def read_npy(content: bytes) -> np.ndarray:
         The array, of 2 or 3 dimensions and of numbers.
 
     Raises:
-        UndecodableImage: it has another shape or type, is beyond the limits of `image_bounds`, or cut short.
+        UndecodableImage: it has another shape or type, is beyond the limits of `size_limits`, or cut short.
     """
     file = io.BytesIO(content)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

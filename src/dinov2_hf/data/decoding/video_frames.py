@@ -1,0 +1,70 @@
+"""Evenly spaced frames of videos: of files, or of lists of images."""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .file_content import read_content
+from .rgb import decode_image
+from .size_limits import UndecodableImage, check_size
+
+
+# Formats that hold their frames themselves. Others, such as playlists, name files and addresses to be read.
+ONLY_VIDEO_FILES = {"format_whitelist": "asf,avi,flv,gif,matroska,mov,mp4,mpeg,mpegts,ogg,webm"}
+
+
+def decode_frames(
+    value: Mapping[str, Any] | bytes | str | os.PathLike | Sequence[Any], num_frames: int
+) -> list[Image.Image]:
+    """`num_frames` evenly spaced frames of a video, each the middle one of an equal part of it.
+
+    A video of fewer frames gives some of them more than once.
+
+    Args:
+        value: a video file, as mapping of `bytes` and `path`, bytes or path, read by PyAV (the extra `evaluation`); or
+            a sequence of frames, each as in `decode_image`.
+
+    Raises:
+        UndecodableImage: the video or a wanted frame cannot be decoded, or there are no frames.
+        ImportError: a video file without PyAV.
+    """
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        if len(value) == 0:
+            raise UndecodableImage("the video has no frames")
+        return [decode_image(value[index]) for index in frame_indices(len(value), num_frames)]
+    content = read_content(value)
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError(
+            "video files need PyAV, which is not installed: pip install dinov2_hf[evaluation]."
+        ) from error
+    try:
+        with av.open(io.BytesIO(content), options=ONLY_VIDEO_FILES) as container:
+            stream = container.streams.video[0]
+            check_size(stream.width, stream.height)
+            count = sum(1 for packet in container.demux(stream) if packet.size)  # counted without decoding
+        wanted = frame_indices(count, num_frames)
+        frames = {}
+        with av.open(io.BytesIO(content), options=ONLY_VIDEO_FILES) as container:
+            container.streams.video[0].thread_type = "AUTO"
+            for index, frame in enumerate(container.decode(video=0)):
+                if index in wanted:
+                    frames[index] = frame.to_image()
+                if index >= wanted[-1]:
+                    break
+        # A stream may hold a packet or two more than frames.
+        return [frames[index] if index in frames else frames[max(frames)] for index in wanted]
+    except UndecodableImage:
+        raise
+    except Exception as error:  # as in `decode_image`
+        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
+
+
+def frame_indices(count: int, num_frames: int) -> list[int]:
+    """The middle frame of each of `num_frames` equal parts of `count` frames."""
+    return [int(index) for index in (np.arange(num_frames) + 0.5) * count / num_frames]

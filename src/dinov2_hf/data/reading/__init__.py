@@ -1,0 +1,1 @@
+"""Data sets from where people keep them, undecoded."""
