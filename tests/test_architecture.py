@@ -21,16 +21,17 @@ ROOMS = (
 # How anything is written, read from a recipe, and told; and where networks run.
 GROUND = {
     "output_folders", "atomic_files", "recipe_files", "public_names", "named_objects", "value_ranges", "options",
-    "devices", "hub_repos",
+    "command_lines", "devices", "hub_repos",
 }  # fmt: skip
 # Imports go down only. A room may import those named here and the ground.
 ALLOWED = {
     "output_folders": set(),
     "atomic_files": {"output_folders"},
-    "recipe_files": {"public_names"},
+    "recipe_files": {"named_objects", "public_names"},
     "public_names": set(),
     "named_objects": {"public_names"},
     "value_ranges": set(),
+    "command_lines": {"named_objects", "options", "public_names", "recipe_files"},
     "options": {"named_objects", "public_names", "recipe_files", "value_ranges"},
     "devices": set(),
     "hub_repos": set(),

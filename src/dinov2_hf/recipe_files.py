@@ -1,11 +1,11 @@
 """Recipes: YAML files of names and values, read so that nothing in them is lost and nothing of them is repeated."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from .named_objects import did_you_mean
 from .public_names import without_secrets
 
 
@@ -51,9 +51,11 @@ def _find_recipe(source: str) -> Path:
     names = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
     if source in names:
         return names[source]
-    near = difflib.get_close_matches(Path(source).name.removesuffix(".yaml"), names, n=1)
-    hint = f"did you mean the recipe {near[0]}?" if near else f"give the path of a YAML recipe, or {', '.join(names)}."
-    raise ValueError(f"`--config` is {without_secrets(source)}, which is not a file; {hint}")
+    near = did_you_mean(Path(source).name.removesuffix(".yaml"), names)
+    hint = near or f" Give the path of a YAML recipe, or {', '.join(names)}."
+    raise ValueError(
+        f"`--config` is {without_secrets(source)}, which is not a file and no recipe of the package.{hint}"
+    )
 
 
 def parse_mapping(text: str, subject: str) -> dict[str, Any]:
@@ -79,3 +81,8 @@ def parse_mapping(text: str, subject: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{subject} is not a recipe: it must be a list of `name: value` lines.")
     return values
+
+
+def parse_value(text: str, subject: str) -> Any:
+    """The value that a YAML text is, such as a word of a command line; errors as those of `parse_mapping`."""
+    return parse_mapping(f"value: {text}", subject)["value"]

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 
@@ -24,6 +25,17 @@ class Range:
         above = number >= self.low if self.low_included else number > self.low
         below = number <= self.high if self.high_included else number < self.high
         return math.isfinite(number) and above and below
+
+    def check(self, name: str, value: Any) -> None:
+        """
+        Raises:
+            `ValueError`: the value of that name, or a number in its list, is not in the range. Other values than
+                numbers, such as `None`, have no range.
+        """
+        is_list = isinstance(value, list | tuple)
+        numbers = [number for number in (value if is_list else [value]) if isinstance(number, Real)]
+        if not all(number in self for number in numbers):
+            raise ValueError(f"`{name}` is {value}; {'each number' if is_list else 'it'} must be {self}.")
 
     def __str__(self) -> str:
         if math.isinf(self.high):
@@ -55,8 +67,5 @@ def check_ranges(instance: Any) -> None:
         `ValueError`: a field of this dataclass, or a number in its list, is not finite or out of its range.
     """
     for field in dataclasses.fields(instance):
-        allowed, value = field.metadata.get("range"), getattr(instance, field.name)
-        numbers = value if isinstance(value, list | tuple) else [] if value is None else [value]
-        if allowed is not None and not all(number in allowed for number in numbers):
-            each = "each number must be" if isinstance(value, list | tuple) else "it must be"
-            raise ValueError(f"`{field.name}` is {value}; {each} {allowed}.")
+        if "range" in field.metadata:
+            field.metadata["range"].check(field.name, getattr(instance, field.name))

@@ -5,6 +5,7 @@ or stands in a table with the reason why it does neither here.
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -15,19 +16,18 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dinov2_hf import DINOv2Config, DINOv2DistillationConfig, DINOv2PreTrainingConfig
+from dinov2_hf.command_lines import build_parser
 from dinov2_hf.data.decoding.size_limits import VARIABLE, max_image_pixels
 from dinov2_hf.runs.arguments import PreTrainingArguments
 from dinov2_hf.runs.distillation_arguments import DistillationArguments
-from dinov2_hf.runs.recipes import build_parser, parse_recipe, recipe_fields
+from dinov2_hf.runs.recipes import options_of_run, parse_recipe
 
 from .conftest import EXAMPLES, TINY, forget_accelerate, load_example
 
 
 PRETRAINING = (PreTrainingArguments, DINOv2Config, DINOv2PreTrainingConfig)
 DISTILLATION = (DistillationArguments, DINOv2Config, DINOv2PreTrainingConfig, DINOv2DistillationConfig)
-NAMES = {
-    kinds: [entry.name for kind in kinds for entry in recipe_fields(kind)] for kinds in (PRETRAINING, DISTILLATION)
-}
+NAMES = {kinds: list(options_of_run(kinds)) for kinds in (PRETRAINING, DISTILLATION)}
 # What the objective of a distillation makes of the recipe is another matter than in a pretraining.
 OF_DISTILLATION = [
     name
@@ -182,8 +182,8 @@ def distillation(without_pictures, pretraining, images, tmp_path_factory):
 
 def test_every_name_of_the_help_is_walked():
     for kinds in (PRETRAINING, DISTILLATION):
-        parser = build_parser(kinds[0], [*kinds[1:]])
-        assert {action.dest for action in parser._actions} == {*NAMES[kinds], "config", "help"}
+        help = build_parser(options_of_run(kinds)).format_help()
+        assert set(re.findall(r"^  --(\w+)", help, re.MULTILINE)) == {*NAMES[kinds]}
     assert {*VALUES, *SAME_IN_DISTILLATION} <= {*NAMES[DISTILLATION]}
     assert not {*VALUES} & {*SAME_RESULT} - {"max_skipped_fraction"}
 

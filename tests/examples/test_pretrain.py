@@ -246,7 +246,7 @@ MISTAKES = {
     "crop and patch": (["--local_crop_size", "10"], r"`local_crop_size` is 10.*`patch_size` \(4\).*8"),
     "image and patch": (["--image_size", "18"], r"`image_size` is 18.*`patch_size` \(4\)"),
     "one image and KoLeo": (["--per_device_train_batch_size", "1"], "`per_device_train_batch_size` is 1.*KoLeo"),
-    "unknown key": (["--config", "{tmp}/typo.yaml"], "`num_prototype`; did you mean `num_prototypes`"),
+    "unknown key": (["--config", "{tmp}/typo.yaml"], "`num_prototype`. Did you mean `num_prototypes`"),
     "used folder": (["--output_dir", "{tmp}/used"], "already holds a run.*--resume_from_checkpoint"),
     "nothing to resume": (["--resume_from_checkpoint", "latest"], "holds no complete checkpoint"),
     "unlabelled bank": (

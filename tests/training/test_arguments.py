@@ -1,6 +1,5 @@
 """Recipes and flags: what wins, what is converted, and what is refused in one sentence."""
 
-import dataclasses
 import math
 import re
 from pathlib import Path
@@ -9,10 +8,12 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 
 from dinov2_hf import DINOv2Config, DINOv2DistillationConfig, DINOv2PreTrainingConfig
+from dinov2_hf.command_lines import build_parser
+from dinov2_hf.options import options_of
 from dinov2_hf.public_names import public_name, without_secrets
 from dinov2_hf.runs.arguments import PreTrainingArguments, recipe_values
 from dinov2_hf.runs.distillation_arguments import DistillationArguments
-from dinov2_hf.runs.recipes import build_parser, parse_recipe, recipe_fields
+from dinov2_hf.runs.recipes import options_of_run, parse_recipe
 
 
 CONFIGS = [DINOv2Config, DINOv2PreTrainingConfig]
@@ -61,8 +62,8 @@ def test_every_value_survives_a_recipe(tmp_path):
 TOKEN = "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ12345678"
 
 MISTAKES = {
-    "unknown": ("learning_rat: 1e-3", "unknown key `learning_rat`; did you mean `learning_rate`"),
-    "part of a name": ("batch_size: 1", "`batch_size`; did you mean `per_device_train_batch_size` or"),
+    "unknown": ("learning_rat: 1e-3", "unknown key `learning_rat`. Did you mean `learning_rate`"),
+    "part of a name": ("batch_size: 1", "`batch_size`. Did you mean `per_device_train_batch_size` or"),
     "text": ("max_steps: many", "`max_steps` is many; it must be a whole number"),
     "half": ("max_steps: 1.5", "`max_steps` is 1.5; it must be a whole number"),
     "list": ("- 1", "it must be a list of `name: value` lines"),
@@ -96,46 +97,45 @@ def test_a_recipe_may_not_set_another_flag(tmp_path):
 
 
 def test_bad_flags_are_named():
-    with pytest.raises(ValueError, match="there is no flag --learning_rat; did you mean `learning_rate`"):
+    with pytest.raises(ValueError, match="there is no flag --learning_rat. Did you mean `learning_rate`"):
         parse("--learning_rat", "1")
-    with pytest.raises(ValueError, match="there is no flag --batch_size; did you mean `per_device_train_batch_size`"):
+    with pytest.raises(ValueError, match="there is no flag --batch_size. Did you mean `per_device_train_batch_size`"):
         parse("--batch_size", "0")
     with pytest.raises(ValueError, match="nowhere.yaml, which is not a file"):
         parse("--config", "nowhere.yaml")
-    with pytest.raises(ValueError, match="vits14_shrt, which is not a file; did you mean the recipe vits14_short"):
+    with pytest.raises(ValueError, match="vits14_shrt, which is not a file .* Did you mean `vits14_short`"):
         parse("--config", "vits14_shrt")
-    with pytest.raises(ValueError, match="`--config` is given 2 times"):
+    with pytest.raises(ValueError, match="`--config` is given twice"):
         parse("--config", "a.yaml", "--config=b.yaml")
-    with pytest.raises(ValueError, match="`--config` has no value"):
+    with pytest.raises(ValueError, match="--config: expected one argument"):
         parse("--config")
     with pytest.raises(ValueError, match="--train_data"):
         parse_recipe([], PreTrainingArguments, CONFIGS)
 
 
 NUMBERS = {
-    (kind, entry.name): entry.metadata.get("range")
+    (kind, name): option
     for kind in (DistillationArguments, *CONFIGS, DINOv2DistillationConfig)
-    for entry in recipe_fields(kind)
-    if any(word in str(entry.type) for word in ("int", "float"))
+    for name, option in options_of(kind).items()
+    if option.kind in (int, float)
 }
 
 
 @pytest.mark.parametrize(("kind", "name"), NUMBERS, ids=lambda part: part if isinstance(part, str) else "")
 def test_every_number_has_a_range(kind, name):
     """And is refused outside of it, by its name, also where Python makes the configuration."""
-    allowed = NUMBERS[kind, name]
+    option = NUMBERS[kind, name]
+    allowed = option.allowed
     assert allowed is not None
     outside = [math.nan, math.inf]
     outside += [allowed.low - 1] if allowed.low > -math.inf else []
     outside += [allowed.high + 1] if allowed.high < math.inf else []
     needed = {"train_data": "images", "teacher": "a"} if kind is DistillationArguments else {}
-    default = next(entry for entry in recipe_fields(kind) if entry.name == name)
-    is_list = default.default_factory is not dataclasses.MISSING
     for value in outside:
-        if "float" not in str(default.type) and not math.isfinite(value):
+        if option.kind is int and not math.isfinite(value):
             continue  # of which there is no whole number
         with pytest.raises((ValueError, StrictDataclassError)) as mistake:
-            kind(**needed, **{name: [value, value] if is_list else value})
+            kind(**needed, **{name: [value, value] if option.is_list else value})
         sentence = str(mistake.value.__cause__ or mistake.value)
         assert sentence.startswith(f"`{name}` is ")
         assert str(allowed) in sentence
@@ -146,14 +146,14 @@ def test_every_flag_has_a_help_text(kind):
     kinds = (PreTrainingArguments, CONFIGS)
     if kind == "distillation":
         kinds = DistillationArguments, [*CONFIGS, DINOv2DistillationConfig]
-    parser = build_parser(*kinds)
-    assert len(parser._actions) > 100
-    for action in parser._actions:
-        assert len(action.help or "") > 12, action.dest
-        if action.type in (int, float):
-            assert re.search(r"(It is|Each) (at|above|between|a finite)", action.help), action.dest
-    assert not [action.dest for action in parser._actions if action.dest.startswith("_")]
-    assert parser.format_help()  # no percent sign that argparse would read
+    options = options_of_run([kinds[0], *kinds[1]])
+    assert len(options) > 100
+    for name, option in options.items():
+        assert not name.startswith("_")
+        assert len(option.help) > 12, name
+        if option.kind in (int, float):
+            assert re.search(r"(It is|Each) (at|above|between|a finite)", option.full_help()), name
+    assert build_parser(options).format_help()  # no percent sign that argparse would read
 
 
 def test_what_belongs_to_one_start_stays_out_of_the_recipe():

@@ -9,42 +9,14 @@ pretraining's): names are unique over the three, so one flat list of them can be
 import dataclasses
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..options import REQUIRED, argument, check_options
 from ..public_names import without_secrets
-from ..value_ranges import (
-    ABOVE_ZERO,
-    AT_LEAST_ONE,
-    BELOW_ONE,
-    NOT_NEGATIVE,
-    SHARE,
-    WIDTH,
-    Range,
-    check_ranges,
-)
-
-
-def argument(default: Any, help: str, allowed: Range | tuple[str, ...] | None = None, **more: Any) -> Any:
-    """
-    A field of a recipe.
-
-    Args:
-        default: a list is copied for every instance.
-        allowed: the range of a number, or of each in a list; or the words that a text may be.
-        more: `needs`, values of other fields, by name, without which this one has no effect (`True` is any that is
-            set), or `repr`.
-    """
-    metadata = {"help": help} | {name: more.pop(name) for name in ("needs",) if name in more}
-    if isinstance(allowed, Range):
-        metadata["range"] = allowed
-    elif allowed:
-        metadata["choices"] = allowed
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata, **more)
-    return field(default=default, metadata=metadata, **more)
+from ..value_ranges import ABOVE_ZERO, AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, SHARE, WIDTH, Range
 
 
 MEASURED, UPLOADED = {"eval_data": True}, {"push_to_hub": True}
@@ -63,11 +35,10 @@ class PreTrainingArguments:
     """
 
     # --- data
-    train_data: str = field(
-        metadata={
-            "help": "Images to train on, labels not needed: a folder, parquet file(s) or a glob of them, a folder"
-            " written by save_to_disk, WebDataset tar(s), or a dataset name on the Hub."
-        }
+    train_data: str = argument(
+        REQUIRED,
+        "Images to train on, labels not needed: a folder, parquet file(s) or a glob of them, a folder written by"
+        " save_to_disk, WebDataset tar(s), or a dataset name on the Hub.",
     )
     train_split: str = argument("train", "Split of train_data, where it has splits.")
     dataset_config_name: str | None = argument(
@@ -258,11 +229,7 @@ class PreTrainingArguments:
     )
 
     def __post_init__(self):
-        check_ranges(self)
-        for name, choices in ((entry.name, entry.metadata.get("choices")) for entry in dataclasses.fields(self)):
-            if choices and getattr(self, name) not in choices:
-                wanted = " or ".join(f'"{choice}"' for choice in choices)
-                raise ValueError(f'`{name}` is "{without_secrets(str(getattr(self, name)))}"; it must be {wanted}.')
+        check_options(self)
         for name in ("global_crop_scale", "local_crop_scale", "global_blur_probabilities", "mask_ratio"):
             if len(getattr(self, name)) != 2:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be two numbers.")

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..recipe_files import parse_mapping
+from ..options import argument
 from ..value_ranges import AT_LEAST_ONE
-from .arguments import PreTrainingArguments, argument
+from .arguments import PreTrainingArguments
 
 
 # What an entry of `students` may say of its own beside its network and heads; all else is of the run, its crops and
@@ -25,7 +25,7 @@ class DistillationArguments(PreTrainingArguments):
         "The frozen network to learn from: a run or pretraining_model folder (the paper's objective needs its heads),"
         " or for distillation_objective features any model folder or name on the Hub.",
     )
-    students: list[str] | None = argument(
+    students: list[dict[str, Any]] | None = argument(
         None,
         "Several students in one run, each a mapping with a name and what is its own of the network, its heads and its"
         " learning rates; num_processes gives a student processes of its own.",
@@ -42,7 +42,6 @@ class DistillationArguments(PreTrainingArguments):
         super().__post_init__()
         if not self.teacher:
             raise ValueError("`teacher` is missing; give the folder or the Hub name of the network to learn from.")
-        self.students = [_entry(text) for text in self.students] if self.students else None
         self._check_names()
         self._check_processes()
 
@@ -64,19 +63,6 @@ class DistillationArguments(PreTrainingArguments):
                 f"`num_processes` of the students is {', '.join(map(str, counts))}; give every student at least 1, or"
                 " leave all out, and every process computes all students."
             )
-
-
-def _entry(text: str | dict) -> dict:
-    """One student, from a mapping or its YAML or JSON."""
-    if isinstance(text, dict):
-        return text
-    try:
-        return parse_mapping(text, "an entry of `students`")
-    except ValueError:  # not its sentence, which tells of a file
-        raise ValueError(
-            "`students` has an entry that is no mapping with different names; each must be a mapping, such as"
-            " {name: small, hidden_size: 384}."
-        ) from None
 
 
 def values_of_student(entry: Mapping[str, Any], of_networks: Iterable[str]) -> dict[str, Any]:
