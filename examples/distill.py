@@ -23,11 +23,10 @@ from dinov2_hf import (
     DINOv2ForPreTraining,
     DINOv2PreTrainingConfig,
 )
-from dinov2_hf.data import PreTrainingCollator
 from dinov2_hf.pretraining.distillation_checks import check_distillation
 from dinov2_hf.pretraining.features_objective import BackboneWithProjectors
 from dinov2_hf.pretraining.rank_groups import RankGroups
-from dinov2_hf.runs.arguments import recipe_values, values_for
+from dinov2_hf.runs.arguments import recipe_values
 from dinov2_hf.runs.distillation_arguments import DistillationArguments, values_of_student
 from dinov2_hf.runs.distillation_teacher import load_teacher
 from dinov2_hf.runs.initial_weights import (
@@ -117,9 +116,8 @@ class DistillationPlan:
         check_mask_grid(self.config.backbone_config)
         self.fixed = (*FIXED_FIELDS, "distillation_objective", "projector_hidden_size")
         self.recipe = {**values, **distillation, **recipe_values(args)}
-        self.masks = values_for(PreTrainingCollator, args)
-        if self.objective == "features" or self.distillation.ibot_tokens == "all":
-            self.masks["mask_probability"] = 0.0  # masks hide nothing here, and there is nothing to choose
+        # Elsewhere masks hide nothing, and there is nothing to choose.
+        self.has_masks = self.objective == "paper" and self.distillation.ibot_tokens != "all"
         patches = f"the paper's, iBOT on {self.distillation.ibot_tokens} patches"
         features = f"{self.distillation.feature_loss} of features (not the paper's)"
         self.description = {

@@ -27,25 +27,23 @@ from transformers import AutoImageProcessor, AutoModel, pipeline
 import dinov2_hf  # noqa: F401  (registers the Auto classes)
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2ImageProcessor, DINOv2PreTrainingConfig
 from dinov2_hf.data import (
-    MultiCropTransform,
-    PreTrainingCollator,
     SkippedImageLog,
-    build_loader,
+    build_batches,
     evaluation_split,
     find_image_column,
     first_images,
     load_image_dataset,
-    reference_mask_generator,
     set_max_image_pixels,
 )  # fmt: skip
 from dinov2_hf.evaluation.classification.labels import match_labels
 from dinov2_hf.evaluation.knn import evaluate_knn
+from dinov2_hf.options import values_for
 from dinov2_hf.output_folders import write_text
 from dinov2_hf.pictures.patch_pca import save_patch_pca
 from dinov2_hf.pictures.training_curves import draw_curves
 from dinov2_hf.public_names import without_secrets
 from dinov2_hf.runs.accelerator import build_accelerator
-from dinov2_hf.runs.arguments import PreTrainingArguments, recipe_values, values_for
+from dinov2_hf.runs.arguments import PreTrainingArguments, recipe_values
 from dinov2_hf.runs.description import describe_run
 from dinov2_hf.runs.exports import export_models
 from dinov2_hf.runs.hub_upload import prepare_upload, push_run
@@ -111,7 +109,7 @@ class PreTrainingPlan:
         self.recipe = {**backbone, **objective, **recipe_values(self.args)}
         self.fixed = FIXED_FIELDS
         self.config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone), **objective)
-        self.masks = values_for(PreTrainingCollator, self.args)
+        self.has_masks = True
         self.description: dict[str, str] = {}
         check_crops(self.args, self.config)
         check_mask_grid(self.config.backbone_config)
@@ -175,27 +173,14 @@ def run(arguments: list[str], read_plan, held: ExitStack) -> None:
             fixed=plan.fixed,
             allow_changes=args.allow_recipe_change,
         )
-        loader = build_loader(
+        loader = build_batches(
             dataset,
-            find_image_column(dataset, args.image_column),
-            MultiCropTransform(
-                num_channels=config.backbone_config.num_channels,
-                global_crop_size=config.backbone_config.image_size,
-                **values_for(MultiCropTransform, args),
-            ),
-            PreTrainingCollator(
-                reference_mask_generator(config.backbone_config.image_size, config.backbone_config.patch_size),
-                **plan.masks,
-            ),
-            batch_size=args.per_device_train_batch_size,
-            seed=args.seed,
+            args,
+            config.backbone_config,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             start_sample=state["images_seen"],
-            num_workers=args.dataloader_num_workers,
-            sample_order=args.sample_order,
-            shuffle_buffer_size=args.shuffle_buffer_size,
-            num_channels=config.backbone_config.num_channels,
+            has_masks=plan.has_masks,
             pin_memory=accelerator.device.type == "cuda",
         )
         set_seed(args.seed)  # the same weights on every process

@@ -22,7 +22,8 @@ from accelerate.utils import gather_object, parse_flag_from_env, send_to_device
 from pretraining_step import random_batch
 
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
-from dinov2_hf.runs.arguments import PreTrainingArguments, values_for
+from dinov2_hf.options import values_for
+from dinov2_hf.runs.arguments import PreTrainingArguments
 from dinov2_hf.runs.recipes import parse_recipe
 from dinov2_hf.training.backends import (
     allow_fsdp_on_cpu,

@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -35,16 +36,9 @@ import torch
 from tqdm.auto import tqdm
 
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
-from dinov2_hf.data import (
-    MultiCropTransform,
-    PreTrainingCollator,
-    PreTrainingSample,
-    build_loader,
-    find_image_column,
-    load_image_dataset,
-    reference_mask_generator,
-)
-from dinov2_hf.runs.arguments import PreTrainingArguments, values_for
+from dinov2_hf.data import PreTrainingCollator, PreTrainingSample, build_batches, load_image_dataset
+from dinov2_hf.options import values_for
+from dinov2_hf.runs.arguments import PreTrainingArguments
 from dinov2_hf.runs.recipes import parse_recipe
 from dinov2_hf.training.distributed import choose_attention, cpu_supports_bfloat16
 from dinov2_hf.training.ema import update_ema
@@ -233,9 +227,7 @@ def random_batch(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) ->
 
 
 def build_collator(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> PreTrainingCollator:
-    backbone = config.backbone_config
-    generator = reference_mask_generator(backbone.image_size, backbone.patch_size)
-    return PreTrainingCollator(generator, **values_for(PreTrainingCollator, args))
+    return PreTrainingCollator(config.backbone_config.patch_size, **values_for(PreTrainingCollator, args))
 
 
 def seconds_per_batch_of_data(
@@ -243,17 +235,7 @@ def seconds_per_batch_of_data(
 ) -> float:
     """Median time in which this process decodes and augments a batch."""
     dataset = load_image_dataset(args.train_data, split=args.train_split, image_column=args.image_column)
-    transform = MultiCropTransform(
-        global_crop_size=config.backbone_config.image_size, **values_for(MultiCropTransform, args)
-    )
-    loader = build_loader(
-        dataset,
-        find_image_column(dataset, args.image_column),
-        transform,
-        build_collator(args, config),
-        batch_size=args.per_device_train_batch_size,
-        seed=0,
-    )
+    loader = build_batches(dataset, replace(args, dataloader_num_workers=0), config.backbone_config)
     seconds = []
     for _ in range(num_batches):
         started = time.perf_counter()

@@ -213,6 +213,11 @@ def options_of(described: type | Callable) -> dict[str, Option]:
     return found
 
 
+def values_for(function: Callable, values: Any) -> dict[str, Any]:
+    """Those attributes of `values` that a function or class takes under the same names."""
+    return {name: getattr(values, name) for name in inspect.signature(function).parameters if hasattr(values, name)}
+
+
 def _fields(kind: type) -> list[dataclasses.Field]:
     if not hasattr(kind, "sub_configs"):
         return list(dataclasses.fields(kind))

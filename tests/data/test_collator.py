@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from dinov2_hf.data.collator import PreTrainingCollator, PreTrainingSample, SkippedImage
-from dinov2_hf.data.masking import BlockMaskGenerator
 
 
 def make_sample(number: int, num_local_crops: int = 3) -> PreTrainingSample:
@@ -17,7 +16,7 @@ def make_sample(number: int, num_local_crops: int = 3) -> PreTrainingSample:
 
 @pytest.fixture
 def collator() -> PreTrainingCollator:
-    return PreTrainingCollator(BlockMaskGenerator(4))
+    return PreTrainingCollator(2)
 
 
 def test_names_shapes_and_types(collator):
@@ -63,7 +62,7 @@ def test_a_batch_is_a_function_of_its_samples(collator):
 
 
 def test_no_masks_and_no_local_crops():
-    collator = PreTrainingCollator(BlockMaskGenerator(4), mask_probability=0.0)
+    collator = PreTrainingCollator(2, mask_probability=0.0)
     batch, _ = collator([make_sample(number, num_local_crops=0) for number in range(2)])
     assert batch["local_crops"].shape == (0, 2, 3, 4, 4)
     assert batch["masked_indices"].shape == batch["masked_weights"].shape == (0,)
@@ -71,4 +70,4 @@ def test_no_masks_and_no_local_crops():
 
 def test_impossible_settings_are_refused_at_once():
     with pytest.raises(ValueError, match="mask_probability"):
-        PreTrainingCollator(BlockMaskGenerator(4), mask_probability=-1)
+        PreTrainingCollator(2, mask_probability=-1)

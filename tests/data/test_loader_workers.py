@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dinov2_hf import DINOv2Config, DINOv2Model
-from dinov2_hf.data import MultiCropTransform, PreTrainingCollator, build_loader, reference_mask_generator
+from dinov2_hf.data import MultiCropTransform, PreTrainingCollator, build_loader
 from dinov2_hf.data.loader_workers import check_shared_memory, outlive_preemption
 from dinov2_hf.features import iterate_features
 
@@ -63,7 +63,7 @@ def test_a_run_that_would_hang_does_not_start(num_channels):
     state = torch.get_rng_state()
     with pytest.raises(ValueError, match="2 data loader workers need up to .* of shared memory"):
         build_loader(
-            stream, "image", transform, PreTrainingCollator(reference_mask_generator(224, 14)), batch_size=10**9,
+            stream, "image", transform, PreTrainingCollator(14), batch_size=10**9,
             seed=0, num_workers=2, num_channels=num_channels,
         )  # fmt: skip
     assert torch.equal(torch.get_rng_state(), state)

@@ -7,15 +7,15 @@ from datasets import Dataset, Features, Image
 from torch.utils.data import get_worker_info
 
 from dinov2_hf.data.collator import PreTrainingCollator
-from dinov2_hf.data.masking import BlockMaskGenerator
+from dinov2_hf.data.loader import build_loader
 from dinov2_hf.data.multi_crop import MultiCropTransform
-from dinov2_hf.data.pretraining_images import PreTrainingImages, PreTrainingStream, build_loader
+from dinov2_hf.data.pretraining_images import PreTrainingImages, PreTrainingStream
 from dinov2_hf.data.sample_order import SampleKey
 from tests.data.conftest import encode, noise_image
 
 
 TRANSFORM = MultiCropTransform(global_crop_size=16, local_crop_size=8, num_local_crops=2)
-COLLATOR = PreTrainingCollator(BlockMaskGenerator(4))
+COLLATOR = PreTrainingCollator(4)
 
 
 def make_dataset(images: list[bytes]) -> Dataset:

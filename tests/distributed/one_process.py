@@ -6,15 +6,9 @@ import torch
 from accelerate.utils import set_seed
 
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
-from dinov2_hf.data import (
-    MultiCropTransform,
-    PreTrainingCollator,
-    build_loader,
-    find_image_column,
-    load_image_dataset,
-    reference_mask_generator,
-)
-from dinov2_hf.runs.arguments import PreTrainingArguments, values_for
+from dinov2_hf.data import build_batches, load_image_dataset
+from dinov2_hf.options import values_for
+from dinov2_hf.runs.arguments import PreTrainingArguments
 from dinov2_hf.runs.recipes import parse_recipe
 from dinov2_hf.training.optimizer import build_optimizer, parameter_groups, set_schedule
 from dinov2_hf.training.schedules import build_schedules
@@ -37,22 +31,7 @@ def train_alone(
     )
     config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone), **objective)
     dataset = load_image_dataset(str(images))
-    loaders = [
-        build_loader(
-            dataset,
-            find_image_column(dataset, None),
-            MultiCropTransform(global_crop_size=backbone["image_size"], **values_for(MultiCropTransform, args)),
-            PreTrainingCollator(
-                reference_mask_generator(backbone["image_size"], backbone["patch_size"]),
-                **values_for(PreTrainingCollator, args),
-            ),
-            batch_size=args.per_device_train_batch_size,
-            seed=args.seed,
-            rank=rank,
-            world_size=2,
-        )
-        for rank in range(2)
-    ]
+    loaders = [build_batches(dataset, args, config.backbone_config, rank=rank, world_size=2) for rank in range(2)]
     set_seed(args.seed)
     model = DINOv2ForPreTraining._from_config(config, attn_implementation="sdpa").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

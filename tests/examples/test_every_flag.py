@@ -40,6 +40,8 @@ OF_DISTILLATION = [
 # Other values where a half, a double or the opposite will not do. {images}, {other} and {run} are paths.
 VALUES = {
     "train_data": ["{other}"], "train_split": ["validation"], "image_column": ["picture"], "sample_order": ["sharded"],
+    "masks": ["tests.extension.extensions.random_masks:random_masks"],
+    "augmentation": ["tests.extension.extensions.plain_crops:plain_crops"],
     "dataset_config_name": ["v2"], "init_from": ["{run}"], "mask_ratio": ["0.3", "0.6"], "mask_probability": ["1.0"],
     "image_mean": ["0.4", "0.4", "0.4"], "image_std": ["0.2", "0.2", "0.2"], "max_steps": ["3"],
     "learning_rate_scaling": ["sqrt_wrt_1024"], "layer_norm_eps": ["0.1"], "mixed_precision": ["bf16"],

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining
 
 from dinov2_hf import recipe_files
-from dinov2_hf.runs.arguments import PreTrainingArguments, values_for
+from dinov2_hf.options import values_for
+from dinov2_hf.runs.arguments import PreTrainingArguments
 from dinov2_hf.runs.distillation_arguments import DistillationArguments
 from dinov2_hf.runs.recipes import parse_recipe
 from dinov2_hf.training.schedules import build_schedules, scale_learning_rate

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dinov2_hf import DINOv2ForPreTraining, DINOv2PreTrainingConfig
-from dinov2_hf.data import BlockMaskGenerator, draw_masks
+from dinov2_hf.data import draw_masks
 
 
 NUM_IMAGES = 8
@@ -14,9 +14,7 @@ NUM_IMAGES = 8
 def batch():
     import random
 
-    masks, _ = draw_masks(
-        2 * NUM_IMAGES, BlockMaskGenerator(4), mask_probability=0.5, mask_ratio=(0.2, 0.6), rng=random.Random(0)
-    )
+    masks = draw_masks(2 * NUM_IMAGES, (4, 4), mask_probability=0.5, mask_ratio=(0.2, 0.6), rng=random.Random(0))
     crops = {
         "global_crops": torch.randn(2, NUM_IMAGES, 3, 32, 32),
         "local_crops": torch.randn(2, NUM_IMAGES, 3, 16, 16),

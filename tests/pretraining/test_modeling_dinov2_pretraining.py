@@ -127,10 +127,10 @@ def test_save_and_load(tmp_path, config, batch):
 
 
 def test_forward_takes_what_the_collator_makes():
-    from dinov2_hf.data import BlockMaskGenerator, PreTrainingCollator, PreTrainingSample
+    from dinov2_hf.data import PreTrainingCollator, PreTrainingSample
 
     sample = PreTrainingSample(torch.zeros(2, 3, 32, 32), torch.zeros(1, 3, 16, 16), "row 0", 0, ())
-    batch, _ = PreTrainingCollator(BlockMaskGenerator(4))([sample])
+    batch, _ = PreTrainingCollator(8)([sample])
     parameters = set(inspect.signature(DINOv2ForPreTraining.forward).parameters)
     assert parameters == {"self", "teacher_temperature", *batch}
 

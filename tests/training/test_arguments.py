@@ -78,7 +78,7 @@ MISTAKES = {
     "not a number": ("adam_beta1: .nan", "`adam_beta1` is nan; it must be at least 0 and below 1"),
     "in a list": ("mask_ratio: [0.1, 1.5]", r"`mask_ratio` is \[0.1, 1.5\]; each number must be between 0 and 1"),
     "order": ("mask_ratio: [0.5, 0.1]", r"`mask_ratio` is \[0.5, 0.1\]; the smaller number comes first"),
-    "word": ("sample_order: local", '`sample_order` is "local"; it must be "global" or "sharded"'),
+    "word": ("mixed_precision: fp8", '`mixed_precision` is "fp8"; it must be "auto" or "no" or "bf16" or "fp16"'),
     "no text": ("\x00", "is not valid YAML"),
 }
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from .masking import BlockMaskGenerator, check_mask_settings, draw_masks
+from .masking import MASKS, check_mask_settings, draw_masks
 
 
 class SkippedImage(NamedTuple):
@@ -47,23 +47,26 @@ class PreTrainingCollator:
     The masks are drawn from the first sample's seed, so a batch is a function of its samples.
 
     Args:
-        mask_generator: draws one mask over the patches of a global crop.
+        patch_size: side of a patch in pixels; divides that of a global crop.
+        masks: one of `MASKS`, or "package.module:function".
         mask_probability: share of the global crops that are masked.
         mask_ratio: smallest and largest share of masked patches in such a crop.
 
     Raises:
-        ValueError: if the probability or the ratios are out of range.
+        ValueError: there are no such masks, or the probability or the ratios are out of range.
     """
 
     def __init__(
         self,
-        mask_generator: BlockMaskGenerator,
+        patch_size: int,
         *,
+        masks: str = "block",
         mask_probability: float = 0.5,
         mask_ratio: tuple[float, float] = (0.1, 0.5),
     ):
         check_mask_settings(mask_probability, mask_ratio)
-        self.mask_generator = mask_generator
+        self.patch_size = patch_size
+        self.masks = MASKS.find(masks)
         self.mask_probability = mask_probability
         self.mask_ratio = mask_ratio
 
@@ -79,9 +82,11 @@ class PreTrainingCollator:
         """
         global_crops = torch.stack([sample.global_crops for sample in samples], dim=1)
         local_crops = torch.stack([sample.local_crops for sample in samples], dim=1)
-        masks, _ = draw_masks(
-            global_crops.shape[0] * global_crops.shape[1],
-            self.mask_generator,
+        num_global_crops, num_images, _, height, width = global_crops.shape
+        masks = draw_masks(
+            num_global_crops * num_images,
+            (height // self.patch_size, width // self.patch_size),
+            masks=self.masks,
             mask_probability=self.mask_probability,
             mask_ratio=self.mask_ratio,
             rng=random.Random(samples[0].seed),

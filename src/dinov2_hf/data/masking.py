@@ -1,121 +1,70 @@
-"""Block-wise masks over the patches of the global crops (DINOv2, section 4, the iBOT objective).
+"""Masks over the patches of the global crops (DINOv2, section 4, the iBOT objective).
 
-A mask is a union of rectangles of random area and aspect ratio, after BEiT. The draws come from a `random.Random`
-handed in by the caller, so a batch's masks are a function of a seed and nothing else.
+The draws come from a `random.Random` handed in by the caller, so a batch's masks are a function of a seed and nothing
+else.
 """
 
 import math
 import random
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from ..named_objects import Registry
 
+
+# A kind of masks is a function (grid_size, num_masked, rng) -> bool array of grid_size, True where a patch is masked.
+Masks = Callable[[tuple[int, int], int, random.Random], np.ndarray]
+MASKS = Registry("kind of masks")
+MIN_NUM_PATCHES = 4
+ASPECT_RATIO = (0.3, 1 / 0.3)
 MAX_ATTEMPTS_PER_RECTANGLE = 10
 
 
-class BlockMaskGenerator:
-    """Draws one block mask over a grid of patches.
+@MASKS.register("block")
+def block_mask(grid_size: tuple[int, int], num_masked: int, rng: random.Random) -> np.ndarray:
+    """A union of rectangles of random area and aspect ratio, after BEiT: the masks of DINOv2.
 
     Args:
-        grid_size: rows and columns of the patch grid; one integer means a square.
-        min_num_patches: smallest area of a rectangle, in patches.
-        max_num_patches: largest area of a rectangle, in patches; by default half of the grid.
-        aspect_ratio: range of height / width of a rectangle, drawn uniformly in its logarithm.
+        grid_size: rows and columns of the patch grid.
+        num_masked: the number of patches to aim at. It is never exceeded; in about one draw of ten it is missed by
+            a few patches, because ten rectangles in a row did not fit.
+        rng: the source of every draw.
 
-    Raises:
-        ValueError: if a size is not positive, or if a range is empty.
+    Returns:
+        A bool array of shape `grid_size`, True where the patch is masked.
     """
-
-    def __init__(
-        self,
-        grid_size: tuple[int, int] | int,
-        *,
-        min_num_patches: int = 4,
-        max_num_patches: int | None = None,
-        aspect_ratio: tuple[float, float] = (0.3, 1 / 0.3),
-    ):
-        self.height, self.width = (grid_size, grid_size) if isinstance(grid_size, int) else grid_size
-        if self.height < 1 or self.width < 1:
-            raise ValueError(f"grid_size is {grid_size}, but a grid needs at least one row and one column.")
-        if min_num_patches < 1:
-            raise ValueError(f"min_num_patches is {min_num_patches}, but a rectangle needs at least 1 patch.")
-        if max_num_patches is None:
-            max_num_patches = self.num_patches // 2
-        elif max_num_patches < min_num_patches:
-            raise ValueError(
-                f"max_num_patches is {max_num_patches}, but it must be at least min_num_patches ({min_num_patches})."
-            )
-        if not 0 < aspect_ratio[0] <= aspect_ratio[1]:
-            raise ValueError(f"aspect_ratio is {aspect_ratio}, but it must be two positive numbers, smaller first.")
-        self.min_num_patches = min_num_patches
-        self.max_num_patches = max_num_patches
-        self.log_aspect_ratio = (math.log(aspect_ratio[0]), math.log(aspect_ratio[1]))
-
-    @property
-    def num_patches(self) -> int:
-        """N, the number of patches in the grid."""
-        return self.height * self.width
-
-    def __call__(self, num_masked: int, rng: random.Random) -> np.ndarray:
-        """Draw one mask.
-
-        Args:
-            num_masked: the number of patches to aim at. It is never exceeded; in about one draw of ten it is missed by
-                a few patches, because ten rectangles in a row did not fit.
-            rng: the source of every draw.
-
-        Returns:
-            A bool array of shape (height, width), True where the patch is masked.
-        """
-        mask = np.zeros((self.height, self.width), dtype=bool)
-        count = 0
-        while count < num_masked:
-            added = self._add_rectangle(mask, min(num_masked - count, self.max_num_patches), rng)
-            if added == 0:
-                break
-            count += added
-        return mask
-
-    def _add_rectangle(self, mask: np.ndarray, max_added: int, rng: random.Random) -> int:
-        """Mask one more rectangle in place; returns how many patches it newly masked (0: none was found)."""
-        for _ in range(MAX_ATTEMPTS_PER_RECTANGLE):
-            area = rng.uniform(self.min_num_patches, max_added)
-            aspect = math.exp(rng.uniform(*self.log_aspect_ratio))
-            height = round(math.sqrt(area * aspect))
-            width = round(math.sqrt(area / aspect))
-            # Strict, as in the original: a rectangle never spans the whole grid.
-            if height >= self.height or width >= self.width:
-                continue
-            top = rng.randint(0, self.height - height)
-            left = rng.randint(0, self.width - width)
-            rectangle = mask[top : top + height, left : left + width]
-            added = rectangle.size - int(rectangle.sum())
-            if 0 < added <= max_added:
-                rectangle[:] = True
-                return added
-        return 0
+    mask, count, added = np.zeros(grid_size, dtype=bool), 0, 1
+    while count < num_masked and added:
+        added = add_rectangle(mask, min(num_masked - count, largest_area(*grid_size)), rng)
+        count += added
+    return mask
 
 
-def reference_max_num_patches(image_size: int, patch_size: int) -> int:
-    """The `max_num_patches` that the original DINOv2 training passes for a square crop.
-
-    The original multiplies and floor-divides in one chain, from left to right, so the value is not always half of the
-    patches: 128 of 256 at 224/14 and 512 of 1024 at 512/16, but 666 of 1369 at 518/14, where half is 684. Use it to
-    repeat the original's high-resolution phase exactly.
-
-    Args:
-        image_size: side of a global crop in pixels.
-        patch_size: side of a patch in pixels.
-    """
-    return int(0.5 * image_size // patch_size * image_size // patch_size)
+def largest_area(rows: int, columns: int) -> int:
+    """Of a rectangle, in patches, as the original's chain of products and floor divisions gives it: not always half
+    of the patches, but 666 of 1369 at 518/14, where half is 684."""
+    return rows // 2 * columns
 
 
-def reference_mask_generator(image_size: int, patch_size: int) -> BlockMaskGenerator:
-    """The generator that the original uses for square crops of `image_size` pixels and patches of `patch_size`."""
-    return BlockMaskGenerator(
-        image_size // patch_size, max_num_patches=reference_max_num_patches(image_size, patch_size)
-    )
+def add_rectangle(mask: np.ndarray, max_added: int, rng: random.Random) -> int:
+    """Mask one more rectangle in place; returns how many patches it newly masked (0: none was found)."""
+    rows, columns = mask.shape
+    for _ in range(MAX_ATTEMPTS_PER_RECTANGLE):
+        area = rng.uniform(MIN_NUM_PATCHES, max_added)
+        aspect = math.exp(rng.uniform(*map(math.log, ASPECT_RATIO)))
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        # Strict, as in the original: a rectangle never spans the whole grid.
+        if height >= rows or width >= columns:
+            continue
+        top, left = rng.randint(0, rows - height), rng.randint(0, columns - width)
+        rectangle = mask[top : top + height, left : left + width]
+        added = rectangle.size - int(rectangle.sum())
+        if 0 < added <= max_added:
+            rectangle[:] = True
+            return added
+    return 0
 
 
 def check_mask_settings(mask_probability: float, mask_ratio: tuple[float, float]) -> None:
@@ -128,12 +77,13 @@ def check_mask_settings(mask_probability: float, mask_ratio: tuple[float, float]
 
 def draw_masks(
     num_crops: int,
-    generator: BlockMaskGenerator,
+    grid_size: tuple[int, int],
     *,
+    masks: Masks = block_mask,
     mask_probability: float = 0.5,
     mask_ratio: tuple[float, float] = (0.1, 0.5),
     rng: random.Random,
-) -> tuple[torch.Tensor, int]:
+) -> torch.Tensor:
     """Draw the masks of all global crops of a batch.
 
     A fixed share of the crops is masked. Their ratios are stratified: the range is cut into as many equal parts as
@@ -142,27 +92,31 @@ def draw_masks(
 
     Args:
         num_crops: G*B, the number of global crops in the batch.
-        generator: draws one mask.
+        grid_size: rows and columns of the patches of a crop, N in all.
+        masks: draws one mask.
         mask_probability: share of the crops that get a mask, in [0, 1], rounded down to a whole crop.
         mask_ratio: smallest and largest share of a masked crop's patches that are masked.
         rng: the source of every draw.
 
     Returns:
-        The masks, bool of shape (num_crops, N), and an upper bound on the number of masked patches, which is the
-        number reached if every crop drew the upper end of its part.
+        bool of shape (num_crops, N).
 
     Raises:
-        ValueError: if the probability or the ratios are out of range.
+        ValueError: the probability or the ratios are out of range, or `masks` gives no mask of the grid.
     """
     check_mask_settings(mask_probability, mask_ratio)
     num_masked_crops = int(num_crops * mask_probability)
     # float32 tensors on purpose: the original truncates float32 products, and float64 gives other integers.
     bounds = torch.linspace(mask_ratio[0], mask_ratio[1], num_masked_crops + 1, dtype=torch.float32)
-    masks = []
-    upper_bound = 0
+    num_patches, drawn = math.prod(grid_size), []
     for low, high in zip(bounds[:-1], bounds[1:], strict=True):
-        masks.append(generator(int(generator.num_patches * rng.uniform(low, high)), rng))
-        upper_bound += int(generator.num_patches * high)
-    masks += [generator(0, rng) for _ in range(num_crops - num_masked_crops)]
-    rng.shuffle(masks)
-    return torch.from_numpy(np.stack(masks)).flatten(1), upper_bound
+        mask = np.asarray(masks(grid_size, int(num_patches * rng.uniform(low, high)), rng))
+        if mask.shape != grid_size or mask.dtype != bool:
+            raise ValueError(
+                f"a mask of {masks.__qualname__} has the shape {mask.shape} and the type {mask.dtype}, but it must be "
+                f"bool and of the shape {grid_size}."
+            )
+        drawn.append(mask)
+    drawn += [np.zeros(grid_size, dtype=bool)] * (num_crops - num_masked_crops)
+    rng.shuffle(drawn)
+    return torch.from_numpy(np.stack(drawn)).flatten(1)

@@ -17,7 +17,12 @@ from torch.nn.functional import conv2d, pad
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from ..named_objects import Registry
 
+
+# An augmentation is a class or function that takes options of the recipe, those below or some of them, and gives a
+# transform from one picture to its global and local crops.
+AUGMENTATIONS = Registry("augmentation")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -31,6 +36,7 @@ BLUR_RADIUS = 4
 SOLARIZE_THRESHOLD = 128
 
 
+@AUGMENTATIONS.register("multi_crop")
 class MultiCropTransform:
     """Turns one picture into G=2 global crops and L local crops.
 

@@ -1,29 +1,23 @@
-"""From a data set of undecoded images to an endless sequence of pretraining batches that can be entered anywhere.
-
-What a batch holds depends on the run's seed and the position of its samples only. It does not depend on how often the
-run was interrupted and, for data sets with random access, not on the number of workers either.
-"""
+"""From a data set of undecoded images, with random access or streamed, to samples: the crops of single images."""
 
 import itertools
 import random
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from .collator import BatchReport, PreTrainingCollator, PreTrainingSample, SkippedImage
+from .collator import PreTrainingSample, SkippedImage
 from .decoding.channels import image_decoder
 from .decoding.size_limits import UndecodableImage
-from .loader_workers import check_shared_memory, outlive_preemption
 from .reading.image_dataset import describe_row
-from .sample_order import PreTrainingBatchSampler, SampleKey, mix_seed
+from .sample_order import SampleKey, check_share, mix_seed
 
 
 MAX_TRIES_PER_SAMPLE = 20
@@ -109,15 +103,12 @@ class PreTrainingStream(IterableDataset):
         num_channels: int = 3,
         start_batch: int = 0,
     ):
-        for name, value, smallest in (
-            ("batch_size", batch_size, 1),
-            ("shuffle_buffer_size", shuffle_buffer_size, 1),
-            ("start_batch", start_batch, 0),
-        ):
-            if value < smallest:
-                raise ValueError(f"{name} is {value}, but it must be at least {smallest}.")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank is {rank}, but it must lie in [0, world_size), and world_size is {world_size}.")
+        check_share(batch_size, rank, world_size)
+        if shuffle_buffer_size < 1 or start_batch < 0:
+            raise ValueError(
+                f"shuffle_buffer_size is {shuffle_buffer_size} and start_batch is {start_batch}, but they must be at "
+                "least 1 and 0."
+            )
         self.dataset = _undecoded_images(dataset, image_column)
         self.image_column = image_column
         self.transform = transform
@@ -172,123 +163,6 @@ class PreTrainingStream(IterableDataset):
                     f"the data set gave no images to a data loader worker of rank {self.rank} of {self.world_size}; "
                     "use fewer workers or processes, or more images."
                 )
-
-
-def build_loader(
-    dataset: datasets.Dataset | datasets.IterableDataset,
-    image_column: str,
-    transform: Transform,
-    collator: PreTrainingCollator,
-    *,
-    batch_size: int,
-    seed: int,
-    rank: int = 0,
-    world_size: int = 1,
-    start_sample: int = 0,
-    num_workers: int = 0,
-    sample_order: Literal["global", "sharded"] = "global",
-    shuffle_buffer_size: int = 1000,
-    num_channels: int = 3,
-    pin_memory: bool = False,
-) -> Iterator[tuple[dict[str, torch.Tensor], BatchReport]]:
-    """Endless batches for one process, from sample number `start_sample` of all processes on.
-
-    A stream is read again up to there, without decoding, and continues exactly only with the number of workers
-    and processes it had before. A data set with random access needs neither.
-
-    Args:
-        dataset: the images, from `load_image_dataset`, streamed or not.
-        image_column: the column that holds them, from `find_image_column`.
-        transform: makes the crops of one image, such as `MultiCropTransform`.
-        collator: makes a batch of samples.
-        batch_size: B, images per process and batch.
-        seed: the run's seed.
-        rank, world_size: this process and the number of processes.
-        start_sample: images that all processes together have seen before; of a stream, a multiple of B times
-            `world_size`.
-        num_workers: processes that decode and augment, each on one thread; 0 does it in this process. A stream cannot
-            use more of them than it has shards; a warning says so.
-        sample_order: see `PreTrainingBatchSampler`; a stream has an order of its own.
-        shuffle_buffer_size: see `PreTrainingStream`; a data set with random access has no use for it.
-        num_channels: channels to decode, see `image_decoder`.
-        pin_memory: put the batches in page-locked memory, for faster copies to a GPU.
-
-    Returns:
-        An iterator over (batch, report), as made by the collator.
-
-    Raises:
-        ValueError: as `PreTrainingBatchSampler` and `PreTrainingStream`, and where the batches that workers make ahead
-            do not fit into shared memory.
-    """
-    # A loader draws a seed for its workers, which would otherwise come from the generator of the training.
-    loader_generator = torch.Generator().manual_seed(seed)
-    if not isinstance(dataset, datasets.IterableDataset):
-        images = PreTrainingImages(dataset, image_column, transform, num_channels)
-        sampler = PreTrainingBatchSampler(
-            len(images),
-            batch_size,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            start_sample=start_sample,
-            order=sample_order,
-        )
-        check_shared_memory(num_workers, batch_size * _sample_bytes(transform, num_channels))
-        return iter(
-            DataLoader(
-                images,
-                batch_sampler=sampler,
-                collate_fn=collator,
-                num_workers=num_workers,
-                pin_memory=pin_memory,
-                generator=loader_generator,
-                worker_init_fn=outlive_preemption,
-            )
-        )
-    start_batch, rest = divmod(start_sample, batch_size * world_size)
-    if rest:
-        raise ValueError(
-            f"start_sample is {start_sample}, but for a stream it must be a multiple of batch_size x world_size"
-            f" ({batch_size} x {world_size})."
-        )
-    stream = PreTrainingStream(
-        dataset,
-        image_column,
-        transform,
-        batch_size=batch_size,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        shuffle_buffer_size=shuffle_buffer_size,
-        num_channels=num_channels,
-        start_batch=start_batch,
-    )
-    if num_workers > stream.max_workers:
-        warnings.warn(
-            f"num_workers is {num_workers}, but the stream has only {stream.max_workers} shards for this process, so "
-            f"{stream.max_workers} workers are used; store the data in more files to use more.",
-            stacklevel=2,
-        )
-        num_workers = stream.max_workers
-    check_shared_memory(num_workers, batch_size * _sample_bytes(transform, num_channels))
-    loader = DataLoader(
-        stream,
-        batch_size=batch_size,
-        collate_fn=collator,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        generator=loader_generator,
-        worker_init_fn=outlive_preemption,
-    )
-    return itertools.islice(loader, start_batch % max(num_workers, 1), None)
-
-
-def _sample_bytes(transform: Transform, num_channels: int) -> int:
-    """Of the crops of one image, whatever its size."""
-    side = 64
-    empty = Image.new("RGB", (side, side)) if num_channels == 3 else np.zeros((side, side, num_channels), np.float32)
-    with torch.random.fork_rng(devices=[]):
-        return sum(crops.nbytes for crops in transform(empty))
 
 
 def _undecoded_images(

@@ -1,13 +1,18 @@
 """The order in which images are seen: endless, fixed by a seed, and entered at any position at no cost."""
 
 import itertools
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from ..named_objects import Registry
 
+
+# An order is a function (dataset, pass_index, seed) -> row numbers of one pass over the data, as many as there are
+# rows. One that is registered with `per_process` also takes rank and world_size, and gives the rows of that process.
+SAMPLE_ORDERS = Registry("order of samples")
 _MASK_64 = 2**64 - 1
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 
@@ -34,18 +39,37 @@ def _finalize(value: int) -> int:
     return value ^ (value >> 31)
 
 
+@SAMPLE_ORDERS.register("global")
+def global_order(dataset: Any, pass_index: int, seed: int) -> np.ndarray:
+    """A new permutation of all rows for each pass."""
+    # Negative positions belong to no sample, so no sample shares its seed with a permutation.
+    generator = torch.Generator().manual_seed(mix_seed(seed, -1 - pass_index))
+    return torch.randperm(len(dataset), generator=generator).numpy()
+
+
+@SAMPLE_ORDERS.register("sharded", per_process=True)
+def sharded_order(dataset: Any, pass_index: int, seed: int, rank: int, world_size: int) -> list[int]:
+    """The order of the original: one permutation is dealt out to the processes once; each reshuffles its own part on
+    every pass. The last rows mod `world_size` of the permutation are never seen."""
+    permutation = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    part = permutation[rank::world_size][: len(dataset) // world_size].tolist()
+    generator = torch.Generator().manual_seed(seed + rank + (pass_index << 24))
+    # The inside-out shuffle draws one number per element, from the second on; randperm would give another order.
+    shuffled = part[:1]
+    for i, row in enumerate(part[1:], start=1):
+        j = int(torch.randint(0, i + 1, (1,), generator=generator))
+        shuffled.append(row)
+        shuffled[i], shuffled[j] = shuffled[j], row
+    return shuffled
+
+
 class PreTrainingBatchSampler:
     """Endless batches of `SampleKey` for one process.
 
-    `order="global"`: pass e over the data is a permutation of all rows drawn from (seed, e), and the passes follow
-    each other without a gap (so a batch that spans two passes may hold a row twice). Global batch t is positions
-    s + t*B*W to s + (t+1)*B*W of that sequence, s being `start_sample`, of which rank r takes the r-th block of B. The
-    order is therefore the same for every batch size and number of processes, also when they change on the way, and no
-    row is dropped.
-
-    `order="sharded"`: the original DINOv2 order. One permutation is dealt out to the ranks once; each rank reshuffles
-    its own part on every pass. The last num_rows mod W rows of the permutation are never seen, and the order depends
-    on the number of processes.
+    The passes over the data follow each other without a gap, so a batch that spans two passes may hold a row twice.
+    Global batch t is positions s + t*B*W to s + (t+1)*B*W of that sequence, s being `start_sample`, of which rank r
+    takes the r-th block of B. The sequence is therefore the same for every batch size and number of processes, also
+    when they change on the way, and no row is dropped. (Not so for an order `per_process`, which is the rank's own.)
 
     Args:
         num_rows: rows in the data set.
@@ -53,12 +77,13 @@ class PreTrainingBatchSampler:
         seed: the run's seed.
         rank, world_size: this process and the number W of processes.
         start_sample: the position to begin with, counted in samples over all ranks; reached directly, without walking
-            through the earlier ones. With order "sharded", a multiple of W.
-        order: "global" or "sharded".
+            through the earlier ones. With an order `per_process`, a multiple of W.
+        order: one of `SAMPLE_ORDERS`, or "package.module:function".
+        dataset: what the order is told of the rows, such as their labels; by default their number.
 
     Raises:
-        ValueError: if there are no rows, if a global batch is larger than the data set, or if another number is out of
-            range.
+        ValueError: if there are no rows, if a global batch is larger than the data set, if there is no such order or
+            it does not give a pass, or if another number is out of range.
     """
 
     def __init__(
@@ -70,14 +95,12 @@ class PreTrainingBatchSampler:
         rank: int = 0,
         world_size: int = 1,
         start_sample: int = 0,
-        order: Literal["global", "sharded"] = "global",
+        order: str = "global",
+        dataset: Any = None,
     ):
         if num_rows < 1:
             raise ValueError(f"num_rows is {num_rows}, but there must be at least one image to train on.")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, but it must be at least 1.")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank is {rank}, but it must lie in [0, world_size), and world_size is {world_size}.")
+        check_share(batch_size, rank, world_size)
         if batch_size * world_size > num_rows:
             raise ValueError(
                 f"batch_size is {batch_size} on each of {world_size} processes, but the data set has only {num_rows} "
@@ -85,53 +108,50 @@ class PreTrainingBatchSampler:
             )
         if start_sample < 0:
             raise ValueError(f"start_sample is {start_sample}, but it must be 0 or more.")
-        if order not in ("global", "sharded"):
-            raise ValueError(f"order is {order!r}, but it must be 'global' or 'sharded'.")
-        if order == "sharded" and start_sample % world_size:
+        named = SAMPLE_ORDERS.named(order)
+        self.order, self.is_per_process = named.object, named.facts.get("per_process", False)
+        if self.is_per_process and start_sample % world_size:
             raise ValueError(
-                f"start_sample is {start_sample}, but with order 'sharded' it must be a multiple of world_size"
-                f" ({world_size})."
+                f"start_sample is {start_sample}, but with the order {order!r} it must be a multiple of world_size "
+                f"({world_size})."
             )
-        self.num_rows = num_rows
+        self.dataset = range(num_rows) if dataset is None else dataset
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.start_sample = start_sample
-        self.order = order
+        self.rows_per_pass = num_rows // world_size if self.is_per_process else num_rows
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        if self.order == "global":
-            rows_of_pass, rows_per_pass = self._global_pass, self.num_rows
-        else:
-            rows_of_pass, rows_per_pass = self._sharded_pass, self.num_rows // self.world_size
         current_pass, rows = -1, None
         for batch in itertools.count():
             first_position = self.start_sample + (batch * self.world_size + self.rank) * self.batch_size
             first_index = first_position
-            if self.order == "sharded":
+            if self.is_per_process:
                 first_index = self.start_sample // self.world_size + batch * self.batch_size
             keys = []
             for i in range(self.batch_size):
-                pass_index, index = divmod(first_index + i, rows_per_pass)
+                pass_index, index = divmod(first_index + i, self.rows_per_pass)
                 if pass_index != current_pass:
-                    current_pass, rows = pass_index, rows_of_pass(pass_index)
+                    current_pass, rows = pass_index, self._pass(pass_index)
                 keys.append(SampleKey(int(rows[index]), mix_seed(self.seed, first_position + i)))
             yield keys
 
-    def _global_pass(self, pass_index: int) -> np.ndarray:
-        # Negative positions belong to no sample, so no sample shares its seed with a permutation.
-        generator = torch.Generator().manual_seed(mix_seed(self.seed, -1 - pass_index))
-        return torch.randperm(self.num_rows, generator=generator).numpy()
+    def _pass(self, pass_index: int) -> Sequence[int]:
+        of_process = (self.rank, self.world_size) if self.is_per_process else ()
+        rows = self.order(self.dataset, pass_index, self.seed, *of_process)
+        if len(rows) != self.rows_per_pass:
+            raise ValueError(
+                f"the order {self.order.__qualname__} gave {len(rows)} rows for a pass over {self.rows_per_pass}; it "
+                "must give as many, with repetitions where rows are left out."
+            )
+        return rows
 
-    def _sharded_pass(self, pass_index: int) -> list[int]:
-        permutation = torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(self.seed))
-        part = permutation[self.rank :: self.world_size][: self.num_rows // self.world_size].tolist()
-        generator = torch.Generator().manual_seed(self.seed + self.rank + (pass_index << 24))
-        # The inside-out shuffle draws one number per element, from the second on; randperm would give another order.
-        shuffled = part[:1]
-        for i, row in enumerate(part[1:], start=1):
-            j = int(torch.randint(0, i + 1, (1,), generator=generator))
-            shuffled.append(row)
-            shuffled[i], shuffled[j] = shuffled[j], row
-        return shuffled
+
+def check_share(batch_size: int, rank: int, world_size: int) -> None:
+    """Raise a ValueError if a process has no images of a batch, or is not one of the processes."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, but it must be at least 1.")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank is {rank}, but it must lie in [0, world_size), and world_size is {world_size}.")

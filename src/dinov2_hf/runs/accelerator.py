@@ -10,9 +10,10 @@ from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from transformers.utils import logging as transformers_logging
 
+from ..options import values_for
 from ..training.backends import configure_backend, launch_settings
 from ..training.distributed import choose_mixed_precision
-from .arguments import PreTrainingArguments, values_for
+from .arguments import PreTrainingArguments
 from .trackers import find_tracker
 
 

@@ -7,8 +7,6 @@ pretraining's): names are unique over the three, so one flat list of them can be
 """
 
 import dataclasses
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +58,7 @@ class PreTrainingArguments:
     sample_order: str = argument(
         "global",
         'Of data that is not streamed. "global": the same order for any number of processes; "sharded": the'
-        " original's.",
-        ("global", "sharded"),
+        " original's; or package.module:function.",
         needs={"streaming": False},
     )
 
@@ -76,6 +73,9 @@ class PreTrainingArguments:
     )
 
     # --- crops and masks (paper, appendix B)
+    augmentation: str = argument(
+        "multi_crop", "From an image to its crops: multi_crop, or package.module:function, which takes what follows."
+    )
     local_crop_size: int = argument(98, "Side of a local crop in pixels, where there are any.", WIDTH)
     num_local_crops: int = argument(8, "Local crops of each image.", NOT_NEGATIVE)
     global_crop_scale: list[float] = argument(
@@ -104,6 +104,7 @@ class PreTrainingArguments:
     image_std: list[float] = argument(
         list(IMAGENET_DEFAULT_STD), "Standard deviation of each channel, that is divided by.", ABOVE_ZERO
     )
+    masks: str = argument("block", "Which patches of a global crop are masked: block, or package.module:function.")
     mask_probability: float = argument(0.5, "Share of the global crops that are masked.", SHARE)
     mask_ratio: list[float] = argument([0.1, 0.5], "Smallest and largest masked share of a masked crop.", SHARE)
 
@@ -256,8 +257,3 @@ def recipe_values(args: PreTrainingArguments) -> dict[str, Any]:
     """What of `args` belongs in a recipe that gives the same run again, without tokens and signatures of URLs."""
     values = {name: value for name, value in dataclasses.asdict(args).items() if name not in OF_ONE_START}
     return without_secrets(values)
-
-
-def values_for(function: Callable, args: PreTrainingArguments) -> dict[str, Any]:
-    """Those values of `args` that `function` takes under the same names."""
-    return {name: getattr(args, name) for name in inspect.signature(function).parameters if hasattr(args, name)}

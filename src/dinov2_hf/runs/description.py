@@ -48,6 +48,7 @@ def describe_run(
     num_channels = next(iter(students.values())).backbone.config.num_channels
     lines = {
         "images": f"{images} from {args.train_data}",
+        "crops and masks": f"{args.augmentation}, {args.masks}, in the order {args.sample_order}",
         "channels": "RGB" if num_channels == 3 else f"{num_channels}, without colour jitter, greyscale and solarize",
         **{f"student {name}".strip(): size for name, size in sizes.items()},
         "weights from": f"{args.init_from}, backbone frozen for {args.freeze_backbone_steps} steps"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..data.sample_order import SAMPLE_ORDERS
 from ..training.checkpoints import read_state
 from .arguments import PreTrainingArguments
 
@@ -12,8 +13,8 @@ def start_state(args: PreTrainingArguments, num_processes: int, checkpoint: Path
     and the `readers` of the data.
 
     Any number of processes and accumulated passes may continue a run, if a step has as many images as before: then
-    every step sees the images it would have seen. A stream and the order "sharded" depend on who reads them, and
-    continue with the same readers only.
+    every step sees the images it would have seen. A stream and an order such as "sharded" depend on who reads them,
+    and continue with the same readers only.
 
     Raises:
         ValueError: when the checkpoint cannot be continued so.
@@ -38,7 +39,8 @@ def start_state(args: PreTrainingArguments, num_processes: int, checkpoint: Path
     if args.streaming:
         kind, fixed = "a stream", tuple(readers)
     else:
-        kind, fixed = 'the order "sharded"', ("processes",) if args.sample_order == "sharded" else ()
+        is_per_process = SAMPLE_ORDERS.named(args.sample_order).facts.get("per_process")
+        kind, fixed = f'the order "{args.sample_order}"', ("processes",) if is_per_process else ()
     for name in fixed:
         if readers[name] != state["readers"][name]:
             raise ValueError(
