@@ -10,6 +10,7 @@ from dinov2_hf import DINOv2Config, DINOv2DistillationConfig, DINOv2PreTrainingC
 from dinov2_hf.data import MultiCropTransform, PreTrainingCollator
 from dinov2_hf.runs.arguments import PreTrainingArguments
 from dinov2_hf.runs.distillation_arguments import DistillationArguments
+from dinov2_hf.training.optimizer import build_optimizer, parameter_groups
 from dinov2_hf.training.schedules import build_schedules
 
 
@@ -47,7 +48,7 @@ ALLOWED = {
     "conversion": {"model_source", "models", "pretraining"},
     "curation": {"features", "feature_kinds", "data", "conversion", "model_source"},
     "evaluation": {"features", "models", "data", "pictures"},  # heads are trained on images, decoded in the one way
-    "runs": {"model_source", "conversion", "models", "pretraining", "data", "training", "pictures"},
+    "runs": {"data", "model_source", "conversion", "models", "pretraining", "training", "pictures", "evaluation"},
     "auto": {"models", "pretraining", "evaluation"},
     "cli": {*ROOMS, "examples", "auto", "features", "feature_kinds", "feature_files", "model_source"},
     "__init__": {*ROOMS, "auto", "features"},
@@ -144,7 +145,8 @@ def test_every_field_is_read(config):
     # A check of its range in the class that declares it does not make a field used.
     declaring = Path(inspect.getsourcefile(config))
     unread = own - attributes_read([path for path in [*FILES, *scripts] if path != declaring])
-    for function in (build_schedules, MultiCropTransform, PreTrainingCollator):  # get what they take, by name
+    given = (MultiCropTransform, PreTrainingCollator, build_optimizer, build_schedules, parameter_groups)
+    for function in given:  # get what they take, by name
         assert any(f"values_for({function.__name__}, " in path.read_text() for path in [*FILES, *scripts])
         unread -= set(inspect.signature(function).parameters)
     assert not unread

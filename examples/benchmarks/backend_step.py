@@ -63,7 +63,6 @@ def main() -> None:
     model = DINOv2ForPreTraining._from_config(config, attn_implementation=attention).train()
     groups = parameter_groups(
         model.student,
-        num_layers=config.backbone_config.num_hidden_layers,
         layerwise_decay=args.layerwise_decay,
         patch_embed_lr_multiplier=args.patch_embed_lr_multiplier,
     )

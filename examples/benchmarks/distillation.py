@@ -120,7 +120,6 @@ class Variant:
             for student in self.model.students.values()
             for group in parameter_groups(
                 student,
-                num_layers=config.backbone_config.num_hidden_layers,
                 layerwise_decay=args.layerwise_decay,
                 patch_embed_lr_multiplier=args.patch_embed_lr_multiplier,
             )

@@ -137,7 +137,6 @@ class Variant:
         backbone.forward_crops = partial(backbone.forward_crops, packed=self.way == "packed")
         groups = parameter_groups(
             self.model.student,
-            num_layers=config.backbone_config.num_hidden_layers,
             layerwise_decay=args.layerwise_decay,
             patch_embed_lr_multiplier=args.patch_embed_lr_multiplier,
         )

@@ -18,7 +18,8 @@ if __name__ == "__main__":
         allow_fsdp_on_cpu()
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
     import distill
-    import pretrain
 
-    pretrain.draw_curves = pretrain.save_patch_pca = lambda *_, **__: None
+    from dinov2_hf.runs import loop, results
+
+    loop.draw_curves = results.save_patch_pca = lambda *_, **__: None
     distill.main(sys.argv[1:])

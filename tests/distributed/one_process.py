@@ -38,7 +38,6 @@ def train_alone(
     optimizer = build_optimizer(
         parameter_groups(
             model.student,
-            num_layers=backbone["num_hidden_layers"],
             layerwise_decay=args.layerwise_decay,
             patch_embed_lr_multiplier=args.patch_embed_lr_multiplier,
         ),

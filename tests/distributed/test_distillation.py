@@ -13,9 +13,9 @@ import yaml
 from safetensors.torch import load_file
 
 from dinov2_hf.training.monitor import read_metrics
-from tests.examples.conftest import forget_accelerate, load_example
+from tests.examples.conftest import forget_accelerate, load_example, without_pictures
 
-from .conftest import CONFIGS, RECIPE, clips_per_part, deepspeed, environment, launch_command
+from .conftest import RECIPE, clips_per_part, deepspeed, environment, launch_command
 
 
 # Sizes beyond ZeRO-3's limit of 100,000 elements are those of the backends' own tests.
@@ -75,11 +75,8 @@ def one_process(students_recipe, teacher, images, tmp_path_factory):
         given += ["--output_dir", str(folder), "--per_device_train_batch_size", "8", *flags]
         forget_accelerate()
         with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(str(CONFIGS.parent))
-            distill = load_example("distill")
-            patch.setattr(distill.pretrain, "draw_curves", lambda *_: None)
-            patch.setattr(distill.pretrain, "save_patch_pca", lambda *_, **__: None)
-            distill.main(given)
+            without_pictures(patch)
+            load_example("distill").main(given)
         return read(folder)
 
     return one_process

@@ -20,6 +20,7 @@ from accelerate.utils import DistributedType, parse_flag_from_env
 from torch.distributed.tensor import DTensor
 
 from dinov2_hf.models.modeling_dinov2 import DINOv2Layer, DINOv2LayerScale
+from dinov2_hf.runs import loop
 from dinov2_hf.training.backends import allow_fsdp_on_cpu
 
 
@@ -59,11 +60,11 @@ def watch_dtypes(model: torch.nn.Module) -> dict[str, list[str]]:
 
 
 def watch(pretrain, folder: Path) -> None:
-    train, update_ema, send_to_device = pretrain.train, pretrain.update_ema, pretrain.send_to_device
+    train, update_ema, send_to_device = pretrain.train, pretrain.update_ema, loop.send_to_device
     watched, calls = {}, []
 
-    def watching_train(accelerator, model, *rest):
-        module = accelerator.unwrap_model(model)
+    def watching_train(run, model, optimizer):
+        accelerator, module = run.accelerator, run.module
         facts = {
             "distributed_type": accelerator.distributed_type.value,
             "num_processes": accelerator.num_processes,
@@ -90,7 +91,7 @@ def watch(pretrain, folder: Path) -> None:
         watched["before"] = whole(accelerator, model)
         dtypes = watch_dtypes(module)
         try:
-            train(accelerator, model, *rest)
+            train(run, model, optimizer)
         finally:
             watched["after"] = whole(accelerator, model)
             (folder / f"dtypes_{accelerator.process_index}.json").write_text(json.dumps(dtypes))
@@ -105,7 +106,7 @@ def watch(pretrain, folder: Path) -> None:
             batch["global_crops"][0, 2, 0, 3, 3] = torch.nan
         return send_to_device(batch, device, **kwargs)
 
-    pretrain.train, pretrain.send_to_device = watching_train, poison
+    pretrain.train, loop.send_to_device = watching_train, poison
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import glob
 import importlib.util
 import io
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,11 +144,7 @@ def run_command(words: list[str]) -> str:
 
 
 def load_example(name: str):
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.pop(0)
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,10 +1,14 @@
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
+
+from dinov2_hf.runs import endings, loop, results
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -47,6 +51,33 @@ def load_example(name: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def without_pictures(patch: pytest.MonkeyPatch) -> None:
+    """They take several times as long as a run."""
+    for module in (loop, endings):
+        patch.setattr(module, "draw_curves", lambda *_: None)
+    patch.setattr(results, "save_patch_pca", lambda *_, **__: None)
+    patch.setattr(results, "pipeline", lambda *_, **__: lambda *_, **__: torch.zeros(1))
+
+
+class Interrupted(Exception):
+    pass
+
+
+def run_until_saved(step: int, run: Callable[[], None]) -> None:
+    """Let a run end by no fault of its own, as soon as it has saved the checkpoint of that step."""
+    save_checkpoint = loop.save_checkpoint
+
+    def save_and_stop(accelerator, folder, state, limit):
+        save_checkpoint(accelerator, folder, state, limit)
+        if state["step"] == step:
+            raise Interrupted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", save_and_stop)
+        with pytest.raises(Interrupted):
+            run()
 
 
 def forget_accelerate() -> None:

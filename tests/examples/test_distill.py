@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,10 +25,12 @@ from transformers import (
 
 from dinov2_hf import DINOv2ForPreTraining
 from dinov2_hf.conversion.exports.stock_transformers import export_transformers
+from dinov2_hf.runs.distillation_plan import DistillationPlan
+from dinov2_hf.runs.run import start_run
 from dinov2_hf.training.monitor import read_metrics
 
-from .conftest import EXAMPLES, TINY, forget_accelerate, load_example
-from .test_pretrain import Interrupted, assert_same_run, weights
+from .conftest import TINY, forget_accelerate, load_example, run_until_saved, without_pictures
+from .test_pretrain import assert_same_run, weights
 
 
 # Half as wide as the teacher, whose patches and prototypes it takes over.
@@ -40,15 +41,7 @@ TWO = [{"name": "half", **SMALL}, {"name": "wide", "learning_rate": 5e-4, "layer
 
 @pytest.fixture(scope="module")
 def distill():
-    sys.path.insert(0, str(EXAMPLES))
-    yield load_example("distill")
-    sys.path.remove(str(EXAMPLES))
-
-
-@pytest.fixture(scope="module")
-def pretrain_of_distill(distill):
-    """The module whose loop distill.py runs."""
-    return sys.modules["pretrain"]
+    return load_example("distill")
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +71,9 @@ def two_recipe(small_recipe) -> str:
 
 
 @pytest.fixture(autouse=True)
-def without_pictures(pretrain_of_distill, monkeypatch):
-    """Which take several times as long as a run; those of the module's fixtures have them."""
-    monkeypatch.setattr(pretrain_of_distill, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(pretrain_of_distill, "save_patch_pca", lambda *_, **__: None)
-    monkeypatch.setattr(pretrain_of_distill, "pipeline", lambda *_, **__: lambda *_, **__: torch.zeros(1))
+def no_pictures(monkeypatch):
+    """But of the runs of the module's fixtures."""
+    without_pictures(monkeypatch)
 
 
 def run(distill, recipe, teacher, images, output_dir, *flags: str) -> None:
@@ -166,30 +157,18 @@ def test_an_output_in_the_folder_of_the_teacher_is_refused(distill, small_recipe
 @pytest.mark.parametrize("recipe_name", ["small_recipe", "two_recipe"])
 def test_resume_equals_the_uninterrupted_run(
     distill,
-    pretrain_of_distill,
     recipe_name,
     teacher,
     images,
     finished_run,
     two_students,
     tmp_path,
-    monkeypatch,
     request,
 ):
     recipe = request.getfixturevalue(recipe_name)
     straight = finished_run if recipe_name == "small_recipe" else two_students
     flags = ("--eval_data", str(images), "--eval_split", "train")
-    save_checkpoint = pretrain_of_distill.save_checkpoint
-
-    def save_and_stop(accelerator, folder, state, limit):
-        save_checkpoint(accelerator, folder, state, limit)
-        if state["step"] == 4:
-            raise Interrupted
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrain_of_distill, "save_checkpoint", save_and_stop)
-        with pytest.raises(Interrupted):
-            run(distill, recipe, teacher, images, tmp_path / "out", *flags)
+    run_until_saved(4, lambda: run(distill, recipe, teacher, images, tmp_path / "out", *flags))
     run(distill, recipe, teacher, images, tmp_path / "out", *flags, "--resume_from_checkpoint", "latest")
     for folder in ("",) if straight is finished_run else ("students/half", "students/wide"):
         assert_same_run(straight / folder, tmp_path / "out" / folder)
@@ -224,11 +203,10 @@ def test_each_of_two_students_is_what_it_would_be_alone(distill, small_recipe, f
 
 def test_students_have_rates_of_their_own(distill, two_recipe, teacher, images, tmp_path):
     forget_accelerate()
-    plan = distill.DistillationPlan(
-        ["--config", two_recipe, "--teacher", str(teacher), "--train_data", str(images), "--output_dir", str(tmp_path)]
-    )
-    model = plan.build_model(distill.pretrain.Accelerator(cpu=True))
-    groups = plan.parameter_groups(model)
+    words = ["--config", two_recipe, "--teacher", str(teacher), "--train_data", str(images)]
+    with start_run(DistillationPlan, [*words, "--output_dir", str(tmp_path / "out")]) as started:
+        model = started.plan.build(started)
+        groups = started.plan.parameter_groups(model)
     multipliers = {
         name: {
             group["lr_multiplier"]

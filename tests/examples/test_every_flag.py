@@ -6,11 +6,9 @@ or stands in a table with the reason why it does neither here.
 import dataclasses
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
@@ -22,7 +20,7 @@ from dinov2_hf.runs.arguments import PreTrainingArguments
 from dinov2_hf.runs.distillation_arguments import DistillationArguments
 from dinov2_hf.runs.recipes import options_of_run, parse_recipe
 
-from .conftest import EXAMPLES, TINY, forget_accelerate, load_example
+from .conftest import TINY, forget_accelerate, load_example, without_pictures
 
 
 PRETRAINING = (PreTrainingArguments, DINOv2Config, DINOv2PreTrainingConfig)
@@ -143,22 +141,17 @@ def other_value(kinds: tuple, name: str, base: dict, **paths: str) -> list[str]:
     return [f"--{name}", str(value * 2 if isinstance(value, int) and value else value / 2 or 1)]
 
 
-@pytest.fixture(scope="module")
-def without_pictures():
-    def strip(module) -> None:
-        """They take several times as long as a run."""
-        module.draw_curves = lambda *_: None
-        module.save_patch_pca = lambda *_, **__: None
-        module.pipeline = lambda *_, **__: lambda *_, **__: torch.zeros(1)
-
-    return strip
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    with pytest.MonkeyPatch.context() as patch:
+        without_pictures(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
-def pretraining(without_pictures, recipe, images, tmp_path_factory):
+def pretraining(no_pictures, recipe, images, tmp_path_factory):
     """`main`, the flags that runs have in common, their values and what they leave."""
     module, folder = load_example("pretrain"), tmp_path_factory.mktemp("pretraining") / "run"
-    without_pictures(module)
     flags = ["--config", recipe, "--train_data", str(images), *BASE]
     flags += ["--eval_data", str(images), "--eval_split", "train"]
     args, *configs = parse_recipe(flags, PreTrainingArguments, [*PRETRAINING[1:]])
@@ -167,19 +160,16 @@ def pretraining(without_pictures, recipe, images, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def distillation(without_pictures, pretraining, images, tmp_path_factory):
+def distillation(pretraining, images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("distillation")
-    sys.path.insert(0, str(EXAMPLES))
     module = load_example("distill")
-    without_pictures(sys.modules["pretrain"])
     own = {name: value for name, value in yaml.safe_load(TINY).items() if name not in ("num_prototypes",)}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(own))
     flags = ["--config", str(folder / "recipe.yaml"), "--train_data", str(images), "--teacher", str(pretraining[-1])]
     flags += BASE
     args, *configs = parse_recipe(flags, DistillationArguments, [*DISTILLATION[1:]])
     values = dataclasses.asdict(args) | {name: value for config in configs for name, value in config.items()}
-    yield module.main, flags, values, outcome(module.main, flags, folder / "run"), folder / "run"
-    sys.path.remove(str(EXAMPLES))
+    return module.main, flags, values, outcome(module.main, flags, folder / "run"), folder / "run"
 
 
 def test_every_name_of_the_help_is_walked():

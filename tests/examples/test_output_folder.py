@@ -13,15 +13,13 @@ import pytest
 
 from dinov2_hf.output_folders import read_marker, sole_writer, write_marker
 
-from .conftest import forget_accelerate
+from .conftest import Interrupted, forget_accelerate, without_pictures
 from .test_pretrain import run
 
 
 @pytest.fixture(autouse=True)
-def without_pictures(pretrain, monkeypatch):
-    """Which take several times as long as a run."""
-    monkeypatch.setattr(pretrain, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(pretrain, "save_patch_pca", lambda *_, **__: None)
+def no_pictures(monkeypatch):
+    without_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -198,10 +196,6 @@ def test_a_second_launch_is_refused_on_all_processes_until_the_first_is_killed(
         run_until_interrupted(pretrain, recipe, images, out, *flags)
 
 
-class Interrupted(Exception):
-    pass
-
-
 def run_until_interrupted(pretrain, recipe, images, out, *flags: str) -> None:
     def stop(*_):
         raise Interrupted
@@ -211,12 +205,13 @@ def run_until_interrupted(pretrain, recipe, images, out, *flags: str) -> None:
         run(pretrain, recipe, images, out, *flags)
 
 
-def test_ctrl_c_before_the_first_step(pretrain, capsys):
+def test_ctrl_c_before_the_first_step(pretrain, monkeypatch, capsys):
     def interrupted(arguments):
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(pretrain, "PreTrainingPlan", interrupted)
     with pytest.raises(SystemExit) as stop:
-        pretrain.main([], interrupted)
+        pretrain.main([])
     assert stop.value.code == 130
     assert capsys.readouterr().err == "\nstopped: Ctrl-C ended the run.\n"
 

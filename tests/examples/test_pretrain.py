@@ -19,8 +19,9 @@ from dinov2_hf import DINOv2ForPreTraining, DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.data import load_image_dataset
 from dinov2_hf.evaluation.knn import evaluate_knn
 from dinov2_hf.output_folders import write_marker
+from dinov2_hf.runs import evaluation, loop
 
-from .conftest import forget_accelerate
+from .conftest import forget_accelerate, run_until_saved
 
 
 def run(pretrain, recipe, images, output_dir, *flags: str) -> None:
@@ -132,26 +133,12 @@ def test_the_resolved_recipe_gives_the_same_run(finished_run, pretrain, tmp_path
     assert_same_run(output_dir, tmp_path / "again")
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.mark.parametrize(
     "flags", [(), ("--gradient_accumulation_steps", "2", "--dataloader_num_workers", "2"), ("--streaming", "true")]
 )
-def test_resume_equals_the_uninterrupted_run(pretrain, recipe, images, tmp_path, monkeypatch, flags):
+def test_resume_equals_the_uninterrupted_run(pretrain, recipe, images, tmp_path, flags):
     run(pretrain, recipe, images, tmp_path / "straight", *flags)
-    save_checkpoint = pretrain.save_checkpoint
-
-    def save_and_stop(accelerator, folder, state, limit):
-        save_checkpoint(accelerator, folder, state, limit)
-        if state["step"] == 4:
-            raise Interrupted
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrain, "save_checkpoint", save_and_stop)
-        with pytest.raises(Interrupted):
-            run(pretrain, recipe, images, tmp_path / "resumed", *flags)
+    run_until_saved(4, lambda: run(pretrain, recipe, images, tmp_path / "resumed", *flags))
     torch.manual_seed(99)  # the state of the process must not matter
     run(pretrain, recipe, images, tmp_path / "resumed", *flags, "--resume_from_checkpoint", "latest")
     assert_same_run(tmp_path / "straight", tmp_path / "resumed")
@@ -163,13 +150,14 @@ from pathlib import Path
 spec = importlib.util.spec_from_file_location("pretrain", sys.argv[1])
 pretrain = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(pretrain)
-save_state = pretrain.Accelerator.save_state
+from accelerate import Accelerator
+save_state = Accelerator.save_state
 def save_and_die(self, folder):
     save_state(self, folder)
     if "4" in folder.rpartition("step_")[2]:
         (Path(folder) / "optimizer.bin").write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
-pretrain.Accelerator.save_state = save_and_die
+Accelerator.save_state = save_and_die
 pretrain.main(sys.argv[2:])
 """
 
@@ -209,7 +197,7 @@ def test_not_finite_stops_before_the_weights_are_touched(pretrain, recipe, image
             batch["global_crops"][0, 2, 0, 3, 3] = torch.nan
         return batch
 
-    monkeypatch.setattr(pretrain, "send_to_device", poison)
+    monkeypatch.setattr(loop, "send_to_device", poison)
     with pytest.raises(SystemExit) as stop:
         run(pretrain, recipe, images, tmp_path / "out", "--max_nonfinite_steps", "0")
     message = str(stop.value)
@@ -308,7 +296,7 @@ def test_knn_of_a_bf16_run_is_that_of_the_exported_model(pretrain, recipe, image
         finally:
             handle.remove()
 
-    monkeypatch.setattr(pretrain, "evaluate_knn", noted)
+    monkeypatch.setattr(evaluation, "evaluate_knn", noted)
     flags = ("--mixed_precision", "bf16", "--eval_data", str(images), "--eval_split", "train")
     run(pretrain, recipe, images, tmp_path / "out", *flags)
     assert set(dtypes) == {torch.float32}

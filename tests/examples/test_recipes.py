@@ -16,7 +16,8 @@ from dinov2_hf.runs.distillation_arguments import DistillationArguments
 from dinov2_hf.runs.recipes import parse_recipe
 from dinov2_hf.training.schedules import build_schedules, scale_learning_rate
 
-from .test_pretrain import Interrupted, assert_same_run, run, weights
+from .conftest import run_until_saved
+from .test_pretrain import assert_same_run, run, weights
 
 
 RECIPES = [
@@ -106,20 +107,10 @@ def test_an_earlier_run_continues_with_its_heads_and_teacher(pretrain, bare_reci
     assert (recipe["num_prototypes"], recipe["hidden_size"]) == (32, 32)
 
 
-def test_a_continued_run_resumes_and_repeats(pretrain, bare_recipe, images, earlier, tmp_path, monkeypatch):
+def test_a_continued_run_resumes_and_repeats(pretrain, bare_recipe, images, earlier, tmp_path):
     flags = ("--init_from", str(earlier), "--freeze_backbone_steps", "2", "--warmup_steps", "2")
     run(pretrain, bare_recipe, images, tmp_path / "straight", *flags)
-    save_checkpoint = pretrain.save_checkpoint
-
-    def save_and_stop(accelerator, folder, state, limit):
-        save_checkpoint(accelerator, folder, state, limit)
-        if state["step"] == 4:
-            raise Interrupted
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrain, "save_checkpoint", save_and_stop)
-        with pytest.raises(Interrupted):
-            run(pretrain, bare_recipe, images, tmp_path / "resumed", *flags)
+    run_until_saved(4, lambda: run(pretrain, bare_recipe, images, tmp_path / "resumed", *flags))
     run(pretrain, bare_recipe, images, tmp_path / "resumed", *flags, "--resume_from_checkpoint", "latest")
     assert_same_run(tmp_path / "straight", tmp_path / "resumed")
     again = ["--config", str(tmp_path / "straight" / "recipe.yaml"), "--output_dir", str(tmp_path / "again")]

@@ -13,9 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dinov2_hf.data import SkippedImageLog
+from dinov2_hf.runs import loop
 from dinov2_hf.training.checkpoints import find_checkpoint
 from dinov2_hf.training.preemption import PREEMPTION_SIGNALS
 
+from .conftest import without_pictures
 from .test_pretrain import assert_same_run, run
 
 
@@ -25,6 +28,7 @@ from pathlib import Path
 spec = importlib.util.spec_from_file_location("pretrain", sys.argv[1])
 pretrain = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(pretrain)
+from dinov2_hf.runs import loop
 """
 
 # Forks from one process that has imported everything: a new interpreter for each of eleven attempts takes a minute.
@@ -32,7 +36,7 @@ KILLED_TEN_TIMES = (
     IMPORT_PRETRAIN
     + """
 output_dir, flags, rng = Path(sys.argv[2]), sys.argv[3:], random.Random(0)
-pretrain.draw_curves = lambda *_: None  # takes 20 times as long as a step
+loop.draw_curves = lambda *_: None  # takes 20 times as long as a step
 
 def num_records():
     path = output_dir / "metrics.jsonl"
@@ -73,7 +77,7 @@ def flags_of(recipe, images, output_dir, *flags: str) -> list[str]:
 
 def test_ten_kills_change_nothing(pretrain, recipe, images, tmp_path, monkeypatch):
     """SIGKILL at random moments of random steps; ends bit-equal to the run that nobody disturbed."""
-    monkeypatch.setattr(pretrain, "draw_curves", lambda *_: None)
+    without_pictures(monkeypatch)
     flags = ("--max_steps", "100", "--save_steps", "3", "--eval_steps", "1000")
     run(pretrain, recipe, images, tmp_path / "straight", *flags)
     finished = subprocess.run(
@@ -195,14 +199,8 @@ def test_one_process_then_two_then_one(pretrain, recipe, images, tmp_path, free_
 
 def test_another_accumulation_sees_the_same_images_in_the_same_steps(pretrain, recipe, images, tmp_path, monkeypatch):
     """From an odd number of steps with one pass to steps of two passes."""
-    seen, next_batch = [], pretrain.next_batch
-
-    def noted(batches):
-        batch, report = next_batch(batches)
-        seen.extend(report.row_ids)
-        return batch, report
-
-    monkeypatch.setattr(pretrain, "next_batch", noted)
+    seen = []
+    monkeypatch.setattr(SkippedImageLog, "add", lambda _, report: seen.extend(report.row_ids))
     run(pretrain, recipe, images, tmp_path / "straight", "--save_steps", "3")
     straight = list(seen)
     seen.clear()
@@ -292,7 +290,7 @@ def test_a_poisoned_step_is_left_out_and_resuming_stays_exact(
             batch["local_crops"][0, 1, 0, 3, 3] = torch.nan
         return batch
 
-    monkeypatch.setattr(pretrain, "send_to_device", poison)
+    monkeypatch.setattr(loop, "send_to_device", poison)
     first_step = 0
     run(pretrain, recipe, images, tmp_path / "straight", *flags)
     shutil.copytree(

@@ -1,9 +1,7 @@
 """Two students of one run go to two repositories, each with what a run of its own uploads."""
 
-import sys
-
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
-from tests.examples.conftest import EXAMPLES, forget_accelerate, load_example
+from tests.examples.conftest import forget_accelerate, load_example
 
 from .test_hub_upload import MODEL_FILES, PRETRAINING_FILES, RUN_FILES, printed_and_exit
 
@@ -11,7 +9,6 @@ from .test_hub_upload import MODEL_FILES, PRETRAINING_FILES, RUN_FILES, printed_
 def distill(flags: list[str]) -> tuple[str, str | int | None]:
     """What a run printed, and what it exited with; called in the client process."""
     forget_accelerate()
-    sys.path.insert(0, str(EXAMPLES))
     return printed_and_exit(load_example("distill").main, flags)
 
 

@@ -90,7 +90,7 @@ def test_four_optimizer_steps(batch, packed):
     backbone = model.student.backbone
     backbone.forward_crops = partial(backbone.forward_crops, packed=packed)
     assert sum(parameter.numel() for parameter in model.student.parameters()) == 35_420
-    groups = parameter_groups(model.student, num_layers=2, layerwise_decay=0.9, patch_embed_lr_multiplier=0.2)
+    groups = parameter_groups(model.student, layerwise_decay=0.9, patch_embed_lr_multiplier=0.2)
     assert len(groups) == 14
     optimizer = build_optimizer(groups, adam_beta1=0.9, adam_beta2=0.999)
     accelerator = Accelerator(cpu=True, mixed_precision="no")

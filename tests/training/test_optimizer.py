@@ -42,7 +42,7 @@ def student(hidden_size=384, layers=12, heads=6, **values):
 )
 def test_layerwise_decay(hidden_size, layers, heads, num_original, num_groups, tokens, patch, blocks):
     network = student(hidden_size, layers, heads)
-    groups = parameter_groups(network, num_layers=layers, layerwise_decay=0.9, patch_embed_lr_multiplier=0.2)
+    groups = parameter_groups(network, layerwise_decay=0.9, patch_embed_lr_multiplier=0.2)
     assert len([group for group in groups if group["part"] == "backbone"]) == num_groups
     assert len([name for name in fused_parameters(network) if name.startswith("backbone.")]) == num_original
     multiplier = {id(p): group["lr_multiplier"] for group in groups for p in group["params"]}
@@ -59,7 +59,7 @@ def test_layerwise_decay(hidden_size, layers, heads, num_original, num_groups, t
 @pytest.mark.parametrize("separate", [False, True])
 def test_every_parameter_is_in_exactly_one_group(separate):
     network = student(separate_ibot_head=separate)
-    groups = parameter_groups(network, num_layers=12, layerwise_decay=1.0, patch_embed_lr_multiplier=0.2)
+    groups = parameter_groups(network, layerwise_decay=1.0, patch_embed_lr_multiplier=0.2)
     counts = Counter(id(p) for group in groups for p in group["params"])
     assert set(counts) == {id(p) for p in network.parameters()}
     assert set(counts.values()) == {1}
@@ -79,7 +79,7 @@ def test_schedule_reaches_every_group(tiny_config):
     network = DINOv2ForPreTraining(
         DINOv2PreTrainingConfig(backbone_config=tiny_config, num_prototypes=8, head_hidden_size=8, bottleneck_size=4)
     ).student
-    groups = parameter_groups(network, num_layers=2, layerwise_decay=0.5, patch_embed_lr_multiplier=0.2)
+    groups = parameter_groups(network, layerwise_decay=0.5, patch_embed_lr_multiplier=0.2)
     optimizer = build_optimizer(groups, adam_beta1=0.9, adam_beta2=0.999)
     set_schedule(optimizer, ScheduleValues(0.1, 0.0, 0.3, 0.99, 0.07, 0.05))
     for group in optimizer.param_groups:

@@ -2,34 +2,26 @@
 
 import logging
 import os
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
 
 from ..public_names import without_secrets
 from ..training.backends import backend_name, compute_precision
 from ..training.collapse import SMALL_BATCH, small_batch_advice
-from ..training.schedules import PreTrainingSchedules
 from ..training.sharded_weights import num_parameters
-from .arguments import PreTrainingArguments
 
+
+if TYPE_CHECKING:
+    from .run import Run
 
 logger = logging.getLogger(__name__)
 
 
-def describe_run(
-    accelerator: Accelerator,
-    args: PreTrainingArguments,
-    model: torch.nn.Module,
-    num_images: int | None,
-    global_batch_size: int,
-    schedules: PreTrainingSchedules,
-    start_step: int,
-    more: dict[str, str] | None = None,
-) -> None:
-    """Log it, one line for each thing; `num_images` is `None` for a stream, and `more` are lines of a kind of run."""
-    module = accelerator.unwrap_model(model)
-    students = module.students
+def describe_run(run: "Run") -> None:
+    """Log it, one line for each thing."""
+    accelerator, args, students = run.accelerator, run.args, run.module.students
+    global_batch_size, num_images = run.global_batch_size, run.num_images
     sizes = {
         name: ", ".join(f"{part} {num_parameters(module) / 1e6:.2f}M" for part, module in student.named_children())
         for name, student in students.items()
@@ -56,8 +48,8 @@ def describe_run(
         else "a fresh initialisation",
         "global batch": f"{global_batch_size} = {args.per_device_train_batch_size} per device"
         f" x {args.gradient_accumulation_steps} accumulated x {accelerator.num_processes} processes",
-        "steps": f"{start_step} of {args.max_steps}{passes}",
-        "peak learning rate": f"{schedules.learning_rate.base:.4g} = {args.learning_rate:.4g} {rule}",
+        "steps": f"{run.state['step']} of {args.max_steps}{passes}",
+        "peak learning rate": f"{run.schedules.learning_rate.base:.4g} = {args.learning_rate:.4g} {rule}",
         "seen together": f"{args.per_device_train_batch_size} images by KoLeo (one device), {images_of_a_pass} by"
         " centering (all devices), in one forward pass",
         "precision": compute_precision(accelerator),
@@ -72,6 +64,6 @@ def describe_run(
             global_batch_size, args.per_device_train_batch_size, args.gradient_accumulation_steps,
             accelerator.num_processes, small_batch_advice(),
         )  # fmt: skip
-    logger.info("***** %s *****", module.task.capitalize())
-    for name, text in (lines | (more or {})).items():
+    logger.info("***** %s *****", run.module.task.capitalize())
+    for name, text in (lines | run.plan.description).items():
         logger.info("  %-19s %s", name, without_secrets(text))

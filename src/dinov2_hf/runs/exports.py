@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from accelerate import Accelerator
 from huggingface_hub import ModelCard
-from torch import Tensor, nn
-from transformers import BaseImageProcessor, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..output_folders import check_kind
 from ..training.sharded_weights import whole_weights
@@ -17,53 +16,44 @@ from .model_card import model_card
 from .summary import knn_before_and_after
 
 
-def export_models(
-    accelerator: Accelerator,
-    model: nn.Module,
-    image_processor: BaseImageProcessor,
-    output_dir: Path,
-    state: Mapping[str, Any],
-    recipe: Mapping[str, Any],
-) -> dict[str, Path]:
+if TYPE_CHECKING:
+    from .run import Run
+
+
+def export_models(run: "Run") -> dict[str, Path]:
     """
     For each student write `model` (the backbone of its average, with image processor and model card) and, where it has
     heads to continue with, `pretraining_model` (student, average and heads). Every process must call it.
 
-    Args:
-        model: the module as prepared by Accelerate; it offers `averages`, modules with a `backbone` by the names of
-            their students, and `continued_as(name)`.
-        state: of the run, with its `step` and accuracies, for the model cards.
-        recipe: what the run can be repeated from, for the same.
-
     Returns:
         The folders of the backbones, by the names of the students.
     """
-    unwrapped = accelerator.unwrap_model(model)
-    state_dict = whole_weights(unwrapped, keep=accelerator.is_main_process)
-    paths = {module: path for path, module in unwrapped.named_modules()}
+    accelerator, module = run.accelerator, run.module
+    state_dict = whole_weights(module, keep=accelerator.is_main_process)
+    paths = {part: path for path, part in module.named_modules()}
 
     def write(folder: Path, network: PreTrainedModel, weights: dict[str, Tensor], card: ModelCard | None) -> None:
         def write_files(partial: Path) -> None:
             if accelerator.is_main_process:
                 network.save_pretrained(partial, state_dict=weights)
-                image_processor.save_pretrained(partial)
+                run.image_processor.save_pretrained(partial)
                 if card is not None:
                     card.save(partial / "README.md")
 
         replace_folder(accelerator, folder, write_files, kind="model", check=lambda there: check_kind(there, "model"))
 
     folders = {}
-    for name, average in unwrapped.averages.items():
-        folder, backbone = student_folder(output_dir, name), average.backbone
+    for name, average in module.averages.items():
+        folder, backbone = student_folder(run.output_dir, name), average.backbone
         card = model_card(
             backbone.config,
             folder.resolve().name,
-            steps=state["step"],
-            recipe=recipe_of_student(recipe, name),
-            knn=knn_before_and_after(state, name),
+            steps=run.state["step"],
+            recipe=recipe_of_student(run.plan.recipe, name),
+            knn=knn_before_and_after(run.state, name),
         )
         write(folder / "model", backbone, _under(state_dict, {paths[backbone]: ""}), card)
-        whole, renamed = unwrapped.continued_as(name)
+        whole, renamed = module.continued_as(name)
         if whole is not None:
             write(folder / "pretraining_model", whole, _under(state_dict, renamed), None)
         folders[name] = folder / "model"

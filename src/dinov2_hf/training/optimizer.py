@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +12,9 @@ from torch import nn
 
 from .schedules import ScheduleValues
 from .students import prefixed
+
+
+BLOCK = re.compile(r"encoder\.layer\.(\d+)\.")
 
 
 def learning_rate_multiplier(
@@ -25,9 +29,9 @@ def learning_rate_multiplier(
     """
     if "backbone." not in name:
         return 1.0
-    block = re.search(r"encoder\.layer\.(\d+)\.", name)
+    block = BLOCK.search(name)
     if block:
-        layer = int(block.group(1)) + 1
+        layer = int(block[1]) + 1
     else:
         layer = 0 if "embeddings." in name else num_layers + 1
     multiplier = layerwise_decay ** (num_layers + 1 - layer)
@@ -40,14 +44,16 @@ def weight_decay_multiplier(name: str) -> float:
 
 
 def parameter_groups(
-    student: nn.Module, *, num_layers: int, layerwise_decay: float, patch_embed_lr_multiplier: float
-) -> list[dict]:
+    student: nn.Module, *, layerwise_decay: float, patch_embed_lr_multiplier: float
+) -> list[dict[str, Any]]:
     """
     Trainable parameters of `student`, each in exactly one group.
 
     Groups are made within each part (`backbone`, `dino_head`, `ibot_head`) and carry `part`, `lr_multiplier`,
     `weight_decay_multiplier` and `is_last_layer` (prototypes) beside `params`.
     """
+    blocks = [int(block[1]) for name, _ in student.named_parameters() if (block := BLOCK.search(name))]
+    num_layers = 1 + max(blocks, default=-1)
     groups: dict[tuple, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:

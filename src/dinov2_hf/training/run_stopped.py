@@ -1,18 +1,11 @@
-"""Runs that end before their last step: why, with which exit code, and how to go on."""
+"""Runs that end before their last step: why, and with which exit code."""
 
 import errno
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import NoReturn
-
-from accelerate import Accelerator
-
-from ..public_names import without_secrets
-from .distributed import end_run
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, start it again.
 PREEMPTED_EXIT_CODE = 75
 # What shells give to a program that SIGINT (Ctrl-C) ended.
@@ -37,25 +30,23 @@ class RunInterrupted(RunStopped):
     exit_code = INTERRUPTED_EXIT_CODE
 
 
-@contextmanager
-def disk_and_keyboard_stop_run() -> Iterator[None]:
-    """Turn an `OSError` for want of space (disk, quota, file size limit), and Ctrl-C, into a `RunStopped`."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise RunInterrupted("Ctrl-C ended the run; steps since the last checkpoint are lost.") from None
-    except (OSError, ValueError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__  # of the sentence that `atomic_files` says
-        if getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise RunStopped(f"a file could not be written: {str(error).rstrip('.')}.") from error
+def as_run_stopped(error: BaseException) -> RunStopped | None:
+    """A `RunStopped` as it is, one in place of Ctrl-C or of a disk, quota or file that is full, or `None`."""
+    if isinstance(error, RunStopped):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return RunInterrupted("Ctrl-C ended the run; steps since the last checkpoint are lost.")
+    cause = error if isinstance(error, OSError) else error.__cause__  # of the sentence that `atomic_files` says
+    if isinstance(error, OSError | ValueError) and getattr(cause, "errno", None) in FULL:
+        return RunStopped(f"a file could not be written: {str(error).rstrip('.')}.")
+    return None
 
 
 @contextmanager
 def bad_data_stops_run() -> Iterator[None]:
     """
     Turn a `ValueError` about the data, such as too many broken images in a row, into a `RunStopped`; but not that of a
-    full disk, which is `disk_and_keyboard_stop_run`'s.
+    full disk, which is told by `as_run_stopped`.
     """
     try:
         yield
@@ -63,21 +54,3 @@ def bad_data_stops_run() -> Iterator[None]:
         if isinstance(error.__cause__, OSError):
             raise
         raise RunStopped(str(error)) from error
-
-
-def exit_stopped(accelerator: Accelerator, stop: RunStopped, checkpoints: list[Path]) -> NoReturn:
-    """
-    Leave the process with the exit code and sentence of `stop`, and the advice how to continue.
-
-    Args:
-        checkpoints: what can be continued from, oldest first.
-    """
-    advice = f" --resume_from_checkpoint latest continues from {checkpoints[-1]}." if checkpoints else ""
-    why = without_secrets(str(stop))
-    if stop.exit_code == RunStopped.exit_code:
-        sys.exit(f"stopped: {why}{advice}")
-    if accelerator.is_main_process:
-        sys.stderr.write(f"\nstopped: {why}{advice}\n")
-    if isinstance(stop, RunPreempted):  # Ctrl-C may have come in the middle of what all processes do together
-        end_run(accelerator)
-    sys.exit(stop.exit_code)

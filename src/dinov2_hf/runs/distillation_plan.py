@@ -1,0 +1,152 @@
+"""What is particular to a distillation: a frozen teacher, and one student or several with values of their own."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import set_seed
+
+from ..models import DINOv2Config
+from ..options import values_for
+from ..pretraining import DINOv2DistillationConfig, DINOv2ForDistillation, DINOv2PreTrainingConfig
+from ..pretraining.distillation_checks import check_distillation
+from ..pretraining.features_objective import BackboneWithProjectors
+from ..pretraining.rank_groups import RankGroups
+from ..training.backends import backend_name, compute_precision
+from ..training.optimizer import parameter_groups
+from .arguments import recipe_values
+from .distillation_arguments import DistillationArguments, values_of_student
+from .distillation_teacher import load_teacher
+from .initial_weights import BACKBONE_FIELDS, FIXED_FIELDS, FREE_BACKBONE_FIELDS, initialise_backbone
+from .pretraining_plan import NetworkPlan
+from .recipe_checks import check_mask_grid
+from .recipes import parse_recipe
+
+
+if TYPE_CHECKING:
+    from .run import Run
+
+KINDS = (DistillationArguments, DINOv2Config, DINOv2PreTrainingConfig, DINOv2DistillationConfig)
+# What students may differ in. The crops are those of all, and prototypes are the teacher's.
+OWN_FIELDS = {
+    *BACKBONE_FIELDS, *FREE_BACKBONE_FIELDS, "head_hidden_size", "head_num_layers", "bottleneck_size",
+    "ibot_bottleneck_size",
+} - {"image_size", "num_channels"}  # fmt: skip
+
+
+class StudentPlan(NetworkPlan):
+    """One student: the recipe with its own values in their place, and the weights that it starts from."""
+
+    def build_with(
+        self, attention: str, feature_widths: dict | None
+    ) -> tuple[torch.nn.Module, torch.nn.Module | None]:
+        """The student and what its average starts from, `None` for a copy; the same whatever was built before it."""
+        set_seed(self.args.seed)
+        if feature_widths is None:
+            whole = self.build_network(attention)
+            return whole.student, whole.teacher
+        student = BackboneWithProjectors(self.config.backbone_config, attn_implementation=attention, **feature_widths)
+        if self.initial is not None:
+            initialise_backbone(student.backbone, self.initial)
+        return student, None
+
+
+class DistillationPlan:
+    """A distillation; the attributes are those of `PreTrainingPlan`."""
+
+    def __init__(self, arguments: list[str]):
+        self.args, _, _, distillation = parse_recipe(arguments, KINDS[0], KINDS[1:])
+        args, self.distillation = self.args, DINOv2DistillationConfig(**distillation)
+        self.objective = self.distillation.distillation_objective
+        self.loaded = load_teacher(args.teacher, self.objective)
+        of_teacher = self.loaded.recipe(self.objective)
+        entries = {entry["name"]: entry for entry in args.students} if args.students else {"": {}}
+        self.students = {
+            name: StudentPlan(arguments, KINDS, of_teacher, values_of_student(entry, OWN_FIELDS))
+            for name, entry in entries.items()
+        }
+        # What the entries of students are laid over.
+        _, backbone, objective, _ = parse_recipe(arguments, KINDS[0], KINDS[1:], of_teacher)
+        values = backbone | objective if args.students else self.students[""].values
+        self.groups = {name: entry["num_processes"] for name, entry in entries.items() if "num_processes" in entry}
+        self.configs = {name: student.config for name, student in self.students.items()}
+        check_distillation(
+            self.loaded.network.config,
+            self.distillation,
+            self.configs,
+            teacher_image_size=args.teacher_image_size,
+            num_local_crops=args.num_local_crops,
+        )
+        self.config = next(iter(self.configs.values()))  # crops and loss weights are those of all
+        check_mask_grid(self.config.backbone_config)
+        self.fixed = (*FIXED_FIELDS, "distillation_objective", "projector_hidden_size")
+        self.recipe = {**values, **distillation, **recipe_values(args)}
+        # Elsewhere masks hide nothing, and there is nothing to choose.
+        self.has_masks = self.objective == "paper" and self.distillation.ibot_tokens != "all"
+        if self.objective == "features" and args.hub_pretraining_model:
+            raise ValueError(
+                "`hub_pretraining_model` is true, but distillation of features leaves no pretraining_model, without"
+                " heads; leave it out."
+            )
+
+    @property
+    def description(self) -> dict[str, str]:
+        """More lines for the log."""
+        patches = f"the paper's, iBOT on {self.distillation.ibot_tokens} patches"
+        features = f"{self.distillation.feature_loss} of features (not the paper's)"
+        lines = {"teacher": self.args.teacher, "objective": patches if self.objective == "paper" else features}
+        if self.groups:
+            shares = (f"{name} by {count}" for name, count in self.groups.items())
+            lines["seen together"] = f"the global batch: {', '.join(shares)} processes"
+        return lines
+
+    def build(self, run: "Run") -> DINOv2ForDistillation:
+        """Teacher, students and their averages; to be called once."""
+        args, accelerator = self.args, run.accelerator
+        precision = args.teacher_mixed_precision
+        teacher = self.loaded.freeze(
+            self.objective,
+            bf16=(compute_precision(accelerator) if precision == "auto" else precision) == "bf16",
+            pixel_mean=args.image_mean,
+            pixel_std=args.image_std,
+            image_size=args.teacher_image_size,
+            device=accelerator.device,
+            compiled=args.teacher_compile,
+        )
+        network, widths = self.config.backbone_config, None
+        if self.objective == "features":  # one look also tells whether it can read such crops
+            widths = {
+                **teacher.widths(network.num_channels, network.image_size, self.distillation),
+                "projector_hidden_size": self.distillation.projector_hidden_size,
+            }
+        built = {name: student.build_with(run.attention, widths) for name, student in self.students.items()}
+        averages = {name: average for name, (_, average) in built.items() if average is not None}
+        return DINOv2ForDistillation(
+            self.distillation,
+            {name: student for name, (student, _) in built.items()},
+            self.configs,
+            teacher,
+            averages=averages or None,
+            rank_groups=self._rank_groups(backend_name(accelerator)),
+        )
+
+    def parameter_groups(self, model: DINOv2ForDistillation) -> list[dict[str, Any]]:
+        """Those of all students, each by its own learning rates."""
+        groups = []
+        for name, student in self.students.items():
+            factor = student.args.learning_rate / self.args.learning_rate  # schedules are those of the run
+            for group in parameter_groups(model.students[name], **values_for(parameter_groups, student.args)):
+                groups.append({**group, "lr_multiplier": group["lr_multiplier"] * factor})
+        return groups
+
+    def _rank_groups(self, backend: str) -> RankGroups | None:
+        """Processes of their own for the students, where the recipe gives them."""
+        if not self.groups:
+            return None
+        if backend != "ddp":  # gradients are averaged over all processes in the same order
+            raise ValueError(
+                f"`num_processes` of the students needs the ddp backend and several processes, but this run is"
+                f" launched as {backend}; leave it out, and every process computes all students."
+            )
+        groups = RankGroups(self.groups)
+        groups.check_batch_size(self.args.per_device_train_batch_size)
+        return groups

@@ -1,0 +1,100 @@
+"""k-NN accuracy of the backbones while they train: of labelled images, by the features of others."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedConfig
+
+from ..data import evaluation_split, find_image_column, load_image_dataset
+from ..evaluation.classification.labels import match_labels
+from ..evaluation.knn import evaluate_knn
+from ..models import DINOv2ImageProcessor
+from ..training.sharded_weights import whole_copy
+from ..training.students import prefixed
+from .arguments import PreTrainingArguments
+
+
+if TYPE_CHECKING:
+    from .run import Run
+
+KNN_NEIGHBOURS = (10, 20, 100, 200)
+
+
+@dataclass
+class Evaluation:
+    """Labelled images that a backbone is measured on: those of the bank classify the queries."""
+
+    bank: Dataset
+    queries: Dataset
+    image_column: str
+
+
+def load_evaluation(args: PreTrainingArguments, train_dataset: Dataset | IterableDataset) -> Evaluation | None:
+    """
+    What `eval_data` asks for, or `None` without it.
+
+    Raises:
+        `ValueError`: there are no such images, or no labels to classify with.
+    """
+    if args.eval_data is None:
+        return None
+    split = args.eval_split or evaluation_split(args.eval_data)
+    queries = load_image_dataset(args.eval_data, split=split, image_column=args.image_column)
+    bank = train_dataset
+    if args.eval_bank_data is not None:
+        bank = load_image_dataset(args.eval_bank_data, split=args.eval_bank_split, image_column=args.image_column)
+    elif args.streaming or args.label_column not in train_dataset.column_names:
+        raise ValueError(
+            f"`eval_data` is {args.eval_data}, but `train_data` has no `{args.label_column}` column that could be held"
+            " against it (a stream never has); give labelled images as --eval_bank_data."
+        )
+    image_column, bank_column = find_image_column(queries, args.image_column), find_image_column(bank)
+    if bank_column != image_column:
+        bank = bank.rename_column(bank_column, image_column)
+    bank = bank.select(range(min(len(bank), args.max_eval_bank_images or len(bank))))
+    queries = queries.select(range(min(len(queries), args.max_eval_images or len(queries))))
+    match_labels(bank, queries, args.label_column)  # or it would complain in the middle of the run
+    return Evaluation(bank, queries, image_column)
+
+
+def measure(run: "Run") -> dict[str, float]:
+    """
+    k-NN accuracies of each backbone as it would be exported now; the main process measures, the others wait.
+
+    In float32 whatever the run trains in, as `dinov2-hf evaluate` measures the exported model.
+    """
+    metrics, evaluation, accelerator = {}, run.evaluation, run.accelerator
+    for name, average in run.module.averages.items() if evaluation is not None else ():
+        backbone = whole_copy(average.backbone, keep=accelerator.is_main_process)
+        if backbone is None:
+            continue
+        neighbours = [k for k in KNN_NEIGHBOURS if k <= len(evaluation.bank)]
+        accuracies = evaluate_knn(
+            backbone,
+            evaluation.bank,
+            evaluation.queries,
+            run.image_processor,
+            image_column=evaluation.image_column,
+            label_column=run.args.label_column,
+            ks=neighbours or (len(evaluation.bank),),
+            batch_size=run.args.per_device_eval_batch_size,
+            device=accelerator.device,
+            num_workers=run.args.dataloader_num_workers,
+            findings={},  # its notes are about numbers of neighbours, which are no choice of the user's here
+        )
+        metrics |= prefixed(accuracies, name)
+    accelerator.wait_for_everyone()
+    return metrics
+
+
+def build_image_processor(args: PreTrainingArguments, backbone: PreTrainedConfig) -> DINOv2ImageProcessor:
+    """For the recipe's resolution: the backbone's `image_size` after the usual margin of 256 / 224."""
+    size = backbone.image_size
+    return DINOv2ImageProcessor(
+        size={"shortest_edge": args.eval_resize_size or round(size * 256 / 224)},
+        crop_size={"height": size, "width": size},
+        image_mean=args.image_mean,
+        image_std=args.image_std,
+        do_convert_rgb=backbone.num_channels == 3,
+    )

@@ -1,0 +1,163 @@
+"""The steps of a run, and what happens between two of them: logging, evaluation, saving, stopping when asked to."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate.utils import gather_object, send_to_device
+from tqdm.auto import tqdm
+
+from ..pictures.training_curves import draw_curves
+from ..training.checkpoints import save_checkpoint
+from ..training.distributed import mean_over_processes
+from ..training.nonfinite import NonFiniteSteps
+from ..training.optimizer import clip_gradients, set_schedule
+from ..training.preemption import Preemption, count_processes
+from ..training.run_stopped import RunPreempted, RunStopped, bad_data_stops_run
+from ..training.schedules import ScheduleValues
+from ..training.step_window import StepWindow, format_progress
+
+
+if TYPE_CHECKING:
+    from .run import Run
+
+
+class Steps:
+    """
+    Iterated over, the steps of a run from where its state says, as `Step`s; what is due comes after each of them.
+
+    Raises:
+        RunStopped, RunCollapsed: on all processes together.
+    """
+
+    def __init__(self, run: "Run"):
+        self.run, self.args, self.state = run, run.args, run.state
+        self.preemption = Preemption()
+        self.window = StepWindow()
+        self.nonfinite = NonFiniteSteps(
+            run.accelerator,
+            run.module,
+            run.state,
+            max_in_a_row=run.args.max_nonfinite_steps,
+            path=run.output_dir / "nonfinite_steps.jsonl",
+        )
+
+    def __iter__(self) -> Iterator["Step"]:
+        with self.preemption:
+            self.run.model.train()
+            if self.state["step"] == 0:
+                self._evaluate()
+            progress = self._progress_bar()
+            for number in range(self.state["step"], self.args.max_steps):
+                step = Step(self, self.run.schedules.at(number))
+                set_schedule(self.run.optimizer, step.now)
+                self.nonfinite.begin()
+                yield step
+                self.state["step"] = number + 1
+                progress.update()
+                self._between(step, progress)
+            progress.close()
+
+    def _progress_bar(self) -> tqdm:
+        return tqdm(
+            total=self.args.max_steps,
+            initial=self.state["step"],
+            desc=self.run.module.task,
+            disable=not self.run.accelerator.is_local_main_process,
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+            bar_format="{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
+        )
+
+    def _between(self, step: "Step", progress: tqdm) -> None:
+        if self._is_due(self.args.logging_steps):
+            self._log(step, progress)
+        if self._is_due(self.args.eval_steps):
+            self._evaluate()
+        if self._is_due(self.args.save_steps) or step.num_preempted:
+            run = self.run
+            save_checkpoint(run.accelerator, run.output_dir / "checkpoints", self.state, self.args.save_total_limit)
+            draw_curves(run.accelerator, run.module, run.output_dir)
+            self.window.restart()
+        if step.num_preempted:
+            raise RunPreempted(
+                f"{self.preemption.received or 'a signal'} asked for it after step {self.state['step']}, which is"
+                " saved."
+            )
+
+    def _is_due(self, every: int) -> bool:
+        return self.state["step"] % every == 0 or self.state["step"] == self.args.max_steps
+
+    def _log(self, step: "Step", progress: tqdm) -> None:
+        accelerator = self.run.accelerator
+        metrics = {**self.window.means(), **self.window.feature_statistics(accelerator)}
+        metrics = mean_over_processes(accelerator, metrics)
+        rates = self.window.rates()
+        progress.set_postfix_str(format_progress(metrics, rates["images_per_second"]), refresh=False)
+        metrics |= {name: norm.item() for name, norm in step.norms.items()}
+        self.run.record({**metrics, **step.now.metrics, **rates, "nonfinite_steps": self.state["nonfinite_steps"]})
+        self.window.restart()
+        skipped = self.run.skipped_images
+        complaint = skipped.complaint(gather_object(list(skipped.reasons)), self.state["images_seen"])
+        if complaint:
+            raise RunStopped(complaint)
+
+    def _evaluate(self) -> None:
+        self.run.evaluate()
+        self.window.restart()  # time spent here is not training time
+
+
+class Step:
+    """
+    One optimizer step: its batches, the backward pass of each, and the update.
+
+    Args:
+        now: the values of the schedules.
+    """
+
+    def __init__(self, steps: Steps, now: ScheduleValues):
+        self._steps, self._run, self.now = steps, steps.run, now
+
+    def batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The batches that gradients are accumulated over, on the device."""
+        run, window = self._run, self._steps.window
+        for _ in range(run.args.gradient_accumulation_steps):
+            waited = time.perf_counter()
+            with bad_data_stops_run():
+                batch, report = next(run.batches)
+            window.add_wait(time.perf_counter() - waited)
+            run.skipped_images.add(report)
+            self._row_ids = report.row_ids
+            with run.accelerator.accumulate(run.model):
+                yield send_to_device(batch, run.accelerator.device, non_blocking=True)
+
+    def backward(self, output: Mapping[str, torch.Tensor]) -> None:
+        """Of the `loss` in what the objective says of the last batch; the rest of it is for the log."""
+        run, num_images = self._run, len(self._row_ids) * self._run.accelerator.num_processes
+        run.accelerator.backward(output["loss"])
+        self._steps.nonfinite.add(output["loss"], self._row_ids)
+        self._steps.window.add(output, num_images)
+        run.state["images_seen"] += num_images
+
+    def update(self, optimizer: torch.optim.Optimizer) -> bool:
+        """
+        Clip the gradients and step the optimizer, unless a loss or gradient of any process is not finite.
+
+        Returns:
+            Whether the weights have moved; the same on all processes.
+        """
+        accelerator, args = self._run.accelerator, self._run.args
+        self.norms = clip_gradients(
+            accelerator, self._run.module.students, args.max_grad_norm, per_part=args.clip_per_part
+        )
+        *bad, self.num_preempted = count_processes(
+            accelerator, *self._steps.nonfinite.found(self.norms), self._steps.preemption.received is not None
+        )
+        left_out = self._steps.nonfinite.skip(*bad)
+        if not left_out:
+            optimizer.step()
+        optimizer.zero_grad()
+        self._steps.window.end_step(left_out=left_out)
+        return not left_out

@@ -1,0 +1,84 @@
+"""What is particular to a pretraining: what its recipe says of the network and the objective, and where they start."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..models import DINOv2Config
+from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
+from .arguments import PreTrainingArguments, recipe_values
+from .initial_weights import FIXED_FIELDS, initialise, load_initial_model, recipe_of, refuse_other_architecture
+from .recipe_checks import check_crops, check_mask_grid
+from .recipes import parse_recipe
+
+
+if TYPE_CHECKING:
+    from .run import Run
+
+
+class NetworkPlan:
+    """
+    A network that is trained: the values of its recipe, and the weights that it starts from.
+
+    Args:
+        arguments: the words of a command line.
+        kinds: that of the arguments, then those of configurations: backbone, pretraining, and more.
+        defaults, overrides: as in `parse_recipe`.
+
+    Raises:
+        `ValueError`: as `parse_recipe`, or values do not fit each other or the weights of `init_from`.
+    """
+
+    def __init__(
+        self,
+        arguments: list[str],
+        kinds: Sequence[type],
+        defaults: Mapping[str, Any] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ):
+        arguments_type, *config_types = kinds
+
+        def parse(defaults: Mapping[str, Any]) -> tuple:
+            return parse_recipe(arguments, arguments_type, config_types, defaults, overrides)
+
+        defaults = defaults or {}
+        self.args, backbone, objective, *_ = parse(defaults)
+        self.initial = load_initial_model(self.args.init_from) if self.args.init_from else None
+        if self.initial is not None:  # whose network is the recipe's, where it says nothing else
+            self.args, backbone, objective, *_ = parse({**defaults, **recipe_of(self.initial)})
+            refuse_other_architecture(self.initial, backbone | objective, self.args.init_from)
+        self.values: dict[str, Any] = backbone | objective
+        self.config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone), **objective)
+        check_crops(self.args, self.config)
+
+    def build_network(self, attention: str) -> DINOv2ForPreTraining:
+        """Student, teacher and heads, from `init_from` where the recipe has it; to be called once."""
+        model = DINOv2ForPreTraining._from_config(self.config, attn_implementation=attention)
+        if self.initial is not None:
+            initialise(model, self.initial)
+        self.initial = None  # as large as the backbone, or as all
+        return model
+
+
+class PreTrainingPlan(NetworkPlan):
+    """
+    A pretraining.
+
+    Attributes:
+        recipe: names and values that give the same run again.
+        fixed: names that cannot change within a run.
+        has_masks: whether patches are hidden or chosen.
+        description: more lines for the log.
+    """
+
+    fixed: tuple[str, ...] = FIXED_FIELDS
+    has_masks: bool = True
+    description: Mapping[str, str] = {}
+
+    def __init__(self, arguments: list[str]):
+        super().__init__(arguments, (PreTrainingArguments, DINOv2Config, DINOv2PreTrainingConfig))
+        self.recipe = {**self.values, **recipe_values(self.args)}
+        check_mask_grid(self.config.backbone_config)
+
+    def build(self, run: "Run") -> DINOv2ForPreTraining:
+        """What is trained; to be called once."""
+        return self.build_network(run.attention)

@@ -1,0 +1,46 @@
+"""What a finished run leaves: models, numbers and pictures; and what it says of them, loaded as a user would."""
+
+from typing import TYPE_CHECKING
+
+from transformers import AutoImageProcessor, AutoModel, pipeline
+
+from ..data import find_image_column, first_images
+from ..models import DINOv2Config
+from ..pictures.patch_pca import save_patch_pca
+from ..training.students import student_folder
+from .exports import export_models
+from .summary import format_knn_gain, write_summary
+
+
+if TYPE_CHECKING:
+    from .run import Run
+
+
+def leave_results(run: "Run") -> None:
+    """For each student; every process must call it."""
+    model_folders = export_models(run)
+    for name, model_folder in model_folders.items() if run.accelerator.is_main_process else ():
+        folder = student_folder(run.output_dir, name)
+        write_summary(folder, run.state, name)
+        backbone = AutoModel.from_pretrained(model_folder)
+        column, num_channels = find_image_column(run.dataset, run.args.image_column), backbone.config.num_channels
+        images = first_images(run.dataset, column, count=8, num_channels=num_channels)
+        save_patch_pca(
+            backbone,
+            images,
+            AutoImageProcessor.from_pretrained(model_folder),
+            folder / "patch_pca.png",
+            image_size=picture_size(backbone.config),
+            device=run.accelerator.device,
+        )
+        print(f"\n{format_knn_gain(run.state, run.args.eval_data, name)}", end="")
+        if num_channels == 3:  # which is what a pipeline reads
+            extract = pipeline("image-feature-extraction", model=str(model_folder), device=run.accelerator.device)
+            features = extract(images[0], return_tensors=True)
+            print(f'pipeline("image-feature-extraction", model="{model_folder}") returns {tuple(features.shape)}')
+        print(f"curves and pictures: {folder / 'training_curves.png'}, {folder / 'patch_pca.png'}")
+
+
+def picture_size(config: DINOv2Config) -> int:
+    """Input size that gives a picture of patches some detail: at least 16 patches a side."""
+    return max(config.image_size, 16 * config.patch_size)

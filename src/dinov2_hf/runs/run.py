@@ -1,0 +1,237 @@
+"""
+A run: recipe, images, backend, output folder and checkpoint before the first step; models, pictures and upload after
+the last.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate.utils import set_seed
+from tqdm.auto import tqdm
+
+from ..data import SkippedImageLog, build_batches, load_image_dataset, set_max_image_pixels
+from ..options import values_for
+from ..output_folders import write_text
+from ..training.backends import compute_precision, prepare, resume_launch
+from ..training.checkpoints import load_checkpoint
+from ..training.collapse import CollapseMonitor
+from ..training.distributed import choose_attention, end_run
+from ..training.monitor import append_metrics, truncate_metrics
+from ..training.optimizer import build_optimizer
+from ..training.run_stopped import bad_data_stops_run
+from ..training.schedules import build_schedules, scale_learning_rate
+from ..training.students import args_of_student, of_student, own_of_student, student_folder
+from .accelerator import build_accelerator
+from .description import describe_run
+from .endings import end_in_words
+from .evaluation import build_image_processor, load_evaluation, measure
+from .hub_upload import prepare_upload, push_run
+from .loop import Step, Steps
+from .model_card import card_metadata
+from .output_folder import claimed_folder, start_output_dir
+from .pretraining_plan import PreTrainingPlan
+from .recipe_changes import DATA_SIZES, check_recipe
+from .results import leave_results
+from .state import start_state
+from .summary import format_knn
+
+
+@contextmanager
+def start_run(plan_type: type[PreTrainingPlan], arguments: list[str]) -> Iterator["Run"]:
+    """
+    The run that a command line asks for. Its output folder is its own while the block runs.
+
+    A user's mistake, a signal, a full disk or a collapse ends the process with one sentence and an exit code.
+
+    Args:
+        plan_type: what is particular to a kind of run.
+        arguments: the words of the command line, without the name of the program.
+    """
+    run = None
+    with ExitStack() as held:
+        try:
+            run = Run(plan_type(arguments), held)
+            yield run
+        except (Exception, KeyboardInterrupt) as error:
+            end_in_words(error, run)
+            raise
+
+
+class Run:
+    """
+    What a run is made of, ready for its model. Nothing is written before `prepare` has seen all that could be refused.
+
+    Args:
+        plan: the recipe, read and checked.
+        held: what ends with the run, such as the lock of its folder.
+
+    Attributes:
+        args, config: of the plan.
+        state: what a checkpoint keeps beside weights: steps, images seen, accuracies.
+        is_training: whether files are written, from `prepare` to the end of `finish`.
+
+    Raises:
+        `ValueError`: recipe, images, launch and checkpoint do not fit together.
+    """
+
+    def __init__(self, plan: PreTrainingPlan, held: ExitStack):
+        self.plan, self.args, self.config = plan, plan.args, plan.config
+        self._held, self.is_training = held, False
+        args = plan.args
+        self.output_dir = Path(args.output_dir)
+        self.accelerator = build_accelerator(args, self.output_dir)
+        num_processes = self.accelerator.num_processes
+        self.checkpoint = held.enter_context(claimed_folder(self.accelerator, args))
+        set_max_image_pixels(args.max_image_pixels)
+        self.dataset = load_image_dataset(
+            args.train_data,
+            split=args.train_split,
+            config_name=args.dataset_config_name,
+            image_column=args.image_column,
+            streaming=args.streaming,
+        )
+        self.evaluation = load_evaluation(args, self.dataset)
+        self.global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
+        peak = scale_learning_rate(args.learning_rate, self.global_batch_size, args.learning_rate_scaling)
+        self.schedules = build_schedules(peak_learning_rate=peak, **values_for(build_schedules, args))
+        self.state = start_state(args, num_processes, self.checkpoint)
+        resume_launch(self.accelerator, self.state)
+        self.num_images = None if args.streaming else len(self.dataset)
+        held_against = (self.evaluation.queries, self.evaluation.bank) if self.evaluation else ()
+        sizes = [self.num_images, *map(len, held_against)]
+        check_recipe(
+            self.state,
+            plan.recipe,
+            dict(zip_longest(DATA_SIZES, sizes)),
+            fixed=plan.fixed,
+            allow_changes=args.allow_recipe_change,
+        )
+        self.batches = build_batches(
+            self.dataset,
+            args,
+            plan.config.backbone_config,
+            rank=self.accelerator.process_index,
+            world_size=num_processes,
+            start_sample=self.state["images_seen"],
+            has_masks=plan.has_masks,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        self.image_processor = build_image_processor(args, plan.config.backbone_config)
+        set_seed(args.seed)  # the same weights on every process
+
+    @property
+    def attention(self) -> str:
+        """The attention of the networks that are trained."""
+        precision = compute_precision(self.accelerator)
+        return choose_attention(self.args.attn_implementation, precision, self.accelerator.device)
+
+    def prepare(
+        self, model: torch.nn.Module, groups: list[dict[str, Any]]
+    ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        """
+        Spread model and optimizer over the processes, put a checkpoint back, and mark the output folder as the run's.
+
+        Args:
+            model: `forward` returns the `loss`. It offers `students` and their `averages` by name, `continued_as` and
+                `task`, as `DINOv2ForPreTraining` does.
+            groups: what is trained, as from `parameter_groups`.
+
+        Returns:
+            The model as the backend wraps it, and AdamW over the groups.
+
+        Raises:
+            `ValueError`: model or checkpoint do not fit, or the upload would be refused.
+        """
+        accelerator, args = self.accelerator, self.args
+        self.module = model
+        metadata = card_metadata(self.plan.recipe)
+        self.repo_ids = {
+            name: prepare_upload(accelerator, args_of_student(args, name), metadata) for name in model.students
+        }
+        for student in model.students.values() if args.gradient_checkpointing else ():
+            student.backbone.gradient_checkpointing_enable()
+        optimizer = build_optimizer(groups, **values_for(build_optimizer, args))
+        set_seed(args.seed, device_specific=True)  # but stochastic depth of its own
+        self.model, self.optimizer = prepare(accelerator, model, optimizer)
+        # Where a run starts, in order: its own checkpoint, else `init_from`, else fresh weights.
+        if self.checkpoint:
+            load_checkpoint(accelerator, self.checkpoint)
+        self.is_training = True
+        self._start_writing()
+        return self.model, self.optimizer
+
+    def steps(self) -> Iterator[Step]:
+        """Those that are left, one after the other; see `Steps`."""
+        steps = iter(Steps(self))
+        self._held.callback(steps.close)  # signals are deadly again, also where the loop's own lines failed
+        return steps
+
+    def evaluate(self) -> None:
+        """Measure each backbone as it would be exported now, and note it."""
+        with bad_data_stops_run():
+            metrics = measure(self)
+        if not metrics:
+            return
+        self.record(metrics)
+        if self.state["step"] == 0:
+            self.state["knn_before"] = metrics
+        self.state["knn_after"] = metrics
+        for name in self.module.students:
+            line = ", ".join(format_knn(own_of_student(metrics, name)))
+            tqdm.write(f"step {self.state['step']}: {f'{name} ' if name else ''}k-NN {line}", file=sys.stdout)
+
+    def record(self, metrics: dict[str, float]) -> None:
+        """Write numbers to the metrics of every student and to the tracker, and look for a collapse in them."""
+        step = self.state["step"]
+        for name in self.module.students if self.accelerator.is_main_process else ():
+            own = {"step": step, **of_student(metrics, name)}
+            append_metrics(student_folder(self.output_dir, name) / "metrics.jsonl", own)
+        self.accelerator.log(metrics, step=step)
+        for name, monitor in self.monitors.items():
+            monitor.warn(step, of_student(metrics, name), stop=self.args.stop_on_collapse)
+
+    def finish(self) -> None:
+        """Export models, cards and pictures, and upload what is to be uploaded."""
+        leave_results(self)
+        end_run(self.accelerator)
+        self.is_training = False
+        for name, repo_id in self.repo_ids.items() if self.accelerator.is_main_process else ():
+            if repo_id:
+                print(f"uploaded to {push_run(args_of_student(self.args, name), repo_id)}")
+
+    def _start_writing(self) -> None:
+        accelerator, args, step = self.accelerator, self.args, self.state["step"]
+        if accelerator.is_main_process:
+            start_output_dir(self.output_dir, fresh=self.checkpoint is None)
+            write_text(self.output_dir / "recipe.yaml", yaml.safe_dump(self.plan.recipe, sort_keys=False))
+            for name in self.module.students:
+                truncate_metrics(student_folder(self.output_dir, name) / "metrics.jsonl", step)
+        accelerator.wait_for_everyone()
+        suffix = "" if accelerator.is_main_process else f"_{accelerator.process_index}"
+        self.skipped_images = SkippedImageLog(
+            self.output_dir / f"skipped_images{suffix}.jsonl",
+            num_images=self.num_images,
+            max_fraction=args.max_skipped_fraction,
+        )
+        describe_run(self)
+        if args.report_to != "none":
+            values = {name: str(value) for name, value in self.plan.recipe.items()}
+            accelerator.init_trackers(f"dinov2_{self.module.task}", values)
+        num_eval_images = len(self.evaluation.queries) if self.evaluation else 0
+        self.monitors = {
+            name: CollapseMonitor.of_run(
+                self.state,
+                self.config,
+                args,
+                num_eval_images=num_eval_images,
+                num_images_per_step=self.global_batch_size,
+                student=name,
+            )
+            for name in self.module.students
+        }
