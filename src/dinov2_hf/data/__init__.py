@@ -8,7 +8,8 @@ from .loader import build_batches, build_loader, build_transform
 from .masking import MASKS, draw_masks
 from .multi_crop import AUGMENTATIONS, MultiCropTransform
 from .pretraining_images import PreTrainingImages, PreTrainingStream
-from .reading.image_dataset import describe_row, evaluation_split, find_image_column, first_images, load_image_dataset
+from .reading.image_columns import describe_row, find_image_column, first_images
+from .reading.image_dataset import evaluation_split, load_image_dataset
 from .sample_order import SAMPLE_ORDERS, PreTrainingBatchSampler, SampleKey
 from .skipped_images import SkippedImageLog
 

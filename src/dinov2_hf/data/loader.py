@@ -21,7 +21,7 @@ from .collator import BatchReport, PreTrainingCollator
 from .loader_workers import check_shared_memory, outlive_preemption
 from .multi_crop import AUGMENTATIONS, MultiCropTransform
 from .pretraining_images import PreTrainingImages, PreTrainingStream, Transform
-from .reading.image_dataset import find_image_column
+from .reading.image_columns import find_image_column
 from .sample_order import PreTrainingBatchSampler
 
 

@@ -6,13 +6,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from dinov2_hf.data.decoding.rgb import decode_image
-from dinov2_hf.data.reading.image_dataset import (
-    describe_row,
-    evaluation_split,
-    find_image_column,
-    first_images,
-    load_image_dataset,
-)
+from dinov2_hf.data.reading.image_columns import describe_row, find_image_column, first_images
+from dinov2_hf.data.reading.image_dataset import evaluation_split, load_image_dataset
 from tests.data.conftest import encode, noise_image
 
 

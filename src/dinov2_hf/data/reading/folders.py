@@ -27,25 +27,10 @@ from typing import Literal
 from .metadata_files import METADATA_NAMES
 
 
-IMAGE_SUFFIXES = frozenset(
-    (
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".npy",
-        ".pgm",
-        ".png",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    )
-)
+IMAGE_SUFFIXES = frozenset((
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff",
+    ".webp",
+))  # fmt: skip
 KIND_OF_SUFFIX = {**dict.fromkeys(IMAGE_SUFFIXES, "image"), ".parquet": "parquet", ".tar": "tar"}
 # Files that lie beside data without being any: not worth a warning.
 DOCUMENT_SUFFIXES = frozenset((".csv", ".html", ".json", ".jsonl", ".lock", ".md", ".txt", ".xml", ".yaml", ".yml"))
@@ -80,19 +65,6 @@ class FolderContent:
     unread: Counter = field(default_factory=Counter)
     loops: list[str] = field(default_factory=list)
 
-    def split_name(self, split: str) -> str:
-        """The split that is meant, such as "validation" by "val".
-
-        Raises:
-            ValueError: there is none; the message lists those there are.
-        """
-        for name in (split, SPLIT_OF_FOLDER_NAME.get(split)):
-            if name in self.splits:
-                return name
-        raise ValueError(
-            f"split is {split!r}, but the data set {self.folder!r} has the splits: {', '.join(self.splits)}."
-        )
-
     def classes(self) -> dict[str, list[str]]:
         """For each split with labels, the class of every file."""
         depth = 1 if self.has_split_folders else 0
@@ -103,6 +75,18 @@ class FolderContent:
                 found[split] = [part[depth] for part in parts]
         # A single folder over all images is no class.
         return found if len({name for names in found.values() for name in names}) > 1 else {}
+
+
+def named_split(splits: Iterable[str], split: str, folder: str) -> str:
+    """The split that is meant, such as "validation" by "val".
+
+    Raises:
+        ValueError: there is none; the message lists those there are.
+    """
+    for name in (split, SPLIT_OF_FOLDER_NAME.get(split)):
+        if name in splits:
+            return name
+    raise ValueError(f"split is {split!r}, but the data set {folder!r} has the splits: {', '.join(splits)}.")
 
 
 def read_folder(folder: str) -> FolderContent:
