@@ -9,7 +9,8 @@ columns alone are looked at: columns of other files can be kept, and are then re
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import datasets
@@ -38,7 +39,7 @@ def confined(
     table, is_changed = dataset.data.table, False
     for column in columns:
         chunks = table.column(column).chunks
-        new = [_confined_array(chunk, dataset.features[column], roots) for chunk in chunks]
+        new = [_with_paths(chunk, dataset.features[column], partial(allowed_path, roots=roots)) for chunk in chunks]
         if any(after is not before for after, before in zip(new, chunks, strict=True)):
             place = table.column_names.index(column)
             table, is_changed = table.set_column(place, table.schema.field(place), pa.chunked_array(new)), True
@@ -85,19 +86,19 @@ def refuse_unreadable_files(dataset: datasets.Dataset, column: str) -> None:
     Raises:
         ValueError: a row names a forbidden file, or what is missing or no regular file.
     """
-    feature = dataset.features[column]
-    if not holds_files(feature):
-        return
+
+    def refuse(path: str) -> str:
+        outside = outside_path(path)
+        if outside is not None:
+            reason = f"{outside}, which lies outside of the folder of its dataset"
+        elif "://" not in path and not os.path.isfile(path):
+            reason = f"{path}, which is missing or no regular file"
+        else:
+            return path
+        raise ValueError(f"the column {column!r} names the file {reason}; leave the column out.")
+
     for chunk in dataset.data.table.column(column).chunks:
-        for path in _paths_alone(chunk, feature):
-            outside = outside_path(path)
-            if outside is not None:
-                reason = f"{outside}, which lies outside of the folder of its dataset"
-            elif "://" not in path and not os.path.isfile(path):
-                reason = f"{path}, which is missing or no regular file"
-            else:
-                continue
-            raise ValueError(f"the column {column!r} names the file {reason}; leave the column out.")
+        _with_paths(chunk, dataset.features[column], refuse)
 
 
 def with_content(value: Any, feature: Any) -> Any:
@@ -107,15 +108,13 @@ def with_content(value: Any, feature: Any) -> Any:
     Raises:
         UndecodableImage, OSError: as `read_content`.
     """
-    if value is None or not holds_files(feature):
-        return value
-    if isinstance(feature, Mapping):
-        return {name: with_content(value[name], part) for name, part in feature.items()}
-    if isinstance(feature, datasets.List | datasets.LargeList):
-        return [with_content(item, feature.feature) for item in value]
-    is_empty = value["bytes"] is None and value["path"] is None
-    # Without a name: `datasets` prefers the file of a name to the bytes, wherever there is one.
-    return None if is_empty else {"bytes": read_content(value), "path": None}
+
+    def read(file: dict[str, Any]) -> dict[str, Any] | None:
+        is_empty = file["bytes"] is None and file["path"] is None
+        # Without a name: `datasets` prefers the file of a name to the bytes, wherever there is one.
+        return None if is_empty else {"bytes": read_content(file), "path": None}
+
+    return _with_files(value, feature, read)
 
 
 def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -139,75 +138,68 @@ def _is_list(type: pa.DataType) -> bool:
     return pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type)
 
 
-def _paths_alone(array: pa.Array, feature: Any) -> Iterator[str]:
-    """The paths of files without bytes."""
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    if _is_list(array.type):
-        yield from _paths_alone(array.flatten(), feature.feature)
-    elif isinstance(feature, Mapping):
-        for name, part in feature.items():
-            if holds_files(part):
-                yield from _paths_alone(array.field(name), part)
-    else:
-        alone = array.field("path").filter(array.field("bytes").is_null())
-        yield from alone.drop_null().to_pylist()
-
-
-def _confined_array(array: pa.Array, feature: Any, roots: Sequence[str]) -> pa.Array:
-    """An array of files, or of lists or structs of them; the array itself where nothing is changed."""
+def _with_paths(array: pa.Array, feature: Any, change: Callable[[str], str]) -> pa.Array:
+    """
+    An array of files, or of lists or structs of them, with the paths of files that have no bytes changed; the array
+    itself where they stay as they are.
+    """
     if not holds_files(feature):
         return array
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     if _is_list(array.type):
         whole = pa.concat_arrays([array])  # of a slice, values and offsets would be those of all
-        inner = _confined_array(whole.values, feature.feature, roots)
+        inner = _with_paths(whole.values, feature.feature, change)
         if inner is whole.values or inner.equals(whole.values):
             return array
         if pa.types.is_fixed_size_list(array.type):
             return pa.FixedSizeListArray.from_arrays(inner, type=array.type, mask=whole.is_null())
         return type(whole).from_arrays(whole.offsets, inner, type=array.type, mask=whole.is_null())
+    # `field` shares the buffers: the bytes of the images are not copied.
+    before = [array.field(field.name) for field in array.type]
     if isinstance(feature, Mapping):
-        before = [array.field(field.name) for field in array.type]
-        new = [
-            _confined_array(part, feature[field.name], roots) for part, field in zip(before, array.type, strict=True)
-        ]
+        new = [_with_paths(part, feature[field.name], change) for part, field in zip(before, array.type, strict=True)]
         if all(after is part for after, part in zip(new, before, strict=True)):
             return array
         return pa.StructArray.from_arrays(new, fields=list(array.type), mask=array.is_null())
-    content, paths = array.field("bytes"), array.field("path")
-    rows = content.is_null().to_numpy(zero_copy_only=False).nonzero()[0]
+    rows = array.field("bytes").is_null().to_numpy(zero_copy_only=False).nonzero()[0]
     if len(rows) == 0:
         return array
-    new = paths.to_pylist()
+    paths = array.field("path").to_pylist()
     for row in rows:
-        if new[row] is not None:
-            new[row] = allowed_path(new[row], roots)
-    # `field` shares the buffers: the bytes of the images are not copied.
-    arrays = [content if field.name == "bytes" else pa.array(new, field.type) for field in array.type]
-    return pa.StructArray.from_arrays(arrays, fields=list(array.type), mask=array.is_null())
+        if paths[row] is not None:
+            paths[row] = change(paths[row])
+    new = [
+        pa.array(paths, field.type) if field.name == "path" else part
+        for part, field in zip(before, array.type, strict=True)
+    ]
+    return pa.StructArray.from_arrays(new, fields=list(array.type), mask=array.is_null())
+
+
+def _with_files(value: Any, feature: Any, change: Callable[[dict[str, Any]], Any]) -> Any:
+    """A value of a row with its files, mappings of `bytes` and `path`, changed."""
+    if value is None or not holds_files(feature):
+        return value
+    if isinstance(feature, Mapping):
+        return {name: _with_files(value[name], part, change) for name, part in feature.items()}
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return [_with_files(item, feature.feature, change) for item in value]
+    return change(value)
 
 
 def _confined_stream(
     dataset: datasets.IterableDataset, columns: list[str], roots: Sequence[str]
 ) -> datasets.IterableDataset:
-    def confine(value: Any) -> Any:
-        if isinstance(value, list):
-            return [confine(item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        if not {"bytes", "path"} <= set(value):
-            return {name: confine(item) for name, item in value.items()}
-        if value["path"] is None:
-            return value
-        if value.get("bytes") is None:
-            return {**value, "path": allowed_path(value["path"], roots)}
+    def confine(file: dict[str, Any]) -> dict[str, Any]:
+        if file["path"] is None:
+            return file
+        if file.get("bytes") is None:
+            return {**file, "path": allowed_path(file["path"], roots)}
         # `datasets` prefers the file of this name to the bytes, wherever the name is that of a file.
-        return {**value, "path": None} if os.path.isfile(value["path"]) else value
+        return {**file, "path": None} if os.path.isfile(file["path"]) else file
 
     def confine_row(row: dict[str, Any]) -> dict[str, Any]:
-        return {column: confine(row[column]) for column in columns}
+        return {column: _with_files(row[column], features[column], confine) for column in columns}
 
     if not columns:
         return dataset
