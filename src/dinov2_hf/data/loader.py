@@ -116,13 +116,12 @@ def build_loader(
     and processes it had before. A data set with random access needs neither.
 
     Args:
-        dataset: the images, from `load_image_dataset`, streamed or not.
-        image_column: the column that holds them, from `find_image_column`.
+        dataset, rank, world_size, pin_memory: as in `build_batches`.
+        image_column: the column that holds the images, from `find_image_column`.
         transform: makes the crops of one image, such as `MultiCropTransform`.
         collator: makes a batch of samples.
         batch_size: B, images per process and batch.
         seed: the run's seed.
-        rank, world_size: this process and the number of processes.
         start_sample: images that all processes together have seen before; of a stream, a multiple of B times
             `world_size`.
         num_workers: processes that decode and augment, each on one thread; 0 does it in this process. A stream cannot
@@ -130,7 +129,6 @@ def build_loader(
         sample_order: see `PreTrainingBatchSampler`; a stream has an order of its own.
         shuffle_buffer_size: see `PreTrainingStream`; a data set with random access has no use for it.
         num_channels: channels to decode, see `image_decoder`.
-        pin_memory: put the batches in page-locked memory, for faster copies to a GPU.
 
     Returns:
         An iterator over (batch, report), as made by the collator.
