@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from dinov2_hf.curation.algorithms.deduplication import Edges, connected_components
 from dinov2_hf.curation.algorithms.perceptual_descriptor import PatchSums, PerceptualDescriptor
-from dinov2_hf.curation.embedders import kind_of_embedder, load_model_embedder
+from dinov2_hf.curation.embedders import load_embedder
 
 
 THRESHOLDS = (0.6, 0.45)
@@ -154,16 +154,12 @@ def run(args: argparse.Namespace) -> dict:
 
 def embedder(spec: str, originals: list[Image.Image]) -> tuple[Callable, np.ndarray]:
     """A function from images to unit vectors, and the vectors of the originals."""
-    if kind_of_embedder(spec) == "perceptual":
+    if spec == "perceptual":
         sums = PatchSums()
-        of_originals = torch.cat([sums(images=[image])["pixel_values"] for image in tqdm(originals, desc="Originals")])
+        of_originals = torch.cat([sums([image]) for image in tqdm(originals, desc="Originals")])
         descriptor = PerceptualDescriptor().fit(of_originals)
-        return lambda images: descriptor.describe(images).numpy(), descriptor(of_originals).last_hidden_state[
-            :, 0
-        ].numpy()
-    model = load_model_embedder(
-        spec, descriptor=None, feature_kind="cls", torchscript_size=(288,), batch_size=32, trust_torchscript=True
-    )  # named by hand
+        return lambda images: descriptor.describe(images).numpy(), descriptor(of_originals).numpy()
+    model = load_embedder(spec, batch_size=32, trust_torchscript=True)  # named by hand
 
     def embed(images: list[Image.Image]) -> np.ndarray:
         rows = [{"image": image} for image in images]

@@ -54,7 +54,7 @@ def pool() -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def descriptor(pool) -> PerceptualDescriptor:
-    return PerceptualDescriptor().fit(PatchSums()(images=pool)["pixel_values"])
+    return PerceptualDescriptor().fit(PatchSums()(pool))
 
 
 def test_pictures_that_have_nothing_in_common_are_far_below_the_thresholds(pool, descriptor):
@@ -79,7 +79,7 @@ def test_copies_are_above_the_threshold(name, pool, descriptor):
 def test_a_mirror_image_has_the_same_sum():
     """At a size at which the grids of patches are symmetric, but for rounding."""
     picture = scene(5, width=128, height=128)
-    sums = PatchSums()(images=[picture, ImageOps.mirror(picture)])["pixel_values"]
+    sums = PatchSums()([picture, ImageOps.mirror(picture)])
     assert sums[0] @ sums[1] > 0.95
 
 
@@ -97,7 +97,7 @@ def test_pictures_with_little_in_them(picture, descriptor):
 
 
 def test_a_pool_of_one_image(pool):
-    sums = PatchSums()(images=pool[:1])["pixel_values"]
+    sums = PatchSums()(pool[:1])
     vector = PerceptualDescriptor().fit(sums).describe(pool[:1])
     assert vector.norm().item() == pytest.approx(1, abs=1e-5)
 

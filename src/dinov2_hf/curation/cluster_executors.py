@@ -16,7 +16,7 @@ import torch
 
 from ..output_folders import part_writer
 from .arguments import CurationArguments
-from .executors import Stage
+from .executors import PlannedStage
 
 
 class ShardTask:
@@ -32,7 +32,7 @@ class ShardTask:
 
     def __init__(
         self,
-        stage: Stage,
+        stage: PlannedStage,
         *,
         share_gpus: bool = False,
         verify: bool = False,
@@ -61,7 +61,7 @@ class ShardTask:
 
 
 def run_on_cluster(
-    stages: Sequence[Stage], arguments: CurationArguments, *, finish: Callable[[], None] | None = None
+    stages: Sequence[PlannedStage], arguments: CurationArguments, *, finish: Callable[[], None] | None = None
 ) -> None:
     """Run, or with Slurm submit, stages by datatrove's executor.
 

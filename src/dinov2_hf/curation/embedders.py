@@ -1,16 +1,21 @@
-"""What turns an image into a vector: no model, a TorchScript file, any `AutoModel`, or vectors that are there."""
+"""What turns an image into a vector: a registered function, a TorchScript file, any `AutoModel`, or vectors that are
+there.
 
+A registered embedder, or one named as `package.module:function`, is a callable from a list of RGB pictures to their
+vectors, (images, width). A class is made first. With the fact `fitted`, a module that is fitted to what the callable
+gives for a sample of the pool brings its vectors to their last form, as `PerceptualDescriptor` does.
+"""
+
+import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from PIL import Image
-from pyarrow import parquet
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -18,23 +23,22 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from ..feature_kinds import vision_part
 from ..features import iterate_features
 from ..model_source import find_model
-from .algorithms.perceptual_descriptor import OneToken, PatchSums, PerceptualDescriptor
-from .storage.sources import OpenSources
+from ..named_objects import PATH, Registry
+from .algorithms.perceptual_descriptor import PatchSums, PerceptualDescriptor
 
 
-PERCEPTUAL = "perceptual"
-VECTOR_COLUMNS = ("features", "embedding", "embeddings", "vector")
-DESCRIPTOR_FILE = "descriptor.pt"
+EMBEDDERS = Registry("embedder")
+EMBEDDERS.register("perceptual", fitted=PerceptualDescriptor)(PatchSums)
 
 
 def kind_of_embedder(spec: str) -> str:
-    """ "perceptual", "torchscript", "precomputed" or "model", by the form of the name.
+    """ "registered", "torchscript", "precomputed" or "model", by the form of the name.
 
     Raises:
         ValueError: it is a path of none of these.
     """
-    if spec == PERCEPTUAL:
-        return "perceptual"
+    if spec in EMBEDDERS.names() or PATH.fullmatch(spec):
+        return "registered"
     path = Path(spec).expanduser()
     if path.suffix in (".parquet", ".npy"):
         if not path.exists():
@@ -48,10 +52,16 @@ def kind_of_embedder(spec: str) -> str:
         return "torchscript"
     if not path.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", spec):
         raise ValueError(
-            f"embedder is {spec!r}, which does not exist; give 'perceptual', a TorchScript file, a model folder or Hub"
-            " name, or vectors in .parquet or .npy files."
+            f"embedder is {spec!r}, which does not exist; give {', '.join(map(repr, EMBEDDERS.names()))}, a function"
+            " of your own (package.module:function), a TorchScript file, a model folder or Hub name, or vectors in"
+            " .parquet or .npy files."
         )
     return "model"
+
+
+def fitted_module(spec: str) -> type[nn.Module] | None:
+    """The module that an embedder has fitted to a sample of the pool, if it has one."""
+    return EMBEDDERS.named(spec).facts.get("fitted") if kind_of_embedder(spec) == "registered" else None
 
 
 def refuse_untrusted(spec: str, *, trust_torchscript: bool) -> None:
@@ -74,15 +84,24 @@ class ModelEmbedder:
     Args:
         model, image_processor, kind: as there.
         batch_size: images in a forward pass.
+        in_workers: whether images may be prepared in other processes.
     """
 
     model: nn.Module
     image_processor: Any
     kind: str = "cls"
     batch_size: int = 64
+    in_workers: bool = True
 
     def vectors(
-        self, images: Sequence[dict], *, device: str, bf16: bool, num_workers: int, progress: bool, description: str
+        self,
+        images: Sequence[dict],
+        *,
+        device: str = "cpu",
+        bf16: bool = False,
+        num_workers: int = 0,
+        progress: bool = False,
+        description: str = "embed",
     ) -> tuple[list[int], np.ndarray, dict[int, str]]:
         """Vectors of undecoded images.
 
@@ -103,7 +122,7 @@ class ModelEmbedder:
             batch_size=self.batch_size,
             device=device,
             autocast_dtype=torch.bfloat16 if bf16 else None,
-            num_workers=num_workers,
+            num_workers=num_workers if self.in_workers else 0,
             progress=progress,
             description=description,
             undecodable_rows=reasons,
@@ -114,20 +133,22 @@ class ModelEmbedder:
         return rows, np.concatenate(vectors), reasons
 
 
-def load_model_embedder(
+def load_embedder(
     spec: str,
     *,
-    descriptor: Path | None,
-    feature_kind: str,
-    torchscript_size: Sequence[int],
-    batch_size: int,
+    fitted: Path | None = None,
+    device: str = "cpu",
+    feature_kind: str = "cls",
+    torchscript_size: Sequence[int] = (288,),
+    batch_size: int = 64,
     trust_torchscript: bool = False,
 ) -> ModelEmbedder:
     """An embedder of the kinds that compute.
 
     Args:
         spec: as in `kind_of_embedder`.
-        descriptor: the file of `fit_descriptor`, for the perceptual one.
+        fitted: the file of its module that was fitted to a sample; without, what it gives is left as it is.
+        device: for a registered embedder that has such an option.
         feature_kind: of an `AutoModel`.
         torchscript_size: (shorter side,), image by image; or (height, width), in batches.
         batch_size: images in a forward pass.
@@ -138,10 +159,8 @@ def load_model_embedder(
     """
     refuse_untrusted(spec, trust_torchscript=trust_torchscript)
     kind = kind_of_embedder(spec)
-    if kind == "perceptual":
-        model = PerceptualDescriptor()
-        model.load_state_dict(torch.load(descriptor, weights_only=True))
-        return ModelEmbedder(model, PatchSums(), batch_size=batch_size)
+    if kind == "registered":
+        return _registered(spec, fitted, device, batch_size)
     if kind == "torchscript":
         try:
             network = torch.jit.load(str(Path(spec).expanduser()), map_location="cpu")
@@ -163,8 +182,29 @@ def load_model_embedder(
     return ModelEmbedder(model, image_processor, feature_kind, batch_size)
 
 
+def _registered(spec: str, fitted: Path | None, device: str, batch_size: int) -> ModelEmbedder:
+    found = EMBEDDERS.named(spec)
+    options = {"device": device} if "device" in inspect.signature(found.object).parameters else {}
+    embed, last = found.object, nn.Identity()
+    if isinstance(embed, type):
+        embed, options = embed(**options), {}
+    if fitted is not None:
+        last = found.facts["fitted"]()
+        last.load_state_dict(torch.load(fitted, weights_only=True))
+    # What a model has put on a GPU cannot be used in the processes of a loader.
+    in_workers = "fitted" in found.facts
+    return ModelEmbedder(VectorModel(last), VectorInput(embed, options), batch_size=batch_size, in_workers=in_workers)
+
+
+class OneToken:
+    """The output of a model that gives one vector for an image, in the form of a vision transformer's."""
+
+    def __init__(self, last_hidden_state: Tensor):
+        self.last_hidden_state = last_hidden_state
+
+
 class VectorModel(nn.Module):
-    """A network that gives (B, D) for (B, 3, h, w), in the form of one with a single token."""
+    """A network that gives (B, D) for a batch, in the form of one with a single token."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -177,6 +217,20 @@ class VectorModel(nn.Module):
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(f"embedder gives {shape} for a batch of images, but (images, width) is needed.")
         return OneToken(output[:, None])
+
+
+@dataclass(frozen=True)
+class VectorInput:
+    """A registered embedder in the place of an image processor: what reaches the model are vectors."""
+
+    embed: Callable
+    options: dict[str, Any]
+
+    def __call__(self, images: list[Image.Image], return_tensors: str = "pt") -> dict[str, Tensor]:
+        vectors = torch.as_tensor(self.embed(images, **self.options)).float()
+        if vectors.ndim != 2 or len(vectors) != len(images):
+            raise ValueError(f"embedder gives {tuple(vectors.shape)} for {len(images)} images, but (images, width) is needed.")
+        return {"pixel_values": vectors}
 
 
 class TorchScriptInput:
@@ -198,142 +252,3 @@ class TorchScriptInput:
 
     def __call__(self, images: list[Image.Image], return_tensors: str = "pt") -> dict[str, Tensor]:
         return {"pixel_values": torch.stack([self.transform(image) for image in images])}
-
-
-def fit_descriptor(
-    images: Sequence[dict], *, num_workers: int, progress: bool
-) -> tuple[PerceptualDescriptor, dict[int, str]]:
-    """The perceptual descriptor, centred on a sample of undecoded images (rows `{"image": ...}`), and why some of
-    them were left out, by row."""
-    unfitted = ModelEmbedder(VectorModel(nn.Identity()), PatchSums())
-    _, sums, reasons = unfitted.vectors(
-        images, device="cpu", bf16=False, num_workers=num_workers, progress=progress, description="fit descriptor"
-    )
-    return PerceptualDescriptor().fit(torch.from_numpy(sums)), reasons
-
-
-class PrecomputedVectors:
-    """Vectors that a user brings.
-
-    | file | vector of an image |
-    |---|---|
-    | `vectors.npy` | row `row_id`: all sources in their order, uncurated, curated, benchmarks |
-    | `vectors.parquet` with `id` | the row whose id is `<source>/<row>` (or `<source>/<value of id_column>`) |
-    | `vectors.parquet` with `row` | as `dinov2-hf features` writes; one source only |
-    | a folder | `<source>.npy` or `<source>.parquet` for each source, by rows of that source |
-
-    Args:
-        spec: the file or folder.
-        sources: to know names and numbers.
-
-    Raises:
-        ValueError: a file is missing or cannot be read, has no column of vectors or the wrong number of rows, or
-            repeats an id.
-    """
-
-    def __init__(self, spec: str, sources: OpenSources):
-        self.path = Path(spec).expanduser()
-        self.sources = sources
-        if self.path.suffix == ".npy":
-            self._array(self.path, len(sources))
-        for number, source in enumerate(sources.sources if self.path.is_dir() else ()):
-            file = self.path / f"{source.name}.npy"
-            if file.exists():
-                self._array(file, len(sources.range_of(number)))
-
-    def vectors(self, row_ids: np.ndarray, ids: Sequence[str]) -> tuple[list[int], np.ndarray, dict[int, str]]:
-        """As `ModelEmbedder.vectors`, for images given by row id and id."""
-        found: dict[int, np.ndarray] = {}
-        for place, vector in self._found(np.asarray(row_ids), list(ids)):
-            if place in found:
-                raise ValueError(f"embedder {str(self.path)!r} has more than one vector for {ids[place]!r}.")
-            found[place] = vector
-        places = sorted(found)
-        for place in places:
-            if found[place].shape != found[places[0]].shape:
-                raise ValueError(
-                    f"embedder {str(self.path)!r} has a vector of shape {found[place].shape} for {ids[place]!r}, but"
-                    f" one of {found[places[0]].shape} for {ids[places[0]]!r}: all must have one width."
-                )
-        reasons = {place: "has no precomputed vector" for place in range(len(ids)) if place not in found}
-        vectors = np.stack([found[place] for place in places]) if places else np.empty((0, 1))
-        return places, vectors.astype(np.float32), reasons
-
-    def _found(self, row_ids: np.ndarray, ids: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-        """(place among the ids, vector) of those that are there."""
-        if self.path.suffix == ".npy":
-            array = self._array(self.path, len(self.sources))
-            yield from ((place, array[row]) for place, row in enumerate(row_ids))
-        elif self.path.suffix == ".parquet":
-            columns = self._column_names(self.path)
-            if "id" in columns:
-                place_of = {id: place for place, id in enumerate(ids)}
-                yield from self._from_table(self.path, "id", ids, place_of)
-            elif len(self.sources.sources) == 1:
-                yield from self._from_table(self.path, "row", row_ids.tolist(), _places(row_ids))
-            else:
-                raise ValueError(
-                    f"embedder {str(self.path)!r} has no column 'id', by which vectors of several sources are told"
-                    " apart; give a folder with a file for each source."
-                )
-        else:
-            for number, source in enumerate(self.sources.sources):
-                of_source = self.sources.range_of(number)
-                inside = (row_ids >= of_source.start) & (row_ids < of_source.stop)
-                if not inside.any():
-                    continue
-                rows = row_ids[inside] - of_source.start
-                place_of = dict(zip(rows.tolist(), np.flatnonzero(inside).tolist(), strict=True))
-                npy, table = self.path / f"{source.name}.npy", self.path / f"{source.name}.parquet"
-                if npy.exists():
-                    array = self._array(npy, len(of_source))
-                    yield from ((place, array[row]) for row, place in place_of.items())
-                elif table.exists():
-                    yield from self._from_table(table, "row", rows.tolist(), place_of)
-                else:
-                    raise ValueError(f"embedder {str(self.path)!r} has no {npy.name} or {table.name}.")
-
-    def _from_table(self, path: Path, key: str, wanted: list, place_of: dict) -> Iterator[tuple[int, np.ndarray]]:
-        names = self._column_names(path)
-        column = next((name for name in VECTOR_COLUMNS if name in names), None)
-        if column is None or key not in names:
-            raise ValueError(
-                f"embedder {str(path)!r} has the columns {names}, but {key!r} and one of {', '.join(VECTOR_COLUMNS)}"
-                " are needed."
-            )
-        # Row groups whose range of keys holds none of those wanted are not read.
-        try:
-            table = parquet.read_table(
-                path, columns=[key, column], filters=[(key, ">=", min(wanted)), (key, "<=", max(wanted))]
-            )
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            kind = "integers" if key == "row" else "text"
-            raise ValueError(f"embedder {str(path)!r} needs {kind} in the column {key!r}: {error}") from None
-        for batch in table.to_batches():
-            vectors = batch.column(1)
-            for name, vector in zip(batch.column(0).to_pylist(), vectors, strict=True):
-                if name in place_of and vector.is_valid:
-                    values = vector.values
-                    yield place_of[name], np.asarray(values if isinstance(values, pa.Array) else vector.as_py())
-
-    @staticmethod
-    def _column_names(path: Path) -> list[str]:
-        try:
-            return parquet.read_schema(path).names
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"embedder {str(path)!r} is no readable parquet file: {error}") from None
-
-    @staticmethod
-    def _array(path: Path, rows: int) -> np.ndarray:
-        """A file of vectors as a memory map, checked."""
-        try:
-            array = np.load(path, mmap_mode="r")
-        except (ValueError, EOFError, OSError) as error:
-            raise ValueError(f"embedder {str(path)!r} is no readable .npy file of numbers: {error}") from None
-        if array.ndim != 2 or len(array) != rows:
-            raise ValueError(f"embedder {str(path)!r} has the shape {array.shape}, but {rows} vectors are needed.")
-        return array
-
-
-def _places(row_ids: np.ndarray) -> dict[int, int]:
-    return dict(zip(row_ids.tolist(), range(len(row_ids)), strict=True))

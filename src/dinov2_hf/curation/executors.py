@@ -23,20 +23,20 @@ SECONDS_TO_END = 5.0  # of a worker that was asked to; then it is killed
 
 
 @dataclass(frozen=True)
-class Stage:
+class PlannedStage:
     """A step of the curation, made of shards that know nothing of each other.
 
     Args:
         folder: where its shards go.
-        write_shard: called as `write_shard(rank, world_size, shard)`; it writes files to `shard.folder` and sets
-            `shard.rows`. Pickled for other processes, so a function of a module or a `functools.partial` of one.
+        write_shard: writes files to `shard.folder` and sets `shard.rows`. Pickled for other processes, so a function
+            of a module or a `functools.partial` of one.
         needs: stages that must be finished before.
         collective: one shard, which all processes of a launch make together (`torch.distributed`).
     """
 
     folder: StageFolder
-    write_shard: Callable[[int, int, UnfinishedShard], None]
-    needs: tuple["Stage", ...] = ()
+    write_shard: Callable[[UnfinishedShard], None]
+    needs: tuple["PlannedStage", ...] = ()
     collective: bool = False
 
     @property
@@ -44,9 +44,8 @@ class Stage:
         return self.folder.name
 
     def run_shard(self, rank: int) -> None:
-        """Write one shard. The world size is the number of shards, whoever runs them."""
         with self.folder.writing(rank) as shard:
-            self.write_shard(rank, self.folder.num_shards, shard)
+            self.write_shard(shard)
 
     def require_needs(self) -> None:
         """
@@ -78,7 +77,7 @@ def start_pool(num_processes: int) -> Executor:
 
 
 def run_stage(
-    stage: Stage,
+    stage: PlannedStage,
     *,
     pool: Executor | None = None,
     rank: int = 0,
@@ -122,7 +121,7 @@ def run_stage(
     return len(missing)
 
 
-def run_collective(stage: Stage, *, is_main: bool, verify: bool = False) -> None:
+def run_collective(stage: PlannedStage, *, is_main: bool, verify: bool = False) -> None:
     """Run a stage of one shard in all processes together; what the main process writes is kept."""
     stage.folder.open()
     if not stage.folder.missing(verify):
@@ -132,10 +131,10 @@ def run_collective(stage: Stage, *, is_main: bool, verify: bool = False) -> None
         stage.run_shard(0)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            stage.write_shard(0, 1, UnfinishedShard(Path(folder), is_kept=False))
+            stage.write_shard(UnfinishedShard(Path(folder), is_kept=False))
 
 
-def _run_shards(stage: Stage, ranks: Sequence[int], pool: Executor | None) -> Iterator[int]:
+def _run_shards(stage: PlannedStage, ranks: Sequence[int], pool: Executor | None) -> Iterator[int]:
     """Yields the ranks as they are finished."""
     if pool is None or len(ranks) == 1:
         for rank in ranks:
@@ -162,7 +161,7 @@ def _run_shards(stage: Stage, ranks: Sequence[int], pool: Executor | None) -> It
         raise
 
 
-def _run_in_worker(stage: Stage, rank: int) -> None:
+def _run_in_worker(stage: PlannedStage, rank: int) -> None:
     """Run a shard in a process of a pool, which would take the exit that a signal asks for as the shard's error."""
     is_ending = False
     try:
@@ -199,7 +198,7 @@ def _end_workers(pool: ProcessPoolExecutor) -> None:
         worker.kill()
 
 
-def remove_changed(stages: Sequence[Stage]) -> list[str]:
+def remove_changed(stages: Sequence[PlannedStage]) -> list[str]:
     """Remove the stages that were made with another configuration, those that follow from them, and those that this
     curation does not have.
 

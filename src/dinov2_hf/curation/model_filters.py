@@ -3,38 +3,35 @@
 Both take any model of the Hub, or folder, for their task, and do nothing unless one is named.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from PIL import Image, ImageFilter
 
+from .filters import FILTERS
 
-class ClassifierFilter:
-    """Drops the images that an image classifier gives a label.
+
+@FILTERS.register("classifier")
+class Classifier:
+    """Scores images by the probability of a label, in [0, 1].
 
     Args:
         model: of the task image-classification, by folder or Hub name, such as "Falconsai/nsfw_image_detection".
         label: as the model's `id2label` calls it; upper and lower case are alike.
-        threshold: the probability in [0, 1] from which on an image is dropped.
         device: where the model runs; None is the CPU.
 
     Raises:
         ValueError: the model cannot be loaded, or has no such label.
     """
 
-    def __init__(self, model: str, label: str = "nsfw", threshold: float = 0.5, device: str | None = None):
-        self.classify = _pipeline("image-classification", model, "nsfw_model", device)
-        self.label, self.threshold = label.lower(), threshold
-        labels = [name.lower() for name in self.classify.model.config.id2label.values()]
-        if self.label not in labels:
-            raise ValueError(f"nsfw_label is {label!r}, but the labels of {model!r} are {', '.join(labels)}.")
-        self.num_labels = len(labels)
+    def __init__(self, model: str, label: str, device: str | None = None):
+        self.classify, self.label = _pipeline("image-classification", model, label, device)
 
-    def __call__(self, images: list[Image.Image]) -> list[str | None]:
-        reasons: list[str | None] = []
-        for scores in self.classify(images, batch_size=len(images), top_k=self.num_labels):
-            (score,) = (entry["score"] for entry in scores if entry["label"].lower() == self.label)
-            reasons.append(f"classified as {self.label}" if score >= self.threshold else None)
-        return reasons
+    def __call__(self, images: list[Image.Image], columns: Mapping[str, Any]) -> np.ndarray:
+        num_labels = len(self.classify.model.config.id2label)
+        answers = self.classify(images, batch_size=len(images), top_k=num_labels)
+        return np.array([[entry["score"] for entry in answer if entry["label"].lower() == self.label] for answer in answers])[:, 0]
 
 
 class FaceBlur:
@@ -51,11 +48,8 @@ class FaceBlur:
     """
 
     def __init__(self, model: str, label: str = "face", threshold: float = 0.5, device: str | None = None):
-        self.detect = _pipeline("object-detection", model, "face_model", device)
-        self.label, self.threshold = label.lower(), threshold
-        labels = [name.lower() for name in self.detect.model.config.id2label.values()]
-        if self.label not in labels:
-            raise ValueError(f"face_label is {label!r}, but the labels of {model!r} are {', '.join(labels)}.")
+        self.detect, self.label = _pipeline("object-detection", model, label, device)
+        self.threshold = threshold
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """The image with its faces blurred; the same object where there are none."""
@@ -81,11 +75,16 @@ def blur_boxes(image: Image.Image, boxes: Sequence[tuple[float, float, float, fl
     return image
 
 
-def _pipeline(task: str, model: str, field: str, device: str | None):
+def _pipeline(task: str, model: str, label: str, device: str | None):
+    """A pipeline of transformers, and the label in lower case, which its model has."""
     from transformers import pipeline
 
     try:
-        return pipeline(task, model=model, device=device or "cpu", trust_remote_code=False)
+        found = pipeline(task, model=model, device=device or "cpu", trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{field} is {model!r}, which cannot be loaded for {task}: {reason}") from None
+        raise ValueError(f"model is {model!r}, which cannot be loaded for {task}: {reason}") from None
+    labels = [name.lower() for name in found.model.config.id2label.values()]
+    if label.lower() not in labels:
+        raise ValueError(f"label is {label!r}, but the labels of {model!r} are {', '.join(labels)}.")
+    return found, label.lower()

@@ -1,6 +1,6 @@
-"""What the stages of one curation share: its arguments, its sources, and where each stage keeps its files."""
+"""What the stages of one curation share: its arguments, its sources, and what earlier stages left."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from pyarrow import parquet
 from ..data import set_max_image_pixels
 from .algorithms.unit_vectors import ChosenRows, UnitVectors
 from .arguments import CurationArguments
-from .storage.dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE
+from .storage.dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE, Dropped
 from .storage.embeddings import EmbeddingStore
 from .storage.manifests import StageFolder, shard_range
 from .storage.sources import OpenSources
@@ -30,7 +30,7 @@ class Curation:
 
     Attributes:
         arguments: what it was told.
-        folders: of the stages, by name, in their order.
+        folders: of the stages, by name, in their order; a stage sees those before it.
     """
 
     arguments: CurationArguments
@@ -43,11 +43,18 @@ class Curation:
 
     @property
     def num_shards(self) -> int:
+        """Of stages that read images or vectors."""
         return self.arguments.num_shards or min(max(1, -(-len(self.sources) // IMAGES_PER_SHARD)), MOST_SHARDS)
 
     @property
     def output_dir(self) -> Path:
         return Path(self.arguments.output_dir)
+
+    def until_now(self) -> "Curation":
+        """The same with the stages that there are now, for the next one to see."""
+        seen = Curation(self.arguments, dict(self.folders))
+        seen.sources = self.sources
+        return seen
 
     def __getstate__(self) -> dict:
         return {"arguments": self.arguments, "folders": self.folders}
@@ -89,7 +96,7 @@ class Curation:
         pattern, folder = f"shard-*/{role}.npy", self.folders[stage]
         return opened_store(folder.path, pattern, folder.config_hash) if any(folder.path.glob(pattern)) else None
 
-    def pool_vectors(self, stage: str) -> EmbeddingStore:
+    def pool_vectors(self, stage: str = "embed") -> EmbeddingStore:
         """The vectors of the pool.
 
         Raises:
@@ -107,23 +114,38 @@ class Curation:
             f" {self.output_dir / 'stages'} says why."
         )
 
-    @property
-    def last_deduplication(self) -> str:
-        """The stage whose `kept.npy` (row ids) and `kept_rows.npy` (rows among `embed`) say what is left."""
-        return "relative_deduplicate" if "relative_deduplicate" in self.folders else "deduplicate"
+    def left(self) -> tuple[np.ndarray, np.ndarray]:
+        """(m,) row ids of the pool that is left, ascending, and (m,) their rows among the vectors of `embed`.
 
-    def survivors(self) -> np.ndarray:
-        """Row ids of the pool that are left after both deduplications, ascending."""
-        return self.array(self.last_deduplication, "kept")
+        Stand-ins lie among the vectors of the images they stand for, so the rows do not ascend.
+        """
+        thinned = next((name for name in reversed(self.folders) if self.folders[name].thins), None)
+        if thinned is not None:
+            return self.array(thinned, "kept"), self.array(thinned, "kept_rows")
+        row_ids = self.pool_vectors().ids
+        rows = np.argsort(row_ids)
+        return row_ids[rows], rows
+
+    def included_rows(self) -> list[range]:
+        """The row ids of each curated source whose own images go into the dataset."""
+        return [
+            self.sources.range_of(number)
+            for number, (role, source) in enumerate(self.arguments.sources)
+            if role == "curated" and self.arguments.includes(source)
+        ]
 
     @property
     def retrieval_stage(self) -> str:
         """The stage whose vectors serve retrieval and clustering."""
         return "retrieval_embed" if "retrieval_embed" in self.folders else "embed"
 
-    def candidates(self) -> UnitVectors:
-        """The vectors of the pool that is left."""
-        rows = self.array(self.last_deduplication, "kept_rows")
+    def candidates(self) -> tuple[np.ndarray, UnitVectors]:
+        """(m,) row ids of the pool that is left, and their vectors.
+
+        Raises:
+            ValueError: nothing is left.
+        """
+        row_ids, rows = self.left()
         if not len(rows):
             raise ValueError(
                 "nothing of the pool is left after deduplication: the benchmarks, or copies, swallow it; see the"
@@ -131,29 +153,17 @@ class Curation:
                 f" {self.arguments.benchmark_threshold}) if they are no copies."
             )
         store = self.pool_vectors(self.retrieval_stage)
-        return ChosenRows(store, rows) if self.retrieval_stage == "embed" else store  # that is made of what is left
+        # Those of `retrieval_embed` are made of what is left.
+        return (row_ids, ChosenRows(store, rows)) if self.retrieval_stage == "embed" else (store.ids, store)
 
-    def candidate_ids(self) -> np.ndarray:
-        """The row ids of `candidates`."""
-        return self.survivors() if self.retrieval_stage == "embed" else self.pool_vectors(self.retrieval_stage).ids
-
-    def dropped(
-        self,
-        stage: str,
-        row_ids: np.ndarray,
-        reasons: str | Sequence[str],
-        others: np.ndarray | None = None,
-        similarities: np.ndarray | None = None,
-    ) -> Iterator[pa.Table]:
-        """Records of images that a stage drops, as tables of `DROPPED_SCHEMA` of at most `ROWS_AT_ONCE` rows.
-
-        Args:
-            row_ids, reasons: of the images; one reason may stand for all.
-            others: row ids of those they repeat.
-            similarities: to those.
-        """
+    def records(self, stage: str, dropped: Dropped | pa.Table) -> Iterator[pa.Table]:
+        """What a stage drops as tables of `DROPPED_SCHEMA`, of at most `ROWS_AT_ONCE` rows."""
+        if isinstance(dropped, pa.Table):
+            yield dropped
+            return
+        row_ids, reasons, similarities = dropped.row_ids, dropped.reasons, dropped.similarities
         names = pa.array([source.name for source in self.sources.sources], pa.string())
-        repeated = None if others is None else self.facts(others, ["id"])["id"]
+        repeated = None if dropped.others is None else self.facts(dropped.others, ["id"])["id"]
         for start in range(0, len(row_ids), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
             facts = self.facts(row_ids[part], ["id", "path", "source"])

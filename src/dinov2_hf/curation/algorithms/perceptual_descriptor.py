@@ -47,10 +47,7 @@ BORDER_DRIFT = 12  # grey levels from the outermost row
 
 
 class PerceptualDescriptor(nn.Module):
-    """The last step: from sums of patches to descriptors, centred on a sample of the pool.
-
-    Its `forward` answers like a model with one token, so that `features.iterate_features` takes it.
-    """
+    """The last step: from sums of patches to descriptors, centred on a sample of the pool."""
 
     def __init__(self):
         super().__init__()
@@ -77,26 +74,18 @@ class PerceptualDescriptor(nn.Module):
         self.projection.copy_((directions * scales) @ directions.T)
         return self
 
-    def forward(self, pixel_values: Tensor) -> "OneToken":
-        """(B, D) sums to tokens (B, 1, D) of unit length; of a picture without structure the zero vector."""
-        centred = (pixel_values - self.mean) @ self.projection
-        centred = F.normalize(centred, dim=-1) * (pixel_values.abs().amax(dim=-1, keepdim=True) > 0)
-        return OneToken(centred[:, None])
+    def forward(self, sums: Tensor) -> Tensor:
+        """(B, D) sums to (B, D) of unit length; of a picture without structure the zero vector."""
+        centred = (sums - self.mean) @ self.projection
+        return F.normalize(centred, dim=-1) * (sums.abs().amax(dim=-1, keepdim=True) > 0)
 
     def describe(self, images: Iterable[Image.Image]) -> Tensor:
         """(n, D) descriptors of RGB pictures; for few, without workers or progress."""
-        return self(PatchSums()(images=list(images))["pixel_values"]).last_hidden_state[:, 0]
-
-
-class OneToken:
-    """The output of a model that gives one vector for an image, in the form of a vision transformer's."""
-
-    def __init__(self, last_hidden_state: Tensor):
-        self.last_hidden_state = last_hidden_state
+        return self(PatchSums()(list(images)))
 
 
 class PatchSums:
-    """Steps 1 to 3, called like an image processor: in the data loader's workers, where there are any."""
+    """Steps 1 to 3; in the data loader's workers, where there are any."""
 
     def __init__(self):
         # One seed for all: descriptors of different runs and machines can be compared.
@@ -106,13 +95,13 @@ class PatchSums:
         self.frequencies = torch.from_numpy((random.normal(size=size) * np.sqrt(2 * sharpness)).astype(np.float32))
         self.phases = torch.from_numpy(random.uniform(0, 2 * math.pi, (2, WIDTH // 2)).astype(np.float32))
 
-    def __call__(self, images: list[Image.Image], return_tensors: str = "pt") -> dict[str, Tensor]:
-        """`pixel_values`: (n, D) sums of unit length; of a picture without structure the zero vector."""
+    def __call__(self, images: list[Image.Image]) -> Tensor:
+        """(n, D) sums of unit length; of a picture without structure the zero vector."""
         # Small operations: on one core 5 times faster than on the cores of a busy machine together.
         num_threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return {"pixel_values": torch.stack([self.sum_of_patches(image) for image in images])}
+            return torch.stack([self.sum_of_patches(image) for image in images])
         finally:
             torch.set_num_threads(num_threads)
 

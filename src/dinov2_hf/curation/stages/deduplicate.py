@@ -4,88 +4,70 @@ import json
 
 import numpy as np
 
-from ..algorithms.deduplication import deduplicate, deduplicate_against
+from ..algorithms.deduplication import deduplicate as deduplicated
+from ..algorithms.deduplication import deduplicate_against
 from ..run_context import Curation
-from ..storage.dropped_images import write_dropped
+from ..storage.dropped_images import Dropped
 from ..storage.manifests import UnfinishedShard
+from .index import pool_of
 from .ingest import QUALITY_COLUMNS, quality_of
-from .search import load_edges, pool_of
+from .search import load_edges
+from .stage import POOL, stage
 
 
-def deduplicate_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
-    """Keep one image of each group of copies.
-
-    Files: `kept.npy` (row ids), `kept_rows.npy` (rows of the pool's vectors), `dropped.parquet`, `report.json`.
-    """
-    arguments, pool = curation.arguments, curation.pool_vectors("embed")
+@stage("deduplicate", title="no copies in the pool", needs=["search_copies"])
+def deduplicate(
+    curation: Curation, shard: UnfinishedShard, *, deduplication_threshold: float, representative: str,
+    split_chains: bool,
+) -> Dropped:  # fmt: skip
+    """Keep one image of each group of copies; `report.json` tells of the groups."""
+    pool = curation.pool_vectors()
     ids, quality = pool.ids, None
-    if arguments.representative == "best_quality":
+    if representative == "best_quality":
         quality = quality_of(curation.facts(ids, QUALITY_COLUMNS))
-    result = deduplicate(
+    found = deduplicated(
         pool,
-        load_edges(curation.folders["search_copies"].files("edges.npz")),
-        threshold=arguments.deduplication_threshold,
+        load_edges(curation, "search_copies"),
+        threshold=deduplication_threshold,
         ids=ids,
         quality=quality,
-        split_chains=arguments.split_chains,
+        split_chains=split_chains,
     )
-    _save_kept(ids, result.kept, shard)
-    report = result.report
-    for component in report["largest_components"]:
+    for component in found.report["largest_components"]:
         component["representative"] = int(ids[component["representative"]])
-    (shard.folder / "report.json").write_text(json.dumps(report, indent=1))
-    threshold = arguments.deduplication_threshold
+    (shard.folder / "report.json").write_text(json.dumps(found.report, indent=1))
     # Of a chain, in which each is a copy of the next, the ends need not resemble each other.
     texts = (
-        f"end of a chain of copies (cosine > {threshold} from one to the next)",
-        f"copy in the pool (cosine > {threshold})",
+        f"end of a chain of copies (cosine > {deduplication_threshold} from one to the next)",
+        f"copy in the pool (cosine > {deduplication_threshold})",
     )
-    reasons = np.array(texts, dtype=object)[(result.similarities > threshold).astype(int)]
-    write_dropped(
-        curation.dropped("deduplicate", ids[result.dropped], reasons, ids[result.duplicate_of], result.similarities),
-        shard.folder,
-    )
+    reasons = np.array(texts, dtype=object)[(found.similarities > deduplication_threshold).astype(int)]
+    return Dropped(ids[found.dropped], reasons, ids[found.duplicate_of], found.similarities)
 
 
-def _save_kept(ids: np.ndarray, kept: np.ndarray, shard: UnfinishedShard) -> None:
-    """Row ids in rising order, and their rows: stand-ins lie among the vectors of the images they stand for."""
-    rows = np.flatnonzero(kept)
-    rows = rows[np.argsort(ids[rows])]
-    np.save(shard.folder / "kept.npy", ids[rows])
-    np.save(shard.folder / "kept_rows.npy", rows)
-    shard.rows = int(kept.sum())
-
-
-def relative_deduplicate_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
-    """Drop the groups that a benchmark image touches; files as of `deduplicate_shard`."""
-    arguments, pool = curation.arguments, curation.pool_vectors("embed")
-    references = pool_of(curation, "benchmarks")
+@stage(
+    "relative_deduplicate",
+    title="nothing like a benchmark",
+    needs=[POOL, "search_benchmarks"],
+    is_wanted=lambda curation: bool(curation.arguments.benchmarks),
+)
+def relative_deduplicate(curation: Curation, shard: UnfinishedShard, *, benchmark_threshold: float) -> Dropped:
+    """Drop the groups that a benchmark image touches, whole; `report.json` tells of them."""
+    pool, references = curation.pool_vectors(), pool_of(curation, "benchmarks")
     ids, present = pool.ids, np.zeros(len(pool), bool)
-    present[curation.array("deduplicate", "kept_rows")] = True
-    result = deduplicate_against(
+    present[curation.left()[1]] = True
+    found = deduplicate_against(
         pool,
         references,
-        load_edges(curation.folders["search_copies"].files("edges.npz")).between(present),
-        load_edges(curation.folders["search_benchmarks"].files("edges.npz")),
-        threshold=arguments.benchmark_threshold,
+        load_edges(curation, "search_copies").between(present),
+        load_edges(curation, "search_benchmarks"),
+        threshold=benchmark_threshold,
     )
-    kept = present & result.kept
-    _save_kept(ids, kept, shard)
-    report = {**result.report, "rows": int(present.sum()), "kept": int(kept.sum())}
+    report = {**found.report, "rows": int(present.sum()), "kept": int((present & found.kept).sum())}
     (shard.folder / "report.json").write_text(json.dumps(report, indent=1))
-    direct = result.similarities > arguments.benchmark_threshold
     texts = (
         "copy of an image that resembles a benchmark",
-        f"resembles a benchmark (cosine > {arguments.benchmark_threshold})",
+        f"resembles a benchmark (cosine > {benchmark_threshold})",
     )
-    reasons = np.array(texts, dtype=object)[direct.astype(int)]
-    write_dropped(
-        curation.dropped(
-            "relative_deduplicate",
-            ids[result.dropped],
-            reasons,
-            references.ids[result.duplicate_of],
-            result.similarities,
-        ),
-        shard.folder,
-    )
+    reasons = np.array(texts, dtype=object)[(found.similarities > benchmark_threshold).astype(int)]
+    return Dropped(ids[found.dropped], reasons, references.ids[found.duplicate_of], found.similarities)

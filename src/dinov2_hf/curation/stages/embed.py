@@ -2,34 +2,35 @@
 
 import bisect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from ...data.decoding.size_limits import UndecodableImage
 from ...devices import find_device
-from ..embedders import (
-    DESCRIPTOR_FILE,
-    PrecomputedVectors,
-    fit_descriptor,
-    kind_of_embedder,
-    load_model_embedder,
-)
+from ..arguments import CurationArguments
+from ..embedders import ModelEmbedder, fitted_module, kind_of_embedder, load_embedder
 from ..run_context import Curation
-from ..storage.dropped_images import write_dropped
+from ..storage.dropped_images import Dropped
 from ..storage.embeddings import problems_of, write_shard
+from ..storage.file_fingerprints import file_fingerprint
 from ..storage.image_reading import UnreadableFile, read_image_file, refuse_unread
-from ..storage.manifests import UnfinishedShard, shard_range
+from ..storage.manifests import UnfinishedShard
+from ..storage.precomputed_vectors import PrecomputedVectors
 from ..storage.sources import OpenSources
+from .stage import POOL, image_shards, stage
 from .stand_ins import FILE as STAND_INS
 from .stand_ins import find_stand_ins
 
 
 RETRIEVAL = "retrieval_embed"
 # The mean and 512 variances change little with more.
-DESCRIPTOR_SAMPLE = 1000
+FITTED_SAMPLE = 1000
+# What the vectors of an embedder depend on beside its name and files.
+OPTIONS_OF_KIND = {"model": ("feature_kind", "bf16"), "torchscript": ("torchscript_size", "bf16")}
 
 
 class RowsOfSources(Sequence):
@@ -57,56 +58,138 @@ class RowsOfSources(Sequence):
         return reason
 
 
-def fit_descriptor_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
-    """Centre the perceptual descriptor on a sample of the pool."""
+def specs_of(arguments: CurationArguments) -> list[str]:
+    """The embedders of a curation, each once."""
+    return list(dict.fromkeys([arguments.embedder, arguments.retrieval_embedder or arguments.embedder]))
+
+
+def load_embedder_of(arguments: CurationArguments, spec: str, **where: Any) -> ModelEmbedder:
+    """An embedder that computes, as these arguments want it; `where`: `fitted` and `device` of `load_embedder`."""
+    return load_embedder(
+        spec,
+        feature_kind=arguments.feature_kind,
+        torchscript_size=arguments.torchscript_size,
+        batch_size=arguments.batch_size,
+        trust_torchscript=arguments.trust_torchscript,
+        **where,
+    )
+
+
+def _fitted(curation: Curation) -> list[str]:
+    return [spec for spec in specs_of(curation.arguments) if fitted_module(spec) is not None]
+
+
+def _fitted_file(spec: str) -> str:
+    return f"{spec.replace(':', '.')}.pt"
+
+
+@stage(
+    "fit_descriptor",
+    step="embed",
+    is_wanted=lambda curation: bool(_fitted(curation)),
+    config=lambda curation: {"embedders": _fitted(curation)},
+)
+def fit_descriptor(curation: Curation, shard: UnfinishedShard, *, seed: int) -> None:
+    """Fit what embedders learn from a sample of the pool, as the perceptual descriptor its mean."""
     row_ids = curation.array("hash_deduplicate", "uncurated")
     if not len(row_ids):
         raise curation.nothing_left("hash_deduplicate")
-    generator = np.random.default_rng(curation.arguments.seed)
-    sample = np.sort(generator.choice(row_ids, min(DESCRIPTOR_SAMPLE, len(row_ids)), replace=False))
-    rows = RowsOfSources(curation.sources, sample)
-    descriptor, unread = fit_descriptor(
-        rows,
-        num_workers=_num_workers(curation.arguments.num_workers, "cpu"),
-        progress=curation.arguments.progress,
-    )
-    _refuse_unread(curation, rows, unread)
-    torch.save(descriptor.state_dict(), shard.folder / DESCRIPTOR_FILE)
+    sample = np.sort(np.random.default_rng(seed).choice(row_ids, min(FITTED_SAMPLE, len(row_ids)), replace=False))
+    rows, arguments = RowsOfSources(curation.sources, sample), curation.arguments
+    for spec in _fitted(curation):
+        _, vectors, unread = load_embedder_of(arguments, spec).vectors(
+            rows,
+            num_workers=_num_workers(arguments.num_workers, "cpu"),
+            progress=arguments.progress,
+            description=f"fit {spec}",
+        )
+        _refuse_unread(curation, rows, unread)
+        module = fitted_module(spec)().fit(torch.from_numpy(vectors))
+        torch.save(module.state_dict(), shard.folder / _fitted_file(spec))
     shard.rows = len(sample)
 
 
-def embed_shard(
-    stage: str, spec: str, roles: tuple[str, ...], curation: Curation, rank: int, world_size: int,
-    shard: UnfinishedShard,
-) -> None:  # fmt: skip
-    """Vectors of the images of a range of rows, and of copies in the place of those of the pool that have none.
+def _what_decides(spec: str, roles: Sequence[str], arguments: CurationArguments) -> dict[str, Any]:
+    options = {name: getattr(arguments, name) for name in OPTIONS_OF_KIND.get(kind_of_embedder(spec), ())}
+    return {"embedder": spec, "roles": list(roles), "files": file_fingerprint(spec), **options}
 
-    Args:
-        stage: "embed", or "retrieval_embed", which leaves out what deduplication dropped from the pool.
-        spec: the embedder.
-        roles: whose images.
-    """
-    rows = shard_range(len(curation.sources), rank, world_size)
-    embed = partial(_usable_vectors, curation, spec, f"{stage} {rank + 1}/{world_size}")
+
+def _roles(curation: Curation) -> list[str]:
+    """Of which images `embed` makes vectors."""
+    arguments = curation.arguments
+    queries = arguments.how_selected == "retrieval" and len(specs_of(arguments)) == 1
+    return ["uncurated", *(["curated"] if queries else []), *(["benchmark"] if arguments.benchmarks else [])]
+
+
+@stage(
+    "embed",
+    title="embedded",
+    writes_left=True,
+    needs=[POOL, "fit_descriptor"],
+    num_shards=image_shards,
+    config=lambda curation: _what_decides(curation.arguments.embedder, _roles(curation), curation.arguments),
+)
+def embed(curation: Curation, shard: UnfinishedShard) -> Dropped:
+    """Vectors of a range of the images; copies in the place of those of the pool that have none: `stand_ins.npy`."""
+    usable = partial(_usable_vectors, curation, curation.arguments.embedder, f"embed {shard.label}")
     reasons: dict[int, str] = {}
     stand_ins = np.empty((0, 2), np.int64)
-    for role in roles:
-        of_pool = role == "uncurated"
-        ids = curation.survivors() if of_pool and stage == RETRIEVAL else curation.array("hash_deduplicate", role)
-        wanted = np.array(ids[bisect.bisect_left(ids, rows.start) : bisect.bisect_left(ids, rows.stop)])
-        found, vectors = embed(wanted, reasons)
-        if of_pool and stage != RETRIEVAL:
+    for role in _roles(curation):
+        wanted = _in_range(curation, shard, curation.array("hash_deduplicate", role))
+        found, vectors = usable(wanted, reasons)
+        if role == "uncurated":
             failed = wanted[~np.isin(wanted, found)]
             copies = curation.array("hash_deduplicate", "copies")
-            stand_ins, others = find_stand_ins(failed, copies, lambda tried: embed(tried, {}))
+            stand_ins, others = find_stand_ins(failed, copies, lambda tried: usable(tried, {}))
             if len(stand_ins):
                 found = np.concatenate([found, stand_ins[:, 0]])
                 vectors = np.concatenate([vectors, others]) if len(vectors) else others
-        if len(found):
-            shard.rows += write_shard(shard.folder, role, vectors, found).num_rows
+        _save(shard, role, found, vectors)
     np.save(shard.folder / STAND_INS, stand_ins)
-    dropped = np.array(sorted(reasons), dtype=np.int64)
-    write_dropped(curation.dropped(stage, dropped, [reasons[row] for row in dropped.tolist()]), shard.folder)
+    return _dropped(reasons)
+
+
+def _retrieval_roles(curation: Curation) -> list[str]:
+    return ["uncurated", *(["curated"] if curation.arguments.how_selected == "retrieval" else [])]
+
+
+@stage(
+    "retrieval_embed",
+    title="embedded for retrieval",
+    writes_left=True,
+    needs=[POOL, "fit_descriptor"],
+    step="retrieve",
+    num_shards=image_shards,
+    is_wanted=lambda curation: len(specs_of(curation.arguments)) > 1 and curation.arguments.how_selected != "all",
+    config=lambda curation: _what_decides(
+        curation.arguments.retrieval_embedder, _retrieval_roles(curation), curation.arguments
+    ),
+)
+def retrieval_embed(curation: Curation, shard: UnfinishedShard) -> Dropped:
+    """Vectors of a range of what is left of the pool, and of curated images."""
+    spec = curation.arguments.retrieval_embedder
+    reasons: dict[int, str] = {}
+    for role in _retrieval_roles(curation):
+        row_ids = curation.left()[0] if role == "uncurated" else curation.array("hash_deduplicate", role)
+        wanted = _in_range(curation, shard, row_ids)
+        _save(shard, role, *_usable_vectors(curation, spec, f"retrieval_embed {shard.label}", wanted, reasons))
+    return _dropped(reasons)
+
+
+def _in_range(curation: Curation, shard: UnfinishedShard, row_ids: np.ndarray) -> np.ndarray:
+    rows = shard.rows_of(len(curation.sources))
+    return np.array(row_ids[bisect.bisect_left(row_ids, rows.start) : bisect.bisect_left(row_ids, rows.stop)])
+
+
+def _save(shard: UnfinishedShard, role: str, row_ids: np.ndarray, vectors: np.ndarray) -> None:
+    if len(row_ids):
+        write_shard(shard.folder, role, vectors, row_ids)
+        shard.rows += len(row_ids)
+
+
+def _dropped(reasons: Mapping[int, str]) -> Dropped:
+    rows = sorted(reasons)
+    return Dropped(np.array(rows, dtype=np.int64), [reasons[row] for row in rows])
 
 
 def _usable_vectors(
@@ -127,20 +210,13 @@ def _usable_vectors(
 def _vectors(curation: Curation, spec: str, row_ids: np.ndarray, description: str):
     arguments = curation.arguments
     if kind_of_embedder(spec) == "precomputed":
-        ids = [curation.sources.image_id(int(row)) for row in row_ids]
-        return PrecomputedVectors(spec, curation.sources).vectors(row_ids, ids)
-    descriptor = curation.folders.get("fit_descriptor")
-    embedder = load_model_embedder(
-        spec,
-        descriptor=descriptor and descriptor.shard(0) / DESCRIPTOR_FILE,
-        feature_kind=arguments.feature_kind,
-        torchscript_size=arguments.torchscript_size,
-        batch_size=arguments.batch_size,
-        trust_torchscript=arguments.trust_torchscript,
-    )
+        return PrecomputedVectors(spec, curation.sources).vectors(row_ids)
+    fitted = None
+    if fitted_module(spec) is not None:
+        fitted = curation.folders["fit_descriptor"].shard(0) / _fitted_file(spec)
     device = str(find_device(arguments.device))
     rows = RowsOfSources(curation.sources, row_ids)
-    places, vectors, reasons = embedder.vectors(
+    places, vectors, reasons = load_embedder_of(arguments, spec, fitted=fitted, device=device).vectors(
         rows,
         device=device,
         bf16=arguments.bf16,

@@ -3,6 +3,9 @@
 A shard is a range of the numbering of all rows (`sources.OpenSources`).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 from PIL import Image
@@ -13,13 +16,13 @@ from ...data.decoding.file_content import outside_path
 from ...data.decoding.rgb import decode_image
 from ...data.decoding.size_limits import UndecodableImage
 from ..algorithms.image_hashes import content_hash, perceptual_hash
-from ..arguments import CurationArguments
-from ..image_filters import ImageFilter, file_reason, filter_reasons, load_filter, size_reason
-from ..model_filters import ClassifierFilter
+from ..filters import Columns, FilterChain, planned_filters
 from ..run_context import Curation
-from ..storage.dropped_images import DroppedImage, write_dropped
+from ..storage.dropped_images import DROPPED_SCHEMA
+from ..storage.file_fingerprints import file_fingerprint
 from ..storage.image_reading import UnreadableFile, read_image_file, refuse_unread
-from ..storage.manifests import UnfinishedShard, shard_range
+from ..storage.manifests import UnfinishedShard
+from .stage import image_shards, stage
 
 
 IMAGES_SCHEMA = pa.schema(
@@ -39,55 +42,82 @@ QUALITY_COLUMNS = ["width", "height", "num_bytes"]
 FILTER_BATCH_SIZE = 32
 
 
-def ingest_shard(
-    curation: Curation,
-    rank: int,
-    world_size: int,
-    shard: UnfinishedShard,
-) -> None:
-    """Read a range of rows: `images.parquet` holds the facts of those kept, `dropped.parquet` the others.
+def _what_decides(curation: Curation) -> dict[str, Any]:
+    texts = [option for _, given in curation.arguments.named_filters for option in given.values()]
+    files = [text for text in [curation.arguments.nsfw_model, *texts] if isinstance(text, str)]
+    return {"sources": curation.sources.describe(), "files_of_filters": [file_fingerprint(path) for path in files]}
+
+
+@stage(
+    "ingest",
+    title="read and filtered",
+    writes_left=True,
+    needs=[],
+    num_shards=image_shards,
+    config=_what_decides,
+)
+def ingest(
+    curation: Curation, shard: UnfinishedShard, *, min_side: int | None, max_aspect_ratio: float | None,
+    min_bytes: int | None, max_bytes: int | None, max_image_pixels: int | None, filters: list,
+    nsfw_model: str | None, nsfw_label: str, nsfw_threshold: float,
+) -> pa.Table:  # fmt: skip
+    """Read a range of rows: `images.parquet` holds the facts of those kept, `scores.parquet` what filters said.
 
     Only the pool is filtered. Benchmark and curated images are decoded and hashed: they count, and are taken, as they
     are.
     """
     arguments, sources = curation.arguments, curation.sources
-    rows = shard_range(len(sources), rank, world_size)
-    filters = load_filters(arguments)
-    kept, dropped, waiting = [], [], []
+    chain = FilterChain(planned_filters(arguments), arguments.device)
+    kept, scored, dropped, waiting = [], [], [], []
 
     def drop(facts: dict, reason: str) -> None:
         source = sources.sources[facts["source"]].name
-        dropped.append(DroppedImage(facts["row_id"], facts["id"], facts["path"], source, "ingest", reason))
+        dropped.append({**facts, "source": source, "stage": "ingest", "reason": reason})
 
     def finish_waiting() -> None:
-        for (facts, _), reason in zip(waiting, filter_reasons(filters, [image for _, image in waiting]), strict=True):
+        facts, images = [fact for fact, _ in waiting], [image for _, image in waiting]
+        scores, reasons = chain(images, lambda places: Columns(sources, [facts[place] for place in places]))
+        for fact, found, reason in zip(facts, scores, reasons, strict=True):
+            scored.append({"row_id": fact["row_id"], **found})
             if reason is None:
-                kept.append(facts)
+                kept.append(fact)
             else:
-                drop(facts, reason)
+                drop(fact, reason)
         waiting.clear()
 
-    for row_id in tqdm(rows, desc=f"ingest {rank + 1}/{world_size}", unit="image", disable=not arguments.progress):
+    bar = tqdm(
+        shard.rows_of(len(sources)), desc=f"ingest {shard.label}", unit="image", disable=not arguments.progress
+    )
+    for row_id in bar:
         source, _ = sources.locate(row_id)
         value = sources.image(row_id)
         path = value and value["path"]
         path = path and (outside_path(path) or path)
         facts = {"row_id": row_id, "id": sources.image_id(row_id), "path": path, "source": source}
-        is_filtered = sources.roles[source] == "uncurated"
-        image, reason = _read(value, arguments, facts, is_filtered)
-        if reason is not None:
-            drop(facts, reason)
-        elif filters and is_filtered:
-            waiting.append((facts, image))
-            if len(waiting) == FILTER_BATCH_SIZE:
-                finish_waiting()
+        try:
+            image = _read(value, facts)
+        except UnreadableFile as error:
+            refuse_unread(facts["id"], str(error), skip_unreadable=arguments.skip_unreadable)
+            drop(facts, f"cannot be read: {error}")
+        except UndecodableImage as error:
+            drop(facts, f"cannot be decoded: {error}")
         else:
-            kept.append(facts)
-    finish_waiting()
+            if chain.filters and sources.roles[source] == "uncurated":
+                waiting.append((facts, image))
+            else:
+                kept.append(facts)
+        if len(waiting) == FILTER_BATCH_SIZE:
+            finish_waiting()
+    if waiting:
+        finish_waiting()
     kept.sort(key=lambda facts: facts["row_id"])
     parquet.write_table(pa.Table.from_pylist(kept, schema=IMAGES_SCHEMA), shard.folder / "images.parquet")
-    write_dropped(dropped, shard.folder)
+    names = [planned.name for planned, _ in chain.filters]
+    if names:
+        schema = pa.schema({"row_id": pa.int64(), **dict.fromkeys(names, pa.float64())})
+        parquet.write_table(pa.Table.from_pylist(scored, schema=schema), shard.folder / "scores.parquet")
     shard.rows = len(kept)
+    return pa.Table.from_pylist(dropped, schema=DROPPED_SCHEMA)
 
 
 def quality_of(images: pa.Table) -> np.ndarray:
@@ -100,26 +130,10 @@ def quality_of(images: pa.Table) -> np.ndarray:
     return pixels + images["num_bytes"].to_numpy() / 2**40
 
 
-def _read(
-    value: dict, arguments: CurationArguments, facts: dict, is_filtered: bool
-) -> tuple[Image.Image | None, str | None]:
-    """The picture and the reason to drop it, of which one is None; fills in the facts."""
-    try:
-        content = read_image_file(value)
-        if is_filtered:
-            reason = file_reason(len(content), min_bytes=arguments.min_bytes, max_bytes=arguments.max_bytes)
-            if reason is not None:
-                return None, reason
-        image = decode_image(content)
-    except UnreadableFile as error:
-        refuse_unread(facts["id"], str(error), skip_unreadable=arguments.skip_unreadable)
-        return None, f"cannot be read: {error}"
-    except UndecodableImage as error:
-        return None, f"cannot be decoded: {error}"
-    if is_filtered:
-        reason = size_reason(*image.size, min_side=arguments.min_side, max_aspect_ratio=arguments.max_aspect_ratio)
-        if reason is not None:
-            return None, reason
+def _read(value: Mapping[str, Any] | None, facts: dict[str, Any]) -> Image.Image:
+    """The picture; fills in the facts that its file tells."""
+    content = read_image_file(value)
+    image = decode_image(content)
     facts.update(
         width=image.width,
         height=image.height,
@@ -127,14 +141,4 @@ def _read(
         content_hash=content_hash(content),
         perceptual_hash=perceptual_hash(image),
     )
-    return image, None
-
-
-def load_filters(arguments: CurationArguments) -> list[ImageFilter]:
-    """The filters that these arguments name, and the classifier for unsafe images."""
-    filters = [load_filter(name) for name in arguments.filters]
-    if arguments.nsfw_model is not None:
-        filters.append(
-            ClassifierFilter(arguments.nsfw_model, arguments.nsfw_label, arguments.nsfw_threshold, arguments.device)
-        )
-    return filters
+    return image

@@ -9,13 +9,15 @@ from pyarrow import parquet
 from ..algorithms.clustering import ClusterMembers, assign_clusters, spherical_kmeans
 from ..algorithms.faiss_gpus import gpus_for_faiss
 from ..algorithms.hierarchical_clustering import balanced_sample, hierarchical_kmeans
+from ..algorithms.histograms import histogram, sum_of_histograms
 from ..algorithms.neighbors import Neighbors
 from ..algorithms.retrieval import Retrieval, combine, retrieve_by_cluster, retrieve_by_sample
-from ..algorithms.similarity_counts import count_similarities, sum_of_counts
 from ..run_context import Curation
-from ..storage.dropped_images import write_dropped
-from ..storage.manifests import UnfinishedShard, shard_range
+from ..storage.dropped_images import Dropped
+from ..storage.histogram_files import save_histogram
+from ..storage.manifests import UnfinishedShard
 from .search import curated_queries
+from .stage import POOL, image_shards, stage
 
 
 # Of the pool, for each cluster, to learn its centroid from.
@@ -29,46 +31,63 @@ SELECTED_SCHEMA = pa.schema(
 )
 
 
-def kmeans_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
+def _by_cluster(curation: Curation) -> bool:
+    return "cluster" in curation.arguments.retrieval_modes
+
+
+def _where(curation: Curation) -> dict:
+    return {"gpus": gpus_for_faiss(curation.arguments.device), "progress": curation.arguments.progress}
+
+
+@stage("kmeans", step="retrieve", collective=True, is_wanted=_by_cluster)
+def kmeans(
+    curation: Curation, shard: UnfinishedShard, *, num_clusters: int, kmeans_iterations: int, seed: int
+) -> None:
     """Cluster the pool that is left: `centroids.npy`."""
-    arguments, pool = curation.arguments, curation.candidates()
-    if arguments.num_clusters > len(pool):
+    _, pool = curation.candidates()
+    if num_clusters > len(pool):
         raise ValueError(
-            f"num_clusters is {arguments.num_clusters}, but only {len(pool)} images of the pool are left: take fewer"
-            " clusters, or a larger pool."
+            f"num_clusters is {num_clusters}, but only {len(pool)} images of the pool are left: take fewer clusters,"
+            " or a larger pool."
         )
     result = spherical_kmeans(
         pool,
-        arguments.num_clusters,
-        num_iterations=arguments.kmeans_iterations,
-        training_rows=TRAINING_ROWS_PER_CLUSTER * arguments.num_clusters,
-        seed=arguments.seed,
-        gpus=gpus_for_faiss(arguments.device),
-        progress=arguments.progress,
+        num_clusters,
+        num_iterations=kmeans_iterations,
+        training_rows=TRAINING_ROWS_PER_CLUSTER * num_clusters,
+        seed=seed,
+        **_where(curation),
     )
     np.save(shard.folder / "centroids.npy", result.centroids)
     shard.rows = len(result.centroids)
 
 
-def assign_clusters_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
+@stage("assign_clusters", needs=["kmeans"], step="retrieve", num_shards=image_shards, is_wanted=_by_cluster)
+def assign_clusters_of_pool(curation: Curation, shard: UnfinishedShard) -> None:
     """The cluster of a range of the pool that is left: `clusters.npy`."""
-    arguments, pool = curation.arguments, curation.candidates()
-    rows = shard_range(len(pool), rank, world_size)
-    clusters, _ = assign_clusters(
-        pool,
-        curation.array("kmeans", "centroids"),
-        start=rows.start,
-        stop=rows.stop,
-        gpus=gpus_for_faiss(arguments.device),
-        progress=arguments.progress,
-    )
+    _, pool = curation.candidates()
+    rows = shard.rows_of(len(pool))
+    centroids = curation.array("kmeans", "centroids")
+    clusters, _ = assign_clusters(pool, centroids, start=rows.start, stop=rows.stop, **_where(curation))
     np.save(shard.folder / "clusters.npy", clusters)
     shard.rows = len(rows)
 
 
-def retrieve_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
+@stage(
+    "select",
+    title="selected",
+    writes_left=True,
+    needs=[POOL, "search_retrieval", "assign_clusters"],
+    step="retrieve",
+    is_wanted=lambda curation: curation.arguments.how_selected == "retrieval",
+    config=lambda curation: {"modes": curation.arguments.modes_of_sources},
+)
+def retrieve(
+    curation: Curation, shard: UnfinishedShard, *, min_similarity: float, min_cluster_queries: int,
+    images_per_cluster: int, max_per_source: int, seed: int,
+) -> Dropped:  # fmt: skip
     """What all curated sources bring: `selected.parquet`, `pairs.parquet` (queries of the report), `report.json`."""
-    arguments, pool_ids = curation.arguments, curation.candidate_ids()
+    pool_ids, _ = curation.candidates()
     retrievals: dict[int, Retrieval] = {}  # by the number of the source
     pairs, counts = [], []
     for number, query_ids, _ in curated_queries(curation, "sample"):
@@ -77,88 +96,110 @@ def retrieve_shard(curation: Curation, rank: int, world_size: int, shard: Unfini
             with np.load(path) as arrays:
                 parts.append((arrays["rows"], arrays["similarities"]))
         neighbors = Neighbors(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-        found = retrieve_by_sample(neighbors, floor=arguments.min_similarity)
+        found = retrieve_by_sample(neighbors, floor=min_similarity)
         retrievals[number] = found
-        counts.append(count_similarities(neighbors.similarities, arguments.min_similarity))
+        counts.append(
+            histogram(
+                neighbors.similarities, min_similarity if min_similarity > -1 else None,
+                "Image of the pool and the curated image it was found for", unit="pairs", side="below",
+                label="pairs not retrieved below",
+            )
+        )  # fmt: skip
         pairs.append((query_ids[found.queries], pool_ids[found.rows], found.similarities))
-    by_cluster = list(curated_queries(curation, "cluster"))
-    if by_cluster:
+    if _by_cluster(curation):
         centroids = curation.array("kmeans", "centroids")
         clusters = np.concatenate([np.load(p) for p in curation.folders["assign_clusters"].files("clusters.npy")])
         members = ClusterMembers(clusters, len(centroids))
-        for number, _, queries in by_cluster:
-            query_clusters, _ = assign_clusters(queries, centroids, gpus=gpus_for_faiss(arguments.device))
+        for number, _, queries in curated_queries(curation, "cluster"):
+            query_clusters, _ = assign_clusters(queries, centroids, gpus=gpus_for_faiss(curation.arguments.device))
             retrievals[number] = retrieve_by_cluster(
                 members,
                 query_clusters,
-                min_queries=arguments.min_cluster_queries + 1,
-                rows_per_cluster=arguments.images_per_cluster,
-                max_rows=arguments.max_per_source,
-                seed=arguments.seed,
+                min_queries=min_cluster_queries + 1,
+                rows_per_cluster=images_per_cluster,
+                max_rows=max_per_source,
+                seed=seed,
             )
     numbers = sorted(retrievals)
     combined = combine({curation.sources.sources[number].name: retrievals[number] for number in numbers})
     retrieved_for = pa.ListArray.from_arrays(
         pa.array(combined.offsets, pa.int32()), pa.array(np.array(numbers, np.int32)[combined.sources])
     )
-    _write_selection(curation, shard, pool_ids, combined.rows, combined.multiplicity, retrieved_for, "not retrieved")
-    sum_of_counts(counts).save(shard.folder / "similarities.json")
+    if counts:
+        save_histogram(sum_of_histograms(counts), shard.folder)
     queries, found, similarities = (
         np.concatenate([np.empty(0), *arrays]) for arrays in (zip(*pairs, strict=True) if pairs else [[], [], []])
     )
     table = {"query": queries.astype(np.int64), "row_id": found.astype(np.int64), "similarity": similarities}
     parquet.write_table(pa.table(table), shard.folder / "pairs.parquet")
     (shard.folder / "report.json").write_text(json.dumps({"how": "retrieval", **combined.report}, indent=1))
+    return _selected(shard, pool_ids, combined.rows, "not retrieved", combined.multiplicity, retrieved_for)
 
 
-def sample_hierarchy_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
+@stage(
+    "select",
+    title="selected",
+    writes_left=True,
+    step="retrieve",
+    collective=True,
+    is_wanted=lambda curation: curation.arguments.how_selected == "hierarchical",
+)
+def sample_hierarchy(
+    curation: Curation, shard: UnfinishedShard, *, hierarchy: list[int], hierarchy_resamplings: int,
+    kmeans_iterations: int, target_size: int, seed: int,
+) -> Dropped | None:  # fmt: skip
     """A balanced sample of the pool that is left: `selected.parquet`, `report.json`."""
-    arguments, pool, pool_ids = curation.arguments, curation.candidates(), curation.candidate_ids()
-    if arguments.hierarchy[0] > len(pool):
+    pool_ids, pool = curation.candidates()
+    if hierarchy[0] > len(pool):
         raise ValueError(
-            f"hierarchy begins with {arguments.hierarchy[0]} clusters, but only {len(pool)} images of the pool are"
-            " left: take fewer clusters, or a larger pool."
+            f"hierarchy begins with {hierarchy[0]} clusters, but only {len(pool)} images of the pool are left: take"
+            " fewer clusters, or a larger pool."
         )
-    hierarchy = hierarchical_kmeans(
+    tree = hierarchical_kmeans(
         pool,
-        arguments.hierarchy,
-        num_resamplings=arguments.hierarchy_resamplings,
-        num_iterations=arguments.kmeans_iterations,
-        training_rows=TRAINING_ROWS_PER_CLUSTER * arguments.hierarchy[0],
-        seed=arguments.seed,
-        gpus=gpus_for_faiss(arguments.device),
-        progress=arguments.progress,
+        hierarchy,
+        num_resamplings=hierarchy_resamplings,
+        num_iterations=kmeans_iterations,
+        training_rows=TRAINING_ROWS_PER_CLUSTER * hierarchy[0],
+        seed=seed,
+        **_where(curation),
     )
     if not shard.is_kept:
-        return
-    rows = balanced_sample(hierarchy, arguments.target_size, seed=arguments.seed)
-    top = hierarchy.clusters(len(arguments.hierarchy))
+        return None
+    rows = balanced_sample(tree, target_size, seed=seed)
+    top = tree.clusters(len(hierarchy))
     report = {
         "how": "hierarchical",
         "unique": len(rows),
         "multiset": len(rows),
-        "levels": list(arguments.hierarchy),
-        "pool_by_top_cluster": np.bincount(top, minlength=arguments.hierarchy[-1]).tolist()[:1000],
-        "selected_by_top_cluster": np.bincount(top[rows], minlength=arguments.hierarchy[-1]).tolist()[:1000],
+        "levels": list(hierarchy),
+        "pool_by_top_cluster": np.bincount(top, minlength=hierarchy[-1]).tolist()[:1000],
+        "selected_by_top_cluster": np.bincount(top[rows], minlength=hierarchy[-1]).tolist()[:1000],
     }
-    _write_selection(curation, shard, pool_ids, rows, None, None, "not drawn")
     (shard.folder / "report.json").write_text(json.dumps(report, indent=1))
+    return _selected(shard, pool_ids, rows, "not drawn")
 
 
-def select_all_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
+@stage(
+    "select",
+    title="selected",
+    writes_left=True,
+    step="retrieve",
+    is_wanted=lambda curation: curation.arguments.how_selected == "all",
+)
+def select_all(curation: Curation, shard: UnfinishedShard) -> Dropped:
     """All of the pool that is left: `selected.parquet`, `report.json`."""
-    pool_ids = curation.survivors()
-    rows = np.arange(len(pool_ids))
-    _write_selection(curation, shard, pool_ids, rows, None, None, "")
-    report = {"how": "all", "unique": len(rows), "multiset": len(rows)}
+    pool_ids, _ = curation.left()
+    report = {"how": "all", "unique": len(pool_ids), "multiset": len(pool_ids)}
     (shard.folder / "report.json").write_text(json.dumps(report, indent=1))
+    return _selected(shard, pool_ids, np.arange(len(pool_ids)), "")
 
 
-def _write_selection(
-    curation: Curation, shard: UnfinishedShard, pool_ids: np.ndarray, rows: np.ndarray, times: np.ndarray | None,
-    retrieved_for: pa.ListArray | None, reason: str,
-) -> None:  # fmt: skip
-    """The selected rows of the pool, and the others as dropped."""
+def _selected(
+    shard: UnfinishedShard, pool_ids: np.ndarray, rows: np.ndarray, reason: str, times: np.ndarray | None = None,
+    retrieved_for: pa.ListArray | None = None,
+) -> Dropped:  # fmt: skip
+    """Write the selected rows of the pool; the others are dropped."""
     table = {
         "row_id": pool_ids[rows],
         "times_retrieved": np.ones(len(rows), np.int64) if times is None else times,
@@ -167,5 +208,5 @@ def _write_selection(
     parquet.write_table(pa.table(table, schema=SELECTED_SCHEMA), shard.folder / "selected.parquet")
     left = np.ones(len(pool_ids), bool)
     left[rows] = False
-    write_dropped(curation.dropped("select", pool_ids[left], reason), shard.folder)
     shard.rows = len(rows)
+    return Dropped(pool_ids[left], reason)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
@@ -26,23 +27,26 @@ ROWS_AT_ONCE = 1_000_000
 
 
 @dataclass(frozen=True)
-class DroppedImage:
-    """A row of `dropped.parquet`."""
+class Dropped:
+    """Images that a stage drops, and why.
 
-    row_id: int
-    id: str
-    path: str | None
-    source: str
-    stage: str
-    reason: str
+    Attributes:
+        row_ids: (m,) of images that were left before it.
+        reasons: one for all, or (m,) texts; what differs from image to image stands after a colon.
+        others: (m,) row ids of the images that they repeat, if that is the reason.
+        similarities: (m,) to these.
+    """
+
+    row_ids: np.ndarray
+    reasons: str | Sequence[str]
+    others: np.ndarray | None = None
+    similarities: np.ndarray | None = None
 
 
-def write_dropped(dropped: Sequence[DroppedImage] | Iterable[pa.Table], folder: Path) -> None:
-    """Write `dropped.parquet` of a shard, from records or from tables of `DROPPED_SCHEMA`."""
-    if isinstance(dropped, Sequence):
-        dropped = [pa.Table.from_pylist([vars(image) for image in dropped], schema=DROPPED_SCHEMA)]
+def write_dropped(tables: Iterable[pa.Table], folder: Path) -> None:
+    """Write `dropped.parquet` of a shard, from tables of `DROPPED_SCHEMA`."""
     with parquet.ParquetWriter(folder / "dropped.parquet", DROPPED_SCHEMA) as writer:
-        for table in dropped:
+        for table in tables:
             writer.write_table(table)
 
 

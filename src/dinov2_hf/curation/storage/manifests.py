@@ -41,11 +41,15 @@ class StageFolder:
         path: `<output_dir>/stages/<stage>`.
         num_shards: into how many the stage is split, at least 1.
         config: what decides the content of the shards (plain values), for comparison with a later run.
+        title: of a stage that drops images, what those are that it leaves.
+        thins: the pool that is left after it is in its `kept.npy`.
     """
 
     path: Path
     num_shards: int
     config: Mapping[str, Any]
+    title: str | None = None
+    thins: bool = False
 
     @property
     def name(self) -> str:
@@ -137,7 +141,7 @@ class StageFolder:
         place, folder = self.shard(rank), None
         try:
             folder = Path(tempfile.mkdtemp(dir=self.path, prefix=f".{place.name}."))
-            unfinished = UnfinishedShard(folder)
+            unfinished = UnfinishedShard(folder, rank, self.num_shards)
             yield unfinished
             files = {
                 str(path.relative_to(folder)): {"bytes": path.stat().st_size, "checksum": checksum(path)}
@@ -222,7 +226,7 @@ def remove_stage(stage_path: Path) -> None:
 
 @dataclass
 class UnfinishedShard:
-    """Where to write a shard.
+    """Where to write a shard, and which one it is.
 
     Attributes:
         rows: for its manifest.
@@ -230,8 +234,19 @@ class UnfinishedShard:
     """
 
     folder: Path
+    rank: int = 0
+    num_shards: int = 1
     rows: int = 0
     is_kept: bool = True
+
+    @property
+    def label(self) -> str:
+        """Its number, for a progress bar."""
+        return f"{self.rank + 1}/{self.num_shards}"
+
+    def rows_of(self, num_rows: int) -> range:
+        """The part of so many rows that is this shard's."""
+        return shard_range(num_rows, self.rank, self.num_shards)
 
 
 def checksum(path: Path) -> str:

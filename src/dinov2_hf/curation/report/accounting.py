@@ -1,9 +1,9 @@
-"""No image is unaccounted for: each is in the dataset, or dropped, or was only compared with."""
+"""No image is unaccounted for: of every source, rows = in the dataset + dropped + only compared with."""
 
 import numpy as np
 from pyarrow import parquet
 
-from .run_context import Curation
+from ..run_context import Curation
 
 
 def written_row_ids(curation: Curation) -> np.ndarray:
@@ -61,5 +61,5 @@ def check_complete(curation: Curation, times_dropped: np.ndarray, written: np.nd
                 raise ValueError(
                     f"{int(wrong.sum())} of {len(rows)} images of the source {source.name!r} {problem} (rows {some}):"
                     " the curation stops, since none may be unaccounted for. Run it again with verify (--verify); if"
-                    " that does not help, this is a fault of dinov2_hf: please report it."
+                    " that does not help, this is a fault of dinov2_hf, or of a stage of your own: please report it."
                 )

@@ -1,0 +1,170 @@
+"""What a stage of a curation is: a function, and what plan, report and records must know of it."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ...named_objects import Registry, did_you_mean
+from ..arguments import CurationArguments
+from ..run_context import Curation
+from ..storage.dropped_images import Dropped, write_dropped
+from ..storage.manifests import UnfinishedShard
+
+
+POOL = "the pool that is left"
+NAMED_STAGES = Registry("stage")
+_MADE: dict[tuple[str, str], "Stage"] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """What `stage` makes of a function; pickled by the name of its module, which another process imports.
+
+    Attributes: see `stage`.
+    """
+
+    name: str
+    function: Callable
+    title: str | None
+    after: str
+    needs: tuple[str, ...]
+    step: str
+    writes_left: bool
+    collective: bool
+    num_shards: Callable[[Curation], int]
+    is_wanted: Callable[[Curation], bool]
+    config: Callable[[Curation], Mapping[str, Any]]
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def thins(self) -> bool:
+        """Whether the pool that is left after it is what it does not drop."""
+        return self.title is not None and not self.writes_left
+
+    def values(self, arguments: CurationArguments, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What its function reads, by name: of the recipe's fields, of `options`, or the function's defaults.
+
+        Raises:
+            ValueError: there is no such option, or one that must be given is missing.
+        """
+        parameters = {
+            name: parameter
+            for name, parameter in inspect.signature(self.function).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in self.given
+        }
+        own = [name for name in parameters if not hasattr(arguments, name)]
+        for name in options:
+            if name not in own:
+                raise ValueError(f"the stage {self.name!r} has no option {name!r}.{did_you_mean(name, own)}")
+        found = {}
+        for name, parameter in parameters.items():
+            found[name] = options[name] if name in options else getattr(arguments, name, parameter.default)
+            if found[name] is inspect.Parameter.empty:
+                raise ValueError(f"the stage {self.name!r} needs the option {name!r}: give it in the recipe, `stages`.")
+        return found
+
+    def write(self, curation: Curation, values: Mapping[str, Any], shard: UnfinishedShard) -> None:
+        """Write a shard, with the records of what it drops, and of the pool what is left."""
+        found = self.function(curation, shard, **self.given, **values)
+        if self.title is None or not shard.is_kept:
+            return
+        if self.thins:
+            _write_left(self.name, curation, found, shard)
+        parts = [found] if isinstance(found, Dropped | pa.Table) else found
+        write_dropped((table for part in parts for table in curation.records(self.name, part)), shard.folder)
+
+    def __reduce__(self):
+        return _imported, (self.function.__module__, self.function.__qualname__, self.name)
+
+
+def stage(
+    name: str,
+    *,
+    title: str | None = None,
+    after: str = "relative_deduplicate",
+    needs: Sequence[str] = (POOL,),
+    step: str | None = None,
+    writes_left: bool = False,
+    collective: bool = False,
+    num_shards: Callable[[Curation], int] = lambda curation: 1,
+    is_wanted: Callable[[Curation], bool] = lambda curation: True,
+    config: Callable[[Curation], Mapping[str, Any]] = lambda curation: {},
+    given: Mapping[str, Any] | None = None,
+) -> Callable[[Callable], Stage]:
+    """Make a stage of a function `stage(curation, shard, *, ...)`.
+
+    The function writes files to `shard.folder` and sets `shard.rows`. Its keyword arguments are what it reads: fields
+    of the recipe by their names, or options of its own, which the recipe gives with its name
+    (`stages: [{my_module:semdedup: {threshold: 0.9}}]`). A change of one makes the stage again.
+
+    Args:
+        name: of its folder, of `--stage`, and in records and report.
+        title: of a stage that drops images: what those are that it leaves, as the report says it. It returns what it
+            drops, `Dropped` or several; what it does not drop of the pool that was left is left after it.
+        after: the stage that it follows, in a curation that names it in its recipe.
+        needs: stages whose files it reads, of those that there are; `POOL` is the last one that drops images.
+        step: what `--stage` runs it with; by default its name.
+        writes_left: the stages that follow read from its own files which images it leaves.
+        collective: one shard, which all processes of a launch make together (`torch.distributed`).
+        num_shards: into how many it is split; `shard.rows_of(n)` is the part of one.
+        is_wanted: whether a curation has this stage.
+        config: what else decides what it writes, as plain values.
+        given: keyword arguments that are fixed.
+    """
+
+    def made(function: Callable) -> Stage:
+        found = Stage(
+            name, function, title, after, tuple(needs), step or name, writes_left, collective, num_shards, is_wanted,
+            config, given or {},
+        )  # fmt: skip
+        _MADE[f"{function.__module__}:{function.__qualname__}", name] = found
+        return found
+
+    return made
+
+
+def image_shards(curation: Curation) -> int:
+    """As many shards as all stages that read images or vectors."""
+    return curation.num_shards
+
+
+def find_stage(name: str) -> Stage:
+    """The stage that a recipe names, as `package.module:function`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = NAMED_STAGES.find(name)
+    if not isinstance(found, Stage):
+        raise ValueError(f"stages has {name!r}, which is no stage: put `@stage(...)` of dinov2_hf.curation above it.")
+    return found
+
+
+def _imported(module: str, function: str, name: str) -> Stage:
+    import_module(module)
+    return _MADE[f"{module}:{function}", name]
+
+
+def _write_left(name: str, curation: Curation, dropped: Dropped, shard: UnfinishedShard) -> None:
+    """`kept.npy`, the row ids that are left, ascending, and `kept_rows.npy`, their rows among the vectors of `embed`.
+
+    Raises:
+        ValueError: the stage drops an image twice, or one that was not left.
+    """
+    row_ids, rows = curation.left()
+    gone, times = np.unique(dropped.row_ids, return_counts=True)
+    wrong = gone[(times > 1) | ~np.isin(gone, row_ids)]
+    if len(wrong):
+        raise ValueError(
+            f"the stage {name!r} drops {len(wrong)} images that are not in the pool that is left, or drops them twice"
+            f" (row ids {', '.join(map(str, wrong[:5]))}): each image of the pool is dropped once at most."
+        )
+    stays = ~np.isin(row_ids, gone)
+    np.save(shard.folder / "kept.npy", row_ids[stays])
+    np.save(shard.folder / "kept_rows.npy", rows[stays])
+    shard.rows = int(stays.sum())
