@@ -46,7 +46,7 @@ ALLOWED = {
     "model_source": set(),
     "pictures": {"features", "training"},  # training writes the metrics whose curves are drawn
     "conversion": {"model_source", "models", "pretraining"},
-    "curation": {"features", "feature_kinds", "data", "conversion", "model_source"},
+    "curation": {"features", "feature_kinds", "data", "conversion", "model_source", "pictures"},
     "evaluation": {"features", "models", "data", "pictures"},  # heads are trained on images, decoded in the one way
     "runs": {"data", "model_source", "conversion", "models", "pretraining", "training", "pictures", "evaluation"},
     "auto": {"models", "pretraining", "evaluation"},

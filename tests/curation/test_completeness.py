@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from dinov2_hf.curation.completeness import check_complete, only_compared, written_row_ids
+from dinov2_hf.curation.report.accounting import check_complete, only_compared, written_row_ids
 
 
 STEPS = ("ingest", "embed", "deduplicate", "relative_deduplicate", "retrieve")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from dinov2_hf.curation import CurationArguments, curate, read_arguments
+from dinov2_hf.curation import CurationArguments, Dropped, curate, read_arguments, stage
 from dinov2_hf.data import load_image_dataset
 
 from .scenes import encoded, scene, write_scenes
@@ -142,24 +142,23 @@ def test_the_best_of_equal_hashes_stays(tmp_path):
         assert curation.array("hash_deduplicate", "uncurated").tolist() == list(stays)
 
 
-def bright_for_a_reason_of_its_own(images):
-    values = [np.asarray(image).mean() for image in images]
-    return [None if value < BRIGHT else f"bright {value:.5f}" for value in values]
+@stage("bright", title="not bright", after="embed")
+def bright(curation, shard):
+    row_ids, _ = curation.left()
+    return Dropped(row_ids[10:], [f"bright {row}" for row in row_ids[10:]])
 
 
-BRIGHT = np.sort([np.asarray(scene(seed)).mean() for seed in range(40)])[10]
-
-
-def test_a_filter_that_says_something_else_of_each_image(tmp_path):
+def test_a_stage_that_says_something_else_of_each_image(tmp_path):
     """The table of the report stays short, and still accounts for every image."""
     pool = write_scenes(tmp_path / "pool", range(40))
-    filters = [f"{__name__}:bright_for_a_reason_of_its_own"]
-    arguments = CurationArguments(str(pool), output_dir=str(tmp_path / "out"), filters=filters, progress=False)
+    stages = [f"{__name__}:bright"]
+    arguments = CurationArguments(str(pool), output_dir=str(tmp_path / "out"), stages=stages, progress=False)
     report = json.loads((curate(arguments).output_dir / "report.json").read_text())
-    assert sum(report["funnel"][0]["dropped"].values()) == 30
-    assert len(report["funnel"][0]["dropped"]) == 21
-    assert report["funnel"][0]["dropped"]["other reasons"] == 10
-    assert report["funnel"][0]["images_out"] == 10
+    (row,) = (row for row in report["funnel"] if row["stage"] == "bright")
+    assert sum(row["dropped"].values()) == 30
+    assert len(row["dropped"]) == 21
+    assert row["dropped"]["other reasons"] == 10
+    assert row["images_out"] == 10
 
 
 def test_dropped_images_are_found_by_their_paths(planted):
@@ -210,10 +209,10 @@ def test_curated_images_without_a_vector_are_left_out(planted, tmp_path):
 class RemovesSeven:
     """A filter that removes a file when its image has been read; not when it is tried on a single picture."""
 
-    def __call__(self, images):
+    def __call__(self, images, columns):
         if len(images) > 1:
             Path(os.environ["FILE_TO_REMOVE"]).unlink(missing_ok=True)
-        return [None] * len(images)
+        return [0] * len(images)
 
 
 def test_images_that_vanish_before_they_are_written_are_counted_once(planted, tmp_path, monkeypatch):
@@ -273,9 +272,9 @@ def test_launches_and_processes_give_the_same_dataset(planted, tmp_path):
     pools = planted.curate(num_processes=2, output_dir=str(tmp_path / "pools"))
     assert dataset(pools.output_dir, tmp_path).to_dict() == expected.to_dict()
     alone = {"output_dir": str(tmp_path / "alone"), "world_size": 2}
-    for stage in pools.folders:
+    for name in pools.folders:
         for rank in (0, 1):
-            curation = planted.curate(stage, rank=rank, **alone)
+            curation = planted.curate(name, rank=rank, **alone)
     assert dataset(curation.output_dir, tmp_path).to_dict() == expected.to_dict()
 
 
@@ -349,7 +348,7 @@ def test_what_cannot_be_used_is_counted(tmp_path):
         "a.png": ("ingest", "cannot be decoded"),
         "b.png": ("ingest", "cannot be decoded"),
         "c.png": ("ingest", "cannot be decoded"),
-        "d.png": ("ingest", "longer than max_aspect_ratio (3.0) allows"),
+        "d.png": ("ingest", "aspect_ratio above 3"),
         "e.png": ("hash_deduplicate", "same file"),
         "f.png": ("hash_deduplicate", "same perceptual hash"),
         "g.png": ("embed", "its vector is zero"),

@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 
-from dinov2_hf.curation import CurationArguments, curate, read_arguments
+from dinov2_hf.curation import CurationArguments, Dropped, curate, read_arguments, stage
 from dinov2_hf.curation.report.dataset_card import dataset_card
 from dinov2_hf.curation.storage.sources import read_source
 
@@ -22,8 +22,11 @@ HOSTILE = (
 )  # fmt: skip
 
 
-def refuse_some(images):
-    return [f"{HOSTILE[image.width % len(HOSTILE)]}" if image.width > 100 else None for image in images]
+@stage("refuse_some", title="narrow", after="embed")
+def refuse_some(curation, shard):
+    row_ids, _ = curation.left()
+    widths = curation.facts(row_ids, ["width"])["width"].to_numpy()
+    return Dropped(row_ids[widths > 100], [HOSTILE[width % len(HOSTILE)] for width in widths[widths > 100]])
 
 
 class Tags(HTMLParser):
@@ -51,7 +54,7 @@ def test_the_report_and_the_card_show_them_as_they_are(tmp_path):
     curation = curate(
         CurationArguments(
             uncurated=[{"path": path, "name": name, "id_column": "key"}], output_dir=str(tmp_path / "out"),
-            embedder=str(tmp_path / "vectors.npy"), filters=[f"{__name__}:refuse_some"], license="```", progress=False,
+            embedder=str(tmp_path / "vectors.npy"), stages=[f"{__name__}:refuse_some"], license="```", progress=False,
         )
     )  # fmt: skip
     page = (curation.output_dir / "report.html").read_text()

@@ -101,7 +101,7 @@ def test_a_file_that_stays_unreadable_can_be_left_out(tmp_path, disk, stage):
 class ChangesAFile:
     """A filter that replaces a file after its image was read, with the same size and time."""
 
-    def __call__(self, images):
+    def __call__(self, images, columns):
         if len(images) > 1:
             path = Path(os.environ["FILE_TO_CHANGE"])
             content, status = path.read_bytes(), path.stat()

@@ -16,28 +16,28 @@ import numpy as np
 import pytest
 
 from dinov2_hf import atomic_files
-from dinov2_hf.curation.executors import Stage, remove_changed, run_stage, start_pool
+from dinov2_hf.curation.executors import PlannedStage, remove_changed, run_stage, start_pool
 from dinov2_hf.curation.storage.manifests import StageFolder, checksum, shard_range
 
 
-def write_numbers(start: int, rank: int, world_size: int, shard) -> None:
-    np.save(shard.folder / "numbers.npy", start + np.arange(rank, 20, world_size))
-    shard.rows = len(range(rank, 20, world_size))
+def write_numbers(start: int, shard) -> None:
+    np.save(shard.folder / "numbers.npy", start + np.arange(shard.rank, 20, shard.num_shards))
+    shard.rows = len(range(shard.rank, 20, shard.num_shards))
 
 
-def kill_at_two(rank: int, world_size: int, shard) -> None:
-    np.save(shard.folder / "numbers.npy", np.arange(rank))
-    if rank == 2:
+def kill_at_two(shard) -> None:
+    np.save(shard.folder / "numbers.npy", np.arange(shard.rank))
+    if shard.rank == 2:
         raise KeyboardInterrupt
 
 
-def fill_the_disk(rank: int, world_size: int, shard) -> None:
+def fill_the_disk(shard) -> None:
     (shard.folder / "half.npy").write_bytes(b"1234")
-    if rank == 1:
+    if shard.rank == 1:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def write_beyond_the_limit(rank: int, world_size: int, shard) -> None:
+def write_beyond_the_limit(shard) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, before[1]))
     try:
@@ -46,7 +46,7 @@ def write_beyond_the_limit(rank: int, world_size: int, shard) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def be_killed(rank: int, world_size: int, shard) -> None:
+def be_killed(shard) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -56,13 +56,13 @@ class Numbers:
     def __init__(self, start: int = 0):
         self.start, self.ranks = start, []
 
-    def __call__(self, rank, world_size, shard):
-        self.ranks.append(rank)
-        write_numbers(self.start, rank, world_size, shard)
+    def __call__(self, shard):
+        self.ranks.append(shard.rank)
+        write_numbers(self.start, shard)
 
 
-def stage(tmp_path, write, name="numbers", num_shards=4, needs=(), **config) -> Stage:
-    return Stage(StageFolder(tmp_path / "out" / "stages" / name, num_shards, config), write, needs)
+def stage(tmp_path, write, name="numbers", num_shards=4, needs=(), **config) -> PlannedStage:
+    return PlannedStage(StageFolder(tmp_path / "out" / "stages" / name, num_shards, config), write, needs)
 
 
 def test_a_rerun_runs_only_what_is_missing(tmp_path):
@@ -222,7 +222,7 @@ def test_damaged_records_are_a_sentence_and_not_a_finished_stage(tmp_path, conte
     assert run_stage(one) == 4
 
 
-def wait_to_be_ended(rank: int, world_size: int, shard) -> None:
+def wait_to_be_ended(shard) -> None:
     (shard.folder / str(os.getpid())).touch()
     time.sleep(600)
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from dinov2_hf.curation.plan import _note_recipe
+from dinov2_hf.curation.launch import _note_recipe
 from dinov2_hf.output_folders import part_writer, read_marker, sole_writer, write_marker
 
 from .scenes import write_scenes

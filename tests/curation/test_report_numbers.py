@@ -8,9 +8,9 @@ import pytest
 from pyarrow import parquet
 
 from dinov2_hf.curation import CurationArguments, curate
+from dinov2_hf.curation.algorithms.histograms import histogram, sum_of_histograms
 from dinov2_hf.curation.algorithms.neighbors import IndexSettings
-from dinov2_hf.curation.algorithms.similarity_counts import count_similarities, sum_of_counts
-from dinov2_hf.curation.report.pictures import draw_histogram
+from dinov2_hf.curation.report.histogram_pictures import draw_histogram
 
 from .scenes import encoded, scene, write_scenes
 
@@ -25,34 +25,33 @@ def source_of(report: dict, name: str) -> dict:
 
 
 def test_similarities_are_counted_one_by_one_and_what_is_not_known_is_said():
-    found = count_similarities(np.array([0.604, 0.606, 0.2, -np.inf], np.float32), 0.605, missing=2, floor=0.1)
+    about = {"title": "t", "label": ""}
+    values = np.array([0.604, 0.606, 0.2, -np.inf], np.float32)
+    found = histogram(values, 0.605, missing=2, floor=0.1, **about)
     assert (found.above, found.below, found.unknown, found.floor) == (1, 2, 3, 0.1)
     assert sum(found.bins) == 3
-    both = sum_of_counts([found, count_similarities(np.array([0.605]), 0.605)])
+    both = sum_of_histograms([found, histogram(np.array([0.605]), 0.605, **about)])
     assert (both.above, both.below, both.unknown, both.floor, sum(both.bins)) == (1, 2, 3, 0.1, 4)
 
 
 @pytest.mark.parametrize(("side", "said"), [("above", "copies above 0.5: 4"), ("below", "not taken below 0.5: 36")])
 def test_a_histogram_counts_on_the_side_that_it_names(side, said):
     values = np.repeat([0.1, 0.9], [36, 4])
-    counts = vars(count_similarities(values, 0.5))
-    label = said.split(" 0.5")[0]
-    picture = draw_histogram("t", {**counts, "threshold": 0.5, "side": side, "label": label, "unit": "images"})
+    picture = draw_histogram(histogram(values, 0.5, "t", side=side, label=said.split(" 0.5")[0]))
     assert said in picture
     assert "not shown" not in picture
 
 
 def test_a_histogram_says_what_it_does_not_show():
-    counts = vars(count_similarities(np.array([0.7, -np.inf]), 0.6, floor=0.45))
-    picture = draw_histogram("t", {**counts, "threshold": 0.6, "side": "above", "label": "", "unit": "images"})
+    picture = draw_histogram(histogram(np.array([0.7, -np.inf]), 0.6, "t", label="", floor=0.45))
     assert "not shown: 1 images below 0.45, where the search stops" in picture
 
 
 def test_min_similarity_counts_what_is_below_it(planted):
     """Cosines of the curated images: 0.667 to 7 and 0.333 to 8, 0.667 to 0 and 0.333 to 7."""
     report = report_of(planted.curate(min_similarity=0.5))
-    histogram = report["histograms"]["Image of the pool and the curated image it was found for"]
-    assert (histogram["above"], histogram["below"], histogram["side"]) == (2, 2, "below")
+    found = report["histograms"]["Image of the pool and the curated image it was found for"]
+    assert (found["above"], found["below"], found["side"]) == (2, 2, "below")
     assert report["select"]["sources"]["curated"]["below_floor"] == 2
     page = (planted.folder / "out" / "report.html").read_text()
     assert "pairs not retrieved below 0.5: 2" in page
@@ -108,7 +107,7 @@ def test_filters_are_for_the_pool_only(planted, tmp_path):
     pool = write_scenes(tmp_path / "large" / "pool", range(12))
     scene(7, width=400, height=300).save(pool / "007.png")
     curation = planted.curate(
-        uncurated=str(pool), min_side=100, retrieval_num_neighbors=1, filters=[f"{__name__}:refuse_small"]
+        uncurated=str(pool), min_side=100, retrieval_num_neighbors=1, filters=[{f"{__name__}:shorter": {"min": 100}}]
     )
     report = report_of(curation)
     assert source_of(report, "pool")["dropped"] == {"ingest": 11}
@@ -116,8 +115,8 @@ def test_filters_are_for_the_pool_only(planted, tmp_path):
     assert report["dataset"]["curated_as_they_are"] == 2
 
 
-def refuse_small(images):
-    return ["small" if min(image.size) < 100 else None for image in images]
+def shorter(images, columns):
+    return [min(image.size) for image in images]
 
 
 def test_images_without_an_id_are_not_one_image(tmp_path):
@@ -142,8 +141,8 @@ def test_what_an_inexact_search_does_not_know_is_counted_apart(planted, monkeypa
     vectors, whose codes cannot be learned from twelve."""
     monkeypatch.setattr(IndexSettings, "is_exact", property(lambda settings: False))
     report = report_of(planted.curate(index="IVF2,Flat", index_probes=2, num_shards=4))
-    histogram = report["histograms"]["Nearest other image of the pool"]
-    assert (histogram["floor"], histogram["above"], histogram["unknown"]) == (0.45, 7, 5)
-    assert sum(histogram["bins"]) == 7
+    found = report["histograms"]["Nearest other image of the pool"]
+    assert (found["floor"], found["above"], found["unknown"]) == (0.45, 7, 5)
+    assert sum(found["bins"]) == 7
     page = (planted.folder / "out" / "report.html").read_text()
     assert "not shown: 5 images below 0.45, where the search stops" in page

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -11,6 +12,7 @@ import yaml
 from dinov2_hf import DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.cli import main
 from dinov2_hf.cli.curate import curate as add_arguments
+from dinov2_hf.curation import Dropped, stage
 from dinov2_hf.curation.arguments import LAUNCH_FIELDS, CurationArguments
 from dinov2_hf.curation.plan import plan
 
@@ -32,6 +34,7 @@ CHANGES = {
     "max_bytes": (50_000, {}),
     "max_image_pixels": (50_000, {}),
     "filters": ([f"{__name__}:drops_nothing"], {}),
+    "stages": ([f"{__name__}:drops_none"], {}),
     "nsfw_model": ("classifier", {}),
     "nsfw_label": ("LABEL_1", {"nsfw_model": "classifier"}),
     "nsfw_threshold": (0.9, {"nsfw_model": "classifier"}),
@@ -107,8 +110,13 @@ REFUSED = {
 }  # fmt: skip
 
 
-def drops_nothing(images):
-    return [None] * len(images)
+def drops_nothing(images, columns):
+    return [0] * len(images)
+
+
+@stage("drops_none", title="all", after="embed")
+def drops_none(curation, shard):
+    return Dropped(np.empty(0, np.int64), "")
 
 
 class MeanColour(torch.nn.Module):

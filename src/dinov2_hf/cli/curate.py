@@ -10,12 +10,12 @@ from typing import Any, Union, get_args, get_origin
 
 def curate(parser: argparse.ArgumentParser) -> Callable[..., None]:
     """From a pile of images to a curated dataset: the recipe of LVD-142M."""
-    from ..curation.arguments import STAGE_GROUPS, CurationArguments
+    from ..curation.arguments import STEPS, CurationArguments
 
     parser.register("action", None, _StoreOnce)
     parser.add_argument("--config", help="recipe: a YAML file of the names below")
     parser.add_argument(
-        "--stage", help=f"run one step: {', '.join(STAGE_GROUPS)}, or one of the stages that they are made of"
+        "--stage", help=f"run one step: {', '.join(STEPS)}, or one of the stages that they are made of"
     )
     parser.add_argument("--rank", type=int, help="with a single --stage: run this launch's share of its shards")
     parser.add_argument("--world_size", type=int, help="how many launches there are")
@@ -88,7 +88,7 @@ def _options(field: dataclasses.Field) -> dict[str, Any]:
         return {**options, "action": _SwitchOnce, "help": help}
     if get_origin(annotation) is list:
         (item,) = get_args(annotation)
-        return {**options, "nargs": "+", "type": str if item is Any else item, "help": help}
+        return {**options, "nargs": "+", "type": item if item in (str, int) else str, "help": help}
     if get_origin(annotation) is dict:
         return {**options, "nargs": "+", "action": _PairsOnce, "metavar": "NAME=VALUE", "help": help}
 

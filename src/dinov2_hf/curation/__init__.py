@@ -7,8 +7,16 @@ from .arguments import CurationArguments, read_arguments
 
 
 # Imported when they are asked for: they need faiss, which other commands of `dinov2-hf` do not.
-_PLACES = {"CuratedImages": "builder", "PerceptualDescriptor": "perceptual_descriptor", "curate": "plan"}
-__all__ = ["CuratedImages", "CurationArguments", "PerceptualDescriptor", "curate", "read_arguments"]
+_PLACES = {
+    "CuratedImages": "builder",
+    "Dropped": "storage.dropped_images",
+    "EMBEDDERS": "embedders",
+    "FILTERS": "filters",
+    "PerceptualDescriptor": "algorithms.perceptual_descriptor",
+    "curate": "launch",
+    "stage": "stages.stage",
+}
+__all__ = ["CurationArguments", "read_arguments", *_PLACES]
 
 
 def __getattr__(name: str) -> Any:

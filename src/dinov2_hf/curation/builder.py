@@ -19,7 +19,8 @@ from pyarrow import parquet
 
 from .arguments import ENGINE_FIELDS, CurationArguments
 from .hub_dataset import push_dataset
-from .plan import curate, plan
+from .launch import curate
+from .plan import plan
 from .storage.dataset_files import dataset_features
 from .storage.file_fingerprints import file_fingerprint
 

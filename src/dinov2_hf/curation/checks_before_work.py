@@ -4,8 +4,9 @@ Some stages come last, after hours. A model that fails there has cost them all.
 """
 
 import dataclasses
-import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
@@ -14,10 +15,11 @@ from ..data import max_image_pixels
 from ..devices import find_device
 from .algorithms.neighbors import IndexSettings
 from .arguments import CurationArguments
-from .embedders import PERCEPTUAL, PrecomputedVectors, kind_of_embedder, load_model_embedder
-from .image_filters import filter_reasons
+from .embedders import fitted_module, kind_of_embedder
+from .filters import Columns, FilterChain, planned_filters
 from .run_context import Curation
-from .stages.ingest import load_filters
+from .stages.embed import load_embedder_of
+from .storage.precomputed_vectors import PrecomputedVectors
 from .storage.published_images import load_face_blur
 
 
@@ -33,14 +35,14 @@ def check_models(curation: Curation, unfinished: set[str]) -> None:
     find_device(arguments.device)
     picture = _picture()
     if "ingest" in unfinished:
-        filter_reasons(load_filters(arguments), [picture])
+        _check_filters(arguments, curation, picture)
     for stage, field in (("embed", "embedder"), ("retrieval_embed", "retrieval_embedder")):
         spec = getattr(arguments, field)
         if stage in unfinished and spec is not None:
             _check_embedder(field, spec, arguments, curation, picture)
-    blur = load_face_blur(arguments) if unfinished & {"build", "report"} else None
-    if blur is not None:
-        blur(picture)
+    if unfinished & {"build", "report"} and arguments.face_model is not None:
+        with _named("face_"):
+            load_face_blur(arguments)(picture)
 
 
 def check_sizes(curation: Curation) -> None:
@@ -53,12 +55,11 @@ def check_sizes(curation: Curation) -> None:
     pool, asked = sources.rows_of("uncurated"), {}
     if arguments.how_selected == "hierarchical":
         asked["hierarchy"] = arguments.hierarchy[0]
-    if arguments.how_selected == "retrieval":
-        for mode, num_neighbors in (arguments.retrieval_of(s) for role, s in arguments.sources if role == "curated"):
-            if mode == "sample":
-                asked["retrieval_num_neighbors"] = max(num_neighbors, asked.get("retrieval_num_neighbors", 0))
-            else:
-                asked["num_clusters"] = arguments.num_clusters
+    for mode, num_neighbors in arguments.modes_of_sources.values():
+        if mode == "sample":
+            asked["retrieval_num_neighbors"] = max(num_neighbors, asked.get("retrieval_num_neighbors", 0))
+        else:
+            asked["num_clusters"] = arguments.num_clusters
     for field, number in asked.items():
         if number > pool:
             raise ValueError(f"{field} is {number}, but the pool has only {pool} images: take fewer.")
@@ -66,38 +67,44 @@ def check_sizes(curation: Curation) -> None:
         IndexSettings(arguments.index)
 
 
+@contextmanager
+def _named(role: str) -> Iterator[None]:
+    """Errors about a model or label as errors about the field of the recipe that names it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"{role}{error}" if str(error).startswith(("model is", "label is")) else str(error)
+        ) from error
+
+
+def _check_filters(arguments: CurationArguments, curation: Curation, picture: Image.Image) -> None:
+    facts = {"row_id": 0, "id": curation.sources.image_id(0), "path": None, "num_bytes": 1}
+    facts |= {"width": picture.width, "height": picture.height}
+    columns = Columns(curation.sources, [facts])
+    for planned in planned_filters(arguments):
+        with _named("nsfw_" if planned.options.get("model") == arguments.nsfw_model else ""):
+            FilterChain([planned], arguments.device)([picture], lambda places: columns)
+
+
 def _check_embedder(
     field: str, spec: str, arguments: CurationArguments, curation: Curation, picture: Image.Image
 ) -> None:
-    kind = kind_of_embedder(spec)
-    if kind == "precomputed":
+    if kind_of_embedder(spec) == "precomputed":
         PrecomputedVectors(spec, curation.sources)
         return
-    if spec == PERCEPTUAL:
+    if fitted_module(spec) is not None:
         return
+    device = str(find_device(arguments.device))
     try:
-        embedder = load_model_embedder(
-            spec,
-            descriptor=None,
-            feature_kind=arguments.feature_kind,
-            torchscript_size=arguments.torchscript_size,
-            batch_size=arguments.batch_size,
-            trust_torchscript=arguments.trust_torchscript,
-        )
+        embedder = load_embedder_of(arguments, spec, device=device)
     except Exception as error:  # whatever a file of weights, or code in one, raises
         reason = " ".join(str(error).split())
         if reason.startswith("embedder is"):
             raise ValueError(f"{field}{reason.removeprefix('embedder')}") from error
         raise ValueError(f"{field} is {spec!r}, which cannot be loaded: {reason}") from error
     try:
-        _, vectors, _ = embedder.vectors(
-            [{"image": {"bytes": _encoded(picture), "path": None}}],
-            device=str(find_device(arguments.device)),
-            bf16=arguments.bf16,
-            num_workers=0,
-            progress=False,
-            description=field,
-        )
+        _, vectors, _ = embedder.vectors([{"image": picture}], device=device, bf16=arguments.bf16)
     except Exception as error:  # a network of the user's can fail in any way
         reason = " ".join(str(error).split())
         raise ValueError(f"{field} is {spec!r}, which fails on a test picture: {reason}") from error
@@ -117,9 +124,3 @@ def _picture() -> Image.Image:
     width = min(320, math.isqrt(max_image_pixels()))
     size = (max(1, width * 3 // 4), width, 3)
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
-
-
-def _encoded(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()

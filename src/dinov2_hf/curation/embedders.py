@@ -229,7 +229,9 @@ class VectorInput:
     def __call__(self, images: list[Image.Image], return_tensors: str = "pt") -> dict[str, Tensor]:
         vectors = torch.as_tensor(self.embed(images, **self.options)).float()
         if vectors.ndim != 2 or len(vectors) != len(images):
-            raise ValueError(f"embedder gives {tuple(vectors.shape)} for {len(images)} images, but (images, width) is needed.")
+            raise ValueError(
+                f"embedder gives {tuple(vectors.shape)} for {len(images)} images, but (images, width) is needed."
+            )
         return {"pixel_values": vectors}
 
 

@@ -32,12 +32,14 @@ class PlannedStage:
             of a module or a `functools.partial` of one.
         needs: stages that must be finished before.
         collective: one shard, which all processes of a launch make together (`torch.distributed`).
+        step: what `--stage` runs it with.
     """
 
     folder: StageFolder
     write_shard: Callable[[UnfinishedShard], None]
     needs: tuple["PlannedStage", ...] = ()
     collective: bool = False
+    step: str = ""
 
     @property
     def name(self) -> str:

@@ -1,8 +1,8 @@
 """Filters: each gives every image of the pool a score, and drops those whose score is too low or too high.
 
-A filter is a callable `filter(images, columns, **options) -> scores`: a list of RGB pictures and `Columns` in, a number
-for each picture out. A class is made with the options, and its objects are called without. A recipe names it and its
-options, of which `min` and `max` are the scores that an image may have:
+A filter is a callable `filter(images, columns, **options) -> scores`: a list of RGB pictures and `Columns` in, a
+number for each picture out. A class is made with the options, and its objects are called without. A recipe names it
+and its options, of which `min` and `max` are the scores that an image may have:
 
 ```yaml
 filters: [my_module:caption_length, {my_module:sharpness: {min: 12, radius: 2}}]
@@ -37,7 +37,9 @@ class Columns(Mapping[str, list]):
         if name in self.facts[0]:
             return [fact[name] for fact in self.facts]
         if name not in set(self):
-            raise ValueError(f"a filter asks for the column {name!r}, which no source has; there are {', '.join(self)}.")
+            raise ValueError(
+                f"a filter asks for the column {name!r}, which no source has; there are {', '.join(self)}."
+            )
         return [self.sources.values(fact["row_id"], [name])[name] for fact in self.facts]
 
     def __iter__(self) -> Iterator[str]:

@@ -31,7 +31,9 @@ class Classifier:
     def __call__(self, images: list[Image.Image], columns: Mapping[str, Any]) -> np.ndarray:
         num_labels = len(self.classify.model.config.id2label)
         answers = self.classify(images, batch_size=len(images), top_k=num_labels)
-        return np.array([[entry["score"] for entry in answer if entry["label"].lower() == self.label] for answer in answers])[:, 0]
+        return np.array(
+            [[entry["score"] for entry in answer if entry["label"].lower() == self.label] for answer in answers]
+        )[:, 0]
 
 
 class FaceBlur:

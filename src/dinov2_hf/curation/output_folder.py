@@ -18,7 +18,7 @@ from ..output_folders import (
     write_marker,
 )
 from .arguments import CurationArguments
-from .embedders import PERCEPTUAL
+from .embedders import EMBEDDERS
 from .publishing import REPORT_FILES
 
 
@@ -81,5 +81,5 @@ def _check_output(folder: Path, arguments: CurationArguments) -> None:
 def _read_paths(arguments: CurationArguments) -> list[str]:
     """What the curation reads: sources, models, vectors. Names on the Hub are among them."""
     models = (arguments.embedder, arguments.retrieval_embedder, arguments.nsfw_model, arguments.face_model)
-    named = [model for model in models if model not in (None, PERCEPTUAL)]
+    named = [model for model in models if model not in (None, *EMBEDDERS.names())]
     return [os.path.expanduser(path) for path in [*(source.path for _, source in arguments.sources), *named]]

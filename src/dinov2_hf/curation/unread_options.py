@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from .arguments import CurationArguments
 from .embedders import kind_of_embedder
+from .stages.embed import specs_of
 
 
 # Fields, whether they are read, and by what alone.
@@ -21,16 +22,20 @@ READERS: tuple[tuple[str, Callable[[CurationArguments], bool], str], ...] = (
     ("benchmark_threshold", lambda a: a.benchmarks, "--benchmarks"),
     ("include_curated", lambda a: a.curated, "--curated"),
     ("retrieval", lambda a: a.how_selected == "retrieval" and _is_left_open(a, "retrieval"), "--curated sources"),
-    ("retrieval_num_neighbors", lambda a: "sample" in _modes(a), "--curated sources that are retrieved for by sample"),
-    ("min_similarity", lambda a: "sample" in _modes(a), "--curated sources that are retrieved for by sample"),
+    (
+        "retrieval_num_neighbors",
+        lambda a: "sample" in a.retrieval_modes,
+        "--curated sources that are retrieved for by sample",
+    ),
+    ("min_similarity", lambda a: "sample" in a.retrieval_modes, "--curated sources that are retrieved for by sample"),
     (
         "num_clusters min_cluster_queries images_per_cluster max_per_source",
-        lambda a: "cluster" in _modes(a),
+        lambda a: "cluster" in a.retrieval_modes,
         "--curated sources that are retrieved for by cluster",
     ),
     (
         "kmeans_iterations",
-        lambda a: "cluster" in _modes(a) or a.how_selected == "hierarchical",
+        lambda a: "cluster" in a.retrieval_modes or a.how_selected == "hierarchical",
         "--retrieval cluster or --hierarchy",
     ),
     ("hierarchy_resamplings", lambda a: a.how_selected == "hierarchical", "--hierarchy"),
@@ -56,14 +61,7 @@ def refuse_unread_options(arguments: CurationArguments, given: Iterable[str]) ->
 
 
 def _kinds(arguments: CurationArguments) -> set[str]:
-    specs = (arguments.embedder, arguments.retrieval_embedder or arguments.embedder)
-    return {kind_of_embedder(spec) for spec in specs}
-
-
-def _modes(arguments: CurationArguments) -> set[str]:
-    if arguments.how_selected != "retrieval":
-        return set()
-    return {arguments.retrieval_of(source)[0] for role, source in arguments.sources if role == "curated"}
+    return {kind_of_embedder(spec) for spec in specs_of(arguments)}
 
 
 def _is_left_open(arguments: CurationArguments, field: str) -> bool:

@@ -24,6 +24,7 @@ class Histogram:
             threshold may lie inside a bin.
         unknown: how many are not known, since the search found nothing or stopped at its floor.
         floor: the lowest similarity that the search looked for; None: it knows all.
+        quantity: what the values are called.
     """
 
     title: str
@@ -38,6 +39,7 @@ class Histogram:
     below: int = 0
     unknown: int = 0
     floor: float | None = None
+    quantity: str = "cosine similarity"
 
     @property
     def edges(self) -> np.ndarray:
@@ -56,13 +58,14 @@ def histogram(
     high: float = 1.0,
     missing: int = 0,
     floor: float | None = None,
+    quantity: str = "cosine similarity",
 ) -> Histogram:
     """Count values.
 
     Args:
         values: of any shape, float; not finite where one is not known.
         missing: further ones that are not known.
-        others: as in `Histogram`.
+        threshold, title, unit, label, side, low, high, floor, quantity: as in `Histogram`.
     """
     known = values[np.isfinite(values)]
     return Histogram(
@@ -71,7 +74,7 @@ def histogram(
         above=0 if threshold is None else int((known > threshold).sum()),
         below=0 if threshold is None else int((known < threshold).sum()),
         unknown=values.size - len(known) + missing,
-        floor=floor,
+        floor=floor, quantity=quantity,
     )  # fmt: skip
 
 

@@ -4,21 +4,21 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from .pictures import SIDE, ExampleGroup
+from .examples import SIDE, ExampleGroup
 
 
 def render_page(
     report: dict[str, Any],
     *,
-    histograms: dict[str, str],
+    histograms: list[str],
     kept: dict[str, list[ExampleGroup]],
     dropped: dict[str, list[ExampleGroup]],
 ) -> str:
     """The report as HTML.
 
     Args:
-        report: from `report.gather_report`.
-        histograms: title and SVG.
+        report: from `summary.gather_report`.
+        histograms: as SVG.
         kept, dropped: titles and groups of pictures.
     """
     environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True, trim_blocks=True)

@@ -11,60 +11,49 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from ...public_names import without_secrets
-from ..algorithms.similarity_counts import load_counts
+from ..algorithms.histograms import Histogram, histogram
 from ..arguments import ENGINE_FIELDS
-from ..completeness import check_complete, written_row_ids
+from ..filters import PlannedFilter, planned_filters
 from ..run_context import Curation
+from ..stages.stage import stage
 from ..stages.stand_ins import amend_dropped, load_stand_ins
-from ..storage.dataset_files import content_fingerprint, read_report
+from ..storage.dataset_files import content_fingerprint
 from ..storage.dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE, read_dropped
-from ..storage.manifests import UnfinishedShard
+from ..storage.histogram_files import load_histogram
+from ..storage.manifests import StageFolder, UnfinishedShard
 from ..storage.source_contents import contents_of
+from .accounting import check_complete, written_row_ids
 from .dataset_card import dataset_card
+from .examples import MOST_REASONS, Pictures, example_groups, kept_examples
+from .histogram_pictures import draw_histogram
 from .page import render_page
-from .pictures import MOST_REASONS, Pictures, draw_histogram, example_groups, kept_examples
 
 
-# Stages that drop images, and what to call them.
-DROPPING_STAGES = {
-    "ingest": "read and filtered",
-    "hash_deduplicate": "no equal files or hashes",
-    "embed": "embedded",
-    "deduplicate": "no copies in the pool",
-    "relative_deduplicate": "nothing like a benchmark",
-    "retrieval_embed": "embedded for retrieval",
-    "select": "selected",
-    "build": "written",
-}
 COUNTED_REASONS = 10_000  # a filter may say something else of each of a billion images
 
 
-def report_shard(curation: Curation, rank: int, world_size: int, shard: UnfinishedShard) -> None:
+@stage("report", step="build")
+def report(curation: Curation, shard: UnfinishedShard, *, license: str | None) -> None:
     """Gather all stages: `dropped.parquet`, `report.json`, `report.html` and the dataset's `README.md`."""
     written = written_row_ids(curation)
     dropped = _gather_dropped(curation, shard)
     check_complete(curation, dropped.times, written)
-    report = gather_report(curation, dropped.counts, written)
-    (shard.folder / "report.json").write_text(json.dumps(report, indent=1))
-    histograms = {
-        title: draw_histogram(title, histogram)
-        for title, histogram in report["histograms"].items()
-        if sum(histogram["bins"])
-    }
+    found = gather_report(curation, dropped.counts, written)
+    (shard.folder / "report.json").write_text(json.dumps(found, indent=1))
     pictures = Pictures(curation)
     page = render_page(
-        report,
-        histograms=histograms,
+        found,
+        histograms=[draw_histogram(Histogram(**counts)) for counts in found["histograms"].values()],
         kept=kept_examples(curation, pictures),
         dropped=example_groups(curation, pictures, dropped.some, dropped.counts),
     )
     (shard.folder / "report.html").write_text(page, encoding="utf-8")
-    (shard.folder / "README.md").write_text(dataset_card(curation.arguments, report), encoding="utf-8")
+    (shard.folder / "README.md").write_text(dataset_card(curation.arguments, found), encoding="utf-8")
     shard.rows = sum(dropped.counts.values())
 
 
 @dataclass
-class Dropped:
+class AllDropped:
     """What `dropped.parquet` holds, which can be more than memory does.
 
     Attributes:
@@ -78,19 +67,16 @@ class Dropped:
     some: pa.Table
 
 
-def _gather_dropped(curation: Curation, shard: UnfinishedShard) -> Dropped:
+def _gather_dropped(curation: Curation, shard: UnfinishedShard) -> AllDropped:
     """Write `dropped.parquet` of all stages."""
     counts, some = Counter(), [DROPPED_SCHEMA.empty_table()]
     times = np.zeros(len(curation.sources), np.uint8)
     stand_ins = load_stand_ins(curation)
     with parquet.ParquetWriter(shard.folder / "dropped.parquet", DROPPED_SCHEMA) as writer:
-        for name in DROPPING_STAGES:
-            if name not in curation.folders:
-                continue
-            files = [path for path in curation.folders[name].files("dropped.parquet") if path.exists()]
+        for folder in _dropping(curation):
             shown = 0
-            for table in read_dropped(files):
-                if name == "hash_deduplicate":
+            for table in read_dropped(folder.files("dropped.parquet")):
+                if folder.name == "hash_deduplicate":
                     table = amend_dropped(curation, table, stand_ins)
                 writer.write_table(table)
                 np.add.at(times, table["row_id"].to_numpy(), 1)
@@ -102,7 +88,7 @@ def _gather_dropped(curation: Curation, shard: UnfinishedShard) -> Dropped:
                     if key not in counts and len(counts) >= COUNTED_REASONS:
                         key = (row["stage"], row["source"], "other reasons")
                     counts[key] += row["row_id_count"]
-    return Dropped(counts, times, pa.concat_tables(some))
+    return AllDropped(counts, times, pa.concat_tables(some))
 
 
 def gather_report(curation: Curation, dropped: Counter, written: np.ndarray) -> dict[str, Any]:
@@ -113,7 +99,7 @@ def gather_report(curation: Curation, dropped: Counter, written: np.ndarray) -> 
         written: row ids of the images of the dataset, with the repeats of a multiset.
     """
     images = np.unique(written)
-    selection = read_report(curation, "select")
+    selection = _report_of(curation, "select")
     of_pool = int(_of_role(curation, images, "uncurated").sum())
     return {
         "dataset": {
@@ -128,12 +114,23 @@ def gather_report(curation: Curation, dropped: Counter, written: np.ndarray) -> 
         },
         "funnel": _funnel(curation, dropped),
         "sources": _sources(curation, dropped, written, images),
-        "deduplicate": read_report(curation, "deduplicate"),
-        "relative_deduplicate": read_report(curation, "relative_deduplicate"),
+        "deduplicate": _report_of(curation, "deduplicate"),
+        "relative_deduplicate": _report_of(curation, "relative_deduplicate"),
         "select": selection,
-        "histograms": _histograms(curation),
+        "histograms": {counts.title: asdict(counts) for counts in _histograms(curation) if sum(counts.bins)},
         "configuration": _configuration(curation),
     }
+
+
+def _dropping(curation: Curation) -> list[StageFolder]:
+    """The stages that drop images, in their order."""
+    return [folder for folder in curation.folders.values() if folder.title is not None]
+
+
+def _report_of(curation: Curation, stage: str) -> dict[str, Any]:
+    """`report.json` of a stage of one shard; empty where there is none."""
+    path = curation.folders[stage].shard(0) / "report.json" if stage in curation.folders else None
+    return json.loads(path.read_text()) if path and path.exists() else {}
 
 
 def _of_role(curation: Curation, row_ids: np.ndarray, role: str) -> np.ndarray:
@@ -153,21 +150,18 @@ def _funnel(curation: Curation, dropped: Counter) -> list[dict[str, Any]]:
     pool = [source.name for source, role in zip(sources.sources, sources.roles, strict=True) if role == "uncurated"]
     left = sources.rows_of("uncurated")
     counts: dict[str, Counter] = {}
-    for (stage, source, reason), count in dropped.items():
+    for (name, source, reason), count in dropped.items():
         if source in pool:
-            counts.setdefault(stage, Counter())[reason] += count
+            counts.setdefault(name, Counter())[reason] += count
     funnel = []
-    for stage, title in DROPPING_STAGES.items():
-        if stage not in curation.folders:
-            continue
-        found = counts.get(stage, Counter())
+    for folder in _dropping(curation):
+        found = counts.get(folder.name, Counter())
         gone = found.total()
         reasons = dict(found.most_common(MOST_REASONS))
         if len(found) > MOST_REASONS:
             reasons["other reasons"] = gone - sum(reasons.values())
-        funnel.append(
-            {"stage": stage, "title": title, "images_in": left, "images_out": left - gone, "dropped": reasons}
-        )
+        entry = {"stage": folder.name, "title": folder.title, "images_in": left, "images_out": left - gone}
+        funnel.append({**entry, "dropped": reasons})
         left -= gone
     return funnel
 
@@ -178,9 +172,9 @@ def _sources(curation: Curation, dropped: Counter, written: np.ndarray, images: 
     described = []
     for number, source in enumerate(sources.sources):
         lost = Counter()
-        for (stage, name, _), count in dropped.items():
+        for (dropping, name, _), count in dropped.items():
             if name == source.name:
-                lost[stage] += count
+                lost[dropping] += count
         rows = sources.range_of(number)
         described.append(
             {
@@ -210,37 +204,25 @@ def _retrieved_for(curation: Curation, images: np.ndarray) -> np.ndarray:
     return np.bincount(numbers, minlength=len(curation.sources.sources))
 
 
-def _histograms(curation: Curation) -> dict[str, dict[str, Any]]:
-    """Similarities by title, with the threshold that decided: `SimilarityCounts`, and what to say of them."""
-    arguments = curation.arguments
-    asked = {
-        "search_copies": (
-            "Nearest other image of the pool", "nearest.json", arguments.deduplication_threshold, "above",
-            "images with a copy above", "images",
-        ),
-        "search_benchmarks": (
-            "Nearest benchmark image", "nearest.json", arguments.benchmark_threshold, "above",
-            "images that resemble one above", "images",
-        ),
-        "select": (
-            "Image of the pool and the curated image it was found for", "similarities.json", arguments.min_similarity,
-            "below", "pairs not retrieved below", "pairs",
-        ),
-    }  # fmt: skip
-    histograms = {}
-    for stage, (title, name, threshold, side, label, unit) in asked.items():
-        files = (
-            [path for path in curation.folders[stage].files(name) if path.exists()]
-            if stage in curation.folders
-            else []
-        )
-        if files:
-            has_threshold = side == "above" or threshold > -1
-            histograms[title] = {
-                **asdict(load_counts(files)), "threshold": threshold if has_threshold else None, "side": side,
-                "label": label, "unit": unit,
-            }  # fmt: skip
-    return histograms
+def _histograms(curation: Curation) -> list[Histogram]:
+    """Those that stages wrote, and the scores of the filters."""
+    found = [_scores(curation, planned) for planned in planned_filters(curation.arguments)]
+    return found + [counts for folder in curation.folders.values() if (counts := load_histogram(folder)) is not None]
+
+
+def _scores(curation: Curation, planned: PlannedFilter) -> Histogram:
+    """The scores that a filter gave, with the threshold that decided; the upper one, where there are two."""
+    files = curation.folders["ingest"].files("scores.parquet")
+    scores = np.concatenate(
+        [parquet.read_table(path, columns=[planned.name])[planned.name].to_numpy() for path in files]
+    )
+    side, threshold = ("below", planned.min) if planned.max is None else ("above", planned.max)
+    known = scores[np.isfinite(scores)]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    return histogram(
+        known, threshold, f"Scores of the filter {planned.name}", label="images dropped", side=side, low=low,
+        high=high if high > low else low + 1, quantity="score",
+    )  # fmt: skip
 
 
 def _configuration(curation: Curation) -> dict[str, Any]:

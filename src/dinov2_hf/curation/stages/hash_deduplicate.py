@@ -63,7 +63,9 @@ def _copies(row_ids: np.ndarray, dropped: list[Dropped]) -> np.ndarray:
         row_ids: of the pool, the best first.
         dropped: for each copy another image; that of an equal file can be a copy of an equal hash itself.
     """
-    stays_for = {row: other for one in dropped for row, other in zip(one.row_ids.tolist(), one.others.tolist(), strict=True)}
+    stays_for = {
+        row: other for one in dropped for row, other in zip(one.row_ids.tolist(), one.others.tolist(), strict=True)
+    }
     pairs = [(row, stays_for.get(stays_for[row], stays_for[row])) for row in row_ids.tolist() if row in stays_for]
     return np.array(sorted(pairs, key=lambda pair: pair[1]), dtype=np.int64).reshape(-1, 2)
 

@@ -85,9 +85,7 @@ def ingest(
                 drop(fact, reason)
         waiting.clear()
 
-    bar = tqdm(
-        shard.rows_of(len(sources)), desc=f"ingest {shard.label}", unit="image", disable=not arguments.progress
-    )
+    bar = tqdm(shard.rows_of(len(sources)), desc=f"ingest {shard.label}", unit="image", disable=not arguments.progress)
     for row_id in bar:
         source, _ = sources.locate(row_id)
         value = sources.image(row_id)

@@ -63,9 +63,7 @@ def search_benchmarks(curation: Curation, shard: UnfinishedShard, *, benchmark_t
         edges = Edges(left[found.rows], found.others, found.similarities)
         nearest = neighbors.similarities[:, 0]
     save_edges(edges, shard)
-    counts = histogram(
-        nearest, benchmark_threshold, "Nearest benchmark image", label="images that resemble one above"
-    )
+    counts = histogram(nearest, benchmark_threshold, "Nearest benchmark image", label="images that resemble one above")
     save_histogram(counts, shard.folder)
     shard.rows = len(rows)
 

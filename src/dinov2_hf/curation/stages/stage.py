@@ -1,7 +1,7 @@
 """What a stage of a curation is: a function, and what plan, report and records must know of it."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -65,7 +65,9 @@ class Stage:
         for name, parameter in parameters.items():
             found[name] = options[name] if name in options else getattr(arguments, name, parameter.default)
             if found[name] is inspect.Parameter.empty:
-                raise ValueError(f"the stage {self.name!r} needs the option {name!r}: give it in the recipe, `stages`.")
+                raise ValueError(
+                    f"the stage {self.name!r} needs the option {name!r}: give it in the recipe, `stages`."
+                )
         return found
 
     def write(self, curation: Curation, values: Mapping[str, Any], shard: UnfinishedShard) -> None:

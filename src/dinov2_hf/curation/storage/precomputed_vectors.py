@@ -1,6 +1,6 @@
 """Vectors that a user brings, read by row or by id."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +71,9 @@ class PrecomputedVectors:
             if "id" in self._column_names(self.path):
                 yield from self._from_table(self.path, "id", {id: place for place, id in enumerate(ids)})
             elif len(self.sources.sources) == 1:
-                yield from self._from_table(self.path, "row", {row: place for place, row in enumerate(row_ids.tolist())})
+                yield from self._from_table(
+                    self.path, "row", {row: place for place, row in enumerate(row_ids.tolist())}
+                )
             else:
                 raise ValueError(
                     f"embedder {str(self.path)!r} has no column 'id', by which vectors of several sources are told"

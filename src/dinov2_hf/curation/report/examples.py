@@ -1,23 +1,17 @@
-"""The pictures of the report: histograms of similarities, and examples of what was kept and dropped."""
+"""Examples of what was kept and dropped, as pictures for the page of the report."""
 
 import base64
-import io
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from pyarrow import parquet
 
-from ..algorithms.similarity_counts import HISTOGRAM_EDGES
-from ..completeness import written_row_ids
 from ..run_context import Curation
 from ..storage.published_images import load_face_blur, thumbnail
+from .accounting import written_row_ids
 
 
 SIDE = 112
@@ -45,65 +39,20 @@ class ExampleGroup:
     others: list[ExamplePicture] = field(default_factory=list)
 
 
-def draw_histogram(title: str, histogram: dict[str, Any]) -> str:
-    """A histogram as SVG text, logarithmic, with the threshold drawn where there is one.
-
-    Args:
-        histogram: an entry of "histograms" of `report.gather_report`; what it cannot show is said below the picture.
-    """
-    counts, threshold = np.array(histogram["bins"]), histogram["threshold"]
-    figure = Figure(figsize=(6.4, 2.7), layout="constrained")
-    axes = figure.add_subplot()
-    centers = (HISTOGRAM_EDGES[1:] + HISTOGRAM_EDGES[:-1]) / 2
-    beyond = np.zeros(len(counts), bool)
-    if threshold is not None:
-        beyond = centers > threshold if histogram["side"] == "above" else centers < threshold
-    axes.stairs(np.where(beyond, 0, counts), HISTOGRAM_EDGES, fill=True, color="#4878a8")
-    axes.stairs(np.where(beyond, counts, 0), HISTOGRAM_EDGES, fill=True, color="#c8553d")
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=0.7)
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    present = np.flatnonzero(counts)
-    low = min(HISTOGRAM_EDGES[present[0]], 0.0 if threshold is None else threshold) - 0.05
-    axes.set_xlim(max(-1.0, low), 1.02)
-    if threshold is not None:
-        axes.axvline(threshold, color="black", linewidth=1)
-        axes.annotate(
-            f" {histogram['label']} {threshold}: {histogram[histogram['side']]:,}", (threshold, 0.97),
-            xycoords=("data", "axes fraction"), va="top", fontsize=9,
-        )  # fmt: skip
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel("cosine similarity" + not_shown(histogram), fontsize=9)
-    axes.set_ylabel(histogram["unit"], fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none"}):  # text as text, which can be searched and copied
-        figure.savefig(buffer, format="svg")
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def not_shown(histogram: dict[str, Any]) -> str:
-    """What a histogram leaves out, as the end of a line; empty where it shows all."""
-    if not histogram["unknown"]:
-        return ""
-    why = "for which the search found nothing"
-    if histogram["floor"] is not None:
-        why = f"below {histogram['floor']}, where the search stops"
-    return f"  (not shown: {histogram['unknown']:,} {histogram['unit']} {why})"
-
-
 class Pictures:
     """Makes thumbnails of images that may be shown: with faces blurred, if they are in the dataset."""
 
     def __init__(self, curation: Curation):
         self.sources, self.blur = curation.sources, load_face_blur(curation.arguments)
 
-    def __call__(self, row_id: int, caption: str, id: str) -> ExamplePicture | None:
+    def __call__(self, row_id: int, caption: str = "") -> list[ExamplePicture]:
+        """One, or none where the image cannot be read."""
         data = thumbnail(self.sources.image(int(row_id)), SIDE, self.blur)
-        return data and ExamplePicture(base64.b64encode(data).decode(), caption, id)
+        id = self.sources.image_id(int(row_id))
+        return [ExamplePicture(base64.b64encode(data).decode(), caption, id)] if data else []
+
+    def all(self, row_ids: np.ndarray) -> list[ExamplePicture]:
+        return [picture for row_id in row_ids for picture in self(row_id)]
 
 
 def kept_examples(curation: Curation, picture: Pictures) -> dict[str, list[ExampleGroup]]:
@@ -111,9 +60,7 @@ def kept_examples(curation: Curation, picture: Pictures) -> dict[str, list[Examp
     generator = np.random.default_rng(0)
     written = np.unique(written_row_ids(curation))
     row_ids = np.sort(generator.choice(written, min(KEPT_EXAMPLES, len(written)), replace=False))
-    ids = _ids(curation, row_ids)
-    pictures = [picture(row, "", id) for row, id in zip(row_ids, ids, strict=True)]
-    examples = {"In the dataset": [ExampleGroup(others=[one for one in pictures if one])]}
+    examples = {"In the dataset": [ExampleGroup(others=picture.all(row_ids))]}
     pairs = curation.folders["select"].shard(0) / "pairs.parquet"
     if pairs.exists():
         table = parquet.read_table(pairs)
@@ -122,10 +69,10 @@ def kept_examples(curation: Curation, picture: Pictures) -> dict[str, list[Examp
         for query in generator.choice(queries, min(GROUPS_PER_REASON, len(queries)), replace=False):
             found = table.filter(pc.equal(table["query"], int(query))).sort_by([("similarity", "descending")])
             found = found.slice(0, RETRIEVED_PER_QUERY)
-            group = ExampleGroup([picture(query, "curated", _ids(curation, [query])[0])])
-            for row, similarity in zip(found["row_id"].to_pylist(), found["similarity"].to_pylist(), strict=True):
-                group.others.append(picture(row, f"{similarity:.2f}", _ids(curation, [row])[0]))
-            groups.append(_readable(group))
+            group = ExampleGroup(picture(query, "curated"))
+            for row in found.to_pylist():
+                group.others += picture(row["row_id"], f"{row['similarity']:.2f}")
+            groups.append(group)
         if groups:
             examples["Retrieved for a curated image"] = groups
     return examples
@@ -162,13 +109,11 @@ def example_groups(
         if rows["duplicate_of"].null_count == len(rows):
             generator = np.random.default_rng(0)
             shown = generator.choice(len(rows), min(2 * GROUPS_PER_REASON, len(rows)), replace=False)
-            some = rows.take(np.sort(shown)).to_pylist()
-            groups = [ExampleGroup(others=[picture(row["row_id"], "", row["id"]) for row in some])]
+            groups = [ExampleGroup(others=picture.all(rows["row_id"].to_numpy()[np.sort(shown)]))]
         else:
             originals = _shown_originals(rows)
             kept = _rows_of(curation, originals, rows["row_id"])
             groups = [_copies(picture, rows, original, kept.get(original)) for original in originals]
-        groups = [_readable(group) for group in groups]
         groups = [group for group in groups if group.others]
         if groups:
             examples[f"{reason}: {totals[reason]:,}"] = groups
@@ -186,19 +131,10 @@ def _shown_originals(rows: pa.Table) -> list[str]:
 
 def _copies(picture: Pictures, rows: pa.Table, original: str, kept: int | None) -> ExampleGroup:
     copies = rows.filter(pc.equal(rows["duplicate_of"], original)).sort_by([("similarity", "ascending")])
-    group = ExampleGroup([] if kept is None else [picture(kept, "stays", original)])
+    group = ExampleGroup([] if kept is None else picture(kept, "stays"))
     for row in copies.slice(0, COPIES_PER_GROUP).to_pylist():
-        caption = "" if row["similarity"] is None else f"{row['similarity']:.2f}"
-        group.others.append(picture(row["row_id"], caption, row["id"]))
+        group.others += picture(row["row_id"], "" if row["similarity"] is None else f"{row['similarity']:.2f}")
     return group
-
-
-def _readable(group: ExampleGroup) -> ExampleGroup:
-    return ExampleGroup([picture for picture in group.stays if picture], [p for p in group.others if p])
-
-
-def _ids(curation: Curation, row_ids) -> list[str]:
-    return curation.facts(row_ids, ["id"])["id"].to_pylist()
 
 
 def _rows_of(curation: Curation, ids: list[str], dropped: pa.ChunkedArray) -> dict[str, int]:

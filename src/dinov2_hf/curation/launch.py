@@ -1,0 +1,146 @@
+"""A curation run: every stage, or one step of it, by this process or with others; then put where users look for it."""
+
+import dataclasses
+import json
+import os
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import yaml
+
+from ..data import own_max_image_pixels
+from ..output_folders import write_text
+from ..public_names import without_secrets
+from .arguments import LAUNCH_FIELDS, CurationArguments
+from .checks_before_work import check_models
+from .executors import remove_changed, run_collective, run_stage, start_pool
+from .output_folder import RECIPE_FILE, mark_output, writing_to_output
+from .plan import chosen_stages, plan
+from .publishing import publish
+from .run_context import Curation, opened_store
+
+
+@own_max_image_pixels()
+def curate(
+    arguments: CurationArguments, stage: str | None = None, *, rank: int | None = None, world_size: int | None = None
+) -> Curation:
+    """Run a curation, or one step of it: what is finished is left, what is missing is made.
+
+    Args:
+        arguments: what is wanted.
+        stage: a name of `STEPS` or of a stage; None: all.
+        rank, world_size: the part of one of several launches; needs `stage`, the name of a single one. Launched by
+            Accelerate or torchrun, the processes share the shards of all stages and wait for each other.
+
+    Raises:
+        ValueError: a mistake of the user, before it costs anything where it can be known.
+    """
+    if not arguments.output_dir:
+        raise ValueError("output_dir is not given.")
+    if (rank is None) != (world_size is None):
+        raise ValueError("rank and world_size go together: the number of a launch, and how many there are.")
+    if rank is not None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank}, but must be from 0 to world_size - 1 ({world_size - 1}).")
+        if stage is None:
+            raise ValueError("rank needs stage: launches that do not know each other cannot wait between stages.")
+    if arguments.executor != "in_process":
+        from .cluster_executors import check_executor
+
+        check_executor(arguments)
+    opened_store.cache_clear()
+    launch = _Launch(rank, world_size, arguments)
+    with launch.writing_to_output(stage):
+        return _run(arguments, launch, stage, alone=rank is not None)
+
+
+def _run(arguments: CurationArguments, launch: "_Launch", stage: str | None, *, alone: bool) -> Curation:
+    curation, stages = plan(launch.arguments)
+    chosen = chosen_stages(stages, stage, alone=alone)
+    check_models(curation, {one.name for one in chosen if one.folder.absent()})
+    if launch.is_writer:
+        mark_output(curation.output_dir)
+    if launch.is_first and arguments.overwrite:
+        remove_changed(stages)
+    launch.wait()
+    for earlier in stages[: stages.index(chosen[-1]) + 1]:
+        earlier.folder.open()
+    if launch.is_first:  # not of a run that is refused
+        _note_recipe(arguments, curation.output_dir)
+    if arguments.executor != "in_process":
+        from .cluster_executors import run_on_cluster
+
+        finish = partial(publish, curation) if chosen[-1].name == "report" else None
+        run_on_cluster(chosen, arguments, finish=finish)
+        return curation
+    with start_pool(arguments.num_processes) if arguments.num_processes > 1 else nullcontext() as pool:
+        for one in chosen:
+            if one.collective and launch.is_joint:
+                run_collective(one, is_main=launch.is_first, verify=arguments.verify)
+            else:
+                run_stage(
+                    one,
+                    pool=pool,
+                    rank=launch.rank,
+                    world_size=launch.world_size,
+                    verify=arguments.verify,
+                    progress=arguments.progress and launch.is_first,
+                )
+            launch.wait()
+    if chosen[-1].name == "report" and launch.is_first and not chosen[-1].folder.missing():
+        publish(curation)
+    launch.wait()
+    return curation
+
+
+class _Launch:
+    """Which of several processes this is, by its caller or by the environment that Accelerate and torchrun set."""
+
+    def __init__(self, rank: int | None, world_size: int | None, arguments: CurationArguments):
+        self.rank, self.world_size, self.state, self.arguments = rank or 0, world_size or 1, None, arguments
+        if rank is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            from accelerate import PartialState
+
+            # The others wait for stages of one shard, such as components of a billion images, for hours.
+            self.state = PartialState(timeout=timedelta(days=7))
+            self.rank, self.world_size = self.state.process_index, self.state.num_processes
+            self.arguments = dataclasses.replace(
+                arguments,
+                device=arguments.device or str(self.state.device),
+                progress=arguments.progress and self.rank == 0,
+            )
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether the processes can wait for each other."""
+        return self.state is not None
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this process answers for the output folder: not one that waits for the first."""
+        return self.is_first or not self.is_joint
+
+    def writing_to_output(self, stage: str | None) -> AbstractContextManager[None]:
+        """Hold the output folder: alone, or as one of several launches that share a stage."""
+        if not self.is_writer:
+            return nullcontext()
+        part = None if self.is_joint or self.world_size == 1 else f"{stage}.{self.rank}-of-{self.world_size}"
+        return writing_to_output(self.arguments, part=part)
+
+    def wait(self) -> None:
+        if self.state is not None:
+            self.state.wait_for_everyone()
+
+
+def _note_recipe(arguments: CurationArguments, output_dir: Path) -> None:
+    """What was asked for, for a later run: not what was asked of this launch, such as to overwrite."""
+    values = without_secrets(json.loads(json.dumps(dataclasses.asdict(arguments), default=str)))
+    for name in LAUNCH_FIELDS:
+        del values[name]
+    write_text(output_dir / RECIPE_FILE, yaml.safe_dump(values, sort_keys=False))
