@@ -109,7 +109,7 @@ class ChangesAFile:
             assert len(other) <= len(content)
             path.write_bytes(other.ljust(len(content), b"\0"))
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-        return [None] * len(images)
+        return [0] * len(images)
 
 
 def test_an_image_that_was_exchanged_meanwhile_is_not_written(tmp_path, monkeypatch):

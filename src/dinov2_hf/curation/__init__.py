@@ -14,6 +14,8 @@ _PLACES = {
     "FILTERS": "filters",
     "PerceptualDescriptor": "algorithms.perceptual_descriptor",
     "curate": "launch",
+    "histogram": "algorithms.histograms",
+    "save_histogram": "storage.histogram_files",
     "stage": "stages.stage",
 }
 __all__ = ["CurationArguments", "read_arguments", *_PLACES]
