@@ -46,7 +46,7 @@ def test_the_defaults_are_the_paper_s():
         ({"uncurated": []}, "uncurated is empty"),
         ({"deduplication_threshold": 1.1}, "`deduplication_threshold` is 1.1; it must be between -1 and 1"),
         ({"benchmark_threshold": -2}, "`benchmark_threshold` is -2.0; it must be between -1"),
-        ({"benchmark_threshold": ".nan"}, "`benchmark_threshold` is nan; it must be between -1"),
+        ({"benchmark_threshold": float("nan")}, "`benchmark_threshold` is nan; it must be between -1"),
         ({"min_similarity": 60}, "`min_similarity` is 60.0"),
         ({"num_neighbors": 0}, "`num_neighbors` is 0; it must be at least 1"),
         ({"num_neighbors": "many"}, "`num_neighbors` is many; it must be a whole number"),
