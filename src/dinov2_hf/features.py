@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .data.decoding.channels import image_decoder
-from .data.decoding.size_limits import UndecodableImage
+from .data.decoding.undecodable import UndecodableImage
 from .data.loader_workers import check_shared_memory, leave_interruption_to_parent
 from .feature_kinds import (
     CLS_RULE,

@@ -12,7 +12,7 @@ from dinov2_hf.curation import CurationArguments, curate
 from dinov2_hf.curation.storage import image_reading
 from dinov2_hf.curation.storage.image_reading import UnreadableFile, read_image_file
 from dinov2_hf.data.decoding.file_content import read_content
-from dinov2_hf.data.decoding.size_limits import UndecodableImage
+from dinov2_hf.data.decoding.undecodable import UndecodableImage
 
 from .scenes import scene, write_scenes
 

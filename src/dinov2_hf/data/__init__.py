@@ -3,7 +3,8 @@
 from .collator import BatchReport, PreTrainingCollator, PreTrainingSample, SkippedImage
 from .decoding.channels import decode_channels, image_decoder
 from .decoding.rgb import decode_image
-from .decoding.size_limits import UndecodableImage, max_image_pixels, own_max_image_pixels, set_max_image_pixels
+from .decoding.size_limits import max_image_pixels, own_max_image_pixels, set_max_image_pixels
+from .decoding.undecodable import UndecodableImage
 from .loader import build_batches, build_loader, build_transform
 from .masking import MASKS, draw_masks
 from .multi_crop import AUGMENTATIONS, MultiCropTransform

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from .collator import PreTrainingSample, SkippedImage
 from .decoding.channels import image_decoder
-from .decoding.size_limits import UndecodableImage
+from .decoding.undecodable import UndecodableImage
 from .reading.image_columns import describe_row
 from .sample_order import SampleKey, check_share, mix_seed
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from dinov2_hf.data.decoding.rgb import decode_image
-from dinov2_hf.data.decoding.size_limits import UndecodableImage
+from dinov2_hf.data.decoding.undecodable import UndecodableImage
 from tests.data.conftest import encode, noise_image
 
 

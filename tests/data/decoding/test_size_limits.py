@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from dinov2_hf.data import UndecodableImage, decode_channels, decode_image
-from dinov2_hf.data.decoding import size_limits
 from dinov2_hf.data.decoding.size_limits import VARIABLE, max_image_pixels, set_max_image_pixels
 from tests.data.conftest import encode, noise_image
 
@@ -62,8 +61,8 @@ def test_one_option_sets_the_limit_here_and_in_other_processes():
         decode_image(image)
     with pytest.raises(UndecodableImage, match="1023 that `--max_image_pixels` allows"):
         decode_image(Image.open(io.BytesIO(image)))
-    script = "import runpy, sys; print(runpy.run_path(sys.argv[1])['max_image_pixels']())"
-    assert subprocess.check_output([sys.executable, "-c", script, size_limits.__file__], text=True) == "1023\n"
+    script = "from dinov2_hf.data.decoding.size_limits import max_image_pixels; print(max_image_pixels())"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "1023\n"
     set_max_image_pixels(32 * 32)
     assert decode_image(image).size == (32, 32)
     set_max_image_pixels(None)

@@ -7,7 +7,7 @@ import pyarrow as pa
 from pyarrow import parquet
 from tqdm.auto import tqdm
 
-from ...data.decoding.size_limits import UndecodableImage
+from ...data.decoding.undecodable import UndecodableImage
 from ..algorithms.image_hashes import content_hash
 from ..run_context import Curation
 from ..storage.dataset_files import DatasetWriter, dataset_features

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...data.decoding.size_limits import UndecodableImage
+from ...data.decoding.undecodable import UndecodableImage
 from ...devices import find_device
 from ..arguments import CurationArguments
 from ..embedders import ModelEmbedder, fitted_module, kind_of_embedder, load_embedder

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ...data.decoding.file_content import outside_path
 from ...data.decoding.rgb import decode_image
-from ...data.decoding.size_limits import UndecodableImage
+from ...data.decoding.undecodable import UndecodableImage
 from ..algorithms.image_hashes import content_hash, perceptual_hash
 from ..filters import Columns, FilterChain, planned_filters
 from ..run_context import Curation

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from ...data.decoding.file_content import read_content
-from ...data.decoding.size_limits import UndecodableImage
+from ...data.decoding.undecodable import UndecodableImage
 
 
 # A file server that is restarted, or a request that was lost, is often there again after so long.

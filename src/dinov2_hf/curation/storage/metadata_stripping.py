@@ -12,7 +12,7 @@ import zlib
 from PIL import ExifTags, Image
 
 from ...data.decoding.rgb import open_image, turn_upright
-from ...data.decoding.size_limits import UndecodableImage
+from ...data.decoding.undecodable import UndecodableImage
 
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

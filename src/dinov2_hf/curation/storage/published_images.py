@@ -5,7 +5,7 @@ import io
 from PIL import Image
 
 from ...data.decoding.rgb import decode_image, open_image
-from ...data.decoding.size_limits import UndecodableImage
+from ...data.decoding.undecodable import UndecodableImage
 from ..arguments import CurationArguments
 from ..model_filters import FaceBlur
 from .image_reading import UnreadableFile, read_image_file

@@ -12,8 +12,9 @@ from PIL import Image
 
 from .file_content import read_content
 from .rgb import decode_image, load_pixels, open_image, turn_upright
-from .size_limits import UndecodableImage, check_size
-from .tiff import TIFF_BEGINNINGS, MissingTiffReader, read_tiff
+from .size_limits import check_size
+from .tiff import TIFF_BEGINNINGS, read_tiff
+from .undecodable import UndecodableImage, undecodable_on_error
 
 
 NPY_BEGINNING = b"\x93NUMPY"
@@ -51,7 +52,7 @@ def decode_channels(
             floats beyond 16, which are no fractions of 1 but another scale, such as 0 to 255.
         ValueError: for a TIFF file of several bands without tifffile.
     """
-    try:
+    with undecodable_on_error():
         if isinstance(value, Image.Image):
             return _from_pillow(load_pixels(value), num_channels)
         content = read_content(value)
@@ -61,10 +62,6 @@ def decode_channels(
         if content.startswith(TIFF_BEGINNINGS) and num_channels > 1:
             return _scaled(read_tiff(content), num_channels)
         return _from_pillow(open_image(content), num_channels)
-    except (UndecodableImage, MissingTiffReader):
-        raise
-    except Exception as error:  # as in `decode_image`
-        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
 
 def _from_pillow(image: Image.Image, num_channels: int) -> np.ndarray:

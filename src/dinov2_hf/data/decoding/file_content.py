@@ -7,7 +7,8 @@ from typing import Any
 
 import fsspec
 
-from .size_limits import BYTES_PER_PIXEL, UndecodableImage, check_file_size, max_image_pixels
+from .size_limits import BYTES_PER_PIXEL, check_file_size, max_image_pixels
+from .undecodable import UndecodableImage
 
 
 # What a forbidden path becomes, so that it is reported as an image that cannot be decoded, and never opened.

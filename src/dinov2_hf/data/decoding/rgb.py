@@ -12,7 +12,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from .file_content import read_content
-from .size_limits import UndecodableImage, check_size, max_image_pixels
+from .size_limits import check_size, max_image_pixels
+from .undecodable import UndecodableImage, undecodable_on_error
 
 
 # No other decoder of Pillow is started, whatever a file is called: some of them run programs (EPS: Ghostscript).
@@ -37,14 +38,9 @@ def decode_image(value: Mapping[str, Any] | bytes | str | os.PathLike | Image.Im
         UndecodableImage: for a missing, empty or truncated file, for a file that is no image of `IMAGE_FORMATS`, and
             for an image beyond the limits of `size_limits`.
     """
-    # Decoders meet hostile bytes and raise nearly anything (OSError, SyntaxError, struct.error, IndexError, ...).
-    try:
+    with undecodable_on_error():
         image = load_pixels(value) if isinstance(value, Image.Image) else open_image(read_content(value))
         return _to_upright_rgb(image)
-    except UndecodableImage:
-        raise
-    except Exception as error:
-        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
 
 def open_image(content: bytes) -> Image.Image:

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .undecodable import UndecodableImage
+
 
 # An image of more is refused by Pillow's own defaults too (twice `PIL.Image.MAX_IMAGE_PIXELS`).
 DEFAULT_MAX_IMAGE_PIXELS = 178_956_970
@@ -20,10 +22,6 @@ MAX_ASPECT_RATIO = 100
 MAX_CHANNELS = 1024
 # Where the limit is kept: processes inherit it, however they are started.
 VARIABLE = "DINOV2_HF_MAX_IMAGE_PIXELS"
-
-
-class UndecodableImage(ValueError):
-    """An image that cannot be turned into a picture; the message is the reason."""
 
 
 def max_image_pixels() -> int:

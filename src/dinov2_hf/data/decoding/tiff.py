@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .size_limits import MAX_CHANNELS, UndecodableImage, check_size
+from .size_limits import MAX_CHANNELS, check_size
+from .undecodable import MissingTiffReader, UndecodableImage
 
 
 TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -27,10 +28,6 @@ UNPACKERS: dict[int, Callable[[], Any]] = {
     32946: zlib.decompressobj,
     34925: lzma.LZMADecompressor,
 }
-
-
-class MissingTiffReader(ValueError):
-    """Not a fault of the image: every other one would fail too."""
 
 
 def read_tiff(content: bytes) -> np.ndarray:

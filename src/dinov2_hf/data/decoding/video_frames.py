@@ -10,7 +10,8 @@ from PIL import Image
 
 from .file_content import read_content
 from .rgb import decode_image
-from .size_limits import UndecodableImage, check_size
+from .size_limits import check_size
+from .undecodable import UndecodableImage, undecodable_on_error
 
 
 # Formats that hold their frames themselves. Others, such as playlists, name files and addresses to be read.
@@ -43,7 +44,7 @@ def decode_frames(
         raise ImportError(
             "video files need PyAV, which is not installed: pip install dinov2_hf[evaluation]."
         ) from error
-    try:
+    with undecodable_on_error():
         with av.open(io.BytesIO(content), options=ONLY_VIDEO_FILES) as container:
             stream = container.streams.video[0]
             check_size(stream.width, stream.height)
@@ -59,10 +60,6 @@ def decode_frames(
                     break
         # A stream may hold a packet or two more than frames.
         return [frames[index] if index in frames else frames[max(frames)] for index in wanted]
-    except UndecodableImage:
-        raise
-    except Exception as error:  # as in `decode_image`
-        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
 
 def frame_indices(count: int, num_frames: int) -> list[int]:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ..decoding.channels import image_decoder
-from ..decoding.size_limits import UndecodableImage
+from ..decoding.undecodable import UndecodableImage
 
 
 IMAGE_COLUMN_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")

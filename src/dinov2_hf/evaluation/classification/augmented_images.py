@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ...data.decoding.channels import image_decoder
-from ...data.decoding.size_limits import UndecodableImage
+from ...data.decoding.undecodable import UndecodableImage
 from ...data.loader_workers import check_shared_memory
 from ...data.multi_crop import draw_crop_box
 from ...data.sample_order import PreTrainingBatchSampler, SampleKey

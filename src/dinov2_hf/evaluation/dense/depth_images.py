@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from ...data.decoding.channels import NPY_BEGINNING, read_npy
 from ...data.decoding.file_content import read_content
 from ...data.decoding.rgb import load_pixels, open_image, turn_upright
-from ...data.decoding.size_limits import UndecodableImage
+from ...data.decoding.undecodable import UndecodableImage
 from .depth_benchmarks import DepthBenchmark
 from .images import PixelNormalization
 

@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from ...data.decoding.channels import image_decoder
-from ...data.decoding.size_limits import UndecodableImage
+from ...data.decoding.undecodable import UndecodableImage
 from ...data.reading.image_columns import describe_row
 from ...data.sample_order import PreTrainingBatchSampler, SampleKey
 from ...features import require_column

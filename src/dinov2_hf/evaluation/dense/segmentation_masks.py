@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ...data.decoding.file_content import read_content
 from ...data.decoding.rgb import load_pixels, open_image, turn_upright
-from ...data.decoding.size_limits import UndecodableImage
+from ...data.decoding.undecodable import UndecodableImage
 from .images import PixelPairs
 
 
