@@ -50,17 +50,15 @@ def interpolate_position_embeddings(
     stored = position_embeddings[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
     if is_traced:
         resized = _resize_in_trace(stored, height, width, float(offset), antialias)
-        resized = resized.permute(0, 2, 3, 1).flatten(1, 2).to(position_embeddings.dtype)
-        return torch.cat([position_embeddings[:, :1], resized], dim=1)
-    target = (
-        {"scale_factor": ((height + offset) / side, (width + offset) / side)} if offset else {"size": (height, width)}
-    )
-    resized = nn.functional.interpolate(stored, mode="bicubic", align_corners=False, antialias=antialias, **target)
-    if resized.shape[-2:] != (height, width):
-        raise ValueError(
-            f"`interpolate_offset` is {offset}, which turns a {side} x {side} grid into {tuple(resized.shape[-2:])}"
-            f" where {grid} is needed; use 0.1 or 0.0."
-        )
+    else:
+        scales = ((height + offset) / side, (width + offset) / side)
+        target = {"scale_factor": scales} if offset else {"size": (height, width)}
+        resized = nn.functional.interpolate(stored, mode="bicubic", align_corners=False, antialias=antialias, **target)
+        if resized.shape[-2:] != (height, width):
+            raise ValueError(
+                f"`interpolate_offset` is {offset}, which turns a {side} x {side} grid into"
+                f" {tuple(resized.shape[-2:])} where {grid} is needed; use 0.1 or 0.0."
+            )
     resized = resized.permute(0, 2, 3, 1).flatten(1, 2).to(position_embeddings.dtype)
     return torch.cat([position_embeddings[:, :1], resized], dim=1)
 
@@ -371,6 +369,12 @@ class DINOv2Encoder(DINOv2PreTrainedModel):
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
+def patch_map(tokens: torch.Tensor, pixel_values: torch.Tensor, config: DINOv2Config) -> torch.Tensor:
+    """Tokens `(B, 1 + R + h * w, D)` of the images to their patches, `(B, D, h, w)`."""
+    height = pixel_values.shape[-2] // config.patch_size
+    return tokens[:, 1 + config.num_register_tokens :].transpose(1, 2).unflatten(2, (height, -1))
+
+
 class DINOv2Model(DINOv2PreTrainedModel):
     """
     The backbone: what `AutoModel` loads.
@@ -447,8 +451,7 @@ class DINOv2Model(DINOv2PreTrainedModel):
             normed = self.layernorm(tokens) if norm else tokens
             patches = normed[:, 1 + self.config.num_register_tokens :]
             if reshape:
-                height = pixel_values.shape[-2] // self.config.patch_size
-                patches = patches.transpose(1, 2).unflatten(2, (height, -1))
+                patches = patch_map(normed, pixel_values, self.config)
             outputs.append((patches, normed[:, 0]) if return_class_token else patches)
         return tuple(outputs)
 

@@ -8,7 +8,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .checkpoint_keys import register_stock_keys
 from .configuration_dinov2 import DINOv2Config
-from .modeling_dinov2 import DINOv2Embeddings, DINOv2Encoder, DINOv2PreTrainedModel
+from .modeling_dinov2 import DINOv2Embeddings, DINOv2Encoder, DINOv2PreTrainedModel, patch_map
 
 
 class DINOv2Backbone(BackboneMixin, DINOv2PreTrainedModel):
@@ -36,7 +36,6 @@ class DINOv2Backbone(BackboneMixin, DINOv2PreTrainedModel):
             norm if `config.apply_layernorm`.
         """
         outputs = self.encoder(self.embeddings(pixel_values), **kwargs)
-        height = pixel_values.shape[-2] // self.config.patch_size
         feature_maps = []
         for stage, tokens in zip(self.stage_names, outputs.hidden_states, strict=True):
             if stage not in self.out_features:
@@ -44,8 +43,7 @@ class DINOv2Backbone(BackboneMixin, DINOv2PreTrainedModel):
             if self.config.apply_layernorm:
                 tokens = self.layernorm(tokens)
             if self.config.reshape_hidden_states:
-                patches = tokens[:, 1 + self.config.num_register_tokens :]
-                tokens = patches.transpose(1, 2).unflatten(2, (height, -1)).contiguous()
+                tokens = patch_map(tokens, pixel_values, self.config).contiguous()
             elif not self.config.keep_register_tokens:
                 tokens = torch.cat([tokens[:, :1], tokens[:, 1 + self.config.num_register_tokens :]], dim=1)
             feature_maps.append(tokens)

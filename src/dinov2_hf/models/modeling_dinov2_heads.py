@@ -23,7 +23,7 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .checkpoint_keys import register_stock_keys
 from .configuration_dinov2 import DINOv2Config
-from .modeling_dinov2 import DINOv2Model, DINOv2PreTrainedModel
+from .modeling_dinov2 import DINOv2Model, DINOv2PreTrainedModel, patch_map
 
 
 def run_backbone(
@@ -50,12 +50,6 @@ def run_backbone(
     if not output_hidden_states:
         outputs.hidden_states = None
     return outputs, tokens
-
-
-def patch_map(tokens: torch.Tensor, pixel_values: torch.Tensor, config: DINOv2Config) -> torch.Tensor:
-    """Tokens `(B, 1 + R + h * w, D)` of the images to their patches, `(B, D, h, w)`."""
-    height = pixel_values.shape[-2] // config.patch_size
-    return tokens[:, 1 + config.num_register_tokens :].transpose(1, 2).unflatten(2, (height, -1))
 
 
 def center_pad(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
