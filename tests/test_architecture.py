@@ -8,6 +8,7 @@ import pytest
 
 from dinov2_hf import DINOv2Config, DINOv2DistillationConfig, DINOv2PreTrainingConfig
 from dinov2_hf.data import MultiCropTransform, PreTrainingCollator
+from dinov2_hf.evaluation.protocols import PROTOCOLS as REGISTRY
 from dinov2_hf.runs.arguments import PreTrainingArguments
 from dinov2_hf.runs.distillation_arguments import DistillationArguments
 from dinov2_hf.training.optimizer import build_optimizer, parameter_groups
@@ -41,22 +42,34 @@ ALLOWED = {
     "training": set(),
     "pretraining": {"models"},
     "feature_kinds": set(),
-    "features": {"data", "feature_kinds"},  # one way to decode an image
+    "fingerprints": set(),
+    "kept_features": set(),
+    "features": {"data", "feature_kinds", "fingerprints", "kept_features"},  # one way to decode an image
     "feature_files": {"features", "data"},  # which files of columns that are kept may be read
     "model_source": set(),
     "pictures": {"features", "training"},  # training writes the metrics whose curves are drawn
     "conversion": {"model_source", "models", "pretraining"},
     "curation": {"features", "feature_kinds", "data", "conversion", "model_source", "pictures"},
-    "evaluation": {"features", "models", "data", "pictures"},  # heads are trained on images, decoded in the one way
-    "runs": {"data", "model_source", "conversion", "models", "pretraining", "training", "pictures", "evaluation"},
+    "evaluation": {"features", "feature_kinds", "fingerprints", "models", "data", "pictures"},
+    "runs": {
+        "data",
+        "features",
+        "model_source",
+        "conversion",
+        "models",
+        "pretraining",
+        "training",
+        "pictures",
+        "evaluation",
+    },
     "auto": {"models", "pretraining", "evaluation"},
-    "cli": {*ROOMS, "examples", "auto", "features", "feature_kinds", "feature_files", "model_source"},
+    "cli": {*ROOMS, "examples", "auto", "features", "feature_kinds", "feature_files", "fingerprints", "model_source"},
     "__init__": {*ROOMS, "auto", "features"},
 }
-PROTOCOLS = ("knn", "linear", "logistic_regression", "video", "segmentation", "depth", "retrieval", "copy_detection")
+PROTOCOLS = {f"evaluation/{name}" for name in REGISTRY.names()}
 # Within a room: files or chambers, and those of the same room that they may not import.
 FORBIDDEN = {
-    **{f"evaluation/{name}": {f"evaluation/{other}" for other in PROTOCOLS if other != name} for name in PROTOCOLS},
+    **{name: PROTOCOLS - {name} for name in PROTOCOLS},
     "curation/algorithms": {"curation/stages", "curation/storage", "curation/report"},
     "curation/storage": {"curation/stages", "curation/report"},
     "curation/stages": {"curation/report"},

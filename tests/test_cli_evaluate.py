@@ -11,8 +11,8 @@ from transformers import AutoModelForImageClassification
 
 from dinov2_hf import DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.cli import main
-from dinov2_hf.cli.evaluate import PROTOCOLS, protocol_function
 from dinov2_hf.cli.protocol_options import argument_lines, argument_type, as_typed, own_options
+from dinov2_hf.evaluation.protocols import PROTOCOLS
 from tests.evaluation.coloured_images import COLOURS, coloured_dataset
 
 
@@ -69,7 +69,7 @@ def test_three_protocols_and_a_card(tmp_path, folder, data, capsys):
     of_knn = found["protocols"]["knn"]
     assert of_knn["options"] == {
         "ks": [1, 5], "shots": [2], "temperature": 0.07, "num_tries": 5, "image_column": "image",
-        "label_column": "label", "batch_size": 64, "num_workers": 0, "bf16": False,
+        "label_column": "label", "batch_size": None, "num_workers": 0, "bf16": False,
     }  # fmt: skip
     assert of_knn["precision"] == "float32"
     assert (of_knn["device"], of_knn["num_processes"]) == ("cpu", 1)
@@ -120,7 +120,7 @@ def test_mistakes_are_one_sentence(tmp_path, folder, data):
     def answer(protocol, *words):
         return mistake(*evaluate_words(folder, data, protocol, output), *words)
 
-    assert "`--protocol` is 'knn,nearest', but must name one or several of knn,linear" in answer("knn,nearest")
+    assert "no evaluation protocol 'nearest'. Did you mean `linear`? There are knn, linear, " in answer("knn,nearest")
     assert "`--protocol` is knn; leave `--linear_grid`, `--video_num_frames` out" in answer(
         "knn", "--linear_grid", "paper", "--video_num_frames", 4
     )
@@ -141,9 +141,9 @@ def test_mistakes_are_one_sentence(tmp_path, folder, data):
     assert not output.exists()
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", PROTOCOLS.names())
 def test_every_option_of_a_protocol_is_explained(protocol):
-    function = protocol_function(protocol)
+    function = PROTOCOLS.find(protocol)
     explained = argument_lines(function.__doc__)
     for name, parameter in own_options(function).items():
         assert len(explained.get(name, "")) > 10, f"{protocol}: {name}"
@@ -222,7 +222,7 @@ def test_the_seed_of_an_untrained_network(folder):
 
 
 def test_notes_and_splits_are_named_as_they_are_typed(tmp_path, folder, data, capsys, monkeypatch):
-    knn = protocol_function("knn")
+    knn = PROTOCOLS.find("knn")
     note = as_typed("knn", knn, "the best k of `ks`, 3, is the largest that was tried; see `train_dataset`")
     assert note == "the best k of `--knn_ks`, 3, is the largest that was tried; see `--train_data`"
     said = mistake(*evaluate_words(folder, data, "knn", tmp_path / "out"), "--label_column", "fine")

@@ -14,7 +14,7 @@ from transformers import BitImageProcessor, Dinov2WithRegistersConfig, Dinov2Wit
 
 from dinov2_hf import feature_files
 from dinov2_hf.feature_files import write_features
-from dinov2_hf.features import extract_features
+from dinov2_hf.features import FeatureExtractor
 from dinov2_hf.output_folders import sole_writer
 
 
@@ -22,6 +22,11 @@ FORMATS = ("features.parquet", "features.npy", "features")
 TABLES = ("features.parquet", "features")
 NUM_IMAGES = 7
 SHAPES = {"cls": (12,), "mean_patch": (12,), "patch_grid": (3, 2, 12), "last_layers": (24,)}
+
+
+def write_features_of(model, dataset, processor, output, *, batch_size=None, image_column="image", **options):
+    extractor = FeatureExtractor(model, processor, batch_size=batch_size, image_column=image_column)
+    return write_features(extractor, dataset, output, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -88,9 +93,9 @@ def read(path) -> tuple[np.ndarray, datasets.Dataset | None]:
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_back_the_features_of_memory(model, processor, dataset, tmp_path, name, kind):
-    expected = extract_features(model, dataset, processor, kind=kind, num_layers=2)
+    expected = FeatureExtractor(model, processor).features(dataset, kind=kind, num_layers=2).values
     path = tmp_path / "new" / name
-    written = write_features(model, dataset, processor, path, kind=kind, num_layers=2, batch_size=3)
+    written = write_features_of(model, dataset, processor, path, kind=kind, num_layers=2, batch_size=3)
     assert (written.num_rows, written.shape, written.undecodable_rows) == (NUM_IMAGES, SHAPES[kind], {})
     features, table = read(path)
     assert features.dtype == np.float32
@@ -106,7 +111,7 @@ def test_the_other_columns_keep_their_values_and_types(model, processor, dataset
     order = [4, 0, 6, 1]
     # Neither a format nor a transform of the user's reaches the file.
     shuffled = dataset.select(order).with_transform(lambda rows: {"image": rows["image"]})
-    write_features(model, shuffled, processor, tmp_path / name, batch_size=3)
+    write_features_of(model, shuffled, processor, tmp_path / name, batch_size=3)
     _, table = read(tmp_path / name)
     others = ["label", "boxes", "title"]
     assert table.column_names == ["row", *others, "features"]
@@ -121,13 +126,13 @@ def test_a_table_says_how_its_features_were_taken(model, processor, dataset, tmp
     rule = "the mean of the patch tokens after the final norm"
     origin = {"model": "Dinov2WithRegistersModel", "kind": "mean_patch", "rule": rule}
     for name in FORMATS:
-        assert write_features(model, dataset, processor, tmp_path / name, kind="mean_patch").rule == rule
+        assert write_features_of(model, dataset, processor, tmp_path / name, kind="mean_patch").rule == rule
     assert json.loads(parquet.read_schema(tmp_path / "features.parquet").metadata[b"dinov2_hf"]) == origin
     assert json.loads(datasets.load_from_disk(tmp_path / "features").info.description) == origin
 
 
 def test_load_dataset_reads_the_parquet_file_with_its_types(model, processor, dataset, tmp_path):
-    write_features(model, dataset, processor, tmp_path / "a.parquet", kind="patch_grid")
+    write_features_of(model, dataset, processor, tmp_path / "a.parquet", kind="patch_grid")
     table = datasets.load_dataset("parquet", data_files=str(tmp_path / "a.parquet"), split="train")
     assert table.features["label"] == dataset.features["label"]
     assert table.features["features"] == datasets.Array3D((3, 2, 12), "float32")
@@ -137,7 +142,7 @@ def test_load_dataset_reads_the_parquet_file_with_its_types(model, processor, da
 
 @pytest.mark.parametrize("name", TABLES)
 def test_chosen_columns_only(model, processor, dataset, tmp_path, name):
-    write_features(model, dataset, processor, tmp_path / name, keep_columns=["thumbnail"])
+    write_features_of(model, dataset, processor, tmp_path / name, keep_columns=["thumbnail"])
     _, table = read(tmp_path / name)
     assert table.column_names == ["row", "thumbnail", "features"]
     assert table.features["thumbnail"] == datasets.Image()
@@ -146,7 +151,7 @@ def test_chosen_columns_only(model, processor, dataset, tmp_path, name):
         table.cast_column("thumbnail", stored)["thumbnail"][:]
         == dataset.cast_column("thumbnail", stored)["thumbnail"][:]
     )
-    write_features(model, dataset, processor, tmp_path / name, keep_columns=[], overwrite=True)
+    write_features_of(model, dataset, processor, tmp_path / name, keep_columns=[], overwrite=True)
     assert read(tmp_path / name)[1].column_names == ["row", "features"]
 
 
@@ -154,19 +159,21 @@ def test_chosen_columns_only(model, processor, dataset, tmp_path, name):
 def test_a_plain_list_of_rows(model, processor, dataset, tmp_path, name):
     rows = dataset.to_list()
     rows = [{"image": image, "title": row["title"]} for image, row in zip(dataset["image"], rows, strict=True)]
-    write_features(model, rows, processor, tmp_path / name, batch_size=2)
+    write_features_of(model, rows, processor, tmp_path / name, batch_size=2)
     features, table = read(tmp_path / name)
-    np.testing.assert_allclose(features, extract_features(model, dataset, processor).numpy(), atol=1e-6)
+    np.testing.assert_allclose(
+        features, FeatureExtractor(model, processor).features(dataset).values.numpy(), atol=1e-6
+    )
     assert table["title"][:] == dataset["title"][:]
     bare = [{"image": row["image"]} for row in rows]
-    write_features(model, bare, processor, tmp_path / f"bare_{name}")
+    write_features_of(model, bare, processor, tmp_path / f"bare_{name}")
     assert read(tmp_path / f"bare_{name}")[1].column_names == ["row", "features"]
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_half_precision_is_the_rounded_feature(model, processor, dataset, tmp_path, name):
-    write_features(model, dataset, processor, tmp_path / name, dtype="float16", kind="patch_grid")
-    expected = extract_features(model, dataset, processor, kind="patch_grid").half().numpy()
+    write_features_of(model, dataset, processor, tmp_path / name, dtype="float16", kind="patch_grid")
+    expected = FeatureExtractor(model, processor).features(dataset, kind="patch_grid").values.half().numpy()
     features, table = read(tmp_path / name)
     if table is not None:
         assert table.features["features"].dtype == "float16"
@@ -180,38 +187,38 @@ def test_a_value_beyond_half_precision_is_refused(model, processor, dataset, tmp
     with torch.no_grad():
         model.layernorm.bias[0] = 1e6
     with pytest.raises(ValueError, match="cannot hold the features of row 0, which exceed 65504"):
-        write_features(model, dataset, processor, tmp_path / name, dtype="float16")
+        write_features_of(model, dataset, processor, tmp_path / name, dtype="float16")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_leave_broken_images_out(model, processor, dataset, tmp_path, name):
     broken = break_images(dataset, [0, 1, 5])
-    written = write_features(model, broken, processor, tmp_path / name, batch_size=2)
+    written = write_features_of(model, broken, processor, tmp_path / name, batch_size=2)
     assert (written.num_rows, list(written.undecodable_rows)) == (4, [0, 1, 5])
     assert "not an image" in written.undecodable_rows[5]
     features, table = read(tmp_path / name)
     assert table["row"][:] == [2, 3, 4, 6]
     assert table["title"][:] == ["b", "c", "d", "f"]
-    expected = extract_features(model, dataset, processor)[[2, 3, 4, 6]]
+    expected = FeatureExtractor(model, processor).features(dataset).values[[2, 3, 4, 6]]
     np.testing.assert_allclose(features, expected.numpy(), atol=1e-6)
 
 
 def test_npy_keeps_the_place_of_broken_images(model, processor, dataset, tmp_path):
     broken = break_images(dataset, [0, 1, 6])
-    written = write_features(model, broken, processor, tmp_path / "a.npy", batch_size=2, kind="patch_grid")
+    written = write_features_of(model, broken, processor, tmp_path / "a.npy", batch_size=2, kind="patch_grid")
     assert (written.num_rows, list(written.undecodable_rows)) == (4, [0, 1, 6])
     features = np.load(tmp_path / "a.npy", mmap_mode="r")
     assert features.shape == (NUM_IMAGES, 3, 2, 12)
     assert np.isnan(features[[0, 1, 6]]).all()
-    expected = extract_features(model, dataset, processor, kind="patch_grid")[2:6]
+    expected = FeatureExtractor(model, processor).features(dataset, kind="patch_grid").values[2:6]
     np.testing.assert_allclose(features[2:6], expected.numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_dataset_of_broken_images_is_an_error(model, processor, dataset, tmp_path, name):
     with pytest.raises(ValueError, match="holds no image that can be decoded"):
-        write_features(model, break_images(dataset, list(range(NUM_IMAGES))), processor, tmp_path / name)
+        write_features_of(model, break_images(dataset, list(range(NUM_IMAGES))), processor, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -231,23 +238,23 @@ class FailsInThirdBatch(nn.Module):
 @pytest.mark.parametrize("name", FORMATS)
 def test_an_error_in_the_middle_leaves_nothing_and_what_was_there(model, processor, dataset, tmp_path, name):
     with pytest.raises(RuntimeError, match="out of memory"):
-        write_features(FailsInThirdBatch(model), dataset, processor, tmp_path / name, batch_size=2)
+        write_features_of(FailsInThirdBatch(model), dataset, processor, tmp_path / name, batch_size=2)
     assert list(tmp_path.iterdir()) == []
 
-    write_features(model, dataset, processor, tmp_path / name)
+    write_features_of(model, dataset, processor, tmp_path / name)
     before, _ = read(tmp_path / name)
     with pytest.raises(RuntimeError, match="out of memory"):
-        write_features(FailsInThirdBatch(model), dataset, processor, tmp_path / name, batch_size=2, overwrite=True)
+        write_features_of(FailsInThirdBatch(model), dataset, processor, tmp_path / name, batch_size=2, overwrite=True)
     assert {path.name for path in tmp_path.iterdir()} <= {name, "cache"}
     np.testing.assert_array_equal(read(tmp_path / name)[0], before)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_is_there_is_replaced_only_when_asked(model, processor, dataset, tmp_path, name):
-    write_features(model, dataset, processor, tmp_path / name)
+    write_features_of(model, dataset, processor, tmp_path / name)
     with pytest.raises(ValueError, match="exists already; choose another name, or replace it with --overwrite"):
-        write_features(model, dataset, processor, tmp_path / name)
-    written = write_features(model, dataset.select(range(3)), processor, tmp_path / name, overwrite=True)
+        write_features_of(model, dataset, processor, tmp_path / name)
+    written = write_features_of(model, dataset.select(range(3)), processor, tmp_path / name, overwrite=True)
     assert written.num_rows == 3
     assert len(read(tmp_path / name)[0]) == 3
     assert {path.name for path in tmp_path.iterdir()} <= {name, "cache"}
@@ -259,7 +266,7 @@ def test_only_own_features_are_ever_replaced(model, processor, dataset, tmp_path
     dataset.save_to_disk(tmp_path / "somebodys_dataset")
     (tmp_path / "file").touch()
     (tmp_path / "folder.npy").mkdir()
-    write_features(model, dataset, processor, tmp_path / "features")
+    write_features_of(model, dataset, processor, tmp_path / "features")
     (tmp_path / "features" / "notes.txt").touch()
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
     before = sorted(tmp_path.rglob("*"))
@@ -273,7 +280,7 @@ def test_only_own_features_are_ever_replaced(model, processor, dataset, tmp_path
         ("file/a.npy", "cannot be made, as .* is a file"),
     ]:
         with pytest.raises(ValueError, match=message):
-            write_features(model, dataset, processor, tmp_path / name, overwrite=True)
+            write_features_of(model, dataset, processor, tmp_path / name, overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -288,10 +295,10 @@ def test_a_source_is_never_replaced(model, processor, dataset, tmp_path, name):
     ]:
         (tmp_path / "model").mkdir(exist_ok=True)
         with pytest.raises(ValueError, match="is (inside|around) the source"):
-            write_features(model, loaded, processor, output, overwrite=True, sources=sources)
+            write_features_of(model, loaded, processor, output, overwrite=True, sources=sources)
     dataset.to_parquet(tmp_path / "images.parquet")
     with pytest.raises(ValueError, match="is the same as the source"):
-        write_features(
+        write_features_of(
             model, dataset, processor, tmp_path / "images.parquet", overwrite=True, sources=[f"{tmp_path}/*.parquet"]
         )
     assert datasets.load_from_disk(tmp_path / "images")["title"][:] == dataset["title"][:]
@@ -301,8 +308,8 @@ def test_a_source_is_never_replaced(model, processor, dataset, tmp_path, name):
 def test_two_writers(model, processor, dataset, tmp_path, name):
     with sole_writer(tmp_path / name, beside=True):
         with pytest.raises(ValueError, match="is being written by another process"):
-            write_features(model, dataset, processor, tmp_path / name)
-    write_features(model, dataset, processor, tmp_path / name)
+            write_features_of(model, dataset, processor, tmp_path / name)
+    write_features_of(model, dataset, processor, tmp_path / name)
 
 
 KILLED_IN_SECOND_BATCH = """
@@ -310,6 +317,7 @@ import os, signal, sys
 import datasets, torch
 from transformers import BitImageProcessor, Dinov2WithRegistersModel
 from dinov2_hf.feature_files import write_features
+from dinov2_hf.features import FeatureExtractor
 
 model_folder, images, *outputs = sys.argv[1:]
 model = Dinov2WithRegistersModel.from_pretrained(model_folder)
@@ -321,7 +329,7 @@ model.register_forward_hook(lambda *_: calls.append(1) if not calls else os.kill
 for output in outputs:
     child = os.fork()
     if child == 0:
-        write_features(model, dataset, processor, output, batch_size=2, overwrite=True)
+        write_features(FeatureExtractor(model, processor, batch_size=2), dataset, output, overwrite=True)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 """
@@ -333,14 +341,14 @@ def test_a_kill_leaves_what_was_there_and_the_next_run_cleans_up(model, processo
     dataset.save_to_disk(tmp_path / "images")
     outputs = [tmp_path / "out" / name for name in FORMATS]
     for output in outputs:
-        write_features(model, dataset, processor, output)
+        write_features_of(model, dataset, processor, output)
     before = [read(output)[0] for output in outputs]
     command = [sys.executable, "-c", KILLED_IN_SECOND_BATCH, tmp_path / "model", tmp_path / "images", *outputs]
     subprocess.run(command, check=True)
     assert sum(path.name.endswith(".unfinished") for path in (tmp_path / "out").iterdir()) == 3
     for output, features in zip(outputs, before, strict=True):
         np.testing.assert_array_equal(read(output)[0], features)
-        write_features(model, dataset.select(range(3)), processor, output, overwrite=True)
+        write_features_of(model, dataset.select(range(3)), processor, output, overwrite=True)
         assert len(read(output)[0]) == 3
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FORMATS)
 
@@ -350,6 +358,7 @@ import sys
 from PIL import Image
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 from dinov2_hf.feature_files import write_features
+from dinov2_hf.features import FeatureExtractor
 
 size = {"height": 14, "width": 14}
 processor = BitImageProcessor(size=size, crop_size=size)
@@ -357,9 +366,9 @@ config = {"hidden_size": 1024, "num_hidden_layers": 1, "num_attention_heads": 2,
 model = Dinov2Model(Dinov2Config(**config, mlp_ratio=1))
 images = [{"image": Image.effect_noise((14, 14), 90).convert("RGB")} for _ in range(512)]  # 2 MB of features
 for output in sys.argv[1:]:
-    write_features(model, images[:4], processor, output)
+    write_features(FeatureExtractor(model, processor), images[:4], output)
     try:
-        write_features(model, images, processor, output, batch_size=256, overwrite=True)
+        write_features(FeatureExtractor(model, processor, batch_size=256), images, output, overwrite=True)
     except ValueError as error:
         print(error)
 """
@@ -391,7 +400,7 @@ def test_mistakes_are_named_before_any_compute(processor, dataset, tmp_path):
             raise AssertionError("compute was spent")
 
     def write(name="a.parquet", data=dataset, **options):
-        write_features(Untouched(), data, processor, tmp_path / name, **options)
+        write_features_of(Untouched(), data, processor, tmp_path / name, **options)
 
     for name in ("features.csv", "features.npz"):
         with pytest.raises(ValueError, match=r"must end in \.parquet or \.npy, or have no ending for a folder"):
@@ -416,15 +425,15 @@ def test_mistakes_are_named_before_any_compute(processor, dataset, tmp_path):
 
 
 def test_a_folder_may_have_a_version_in_its_name(model, processor, dataset, tmp_path):
-    write_features(model, dataset, processor, tmp_path / "dinov2_v1.5")
+    write_features_of(model, dataset, processor, tmp_path / "dinov2_v1.5")
     assert len(datasets.load_from_disk(tmp_path / "dinov2_v1.5")) == NUM_IMAGES
 
 
 def test_small_batches_are_gathered_into_row_groups(model, processor, dataset, tmp_path, monkeypatch):
-    write_features(model, dataset, processor, tmp_path / "one.parquet", batch_size=1)
+    write_features_of(model, dataset, processor, tmp_path / "one.parquet", batch_size=1)
     assert parquet.ParquetFile(tmp_path / "one.parquet").num_row_groups == 1
     monkeypatch.setattr(feature_files, "ROW_GROUP_BYTES", 1)
-    write_features(model, dataset, processor, tmp_path / "many.parquet", batch_size=3)
+    write_features_of(model, dataset, processor, tmp_path / "many.parquet", batch_size=3)
     assert parquet.ParquetFile(tmp_path / "many.parquet").num_row_groups == 3
     one, many = (
         parquet.read_table(tmp_path / f"{name}.parquet", columns=["row", "label"]) for name in ("one", "many")
@@ -445,5 +454,5 @@ def test_each_batch_is_on_the_disk_before_the_next_is_computed(model, processor,
                 rows_on_disk.append(int((np.load(unfinished, mmap_mode="r") != 0).any(axis=1).sum()))
             return self.model(pixel_values)
 
-    write_features(Watching(), dataset, processor, tmp_path / "a.npy", batch_size=2)
+    write_features_of(Watching(), dataset, processor, tmp_path / "a.npy", batch_size=2)
     assert rows_on_disk == [2, 4, 6]

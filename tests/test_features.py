@@ -47,10 +47,9 @@ from dinov2_hf import DINOv2Config, DINOv2Model
 from dinov2_hf.data import decode_image
 from dinov2_hf.features import (
     FEATURE_FUNCTIONS,
+    FeatureExtractor,
     cls_features,
     evaluation_mode,
-    extract_features,
-    iterate_features,
     last_layers_and_mean_patch_features,
     last_layers_features,
     mean_patch_features,
@@ -97,6 +96,10 @@ def png_bytes(image: Image.Image, **options) -> bytes:
     return buffer.getvalue()
 
 
+def extract(model, dataset, processor, *, kind="cls", num_layers=4, **run) -> torch.Tensor:
+    return FeatureExtractor(model, processor, **run).features(dataset, kind=kind, num_layers=num_layers).values
+
+
 def one_by_one(model, images, processor) -> torch.Tensor:
     model.eval()
     with torch.no_grad():
@@ -108,7 +111,7 @@ def one_by_one(model, images, processor) -> torch.Tensor:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_row_i_is_the_final_normed_cls_token_of_image_i(model, processor, num_workers):
     images = make_images(7)
-    features = extract_features(model, make_dataset(images), processor, batch_size=3, num_workers=num_workers)
+    features = extract(model, make_dataset(images), processor, batch_size=3, num_workers=num_workers)
     assert features.shape == (7, 12)
     assert features.dtype == torch.float32
     assert features.device.type == "cpu"
@@ -119,7 +122,7 @@ def test_row_i_is_the_final_normed_cls_token_of_image_i(model, processor, num_wo
 def test_every_form_of_the_image_column_gives_the_same_features(model, processor, tmp_path):
     images = make_images(3)
     dataset = make_dataset(images)
-    expected = extract_features(model, dataset, processor)
+    expected = extract(model, dataset, processor)
 
     undecoded = dataset.cast_column("image", datasets.Image(decode=False))
     images[0].save(tmp_path / "0.png")
@@ -128,23 +131,23 @@ def test_every_form_of_the_image_column_gives_the_same_features(model, processor
         {"picture": {"bytes": png_bytes(images[1]), "path": None}},
         {"picture": images[2]},
     ]
-    torch.testing.assert_close(extract_features(model, undecoded, processor), expected)
-    torch.testing.assert_close(extract_features(model, dataset.with_format("torch"), processor), expected)
-    torch.testing.assert_close(extract_features(model, rows, processor, image_column="picture"), expected)
+    torch.testing.assert_close(extract(model, undecoded, processor), expected)
+    torch.testing.assert_close(extract(model, dataset.with_format("torch"), processor), expected)
+    torch.testing.assert_close(extract(model, rows, processor, image_column="picture"), expected)
 
 
 def test_rows_follow_the_dataset_order_after_a_shuffle(model, processor):
     dataset = make_dataset(make_images(5))
     order = [3, 0, 4, 1, 2]
-    features = extract_features(model, dataset, processor)
-    torch.testing.assert_close(extract_features(model, dataset.select(order), processor), features[order])
+    features = extract(model, dataset, processor)
+    torch.testing.assert_close(extract(model, dataset.select(order), processor), features[order])
 
 
 def test_every_submodule_gets_its_mode_back_even_after_an_error(model, processor):
     model.train()
     model.encoder.eval() if hasattr(model, "encoder") else model.layernorm.eval()
     modes = [module.training for module in model.modules()]
-    extract_features(model, make_dataset(make_images(2)), processor)
+    extract(model, make_dataset(make_images(2)), processor)
     assert [module.training for module in model.modules()] == modes
 
     def fail():
@@ -159,15 +162,15 @@ def test_every_submodule_gets_its_mode_back_even_after_an_error(model, processor
 
 def test_autocast_features_are_float32_of_half_precision_values(model, processor):
     dataset = make_dataset(make_images(4))
-    full = extract_features(model, dataset, processor)
-    half = extract_features(model, dataset, processor, autocast_dtype=torch.bfloat16)
+    full = extract(model, dataset, processor)
+    half = extract(model, dataset, processor, autocast_dtype=torch.bfloat16)
     assert half.dtype == torch.float32
     assert not torch.equal(half, full)
     torch.testing.assert_close(half, full, atol=0.05, rtol=0.05)
 
 
 def test_the_model_can_be_trained_after_extraction(model, processor):
-    extract_features(model, make_dataset(make_images(2)), processor)
+    extract(model, make_dataset(make_images(2)), processor)
     cls_features(model, torch.randn(2, 3, 28, 28)).square().sum().backward()
     assert any(parameter.grad is not None for parameter in model.parameters())
 
@@ -200,21 +203,21 @@ def test_a_broken_image_is_an_error_that_names_the_row(model, processor, decode,
     dataset = datasets.Dataset.from_list(rows, features=dataset.features)
     dataset = dataset.cast_column("image", datasets.Image(decode=decode))
     with pytest.raises(ValueError, match="'image' of row 2 cannot be decoded"):
-        extract_features(model, dataset, processor, batch_size=2)
+        extract(model, dataset, processor, batch_size=2)
 
 
 def test_user_mistakes_are_named(model, processor):
     dataset = make_dataset(make_images(2))
     with pytest.raises(ValueError, match=r"image_column='img' is not a column .* has image, label\."):
-        extract_features(model, dataset, processor, image_column="img")
+        extract(model, dataset, processor, image_column="img")
     with pytest.raises(ValueError, match="0 rows"):
-        extract_features(model, dataset.select([]), processor)
+        extract(model, dataset.select([]), processor)
     with pytest.raises(ValueError, match="DatasetDict, but one split"):
-        extract_features(model, datasets.DatasetDict(train=dataset), processor)
+        extract(model, datasets.DatasetDict(train=dataset), processor)
     with pytest.raises(ValueError, match="IterableDataset, but one split"):
-        extract_features(model, dataset.to_iterable_dataset(), processor)
+        extract(model, dataset.to_iterable_dataset(), processor)
     with pytest.raises(ValueError, match="row 0 cannot be decoded"):
-        extract_features(model, dataset, processor, image_column="label")
+        extract(model, dataset, processor, image_column="label")
 
 
 def test_a_model_without_tokens_is_refused():
@@ -344,9 +347,7 @@ def test_every_kind_over_a_dataset_is_a_loop_over_its_images(processor, kind):
             ]
         )
     for batch_size in (1, 2, 5, 64):
-        features = extract_features(
-            model, make_dataset(images), processor, kind=kind, num_layers=2, batch_size=batch_size
-        )
+        features = extract(model, make_dataset(images), processor, kind=kind, num_layers=2, batch_size=batch_size)
         assert features.dtype == torch.float32
         torch.testing.assert_close(features, expected)
 
@@ -354,32 +355,30 @@ def test_every_kind_over_a_dataset_is_a_loop_over_its_images(processor, kind):
 def test_batches_name_their_rows_and_leave_the_caller_alone_between_them(model, processor):
     images = make_images(7)
     rows = [{"image": b"no image" if row in (0, 1, 4) else images[row]} for row in range(7)]
-    undecodable = {}
     model.train()
     batches = []
-    for batch_rows, features in iterate_features(
-        model, rows, processor, batch_size=2, autocast_dtype=torch.bfloat16, undecodable_rows=undecodable
-    ):
+    extractor = FeatureExtractor(model, processor, batch_size=2, autocast_dtype=torch.bfloat16)
+    found = extractor.batches(rows, skip_undecodable=True)
+    for batch_rows, features in found:
         assert torch.is_grad_enabled()
         assert not torch.is_autocast_enabled("cpu")
         assert model.training
         assert len(features) == len(batch_rows)
         batches.append(batch_rows)
     assert batches == [[2, 3], [5], [6]]
-    assert list(undecodable) == [0, 1, 4]
-    assert "not an image" in undecodable[0]
-    listed = []
-    assert len(extract_features(model, rows, processor, batch_size=2, undecodable_rows=listed)) == 4
-    assert listed == [0, 1, 4]
+    assert list(found.undecodable_rows) == [0, 1, 4]
+    assert "not an image" in found.undecodable_rows[0]
+    together = extractor.features(rows, skip_undecodable=True)
+    assert len(together.values) == 4
+    assert together.rows.tolist() == [2, 3, 5, 6]
+    assert list(together.undecodable_rows) == [0, 1, 4]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("kind", FEATURE_FUNCTIONS)
 def test_a_batch_of_features_holds_no_other_tokens_in_memory(model, processor, kind, batch_size):
-    batches = iterate_features(
-        model, make_dataset(make_images(2)), processor, kind=kind, num_layers=2, batch_size=batch_size
-    )
-    for _, features in batches:
+    extractor = FeatureExtractor(model, processor, batch_size=batch_size)
+    for _, features in extractor.batches(make_dataset(make_images(2)), kind=kind, num_layers=2):
         assert features.is_contiguous()
         assert features.untyped_storage().nbytes() == features.numel() * 4
 
@@ -388,10 +387,10 @@ def test_mistakes_about_kinds_are_named(model, processor):
     dataset = make_dataset(make_images(2))
     images = torch.randn(1, 3, 28, 28)
     with pytest.raises(ValueError, match="'pooled' is no kind .* 'cls', 'mean_patch', 'patch_grid', 'last_layers'"):
-        iterate_features(model, dataset, processor, kind="pooled")
+        FeatureExtractor(model, processor).batches(dataset, kind="pooled")
     for num_layers in (0, 3):
         with pytest.raises(ValueError, match=f"num_layers is {num_layers}, but must be from 1 to the 2 blocks"):
-            extract_features(model, dataset, processor, kind="last_layers", num_layers=num_layers)
+            extract(model, dataset, processor, kind="last_layers", num_layers=num_layers)
     padded = SwinModel(SwinConfig(**SWIN))
     for function in (patch_grid_features, mean_patch_features):
         with pytest.raises(ValueError, match="SwinModel, as it gives 64 tokens .* 16 x 16 patches .* are 257"):
@@ -478,18 +477,15 @@ def test_cls_of_models_with_and_without_a_cls_token(small_processor, spread, nam
     _, words, feature_of = ZOO[name]
     with torch.no_grad():
         expected = feature_of(model, model(pixel_values))
-    rule = []
-    ((_, features),) = iterate_features(model, make_dataset(images), small_processor, rule=rule)
+    dinov2_hf.features._warn_once.cache_clear()
+    batches = FeatureExtractor(model, small_processor).batches(make_dataset(images))
+    ((_, features),) = batches
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
     assert expected.ndim == 2
-    assert len(rule) == 1
-    assert words in rule[0]
-    assert (words == CLS) == (rule[0] == CLS) == ("pooled output of" not in rule[0])
-    caplog.clear()
-    dinov2_hf.features._warn_once.cache_clear()
-    extract_features(model, make_dataset(images), small_processor)
+    assert words in batches.rule
+    assert (words == CLS) == (batches.rule == CLS) == ("pooled output of" not in batches.rule)
     assert [record.message for record in caplog.records] == (
-        [] if words == CLS else [f"the feature of an image is {rule[0]}"]
+        [] if words == CLS else [f"the feature of an image is {batches.rule}"]
     )
 
 
@@ -500,12 +496,12 @@ def test_a_model_of_images_and_texts_is_its_vision_model(small_processor, spread
     ):
         spread(model)
         dataset = make_dataset(make_images(2))
-        features = extract_features(model, dataset, small_processor)
-        torch.testing.assert_close(features, extract_features(model.vision_model, dataset, small_processor))
+        features = extract(model, dataset, small_processor)
+        torch.testing.assert_close(features, extract(model.vision_model, dataset, small_processor))
     naflex = {name: value for name, value in SMALL.items() if name != "image_size"}
     model = Siglip2VisionModel(Siglip2VisionConfig(**naflex, num_patches=16))
     with pytest.raises(ValueError, match="Siglip2VisionModel, which needs pixel_attention_mask, spatial_shapes besid"):
-        extract_features(model, dataset, small_processor)
+        extract(model, dataset, small_processor)
 
 
 def test_models_that_have_no_feature_of_an_image_are_refused(small_processor):
@@ -516,15 +512,15 @@ def test_models_that_have_no_feature_of_an_image_are_refused(small_processor):
         ("last_layers", "last blocks cannot be taken from a IJepaModel, as it has patch tokens only"),
     ]:
         with pytest.raises(ValueError, match=message):
-            extract_features(jepa, dataset, small_processor, kind=kind, num_layers=1)
-    features = extract_features(jepa, dataset, small_processor, kind="patch_grid")
+            extract(jepa, dataset, small_processor, kind=kind, num_layers=1)
+    features = extract(jepa, dataset, small_processor, kind="patch_grid")
     pixel_values = small_processor(images=make_images(2), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         tokens = jepa.eval()(pixel_values).last_hidden_state
     torch.testing.assert_close(features, tokens.unflatten(1, (4, 4)))
     beit = BeitModel(BeitConfig(**SMALL))
     with pytest.raises(ValueError, match="BeitModel.* no final norm"):
-        extract_features(beit, dataset, small_processor, kind="last_layers", num_layers=1)
+        extract(beit, dataset, small_processor, kind="last_layers", num_layers=1)
 
 
 @pytest.mark.parametrize("kind", FEATURE_FUNCTIONS)
@@ -534,7 +530,7 @@ def test_a_model_that_hides_or_shuffles_patches_at_random_is_refused(small_proce
     model = ViTMAEModel(ViTMAEConfig(**SMALL, mask_ratio=mask_ratio))
     message = "draws random numbers" if mask_ratio == 0 else "as it gives 5 tokens"
     with pytest.raises(ValueError, match=message):
-        extract_features(model, make_dataset(make_images(2)), small_processor, kind=kind, num_layers=1)
+        extract(model, make_dataset(make_images(2)), small_processor, kind=kind, num_layers=1)
 
 
 def test_the_distillation_token_is_no_patch(spread):
@@ -552,7 +548,7 @@ def test_the_distillation_token_is_no_patch(spread):
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": -1}, {"num_workers": -1}])
 def test_numbers_out_of_range_are_refused_at_once(model, processor, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}=.* is too small"):
-        iterate_features(model, make_dataset(make_images(2)), processor, **options)
+        FeatureExtractor(model, processor, **options)
 
 
 def test_patch_grids_of_different_sizes_are_refused():
@@ -560,5 +556,5 @@ def test_patch_grids_of_different_sizes_are_refused():
     images = [Image.new("RGB", size) for size in ((28, 28), (42, 28))]
     model = Dinov2Model(Dinov2Config(**TINY))
     with pytest.raises(ValueError, match=r"shape \(2, 3, 12\) for row 1 and of \(2, 2, 12\) for earlier ones"):
-        extract_features(model, make_dataset(images), processor, kind="patch_grid", batch_size=1)
-    assert extract_features(model, make_dataset(images), processor, batch_size=1).shape == (2, 12)
+        extract(model, make_dataset(images), processor, kind="patch_grid", batch_size=1)
+    assert extract(model, make_dataset(images), processor, batch_size=1).shape == (2, 12)

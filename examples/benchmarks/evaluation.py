@@ -34,7 +34,8 @@ from dinov2_hf import DINOv2Config, DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.evaluation.classification.classifier_grid import LEARNING_RATES, ClassifierGrid
 from dinov2_hf.evaluation.knn import knn_class_scores
 from dinov2_hf.evaluation.linear import feature_groups
-from dinov2_hf.features import iterate_features, last_layers_and_mean_patch_features
+from dinov2_hf.feature_kinds import FeatureKind
+from dinov2_hf.features import FeatureExtractor, last_layers_and_mean_patch_features
 
 
 ARCHITECTURES = {
@@ -214,11 +215,12 @@ def measure_extraction(args: argparse.Namespace) -> dict:
     model.register_forward_pre_hook(begin)
     model.register_forward_hook(end)
     options = {"batch_size": args.batch_size, "autocast_dtype": torch.bfloat16 if args.bf16 else None}
-    for _ in iterate_features(model, rows[: args.batch_size], processor, **options):  # warms up
+    for _ in FeatureExtractor(model, processor, **options).batches(rows[: args.batch_size]):  # warms up
         pass
     in_model.clear()
     start = time.perf_counter()
-    for _ in iterate_features(model, rows, processor, num_workers=args.num_workers, progress=True, **options):
+    extractor = FeatureExtractor(model, processor, num_workers=args.num_workers, progress=True, **options)
+    for _ in extractor.batches(rows):
         pass
     seconds = time.perf_counter() - start
     return {
@@ -235,7 +237,8 @@ def measure_grid(args: argparse.Namespace) -> dict:
     """Both grids of 52 and single classifiers (on all features, 4 blocks and the mean patch) on the same batches."""
     model, _ = backbone(args)
     num_features = model.config.hidden_size * 5
-    groups = {name: group.columns for name, group in feature_groups(model, (1, 4)).items()}
+    whole = FeatureKind("last_layers_and_mean_patch", 4)
+    groups = {name: whole.columns(kind, num_features) for name, kind in feature_groups(model, (1, 4)).items()}
     shape = {"num_features": num_features, "num_classes": NUM_CLASSES, "learning_rate_scale": 0.5}
     grids = {
         "52 classifiers": ClassifierGrid(groups, LEARNING_RATES["code"], device=args.device, **shape),

@@ -14,18 +14,17 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import parquet
-from torch import Tensor, nn
+from torch import Tensor
 
 from .atomic_files import check_new_file, check_new_folder, new_file, new_folder
 from .data.reading.row_paths import refuse_unreadable_files
-from .features import iterate_features, require_column
+from .features import DatasetOrRows, FeatureExtractor, require_column
 
 
 KIND = "features"  # of a folder, for its marker
@@ -52,23 +51,16 @@ class WrittenFeatures:
 
 
 def write_features(
-    model: nn.Module,
-    dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    image_processor: Any,
+    extractor: FeatureExtractor,
+    dataset: DatasetOrRows,
     output: str | os.PathLike,
     *,
     kind: str = "cls",
     num_layers: int = 4,
-    image_column: str = "image",
     keep_columns: Sequence[str] | None = None,
     dtype: str = "float32",
     overwrite: bool = False,
     sources: Iterable[str | os.PathLike] = (),
-    batch_size: int = 64,
-    device: torch.device | str | None = None,
-    autocast_dtype: torch.dtype | None = None,
-    num_workers: int = 0,
-    progress: bool = False,
 ) -> WrittenFeatures:
     """Write the feature of every image of a dataset to `output`, whose name says the format.
 
@@ -85,8 +77,8 @@ def write_features(
     be decoded is NaN.
 
     Args:
-        model, dataset, image_processor, kind, num_layers, image_column, batch_size, device, autocast_dtype,
-            num_workers, progress: as in `features.iterate_features`.
+        extractor: the model, and how it is run.
+        dataset, kind, num_layers: as in `FeatureExtractor.batches`.
         output: the file or folder; missing folders above it are made.
         keep_columns: columns of the dataset to copy into a table. None: all but the images. A sequence of dict rows
             is read once more for them. Columns called `row` or `features` cannot be kept.
@@ -102,7 +94,7 @@ def write_features(
     Raises:
         ValueError: before the first image, where `check_output` refuses `output` or somebody else is writing it, or
             `dtype` or `keep_columns` cannot be used; later, where a value is beyond float16 or the disk is full; and
-            what `iterate_features` raises, except that an undecodable image is no error.
+            what `FeatureExtractor.batches` raises, except that an undecodable image is no error.
     """
     output = Path(output)
     sources = [*sources, *_files_of(dataset)]
@@ -115,38 +107,24 @@ def write_features(
             f"keep_columns={list(keep_columns)} cannot be kept in {output}, as a .npy file holds nothing but features;"
             " write a .parquet file or a folder."
         )
-    require_column(dataset, image_column, "image_column")
-    kept = None if suffix == ".npy" else _kept_columns(dataset, image_column, keep_columns)
-    undecodable_rows, rule = {}, []
-    batches = iterate_features(
-        model,
-        dataset,
-        image_processor,
-        kind=kind,
-        num_layers=num_layers,
-        image_column=image_column,
-        batch_size=batch_size,
-        device=device,
-        autocast_dtype=autocast_dtype,
-        num_workers=num_workers,
-        progress=progress,
-        undecodable_rows=undecodable_rows,
-        rule=rule,
-    )
+    require_column(dataset, extractor.image_column, "image_column")
+    kept = None if suffix == ".npy" else _kept_columns(dataset, extractor.image_column, keep_columns)
+    batches = extractor.batches(dataset, kind=kind, num_layers=num_layers, skip_undecodable=True)
     with _new_output(output, overwrite, sources) as unfinished:
         first = next(batches)  # tells the shape
         shape = tuple(first[1].shape[1:])
-        batches = ((rows, _as_dtype(features, dtype, rows)) for rows, features in chain([first], batches))
+        arrays = ((rows, _as_dtype(features, dtype, rows)) for rows, features in chain([first], batches))
         if suffix == ".npy":
-            _write_npy(unfinished, batches, (len(dataset), *shape), dtype)
+            _write_npy(unfinished, arrays, (len(dataset), *shape), dtype)
         else:
-            origin = {"model": _name_of(model), "kind": kind, "rule": rule[0]}
+            origin = {"model": _name_of(extractor.model), "kind": kind, "rule": batches.rule}
             schema = _table_features(kept, shape, dtype).arrow_schema
             schema = schema.with_metadata({**schema.metadata, ORIGIN: json.dumps(origin)})
-            tables = _grouped(_tables(batches, kept, schema))
+            tables = _grouped(_tables(arrays, kept, schema))
             write = _write_parquet if suffix == ".parquet" else _write_dataset_folder
             write(unfinished, tables, schema)
-    return WrittenFeatures(len(dataset) - len(undecodable_rows), shape, undecodable_rows, rule[0])
+    left_out = batches.undecodable_rows
+    return WrittenFeatures(len(dataset) - len(left_out), shape, left_out, batches.rule)
 
 
 def check_output(output: str | os.PathLike, *, overwrite: bool, sources: Iterable[str | os.PathLike] = ()) -> None:
@@ -181,7 +159,7 @@ def _suffix(output: Path) -> str:
     return ""
 
 
-def _name_of(model: nn.Module) -> str:
+def _name_of(model: torch.nn.Module) -> str:
     """The folder or Hub id that a model was loaded from; without one, its class."""
     return getattr(getattr(model, "config", None), "_name_or_path", None) or type(model).__name__
 

@@ -27,8 +27,7 @@ registers, patches row by row.
 """
 
 import inspect
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,6 +36,48 @@ from torch import Tensor, nn
 
 CLS_RULE = "the CLS token after the final norm"
 ONE_TOKEN_RULE = "the one token of the output"
+
+
+@dataclass(frozen=True)
+class FeatureKind:
+    """A kind of features by its name, with the number of blocks that it reads.
+
+    `small in large` says whether the features of one hold those of another as neighbouring columns, see `columns`.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+
+    name: str
+    num_layers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.name not in FEATURE_FUNCTIONS:
+            raise ValueError(
+                f"kind={self.name!r} is no kind of features, which are {', '.join(map(repr, FEATURE_FUNCTIONS))}."
+            )
+        if self.name not in KINDS_OF_LAST_LAYERS:
+            object.__setattr__(self, "num_layers", int(self.name == "cls"))
+
+    @property
+    def has_mean_patch(self) -> bool:
+        return self.name in ("mean_patch", "last_layers_and_mean_patch")
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the hidden size, in a feature; 0 of a grid."""
+        return self.num_layers + self.has_mean_patch
+
+    def __contains__(self, other: "FeatureKind") -> bool:
+        if "patch_grid" in (self.name, other.name):
+            return self == other
+        return self.num_layers >= other.num_layers and self.has_mean_patch >= other.has_mean_patch
+
+    def columns(self, other: "FeatureKind", width: int) -> slice:
+        """Of features of this kind and of `width` columns, those that are features of another kind."""
+        hidden_size = width // self.num_tokens
+        start = self.num_layers - other.num_layers
+        return slice(start * hidden_size, (self.num_layers + other.has_mean_patch) * hidden_size)
 
 
 def cls_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
@@ -58,29 +99,15 @@ def cls_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
 
 
 def mean_patch_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """The mean of the final-normed patch tokens of each image, CLS and registers left out.
-
-    Args:
-        model, pixel_values: as in `patch_grid_features`.
-
-    Returns:
-        (B, D).
-
-    Raises:
-        ValueError: as `patch_grid_features`: a count of tokens that is not understood would give a wrong mean.
-    """
+    """(B, D): the mean of `patch_grid_features` over the patches; raises as it."""
     return _mean_patch(model, pixel_values)[0]
 
 
 def patch_grid_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """The final-normed patch tokens of each image in their places, CLS and registers left out.
+    """(B, h, w, D): the final-normed patch tokens in their places, where `h` and `w` are rounded down.
 
     Args:
-        model: as in `cls_features`, with a `last_hidden_state` of shape (B, T, D). There may be no CLS token.
-        pixel_values: (B, channels, height, width), on the device of the model.
-
-    Returns:
-        (B, h, w, D), where `h` and `w` are the height and width over those of a patch, rounded down.
+        model, pixel_values: as in `cls_features`, with a `last_hidden_state` (B, T, D). There may be no CLS token.
 
     Raises:
         ValueError: `config.patch_size` is missing, or the tokens are neither the patches nor these with CLS and
@@ -90,16 +117,13 @@ def patch_grid_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
 
 
 def last_layers_features(model: nn.Module, pixel_values: Tensor, num_layers: int = 4) -> Tensor:
-    """The CLS tokens after each of the last blocks, concatenated: the input of the paper's linear probe.
+    """(B, num_layers * D): the final-normed CLS tokens of the last blocks, from the shallowest to the last.
 
     Args:
         model: one with `get_intermediate_layers`, such as `DINOv2Model`, or any as in `cls_features` that can output
             its hidden states and keeps its final norm as `layernorm` or `norm`.
-        pixel_values: (B, channels, height, width), on the device of the model.
+        pixel_values: as in `cls_features`.
         num_layers: how many blocks, at least 1; the paper takes 1 or 4.
-
-    Returns:
-        (B, num_layers * D): each block's CLS token through the final norm, from the shallowest block to the last.
 
     Raises:
         ValueError: the model has fewer blocks or does not say how many (`config.num_hidden_layers`), has neither the
@@ -109,14 +133,7 @@ def last_layers_features(model: nn.Module, pixel_values: Tensor, num_layers: int
 
 
 def last_layers_and_mean_patch_features(model: nn.Module, pixel_values: Tensor, num_layers: int = 4) -> Tensor:
-    """`last_layers_features`, and after them the mean of the patch tokens of the last block, in one forward pass.
-
-    Returns:
-        (B, (num_layers + 1) * D).
-
-    Raises:
-        ValueError: as `last_layers_features` and `patch_grid_features`.
-    """
+    """(B, (num_layers + 1) * D): `last_layers_features`, and the mean patch of the last block; raises as both."""
     return _last_layers_and_mean_patch(model, pixel_values, num_layers)[0]
 
 
@@ -220,20 +237,10 @@ _WITH_RULE = {
 }
 
 
-def feature_with_rule(kind: str, num_layers: int) -> Callable[[nn.Module, Tensor], tuple[Tensor, str]]:
-    """The function of a kind, which gives the feature and, in words, how it was taken.
-
-    Args:
-        kind: a name of `FEATURE_FUNCTIONS`.
-        num_layers: blocks of `KINDS_OF_LAST_LAYERS`; of no meaning to the others.
-
-    Raises:
-        ValueError: there is no such kind.
-    """
-    if kind not in _WITH_RULE:
-        raise ValueError(f"kind={kind!r} is no kind of features, which are {', '.join(map(repr, _WITH_RULE))}.")
-    function = _WITH_RULE[kind]
-    return partial(function, num_layers=num_layers) if kind in KINDS_OF_LAST_LAYERS else function
+def take_features(model: nn.Module, pixel_values: Tensor, kind: FeatureKind) -> tuple[Tensor, str]:
+    """Features of a kind and, in words, how they were taken."""
+    options = (kind.num_layers,) if kind.name in KINDS_OF_LAST_LAYERS else ()
+    return _WITH_RULE[kind.name](model, pixel_values, *options)
 
 
 def vision_part(model: nn.Module) -> nn.Module:

@@ -1,27 +1,29 @@
-"""Features of the images of a dataset, by a frozen model: all in memory, or batch by batch.
+"""Features of images by a frozen model: how it is run over a dataset, on one process or several.
 
 Which feature of an image that is, `feature_kinds` says.
 
-Shapes: `n` rows of the dataset; `...` the shape of one feature.
+Shapes: `n` rows of the dataset, `m` of them with an image; `...` the shape of one feature.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather, gather_object
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from .data.decoded_images import DatasetOrRows, DecodedImages, process_images, require_column
 from .data.decoding.channels import image_decoder
 from .data.decoding.undecodable import UndecodableImage
 from .data.loader_workers import check_shared_memory, leave_interruption_to_parent
@@ -29,220 +31,348 @@ from .feature_kinds import (
     CLS_RULE,
     FEATURE_FUNCTIONS,
     ONE_TOKEN_RULE,
+    FeatureKind,
     cls_features,
-    feature_with_rule,
     last_layers_and_mean_patch_features,
     last_layers_features,
     mean_patch_features,
     patch_grid_features,
     patch_size_of,
+    take_features,
     vision_part,
 )
+from .fingerprints import dataset_fingerprint, processor_values, weights_fingerprint
+from .kept_features import Features, keep_features, read_features
 
 
 __all__ = [
-    "DecodedImages", "FEATURE_FUNCTIONS", "cls_features", "evaluation_mode", "extract_features", "iterate_features",
-    "last_layers_and_mean_patch_features", "last_layers_features", "mean_patch_features", "patch_grid_features",
-    "patch_size_of", "process_images", "require_column",
+    "FEATURE_FUNCTIONS", "DatasetOrRows", "DecodedImages", "FeatureBatches", "FeatureExtractor", "Features",
+    "cls_features", "evaluation_mode", "last_layers_and_mean_patch_features", "last_layers_features",
+    "mean_patch_features", "patch_grid_features", "patch_size_of", "process_images", "require_column",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
+BATCH_SIZE = 64
 MAX_UNDECODABLE_AT_START = 256
 
 
-def extract_features(
-    model: nn.Module,
-    dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    image_processor: Any,
-    *,
-    kind: str = "cls",
-    num_layers: int = 4,
-    image_column: str = "image",
-    batch_size: int = 64,
-    device: torch.device | str | None = None,
-    autocast_dtype: torch.dtype | None = None,
-    num_workers: int = 0,
-    progress: bool = False,
-    description: str = "Extracting features",
-    processes: PartialState | None = None,
-    decode: Callable[[Any], Any] | None = None,
-    undecodable_rows: list[int] | None = None,
-    rule: list[str] | None = None,
-) -> Tensor:
-    """The feature of every image of a dataset, in the order of its rows, in memory.
-
-    Args:
-        model, dataset, image_processor, kind, num_layers, image_column, batch_size, device, autocast_dtype,
-            num_workers, progress, description, processes, decode, rule: as in `iterate_features`.
-        undecodable_rows: a list to be filled with the rows whose image cannot be decoded, which are then left out of
-            the result. None: such a row is an error.
-
-    Returns:
-        (n, ...) float32 on the CPU, with the feature's shape for the dots; row i is the feature of row i of the
-        dataset (of those that could be decoded).
-
-    Raises:
-        ValueError: what `iterate_features` raises.
-    """
-    undecodable = None if undecodable_rows is None else {}
-    batches = iterate_features(
-        model,
-        dataset,
-        image_processor,
-        kind=kind,
-        num_layers=num_layers,
-        image_column=image_column,
-        batch_size=batch_size,
-        device=device,
-        autocast_dtype=autocast_dtype,
-        num_workers=num_workers,
-        progress=progress,
-        description=description,
-        processes=processes,
-        decode=decode,
-        undecodable_rows=undecodable,
-        rule=rule,
-    )
-    features = torch.cat([features for _, features in batches])
-    if undecodable_rows is not None:
-        undecodable_rows.extend(undecodable)
-    return features
+class _WorkBegins(BaseException):
+    """Ends a protocol of which only the checks are wanted; no `except Exception` may hold it up."""
 
 
-def iterate_features(
-    model: nn.Module,
-    dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    image_processor: Any,
-    *,
-    kind: str = "cls",
-    num_layers: int = 4,
-    image_column: str = "image",
-    batch_size: int = 64,
-    device: torch.device | str | None = None,
-    autocast_dtype: torch.dtype | None = None,
-    num_workers: int = 0,
-    progress: bool = False,
-    description: str = "Extracting features",
-    processes: PartialState | None = None,
-    decode: Callable[[Any], Any] | None = None,
-    undecodable_rows: dict[int, str] | None = None,
-    rule: list[str] | None = None,
-) -> Iterator[tuple[list[int], Tensor]]:
-    """The features of a dataset batch by batch, so that they need not fit in memory.
+@dataclass
+class _Session:
+    """What an extractor and those made from it share: whether only checks are wanted, and what will be asked for."""
+
+    only_checks: bool = False
+    needs: set[tuple[str, FeatureKind]] = field(default_factory=set)
+
+
+@dataclass(eq=False)
+class FeatureExtractor:
+    """A frozen model, and how it is run over images.
+
+    Features of a `datasets.Dataset` are made once: `features` keeps them for whoever asks next, in memory, and in
+    `folder` also for the next program. So neither the weights of the model nor image files may change meanwhile.
 
     Args:
         model: any vision `AutoModel`; of a model of images and texts, its `vision_model` is used. In eval mode for
             each forward pass, after which every submodule gets its mode back.
-        dataset: a map-style `datasets.Dataset` or a sequence of dict rows. The image is a PIL image or an undecoded
-            `{"bytes", "path"}` dict. A format or transform set on a `datasets.Dataset` is not applied.
         image_processor: called as `image_processor(images=list_of_pil, return_tensors="pt")`; where
             `model.config.num_channels` is not 3, with arrays of `decode_channels` in place of PIL images.
-        kind: "cls", "mean_patch", "patch_grid", "last_layers" or "last_layers_and_mean_patch", see `feature_kinds`.
-        num_layers: blocks of the last two; of no meaning to the others.
-        image_column: name of the column that holds the images.
-        batch_size: images in one forward pass.
-        device: where to run; the model is moved there and stays. None: where the model is.
+        image_column: name of the column that holds the images, in every dataset.
+        batch_size: images in one forward pass. None: 64, or what a protocol of large inputs has as its own.
+        device: where to run; the model is moved there when work begins, and stays. None: where the model is.
         autocast_dtype: run the forward pass under autocast to this dtype. None: no autocast.
         num_workers: processes that decode and process images. 0: this process.
-        progress: show a progress bar with the time left, labelled `description`.
-        processes: those that share the work, all of which call this with the same arguments but `device`, and all of
-            which get all features. None: this process alone.
+        processes: those that share the work. All make the same calls, and all get all features. None: this alone.
+        progress: show progress bars with the time left.
+        folder: where features are kept as files too; only for images that are decoded in the usual way.
         decode: turns a value of the image column into what `image_processor` takes, or raises `UndecodableImage`.
             None: `image_decoder` for the channels of the model.
-        undecodable_rows: a mapping to be filled, before the batch that they would have been in, with the rows whose
-            image cannot be decoded and the reason; these are then left out. None: such a row is an error.
-        rule: a list to be filled, before the first batch, with one text: how the feature was taken from the output of
-            the model. None: it is logged as a warning, where "cls" is not a final-normed CLS token.
-
-    Yields:
-        (rows, features): at most `batch_size` rows of the dataset, ascending, and their features, float32 on the CPU
-        of shape (len(rows), ...). Between batches nothing of the caller's is changed (gradients, autocast, modes).
 
     Raises:
-        ValueError: at once, where `kind` is unknown, `batch_size` or `num_workers` too small, the dataset is empty,
-            streamed or a dict of splits, or the column is missing; while iterating, where an image cannot be decoded
-            and nobody asked for those, none can be, features differ in shape between batches, the model cannot give
-            this kind, or draws random numbers.
+        ValueError: `batch_size` or `num_workers` is too small, or the model takes more than images.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} is too small; at least 1 image is needed in a forward pass.")
-    if num_workers < 0:
-        raise ValueError(f"num_workers={num_workers} is too small; 0 stands for no other processes.")
-    features_of = feature_with_rule(kind, num_layers)
-    network = vision_part(model)
-    num_channels = getattr(getattr(network, "config", None), "num_channels", None) or 3
-    images = DecodedImages(dataset, image_column, decode or image_decoder(num_channels))
-    world_size, rank = (processes.num_processes, processes.process_index) if processes is not None else (1, 0)
-    batches_of_rows = torch.arange(len(images)).split(batch_size)
-    own_rows = [rows.tolist() for rows in batches_of_rows[rank::world_size]]
-    if num_workers and own_rows:
-        batch_bytes = len(own_rows[0]) * _image_bytes(images, image_processor)
-        check_shared_memory(num_workers, batch_bytes, num_batches=len(own_rows))
-    loader = DataLoader(
-        images,
-        batch_sampler=own_rows,
-        num_workers=num_workers,
-        worker_init_fn=leave_interruption_to_parent,
-        collate_fn=partial(_process_images, image_processor),
-        pin_memory=torch.device(device or next(model.parameters()).device).type == "cuda",
-        # Its own: the loader draws a seed, and evaluation must not move the random numbers of a training around it.
-        generator=torch.Generator(),
-    )
-    if device is not None:
-        model.to(device)
-    device = next(model.parameters()).device
 
-    def own_batches() -> Iterator[tuple[list[int], Tensor | None, list[tuple[int, str]]]]:
-        words = None
-        for rows, pixel_values, failures in loader:
+    model: nn.Module
+    image_processor: Any
+    _: KW_ONLY
+    image_column: str = "image"
+    batch_size: int | None = None
+    device: torch.device | str | None = None
+    autocast_dtype: torch.dtype | None = None
+    num_workers: int = 0
+    processes: PartialState | None = None
+    progress: bool = False
+    folder: Path | str | None = None
+    decode: Callable[[Any], Any] | None = None
+    session: _Session = field(default_factory=_Session, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} is too small; at least 1 image is needed in a pass.")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers={self.num_workers} is too small; 0 stands for no other processes.")
+        self.model = vision_part(self.model)
+        own = next(self.model.parameters(), torch.empty(0)).device
+        self.device = own if self.device is None else torch.device(self.device)
+        self._kept: dict[tuple[str, FeatureKind], Features] = {}
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the images that the model takes."""
+        return getattr(getattr(self.model, "config", None), "num_channels", None) or 3
+
+    @property
+    def world_size(self) -> int:
+        return 1 if self.processes is None else self.processes.num_processes
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.processes is None else self.processes.process_index
+
+    @property
+    def is_main_process(self) -> bool:
+        return self.processes is None or self.processes.is_main_process
+
+    @contextmanager
+    def only_checks(self) -> Iterator[None]:
+        """Inside it a protocol ends where its work would begin: what it refuses is known before any work.
+
+        Raises:
+            ValueError: what the protocol raises; or it has done its work without `features`, `batches` or `begin`.
+        """
+        self.session.only_checks = True
+        try:
+            yield
+        except _WorkBegins:
+            return
+        finally:
+            self.session.only_checks = False
+        raise ValueError(
+            "the protocol has done its work where only its checks were wanted: between the two it must call"
+            " `extractor.begin()`, unless its work begins with `extractor.features`."
+        )
+
+    def begin(self, *needed: DatasetOrRows, kind: str = "cls", num_layers: int = 4) -> None:
+        """Where the work of a protocol begins, after all its checks; the first features begin it too.
+
+        Args:
+            needed, kind, num_layers: whose features will be asked for, of which kind. Another protocol that asks
+                for a part of them before gets it from these.
+
+        Raises:
+            ValueError: what `require_column` raises of their images.
+        """
+        for dataset in needed:
+            require_column(dataset, self.image_column, "image_column")
+            fingerprint = dataset_fingerprint(dataset)
+            if fingerprint is not None:
+                self.session.needs.add((fingerprint, FeatureKind(kind, num_layers)))
+        if self.session.only_checks:
+            raise _WorkBegins
+        self.model.to(self.device)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Inside it the model is in eval mode, under its autocast and without gradients."""
+        autocast = torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+        with evaluation_mode(self.model), torch.no_grad(), autocast:
+            yield
+
+    def batches(
+        self,
+        dataset: DatasetOrRows,
+        *,
+        kind: str = "cls",
+        num_layers: int = 4,
+        skip_undecodable: bool = False,
+        description: str = "Extracting features",
+    ) -> "FeatureBatches":
+        """The features of a dataset batch by batch, so that they need not fit in memory; they are not kept.
+
+        Args:
+            dataset: a map-style `datasets.Dataset` or a sequence of dict rows. The image is a PIL image or an
+                undecoded `{"bytes", "path"}` dict. A format or transform set on a `datasets.Dataset` is not applied.
+            kind: "cls", "mean_patch", "patch_grid", "last_layers" or "last_layers_and_mean_patch"; see
+                `feature_kinds`.
+            num_layers: blocks of the last two; of no meaning to the others.
+            skip_undecodable: leave rows out whose image cannot be decoded. False: such a row is an error.
+            description: of the progress bar.
+
+        Raises:
+            ValueError: there is no such kind or column, or the dataset is empty, streamed or a dict of splits.
+        """
+        self.begin()
+        return FeatureBatches(self, dataset, FeatureKind(kind, num_layers), skip_undecodable, description)
+
+    def features(
+        self,
+        dataset: DatasetOrRows,
+        *,
+        kind: str = "cls",
+        num_layers: int = 4,
+        skip_undecodable: bool = False,
+        description: str = "Extracting features",
+    ) -> Features:
+        """The feature of every image of a dataset. Those of a `datasets.Dataset` are made once.
+
+        Args:
+            dataset, kind, num_layers, skip_undecodable, description: as in `batches`.
+
+        Raises:
+            ValueError: what `batches` and its iteration raise.
+        """
+        self.begin(dataset, kind=kind, num_layers=num_layers)
+        asked, fingerprint = FeatureKind(kind, num_layers), dataset_fingerprint(dataset)
+        found = self._part_of_kept(fingerprint, asked)
+        if found is None:
+            # What another protocol needs may hold this as some of its columns.
+            needed = [kind for other, kind in self.session.needs if other == fingerprint and self._holds(kind, asked)]
+            made = max([asked, *needed], key=lambda kind: kind.num_tokens)
+            found = self._read_or_made(
+                fingerprint, made, FeatureBatches(self, dataset, made, skip_undecodable, description)
+            )
+            if fingerprint is not None:  # the rows of a list may be changed by whoever has it
+                self._kept[fingerprint, made] = found
+                found = self._part_of_kept(fingerprint, asked)
+        if found.undecodable_rows and not skip_undecodable:
+            raise ValueError(_complaint(self.image_column, found.undecodable_rows))
+        return found
+
+    def _read_or_made(self, fingerprint: str | None, kind: FeatureKind, batches: "FeatureBatches") -> Features:
+        if self.folder is None or self.decode is not None or fingerprint is None:
+            return batches.all()
+        depends_on = {
+            "weights": weights_fingerprint(self.model),
+            "image_processor": processor_values(self.image_processor),
+            "dataset": fingerprint,
+            "image_column": self.image_column,
+            "kind": [kind.name, kind.num_layers],
+            "autocast": str(self.autocast_dtype),
+        }
+        found = read_features(Path(self.folder), depends_on)
+        if self.processes is not None and not all(gather_object([found is not None])):
+            found = None  # on the disk of some only
+        if found is None:
+            found = batches.all()
+            if self.is_main_process:
+                keep_features(found, Path(self.folder), depends_on)
+        return found
+
+    def _holds(self, kind: FeatureKind, asked: FeatureKind) -> bool:
+        """Whether features of one kind hold those of another, which only a model that gives its blocks itself says."""
+        return kind == asked or (asked in kind and hasattr(self.model, "get_intermediate_layers"))
+
+    def _part_of_kept(self, fingerprint: str | None, asked: FeatureKind) -> Features | None:
+        for (other, kind), found in self._kept.items():
+            if other == fingerprint and self._holds(kind, asked):
+                part = found.values if kind == asked else found.values[:, kind.columns(asked, found.values.shape[1])]
+                return replace(found, values=part)
+        return None
+
+
+class FeatureBatches(Iterator[tuple[list[int], Tensor]]):
+    """The batches of `FeatureExtractor.batches`: at most so many rows of the dataset, ascending, and their features,
+    float32 on the CPU of shape (rows, ...). Between batches nothing of the caller's is changed (gradients, modes).
+
+    Attributes:
+        undecodable_rows: so far, the rows that were left out and why, before the batch that they would have been in.
+        rule: from the first batch on, how the feature was taken, in words. It is logged as a warning too, where "cls"
+            is not a final-normed CLS token.
+
+    Raises:
+        ValueError: while iterating, where an image cannot be decoded and nobody asked for those, none can be, features
+            differ in shape between batches, the model cannot give this kind, or draws random numbers.
+    """
+
+    def __init__(
+        self, extractor: FeatureExtractor, dataset: Any, kind: FeatureKind, skip_undecodable: bool, description: str
+    ):
+        self.extractor, self.kind, self.skip_undecodable = extractor, kind, skip_undecodable
+        self.undecodable_rows: dict[int, str] = {}
+        self.rule: str | None = None
+        images = DecodedImages(
+            dataset, extractor.image_column, extractor.decode or image_decoder(extractor.num_channels)
+        )
+        all_rows = torch.arange(len(images)).split(extractor.batch_size or BATCH_SIZE)
+        own_rows = [rows.tolist() for rows in all_rows[extractor.rank :: extractor.world_size]]
+        if extractor.num_workers and own_rows:
+            batch_bytes = len(own_rows[0]) * _image_bytes(images, extractor.image_processor)
+            check_shared_memory(extractor.num_workers, batch_bytes, num_batches=len(own_rows))
+        self.loader = DataLoader(
+            images,
+            batch_sampler=own_rows,
+            num_workers=extractor.num_workers,
+            worker_init_fn=leave_interruption_to_parent,
+            collate_fn=partial(_process_images, extractor.image_processor),
+            pin_memory=extractor.device.type == "cuda",
+            # Its own: the loader draws a seed, and evaluation must not move the random numbers of a training.
+            generator=torch.Generator(),
+        )
+        batches = self._own_batches()
+        if extractor.world_size > 1:
+            batches = _shared_batches(batches, len(all_rows), extractor.processes)
+        bar = tqdm(batches, desc=description, unit="batch", total=len(all_rows), disable=not extractor.progress)
+        self._batches = self._checked(bar)
+
+    def __next__(self) -> tuple[list[int], Tensor]:
+        return next(self._batches)
+
+    def all(self) -> Features:
+        """All that are left, in memory."""
+        rows, values = zip(*self, strict=True)
+        return Features(torch.cat(values), torch.tensor(sum(rows, [])), self.undecodable_rows, self.rule)
+
+    def _own_batches(self) -> Iterator[tuple[list[int], Tensor | None, list[tuple[int, str]], str | None]]:
+        extractor, rule = self.extractor, None
+        for rows, pixel_values, failures in self.loader:
             features = None
             if rows:
-                autocast = torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None)
-                randomness = nullcontext() if words else _no_random_numbers(network, device)
-                with evaluation_mode(model), torch.no_grad(), autocast, randomness:
-                    features, words_of_batch = features_of(network, pixel_values.to(device, non_blocking=True))
-                if words is None:
-                    words = words_of_batch
-                    if rule is not None:
-                        rule.append(words)
-                    elif kind == "cls" and words not in (CLS_RULE, ONE_TOKEN_RULE):
-                        _warn_once(f"the feature of an image is {words}")
+                randomness = nullcontext() if rule else _no_random_numbers(extractor.model, extractor.device)
+                with extractor.frozen(), randomness:
+                    pixel_values = pixel_values.to(extractor.device, non_blocking=True)
+                    features, rule = take_features(extractor.model, pixel_values, self.kind)
                 # A copy: a CLS token is a view that would keep all tokens of its batch in memory, 257 times its size.
                 features = features.to("cpu", torch.float32, copy=True)
-            yield rows, features, failures
+            yield rows, features, failures, rule
 
-    # A generator of its own, so that the checks above are made by the call and not by the first batch.
-    def batches() -> Iterator[tuple[list[int], Tensor]]:
+    def _checked(self, batches: Iterable) -> Iterator[tuple[list[int], Tensor]]:
         shape = None
-        found = own_batches() if world_size == 1 else _shared_batches(own_batches(), len(batches_of_rows), processes)
-        for rows, features, failures in tqdm(
-            found, desc=description, unit="batch", total=len(batches_of_rows), disable=not progress
-        ):
-            for row, reason in failures:
-                if undecodable_rows is None:
-                    raise ValueError(
-                        f"image_column={image_column!r} of row {row} cannot be decoded ({reason}); repair it or "
-                        "remove the row from the dataset."
-                    )
-                undecodable_rows[row] = reason
-            if shape is None and not rows and len(undecodable_rows) >= MAX_UNDECODABLE_AT_START:
+        for rows, features, failures, rule in batches:
+            self.undecodable_rows |= dict(failures)
+            if failures and not self.skip_undecodable:
+                raise ValueError(_complaint(self.extractor.image_column, self.undecodable_rows))
+            if shape is None and not rows and len(self.undecodable_rows) >= MAX_UNDECODABLE_AT_START:
                 break  # of millions of images of the wrong kind, it is not worth to look at all
             if not rows:
                 continue
-            if shape is not None and features.shape[1:] != shape:
+            if shape is None:
+                self.rule = rule
+                if self.kind.name == "cls" and rule not in (CLS_RULE, ONE_TOKEN_RULE):
+                    _warn_once(f"the feature of an image is {rule}")
+            elif features.shape[1:] != shape:
                 raise ValueError(
-                    f"kind={kind!r} gives features of shape {tuple(features.shape[1:])} for row {rows[0]} and of "
-                    f"{tuple(shape)} for earlier ones, but all must be alike: use an image processor that gives "
-                    "every image the same size."
+                    f"kind={self.kind.name!r} gives features of shape {tuple(features.shape[1:])} for row {rows[0]}"
+                    f" and of {tuple(shape)} for earlier ones, but all must be alike: use an image processor that"
+                    " gives every image the same size."
                 )
             shape = features.shape[1:]
             yield rows, features
         if shape is None:
-            row, reason = next(iter(undecodable_rows.items()))
+            row, reason = next(iter(self.undecodable_rows.items()))
             raise ValueError(
-                f"image_column={image_column!r} holds no image that can be decoded, from row {row} on ({reason})."
+                f"image_column={self.extractor.image_column!r} holds no image that can be decoded, from row {row} on"
+                f" ({reason})."
             )
 
-    return batches()
+
+def _complaint(image_column: str, undecodable_rows: Mapping[int, str]) -> str:
+    row, reason = next(iter(undecodable_rows.items()))
+    return (
+        f"image_column={image_column!r} of row {row} cannot be decoded ({reason}); repair it or remove the row from"
+        " the dataset."
+    )
 
 
 def _shared_batches(own_batches, num_batches: int, processes: PartialState) -> Iterator[tuple]:
@@ -253,18 +383,18 @@ def _shared_batches(own_batches, num_batches: int, processes: PartialState) -> I
     """
     world_size = processes.num_processes
     for first in range(0, num_batches, world_size):
-        rows, features, failures = next(own_batches, ([], None, []))
+        rows, features, failures, rule = next(own_batches, ([], None, [], None))
         shape = None if features is None else tuple(features.shape)
-        round_of_batches = gather_object([(rows, shape, failures)])
-        largest = max((math.prod(shape) for _, shape, _ in round_of_batches if shape is not None), default=0)
+        round_of_batches = gather_object([(rows, shape, failures, rule)])
+        largest = max((math.prod(shape) for _, shape, *_ in round_of_batches if shape is not None), default=0)
         # Flat and of one length, because a collective takes nothing else.
         flat = torch.zeros(largest, device=processes.device)
         if features is not None:
             flat[: features.numel()] = features.flatten()
         everybodys = gather(flat).view(world_size, largest).cpu() if largest else None
-        for process, (rows, shape, failures) in enumerate(round_of_batches[: num_batches - first]):
+        for process, (rows, shape, *rest) in enumerate(round_of_batches[: num_batches - first]):
             features = None if shape is None else everybodys[process, : math.prod(shape)].view(shape).clone()
-            yield rows, features, failures
+            yield rows, features, *rest
 
 
 @contextmanager
@@ -300,53 +430,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def require_column(dataset: datasets.Dataset | Sequence[dict[str, Any]], column: str, field: str) -> None:
-    """Check that `dataset` is finite, indexable and not empty, and that its rows have `column`.
-
-    Args:
-        field: the name under which the user passed `column`, for the message.
-
-    Raises:
-        ValueError: one of these does not hold; a missing column is answered with the columns there are.
-    """
-    if isinstance(dataset, dict) or not hasattr(dataset, "__len__"):
-        raise ValueError(
-            f"dataset is a {type(dataset).__name__}, but one split that is not streamed is needed: a map-style "
-            "datasets.Dataset or a sequence of dict rows."
-        )
-    if len(dataset) == 0:
-        raise ValueError("dataset has 0 rows, but at least 1 is needed.")
-    columns = dataset.column_names if isinstance(dataset, datasets.Dataset) else list(dataset[0])
-    if column not in columns:
-        split = getattr(dataset, "split", None)
-        where = f"the dataset (split {split})" if split else "the dataset"
-        raise ValueError(f"{field}={column!r} is not a column of {where}, which has {', '.join(columns)}.")
-
-
-class DecodedImages(Dataset):
-    """Row numbers and what `decode` makes of the image, or the `UndecodableImage` that it raises."""
-
-    def __init__(self, dataset, image_column: str, decode: Callable[[Any], Any]):
-        require_column(dataset, image_column, "image_column")
-        if isinstance(dataset, datasets.Dataset):
-            dataset = dataset.select_columns([image_column]).with_format(None)
-            # Undecoded, so that a broken image fails here, where the row is known, and not inside `datasets`.
-            if isinstance(dataset.features[image_column], datasets.Image):
-                dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
-        self.dataset = dataset
-        self.image_column = image_column
-        self.decode = decode
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, row: int) -> tuple[int, Image.Image | np.ndarray | UndecodableImage]:
-        try:
-            return row, self.decode(self.dataset[row][self.image_column])
-        except UndecodableImage as reason:
-            return row, reason
-
-
 def _process_images(image_processor, rows: list[tuple[int, Image.Image | np.ndarray | UndecodableImage]]):
     """The rows that have an image, the pixel values of these or None, and (row, reason) of the others."""
     decoded = {row: image for row, image in rows if not isinstance(image, UndecodableImage)}
@@ -364,10 +447,3 @@ def _image_bytes(images: DecodedImages, image_processor: Any) -> int:
         if pixel_values is not None:
             return pixel_values.nbytes
     return 0
-
-
-def process_images(image_processor: Any, images: Sequence[Image.Image | np.ndarray], **options) -> Tensor:
-    """Pixel values (B, channels, height, width) of pictures, or of arrays (height, width, channels)."""
-    if isinstance(images[0], np.ndarray):  # of 4 or 5 channels a processor could not tell that they are channels
-        options["input_data_format"] = "channels_last"
-    return image_processor(images=list(images), return_tensors="pt", **options)["pixel_values"]

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from dinov2_hf import DINOv2Config, DINOv2Model
 from dinov2_hf.data import MultiCropTransform, PreTrainingCollator, build_loader
 from dinov2_hf.data.loader_workers import check_shared_memory, outlive_preemption
-from dinov2_hf.features import iterate_features
+from dinov2_hf.features import FeatureExtractor
 
 
 class Pids(torch.utils.data.Dataset):
@@ -80,4 +80,4 @@ def test_features_that_would_hang_do_not_start(tmp_path):
     model = DINOv2Model(DINOv2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=14))
     rows = [{"image": {"bytes": b"broken", "path": None}}] + [{"image": Image.new("RGB", (14, 14))}] * 9
     with pytest.raises(ValueError, match="2 data loader workers need up to .* of shared memory"):
-        next(iterate_features(model, rows, Huge(), batch_size=4, num_workers=2, undecodable_rows={}))
+        next(FeatureExtractor(model, Huge(), batch_size=4, num_workers=2).batches(rows, skip_undecodable=True))

@@ -1,6 +1,7 @@
 import pytest
 
 from dinov2_hf import DINOv2ImageProcessor, DINOv2Model
+from dinov2_hf.features import FeatureExtractor
 
 
 @pytest.fixture
@@ -11,3 +12,8 @@ def model(tiny_config, spread):
 @pytest.fixture
 def processor():
     return DINOv2ImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32})
+
+
+@pytest.fixture
+def extractor(model, processor):
+    return FeatureExtractor(model, processor)

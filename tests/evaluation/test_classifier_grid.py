@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from dinov2_hf.data.sample_order import PreTrainingBatchSampler
+from dinov2_hf.evaluation.classification.best_classifier import GridTraining
 from dinov2_hf.evaluation.classification.classifier_grid import (
     INITIAL_STD,
     LEARNING_RATES,
@@ -13,10 +15,9 @@ from dinov2_hf.evaluation.classification.classifier_grid import (
     ClassifierGrid,
     accuracies,
     best_choice,
-    cached_batches,
     train_grid,
-    training_order,
 )
+from dinov2_hf.features import FeatureExtractor
 
 
 GROUPS = {"last": slice(8, 12), "all": slice(0, 12), "most": slice(4, 16)}
@@ -32,8 +33,9 @@ def problem(count=96, num_features=16, num_classes=7):
 
 def trained_grid(features, labels, steps, groups=GROUPS, rates=RATES):
     grid = ClassifierGrid(groups, rates, learning_rate_scale=0.5, num_features=16, num_classes=7, seed=3)
-    order = training_order(len(labels), 32, seed=5, processes=None)
-    train_grid(grid, cached_batches(features, labels, order, torch.device("cpu")), steps)
+    training = GridTraining("code", steps, train_batch_size=32, validation_fraction=0.0, seed=5)
+    rows = torch.arange(len(labels))
+    train_grid(grid, training.cached_batches(features, labels, rows, FeatureExtractor(nn.Linear(1, 1), None)), steps)
     return grid
 
 
@@ -47,7 +49,7 @@ def trained_alone(features, labels, columns, rate, steps):
         layer.bias.zero_()
     optimizer = torch.optim.SGD(layer.parameters(), lr=rate * 0.5, momentum=0.9, weight_decay=0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps, eta_min=0)
-    for _, keys in zip(range(steps), training_order(len(labels), 32, seed=5, processes=None), strict=False):
+    for _, keys in zip(range(steps), PreTrainingBatchSampler(len(labels), 32, seed=5), strict=False):
         rows = [key.row for key in keys]
         loss = nn.functional.cross_entropy(layer(features[rows][:, columns]), labels[rows])
         optimizer.zero_grad()
@@ -118,4 +120,4 @@ def test_both_grids_have_13_ascending_rates():
 
 def test_a_batch_larger_than_the_data_is_named():
     with pytest.raises(ValueError, match="`train_batch_size` is 128 on each of 1 processes, .* between 1 and the 10"):
-        training_order(10, 128, seed=0, processes=None)
+        GridTraining("code", 1, 128, 0.0, 0).check(10, FeatureExtractor(nn.Linear(1, 1), None))

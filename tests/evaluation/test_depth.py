@@ -17,6 +17,7 @@ from dinov2_hf.evaluation.dense.features import depth_features
 from dinov2_hf.evaluation.dense.head_training import cosine_decay, learning_rate_factor, linear_decay, one_cycle_beta1
 from dinov2_hf.evaluation.dense.images import PixelNormalization
 from dinov2_hf.evaluation.depth import evaluate_depth
+from dinov2_hf.features import FeatureExtractor
 from dinov2_hf.models.depth_layers import four_depth_layers
 
 from .dense_data import banded_images, with_map
@@ -30,12 +31,13 @@ def model() -> DINOv2Model:
     return DINOv2Model(config).eval()
 
 
-def short(model, train, test, **options):
+def short(model, train, test, num_workers=0, **options):
     values = {
         "depth_scale": 1000, "max_depth": 5.0, "crop_size": (32, 40), "num_steps": 3, "train_batch_size": 4,
         "learning_rate": 0.03,
     }  # fmt: skip
-    return evaluate_depth(model, train, test, DINOv2ImageProcessor(), **values | options)
+    extractor = FeatureExtractor(model, DINOv2ImageProcessor(), num_workers=num_workers)
+    return evaluate_depth(extractor, train, test, **values | options)
 
 
 def test_sigloss_golden_numbers():

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from dinov2_hf.pictures import figures
-from dinov2_hf.pictures.figures import draw_curves, new_figure, picture_beside_numbers, save_figure
+from dinov2_hf.pictures.figures import draw_beside_numbers, draw_curves, new_figure, save_figure
 from dinov2_hf.pictures.nearest_images import draw_nearest_images
 
 
@@ -53,6 +53,5 @@ def test_a_failing_picture_is_a_warning(tmp_path, caplog):
     (tmp_path / "x.png").mkdir()
     with pytest.raises(ValueError, match="is a folder"):
         save_figure(new_figure(1, 1), tmp_path / "x.png")
-    with picture_beside_numbers(tmp_path / "x.png"):
-        save_figure(new_figure(1, 1), tmp_path / "x.png")
+    draw_beside_numbers(tmp_path, "x.png", save_figure, new_figure(1, 1))
     assert "x.png could not be drawn (ValueError: " in caplog.text

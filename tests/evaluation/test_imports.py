@@ -4,11 +4,11 @@ import subprocess
 import sys
 
 import dinov2_hf.evaluation
-from dinov2_hf.cli.evaluate import PROTOCOLS
+from dinov2_hf.evaluation.protocols import PROTOCOLS
 
 
 def test_every_protocol_is_public():
-    names = {f"evaluate_{name}" for name in PROTOCOLS}
+    names = {f"evaluate_{name}" for name in PROTOCOLS.names()}
     assert names <= set(dinov2_hf.evaluation.__all__)
     for name in dinov2_hf.evaluation.__all__:
         assert callable(getattr(dinov2_hf.evaluation, name)), name

@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from dinov2_hf.evaluation.knn import _few_shot_rows, evaluate_knn, knn_class_scores
-from dinov2_hf.features import extract_features
+from dinov2_hf.features import FeatureExtractor
 
 from .coloured_images import COLOURS, coloured_rows
 
@@ -133,39 +133,39 @@ def as_dataset(rows, names):
     return datasets.Dataset.from_list(rows, features=features)
 
 
-def test_class_labels_are_matched_by_name(model, processor):
+def test_class_labels_are_matched_by_name(extractor):
     names = list(COLOURS)
     bank = as_dataset(coloured_rows(names, 4, 0), names)
     queries = as_dataset(coloured_rows(names, 2, 1), names[::-1])
-    result = evaluate_knn(model, bank, queries, processor, ks=(1, 3))
+    result = evaluate_knn(extractor, bank, queries, ks=(1, 3))
     assert result == {"knn_top1_k1": 1.0, "knn_top1_k3": 1.0, "knn_top5_k1": 1.0, "knn_top5_k3": 1.0}
 
 
-def test_strings_and_integers_are_matched_by_value(model, processor):
+def test_strings_and_integers_are_matched_by_value(extractor):
     names = ["red", "green", "blue"]
     bank, queries = coloured_rows(names, 3, 0), coloured_rows(names, 2, 1)
     ids = {"red": 40, "green": -1, "blue": 7}
     for label in (str, ids.get):
         bank_rows, query_rows = ([{**row, "label": label(row["label"])} for row in rows] for rows in (bank, queries))
         # Only top-1, because there are no more than 5 classes.
-        assert evaluate_knn(model, bank_rows, query_rows, processor, ks=(3,)) == {"knn_top1_k3": 1.0}
+        assert evaluate_knn(extractor, bank_rows, query_rows, ks=(3,)) == {"knn_top1_k3": 1.0}
         # Wrong labels give a wrong accuracy: those of two of the three classes.
         query_rows = [{**row, "label": label("red")} for row in query_rows]
-        assert evaluate_knn(model, bank_rows, query_rows, processor, ks=(3,)) == {"knn_top1_k3": pytest.approx(1 / 3)}
+        assert evaluate_knn(extractor, bank_rows, query_rows, ks=(3,)) == {"knn_top1_k3": pytest.approx(1 / 3)}
 
 
-def test_accuracies_are_those_of_the_class_scores(model, processor):
+def test_accuracies_are_those_of_the_class_scores(extractor):
     rows = coloured_rows(list(COLOURS), 6, 0)
     generator = np.random.default_rng(0)
     labels = [int(label) for label in generator.permutation([i % 8 for i in range(36)])]
     rows = [{"image": row["image"], "label": label} for row, label in zip(rows, labels, strict=True)]
     bank, queries = rows[:24], [row for row in rows[24:] if row["label"] in labels[:24]]
-    result = evaluate_knn(model, bank, queries, processor, ks=(5, 20), temperature=0.2)
+    result = evaluate_knn(extractor, bank, queries, ks=(5, 20), temperature=0.2)
 
     scores = knn_class_scores(
-        extract_features(model, bank, processor),
+        extractor.features(bank).values,
         torch.tensor([row["label"] for row in bank]),
-        extract_features(model, queries, processor),
+        extractor.features(queries).values,
         num_classes=8,
         ks=(5, 20),
         temperature=0.2,
@@ -202,9 +202,9 @@ def test_a_class_without_votes_is_no_answer(model, processor, temperature, ks):
     labels = [int(label) for label in generator.permutation([i % 9 for i in range(36)])]
     rows = [{"image": row["image"], "label": label} for row, label in zip(rows, labels, strict=True)]
     bank, queries = rows[:24], [row for row in rows[24:] if row["label"] in labels[:24]]
-    result = evaluate_knn(model, bank, queries, processor, ks=ks, temperature=temperature)
+    result = evaluate_knn(FeatureExtractor(model, processor), bank, queries, ks=ks, temperature=temperature)
     assert result["knn_top5_k1"] == result["knn_top1_k1"]
-    features = [extract_features(model, part, processor) for part in (bank, queries)]
+    features = [FeatureExtractor(model, processor).features(part).values for part in (bank, queries)]
     bank_labels, answers = ([row["label"] for row in part] for part in (bank, queries))
     for k in ks:
         for topk in (1, 5):
@@ -212,13 +212,13 @@ def test_a_class_without_votes_is_no_answer(model, processor, temperature, ks):
             assert result[f"knn_top{topk}_k{k}"] == pytest.approx(expected), (topk, k)
 
 
-def test_dataset_mistakes_are_named_before_any_image_is_read(model, processor):
+def test_dataset_mistakes_are_named_before_any_image_is_read(extractor):
     names = ["red", "green"]
     unreadable = {"bytes": b"", "path": None}
     bank = [{"image": unreadable, "label": name} for name in names * 3]
 
     def evaluate(bank, queries, **options):
-        evaluate_knn(model, bank, queries, processor, **{"ks": (2,)} | options)
+        evaluate_knn(extractor, bank, queries, **{"ks": (2,)} | options)
 
     with pytest.raises(ValueError, match="evaluation data that the training data lacks .'blue'."):
         evaluate(bank, [{"image": unreadable, "label": "blue"}])
@@ -241,16 +241,16 @@ def test_dataset_mistakes_are_named_before_any_image_is_read(model, processor):
         evaluate(labelled, unlabelled)
 
 
-def test_few_shot_banks_are_means_over_tries(model, processor):
+def test_few_shot_banks_are_means_over_tries(extractor):
     names = ["red", "green", "blue"]
     generator = np.random.default_rng(3)
     rows = coloured_rows(names, 12, 0)
     labels = [name if generator.random() < 0.6 else str(generator.choice(names)) for name in names * 12]
     bank = [{**row, "label": label} for row, label in zip(rows, labels, strict=True)]
     queries = coloured_rows(names, 5, 1)
-    result = evaluate_knn(model, bank, queries, processor, ks=(1, 5, 20), shots=(2, 4), num_tries=3)
+    result = evaluate_knn(extractor, bank, queries, ks=(1, 5, 20), shots=(2, 4), num_tries=3)
 
-    features, query_features = (extract_features(model, part, processor) for part in (bank, queries))
+    features, query_features = (extractor.features(part).values for part in (bank, queries))
     index = {name: i for i, name in enumerate(sorted(names))}
     targets = torch.tensor([index[label] for label in labels])
     answers = torch.tensor([index[row["label"]] for row in queries])
@@ -269,21 +269,21 @@ def test_few_shot_banks_are_means_over_tries(model, processor):
         assert result[f"knn_{n}shot_top1_k5_std"] == pytest.approx(np.std(tries))
 
 
-def test_bad_shots_are_named(model, processor):
+def test_bad_shots_are_named(extractor):
     rows = [{"image": b"", "label": name} for name in ("red", "green", "red", "green", "red")]
     with pytest.raises(
         ValueError, match=r"`shots` is 3, but must lie between 1 and the 2 images that the class 'green' has"
     ):
-        evaluate_knn(model, rows, rows, processor, ks=(1,), shots=(3,))
+        evaluate_knn(extractor, rows, rows, ks=(1,), shots=(3,))
     with pytest.raises(ValueError, match="`shots` makes a bank of 2 images, but the fewest neighbours of `ks` are 3"):
-        evaluate_knn(model, rows, rows, processor, ks=(3,), shots=(1,))
+        evaluate_knn(extractor, rows, rows, ks=(3,), shots=(1,))
     with pytest.raises(ValueError, match="`num_tries` is 0"):
-        evaluate_knn(model, rows, rows, processor, ks=(1,), shots=(1,), num_tries=0)
+        evaluate_knn(extractor, rows, rows, ks=(1,), shots=(1,), num_tries=0)
 
 
-def test_the_plot_is_written(tmp_path, model, processor):
+def test_the_plot_is_written(tmp_path, extractor):
     rows = coloured_rows(["red", "green"], 4, 0)
-    evaluate_knn(model, rows, rows, processor, ks=(1, 2), shots=(2,), output_dir=tmp_path / "knn")
+    evaluate_knn(extractor, rows, rows, ks=(1, 2), shots=(2,), output_dir=tmp_path / "knn")
     with Image.open(tmp_path / "knn" / "knn.png") as picture:
         assert picture.width > 300
 
@@ -294,4 +294,4 @@ def test_a_bank_of_images_of_another_kind_is_named(processor):
     )
     rows = coloured_rows(["red", "green"], 3, 0)
     with pytest.raises(ValueError, match=r"no image that can be decoded, from row 0 on .it has shape .32, 32, 3."):
-        evaluate_knn(model, rows, rows, processor, ks=(1,))
+        evaluate_knn(FeatureExtractor(model, processor), rows, rows, ks=(1,))

@@ -3,7 +3,7 @@
 import datasets
 import pytest
 
-from dinov2_hf.evaluation.classification.labels import match_labels, warn_of_absent_classes
+from dinov2_hf.evaluation.classification.labels import match_labels
 
 
 def column(values, names=None):
@@ -48,7 +48,7 @@ def test_a_named_class_without_training_images_is_unknown():
 
 def test_a_class_without_evaluation_images_is_counted(caplog):
     labels = match_labels(column([0, 1, 2], ["cat", "dog", "eel"]), column([0], ["cat", "dog"]), "label")
-    warn_of_absent_classes(labels)
+    labels.warn_of_absent_classes()
     assert labels.classes == ["cat", "dog", "eel"]
     assert "2 of the 3 classes of the training data have no image" in caplog.text
 

@@ -12,7 +12,8 @@ from dinov2_hf import DINOv2Config, DINOv2Model
 from dinov2_hf.data import decode_channels
 from dinov2_hf.evaluation.classification.classifier_grid import ClassifierGrid
 from dinov2_hf.evaluation.linear import evaluate_linear, feature_groups
-from dinov2_hf.features import extract_features, last_layers_features, mean_patch_features
+from dinov2_hf.feature_kinds import FeatureKind
+from dinov2_hf.features import FeatureExtractor, last_layers_features, mean_patch_features
 
 from .coloured_images import COLOURS, coloured_dataset, coloured_rows
 
@@ -25,7 +26,13 @@ def test_it_learns_and_its_best_head_loads(tmp_path, model, processor, cache_fea
     names = list(COLOURS)
     train, evaluated = coloured_dataset(names, 8, 0), coloured_dataset(names, 3, 1, class_names=names[::-1])
     metrics = evaluate_linear(
-        model, train, evaluated, processor, grid="paper", cache_features=cache_features, output_dir=tmp_path, **OPTIONS
+        FeatureExtractor(model, processor),
+        train,
+        evaluated,
+        grid="paper",
+        cache_features=cache_features,
+        output_dir=tmp_path,
+        **OPTIONS,
     )
     assert metrics["linear_top1"] > 0.9
     assert metrics["linear_top5"] == 1.0
@@ -47,11 +54,11 @@ def test_it_learns_and_its_best_head_loads(tmp_path, model, processor, cache_fea
     assert np.mean(right) == pytest.approx(metrics["linear_top1"])
 
 
-def test_the_features_of_each_group(model, processor):
+def test_the_features_of_each_group(model, processor, extractor):
     pixels = torch.randn(3, 3, 32, 32)
     rows = coloured_rows(["red", "green"], 2, 0)
-    features = extract_features(model, rows, processor, kind="last_layers_and_mean_patch", num_layers=2)
-    groups = feature_groups(model, (1, 2))
+    features = extractor.features(rows, kind="last_layers_and_mean_patch", num_layers=2).values
+    groups, whole = feature_groups(model, (1, 2)), FeatureKind("last_layers_and_mean_patch", 2)
     assert list(groups) == [
         "CLS of 1 block",
         "CLS of 2 blocks",
@@ -64,19 +71,17 @@ def test_the_features_of_each_group(model, processor):
         mean = mean_patch_features(model, pixels)
     for group, expected in zip(groups.values(), (last, both, [last, mean], [both, mean]), strict=True):
         expected = torch.cat(expected, dim=1) if isinstance(expected, list) else expected
-        torch.testing.assert_close(features[:, group.columns], expected)
+        torch.testing.assert_close(features[:, whole.columns(group, features.shape[1])], expected)
 
 
-def test_the_best_may_be_chosen_on_held_out_training_images(monkeypatch, model, processor):
+def test_the_best_may_be_chosen_on_held_out_training_images(monkeypatch, extractor):
     train, evaluated = coloured_dataset(["red", "green"], 20, 0), coloured_dataset(["red", "green"], 2, 1)
     seen = []
     step = ClassifierGrid.step
     monkeypatch.setattr(
         ClassifierGrid, "step", lambda self, features, *rest: (seen.append(features), step(self, features, *rest))[1]
     )
-    metrics = evaluate_linear(
-        model, train, evaluated, processor, cache_features=True, validation_fraction=0.25, **OPTIONS
-    )
+    metrics = evaluate_linear(extractor, train, evaluated, cache_features=True, validation_fraction=0.25, **OPTIONS)
     assert set(metrics) == {
         "linear_validation_top1", "linear_top1", "linear_best_learning_rate", "linear_best_num_layers",
         "linear_best_patch_mean",
@@ -84,14 +89,15 @@ def test_the_best_may_be_chosen_on_held_out_training_images(monkeypatch, model, 
     assert len(torch.cat(seen).unique(dim=0)) == 30
 
 
-def test_a_run_is_repeated_by_its_seed_and_leaves_the_model_alone(model, processor):
+def test_a_run_is_repeated_by_its_seed_and_leaves_the_model_alone(model, extractor):
     train, evaluated = coloured_dataset(["red", "blue"], 8, 0), coloured_dataset(["red", "blue"], 8, 1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    first = evaluate_linear(model, train, evaluated, processor, **{**OPTIONS, "num_steps": 5})
+    first = evaluate_linear(extractor, train, evaluated, **{**OPTIONS, "num_steps": 5})
     assert torch.equal(torch.get_rng_state(), state)
-    assert first == evaluate_linear(model, train, evaluated, processor, num_workers=1, **{**OPTIONS, "num_steps": 5})
+    again = FeatureExtractor(model, extractor.image_processor, num_workers=1)
+    assert first == evaluate_linear(again, train, evaluated, **{**OPTIONS, "num_steps": 5})
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
 
@@ -101,7 +107,8 @@ def test_a_stock_model_leaves_its_head_alone(tmp_path, processor):
         Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
     )
     data = coloured_dataset(["red", "blue"], 6, 0)
-    metrics = evaluate_linear(model, data, data, processor, cache_features=True, output_dir=tmp_path, **OPTIONS)
+    extractor = FeatureExtractor(model, processor)
+    metrics = evaluate_linear(extractor, data, data, cache_features=True, output_dir=tmp_path, **OPTIONS)
     reads = json.loads((tmp_path / "model" / "classifier.json").read_text())
     assert reads["num_layers"] == metrics["linear_best_num_layers"]
     assert reads["id2label"] == {"0": "red", "1": "blue"}
@@ -127,22 +134,21 @@ def test_images_of_other_channels_are_cropped_too(tmp_path):
         np.save(path, (generator.random((20, 24, 4)) * 0.2 + 0.8 * (index % 2)).astype(np.float32))
         rows.append({"image": {"path": str(path), "bytes": None}, "label": index % 2})
     assert decode_channels(rows[0]["image"], 4).shape == (20, 24, 4)
-    metrics = evaluate_linear(model, rows, rows, processor, grid="paper", **{**OPTIONS, "train_batch_size": 8})
+    extractor = FeatureExtractor(model, processor)
+    metrics = evaluate_linear(extractor, rows, rows, grid="paper", **{**OPTIONS, "train_batch_size": 8})
     assert metrics["linear_top1"] == 1.0
 
 
-def test_broken_training_images_are_replaced_or_left_out(model, processor, caplog):
+def test_broken_training_images_are_replaced_or_left_out(caplog, extractor):
     rows = coloured_rows(["red", "green"], 10, 0)
     rows[3] = {**rows[3], "image": b"no image"}
     evaluated = coloured_rows(["red", "green"], 2, 1)
     for cache_features in (True, False):
-        metrics = evaluate_linear(
-            model, rows, evaluated, processor, grid="paper", cache_features=cache_features, **OPTIONS
-        )
+        metrics = evaluate_linear(extractor, rows, evaluated, grid="paper", cache_features=cache_features, **OPTIONS)
         assert metrics["linear_top1"] == 1.0
     assert "1 training images cannot be decoded" in caplog.text
     with pytest.raises(ValueError, match="row 3 cannot be decoded"):
-        evaluate_linear(model, rows, rows, processor, cache_features=True, **OPTIONS)
+        evaluate_linear(extractor, rows, rows, cache_features=True, **OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +165,7 @@ def test_broken_training_images_are_replaced_or_left_out(model, processor, caplo
 def test_mistakes_are_named_before_any_compute(model, processor, change, message):
     data = coloured_dataset(["red", "green"], 6, 0)
     with pytest.raises(ValueError, match=message):
-        evaluate_linear(model, data, data, processor, **OPTIONS | change)
+        evaluate_linear(FeatureExtractor(model, processor), data, data, **OPTIONS | change)
 
 
 def test_crops_smaller_than_a_patch_are_refused(model):
@@ -168,4 +174,4 @@ def test_crops_smaller_than_a_patch_are_refused(model):
     processor = DINOv2ImageProcessor(size={"shortest_edge": 4}, crop_size={"height": 4, "width": 4})
     data = coloured_dataset(["red", "green"], 6, 0)
     with pytest.raises(ValueError, match="4 x 4 pixels; both must be multiples of the patch size, 8"):
-        evaluate_linear(model, data, data, processor, **OPTIONS)
+        evaluate_linear(FeatureExtractor(model, processor), data, data, **OPTIONS)

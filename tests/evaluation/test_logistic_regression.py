@@ -16,7 +16,7 @@ from dinov2_hf.evaluation.logistic_regression import (
     fit_logistic_regression,
     without_margin,
 )
-from dinov2_hf.features import extract_features
+from dinov2_hf.features import FeatureExtractor
 
 from .coloured_images import coloured_dataset, coloured_rows
 
@@ -28,14 +28,16 @@ def noisy(names, per_class, seed):
     return [{**row, "label": generator.choice(names)} if generator.random() < 0.33 else row for row in rows]
 
 
-def test_it_is_scikit_learn_on_the_cls_tokens(model, processor):
+def test_it_is_scikit_learn_on_the_cls_tokens(model, processor, extractor):
     names = ["red", "green", "blue"]
     train, evaluated = noisy(names, 20, 0), [*noisy(names, 5, 1), *coloured_rows(["red"], 8, 2)]
     metrics = evaluate_logistic_regression(
-        model, train, evaluated, processor, log10_c_range=(-3, 2), num_cs=6, validation_fraction=0.2
+        extractor, train, evaluated, log10_c_range=(-3, 2), num_cs=6, validation_fraction=0.2
     )
     squeezed = partial(processor, size={"shortest_edge": 32})
-    features, queries = (extract_features(model, rows, squeezed).double().numpy() for rows in (train, evaluated))
+    features, queries = (
+        FeatureExtractor(model, squeezed).features(rows).values.double().numpy() for rows in (train, evaluated)
+    )
     labels, answers = (np.array([row["label"] for row in rows]) for rows in (train, evaluated))
     fit_rows, validation_rows = random_split(60, 0.2, 0)
     assert len(validation_rows) == 12
@@ -73,9 +75,9 @@ def test_the_short_side_is_resized_to_the_crop(processor):
     assert without_margin(uncropped) is uncropped
 
 
-def test_two_classes_and_a_plot(tmp_path, model, processor):
+def test_two_classes_and_a_plot(tmp_path, extractor):
     train, evaluated = coloured_dataset(["red", "blue"], 10, 0), coloured_dataset(["red", "blue"], 2, 1)
-    metrics = evaluate_logistic_regression(model, train, evaluated, processor, num_cs=4, output_dir=tmp_path)
+    metrics = evaluate_logistic_regression(extractor, train, evaluated, num_cs=4, output_dir=tmp_path)
     assert metrics["logistic_regression_top1"] == 1.0
     assert Image.open(tmp_path / "logistic_regression.png").width > 300
 
@@ -92,10 +94,10 @@ def test_two_classes_and_a_plot(tmp_path, model, processor):
 def test_mistakes_are_named_before_any_image_is_read(model, processor, change, message):
     rows = [{"image": b"", "label": name} for name in ("red", "blue") * 6]
     with pytest.raises(ValueError, match=message):
-        evaluate_logistic_regression(model, rows, rows, processor, **change)
+        evaluate_logistic_regression(FeatureExtractor(model, processor), rows, rows, **change)
 
 
-def test_one_class_left_to_fit_is_named(model, processor):
+def test_one_class_left_to_fit_is_named(extractor):
     rows = coloured_rows(["red", "blue"], 1, 0)
     with pytest.raises(ValueError, match="leaves images of one class only to fit"):
-        evaluate_logistic_regression(model, rows, rows, processor, validation_fraction=0.5)
+        evaluate_logistic_regression(extractor, rows, rows, validation_fraction=0.5)

@@ -8,6 +8,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from dinov2_hf.cli.evaluate import command_line
+from dinov2_hf.evaluation.protocols import PROTOCOLS
 from dinov2_hf.evaluation.result_card import HEADING, check_card, update_model_card
 from dinov2_hf.evaluation.results import EvaluationResults, check_output, format_metrics
 from dinov2_hf.output_folders import check_kind, write_marker
@@ -57,12 +58,17 @@ More words.
 
 
 def add(results, protocol, metrics, **options) -> None:
-    results.add(protocol, metrics, options=options, settled={}, precision="float32")
+    results.add(protocol, metrics, options=options, settled={}, **facts(protocol))
+
+
+def facts(protocol) -> dict:
+    known = PROTOCOLS.named(protocol).facts
+    return {"precision": "float32", "task": known["task"], "main_metrics": known["metrics"]}
 
 
 def values(protocols, **measured) -> dict:
     """What `metrics.json` holds of protocols, each with one metric."""
-    found = {name: {"metrics": {metric: value}, "precision": "float32"} for name, (metric, value) in protocols.items()}
+    found = {name: {"metrics": {metric: value}, **facts(name)} for name, (metric, value) in protocols.items()}
     return {**MEASURED, **measured, "protocols": found}
 
 

@@ -18,7 +18,7 @@ from dinov2_hf.evaluation.ranking.metrics import (
 from dinov2_hf.evaluation.ranking.similarity_search import searchable_features
 from dinov2_hf.evaluation.ranking.truth import truths_by_lists
 from dinov2_hf.evaluation.retrieval import evaluate_retrieval, ranking_quality
-from dinov2_hf.features import extract_features
+from dinov2_hf.features import FeatureExtractor
 
 
 SIDE = 32
@@ -119,7 +119,7 @@ def test_queries_without_anything_to_find_are_left_out():
     assert ranking_quality(ranking, truths["medium"])["map"] == 1
 
 
-def test_revisited_protocol_from_images(model, processor):
+def test_revisited_protocol_from_images(extractor):
     database = datasets.Dataset.from_dict(
         {"image": [picture(seed, 5) for seed in (0, 0, 1, 2, 3)]},
         features=datasets.Features({"image": datasets.Image()}),
@@ -130,7 +130,7 @@ def test_revisited_protocol_from_images(model, processor):
         {"image": wide, "bbx": [SIDE, 0, 2 * SIDE, SIDE], "easy": [0], "hard": [1], "junk": [2]},
         {"image": picture(3), "bbx": None, "easy": [4], "hard": [], "junk": []},
     ]
-    metrics = evaluate_retrieval(model, database, queries, processor)
+    metrics = evaluate_retrieval(extractor, database, queries)
     assert set(metrics) == {
         f"retrieval_{name}_{difficulty}"
         for name in ("map", "mp1", "mp5", "mp10")
@@ -139,15 +139,15 @@ def test_revisited_protocol_from_images(model, processor):
     assert all(value == 1 for value in metrics.values())
     queries[0]["bbx"] = [0, 0, 100, SIDE]
     with pytest.raises(ValueError, match="bbx of query 0 is .*, but must be left, top, right and bottom inside"):
-        evaluate_retrieval(model, database, queries, processor)
+        evaluate_retrieval(extractor, database, queries)
 
 
-def test_labels_and_distractors(model, processor):
+def test_labels_and_distractors(extractor):
     database = labelled([0, 1, 2, 3], ["a", "b", "c", "d"], noise=5)
     queries = labelled([0, 1, 3, 9], ["a", "b", "c", None], noise=0)  # the third looks like d, but is said to be c
-    metrics = evaluate_retrieval(model, database, queries, processor)
-    similarity = torch.nn.functional.normalize(extract_features(model, queries, processor), dim=1) @ (
-        torch.nn.functional.normalize(extract_features(model, database, processor), dim=1).T
+    metrics = evaluate_retrieval(extractor, database, queries)
+    similarity = torch.nn.functional.normalize(extractor.features(queries).values, dim=1) @ (
+        torch.nn.functional.normalize(extractor.features(database).values, dim=1).T
     )
     scores, nearest = similarity.max(dim=1)
     assert nearest[:3].tolist() == [0, 1, 3]
@@ -164,41 +164,39 @@ def test_labels_and_distractors(model, processor):
         assert metrics[f"retrieval_{name}"] == pytest.approx(area / 3)
 
 
-def test_names_are_matched_and_not_numbers(model, processor):
+def test_names_are_matched_and_not_numbers(extractor):
     def with_names(dataset: datasets.Dataset, names: list[str]) -> datasets.Dataset:
         return dataset.cast_column("label", datasets.ClassLabel(names=names))
 
     database = with_names(labelled([0, 1], ["a", "b"], noise=5), ["a", "b"])
     queries = with_names(labelled([0, 1], ["a", "b"], noise=0), ["b", "a"])
-    assert evaluate_retrieval(model, database, queries, processor)["retrieval_map"] == 1
+    assert evaluate_retrieval(extractor, database, queries)["retrieval_map"] == 1
 
 
-def test_whitening(model, processor):
+def test_whitening(extractor):
     database = labelled(list(range(12)), [str(seed) for seed in range(12)], noise=5)
     queries = labelled([3, 7], ["3", "7"], noise=0)
-    found, found_queries = searchable_features(model, database, queries, processor, pca_dimensions=4)
-    raw = torch.nn.functional.normalize(extract_features(model, database, processor), dim=1).double()
-    raw_queries = torch.nn.functional.normalize(extract_features(model, queries, processor), dim=1).double()
+    found, found_queries = searchable_features(extractor, database, queries, pca_dimensions=4)
+    raw = torch.nn.functional.normalize(extractor.features(database).values, dim=1).double()
+    raw_queries = torch.nn.functional.normalize(extractor.features(queries).values, dim=1).double()
     values, directions = torch.linalg.eigh((raw - raw.mean(dim=0)).T.cov())
     whiten = directions[:, -4:] / values[-4:].sqrt()
     expected = torch.nn.functional.normalize((raw - raw.mean(dim=0)) @ whiten, dim=1)
     expected_queries = torch.nn.functional.normalize((raw_queries - raw.mean(dim=0)) @ whiten, dim=1)
     torch.testing.assert_close(found_queries @ found.T, (expected_queries @ expected.T).float(), atol=1e-3, rtol=1e-3)
-    metrics = evaluate_retrieval(model, database, queries, processor, pca_dimensions=4)
+    metrics = evaluate_retrieval(extractor, database, queries, pca_dimensions=4)
     assert metrics["retrieval_map"] > 0.2
     with pytest.raises(
         ValueError, match="`pca_dimensions` is 13, but must be from 1 to 12, the smaller of the database's 12 im"
     ):
-        evaluate_retrieval(model, database, queries, processor, pca_dimensions=13)
+        evaluate_retrieval(extractor, database, queries, pca_dimensions=13)
 
 
-def test_copies_are_found(model, processor, tmp_path):
+def test_copies_are_found(tmp_path, extractor):
     references = labelled(list(range(6)), [str(seed) for seed in range(6)], noise=0)
     queries = labelled([1, 4, 20, 2], ["1", "4", None, "3"], noise=5)  # the last one looks like 2
-    metrics = evaluate_copy_detection(
-        model, references, queries, processor, num_candidates=6, output_dir=tmp_path, batch_size=4
-    )
-    unit = [torch.nn.functional.normalize(extract_features(model, d, processor), dim=1) for d in (references, queries)]
+    metrics = evaluate_copy_detection(extractor, references, queries, num_candidates=6, output_dir=tmp_path)
+    unit = [torch.nn.functional.normalize(extractor.features(d).values, dim=1) for d in (references, queries)]
     similarity = (unit[1] @ unit[0].T).numpy()
     truth = np.zeros((4, 6), dtype=bool)
     truth[[0, 1, 3], [1, 4, 3]] = True
@@ -206,7 +204,7 @@ def test_copies_are_found(model, processor, tmp_path):
     assert metrics["copy_detection_micro_ap"] == pytest.approx(expected)
     assert metrics["copy_detection_recall_at_1"] == pytest.approx(2 / 3)
     assert (tmp_path / "copy_detection.png").stat().st_size > 5_000
-    fewer = evaluate_copy_detection(model, references, queries, processor, num_candidates=1)
+    fewer = evaluate_copy_detection(extractor, references, queries, num_candidates=1)
     assert fewer["copy_detection_micro_ap"] <= expected
 
 
@@ -214,18 +212,18 @@ def test_copies_are_found(model, processor, tmp_path):
 def test_bad_labels(model, processor, evaluate):
     database = labelled([0, 1], ["a", "b"], noise=0)
     with pytest.raises(ValueError, match="has no label that a query shares with the database"):
-        evaluate(model, database, labelled([0, 1], ["x", "y"], noise=5), processor)
+        evaluate(FeatureExtractor(model, processor), database, labelled([0, 1], ["x", "y"], noise=5))
     with pytest.raises(ValueError, match="holds no labels in the database and the queries"):
-        evaluate(model, labelled([0], [None], noise=0), database, processor)
+        evaluate(FeatureExtractor(model, processor), labelled([0], [None], noise=0), database)
     numbers = [{"image": picture(0), "label": 0}]
     with pytest.raises(ValueError, match="holds names and numbers in the database and the queries"):
-        evaluate(model, database, numbers, processor)
+        evaluate(FeatureExtractor(model, processor), database, numbers)
     with pytest.raises(ValueError, match="label_column='instance' is not a column of the dataset"):
-        evaluate(model, database, database, processor, label_column="instance")
+        evaluate(FeatureExtractor(model, processor), database, database, label_column="instance")
     with pytest.raises(
         ValueError, match="`label_column` 'label' of row 0 is 0.5, but must be an integer, a string or"
     ):
-        evaluate(model, database, [{"image": picture(0), "label": 0.5}], processor)
+        evaluate(FeatureExtractor(model, processor), database, [{"image": picture(0), "label": 0.5}])
 
 
 @pytest.mark.parametrize(
@@ -239,7 +237,7 @@ def test_bad_labels(model, processor, evaluate):
 def test_bad_lists(model, processor, lists, problem):
     database = labelled([0, 1], ["a", "b"], noise=0)
     with pytest.raises(ValueError, match=problem):
-        evaluate_retrieval(model, database, [{"image": picture(0), **lists}], processor)
+        evaluate_retrieval(FeatureExtractor(model, processor), database, [{"image": picture(0), **lists}])
 
 
 def test_features_that_are_not_finite(processor, model):
@@ -247,4 +245,4 @@ def test_features_that_are_not_finite(processor, model):
     broken = DINOv2Model(model.config).eval()
     torch.nn.init.constant_(broken.layernorm.bias, float("nan"))
     with pytest.raises(ValueError, match="the database features are not all finite"):
-        evaluate_retrieval(broken, database, database, processor)
+        evaluate_retrieval(FeatureExtractor(broken, processor), database, database)

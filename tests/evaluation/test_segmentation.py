@@ -17,6 +17,7 @@ from dinov2_hf.evaluation.dense.segmentation_augmentation import SegmentationCro
 from dinov2_hf.evaluation.dense.segmentation_masks import decode_mask
 from dinov2_hf.evaluation.dense.sliding_window import augmented_probabilities, sliding_window_logits, window_starts
 from dinov2_hf.evaluation.segmentation import evaluate_segmentation, mask_metrics
+from dinov2_hf.features import FeatureExtractor
 
 from .dense_data import banded_images, with_map
 
@@ -29,9 +30,10 @@ def model(tiny_config) -> DINOv2Model:
     return DINOv2Model(tiny_config).eval()
 
 
-def short(model, train, test, **options):
+def short(model, train, test, num_workers=0, **options):
     values = {"image_size": 32, "num_steps": 3, "train_batch_size": 4, "learning_rate": 0.01} | options
-    return evaluate_segmentation(model, train, test, DINOv2ImageProcessor(), **values)
+    extractor = FeatureExtractor(model, DINOv2ImageProcessor(), num_workers=num_workers)
+    return evaluate_segmentation(extractor, train, test, **values)
 
 
 def test_metrics_against_a_loop():
@@ -232,12 +234,12 @@ def test_other_channels(tmp_path):
     )
     processor = DINOv2ImageProcessor(image_mean=[0.5] * 4, image_std=[0.2] * 4)
     options = {"image_size": 32, "num_steps": 1, "train_batch_size": 2}
-    metrics = evaluate_segmentation(DINOv2Model(config), rows, rows, processor, **options)
+    metrics = evaluate_segmentation(FeatureExtractor(DINOv2Model(config), processor), rows, rows, **options)
     assert math.isfinite(metrics["segmentation_miou"])
     with pytest.raises(ValueError, match="image_mean has 3 values, but the model takes images of 4 channels"):
-        evaluate_segmentation(DINOv2Model(config), rows, rows, DINOv2ImageProcessor(), **options)
+        evaluate_segmentation(FeatureExtractor(DINOv2Model(config), DINOv2ImageProcessor()), rows, rows, **options)
     with pytest.raises(ValueError, match=r"`image_column` 'image' of row 0 cannot be used .*40, 48, 3.*, 4"):
-        evaluate_segmentation(DINOv2Model(config), banded_images(4), rows, processor, **options)
+        evaluate_segmentation(FeatureExtractor(DINOv2Model(config), processor), banded_images(4), rows, **options)
 
 
 def test_bad_masks(model):
@@ -313,7 +315,7 @@ def test_the_training_around_is_left_alone(model):
     model.train()
     data = banded_images(4)
     state = torch.get_rng_state()
-    short(model, data, data, device="cpu")
+    short(model, data, data)
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -13,7 +13,7 @@ from dinov2_hf.data import UndecodableImage
 from dinov2_hf.data.decoding.video_frames import decode_frames, frame_indices
 from dinov2_hf.data.reading.video_dataset import load_video_dataset
 from dinov2_hf.evaluation.video import FramesModel, evaluate_video, process_frames
-from dinov2_hf.features import cls_features
+from dinov2_hf.features import FeatureExtractor, cls_features
 
 from .coloured_images import coloured_image
 
@@ -88,21 +88,26 @@ def test_pooling_is_a_loop_over_frames(model, processor, concatenate):
             torch.testing.assert_close(feature, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_mean_forgets_the_order_and_concatenation_does_not(tmp_path, model, processor):
+def test_the_mean_forgets_the_order_and_concatenation_does_not(tmp_path, extractor):
     there, back = ["red", "red", "blue", "blue"], ["blue", "blue", "red", "red"]
     kinds = {"there": there, "back": back}
     train, evaluated = rows_of(kinds, 6, 0), rows_of(kinds, 6, 1)
     ordered = evaluate_video(
-        model, train, evaluated, processor, frame_pooling="concatenate", output_dir=tmp_path, **OPTIONS
+        extractor,
+        train,
+        evaluated,
+        frame_pooling="concatenate",
+        output_dir=tmp_path,
+        **OPTIONS,
     )
     assert ordered["video_top1"] == 1.0
     assert Image.open(tmp_path / "video.png").width > 300
     kinds = {"there": there, "red": ["red"] * 4}
-    metrics = evaluate_video(model, rows_of(kinds, 6, 0), rows_of(kinds, 2, 1), processor, **OPTIONS)
+    metrics = evaluate_video(extractor, rows_of(kinds, 6, 0), rows_of(kinds, 2, 1), **OPTIONS)
     assert metrics["video_top1"] == 1.0
 
 
-def test_files_and_lists_of_frames_in_datasets(tmp_path, model, processor, monkeypatch):
+def test_files_and_lists_of_frames_in_datasets(tmp_path, monkeypatch, extractor):
     kinds = {"fire": ["red", "yellow"] * 4, "sea": ["blue"] * 8}
     labels = datasets.ClassLabel(names=["fire", "sea"])
     of_files = datasets.Dataset.from_list(
@@ -117,14 +122,14 @@ def test_files_and_lists_of_frames_in_datasets(tmp_path, model, processor, monke
     loaded, column = load_video_dataset(str(tmp_path / "videos.parquet"))
     assert column == "video"
     assert loaded.features["label"].names == ["fire", "sea"]
-    metrics = evaluate_video(model, of_files, loaded, processor, **OPTIONS)
+    metrics = evaluate_video(extractor, of_files, loaded, **OPTIONS)
     assert metrics["video_top1"] == 1.0
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "av", None)  # as if it were not installed
         few = {**OPTIONS, "train_batch_size": 4}
-        assert evaluate_video(model, loaded, loaded, processor, **few)["video_top1"] == 1.0
+        assert evaluate_video(extractor, loaded, loaded, **few)["video_top1"] == 1.0
         with pytest.raises(ImportError, match=r'video of files needs PyAV.*pip install "dinov2_hf\[evaluation\]"'):
-            evaluate_video(model, loaded, of_files, processor, **few)
+            evaluate_video(extractor, loaded, of_files, **few)
     of_lists.remove_columns("video").to_parquet(tmp_path / "none.parquet")
     with pytest.raises(ValueError, match="no column holds videos"):
         load_video_dataset(str(tmp_path / "none.parquet"))
@@ -132,14 +137,14 @@ def test_files_and_lists_of_frames_in_datasets(tmp_path, model, processor, monke
         load_video_dataset(str(tmp_path / "missing.parquet"))
 
 
-def test_broken_videos_are_left_out_of_training_only(model, processor, caplog):
+def test_broken_videos_are_left_out_of_training_only(caplog, extractor):
     rows = rows_of({"red": ["red"] * 4, "blue": ["blue"] * 4}, 6, 0)
     broken = [{"video": [], "label": "red"}, *rows]
-    metrics = evaluate_video(model, broken, rows, processor, **OPTIONS)
+    metrics = evaluate_video(extractor, broken, rows, **OPTIONS)
     assert metrics["video_top1"] == 1.0
     assert "1 training images cannot be decoded" in caplog.text
     with pytest.raises(ValueError, match="row 0 cannot be decoded .the video has no frames"):
-        evaluate_video(model, rows, broken, processor, **OPTIONS)
+        evaluate_video(extractor, rows, broken, **OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -153,4 +158,4 @@ def test_broken_videos_are_left_out_of_training_only(model, processor, caplog):
 def test_mistakes_are_named(model, processor, change, message):
     rows = rows_of({"red": ["red"], "blue": ["blue"]}, 4, 0)
     with pytest.raises(ValueError, match=message):
-        evaluate_video(model, rows, rows, processor, **OPTIONS | change)
+        evaluate_video(FeatureExtractor(model, processor), rows, rows, **OPTIONS | change)

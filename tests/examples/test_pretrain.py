@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining,
 from dinov2_hf import DINOv2ForPreTraining, DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.data import load_image_dataset
 from dinov2_hf.evaluation.knn import evaluate_knn
+from dinov2_hf.features import FeatureExtractor
 from dinov2_hf.output_folders import write_marker
 from dinov2_hf.runs import evaluation, loop
 
@@ -289,10 +290,12 @@ def test_knn_of_a_bf16_run_is_that_of_the_exported_model(pretrain, recipe, image
     """As `evaluate` measures it, in float32: to the last digit, and with the dtype of the features."""
     dtypes = []
 
-    def noted(backbone, *arguments, **options):
-        handle = backbone.register_forward_hook(lambda _, __, output: dtypes.append(output.last_hidden_state.dtype))
+    def noted(extractor, *arguments, **options):
+        handle = extractor.model.register_forward_hook(
+            lambda _, __, output: dtypes.append(output.last_hidden_state.dtype)
+        )
         try:
-            return evaluate_knn(backbone, *arguments, **options)
+            return evaluate_knn(extractor, *arguments, **options)
         finally:
             handle.remove()
 
@@ -302,10 +305,8 @@ def test_knn_of_a_bf16_run_is_that_of_the_exported_model(pretrain, recipe, image
     assert set(dtypes) == {torch.float32}
     dataset = load_image_dataset(str(images), split="train")
     folder = tmp_path / "out" / "model"
-    expected = evaluate_knn(
-        AutoModel.from_pretrained(folder), dataset, dataset, AutoImageProcessor.from_pretrained(folder),
-        image_column="image", label_column="label", ks=(10, 20), batch_size=64, device="cpu",
-    )  # fmt: skip
+    extractor = FeatureExtractor(AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder))
+    expected = evaluate_knn(extractor, dataset, dataset, ks=(10, 20))
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["knn"]["after"] == expected
 
 

@@ -27,7 +27,7 @@ from dinov2_hf import (
     DINOv2Model,
 )
 from dinov2_hf.data import UndecodableImage, decode_channels
-from dinov2_hf.features import extract_features, process_images
+from dinov2_hf.features import FeatureExtractor, process_images
 
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
@@ -87,7 +87,7 @@ def test_every_way_in_gives_the_features_of_the_dataset(model, processor_class, 
     path.write_bytes(content)
     processor = processor_class(**SIZES)
     row = {"image": {"bytes": content, "path": None}}
-    expected = extract_features(model, [row], processor)[0]
+    expected = FeatureExtractor(model, processor).features([row]).values[0]
     pipe = pipeline("image-feature-extraction", model=model, image_processor=processor, device="cpu")
     text = base64.b64encode(content).decode()
     ways = [str(path), text, f"data:image/png;base64,{text}", Image.open(io.BytesIO(content))]

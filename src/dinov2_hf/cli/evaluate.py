@@ -6,10 +6,11 @@ import shlex
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.protocols import PROTOCOLS, check_extra
+from ..named_objects import Named
 from ..public_names import without_secrets
 from .options import add_max_image_pixels, given, refuse
 from .protocol_options import (
@@ -22,17 +23,11 @@ from .protocol_options import (
 )
 
 
-# Protocol <name> is `evaluate_<name>` in evaluation/<name>.py, and `check_<name>` what it refuses before any work.
-PROTOCOLS = (
-    "knn", "linear", "logistic_regression", "video", "segmentation", "depth", "retrieval", "copy_detection"
-)  # fmt: skip
-
-
 def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
     """Measure the frozen features of a model by the protocols of the paper; several devices: accelerate launch."""
-    functions = {name: protocol_function(name) for name in PROTOCOLS}
+    functions = {name: PROTOCOLS.find(name) for name in PROTOCOLS.names()}
     parser.add_argument("--model", required=True, help="model folder or Hub id of any vision transformer")
-    parser.add_argument("--protocol", required=True, help=f"one or several of {','.join(PROTOCOLS)}")
+    parser.add_argument("--protocol", required=True, help=f"one or several of {','.join(functions)}, or your own")
     parser.add_argument("--train_data", required=True, help="labelled images to learn from (as `--data` of features)")
     parser.add_argument("--eval_data", required=True, help="labelled images to measure on")
     parser.add_argument("--train_split", default="train", help="also a part, as train[:1000] (default: train)")
@@ -44,9 +39,11 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
     parser.add_argument("--overwrite", action="store_true", help="measure the named protocols again; the others stay")
     add_max_image_pixels(parser)
     parser.add_argument("--image_column", help="(default: the only one that holds images, or is named like one)")
-    parser.add_argument("--video_column", help="(default: the first one that holds videos or lists of frames)")
     parser.add_argument("--label_column", help="(default: label)")
-    parser.add_argument("--batch_size", type=int, help="images in a forward pass, for each device (default: 64)")
+    parser.add_argument(
+        "--batch_size", type=int,
+        help="images in a forward pass, for each device (default: 64; 8 videos, or 8 windows of segmentation)",
+    )  # fmt: skip
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images (default: 0)")
     parser.add_argument("--device", help="(default: the first accelerator, or the CPU)")
     parser.add_argument("--bf16", action="store_true", help="run the network under bf16 autocast")
@@ -54,6 +51,11 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
         "--baseline", choices=("untrained", "pixels"),
         help="measure the model's configuration with fresh weights, or the pixels, in its place",
     )  # fmt: skip
+    parser.add_argument(
+        "--keep_features",
+        action="store_true",
+        help="keep features in the output folder, for protocols that come later",
+    )
     parser.add_argument("--update_card", action="store_true", help="write the results into the README of the model")
     add_protocol_options(parser, functions)
 
@@ -61,64 +63,74 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
         from transformers.utils import logging as transformers_logging
 
         from ..data import evaluation_split
-        from ..evaluation.environment import environment_of, precision_of
-        from ..evaluation.extras import check_extras
+        from ..evaluation.environment import environment_of
         from ..evaluation.result_card import check_card, update_model_card
         from ..evaluation.results import EvaluationResults, check_output, format_metrics
+        from ..features import FeatureExtractor
         from ..model_source import find_model
         from ..training.distributed import let_gloo_finish
         from .backbone import load_backbone
 
         protocols = checked_protocols(protocol)
-        own = chosen_options(functions, protocols, options)
+        functions_of = {name: one.object for name, one in protocols.items()}
+        own = chosen_options({**functions, **functions_of}, list(protocols), options)
+        for name, one in protocols.items():
+            check_extra(one.facts["requires"], name)
         baseline = options["baseline"]
         options["eval_split"] = options["eval_split"] or evaluation_split(options["eval_data"])
         data = {name: options[name] for name in ("train_data", "train_split", "eval_data", "eval_split")}
-        shared = shared_options(functions, protocols, options)
+        run_options = checked_run_options(functions_of, options)
         command = command_line(
             model=model, protocol=protocol, output_dir=output_dir, overwrite=overwrite, update_card=update_card,
             **options,
         )  # fmt: skip
         model = str(find_model(model))
-        for name in protocols:
-            with in_words_of_the_command(name, functions[name]):
-                check_extras(name, **own[name])
         check_output(output_dir, [data["train_data"], data["eval_data"], model], protocols)
         if update_card:
             check_card(model, baseline)
 
         processes = start_processes(options["device"])
         transformers_logging.disable_progress_bar()
+        columns = {name: options[name] for name in ("image_column", "video_column")}
         with processes.main_process_first():  # the others find what it has put into the cache of datasets
-            train_dataset, eval_dataset, shared = load_datasets(
-                [functions[name] for name in protocols], shared, **data
-            )
+            train_dataset, eval_dataset, found_column = load_datasets(functions_of, columns, **data)
         network, image_processor = load_backbone(model, baseline)
-        datasets = (network, train_dataset, eval_dataset, image_processor)
-        measured = what_is_measured(model, baseline, *datasets, **data)
-        of_run = {"processes": processes, "device": processes.device, "progress": processes.is_main_process}
-        in_force = {
-            name: options_in_force(functions[name], {**taken_by(functions[name], shared), **own[name]})
-            for name in protocols
-        }
+        datasets = (train_dataset, eval_dataset)
+        measured = what_is_measured(model, baseline, network, *datasets, image_processor, **data)
+        extractor = FeatureExtractor(
+            network,
+            image_processor,
+            **{name: value for name, value in found_column.items() if name == "image_column"},
+            **run_options,
+            device=processes.device,
+            processes=processes,
+            progress=processes.is_main_process,
+            folder=output_dir / "features" if options["keep_features"] else None,
+        )
+        in_force, used = {}, {}
+        for name, function in functions_of.items():
+            given_to_it = {**given(label_column=options["label_column"]), **own[name], **found_column}
+            in_force[name] = options_in_force(function, given_to_it)
+            used[name] = {
+                **in_force[name],
+                **given(image_column=found_column.get("image_column")),
+                **{field: getattr(extractor, field) for field in ("batch_size", "num_workers")},
+                "bf16": options["bf16"],
+            }
 
         def unfinished() -> list[str]:
             results = EvaluationResults(output_dir, measured)
             left = []
-            for name in protocols:
-                with in_words_of_the_command(name, functions[name]):
-                    if overwrite or not results.is_finished(name, recorded(in_force[name])):
+            for name, function in functions_of.items():
+                with in_words_of_the_command(name, function):
+                    if overwrite or not results.is_finished(name, used[name]):
                         left.append(name)
             return left
 
         left = decided_by_main(processes, unfinished)
         for name in left:
-            check = check_function(name)
-            with in_words_of_the_command(name, functions[name]):
-                inputs = dict(
-                    zip(("model", "train_dataset", "eval_dataset", "image_processor"), datasets, strict=True)
-                )
-                check(**taken_by(check, {**inputs, **in_force[name], **of_run, "output_dir": output_dir / name}))
+            with in_words_of_the_command(name, functions_of[name]), extractor.only_checks():
+                functions_of[name](extractor, *datasets, **in_force[name], output_dir=output_dir / name)
 
         say = print if processes.is_main_process else lambda *words: None
         with ExitStack() as held:
@@ -128,33 +140,29 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
                 if name not in left:
                     say(f"{name}: measured already; it stays (again: --overwrite)")
             for name in left:
-                say(f"{name}: {purpose(name, functions[name])}")
+                function = functions_of[name]
+                say(f"{name}: {purpose(name, function)}")
                 start = time.perf_counter()
-                findings = {}
-                with in_words_of_the_command(name, functions[name]):
-                    metrics = functions[name](
-                        *datasets,
-                        **in_force[name],
-                        **taken_by(functions[name], of_run),
-                        output_dir=output_dir / name,
-                        findings=findings,
-                    )
-                notes = [as_typed(name, functions[name], sentence) for sentence in findings.get("notes", ())]
-                if notes:
-                    findings["notes"] = notes
+                with in_words_of_the_command(name, function):
+                    metrics = function(extractor, *datasets, **in_force[name], output_dir=output_dir / name)
+                findings = dict(getattr(metrics, "findings", {}))
+                notes = [as_typed(name, function, sentence) for sentence in getattr(metrics, "notes", ())]
                 if processes.is_main_process:
-                    used = recorded(in_force[name])
-                    settled = {key: findings[key] for key, value in used.items() if value is None and key in findings}
+                    settled = {
+                        key: findings[key] for key, value in used[name].items() if value is None and key in findings
+                    }
                     results.add(
                         name,
                         metrics,
-                        options=used,
+                        options=used[name],
                         settled=settled,
-                        precision=precision_of(network, in_force[name]["autocast_dtype"]),
+                        task=protocols[name].facts["task"],
+                        main_metrics=protocols[name].facts["metrics"],
                         seconds=round(time.perf_counter() - start, 1),
                         command=command,
-                        **environment_of(processes.device, processes.num_processes),
-                        findings={key: value for key, value in findings.items() if key not in used},
+                        **environment_of(extractor),
+                        findings={key: value for key, value in findings.items() if key not in used[name]},
+                        notes=notes,
                     )
                 for sentence in notes:
                     say(f"{name}: {sentence}.")
@@ -169,21 +177,24 @@ def evaluate(parser: argparse.ArgumentParser) -> Callable[..., None]:
     return run
 
 
-def protocol_function(name: str) -> Callable[..., dict[str, float]]:
-    return getattr(import_module(f"..evaluation.{name}", __package__), f"evaluate_{name}")
+def checked_protocols(text: str) -> dict[str, Named]:
+    """The protocols of a list such as "knn,my_module:evaluate_x", each once, by their names.
 
-
-def check_function(name: str) -> Callable[..., Any]:
-    return getattr(import_module(f"..evaluation.{name}", __package__), f"check_{name}")
-
-
-def checked_protocols(text: str) -> list[str]:
-    """The names in a list such as "knn,linear", each once."""
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    unknown = [name for name in names if name not in PROTOCOLS]
-    if unknown or not names:
-        raise ValueError(f"`--protocol` is {text!r}, but must name one or several of {','.join(PROTOCOLS)}.")
-    return names
+    Raises:
+        ValueError: there is none, or one of them is not registered by `evaluation.protocol`.
+    """
+    found = {}
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        one = PROTOCOLS.named(word)
+        if not one.facts:
+            raise ValueError(
+                f"`--protocol` names {word}, which is no protocol: register the function with"
+                " `@dinov2_hf.evaluation.protocol(name, task=..., metrics=...)`."
+            )
+        found[one.name] = one
+    if not found:
+        raise ValueError(f"`--protocol` must name one or several of {','.join(PROTOCOLS.names())}.")
+    return found
 
 
 def command_line(**options: Any) -> str:
@@ -198,38 +209,29 @@ def command_line(**options: Any) -> str:
     return shlex.join(without_secrets(words))
 
 
-def taken_by(function: Callable, values: dict[str, Any]) -> dict[str, Any]:
-    """Those values that the function takes."""
-    accepted = inspect.signature(function).parameters
-    return {name: value for name, value in values.items() if name in accepted}
+def takes(function: Callable, keyword: str) -> bool:
+    return keyword in inspect.signature(function).parameters
 
 
-def recorded(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as `metrics.json` holds them."""
-    names = {"autocast_dtype": "bf16"}
-    return {names.get(name, name): value is not None if name in names else value for name, value in options.items()}
-
-
-def shared_options(functions: dict[str, Callable], protocols: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    """What several protocols may take, where it was given.
+def checked_run_options(functions: dict[str, Callable], options: dict[str, Any]) -> dict[str, Any]:
+    """How the network is run, for `FeatureExtractor`.
 
     Raises:
         ValueError: something was given that no chosen protocol takes, or is out of its range.
     """
     import torch
 
-    names = ("image_column", "video_column", "label_column", "batch_size", "num_workers")
-    values = given(**{name: options[name] for name in names})
-    if values.get("batch_size", 1) < 1:
-        raise ValueError(f"`--batch_size` is {values['batch_size']}, but must be at least 1.")
-    if values["num_workers"] < 0:
-        raise ValueError(f"`--num_workers` is {values['num_workers']}, but must be at least 0.")
-    values |= {"autocast_dtype": torch.bfloat16} if options["bf16"] else {}
-    taken = {name for protocol in protocols for name in taken_by(functions[protocol], values)}
-    refuse(
-        {name: value for name, value in values.items() if name not in taken}, f"`--protocol` is {','.join(protocols)}"
-    )
-    return values
+    ignored = []
+    if not any(takes(function, "label_column") for function in functions.values()):
+        ignored.append("label_column")
+    if all(takes(function, "video_column") for function in functions.values()):
+        ignored.append("image_column")
+    refuse(given(**{name: options[name] for name in ignored}), f"`--protocol` is {','.join(functions)}")
+    for name, least in (("batch_size", 1), ("num_workers", 0)):
+        if options[name] is not None and options[name] < least:
+            raise ValueError(f"`--{name}` is {options[name]}, but must be at least {least}.")
+    dtype = torch.bfloat16 if options["bf16"] else None
+    return {"autocast_dtype": dtype, **{name: options[name] for name in ("batch_size", "num_workers")}}
 
 
 def start_processes(device: str | None):
@@ -252,15 +254,15 @@ def start_processes(device: str | None):
 
 
 def load_datasets(
-    functions: list[Callable],
-    shared: dict[str, Any],
+    functions: dict[str, Callable],
+    columns: dict[str, str | None],
     *,
     train_data: str,
     train_split: str,
     eval_data: str,
     eval_split: str,
-):
-    """Both datasets, with images or videos in the column that `shared` then names.
+) -> tuple[Any, Any, dict[str, str]]:
+    """Both datasets, and their column of images or videos by its option.
 
     Raises:
         ValueError: they cannot be loaded, or some of the protocols take images and others videos.
@@ -268,25 +270,24 @@ def load_datasets(
     from ..data import find_image_column, load_image_dataset
     from ..data.reading.video_dataset import load_video_dataset
 
-    names = ("image_column", "video_column")
-    kinds = {name for function in functions for name in taken_by(function, dict.fromkeys(names))}
-    if len(kinds) > 1:
+    of_videos = {takes(function, "video_column") for function in functions.values()}
+    if len(of_videos) > 1:
         raise ValueError(
             "`--protocol` names some for images and some for videos, which need other data; run them apart."
         )
-    (kind,) = kinds
+    kind = "video_column" if of_videos == {True} else "image_column"
 
     def load(data: str, split: str):
         if kind == "video_column":
-            return load_video_dataset(data, split=split, video_column=shared.get(kind))
-        dataset = load_image_dataset(data, split=split, image_column=shared.get(kind))
-        return dataset, find_image_column(dataset, shared.get(kind))
+            return load_video_dataset(data, split=split, video_column=columns[kind])
+        dataset = load_image_dataset(data, split=split, image_column=columns[kind])
+        return dataset, find_image_column(dataset, columns[kind])
 
     train_dataset, column = load(train_data, train_split)
     eval_dataset, eval_column = load(eval_data, eval_split)
     if eval_column != column:
         eval_dataset = eval_dataset.rename_column(eval_column, column)
-    return train_dataset, eval_dataset, {**shared, kind: column}
+    return train_dataset, eval_dataset, {kind: column}
 
 
 def what_is_measured(
@@ -294,7 +295,7 @@ def what_is_measured(
 ) -> dict[str, Any]:
     """What one `metrics.json` is about, see `EvaluationResults`. Local data are named by their whole path."""
     from ..evaluation.environment import image_size_of
-    from ..evaluation.fingerprints import processor_values, weights_fingerprint
+    from ..fingerprints import processor_values, weights_fingerprint
 
     data = {
         name: str(Path(value).resolve()) if name.endswith("_data") and Path(value).exists() else value

@@ -38,14 +38,15 @@ def features(parser: argparse.ArgumentParser) -> Callable[..., None]:
     parser.add_argument("--overwrite", action="store_true", help="replace what is at the output")
 
     def run(
-        model: str, data: str, split: str, output: str, kind: str, num_layers, image_column, device, bf16, overwrite,
-        **options: Any,
+        model: str, data: str, split: str, output: str, kind: str, num_layers, image_column, batch_size, num_workers,
+        device, bf16, overwrite, **options: Any,
     ) -> None:  # fmt: skip
         import torch
         from transformers.utils import logging as transformers_logging
 
         from ..data import find_image_column, load_image_dataset
         from ..feature_files import check_output, write_features
+        from ..features import FeatureExtractor
         from ..model_source import find_model
         from .backbone import describe_processing, load_backbone
 
@@ -58,21 +59,20 @@ def features(parser: argparse.ArgumentParser) -> Callable[..., None]:
         transformers_logging.disable_progress_bar()
         network, image_processor = load_backbone(model)
         dataset = load_image_dataset(data, split=split, image_column=image_column)
-        written = write_features(
+        extractor = FeatureExtractor(
             network,
-            dataset,
             image_processor,
-            output,
-            kind=kind,
             image_column=find_image_column(dataset, image_column),
-            overwrite=overwrite,
-            sources=sources,
+            batch_size=batch_size,
             device=device,
             autocast_dtype=torch.bfloat16 if bf16 else None,
+            num_workers=num_workers,
             progress=True,
-            **given(num_layers=num_layers),
-            **options,
         )
+        written = write_features(
+            extractor, dataset, output, kind=kind, overwrite=overwrite, sources=sources,
+            **given(num_layers=num_layers), **options,
+        )  # fmt: skip
         print(f"{kind}: {written.rule}; {describe_processing(image_processor)}")
         print(f"{output}: {written.num_rows} rows of shape {written.shape}")
         for row, reason in written.undecodable_rows.items():

@@ -17,13 +17,7 @@ from .user_words import in_users_words
 
 
 # What the command gives to every protocol that takes it.
-SHARED = (
-    "image_column", "video_column", "label_column", "batch_size", "num_workers", "device", "autocast_dtype",
-    "progress", "processes", "output_dir", "findings",
-)  # fmt: skip
-
-# Of these, what says how a protocol is run, and not what is asked of it.
-GIVEN_BY_THE_RUN = ("device", "progress", "processes", "output_dir", "findings")
+SHARED = ("label_column", "output_dir")
 
 
 def own_options(function: Callable) -> dict[str, inspect.Parameter]:
@@ -86,7 +80,7 @@ def options_in_force(function: Callable, given: Mapping[str, Any]) -> dict[str, 
     return {
         name: given.get(name, parameter.default)
         for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in GIVEN_BY_THE_RUN
+        if parameter.kind is parameter.KEYWORD_ONLY and name != "output_dir"
     }
 
 

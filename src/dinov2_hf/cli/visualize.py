@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,15 +153,15 @@ def draw_pca(network, image_processor, images, output: Path, *, title, **options
 
 def draw_attention(network, image_processor, images, output: Path, *, title, image_size=None, **options: Any) -> None:
     from ..pictures.attention_maps import attention_maps, draw_attention_maps
-    from ..pictures.grid import prepare_pictures
+    from ..pictures.seen_images import prepare_pictures
 
     pixel_values, pictures = prepare_pictures(network, images, image_processor, image_size)
     draw_attention_maps(pictures, attention_maps(network, pixel_values, **options), output, title)
 
 
 def draw_matching(network, image_processor, images, output: Path, *, title, image_size=None, **options: Any) -> None:
-    from ..pictures.grid import prepare_pictures
     from ..pictures.patch_matching import draw_patch_matches, match_patches
+    from ..pictures.seen_images import prepare_pictures
 
     pixel_values, pictures = prepare_pictures(network, images, image_processor, image_size)
     draw_patch_matches(tuple(pictures), match_patches(network, pixel_values, **options), output, title)
@@ -170,17 +171,16 @@ def draw_neighbors(
     network, image_processor, images, output: Path, *, title, collection, rows, num_neighbors=NUM_NEIGHBORS,
     label_column=None, **extraction: Any,
 ) -> None:  # fmt: skip
-    from ..features import extract_features, require_column
+    from ..features import FeatureExtractor, require_column
     from ..pictures.nearest_images import draw_nearest_images, nearest_images, square_picture
 
     dataset, image_column = collection
     if label_column is not None:
         require_column(dataset, label_column, "label_column")
-    queries = [{"image": image} for image in images]
-    features = extract_features(
-        network, dataset, image_processor, image_column=image_column, progress=True, **extraction
-    )
-    found = nearest_images(extract_features(network, queries, image_processor), features, num_neighbors, rows)
+    extractor = FeatureExtractor(network, image_processor, image_column=image_column, progress=True, **extraction)
+    features = extractor.features(dataset).values
+    queries = replace(extractor, progress=False).features([{image_column: image} for image in images]).values
+    found = nearest_images(queries, features, num_neighbors, rows)
     neighbors = [
         [square_picture(image) for image in read_images(network, None, collection, of_query)]
         for of_query in found.rows.tolist()

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..feature_kinds import vision_part
-from ..features import iterate_features
+from ..features import FeatureExtractor
 from ..model_source import find_model
 from ..named_objects import PATH, Registry
 from .algorithms.perceptual_descriptor import PatchSums, PerceptualDescriptor
@@ -79,7 +79,7 @@ def refuse_untrusted(spec: str, *, trust_torchscript: bool) -> None:
 
 @dataclass
 class ModelEmbedder:
-    """A network and how images are prepared for it, as `features.iterate_features` takes them.
+    """A network and how images are prepared for it, as a `FeatureExtractor` takes them.
 
     Args:
         model, image_processor, kind: as there.
@@ -112,25 +112,21 @@ class ModelEmbedder:
             (rows, vectors, reasons): which of the images have a vector, ascending, their vectors
             (len(rows), D) float32, and why the others have none.
         """
-        reasons: dict[int, str] = {}
-        rows, vectors = [], []
-        batches = iterate_features(
+        extractor = FeatureExtractor(
             self.model,
-            images,
             self.image_processor,
-            kind=self.kind,
             batch_size=self.batch_size,
             device=device,
             autocast_dtype=torch.bfloat16 if bf16 else None,
             num_workers=num_workers if self.in_workers else 0,
             progress=progress,
-            description=description,
-            undecodable_rows=reasons,
         )
+        batches = extractor.batches(images, kind=self.kind, skip_undecodable=True, description=description)
+        rows, vectors = [], []
         for batch_rows, features in batches:
             rows += batch_rows
             vectors.append(features.numpy())
-        return rows, np.concatenate(vectors), reasons
+        return rows, np.concatenate(vectors), batches.undecodable_rows
 
 
 def load_embedder(

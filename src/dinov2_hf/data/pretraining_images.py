@@ -15,12 +15,10 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from .collator import PreTrainingSample, SkippedImage
 from .decoding.channels import image_decoder
-from .decoding.undecodable import UndecodableImage
 from .reading.image_columns import describe_row
+from .replacements import first_decodable
 from .sample_order import SampleKey, check_share, mix_seed
 
-
-MAX_TRIES_PER_SAMPLE = 20
 
 Transform = Callable[[Image.Image | np.ndarray], tuple[torch.Tensor, torch.Tensor]]
 
@@ -53,7 +51,7 @@ class PreTrainingImages(Dataset):
         Raises:
             ValueError: if 20 rows in a row cannot be decoded.
         """
-        return _first_decodable(self._candidates(key), self.decode, self.transform, key.seed)
+        return _sample_of_first(self._candidates(key), self.decode, self.transform, key.seed)
 
     def _candidates(self, key: SampleKey) -> Iterator[tuple[str, Any]]:
         replacements = random.Random(key.seed)
@@ -143,7 +141,7 @@ class PreTrainingStream(IterableDataset):
             own_batch, index = divmod(place, self.batch_size)
             batch = own_batch * num_workers + worker
             position = (batch * self.world_size + self.rank) * self.batch_size + index
-            sample = _first_decodable(candidates(), self.decode, self.transform, mix_seed(self.seed, position))
+            sample = _sample_of_first(candidates(), self.decode, self.transform, mix_seed(self.seed, position))
             upcoming.popleft()
             # Any further images that failed are reported in their own places.
             yield sample._replace(skipped=sample.skipped[:1])
@@ -172,23 +170,13 @@ def _undecoded_images(
     return dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
 
 
-def _first_decodable(
+def _sample_of_first(
     candidates: Iterator[tuple[str, Any]], decode: Callable[[Any], Any], transform: Transform, seed: int
 ) -> PreTrainingSample:
     """The sample made from the first of the candidates, pairs of a row id and an image, that can be decoded."""
-    skipped = []
-    for row_id, value in itertools.islice(candidates, MAX_TRIES_PER_SAMPLE):
-        try:
-            image = decode(value)
-        except UndecodableImage as error:
-            skipped.append(SkippedImage(row_id, str(error)))
-            continue
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would also seed the GPUs, whose generators belong to the training.
-            torch.default_generator.manual_seed(seed)
-            global_crops, local_crops = transform(image)
-        return PreTrainingSample(global_crops, local_crops, row_id, seed, tuple(skipped))
-    raise ValueError(
-        f"{MAX_TRIES_PER_SAMPLE} images in a row could not be decoded, the last of them {skipped[-1].row_id} "
-        f"({skipped[-1].reason}); check that the image column holds images."
-    )
+    row_id, image, skipped = first_decodable(candidates, decode)
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would also seed the GPUs, whose generators belong to the training.
+        torch.default_generator.manual_seed(seed)
+        global_crops, local_crops = transform(image)
+    return PreTrainingSample(global_crops, local_crops, row_id, seed, tuple(SkippedImage(*one) for one in skipped))

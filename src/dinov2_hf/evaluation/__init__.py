@@ -1,42 +1,34 @@
-"""Frozen features, measured (paper section 7). Every function takes any `AutoModel`.
+"""Frozen features, measured (paper section 7). Every protocol takes a `FeatureExtractor` of any `AutoModel`.
 
-Each protocol is one file with one function, and knows no other:
-`evaluate_<protocol>(model, train_dataset, eval_dataset, image_processor, *, ..., output_dir=None)`, which returns a
-`dict[str, float]`. A protocol is imported when it is first asked for.
+Each is one file with one function, and knows no other: see `protocols`. It is imported when it is first asked for.
 """
 
 from importlib import import_module
 from typing import Any
 
+from ..features import FeatureExtractor
 from ..pictures.attention_maps import attention_maps, draw_attention_maps
 from ..pictures.nearest_images import draw_nearest_images, nearest_images
 from ..pictures.patch_matching import draw_patch_matches, match_patches
 from ..pictures.patch_pca import draw_patch_pca, patch_pca, save_patch_pca
+from .metrics import Metrics
+from .protocols import PROTOCOLS, protocol
 
 
-_MODULE_OF = {
-    "evaluate_copy_detection": "copy_detection",
-    "evaluate_depth": "depth",
-    "evaluate_knn": "knn",
-    "evaluate_linear": "linear",
-    "evaluate_logistic_regression": "logistic_regression",
-    "evaluate_retrieval": "retrieval",
-    "evaluate_segmentation": "segmentation",
-    "evaluate_video": "video",
-    "knn_class_scores": "knn",
-}
+_PROTOCOLS = {f"evaluate_{name}": name for name in PROTOCOLS.names()}
 __all__ = [
-    "attention_maps", "draw_attention_maps", "draw_nearest_images", "draw_patch_matches", "draw_patch_pca",
-    "evaluate_copy_detection", "evaluate_depth", "evaluate_knn", "evaluate_linear", "evaluate_logistic_regression",
-    "evaluate_retrieval", "evaluate_segmentation", "evaluate_video", "knn_class_scores", "match_patches",
-    "nearest_images", "patch_pca", "save_patch_pca",
+    "FeatureExtractor", "Metrics", "attention_maps", "draw_attention_maps", "draw_nearest_images",
+    "draw_patch_matches", "draw_patch_pca", "knn_class_scores", "match_patches", "nearest_images", "patch_pca",
+    "protocol", "save_patch_pca", *_PROTOCOLS,
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    if name == "knn_class_scores":
+        return import_module(".knn", __name__).knn_class_scores
+    if name in _PROTOCOLS:
+        return PROTOCOLS.find(_PROTOCOLS[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

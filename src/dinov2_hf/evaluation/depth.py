@@ -6,24 +6,21 @@ from dataclasses import asdict, replace
 from functools import partial
 from math import ceil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import datasets
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
 from ..atomic_files import check_new_folder
-from ..features import evaluation_mode, require_column
+from ..features import DatasetOrRows, FeatureExtractor
 from ..models.depth_layers import four_depth_layers
-from ..pictures.figures import picture_beside_numbers
 from ..pictures.masks_and_depths import draw_depths
 from .dense.depth_benchmarks import BENCHMARKS, DepthBenchmark
 from .dense.depth_heads import DPTDepth, LinearDepth, check_dpt, frozen_features
-from .dense.depth_images import DepthCrop, depth_decoder, judged_box, lower_middle
+from .dense.depth_images import DepthCrop, decode_depth, judged_box, lower_middle
 from .dense.depth_measures import SIGLOSS_WARMUP_STEPS, sigloss
 from .dense.depth_metrics import depth_metrics
 from .dense.features import check_image_size, num_blocks, square_patch_size
@@ -35,27 +32,30 @@ from .dense.head_training import (
     seeded,
     train_head,
 )
-from .dense.images import PixelNormalization, PixelPairs, check_train_batch_size, pairs_of_process, training_batches
-from .findings import keep, listed
-from .fingerprints import training_settings
-from .unmeasured_heads import forget_unmeasured, train_once
+from .dense.images import PixelNormalization, PixelPairs, check_train_batch_size, pairs_to_measure, training_batches
+from .dense.measured_head import train_and_measure
+from .metrics import Metrics, listed
+from .protocols import protocol
+from .unmeasured_heads import training_settings
 
 
 logger = logging.getLogger(__name__)
 
 HEADS = ("linear1", "linear4", "dpt")
 NUM_CHECKED_MAPS = 32
-NUM_PICTURES = 6
 
 
+@protocol(
+    "depth",
+    task="depth-estimation",
+    metrics={"depth_rmse": "rmse", "depth_abs_rel": "abs_rel", "depth_delta1": "delta1"},
+)
 def evaluate_depth(
-    model: nn.Module,
-    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    image_processor: Any,
+    extractor: FeatureExtractor,
+    train_dataset: DatasetOrRows,
+    eval_dataset: DatasetOrRows,
     *,
     head: Literal["linear1", "linear4", "dpt"] = "linear1",
-    image_column: str = "image",
     depth_column: str = "depth_map",
     benchmark: Literal["nyu", "kitti", "none"] = "none",
     depth_scale: float | None = None,
@@ -70,14 +70,8 @@ def evaluate_depth(
     max_grad_norm: float = 35.0,
     seed: int = 0,
     train_batch_size: int = 16,
-    num_workers: int = 0,
-    device: torch.device | str | None = None,
-    autocast_dtype: torch.dtype | None = None,
-    progress: bool = False,
-    processes: PartialState | None = None,
     output_dir: str | Path | None = None,
-    findings: dict[str, Any] | None = None,
-) -> dict[str, float]:
+) -> Metrics:
     """Train a depth head on the maps of `train_dataset` and measure it on those of `eval_dataset`.
 
     A pixel whose depth is 0 or below, infinite or NaN has no measurement and counts nowhere; one above `max_depth`, or
@@ -86,9 +80,8 @@ def evaluate_depth(
     size.
 
     Args:
-        model, image_column, num_workers, device, autocast_dtype, progress, processes: see `iterate_features`; the
-            columns have the same names in both datasets.
-        image_processor: gives the mean and deviation of the pixels; its sizes are not used.
+        extractor: the frozen model, and how it is run. Its image processor gives the mean and deviation of the pixels;
+            its sizes are not used. Images to measure on pass one by one.
         head: "linear1" (last block), "linear4" (four blocks spread over the model), or "dpt" (transformers' own DPT on
             those four, of a `DINOv2Model`).
         depth_column: a depth for each pixel: images of one channel (16-bit PNG, float TIFF, ...), `.npy` files or
@@ -109,7 +102,6 @@ def evaluate_depth(
             `DPTForDepthEstimation`, with its image processor), which is written before the measurement, and
             `depth.png`, maps beside the truth. While the head is not measured, it is in `unmeasured_head.safetensors`
             too, and the next call with the same arguments does not train it again.
-        findings: a mapping to be filled with what was found besides the metrics, see `findings`.
 
     Returns:
         Means over the images of `depth_rmse` (in the unit of depth), `depth_abs_rel`, `depth_log10` and `depth_delta1`
@@ -121,134 +113,6 @@ def evaluate_depth(
             the measured depths are out of the range, an image is smaller than a patch, an option is out of range, or
             the model takes images of another number of channels.
     """
-    rules = check_depth(
-        model, train_dataset, eval_dataset, image_processor, head=head, image_column=image_column,
-        depth_column=depth_column, benchmark=benchmark, depth_scale=depth_scale, min_depth=min_depth,
-        max_depth=max_depth, crop_size=crop_size, fusion_hidden_size=fusion_hidden_size, num_steps=num_steps,
-        learning_rate=learning_rate, weight_decay=weight_decay, warmup_steps=warmup_steps,
-        max_grad_norm=max_grad_norm, train_batch_size=train_batch_size, processes=processes, output_dir=output_dir,
-    )  # fmt: skip
-    fusion_hidden_size = (fusion_hidden_size or 256) if head == "dpt" else None
-    warmup_steps = num_steps // 3 if warmup_steps is None else warmup_steps
-    keep(
-        findings, depth_scale=rules.depth_scale, min_depth=rules.min_depth, max_depth=rules.max_depth,
-        crop_size=list(rules.crop_size), fusion_hidden_size=fusion_hidden_size, warmup_steps=warmup_steps,
-    )  # fmt: skip
-    patch_size = square_patch_size(model)
-    layers = [num_blocks(model) - 1] if head == "linear1" else four_depth_layers(num_blocks(model))
-    num_channels = getattr(model.config, "num_channels", 3)
-    normalize = PixelNormalization(image_processor, num_channels)
-    decode = depth_decoder(rules.depth_scale)
-    train_pairs, eval_pairs = (
-        PixelPairs(dataset, image_column, depth_column, "depth_column", num_channels, decode)
-        for dataset in (train_dataset, eval_dataset)
-    )
-    batches = training_batches(
-        train_pairs,
-        DepthCrop(rules, normalize),
-        train_batch_size=train_batch_size,
-        seed=seed,
-        num_workers=num_workers,
-        processes=processes,
-    )
-    few = range(0, len(train_pairs), ceil(len(train_pairs) / NUM_CHECKED_MAPS))
-    check_depths(train_pairs, few, rules, patch_size, "training", progress)
-    check_depths(eval_pairs, range(len(eval_pairs)), rules, patch_size, "evaluation", progress)
-
-    device = next(model.parameters()).device if device is None else torch.device(device)
-    model.to(device)
-    with seeded(seed):
-        if head == "dpt":
-            depth_head = DPTDepth(model, layers, fusion_hidden_size)
-        else:
-            depth_head = LinearDepth(model, layers, rules.min_depth, rules.max_depth)
-    depth_head.to(device)
-
-    def batch_loss(pixel_values: Tensor, depth: Tensor, step: int) -> Tensor:
-        features = frozen_features(depth_head, pixel_values, autocast_dtype)
-        prediction = _resized(depth_head.depth(features, pixel_values), depth.shape[-2:])
-        valid = (depth > 0) & (depth <= rules.max_depth)
-        return sigloss(prediction, depth, valid, warmup=step < min(SIGLOSS_WARMUP_STEPS, num_steps // 10))
-
-    train = partial(
-        train_head,
-        depth_head.module,
-        batch_loss,
-        batches,
-        torch.optim.AdamW(depth_head.module.parameters(), lr=learning_rate, weight_decay=weight_decay),
-        num_steps=num_steps,
-        learning_rate_factor=lambda step: learning_rate_factor(
-            step, num_steps, decay=cosine_decay, warmup_steps=warmup_steps, warmup_ratio=1e-3, final_ratio=1e-8
-        ),
-        beta1=lambda step: one_cycle_beta1(step, num_steps),
-        max_grad_norm=max_grad_norm,
-        device=device,
-        progress=progress,
-        description="Training the depth head",
-        processes=processes,
-    )
-    settings = training_settings(
-        model, train_dataset, image_processor, head=head, image_column=image_column, depth_column=depth_column,
-        rules=asdict(rules), fusion_hidden_size=fusion_hidden_size, num_steps=num_steps, learning_rate=learning_rate,
-        weight_decay=weight_decay, warmup_steps=warmup_steps, max_grad_norm=max_grad_norm, seed=seed,
-        train_batch_size=train_batch_size, precision=str(autocast_dtype),
-        num_processes=1 if processes is None else processes.num_processes,
-    )  # fmt: skip
-    is_main = processes is None or processes.is_main_process
-    with evaluation_mode(model):
-        depth_head.module.train()
-        train_once(
-            depth_head.module.state_dict(keep_vars=True), train, settings=settings, output_dir=output_dir,
-            processes=processes,
-        )  # fmt: skip
-        depth_head.module.eval()
-        if output_dir is not None and is_main:
-            depth_head.save(image_processor, Path(output_dir) / "model")
-
-        @torch.no_grad()
-        def predict(image: Tensor) -> Tensor:
-            pixel_values = normalize(image.to(device)).unsqueeze(0)
-            both = []
-            for mirrored in (pixel_values, pixel_values.flip(-1)):
-                features = frozen_features(depth_head, mirrored, autocast_dtype)
-                prediction = depth_head.depth(features, mirrored).clamp(rules.min_depth, rules.max_depth)
-                both.append(_resized(prediction, image.shape[-2:])[0])
-            return (both[0] + both[1].flip(-1)) / 2
-
-        metrics, pictures = _measure(predict, eval_pairs, rules, num_workers, progress, processes)
-    if output_dir is not None and is_main:
-        path = Path(output_dir) / "depth.png"
-        with picture_beside_numbers(path):
-            draw_depths(pictures, path)
-    forget_unmeasured(output_dir, processes)
-    return metrics
-
-
-def check_depth(
-    model: nn.Module,
-    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    image_processor: Any,
-    *,
-    head: str,
-    image_column: str,
-    depth_column: str,
-    benchmark: str,
-    depth_scale: float | None,
-    min_depth: float | None,
-    max_depth: float | None,
-    crop_size: tuple[int, int] | None,
-    fusion_hidden_size: int | None,
-    num_steps: int,
-    learning_rate: float,
-    weight_decay: float,
-    warmup_steps: int | None,
-    max_grad_norm: float,
-    train_batch_size: int,
-    processes: PartialState | None,
-    output_dir: str | Path | None,
-) -> DepthBenchmark:
-    """What `evaluate_depth` refuses before it reads maps, and the rules in force."""
     rules = _rules(benchmark, depth_scale, min_depth, max_depth, crop_size)
     if head not in HEADS:
         raise ValueError(f"`head` is {head!r}, but must be one of {', '.join(HEADS)}.")
@@ -259,19 +123,88 @@ def check_depth(
     check_head_training(num_steps, learning_rate, weight_decay, warmup_steps)
     if not max_grad_norm > 0:
         raise ValueError(f"`max_grad_norm` is {max_grad_norm}, but must be above 0.")
-    check_image_size(min(rules.crop_size), square_patch_size(model), "crop_size")
-    if head != "linear1":
-        four_depth_layers(num_blocks(model))
+    model, patch_size = extractor.model, square_patch_size(extractor.model)
+    check_image_size(min(rules.crop_size), patch_size, "crop_size")
+    layers = [num_blocks(model) - 1] if head == "linear1" else four_depth_layers(num_blocks(model))
     if head == "dpt":
         check_dpt(model)
-    PixelNormalization(image_processor, getattr(model.config, "num_channels", 3))
-    for dataset in (train_dataset, eval_dataset):
-        require_column(dataset, image_column, "image_column")
-        require_column(dataset, depth_column, "depth_column")
-    check_train_batch_size(train_batch_size, len(train_dataset), processes)
+    normalize = PixelNormalization(extractor.image_processor, extractor.num_channels)
+    decode = partial(decode_depth, depth_scale=rules.depth_scale)
+    train_pairs, eval_pairs = (
+        PixelPairs(extractor, dataset, depth_column, "depth_column", decode)
+        for dataset in (train_dataset, eval_dataset)
+    )
+    check_train_batch_size(extractor, train_batch_size, len(train_dataset))
     if output_dir is not None:
         check_new_folder(Path(output_dir) / "model", "model", overwrite=True)
-    return rules
+    extractor.begin()
+
+    fusion_hidden_size = (fusion_hidden_size or 256) if head == "dpt" else None
+    warmup_steps = num_steps // 3 if warmup_steps is None else warmup_steps
+    batches = training_batches(
+        extractor, train_pairs, DepthCrop(rules, normalize), train_batch_size=train_batch_size, seed=seed
+    )
+    few = range(0, len(train_pairs), ceil(len(train_pairs) / NUM_CHECKED_MAPS))
+    check_depths(train_pairs, few, rules, patch_size, "training", extractor.progress)
+    check_depths(eval_pairs, range(len(eval_pairs)), rules, patch_size, "evaluation", extractor.progress)
+    with seeded(seed):
+        if head == "dpt":
+            depth_head = DPTDepth(model, layers, fusion_hidden_size)
+        else:
+            depth_head = LinearDepth(model, layers, rules.min_depth, rules.max_depth)
+    depth_head.to(extractor.device)
+    depth_head.module.train()
+
+    def batch_loss(pixel_values: Tensor, depth: Tensor, step: int) -> Tensor:
+        features = frozen_features(extractor, depth_head, pixel_values)
+        prediction = _resized(depth_head.depth(features, pixel_values), depth.shape[-2:])
+        valid = (depth > 0) & (depth <= rules.max_depth)
+        return sigloss(prediction, depth, valid, warmup=step < min(SIGLOSS_WARMUP_STEPS, num_steps // 10))
+
+    @torch.no_grad()
+    def predict(image: Tensor) -> Tensor:
+        pixel_values = normalize(image.to(extractor.device)).unsqueeze(0)
+        both = []
+        for mirrored in (pixel_values, pixel_values.flip(-1)):
+            features = frozen_features(extractor, depth_head, mirrored)
+            prediction = depth_head.depth(features, mirrored).clamp(rules.min_depth, rules.max_depth)
+            both.append(_resized(prediction, image.shape[-2:])[0])
+        return (both[0] + both[1].flip(-1)) / 2
+
+    settings = training_settings(
+        extractor, train_dataset, head=head, depth_column=depth_column, rules=asdict(rules),
+        fusion_hidden_size=fusion_hidden_size, num_steps=num_steps, learning_rate=learning_rate,
+        weight_decay=weight_decay, warmup_steps=warmup_steps, max_grad_norm=max_grad_norm, seed=seed,
+        train_batch_size=train_batch_size,
+    )  # fmt: skip
+    findings = {
+        "depth_scale": rules.depth_scale, "min_depth": rules.min_depth, "max_depth": rules.max_depth,
+        "crop_size": list(rules.crop_size), "fusion_hidden_size": fusion_hidden_size, "warmup_steps": warmup_steps,
+    }  # fmt: skip
+    return train_and_measure(
+        "depth",
+        extractor,
+        depth_head.module,
+        train=lambda: train_head(
+            extractor,
+            depth_head.module,
+            batch_loss,
+            batches,
+            torch.optim.AdamW(depth_head.module.parameters(), lr=learning_rate, weight_decay=weight_decay),
+            num_steps=num_steps,
+            learning_rate_factor=lambda step: learning_rate_factor(
+                step, num_steps, decay=cosine_decay, warmup_steps=warmup_steps, warmup_ratio=1e-3, final_ratio=1e-8
+            ),
+            beta1=lambda step: one_cycle_beta1(step, num_steps),
+            max_grad_norm=max_grad_norm,
+        ),
+        save=partial(depth_head.save, extractor.image_processor),
+        measure=lambda: _measure(extractor, predict, eval_pairs, rules),
+        draw=draw_depths,
+        settings=settings,
+        findings=findings,
+        output_dir=output_dir,
+    )
 
 
 def _rules(benchmark, depth_scale, min_depth, max_depth, crop_size) -> DepthBenchmark:
@@ -333,23 +266,20 @@ def _resized(depth: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(depth.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
 
 
-def _measure(predict, pairs, rules, num_workers, progress, processes):
-    """The metrics, and a few images, evenly spaced, with their maps as (image, truth, prediction)."""
-    rows, loader = pairs_of_process(pairs, num_workers, processes)
-    drawn = rows[:: ceil(len(rows) / NUM_PICTURES)] if len(rows) else ()
+def _measure(extractor, predict, pairs, rules):
+    """The metrics, and a few images with their maps as (image, truth, prediction)."""
     found, pictures, left_out = [], [], 0
-    bar = tqdm(loader, desc="Estimating depth", unit="image", disable=not progress)
-    for row, (image, depth) in zip(rows, bar, strict=True):
-        image, depth = (lower_middle(one.as_subclass(Tensor), rules.image_box_size) for one in (image, depth))
+    for image, depth, drawn in pairs_to_measure(extractor, pairs, "Estimating depth"):
+        image, depth = (lower_middle(one, rules.image_box_size) for one in (image, depth))
         judged = (depth > rules.min_depth) & (depth < rules.max_depth) & judged_box(depth, rules.evaluation_box)
         if not judged.any():
             left_out += 1
             continue
         prediction = predict(image).cpu()
         found.append(depth_metrics(prediction[judged], depth[judged]))
-        if row in drawn:
+        if drawn:
             pictures.append((image, depth, prediction))
-    if processes is not None:
+    if extractor.processes is not None:
         parts = gather_object([(found, left_out)])
         found = [one for part, _ in parts for one in part]
         left_out = sum(count for _, count in parts)

@@ -5,8 +5,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from torch import nn
 
+from ..features import FeatureExtractor
 from .classification.augmented_images import crop_size_of
 
 
@@ -16,22 +16,27 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def environment_of(device: torch.device, num_processes: int) -> dict[str, Any]:
-    """Device, number of processes, and the versions of Python and the packages that are installed."""
+def environment_of(extractor: FeatureExtractor) -> dict[str, Any]:
+    """Device, number of processes, precision, and the versions of Python and the packages that are installed.
+
+    The precision is in words such as "float32" or "float32, bfloat16 autocast".
+    """
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    return {"device": name, "num_processes": num_processes, "versions": versions}
-
-
-def precision_of(model: nn.Module, autocast_dtype: torch.dtype | None) -> str:
-    """In words such as "float32" or "float32, bfloat16 autocast": the dtype of the weights, and of the autocast."""
-    weights = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return weights if autocast_dtype is None else f"{weights}, {str(autocast_dtype).removeprefix('torch.')} autocast"
+    device = extractor.device
+    precision = [str(next(extractor.model.parameters()).dtype)]
+    if extractor.autocast_dtype is not None:
+        precision.append(f"{extractor.autocast_dtype} autocast")
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "num_processes": extractor.world_size,
+        "precision": ", ".join(precision).replace("torch.", ""),
+        "versions": versions,
+    }
 
 
 def image_size_of(image_processor: Any) -> list[int] | None:

@@ -8,23 +8,21 @@ Shapes: `Q` query images, `n` bank images, `D` feature size, `C` classes.
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ..features import extract_features
-from ..pictures.figures import draw_curves, picture_beside_numbers
+from ..features import DatasetOrRows, FeatureExtractor
+from ..pictures.figures import draw_beside_numbers, draw_curves
 from .classification.labelled_features import labelled_features
-from .classification.labels import MatchedLabels, match_labels, warn_of_absent_classes
-from .findings import keep, listed, note_edge
+from .classification.labels import match_labels
+from .metrics import Metrics, listed
+from .protocols import folder_of_main, protocol
 
 
 # A wide tile of the similarity matrix keeps the number of top-k merges, and on a GPU of launches, small.
@@ -33,35 +31,26 @@ _BANK_ROWS_PER_QUERY = 16
 _QUERIES_PER_PASS = 65536
 
 
+@protocol("knn", task="image-classification", metrics={"knn_top1": "accuracy"})
 def evaluate_knn(
-    model: nn.Module,
-    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    image_processor: Any,
+    extractor: FeatureExtractor,
+    train_dataset: DatasetOrRows,
+    eval_dataset: DatasetOrRows,
     *,
-    image_column: str = "image",
     label_column: str = "label",
     ks: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.07,
     shots: Sequence[int] = (),
     num_tries: int = 5,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: torch.device | str | None = None,
-    autocast_dtype: torch.dtype | None = None,
-    progress: bool = False,
-    processes: PartialState | None = None,
-    output_dir: str | os.PathLike | None = None,
-    findings: dict[str, Any] | None = None,
-) -> dict[str, float]:
+    output_dir: str | Path | None = None,
+) -> Metrics:
     """Classify `eval_dataset` by the neighbours of its images in `train_dataset`, the bank.
 
     A bank image that cannot be decoded is left out, with a warning; an image to classify is never left out. Labels
     are matched by name, see `match_labels`.
 
     Args:
-        model, image_processor, image_column, batch_size, num_workers, device, autocast_dtype, progress, processes:
-            see `iterate_features`; the columns have the same names in both datasets.
+        extractor: the frozen model, and how it is run.
         train_dataset: the labelled images to compare with, usually the training split.
         eval_dataset: the labelled images to classify, usually the validation split.
         label_column: name of the column that holds the labels.
@@ -71,7 +60,6 @@ def evaluate_knn(
             the size of such a bank are left out for it.
         num_tries: few-shot banks of each size, drawn at random with the seeds 0, 1, ...
         output_dir: a folder for the plot `knn.png`. None: no plot.
-        findings: a mapping to be filled with what was found besides the metrics, see `findings`.
 
     Returns:
         Accuracies in [0, 1]: `knn_top1_k{k}` for each k, and `knn_top5_k{k}` where there are more than 5 classes: the
@@ -79,34 +67,25 @@ def evaluate_knn(
         few-shot banks the mean and the standard deviation over the tries, `knn_{n}shot_top1_k{k}` and `..._std`.
 
     Raises:
-        ValueError: what `match_labels` or `extract_features` raises, or `ks`, `temperature`, `shots` or `num_tries` is
-            out of range for the bank.
+        ValueError: what `match_labels` or `FeatureExtractor.features` raises, or `ks`, `temperature`, `shots` or
+            `num_tries` is out of range for the bank.
     """
-    labels = check_knn(
-        train_dataset, eval_dataset, label_column=label_column, ks=ks, temperature=temperature, shots=shots,
-        num_tries=num_tries,
-    )  # fmt: skip
-    warn_of_absent_classes(labels)
-    extraction = {
-        "image_column": image_column,
-        "batch_size": batch_size,
-        "device": device,
-        "autocast_dtype": autocast_dtype,
-        "num_workers": num_workers,
-        "progress": progress,
-        "processes": processes,
-    }
-    bank_features, bank_labels = labelled_features(model, train_dataset, labels.train, image_processor, **extraction)
+    labels = match_labels(train_dataset, eval_dataset, label_column)
+    _checked_ks(ks, len(labels.train))
+    _check_temperature(temperature)
+    _check_shots(shots, num_tries, labels.train, labels.classes, ks)
+    extractor.begin(train_dataset, eval_dataset)
+    labels.warn_of_absent_classes()
+    bank_features, bank_labels, _ = labelled_features(extractor, train_dataset, labels.train)
     if len(bank_labels) < len(labels.train):
         _checked_ks(ks, len(bank_labels))
         _check_shots(shots, num_tries, bank_labels, labels.classes, ks)
-    query_features = extract_features(
-        model, eval_dataset, image_processor, description="Features of the images to classify", **extraction
-    )
+    query_features = extractor.features(eval_dataset, description="Features of the images to classify").values
 
     def accuracies(bank_rows: Tensor | slice) -> dict[str, float]:
         bank = bank_labels[bank_rows]
         return _accuracies(
+            extractor,
             bank_features[bank_rows],
             bank,
             query_features,
@@ -114,11 +93,15 @@ def evaluate_knn(
             num_classes=len(labels.classes),
             ks=_checked_ks([k for k in ks if k <= len(bank)], len(bank)),
             temperature=temperature,
-            device=next(model.parameters()).device,
-            processes=processes,
         )
 
-    metrics = {f"knn_{name}": value for name, value in accuracies(slice(None)).items()}
+    chance = labels.most_frequent_share()
+    metrics = Metrics(
+        {f"knn_{name}": value for name, value in accuracies(slice(None)).items()},
+        num_classes=len(labels.classes),
+        num_bank_images=len(bank_labels),
+        most_frequent_class_top1=chance,
+    )
     for n in shots:
         tries = [accuracies(_few_shot_rows(bank_labels, n, seed)) for seed in range(num_tries)]
         for name in tries[0]:
@@ -130,43 +113,20 @@ def evaluate_knn(
         label: {k: metrics[f"{name}_k{k}"] for k in sorted(set(ks)) if f"{name}_k{k}" in metrics}
         for label, name in banks.items()
     }
-    chance = labels.most_frequent_share()
-    keep(findings, num_classes=len(labels.classes), num_bank_images=len(bank_labels), most_frequent_class_top1=chance)
-    note_edge(findings, "k of `ks`", curves["whole bank"], lowest=1, highest=len(bank_labels))
-    if output_dir is not None and (processes is None or processes.is_main_process):
-        path = Path(output_dir) / "knn.png"
-        with picture_beside_numbers(path):
-            draw_curves(
-                curves, path, x="neighbours k", y="top-1 accuracy", log_x=True,
-                title=f"k-NN, {len(labels.eval)} images against {len(bank_labels)}",
-                baselines={"always the most frequent class": chance},
-            )  # fmt: skip
+    metrics.note_edge("k of `ks`", curves["whole bank"], lowest=1, highest=len(bank_labels))
+    draw_beside_numbers(
+        folder_of_main(extractor, output_dir), "knn.png", draw_curves, curves, x="neighbours k", y="top-1 accuracy",
+        log_x=True, title=f"k-NN, {len(labels.eval)} images against {len(bank_labels)}",
+        baselines={"always the most frequent class": chance},
+    )  # fmt: skip
     return metrics
 
 
-def check_knn(
-    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    *,
-    label_column: str,
-    ks: Sequence[int],
-    temperature: float,
-    shots: Sequence[int],
-    num_tries: int,
-) -> MatchedLabels:
-    """What `evaluate_knn` refuses before any work, and the labels."""
-    labels = match_labels(train_dataset, eval_dataset, label_column)
-    _checked_ks(ks, len(labels.train))
-    _check_temperature(temperature)
-    _check_shots(shots, num_tries, labels.train, labels.classes, ks)
-    return labels
-
-
 def _accuracies(
-    bank_features, bank_labels, query_features, query_labels, *, num_classes, ks, temperature, device, processes
+    extractor, bank_features, bank_labels, query_features, query_labels, *, num_classes, ks, temperature
 ) -> dict[str, float]:
     """`top1_k{k}` and `top5_k{k}`; each process classifies its share of the queries."""
-    own = slice(processes.process_index, None, processes.num_processes) if processes is not None else slice(None)
+    own, device = slice(extractor.rank, None, extractor.world_size), extractor.device
     query_labels = query_labels[own].to(device)
     topks = (1, 5) if num_classes > 5 else (1,)
     correct = {f"top{topk}_k{k}": 0 for topk in topks for k in ks}
@@ -190,7 +150,7 @@ def _accuracies(
             for topk in topks:
                 correct[f"top{topk}_k{k}"] += int(hits[:, :topk].sum())
     shares = [(correct, len(query_labels))]
-    if processes is not None:
+    if extractor.processes is not None:
         shares = gather_object(shares)
     num_queries = sum(count for _, count in shares)
     return {name: sum(share[name] for share, _ in shares) / num_queries for name in correct}

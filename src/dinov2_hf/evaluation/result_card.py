@@ -16,6 +16,7 @@ from huggingface_hub.repocard import RepoCard
 from ..atomic_files import new_file
 from ..output_folders import add_to_marker
 from ..public_names import is_hub_name, public_name
+from .protocols import PROTOCOLS
 from .results import format_metrics
 
 
@@ -30,17 +31,6 @@ END = "<!-- end of dinov2_hf's evaluations -->"
 RECORD = re.compile(r"<!-- dinov2_hf evaluations: (.*?) -->")
 # Words that people add before or after it stay.
 SECTION = re.compile(rf"{re.escape(HEADING)}\s+{RECORD.pattern}.*?{re.escape(END)}\s*", re.DOTALL)
-# Of each protocol the task of the Hub, and how its main metrics begin and are called there.
-HUB_TASKS = {
-    "knn": ("image-classification", {"knn_top1": "accuracy"}),
-    "linear": ("image-classification", {"linear_top1": "accuracy"}),
-    "logistic_regression": ("image-classification", {"logistic_regression_top1": "accuracy"}),
-    "segmentation": ("image-segmentation", {"segmentation_miou": "mean_iou"}),
-    "depth": ("depth-estimation", {"depth_rmse": "rmse", "depth_abs_rel": "abs_rel", "depth_delta1": "delta1"}),
-    "retrieval": ("image-feature-extraction", {"retrieval_map": "map"}),
-    "copy_detection": ("image-feature-extraction", {"copy_detection_micro_ap": "micro_ap"}),
-    "video": ("video-classification", {"video_top1": "accuracy"}),
-}
 
 
 def check_card(model: str, baseline: str | None) -> None:
@@ -133,13 +123,14 @@ def _merged(records: Iterable[Mapping[str, Any]], values: Mapping[str, Any]) -> 
     }
     merged = {_key(record): dict(record) for record in records if record["weights_sha256"] == values["weights_sha256"]}
     for protocol, found in values["protocols"].items():
-        record = {**data, "protocol": protocol, "metrics": found["metrics"], "precision": found["precision"]}
+        names = ("metrics", "precision", "task", "main_metrics")
+        record = {**data, "protocol": protocol, **{name: found[name] for name in names}}
         merged[_key(record)] = record
     return [merged[key] for key in sorted(merged)]
 
 
 def _key(record: Mapping[str, Any]) -> tuple:
-    order = list(HUB_TASKS)
+    order = PROTOCOLS.names()
     protocol = record["protocol"]
     place = order.index(protocol) if protocol in order else len(order)
     names = ("eval", "eval_split", "train", "train_split", "data_id")
@@ -171,7 +162,7 @@ def _index_entries(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
     entries = {}
     for (_, learned), of_data in _sections(records).items():
         for record in of_data:
-            task, main_metrics = HUB_TASKS.get(record["protocol"], (None, {}))
+            task, main_metrics = record["task"], record["main_metrics"]
             for name, value in record["metrics"].items():
                 kind = next((kind for start, kind in main_metrics.items() if name.startswith(start)), None)
                 if kind is None or name.endswith("_std"):

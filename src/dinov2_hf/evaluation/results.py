@@ -34,7 +34,7 @@ MEASURED = {
     "num_eval_rows": "the number of rows of `--eval_data`",
 }
 # Options that change how long a protocol takes, and not what it finds.
-NEUTRAL = {"batch_size", "num_workers"}
+NEUTRAL = {"batch_size", "num_workers", "keep_features"}
 
 
 class EvaluationResults:

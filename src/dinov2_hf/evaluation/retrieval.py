@@ -3,8 +3,7 @@
 Images are ranked by the cosine similarity of their CLS features. Shapes: `n` database images, `Q` queries.
 """
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,16 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from accelerate import PartialState
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.decoding.channels import image_decoder
 from ..data.decoding.rgb import decode_image
-from ..features import require_column
-from ..pictures.figures import picture_beside_numbers
+from ..features import DatasetOrRows, FeatureExtractor, require_column
+from ..pictures.figures import draw_beside_numbers
 from ..pictures.nearest_images import draw_nearest_images, square_picture
-from .extras import check_extras
-from .findings import keep
+from .metrics import Metrics
+from .protocols import folder_of_main, protocol
 from .ranking.metrics import average_precision, micro_average_precision, precision_at
 from .ranking.similarity_search import check_pca_dimensions, searchable_features, similarities
 from .ranking.truth import (
@@ -39,24 +37,16 @@ PRECISION_RANKS = (1, 5, 10)
 NUM_PICTURES, NUM_NEIGHBORS = 6, 7
 
 
+@protocol("retrieval", task="image-feature-extraction", metrics={"retrieval_map": "map"})
 def evaluate_retrieval(
-    model: nn.Module,
-    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    image_processor: Any,
+    extractor: FeatureExtractor,
+    train_dataset: DatasetOrRows,
+    eval_dataset: DatasetOrRows,
     *,
-    image_column: str = "image",
     label_column: str = "label",
     pca_dimensions: int | None = None,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    device: torch.device | str | None = None,
-    autocast_dtype: torch.dtype | None = None,
-    progress: bool = False,
-    processes: PartialState | None = None,
-    output_dir: str | os.PathLike | None = None,
-    findings: dict[str, Any] | None = None,
-) -> dict[str, float]:
+    output_dir: str | Path | None = None,
+) -> Metrics:
     """Rank the images of `train_dataset`, the database, for each image of `eval_dataset`, the queries.
 
     Queries with the columns `easy`, `hard` and `junk` (rows of the database) are judged by the revisited protocol:
@@ -67,15 +57,13 @@ def evaluate_retrieval(
     A query without anything to find is left out of the mAP.
 
     Args:
-        model, image_processor, image_column, batch_size, num_workers, device, autocast_dtype, progress, processes:
-            see `iterate_features`; the columns have the same names in both datasets.
+        extractor: the frozen model, and how it is run.
         train_dataset: the database.
         eval_dataset: the queries.
         label_column: of the instance in an image, matched by name where it is a `ClassLabel`; None, or -1 of a
             `ClassLabel`, is a distractor. Not read where the queries have the lists.
         pca_dimensions: whiten to so many principal components of the database. None: no whitening.
         output_dir: a folder for `retrieval.png`, a few queries and what they found. None: no picture.
-        findings: a mapping to be filled with what was found besides the metrics, see `findings`.
 
     Returns:
         In [0, 1]. By lists: for easy, medium and hard `retrieval_map_{...}` (see `average_precision`) and
@@ -88,12 +76,8 @@ def evaluate_retrieval(
         ValueError: a column is missing, lists or labels are wrong or nothing can be found, an image cannot be decoded,
             or `pca_dimensions` is out of range.
     """
-    train_dataset, eval_dataset = (_unformatted(dataset) for dataset in (train_dataset, eval_dataset))
-    check_extras("retrieval", pca_dimensions=pca_dimensions)
-    check_retrieval(
-        model, train_dataset, eval_dataset, image_column=image_column, label_column=label_column,
-        pca_dimensions=pca_dimensions,
-    )  # fmt: skip
+    for dataset in (train_dataset, eval_dataset):
+        require_column(dataset, extractor.image_column, "image_column")
     by_lists = has_difficulties(eval_dataset)
     if by_lists:
         truths = truths_by_lists(eval_dataset, len(train_dataset))
@@ -101,82 +85,53 @@ def evaluate_retrieval(
         database_labels, query_labels = (
             instance_labels(dataset, label_column) for dataset in (train_dataset, eval_dataset)
         )
+        check_kinds_of_labels(database_labels, query_labels, label_column)
         truths = {"": truths_by_labels(database_labels, query_labels)}
-        keep(findings, num_classes=len(set(database_labels) - {None}))
-    query_images = CroppedQueries.of(eval_dataset, image_column)
-    database, queries = searchable_features(
-        model,
-        train_dataset,
-        query_images,
-        image_processor,
-        pca_dimensions=pca_dimensions,
-        image_column=image_column,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        device=device,
-        autocast_dtype=autocast_dtype,
-        progress=progress,
-        processes=processes,
-    )
+    check_pca_dimensions(extractor, pca_dimensions, len(train_dataset), "database", "retrieval")
+    extractor.begin()
+
+    query_images = CroppedQueries.of(eval_dataset, extractor.image_column)
+    database, queries = searchable_features(extractor, train_dataset, query_images, pca_dimensions=pca_dimensions)
     rankings, nearest_scores = rank(database, queries)
-    metrics = {}
+    metrics = Metrics()
     for difficulty, of_queries in truths.items():
         suffix = f"_{difficulty}" if difficulty else ""
         quality = ranking_quality(rankings, of_queries)
         metrics |= {f"retrieval_{name}{suffix}": value for name, value in quality.items()}
     if not by_lists:
-        nearest = [database_labels[row] for row in rankings[:, 0]]
-        metrics |= recognition_quality(nearest, query_labels, set(database_labels) - {None}, nearest_scores)
-    if output_dir is not None and (processes is None or processes.is_main_process):
-        path = Path(output_dir) / "retrieval.png"
-        with picture_beside_numbers(path):
-            drawn = range(0, len(queries), ceil(len(queries) / NUM_PICTURES))
-            found = rankings[drawn, :NUM_NEIGHBORS].astype(np.int64)
-            decode = image_decoder(getattr(model.config, "num_channels", 3))
-            draw_nearest_images(
-                [_picture(query_images[row][image_column], decode) for row in drawn],
-                [[_picture(train_dataset[row][image_column], decode) for row in rows] for rows in found.tolist()],
-                (queries[drawn] @ database.T).cpu().gather(1, torch.from_numpy(found)),
-                path,
-                labels=None if by_lists else _labels(drawn, found, query_labels, database_labels),
-            )
+        nearest, known = [database_labels[row] for row in rankings[:, 0]], set(database_labels) - {None}
+        metrics |= recognition_quality(nearest, query_labels, known, nearest_scores)
+        metrics.findings["num_classes"] = len(known)
+
+    def draw(path: Path) -> None:
+        drawn = range(0, len(queries), ceil(len(queries) / NUM_PICTURES))
+        found = rankings[drawn, :NUM_NEIGHBORS].astype(np.int64)
+        decode = image_decoder(extractor.num_channels)
+
+        def pictures(dataset: Any, rows: Sequence[int]) -> list[Image.Image]:
+            dataset = _unformatted(dataset)
+            return [square_picture(decode(dataset[row][extractor.image_column])) for row in rows]
+
+        labels = None
+        if not by_lists:
+            labels = [
+                [str(query_labels[row]), *(str(database_labels[number]) for number in numbers)]
+                for row, numbers in zip(drawn, found.tolist(), strict=True)
+            ]
+        draw_nearest_images(
+            pictures(query_images, drawn),
+            [pictures(train_dataset, rows) for rows in found.tolist()],
+            (queries[drawn] @ database.T).cpu().gather(1, torch.from_numpy(found)),
+            path,
+            labels=labels,
+        )
+
+    draw_beside_numbers(folder_of_main(extractor, output_dir), "retrieval.png", draw)
     return metrics
-
-
-def check_retrieval(
-    model: nn.Module,
-    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    *,
-    image_column: str,
-    label_column: str,
-    pca_dimensions: int | None,
-) -> None:
-    """What `evaluate_retrieval` refuses before any work."""
-    for dataset in (train_dataset, eval_dataset):
-        require_column(dataset, image_column, "image_column")
-    if has_difficulties(eval_dataset):
-        truths_by_lists(eval_dataset, len(train_dataset))
-    else:
-        labels = (instance_labels(dataset, label_column) for dataset in (train_dataset, eval_dataset))
-        check_kinds_of_labels(*labels, label_column)
-    check_pca_dimensions(pca_dimensions, len(train_dataset), model, "database")
 
 
 def _unformatted(dataset: Any) -> Any:
     return dataset.with_format(None) if isinstance(dataset, datasets.Dataset) else dataset
-
-
-def _picture(value: Any, decode: Callable[[Any], Image.Image | np.ndarray]) -> Image.Image:
-    return square_picture(decode(value))
-
-
-def _labels(drawn: Sequence[int], found: np.ndarray, queries: Sequence, database: Sequence) -> list[list[str]]:
-    """Of each drawn query its label and those of what it found."""
-    return [
-        [str(queries[row]), *(str(database[number]) for number in numbers)]
-        for row, numbers in zip(drawn, found.tolist(), strict=True)
-    ]
 
 
 class CroppedQueries(Sequence):
@@ -191,7 +146,7 @@ class CroppedQueries(Sequence):
         columns = queries.column_names if isinstance(queries, datasets.Dataset) else list(queries[0])
         if "bbx" not in columns:
             return queries
-        return cls(queries, image_column)
+        return cls(_unformatted(queries), image_column)
 
     def __len__(self) -> int:
         return len(self.queries)

@@ -10,42 +10,46 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, inf
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
 import torch
-from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torchvision.transforms.v2.functional import resize
-from tqdm.auto import tqdm
 
 from ..atomic_files import check_new_folder
-from ..features import evaluation_mode, require_column
-from ..models.modeling_dinov2_heads import DINOv2ForSemanticSegmentation, DINOv2SegmentationHead
-from ..pictures.figures import picture_beside_numbers
+from ..features import DatasetOrRows, FeatureExtractor
+from ..models import DINOv2ForSemanticSegmentation
+from ..models.modeling_dinov2_heads import DINOv2SegmentationHead
 from ..pictures.masks_and_depths import draw_masks
 from .dense.features import check_image_size, num_blocks, segmentation_features, square_patch_size
 from .dense.head_training import check_head_training, learning_rate_factor, linear_decay, seeded, train_head
-from .dense.images import PixelNormalization, PixelPairs, check_train_batch_size, pairs_of_process, training_batches
-from .dense.models import head_config, save_dense_model
+from .dense.images import (
+    PixelNormalization,
+    PixelPairs,
+    check_train_batch_size,
+    image_processor_for,
+    pairs_to_measure,
+    training_batches,
+)
+from .dense.measured_head import train_and_measure
 from .dense.segmentation_augmentation import SegmentationCrop
-from .dense.segmentation_masks import count_ids, mask_classes, mask_decoder
+from .dense.segmentation_masks import count_ids, decode_mask, mask_classes
 from .dense.sliding_window import augmented_probabilities, sliding_window_logits
-from .extras import check_extras
-from .findings import keep, listed
-from .fingerprints import training_settings
-from .unmeasured_heads import forget_unmeasured, train_once
+from .metrics import Metrics, listed
+from .protocols import check_extra, protocol
+from .saved_heads import head_config, save_head
+from .unmeasured_heads import training_settings
 
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SegmentationProtocol:
+class HeadRules:
     """What differs between the two heads of the paper."""
 
     num_layers: int
@@ -56,21 +60,21 @@ class SegmentationProtocol:
     test_flip: bool
 
 
-PROTOCOLS = {
-    "linear": SegmentationProtocol(1, 512, 341 / 512, (0.5, 2.0), (1.0,), False),
-    "multiscale": SegmentationProtocol(4, 640, 320 / 640, (1.0, 3.0), (1.0, 1.32, 1.73, 2.28, 3.0), True),
+HEADS = {
+    "linear": HeadRules(1, 512, 341 / 512, (0.5, 2.0), (1.0,), False),
+    "multiscale": HeadRules(4, 640, 320 / 640, (1.0, 3.0), (1.0, 1.32, 1.73, 2.28, 3.0), True),
 }
-NUM_PICTURES = 6
 
 
+@protocol(
+    "segmentation", task="image-segmentation", metrics={"segmentation_miou": "mean_iou"}, requires="torchmetrics"
+)
 def evaluate_segmentation(
-    model: nn.Module,
-    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    image_processor: Any,
+    extractor: FeatureExtractor,
+    train_dataset: DatasetOrRows,
+    eval_dataset: DatasetOrRows,
     *,
     head: Literal["linear", "multiscale"] = "linear",
-    image_column: str = "image",
     mask_column: str = "annotation",
     class_names: Sequence[str] | None = None,
     ignore_index: int = 255,
@@ -84,15 +88,8 @@ def evaluate_segmentation(
     test_scales: Sequence[float] | None = None,
     seed: int = 0,
     train_batch_size: int = 16,
-    batch_size: int = 8,
-    num_workers: int = 0,
-    device: torch.device | str | None = None,
-    autocast_dtype: torch.dtype | None = None,
-    progress: bool = False,
-    processes: PartialState | None = None,
     output_dir: str | Path | None = None,
-    findings: dict[str, Any] | None = None,
-) -> dict[str, float]:
+) -> Metrics:
     """Train a segmentation head on the masks of `train_dataset` and measure it on those of `eval_dataset`.
 
     Every mask is read before the training, and refused if it holds a number that is no class; so is every image to
@@ -100,9 +97,8 @@ def evaluate_segmentation(
     that their short side is `image_size`, so small ones are no error.
 
     Args:
-        model, image_column, num_workers, device, autocast_dtype, progress, processes: see `iterate_features`; the
-            columns have the same names in both datasets.
-        image_processor: gives the mean and deviation of the pixels; its sizes are not used.
+        extractor: the frozen model, and how it is run. Its image processor gives the mean and deviation of the pixels;
+            its sizes are not used. Windows of a test image in a forward pass are its `batch_size`, or else 8.
         head: "linear" (last block, 512 pixels) or "multiscale" (last four, 640, five scales and both flips in the
             test).
         mask_column: a class number for each pixel: images of one channel or of a palette, or arrays (H, W).
@@ -119,12 +115,10 @@ def evaluate_segmentation(
         test_scales: ratios at which a test image is seen. None: the head's.
         seed: of the head's weights, and of the order and augmentation of the training images.
         train_batch_size: images of a training step, over all processes.
-        batch_size: windows of a test image in one forward pass.
         output_dir: a folder for `model` (a `DINOv2ForSemanticSegmentation` with its image processor, where the model
             is a `DINOv2Model`), which is written before the measurement, and `segmentation.png`, masks beside the
             truth. While the head is not measured, it is in `unmeasured_head.safetensors` too, and the next call with
             the same arguments does not train it again.
-        findings: a mapping to be filled with what was found besides the metrics, see `findings`.
 
     Returns:
         In [0, 1]: `segmentation_miou`, the mean over the classes that occur in the evaluation masks or predictions of
@@ -136,164 +130,14 @@ def evaluate_segmentation(
             unknown number, there are fewer than two classes, `image_size` is smaller than a patch, an option is out of
             range, or the model takes images of another number of channels.
     """
-    check_extras("segmentation")
-    image_size, scales, scale_range = check_segmentation(
-        model, train_dataset, eval_dataset, image_processor, head=head, image_column=image_column,
-        mask_column=mask_column, class_names=class_names, image_size=image_size, num_steps=num_steps,
-        learning_rate=learning_rate, weight_decay=weight_decay, warmup_steps=warmup_steps,
-        train_scale_range=train_scale_range, test_scales=test_scales, train_batch_size=train_batch_size,
-        batch_size=batch_size, processes=processes, output_dir=output_dir,
-    )  # fmt: skip
-    protocol = PROTOCOLS[head]
-    warmup_steps = num_steps * 1500 // 40_000 if warmup_steps is None else warmup_steps
-    num_channels = getattr(model.config, "num_channels", 3)
-    normalize = PixelNormalization(image_processor, num_channels)
-    decode = mask_decoder(ignore_index, do_reduce_labels)
-    train_pairs, eval_pairs = (
-        PixelPairs(dataset, image_column, mask_column, "mask_column", num_channels, decode)
-        for dataset in (train_dataset, eval_dataset)
-    )
-    batches = training_batches(
-        train_pairs,
-        SegmentationCrop(image_size, scale_range, ignore_index, normalize),
-        train_batch_size=train_batch_size,
-        seed=seed,
-        num_workers=num_workers,
-        processes=processes,
-    )
-    train_pairs[0]  # channels and sizes that do not fit fail here
-    checking = {"num_workers": num_workers, "progress": progress}
-    train_ids = count_ids(train_pairs, with_images=False, description="Checking training masks", **checking)
-    eval_ids = count_ids(eval_pairs, with_images=True, description="Checking evaluation images", **checking)
-    names = mask_classes(
-        train_ids, eval_ids, class_names=class_names, ignore_index=ignore_index, mask_column=mask_column
-    )
-    untrained = [name for number, name in enumerate(names) if not any(number in ids for ids in train_ids)]
-    if untrained:
-        logger.warning("no training mask has %s; their IoU can only be 0", ", ".join(untrained))
-
-    keep(
-        findings, image_size=image_size, test_scales=list(scales), train_scale_range=list(scale_range),
-        warmup_steps=warmup_steps, class_names=names, num_classes=len(names),
-    )  # fmt: skip
-    device = next(model.parameters()).device if device is None else torch.device(device)
-    model.to(device)
-    config = head_config(
-        model,
-        id2label=names,
-        segmentation_num_layers=protocol.num_layers,
-        semantic_loss_ignore_index=ignore_index,
-    )
-    with seeded(seed):
-        decode_head = _new_head(config, processes).to(device)
-
-    @torch.no_grad()
-    def features_of(pixel_values: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-            return segmentation_features(model, pixel_values.to(device), protocol.num_layers).float()
-
-    def batch_loss(pixel_values: Tensor, labels: Tensor, step: int) -> Tensor:
-        logits = decode_head(features_of(pixel_values))
-        logits = interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
-        # A batch without a labelled pixel has the loss 0, and not NaN.
-        total = cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-        return total / (labels != ignore_index).sum().clamp(min=1)
-
-    train = partial(
-        train_head,
-        decode_head,
-        batch_loss,
-        batches,
-        torch.optim.AdamW(decode_head.parameters(), lr=learning_rate, weight_decay=weight_decay),
-        num_steps=num_steps,
-        learning_rate_factor=lambda step: learning_rate_factor(
-            step, num_steps, decay=linear_decay, warmup_steps=warmup_steps, warmup_ratio=1e-6
-        ),
-        device=device,
-        progress=progress,
-        description="Training the segmentation head",
-        processes=processes,
-    )
-    settings = training_settings(
-        model, train_dataset, image_processor, head=head, image_column=image_column, mask_column=mask_column,
-        class_names=names, ignore_index=ignore_index, do_reduce_labels=do_reduce_labels, image_size=image_size,
-        num_steps=num_steps, learning_rate=learning_rate, weight_decay=weight_decay, warmup_steps=warmup_steps,
-        train_scale_range=list(scale_range), seed=seed, train_batch_size=train_batch_size,
-        precision=str(autocast_dtype), num_processes=1 if processes is None else processes.num_processes,
-    )  # fmt: skip
-    is_main = processes is None or processes.is_main_process
-    with evaluation_mode(model):
-        train_once(
-            decode_head.state_dict(keep_vars=True), train, settings=settings, output_dir=output_dir,
-            processes=processes,
-        )  # fmt: skip
-        decode_head.eval()
-        if output_dir is not None and is_main:
-            save_dense_model(
-                DINOv2ForSemanticSegmentation,
-                model,
-                decode_head,
-                config,
-                image_processor,
-                {"do_resize": True, "size": {"shortest_edge": image_size}, "resample": 2},  # bilinear, as here
-                Path(output_dir) / "model",
-            )
-        window_logits = partial(_window_logits, decode_head, features_of)
-        logits_of = partial(
-            sliding_window_logits,
-            window_logits,
-            window=image_size,
-            stride=max(1, round(image_size * protocol.stride_ratio)),
-            batch_size=batch_size,
-        )
-
-        def predict(image: Tensor) -> Tensor:
-            sizes = [max(1, round(image_size * scale)) for scale in scales]
-            resized = (normalize(resize(image.to(device), [size], antialias=True)) for size in sizes)
-            with torch.no_grad():
-                return augmented_probabilities(logits_of, resized, image.shape[-2:], protocol.test_flip).argmax(dim=0)
-
-        metrics, pictures = _measure(
-            predict, eval_pairs, names, ignore_index, device, num_workers, progress, processes
-        )
-    if output_dir is not None and is_main:
-        path = Path(output_dir) / "segmentation.png"
-        with picture_beside_numbers(path):
-            draw_masks(pictures, names, ignore_index, path)
-    forget_unmeasured(output_dir, processes)
-    return metrics
-
-
-def check_segmentation(
-    model: nn.Module,
-    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    image_processor: Any,
-    *,
-    head: str,
-    image_column: str,
-    mask_column: str,
-    class_names: Sequence[str] | None,
-    image_size: int | None,
-    num_steps: int,
-    learning_rate: float,
-    weight_decay: float,
-    warmup_steps: int | None,
-    train_scale_range: tuple[float, float] | None,
-    test_scales: Sequence[float] | None,
-    train_batch_size: int,
-    batch_size: int,
-    processes: PartialState | None,
-    output_dir: str | Path | None,
-) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
-    """What `evaluate_segmentation` refuses before it reads masks; `image_size`, `test_scales`, `train_scale_range`."""
-    if head not in PROTOCOLS:
-        raise ValueError(f"`head` is {head!r}, but must be one of {', '.join(PROTOCOLS)}.")
-    protocol = PROTOCOLS[head]
-    image_size = protocol.image_size if image_size is None else image_size
+    check_extra("torchmetrics", "segmentation")
+    if head not in HEADS:
+        raise ValueError(f"`head` is {head!r}, but must be one of {', '.join(HEADS)}.")
+    rules, model = HEADS[head], extractor.model
+    image_size = rules.image_size if image_size is None else image_size
     check_image_size(image_size, square_patch_size(model), "image_size")
-    scales = protocol.test_scales if test_scales is None else tuple(test_scales)
-    scale_range = protocol.train_scale_range if train_scale_range is None else tuple(train_scale_range)
+    scales = rules.test_scales if test_scales is None else tuple(test_scales)
+    scale_range = rules.train_scale_range if train_scale_range is None else tuple(train_scale_range)
     if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1] < inf:
         raise ValueError(
             f"`train_scale_range` is {listed(scale_range)}, but must be two ratios above 0, the smaller one first."
@@ -304,51 +148,135 @@ def check_segmentation(
         twice = next(name for name in class_names if list(class_names).count(name) > 1)
         raise ValueError(f"`class_names` holds {twice!r} twice, but results are kept by name; give each its own.")
     check_head_training(num_steps, learning_rate, weight_decay, warmup_steps)
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1.")
-    if num_blocks(model) < protocol.num_layers:
-        raise ValueError(f"`head` {head} reads {protocol.num_layers} blocks, but the model has {num_blocks(model)}.")
-    PixelNormalization(image_processor, getattr(model.config, "num_channels", 3))
-    for dataset in (train_dataset, eval_dataset):
-        require_column(dataset, image_column, "image_column")
-        require_column(dataset, mask_column, "mask_column")
-    check_train_batch_size(train_batch_size, len(train_dataset), processes)
+    if num_blocks(model) < rules.num_layers:
+        raise ValueError(f"`head` {head} reads {rules.num_layers} blocks, but the model has {num_blocks(model)}.")
+    normalize = PixelNormalization(extractor.image_processor, extractor.num_channels)
+    decode = partial(decode_mask, ignore_index=ignore_index, do_reduce_labels=do_reduce_labels)
+    train_pairs, eval_pairs = (
+        PixelPairs(extractor, dataset, mask_column, "mask_column", decode) for dataset in (train_dataset, eval_dataset)
+    )
+    check_train_batch_size(extractor, train_batch_size, len(train_dataset))
     if output_dir is not None:
         check_new_folder(Path(output_dir) / "model", "model", overwrite=True)
-    return image_size, scales, scale_range
+    extractor.begin()
+
+    warmup_steps = num_steps * 1500 // 40_000 if warmup_steps is None else warmup_steps
+    batches = training_batches(
+        extractor,
+        train_pairs,
+        SegmentationCrop(image_size, scale_range, ignore_index, normalize),
+        train_batch_size=train_batch_size,
+        seed=seed,
+    )
+    train_pairs[0]  # channels and sizes that do not fit fail here
+    train_ids = count_ids(extractor, train_pairs, with_images=False, description="Checking training masks")
+    eval_ids = count_ids(extractor, eval_pairs, with_images=True, description="Checking evaluation images")
+    names = mask_classes(
+        train_ids, eval_ids, class_names=class_names, ignore_index=ignore_index, mask_column=mask_column
+    )
+    untrained = [name for number, name in enumerate(names) if not any(number in ids for ids in train_ids)]
+    if untrained:
+        logger.warning("no training mask has %s; their IoU can only be 0", ", ".join(untrained))
+    config = head_config(
+        model,
+        id2label=names,
+        segmentation_num_layers=rules.num_layers,
+        semantic_loss_ignore_index=ignore_index,
+    )
+    with seeded(seed):
+        decode_head = _new_head(config, extractor).to(extractor.device)
+
+    def logits_of(pixel_values: Tensor, size: Sequence[int]) -> Tensor:
+        with extractor.frozen():
+            features = segmentation_features(model, pixel_values, rules.num_layers).float()
+        return interpolate(decode_head(features), size, mode="bilinear", align_corners=False)
+
+    def batch_loss(pixel_values: Tensor, labels: Tensor, step: int) -> Tensor:
+        # A batch without a labelled pixel has the loss 0, and not NaN.
+        logits = logits_of(pixel_values, labels.shape[-2:])
+        total = cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+        return total / (labels != ignore_index).sum().clamp(min=1)
+
+    windows_of = partial(
+        sliding_window_logits,
+        lambda windows: logits_of(windows, windows.shape[-2:]),
+        window=image_size,
+        stride=max(1, round(image_size * rules.stride_ratio)),
+        batch_size=extractor.batch_size or 8,
+    )
+
+    @torch.no_grad()
+    def predict(image: Tensor) -> Tensor:
+        sizes = [max(1, round(image_size * scale)) for scale in scales]
+        resized = (normalize(resize(image.to(extractor.device), [size], antialias=True)) for size in sizes)
+        return augmented_probabilities(windows_of, resized, image.shape[-2:], rules.test_flip).argmax(dim=0)
+
+    def save(folder: Path) -> None:
+        # Bilinear, as here.
+        processor = image_processor_for(
+            extractor.image_processor, do_resize=True, size={"shortest_edge": image_size}, resample=2
+        )
+        head = decode_head.state_dict()
+        save_head(DINOv2ForSemanticSegmentation, model, "decode_head", head, config, processor, folder)
+
+    settings = training_settings(
+        extractor, train_dataset, head=head, mask_column=mask_column, class_names=names, ignore_index=ignore_index,
+        do_reduce_labels=do_reduce_labels, image_size=image_size, num_steps=num_steps, learning_rate=learning_rate,
+        weight_decay=weight_decay, warmup_steps=warmup_steps, train_scale_range=list(scale_range), seed=seed,
+        train_batch_size=train_batch_size,
+    )  # fmt: skip
+    findings = {
+        "image_size": image_size, "test_scales": list(scales), "train_scale_range": list(scale_range),
+        "warmup_steps": warmup_steps, "class_names": names, "num_classes": len(names),
+    }  # fmt: skip
+    return train_and_measure(
+        "segmentation",
+        extractor,
+        decode_head,
+        train=lambda: train_head(
+            extractor,
+            decode_head,
+            batch_loss,
+            batches,
+            torch.optim.AdamW(decode_head.parameters(), lr=learning_rate, weight_decay=weight_decay),
+            num_steps=num_steps,
+            learning_rate_factor=lambda step: learning_rate_factor(
+                step, num_steps, decay=linear_decay, warmup_steps=warmup_steps, warmup_ratio=1e-6
+            ),
+        ),
+        save=save,
+        measure=lambda: _measure(extractor, predict, eval_pairs, names, ignore_index),
+        draw=partial(draw_masks, names=names, ignore_index=ignore_index),
+        settings=settings,
+        findings=findings,
+        output_dir=output_dir,
+    )
 
 
-def _new_head(config: Any, processes: PartialState | None) -> nn.Module:
+def _new_head(config: Any, extractor: FeatureExtractor) -> nn.Module:
     head = DINOv2SegmentationHead(config)
     nn.init.normal_(head.conv_seg.weight, std=0.01)
     nn.init.zeros_(head.conv_seg.bias)
-    if processes is not None and processes.num_processes > 1 and processes.device.type == "cuda":  # else there is none
+    if extractor.world_size > 1 and extractor.device.type == "cuda":  # elsewhere there is none
         return nn.SyncBatchNorm.convert_sync_batchnorm(head)
     return head
 
 
-def _window_logits(decode_head: nn.Module, features_of, windows: Tensor) -> Tensor:
-    return interpolate(decode_head(features_of(windows)), windows.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def _measure(predict, pairs, names, ignore_index, device, num_workers, progress, processes):
-    """The metrics, and a few images, evenly spaced, with their masks as (image, truth, prediction)."""
+def _measure(extractor, predict, pairs, names, ignore_index):
+    """The metrics, and a few images with their masks as (image, truth, prediction)."""
     from torchmetrics.classification import MulticlassConfusionMatrix  # slow to import
 
     # Added up by hand below, because a training around it may be distributed where the evaluation is not.
-    confusion = MulticlassConfusionMatrix(len(names), ignore_index=ignore_index, sync_on_compute=False).to(device)
-    rows, loader = pairs_of_process(pairs, num_workers, processes)
-    drawn = rows[:: ceil(len(rows) / NUM_PICTURES)] if len(rows) else ()
+    confusion = MulticlassConfusionMatrix(len(names), ignore_index=ignore_index, sync_on_compute=False)
+    confusion.to(extractor.device)
     pictures = []
-    bar = tqdm(loader, desc="Segmenting", unit="image", disable=not progress)
-    for row, (image, mask) in zip(rows, bar, strict=True):
-        image, mask = image.as_subclass(Tensor), mask.as_subclass(Tensor)
+    for image, mask, drawn in pairs_to_measure(extractor, pairs, "Segmenting"):
         prediction = predict(image)
-        confusion.update(prediction.unsqueeze(0), mask.unsqueeze(0).to(device))
-        if row in drawn:
+        confusion.update(prediction.unsqueeze(0), mask.unsqueeze(0).to(extractor.device))
+        if drawn:
             pictures.append((image, mask, prediction.cpu()))
     counts = confusion.compute()
-    if processes is not None:
+    if extractor.processes is not None:
         counts = reduce(counts, "sum")
     return mask_metrics(counts.cpu(), names), pictures
 

@@ -6,46 +6,63 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast, broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..atomic_files import new_file
+from ..features import DatasetOrRows, FeatureExtractor
+from ..fingerprints import dataset_fingerprint, processor_values, weights_fingerprint
 
 
 FILE = "unmeasured_head.safetensors"
 
 
+def training_settings(extractor: FeatureExtractor, train_dataset: DatasetOrRows, **options: Any) -> dict[str, Any]:
+    """All that the training of a head on a frozen model depends on, for `train_once`.
+
+    Args:
+        options: of the protocol, as JSON holds them.
+    """
+    return {
+        "model": weights_fingerprint(extractor.model),
+        "train_dataset": dataset_fingerprint(train_dataset),
+        "image_processor": processor_values(extractor.image_processor),
+        "image_column": extractor.image_column,
+        "precision": str(extractor.autocast_dtype),
+        "num_processes": extractor.world_size,
+        "options": options,
+    }
+
+
 def train_once(
+    extractor: FeatureExtractor,
     tensors: Mapping[str, Tensor],
-    train: Callable[[], None],
+    train: Callable[[], Any],
     *,
     settings: Mapping[str, Any],
     output_dir: str | Path | None,
-    processes: PartialState | None,
 ) -> bool:
     """Train a head and write it, or take the one that was written by a training with the same settings.
 
     Args:
+        extractor: its main process reads and writes.
         tensors: weights and buffers of the head by name, which `train` changes in place.
-        settings: all that the training depends on, as JSON holds it. A value None stands for something that cannot be
-            told apart, such as a list of rows: then nothing is taken.
+        settings: of `training_settings`. A value None stands for something that cannot be told apart, such as a list
+            of rows: then nothing is taken.
         output_dir: a folder for the file, which `forget_unmeasured` removes. None: nothing is written.
-        processes: those that train together; the main one reads and writes.
 
     Returns:
         Whether it has trained.
     """
-    is_main = processes is None or processes.is_main_process
-    path = None if output_dir is None else Path(output_dir) / FILE
+    is_main, path = extractor.is_main_process, None if output_dir is None else Path(output_dir) / FILE
     key = json.dumps(settings, sort_keys=True)
     found = is_main and path is not None and None not in settings.values() and _read(path, key, tensors)
-    if processes is not None:
+    if extractor.processes is not None:
         (found,) = broadcast_object_list([found])
     if found:
-        if processes is not None and processes.num_processes > 1:
+        if extractor.world_size > 1:
             with torch.no_grad():
                 for tensor in tensors.values():
                     tensor.copy_(broadcast(tensor.detach().clone()))
@@ -61,9 +78,9 @@ def train_once(
     return True
 
 
-def forget_unmeasured(output_dir: str | Path | None, processes: PartialState | None) -> None:
+def forget_unmeasured(extractor: FeatureExtractor, output_dir: str | Path | None) -> None:
     """Remove the file, once its head is measured."""
-    if output_dir is not None and (processes is None or processes.is_main_process):
+    if output_dir is not None and extractor.is_main_process:
         (Path(output_dir) / FILE).unlink(missing_ok=True)
 
 

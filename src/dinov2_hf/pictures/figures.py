@@ -2,9 +2,9 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..atomic_files import new_file
 
@@ -36,11 +36,21 @@ def save_figure(figure, path: str | os.PathLike, **options) -> Path:
     return Path(path)
 
 
-@contextmanager
-def picture_beside_numbers(path: str | os.PathLike) -> Iterator[None]:
-    """Draw what stands beside results: if that fails, it is a warning, because a picture never costs the numbers."""
+def draw_beside_numbers(
+    folder: Path | None, name: str, draw: Callable[..., Any], *pictured: Any, **options: Any
+) -> None:
+    """Draw what stands beside results: if that fails, it is a warning, because a picture never costs the numbers.
+
+    Args:
+        folder: where to. None: nothing is drawn.
+        name: of the PNG.
+        draw: called as `draw(*pictured, path, **options)`.
+    """
+    if folder is None:
+        return
+    path = folder / name
     try:
-        yield
+        draw(*pictured, path, **options)
     except Exception as error:
         logger.warning("%s could not be drawn (%s: %s); the numbers do not need it", path, type(error).__name__, error)
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
-from .figures import new_figure, save_figure
-from .grid import shortened
+from .grid import Cell, PictureGrid, shortened
 
 
 WIDTH = 3.2  # of one picture, in inches
@@ -29,15 +29,15 @@ def class_colours(num_classes: int) -> np.ndarray:
 
 
 def draw_masks(
-    pictures: Sequence[tuple[Tensor, Tensor, Tensor]], names: Sequence[str], ignore_index: int, path: str | Path
+    pictures: Sequence[tuple[Tensor, Tensor, Tensor]], path: str | Path, *, names: Sequence[str], ignore_index: int
 ) -> None:
     """One row for each image: the image, its true mask and the predicted one, and a legend of the classes in them.
 
     Args:
         pictures: (image (C, H, W) on the scale of 0 to 255, truth (H, W), prediction (H, W)).
+        path: the PNG; missing folders are made, and the file appears complete or not at all.
         names: of the classes.
         ignore_index: drawn grey in the truth; the prediction is not judged there and drawn paler.
-        path: the PNG; missing folders are made, and the file appears complete or not at all.
     """
     from matplotlib.patches import Patch
 
@@ -49,13 +49,13 @@ def draw_masks(
         painted_truth = _painted(truth, colours, ignored)
         painted = _painted(prediction, colours, np.zeros_like(ignored))
         painted[ignored] = 0.35 * painted[ignored] + 0.65
-        rows.append((displayed(image), painted_truth, painted))
+        rows.append([Cell(picture) for picture in (displayed(image), painted_truth, painted)])
     legend = [
         Patch(color=colours[number], label=shortened(names[number])) for number in present if number != ignore_index
     ]
     if any((truth == ignore_index).any() for _, truth, _ in pictures):
         legend.append(Patch(color=UNLABELLED, label="(not labelled)"))
-    _draw_rows(rows, ("image", "truth", "prediction"), path, legend=legend)
+    PictureGrid(rows, headings=("image", "truth", "prediction"), cell_width=WIDTH, legend=legend).save(path)
 
 
 def draw_depths(pictures: Sequence[tuple[Tensor, Tensor, Tensor]], path: str | Path) -> None:
@@ -81,54 +81,23 @@ def draw_depths(pictures: Sequence[tuple[Tensor, Tensor, Tensor]], path: str | P
         error = np.abs(prediction - truth) / np.where(truth > 0, truth, 1)
         painted_error = error_map(error_scale(error))[..., :3]
         painted_truth[truth <= 0] = painted_error[truth <= 0] = UNLABELLED
-        rows.append((displayed(image), painted_truth, depth_map(depth_scale(prediction))[..., :3], painted_error))
+        painted = depth_map(depth_scale(prediction))[..., :3]
+        rows.append([Cell(picture) for picture in (displayed(image), painted_truth, painted, painted_error)])
     scales = [
         (ScalarMappable(depth_scale, depth_map), "depth"),
         (ScalarMappable(error_scale, error_map), "|error| / truth"),
     ]
-    _draw_rows(rows, ("image", "truth", "prediction", "relative error"), path, scales=scales)
+    headings = ("image", "truth", "prediction", "relative error")
+    PictureGrid(rows, headings=headings, cell_width=WIDTH, scales=scales).save(path)
 
 
-def displayed(image: Tensor) -> np.ndarray:
-    """(H, W, 3) in [0, 1]: the first three channels, or the first one as grey."""
+def displayed(image: Tensor) -> Image.Image:
+    """The first three channels, or the first one as grey."""
     image = image[[0, 1, 2] if len(image) > 2 else [0, 0, 0]]
-    return (image.permute(1, 2, 0).float() / 255).clamp(0, 1).numpy()
+    return Image.fromarray(image.permute(1, 2, 0).clamp(0, 255).byte().numpy())
 
 
 def _painted(mask: Tensor, colours: np.ndarray, ignored: np.ndarray) -> np.ndarray:
     painted = colours[np.where(ignored, 0, mask.numpy())]
     painted[ignored] = UNLABELLED
     return painted
-
-
-def _draw_rows(rows, titles, path, legend=(), scales=()) -> None:
-    # All lengths are in inches, from the top left corner.
-    gap, top, side = 0.06, 0.3, 1.5
-    heights = [WIDTH * row[0].shape[0] / row[0].shape[1] for row in rows]
-    figure_width = len(titles) * (WIDTH + gap) + side
-    figure_height = top + sum(heights) + gap * len(rows)
-    figure = new_figure(figure_width, figure_height)
-    for column, title in enumerate(titles):
-        figure.text(column * (WIDTH + gap) / figure_width, 1, title, fontsize=12, va="top", ha="left")
-    used = top
-    for row, height in zip(rows, heights, strict=True):
-        for column, picture in enumerate(row):
-            left, bottom = column * (WIDTH + gap), figure_height - used - height
-            axes = figure.add_axes(
-                (left / figure_width, bottom / figure_height, WIDTH / figure_width, height / figure_height)
-            )
-            axes.imshow(picture, interpolation="nearest" if column else "antialiased")
-            axes.set_axis_off()
-        used += height + gap
-    right = (len(titles) * (WIDTH + gap) + 0.1) / figure_width
-    if legend:
-        figure.legend(
-            handles=legend, loc="upper left", bbox_to_anchor=(right, 1 - top / figure_height), frameon=False,
-            fontsize=10, borderaxespad=0, ncols=1 + (len(legend) - 1) // 40,
-        )  # fmt: skip
-    for number, (mappable, label) in enumerate(scales):
-        length = min(2.0, (figure_height - top) / 2 - 0.3)
-        bottom = figure_height - top - length - number * (length + 0.3)
-        axes = figure.add_axes((right, bottom / figure_height, 0.15 / figure_width, length / figure_height))
-        figure.colorbar(mappable, cax=axes, label=label)
-    save_figure(figure, path, dpi=110, pad_inches=0.12)

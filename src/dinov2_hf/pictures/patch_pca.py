@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..features import evaluation_mode, patch_grid_features
-from .grid import Cell, PictureGrid, prepare_pictures
+from .grid import Cell, PictureGrid
+from .seen_images import prepare_pictures
 
 
 def patch_pca(model: nn.Module, pixel_values: Tensor, *, foreground: bool = False) -> np.ndarray:

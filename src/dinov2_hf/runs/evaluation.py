@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from ..data import evaluation_split, find_image_column, load_image_dataset
 from ..evaluation.classification.labels import match_labels
 from ..evaluation.knn import evaluate_knn
+from ..features import FeatureExtractor
 from ..models import DINOv2ImageProcessor
 from ..training.sharded_weights import whole_copy
 from ..training.students import prefixed
@@ -70,18 +71,20 @@ def measure(run: "Run") -> dict[str, float]:
         if backbone is None:
             continue
         neighbours = [k for k in KNN_NEIGHBOURS if k <= len(evaluation.bank)]
-        accuracies = evaluate_knn(
+        extractor = FeatureExtractor(
             backbone,
-            evaluation.bank,
-            evaluation.queries,
             run.image_processor,
             image_column=evaluation.image_column,
-            label_column=run.args.label_column,
-            ks=neighbours or (len(evaluation.bank),),
             batch_size=run.args.per_device_eval_batch_size,
             device=accelerator.device,
             num_workers=run.args.dataloader_num_workers,
-            findings={},  # its notes are about numbers of neighbours, which are no choice of the user's here
+        )
+        accuracies = evaluate_knn(
+            extractor,
+            evaluation.bank,
+            evaluation.queries,
+            label_column=run.args.label_column,
+            ks=neighbours or (len(evaluation.bank),),
         )
         metrics |= prefixed(accuracies, name)
     accelerator.wait_for_everyone()

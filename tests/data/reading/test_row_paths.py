@@ -15,6 +15,7 @@ from dinov2_hf.data.decoding.video_frames import decode_frames
 from dinov2_hf.data.reading.row_paths import allowed_path, refuse_unreadable_files, undecoded, with_content
 from dinov2_hf.data.reading.video_dataset import load_video_dataset
 from dinov2_hf.feature_files import write_features
+from dinov2_hf.features import FeatureExtractor
 from tests.data.conftest import encode, noise_image
 
 
@@ -144,7 +145,7 @@ def test_files_of_columns_that_are_kept_are_those_of_the_dataset(folder, private
     parquet.write_table(table, folder / "train.parquet")
     dataset = load_image_dataset(str(folder / "train.parquet"))
     with pytest.raises(ValueError, match="'kept' names the file .*outside of the folder"):
-        write_features(model, dataset, None, tmp_path / "features")
+        write_features(FeatureExtractor(model, None), dataset, tmp_path / "features")
     source, output = str(folder / "train.parquet"), str(tmp_path / "out")
     arguments = CurationArguments(uncurated=[source], output_dir=output, keep_columns=["kept"])
     with pytest.raises(ValueError, match="'kept' names the file .*outside of the folder"):

@@ -1,10 +1,10 @@
 """Augmented images for training a head on a frozen backbone: random resized crop and flip."""
 
+import itertools
 import random
 from functools import partial
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -14,30 +14,26 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ...data.decoding.channels import image_decoder
-from ...data.decoding.undecodable import UndecodableImage
 from ...data.loader_workers import check_shared_memory
 from ...data.multi_crop import draw_crop_box
+from ...data.replacements import first_decodable
 from ...data.sample_order import PreTrainingBatchSampler, SampleKey
-from ...features import DecodedImages, process_images
+from ...features import DatasetOrRows, DecodedImages, FeatureExtractor, process_images
 
 
 CROP_SCALE = (0.08, 1.0)
-MAX_TRIES = 20
 
 
 class TrainingImages(Dataset):
     """Crops of a data set with random access, each drawn with the seed of its `SampleKey`.
 
     Args:
-        dataset: the images.
-        image_column: the column that holds them.
+        images: of the data set.
         crop_size: height and width of a crop, in pixels.
-        num_channels: channels to decode, see `image_decoder`.
     """
 
-    def __init__(self, dataset: datasets.Dataset, image_column: str, crop_size: tuple[int, int], num_channels: int):
-        self.images = DecodedImages(dataset, image_column, image_decoder(num_channels))
-        self.crop_size = crop_size
+    def __init__(self, images: DecodedImages, crop_size: tuple[int, int]):
+        self.images, self.crop_size = images, crop_size
 
     def __len__(self) -> int:
         return len(self.images)
@@ -51,13 +47,9 @@ class TrainingImages(Dataset):
             ValueError: 20 rows in a row cannot be decoded.
         """
         rng = random.Random(key.seed)
-        row = key.row
-        for _ in range(MAX_TRIES):
-            _, image = self.images[row]
-            if not isinstance(image, UndecodableImage):
-                return row, random_crop(image, self.crop_size, rng)
-            row = rng.randrange(len(self))
-        raise ValueError(f"row {key.row} and {MAX_TRIES - 1} others cannot be decoded ({image}); repair the dataset.")
+        rows = itertools.chain([key.row], iter(lambda: rng.randrange(len(self)), None))
+        row, image, _ = first_decodable(((row, row) for row in rows), self.images.image)
+        return row, random_crop(image, self.crop_size, rng)
 
 
 def random_crop(
@@ -76,26 +68,18 @@ def random_crop_of(image: Image.Image | Tensor, size: tuple[int, int], rng: rand
     return F.horizontal_flip(crop) if rng.random() < 0.5 else crop
 
 
-def training_loader(
-    dataset: datasets.Dataset,
-    image_column: str,
-    image_processor: Any,
-    order: PreTrainingBatchSampler,
-    *,
-    num_channels: int,
-    num_workers: int,
-    pin_memory: bool,
-) -> DataLoader:
+def training_loader(extractor: FeatureExtractor, dataset: DatasetOrRows, order: PreTrainingBatchSampler) -> DataLoader:
     """Endless batches of row numbers (a list) and pixel values (B, C, height, width)."""
-    height, width = crop_size_of(image_processor)
-    images = TrainingImages(dataset, image_column, (height, width), num_channels)
-    check_shared_memory(num_workers, order.batch_size * num_channels * height * width * 4)  # float32
+    height, width = crop_size_of(extractor.image_processor)
+    images = DecodedImages(dataset, extractor.image_column, image_decoder(extractor.num_channels))
+    batch_bytes = order.batch_size * extractor.num_channels * height * width * 4  # float32
+    check_shared_memory(extractor.num_workers, batch_bytes)
     return DataLoader(
-        images,
+        TrainingImages(images, (height, width)),
         batch_sampler=order,
-        num_workers=num_workers,
-        collate_fn=partial(_process, image_processor),
-        pin_memory=pin_memory,
+        num_workers=extractor.num_workers,
+        collate_fn=partial(_process, extractor.image_processor),
+        pin_memory=extractor.device.type == "cuda",
         generator=torch.Generator(),
     )
 

@@ -9,7 +9,7 @@ classes.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,6 @@ from accelerate.utils import gather_object, reduce
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-
-from ...data.sample_order import PreTrainingBatchSampler
 
 
 # Before their scaling by the batch size. The original's code and the paper name different grids.
@@ -136,12 +134,6 @@ class ClassifierGrid:
         return weight.detach().T.contiguous().cpu(), bias.detach().clone().cpu()
 
 
-def check_grid(name: str) -> None:
-    """`ValueError` where there is no grid of learning rates of this name."""
-    if name not in LEARNING_RATES:
-        raise ValueError(f"`grid` is {name!r}, but must be one of {', '.join(LEARNING_RATES)}.")
-
-
 def train_grid(
     grid: ClassifierGrid,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -189,29 +181,3 @@ def accuracies(
 def best_choice(found: Mapping[Choice, float]) -> Choice:
     """The choice of the highest accuracy; of equal ones the first."""
     return max(found, key=found.get)
-
-
-def cached_batches(
-    features: Tensor, labels: Tensor, order: PreTrainingBatchSampler, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The endless batches of `order` from features in memory."""
-    for keys in order:
-        rows = torch.tensor([key.row for key in keys])
-        yield features[rows].to(device), labels[rows].to(device)
-
-
-def training_order(
-    num_rows: int, batch_size: int, *, seed: int, processes: PartialState | None
-) -> PreTrainingBatchSampler:
-    """The endless batches of rows of this process.
-
-    Raises:
-        ValueError: a batch of all processes would hold an image twice.
-    """
-    rank, world_size = (processes.process_index, processes.num_processes) if processes is not None else (0, 1)
-    if batch_size < 1 or batch_size * world_size > num_rows:
-        raise ValueError(
-            f"`train_batch_size` is {batch_size} on each of {world_size} processes, but together these must be between"
-            f" 1 and the {num_rows} training images."
-        )
-    return PreTrainingBatchSampler(num_rows, batch_size, seed=seed, rank=rank, world_size=world_size)

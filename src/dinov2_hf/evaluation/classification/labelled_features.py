@@ -1,51 +1,41 @@
 """Features of labelled images in memory, and parts of a dataset."""
 
 import logging
-from collections.abc import Sequence
-from typing import Any
 
 import datasets
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...features import extract_features
+from ...features import DatasetOrRows, FeatureExtractor
 
 
 logger = logging.getLogger(__name__)
 
 
 def labelled_features(
-    model: nn.Module,
-    dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    labels: Tensor,
-    image_processor: Any,
-    **extraction: Any,
-) -> tuple[Tensor, Tensor]:
+    extractor: FeatureExtractor, dataset: DatasetOrRows, labels: Tensor, *, kind: str = "cls", num_layers: int = 4
+) -> tuple[Tensor, Tensor, Tensor]:
     """Features of training images and their labels; images that cannot be decoded are left out, with a warning.
 
     Args:
         labels: (n,), of all rows of `dataset`.
-        extraction: as in `extract_features`.
+        kind, num_layers: as in `FeatureExtractor.features`.
 
     Returns:
-        (m, ...) float32 and (m,) on the CPU, for the m <= n rows that can be decoded.
+        (m, ...) float32, (m,) and their rows (m,), on the CPU, for the m <= n rows that can be decoded.
     """
-    undecodable_rows = []
-    features = extract_features(
-        model,
+    found = extractor.features(
         dataset,
-        image_processor,
+        kind=kind,
+        num_layers=num_layers,
+        skip_undecodable=True,
         description="Features of the training images",
-        undecodable_rows=undecodable_rows,
-        **extraction,
     )
-    if undecodable_rows:
-        first = ", ".join(map(str, undecodable_rows[:5])) + (", ..." if len(undecodable_rows) > 5 else "")
-        logger.warning("%d training images cannot be decoded and are left out: rows %s", len(undecodable_rows), first)
-        kept = torch.ones(len(labels), dtype=torch.bool)
-        kept[undecodable_rows] = False
-        labels = labels[kept]
-    return features, labels
+    left_out = list(found.undecodable_rows)
+    if left_out:
+        first = ", ".join(map(str, left_out[:5])) + (", ..." if len(left_out) > 5 else "")
+        logger.warning("%d training images cannot be decoded and are left out: rows %s", len(left_out), first)
+    return found.values, labels[found.rows], found.rows
 
 
 def random_split(num_rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -64,7 +54,7 @@ def random_split(num_rows: int, fraction: float, seed: int) -> tuple[Tensor, Ten
     return order[count:].sort().values, order[:count].sort().values
 
 
-def select_rows(dataset: datasets.Dataset | Sequence[dict[str, Any]], rows: Tensor):
+def select_rows(dataset: DatasetOrRows, rows: Tensor) -> DatasetOrRows:
     """A part of a dataset, of the same kind."""
     if isinstance(dataset, datasets.Dataset):
         return dataset.select(rows.tolist())

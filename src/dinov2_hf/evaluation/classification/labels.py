@@ -4,16 +4,14 @@ The original reads class numbers from files of its own, where those of two datas
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
 
 import datasets
 import torch
 from torch import Tensor
 
-from ...features import require_column
+from ...features import DatasetOrRows, require_column
 
 
 logger = logging.getLogger(__name__)
@@ -38,12 +36,18 @@ class MatchedLabels:
         """The accuracy on the second dataset of answering always with the most frequent class of the first."""
         return (self.eval == self.train.bincount().argmax()).double().mean().item()
 
+    def warn_of_absent_classes(self) -> None:
+        """A warning that counts the classes of the first dataset that are not measured."""
+        present = self.train.unique()
+        num_absent = int((~torch.isin(present, self.eval)).sum())
+        if num_absent:
+            logger.warning(
+                "%d of the %d classes of the training data have no image in the evaluation data",
+                num_absent, len(present),
+            )  # fmt: skip
 
-def match_labels(
-    train_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    eval_dataset: datasets.Dataset | Sequence[dict[str, Any]],
-    label_column: str,
-) -> MatchedLabels:
+
+def match_labels(train_dataset: DatasetOrRows, eval_dataset: DatasetOrRows, label_column: str) -> MatchedLabels:
     """Class indices of both datasets in one numbering.
 
     A `ClassLabel` column stands for the names of its classes, so it may be held against a column of strings or against
@@ -82,16 +86,6 @@ def match_labels(
         eval=torch.tensor([index[label] for label in eval_labels]),
         classes=classes,
     )
-
-
-def warn_of_absent_classes(labels: MatchedLabels) -> None:
-    """A warning that counts the classes of the training data that are not measured."""
-    present = labels.train.unique()
-    num_absent = int((~torch.isin(present, labels.eval)).sum())
-    if num_absent:
-        logger.warning(
-            "%d of the %d classes of the training data have no image in the evaluation data", num_absent, len(present)
-        )
 
 
 def _labels(dataset, label_column: str) -> tuple[list[int] | list[str], list[str] | None]:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ...atomic_files import new_folder
+from ...features import FeatureExtractor
 from ...models import DINOv2ForDepthEstimation, DINOv2Model
 from ...models.modeling_dinov2_heads import DINOv2DepthHead, center_pad
+from ..saved_heads import head_config, save_head
 from .features import depth_features
-from .models import head_config, image_processor_values, save_dense_model
+from .images import image_processor_for, value_fields
 
 
 class LinearDepth:
@@ -38,10 +40,8 @@ class LinearDepth:
 
     def save(self, image_processor: Any, folder: Path) -> None:
         """As a `DINOv2ForDepthEstimation` that takes images of any size as they are."""
-        sizes = {"do_resize": False}
-        save_dense_model(
-            DINOv2ForDepthEstimation, self.model, self.module, self.config, image_processor, sizes, folder
-        )
+        processor, head = image_processor_for(image_processor, do_resize=False), self.module.state_dict()
+        save_head(DINOv2ForDepthEstimation, self.model, "decode_head", head, self.config, processor, folder)
 
 
 class DPTDepth:
@@ -97,7 +97,7 @@ class DPTDepth:
         with new_folder(folder, "model", overwrite=True) as partial:
             self.whole.save_pretrained(partial)
             DPTImageProcessor(
-                **image_processor_values(image_processor), do_resize=False, do_pad=True, size_divisor=self.patch_size
+                **value_fields(image_processor), do_resize=False, do_pad=True, size_divisor=self.patch_size
             ).save_pretrained(partial)
 
 
@@ -110,10 +110,7 @@ def check_dpt(model: nn.Module) -> None:
         raise ValueError(f"`head` dpt needs a hidden size that divides by 8, but that of the model is {width}.")
 
 
-def frozen_features(head: LinearDepth | DPTDepth, pixel_values: Tensor, autocast_dtype: torch.dtype | None):
+def frozen_features(extractor: FeatureExtractor, head: LinearDepth | DPTDepth, pixel_values: Tensor) -> list[Tensor]:
     """The features that a head reads, float32, without gradients."""
-    with (
-        torch.no_grad(),
-        torch.autocast(pixel_values.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None),
-    ):
+    with extractor.frozen():
         return [features.float() for features in head.features(pixel_values)]

@@ -1,6 +1,5 @@
 """Depth maps: decoding, which pixels count, and the random crops that depth heads are trained on."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,11 +53,6 @@ def decode_depth(value: Any, depth_scale: float) -> np.ndarray:
         )
     depth = depth.astype(np.float32) / np.float32(depth_scale)
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
-
-
-def depth_decoder(depth_scale: float):
-    """`decode_depth` with its option set."""
-    return partial(decode_depth, depth_scale=depth_scale)
 
 
 def lower_middle(image: Tensor, size: tuple[int, int] | None) -> Tensor:

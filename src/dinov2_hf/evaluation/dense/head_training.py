@@ -5,10 +5,11 @@ from contextlib import contextmanager
 from math import cos, inf, isfinite, pi
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from ...features import FeatureExtractor
 
 
 def linear_decay(progress: float) -> float:
@@ -67,6 +68,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def train_head(
+    extractor: FeatureExtractor,
     head: nn.Module,
     batch_loss: Callable[[Tensor, Tensor, int], Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -76,10 +78,6 @@ def train_head(
     learning_rate_factor: Callable[[int], float],
     beta1: Callable[[int], float] | None = None,
     max_grad_norm: float | None = None,
-    device: torch.device,
-    progress: bool = False,
-    description: str = "Training the head",
-    processes: PartialState | None = None,
 ) -> list[float]:
     """Train for `num_steps`; gradients are averaged over the processes, if there are several.
 
@@ -97,9 +95,9 @@ def train_head(
     """
     peak = [group["lr"] for group in optimizer.param_groups]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    several = processes is not None and processes.num_processes > 1
+    several, device = extractor.world_size > 1, extractor.device
     losses = []
-    bar = tqdm(range(num_steps), desc=description, unit="step", disable=not progress)
+    bar = tqdm(range(num_steps), desc="Training the head", unit="step", disable=not extractor.progress)
     for step, (pixel_values, labels) in zip(bar, batches, strict=False):
         for group, learning_rate in zip(optimizer.param_groups, peak, strict=True):
             group["lr"] = learning_rate * learning_rate_factor(step)

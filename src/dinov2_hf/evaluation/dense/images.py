@@ -1,29 +1,33 @@
 """Images with a label for every pixel: rows of a dataset to pairs of an image and a map of the same size."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
+from math import ceil
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
+from tqdm.auto import tqdm
 
 from ...data.decoding.channels import image_decoder
 from ...data.decoding.undecodable import UndecodableImage
 from ...data.reading.image_columns import describe_row
+from ...data.replacements import first_decodable
 from ...data.sample_order import PreTrainingBatchSampler, SampleKey
-from ...features import require_column
+from ...features import DatasetOrRows, FeatureExtractor, require_column
+from ...models import DINOv2ImageProcessor
 from .head_training import seeded
 
 
-MAX_TRIES = 20
+NUM_PICTURES = 6
 
 
-class UnusableRow(ValueError):
+class UnusableRow(UndecodableImage):
     """A row whose image or map cannot be decoded."""
 
 
@@ -33,11 +37,11 @@ class PixelPairs(Dataset):
     both alike.
 
     Args:
-        dataset: a map-style `datasets.Dataset` or a sequence of dict rows.
-        image_column, map_column: names of the columns. A format or transform set on a `datasets.Dataset` is not
-            applied.
-        map_field: the name under which the user passed `map_column`, for messages.
-        num_channels: of the model; images are decoded to as many.
+        extractor: of the model, for whose channels images are decoded.
+        dataset: a map-style `datasets.Dataset` or a sequence of dict rows. A format or transform set on a
+            `datasets.Dataset` is not applied.
+        map_column: name of the column of maps.
+        map_field: the name under which the user passed it, for messages.
         decode_map: from the value of a row to an array (H, W); raises `UndecodableImage` with the reason if it cannot.
 
     Raises:
@@ -47,14 +51,13 @@ class PixelPairs(Dataset):
 
     def __init__(
         self,
-        dataset: datasets.Dataset | Sequence[dict[str, Any]],
-        image_column: str,
+        extractor: FeatureExtractor,
+        dataset: DatasetOrRows,
         map_column: str,
         map_field: str,
-        num_channels: int,
         decode_map: Callable[[Any], np.ndarray],
     ):
-        columns = {"image_column": image_column, map_field: map_column}
+        columns = {"image_column": extractor.image_column, map_field: map_column}
         for field, column in columns.items():
             require_column(dataset, column, field)
         if isinstance(dataset, datasets.Dataset):
@@ -63,9 +66,9 @@ class PixelPairs(Dataset):
             for column in columns.values():
                 if isinstance(dataset.features[column], datasets.Image):
                     dataset = dataset.cast_column(column, datasets.Image(decode=False))
-        self.dataset = dataset
-        self.image_column, self.map_column, self.map_field = image_column, map_column, map_field
-        self.decode_image, self.decode_map = image_decoder(num_channels), decode_map
+        self.dataset, self.image_column = dataset, extractor.image_column
+        self.map_column, self.map_field = map_column, map_field
+        self.decode_image, self.decode_map = image_decoder(extractor.num_channels), decode_map
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -108,68 +111,60 @@ class TrainingCrops(Dataset):
         self.pairs, self.transform = pairs, transform
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Tensor]:
+        rows = ((key.row + attempt) % len(self.pairs) for attempt in count())
+        _, pair, _ = first_decodable(((row, row) for row in rows), self.pairs.__getitem__)
         with seeded(key.seed):
-            image, labels = self.transform(*self._next_pair(key.row))
+            image, labels = self.transform(*pair)
         return image.as_subclass(Tensor), labels.as_subclass(Tensor)
-
-    def _next_pair(self, row: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        for attempt in range(MAX_TRIES):
-            try:
-                return self.pairs[(row + attempt) % len(self.pairs)]
-            except UnusableRow as error:
-                reason = error
-        raise reason
 
 
 def training_batches(
+    extractor: FeatureExtractor,
     pairs: PixelPairs,
     transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     *,
     train_batch_size: int,
     seed: int,
-    num_workers: int,
-    processes: PartialState | None,
 ) -> DataLoader:
-    """Endless batches of this process's share of `train_batch_size` images, in an order that the seed fixes.
-
-    Raises:
-        ValueError: what `check_train_batch_size` raises.
-    """
-    rank, world_size = (processes.process_index, processes.num_processes) if processes is not None else (0, 1)
-    check_train_batch_size(train_batch_size, len(pairs), processes)
+    """Endless batches of this process's share of `train_batch_size` images, in an order that the seed fixes."""
     sampler = PreTrainingBatchSampler(
-        len(pairs), train_batch_size // world_size, seed=seed, rank=rank, world_size=world_size
-    )
+        len(pairs), train_batch_size // extractor.world_size, seed=seed, rank=extractor.rank,
+        world_size=extractor.world_size,
+    )  # fmt: skip
     return DataLoader(
         TrainingCrops(pairs, transform),
         batch_sampler=sampler,
-        num_workers=num_workers,
+        num_workers=extractor.num_workers,
         # Its own: the loader draws a seed, and evaluation must not move the random numbers of a training around it.
         generator=torch.Generator(),
     )
 
 
-def check_train_batch_size(train_batch_size: int, num_images: int, processes: PartialState | None) -> None:
+def check_train_batch_size(extractor: FeatureExtractor, train_batch_size: int, num_images: int) -> None:
     """`ValueError` where a training step would hold more images than there are, or processes not as many each."""
     if not 1 <= train_batch_size <= num_images:
         raise ValueError(
             f"`train_batch_size` is {train_batch_size}, but must be from 1 to the {num_images} images of the training"
             " data."
         )
-    num_processes = 1 if processes is None else processes.num_processes
-    if train_batch_size % num_processes:
+    if train_batch_size % extractor.world_size:
         raise ValueError(
-            f"`train_batch_size` is {train_batch_size}, which does not divide among {num_processes} processes."
+            f"`train_batch_size` is {train_batch_size}, which does not divide among {extractor.world_size} processes."
         )
 
 
-def pairs_of_process(
-    pairs: PixelPairs, num_workers: int, processes: PartialState | None
-) -> tuple[range, Iterable[tuple[Tensor, Tensor]]]:
-    """This process's rows, and their pairs one by one."""
-    rank, world_size = (processes.process_index, processes.num_processes) if processes is not None else (0, 1)
-    rows = range(rank, len(pairs), world_size)
-    return rows, DataLoader(Subset(pairs, rows), batch_size=None, num_workers=num_workers, generator=torch.Generator())
+def pairs_to_measure(
+    extractor: FeatureExtractor, pairs: PixelPairs, description: str
+) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """This process's images and maps one by one, and of each whether it is one of a few, evenly spaced, to draw."""
+    rows = range(extractor.rank, len(pairs), extractor.world_size)
+    drawn = rows[:: ceil(len(rows) / NUM_PICTURES)] if len(rows) else ()
+    loader = DataLoader(
+        Subset(pairs, rows), batch_size=None, num_workers=extractor.num_workers, generator=torch.Generator()
+    )
+    bar = tqdm(loader, desc=description, unit="image", disable=not extractor.progress)
+    for row, (image, labels) in zip(rows, bar, strict=True):
+        yield image.as_subclass(Tensor), labels.as_subclass(Tensor), row in drawn
 
 
 class PixelNormalization:
@@ -194,3 +189,18 @@ class PixelNormalization:
     def __call__(self, image: Tensor) -> Tensor:
         """(..., C, H, W) to float32."""
         return F.normalize(image.as_subclass(Tensor).float() * self.scale, self.mean, self.std)
+
+
+def image_processor_for(image_processor: Any, **sizes: Any) -> DINOv2ImageProcessor:
+    """An image processor that treats the values of pixels as another does, and never crops.
+
+    Args:
+        sizes: its fields that say how it resizes.
+    """
+    return DINOv2ImageProcessor(**value_fields(image_processor), do_center_crop=False, **sizes)
+
+
+def value_fields(image_processor: Any) -> dict[str, Any]:
+    """What an image processor does to the values of pixels, whatever it does to sizes."""
+    names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_convert_rgb")
+    return {name: getattr(image_processor, name) for name in names if hasattr(image_processor, name)}

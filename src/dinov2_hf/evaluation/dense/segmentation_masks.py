@@ -1,7 +1,6 @@
 """Masks of class numbers: decoding, and the check that every number is a class (before anything is trained)."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from tqdm.auto import tqdm
 from ...data.decoding.file_content import read_content
 from ...data.decoding.rgb import load_pixels, open_image, turn_upright
 from ...data.decoding.undecodable import UndecodableImage
+from ...features import FeatureExtractor
 from .images import PixelPairs
 
 
@@ -67,7 +67,7 @@ class _MaskIds(Dataset):
 
 
 def count_ids(
-    pairs: PixelPairs, *, with_images: bool, num_workers: int, progress: bool, description: str
+    extractor: FeatureExtractor, pairs: PixelPairs, *, with_images: bool, description: str
 ) -> list[dict[int, int]]:
     """For each row, how many pixels each class number has.
 
@@ -77,11 +77,11 @@ def count_ids(
     loader = DataLoader(
         _MaskIds(pairs, with_images),
         batch_size=None,
-        num_workers=num_workers,
+        num_workers=extractor.num_workers,
         generator=torch.Generator(),
         collate_fn=_as_it_is,
     )
-    return list(tqdm(loader, desc=description, unit="mask", disable=not progress))
+    return list(tqdm(loader, desc=description, unit="mask", disable=not extractor.progress))
 
 
 def _as_it_is(value: Any) -> Any:
@@ -133,8 +133,3 @@ def mask_classes(
             f"`mask_column` {mask_column!r} of the evaluation data holds nothing but `ignore_index` {ignore_index}."
         )
     return list(class_names)
-
-
-def mask_decoder(ignore_index: int, do_reduce_labels: bool):
-    """`decode_mask` with its options set."""
-    return partial(decode_mask, ignore_index=ignore_index, do_reduce_labels=do_reduce_labels)

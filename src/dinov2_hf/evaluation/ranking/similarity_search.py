@@ -1,27 +1,25 @@
 """Features to search by cosine similarity: normalised, or whitened by the principal components of a database."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
-from ...features import extract_features
+from ...features import DatasetOrRows, FeatureExtractor
+from ..protocols import check_extra
 
 
 QUERIES_AT_ONCE = 256
 
 
 def searchable_features(
-    model: nn.Module,
-    database: Any,
-    queries: Any,
-    image_processor: Any,
+    extractor: FeatureExtractor,
+    database: DatasetOrRows,
+    queries: DatasetOrRows,
     *,
     pca_dimensions: int | None = None,
     names: tuple[str, str] = ("database", "query"),
-    **extraction: Any,
 ) -> tuple[Tensor, Tensor]:
     """The CLS features of two datasets, of length 1.
 
@@ -29,20 +27,17 @@ def searchable_features(
         pca_dimensions: keep as many principal components of the database's features, each scaled to the same variance
             (whitening). None: the features themselves.
         names: of the two, for the progress bars.
-        extraction: as in `extract_features`.
 
     Returns:
         (n, D) and (Q, D) float32, on the device of the model.
 
     Raises:
-        ValueError: what `extract_features` raises; a feature is not finite; or `pca_dimensions` is out of range.
+        ValueError: what `FeatureExtractor.features` raises; a feature is not finite; or `pca_dimensions` is out of
+            range.
     """
-    check_pca_dimensions(pca_dimensions, len(database), model, names[0])
     features = []
     for dataset, name in ((database, names[0]), (queries, names[1])):
-        found = extract_features(
-            model, dataset, image_processor, description=f"Extracting {name} features", **extraction
-        )
+        found = extractor.features(dataset, description=f"Extracting {name} features").values
         if not found.isfinite().all():
             raise ValueError(f"the {name} features are not all finite; the model that made them may have diverged.")
         features.append(normalize(found, dim=1))
@@ -52,15 +47,22 @@ def searchable_features(
         pca = PCA(pca_dimensions, whiten=True, svd_solver="full").fit(features[0].double().numpy())
         whitened = (torch.from_numpy(pca.transform(found.double().numpy())) for found in features)
         features = [normalize(found, dim=1).float() for found in whitened]
-    device = next(model.parameters()).device
-    return features[0].to(device), features[1].to(device)
+    return features[0].to(extractor.device), features[1].to(extractor.device)
 
 
-def check_pca_dimensions(pca_dimensions: int | None, num_images: int, model: nn.Module, name: str) -> None:
-    """`ValueError` where the features of so many images have no so many principal components."""
+def check_pca_dimensions(
+    extractor: FeatureExtractor, pca_dimensions: int | None, num_images: int, name: str, protocol: str
+) -> None:
+    """`ValueError` where the features of so many images have no so many principal components.
+
+    Raises:
+        ImportError: scikit-learn, which computes them, is not installed.
+    """
     if pca_dimensions is None:
         return
-    width = getattr(model.config, "hidden_size", num_images)  # pixels, whose number depends on the image processor
+    check_extra("sklearn", f"{protocol} with `pca_dimensions`")
+    # Of pixels the number depends on the image processor.
+    width = getattr(extractor.model.config, "hidden_size", num_images)
     largest = min(num_images, width)
     if not 1 <= pca_dimensions <= largest:
         raise ValueError(

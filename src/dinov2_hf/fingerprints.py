@@ -28,20 +28,6 @@ def dataset_fingerprint(dataset: Any) -> str | None:
     return dataset._fingerprint if isinstance(dataset, datasets.Dataset) else None
 
 
-def training_settings(model: nn.Module, train_dataset: Any, image_processor: Any, **options: Any) -> dict[str, Any]:
-    """All that the training of a head on a frozen model depends on, for `train_once`.
-
-    Args:
-        options: of the protocol, as JSON holds them.
-    """
-    return {
-        "model": weights_fingerprint(model),
-        "train_dataset": dataset_fingerprint(train_dataset),
-        "image_processor": processor_values(image_processor),
-        "options": options,
-    }
-
-
 def _is_json(value: Any) -> bool:
     if isinstance(value, dict):
         return all(isinstance(name, str) and _is_json(one) for name, one in value.items())

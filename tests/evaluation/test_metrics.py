@@ -2,7 +2,7 @@
 
 import pytest
 
-from dinov2_hf.evaluation.findings import listed, note_edge
+from dinov2_hf.evaluation.metrics import Metrics, listed
 
 
 @pytest.mark.parametrize(
@@ -19,11 +19,11 @@ from dinov2_hf.evaluation.findings import listed, note_edge
     ],
 )
 def test_the_edge_of_a_grid(found, limits, sentence):
-    findings = {}
-    note_edge(findings, "rate", found, **limits)
-    notes = findings.get("notes", [])
-    assert len(notes) == (sentence is not None)
-    assert sentence is None or notes[0].startswith(sentence)
+    metrics = Metrics({"top1": 0.5})
+    metrics.note_edge("rate", found, **limits)
+    assert len(metrics.notes) == (sentence is not None)
+    assert sentence is None or metrics.notes[0].startswith(sentence)
+    assert metrics == {"top1": 0.5}
 
 
 def test_values_as_they_are_typed():

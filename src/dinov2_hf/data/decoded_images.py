@@ -1,0 +1,73 @@
+"""The images of a dataset by their rows, decoded one by one, and as an image processor takes them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .decoding.undecodable import UndecodableImage
+
+
+DatasetOrRows = datasets.Dataset | Sequence[dict[str, Any]]
+
+
+def require_column(dataset: DatasetOrRows, column: str, field: str) -> None:
+    """Check that `dataset` is finite, indexable and not empty, and that its rows have `column`.
+
+    Args:
+        field: the name under which the user passed `column`, for the message.
+
+    Raises:
+        ValueError: one of these does not hold; a missing column is answered with the columns there are.
+    """
+    if isinstance(dataset, dict) or not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"dataset is a {type(dataset).__name__}, but one split that is not streamed is needed: a map-style "
+            "datasets.Dataset or a sequence of dict rows."
+        )
+    if len(dataset) == 0:
+        raise ValueError("dataset has 0 rows, but at least 1 is needed.")
+    columns = dataset.column_names if isinstance(dataset, datasets.Dataset) else list(dataset[0])
+    if column not in columns:
+        split = getattr(dataset, "split", None)
+        where = f"the dataset (split {split})" if split else "the dataset"
+        raise ValueError(f"{field}={column!r} is not a column of {where}, which has {', '.join(columns)}.")
+
+
+class DecodedImages(Dataset):
+    """Row numbers and what `decode` makes of the image, or the `UndecodableImage` that it raises."""
+
+    def __init__(self, dataset, image_column: str, decode: Callable[[Any], Any]):
+        require_column(dataset, image_column, "image_column")
+        if isinstance(dataset, datasets.Dataset):
+            dataset = dataset.select_columns([image_column]).with_format(None)
+            # Undecoded, so that a broken image fails here, where the row is known, and not inside `datasets`.
+            if isinstance(dataset.features[image_column], datasets.Image):
+                dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+        self.dataset = dataset
+        self.image_column = image_column
+        self.decode = decode
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def image(self, row: int) -> Image.Image | np.ndarray:
+        """The decoded image of a row; raises `UndecodableImage`."""
+        return self.decode(self.dataset[row][self.image_column])
+
+    def __getitem__(self, row: int) -> tuple[int, Image.Image | np.ndarray | UndecodableImage]:
+        try:
+            return row, self.image(row)
+        except UndecodableImage as reason:
+            return row, reason
+
+
+def process_images(image_processor: Any, images: Sequence[Image.Image | np.ndarray], **options) -> Tensor:
+    """Pixel values (B, channels, height, width) of pictures, or of arrays (height, width, channels)."""
+    if isinstance(images[0], np.ndarray):  # of 4 or 5 channels a processor could not tell that they are channels
+        options["input_data_format"] = "channels_last"
+    return image_processor(images=list(images), return_tensors="pt", **options)["pixel_values"]

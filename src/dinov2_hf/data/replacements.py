@@ -1,0 +1,38 @@
+"""In place of an image that cannot be decoded, another: a training is long, and a few broken files do not stop it."""
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any
+
+from .decoding.undecodable import UndecodableImage
+
+
+MAX_TRIES = 20
+
+
+def first_decodable(
+    candidates: Iterable[tuple[Any, Any]], decode: Callable[[Any], Any]
+) -> tuple[Any, Any, list[tuple[Any, str]]]:
+    """The first candidate that can be decoded.
+
+    Args:
+        candidates: rows and their values, of which at most 20 are tried.
+        decode: of a value; raises `UndecodableImage`.
+
+    Returns:
+        Its row, what was decoded, and the rows before it with the reasons.
+
+    Raises:
+        ValueError: none of 20 can be decoded.
+    """
+    skipped = []
+    for row, value in islice(candidates, MAX_TRIES):
+        try:
+            return row, decode(value), skipped
+        except UndecodableImage as reason:
+            skipped.append((row, str(reason)))
+    row, reason = skipped[-1]
+    raise ValueError(
+        f"{MAX_TRIES} images in a row could not be decoded, the last of them {row} ({reason}); check that the image"
+        " column holds images."
+    )

@@ -1,0 +1,49 @@
+"""The common end of the dense protocols: train once, save before measuring, measure, draw."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...features import FeatureExtractor
+from ...pictures.figures import draw_beside_numbers
+from ..metrics import Metrics
+from ..protocols import folder_of_main
+from ..unmeasured_heads import forget_unmeasured, train_once
+
+
+def train_and_measure(
+    name: str,
+    extractor: FeatureExtractor,
+    head: nn.Module,
+    *,
+    train: Callable[[], Any],
+    save: Callable[[Path], None],
+    measure: Callable[[], tuple[dict[str, float], list]],
+    draw: Callable[[list, Path], None],
+    settings: Mapping[str, Any],
+    findings: Mapping[str, Any],
+    output_dir: str | Path | None,
+) -> Metrics:
+    """The metrics of a head on the frozen model, which is on disk before it is measured.
+
+    Args:
+        name: of the protocol, and so of its picture.
+        head: in training mode.
+        train: changes the head in place.
+        save: writes the head and its backbone to a folder.
+        measure: the metrics, and a few results to draw.
+        draw: of these.
+        settings, output_dir: as in `train_once`.
+        findings: of the metrics, see `Metrics`.
+    """
+    folder = folder_of_main(extractor, output_dir)
+    train_once(extractor, head.state_dict(keep_vars=True), train, settings=settings, output_dir=output_dir)
+    head.eval()
+    if folder is not None:
+        save(folder / "model")
+    metrics, results = measure()
+    draw_beside_numbers(folder, f"{name}.png", draw, results)
+    forget_unmeasured(extractor, output_dir)
+    return Metrics(metrics, **findings)

@@ -1,0 +1,60 @@
+"""The evaluation protocols by name, and the contract that each follows.
+
+A protocol is a function `(extractor, train_dataset, eval_dataset, *, ..., output_dir=None)`, which returns metrics:
+
+* `extractor` is the frozen model and how it is run, see `FeatureExtractor`. `extractor.features` gives features.
+* The keywords are the protocol's own options, with a type and a default. Text in the docstring under `Args:` explains
+  them; a keyword is the option `--<protocol>_<keyword>` of the command.
+* What cannot be right is refused with a `ValueError` before the first features. Where a protocol's work begins with
+  something else, it says so by `extractor.begin()`. The command runs all protocols up to there before the first works.
+* `output_dir` is its own folder. Only the main process writes, see `folder_of_main`.
+* What it returns is a dict, or `Metrics`, which also holds what it has found besides.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..features import FeatureExtractor
+from ..named_objects import Registry
+
+
+PROTOCOLS = Registry(
+    "evaluation protocol",
+    {
+        name: f"{__package__}.{name}"
+        for name in (
+            "knn", "linear", "logistic_regression", "video", "segmentation", "depth", "retrieval", "copy_detection",
+        )
+    },
+)  # fmt: skip
+PIP_NAMES = {"sklearn": "scikit-learn", "torchmetrics": "torchmetrics", "av": "PyAV (av)"}
+
+
+def protocol(
+    name: str, *, task: str, metrics: Mapping[str, str], requires: str | None = None
+) -> Callable[[Callable], Callable]:
+    """A decorator that registers a protocol.
+
+    Args:
+        name: how it is called by `--protocol`, in results and in cards.
+        task: of the Hub, such as "image-classification".
+        metrics: how the names of its main metrics begin, and what the Hub calls them.
+        requires: a module that it imports, of an extra that may not be installed.
+    """
+    return PROTOCOLS.register(name, task=task, metrics=dict(metrics), requires=requires)
+
+
+def check_extra(module: str | None, needed_by: str) -> None:
+    """`ImportError`, with the line that installs it, where a module cannot be imported."""
+    if module is not None and find_spec(module) is None:
+        raise ImportError(
+            f"{needed_by} needs {PIP_NAMES.get(module, module)}, which is not installed: pip install"
+            ' "dinov2_hf[evaluation]".'
+        )
+
+
+def folder_of_main(extractor: FeatureExtractor, output_dir: Any) -> Path | None:
+    """The output folder on the process that writes; None on the others, and where there is none."""
+    return Path(output_dir) if output_dir is not None and extractor.is_main_process else None

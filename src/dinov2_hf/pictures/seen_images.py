@@ -1,0 +1,59 @@
+"""Images as a model sees them: its input, and the same crops as pictures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..features import patch_size_of, process_images
+
+
+def prepare_pictures(
+    model: nn.Module,
+    images: Sequence[Image.Image] | Sequence[np.ndarray],
+    image_processor: Any,
+    image_size: int | None = None,
+) -> tuple[Tensor, list[Image.Image]]:
+    """Pixel values for the model, and the same crops as pictures.
+
+    Args:
+        model: one with `config.patch_size` where `image_size` is given.
+        images: PIL images, or arrays (height, width, channels) of `decode_channels`, of which the first three channels
+            are shown, each stretched to the range of its values.
+        image_processor: any transformers image processor.
+        image_size: resize the short side to this many pixels and crop a square of it, a multiple of the patch size; a
+            larger one gives a finer patch grid. None: as the image processor is configured.
+
+    Returns:
+        (n, channels, height, width), and n pictures of mode RGB.
+
+    Raises:
+        ValueError: there is no image, or `image_size` is not a multiple of the patch size.
+    """
+    if len(images) == 0:
+        raise ValueError("images has 0 pictures, but at least 1 is needed.")
+    overrides = {}
+    if image_size is not None:
+        patch_size = patch_size_of(model)
+        if image_size < 1 or any(image_size % side for side in patch_size):
+            sides = " x ".join(map(str, patch_size))
+            raise ValueError(f"`image_size` is {image_size}, but must be a multiple of the patch size, {sides}.")
+        overrides = {
+            "do_resize": True,
+            "size": {"shortest_edge": image_size},
+            "do_center_crop": True,
+            "crop_size": {"height": image_size, "width": image_size},
+        }
+    images = [image.convert("RGB") if isinstance(image, Image.Image) else image for image in images]
+    pixel_values = process_images(image_processor, images, **overrides)
+    # The same crop without the normalisation is what the model saw, as a picture.
+    pictures = process_images(image_processor, images, **{**overrides, "do_rescale": True, "do_normalize": False})
+    if isinstance(images[0], np.ndarray):
+        pictures = pictures[:, [0, 1, 2] if pictures.shape[1] > 2 else [0, 0, 0]]
+        low, high = (limit(pictures, dim=(0, 2, 3), keepdim=True) for limit in (torch.amin, torch.amax))
+        pictures = (pictures - low) / (high - low).clamp_min(1e-12)
+    pictures = (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return pixel_values, [Image.fromarray(picture) for picture in pictures]
