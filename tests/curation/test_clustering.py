@@ -120,7 +120,6 @@ def _kmeans_of_a_rank(rank, world_size, port, folder):
         centroids=found.centroids,
         objective=found.objective,
         clusters=hierarchy.clusters(2),
-        similarities=hierarchy.similarities,
     )
     distributed.destroy_process_group()
 

@@ -6,8 +6,8 @@ import resource
 import numpy as np
 import pytest
 
-from dinov2_hf.curation.algorithms.unit_vectors import ArrayEmbeddings, rank_range, row_blocks
-from dinov2_hf.curation.storage.embeddings import EmbeddingStore, write_shard
+from dinov2_hf.curation.algorithms.unit_vectors import ArrayEmbeddings, row_blocks, shard_range
+from dinov2_hf.curation.storage.embeddings import EmbeddingStore, problems_of, write_shard
 
 from .synthetic import unit
 
@@ -27,7 +27,7 @@ def store(tmp_path, vectors):
 def test_rows_follow_the_names_of_the_shards(store, vectors):
     assert (len(store), store.width, store.shard_names) == (10, 6, ["00000", "00001"])
     np.testing.assert_array_equal(store.ids, np.arange(100, 110))
-    assert store.shard_rows(1) == (4, 10)
+    assert store.offsets.tolist() == [0, 4, 10]
     np.testing.assert_allclose(store.read(0, 10), unit(vectors), atol=1e-3)
 
 
@@ -71,10 +71,12 @@ def test_bad_rows_are_left_out_and_named(tmp_path, vectors):
     vectors[2] = 0
     vectors[5, 1] = np.nan
     vectors[6, 0] = np.inf
-    written = write_shard(tmp_path, "0", vectors, [0, 1, 2, 3, 1, 5, 6, 7, 8, 9])
-    assert written.num_rows == 6
-    assert written.rejected == [(2, "zero"), (1, "a repeated id"), (5, "not finite"), (6, "not finite")]
-    np.testing.assert_array_equal(EmbeddingStore(tmp_path).ids, [0, 1, 3, 7, 8, 9])
+    problems = problems_of(vectors)
+    assert problems.tolist() == ["", "", "zero", "", "", "not finite", "not finite", "", "", ""]
+    with pytest.raises(ValueError, match="the vector of id 12 in shard '0' is zero"):
+        write_shard(tmp_path, "0", vectors, np.arange(10, 20))
+    write_shard(tmp_path, "0", vectors[problems == ""], np.arange(10)[problems == ""])
+    np.testing.assert_array_equal(EmbeddingStore(tmp_path).ids, [0, 1, 3, 4, 7, 8, 9])
 
 
 def test_large_values_do_not_overflow(tmp_path):
@@ -99,10 +101,10 @@ def test_a_shard_is_replaced_whole(tmp_path, vectors):
 @pytest.mark.parametrize(
     ("bad", "ids", "message"),
     [
-        (np.zeros(3), [0, 1, 2], r"shape \(3,\)"),
-        (np.zeros((3, 2), int), [0, 1, 2], "floating-point"),
-        (np.ones((3, 2)), [0, 1], "must be 3 integers"),
-        (np.ones((2, 2)), ["a", "b"], "must be 2 integers"),
+        (np.zeros(3), [0, 1, 2], r"3 ids and vectors of shape \(3,\)"),
+        (np.zeros((3, 2), int), [0, 1, 2], r"type int64, but .* floating-point"),
+        (np.ones((3, 2)), [0, 1], "2 ids and vectors of shape"),
+        (np.ones((2, 2)), ["a", "b"], "one integer for each"),
     ],
 )
 def test_write_refuses(tmp_path, bad, ids, message):
@@ -143,7 +145,7 @@ def test_store_refuses_what_is_not_a_store(tmp_path, vectors):
     with pytest.raises(ValueError, match="lacks its ids"):
         EmbeddingStore(tmp_path)
     np.save(tmp_path / "0.ids.npy", np.arange(9))
-    with pytest.raises(ValueError, match="must be 10 integers"):
+    with pytest.raises(ValueError, match="9 ids and vectors of shape .10, 6. and type float64"):
         EmbeddingStore(tmp_path)
     (tmp_path / "0.npy").write_bytes(b"no array")
     with pytest.raises(ValueError, match="no readable .npy"):
@@ -152,12 +154,12 @@ def test_store_refuses_what_is_not_a_store(tmp_path, vectors):
 
 @pytest.mark.parametrize(("num_rows", "world_size"), [(10, 1), (10, 3), (2, 4), (0, 2)])
 def test_ranges_of_ranks_cover_the_rows(num_rows, world_size):
-    ranges = [rank_range(num_rows, rank, world_size) for rank in range(world_size)]
-    assert [row for start, stop in ranges for row in range(start, stop)] == list(range(num_rows))
-    lengths = [stop - start for start, stop in ranges]
+    ranges = [shard_range(num_rows, rank, world_size) for rank in range(world_size)]
+    assert [row for part in ranges for row in part] == list(range(num_rows))
+    lengths = list(map(len, ranges))
     assert max(lengths) - min(lengths) <= 1
     with pytest.raises(ValueError, match="rank="):
-        rank_range(num_rows, world_size, world_size)
+        shard_range(num_rows, world_size, world_size)
 
 
 def test_blocks_cover_the_range():

@@ -10,11 +10,11 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ..data import set_max_image_pixels
-from .algorithms.unit_vectors import ChosenRows, UnitVectors
+from .algorithms.unit_vectors import ChosenRows, UnitVectors, shard_range
 from .arguments import CurationArguments
 from .storage.dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE, Dropped
 from .storage.embeddings import EmbeddingStore
-from .storage.manifests import StageFolder, shard_range
+from .storage.manifests import StageFolder
 from .storage.sources import OpenSources
 
 

@@ -19,7 +19,8 @@ from torch import distributed
 from tqdm.auto import tqdm
 
 from .faiss_gpus import on_gpus
-from .unit_vectors import UnitVectors, rank_range, row_blocks
+from .neighbors import IndexSettings, search
+from .unit_vectors import ArrayEmbeddings, UnitVectors, row_blocks, shard_range
 
 
 # Beyond, choosing spread-out first centroids, whose cost grows with K^2, takes longer than the rounds after it.
@@ -81,12 +82,11 @@ def spherical_kmeans(
     centroids = _first_centroids(vectors, sample, chosen, num_clusters, generator)
     splits = np.random.RandomState(seed)  # the class that faiss expects
 
-    rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
-    start, stop = rank_range(chosen, rank, world_size)
+    part = _own_part(chosen)
     objective, num_reassigned = [], 0
-    with tqdm(total=num_iterations * (stop - start), unit="row", desc="K-means", disable=not progress) as bar:
+    with tqdm(total=num_iterations * len(part), unit="row", desc="K-means", disable=not progress) as bar:
         for _ in range(num_iterations):
-            sums, counts, total = _cluster_sums(vectors, sample, start, stop, centroids, gpus, bar)
+            sums, counts, total = _cluster_sums(vectors, sample, part, centroids, gpus, bar)
             for values in (sums, counts, total):
                 _sum_over_processes(values)
             objective.append(float(total[0] / chosen))
@@ -109,13 +109,15 @@ def _first_centroids(vectors, sample, num_rows, num_clusters, generator) -> np.n
     return np.ascontiguousarray(found)
 
 
-def _cluster_sums(vectors, sample, start, stop, centroids, gpus, bar) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _cluster_sums(vectors, sample, part, centroids, gpus, bar) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(K, D) float64 sums, (K,) int64 counts and (1,) float64 sum of cosines over a range of the training rows."""
     sums = np.zeros(centroids.shape)
     counts = np.zeros(len(centroids), np.int64)
     total = np.zeros(1)
-    index = _centroid_index(centroids, gpus)
-    for first, end in row_blocks(start, stop):
+    index = faiss.IndexFlatIP(centroids.shape[1])
+    index.add(centroids)
+    index = on_gpus(index, gpus)
+    for first, end in row_blocks(part.start, part.stop):
         block = vectors.read(first, end) if sample is None else vectors.take(sample[first:end])
         similarities, clusters = index.search(block, 1)
         clusters = clusters[:, 0]
@@ -128,14 +130,15 @@ def _cluster_sums(vectors, sample, start, stop, centroids, gpus, bar) -> tuple[n
     return sums, counts, total
 
 
-def _centroid_index(centroids: np.ndarray, gpus: Sequence[int]) -> faiss.Index:
-    index = faiss.IndexFlatIP(centroids.shape[1])
-    index.add(centroids)
-    return on_gpus(index, gpus)
-
-
 def _is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()
+
+
+def _own_part(num_rows: int) -> range:
+    """The rows that are this process's."""
+    if not _is_distributed():
+        return range(num_rows)
+    return shard_range(num_rows, distributed.get_rank(), distributed.get_world_size())
 
 
 def _sum_over_processes(values: np.ndarray) -> None:
@@ -174,27 +177,21 @@ def assign_clusters(
     """
     if centroids.ndim != 2 or centroids.shape[1] != vectors.width:
         raise ValueError(f"centroids have shape {centroids.shape}, but the vectors have width {vectors.width}.")
-    stop = len(vectors) if stop is None else stop
-    index = _centroid_index(np.ascontiguousarray(centroids, dtype=np.float32), gpus)
-    clusters = np.empty(stop - start, np.int64)
-    similarities = np.empty(stop - start, np.float32)
-    with tqdm(total=stop - start, unit="row", desc="Assign", disable=not progress) as bar:
-        for first, end in row_blocks(start, stop):
-            found, nearest = index.search(vectors.read(first, end), 1)
-            clusters[first - start : end - start] = nearest[:, 0]
-            similarities[first - start : end - start] = found[:, 0]
-            bar.update(end - first)
-    return clusters, similarities
+    pool = ArrayEmbeddings(centroids)
+    index = faiss.IndexFlatIP(pool.width)
+    index.add(pool.vectors)
+    found = search(
+        index, pool, vectors, 1, IndexSettings("Flat"), start=start, stop=stop, gpus=gpus, progress=progress
+    )
+    return found.rows[:, 0], found.similarities[:, 0]
 
 
 def assign_together(vectors: UnitVectors, centroids: np.ndarray, **options) -> tuple[np.ndarray, np.ndarray]:
     """`assign_clusters` of all rows, shared between the processes of `torch.distributed`, which all get the whole."""
-    if not _is_distributed():
-        return assign_clusters(vectors, centroids, **options)
-    start, stop = rank_range(len(vectors), distributed.get_rank(), distributed.get_world_size())
+    part = _own_part(len(vectors))
     clusters, similarities = np.zeros(len(vectors), np.int64), np.zeros(len(vectors), np.float32)
-    clusters[start:stop], similarities[start:stop] = assign_clusters(
-        vectors, centroids, start=start, stop=stop, **options
+    clusters[part.start : part.stop], similarities[part.start : part.stop] = assign_clusters(
+        vectors, centroids, start=part.start, stop=part.stop, **options
     )
     for values in (clusters, similarities):
         _sum_over_processes(values)  # of the others' rows each process has zeros

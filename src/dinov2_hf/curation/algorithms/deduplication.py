@@ -82,7 +82,7 @@ def connected_components(edges: Edges, num_rows: int) -> np.ndarray:
     """The component of every row.
 
     Returns:
-        (n,) int64, equal for rows that a path of edges joins, numbered from 0 in the order of their first row.
+        (n,) int32, equal for rows that a path of edges joins, numbered from 0.
 
     Raises:
         ValueError: an edge names a row that is not in [0, num_rows).
@@ -91,12 +91,7 @@ def connected_components(edges: Edges, num_rows: int) -> np.ndarray:
         if len(ends) and not (0 <= ends.min() and ends.max() < num_rows):
             raise ValueError(f"edges join rows up to {ends.max()}, but there are {num_rows} rows.")
     graph = coo_array((np.ones(len(edges), np.int8), (edges.rows, edges.others)), shape=(num_rows, num_rows))
-    num_components, labels = csgraph.connected_components(graph, directed=False)
-    first = np.empty(num_components, np.int64)
-    first[labels[::-1]] = np.arange(num_rows - 1, -1, -1)  # the last value written is that of the smallest row
-    number = np.empty(num_components, np.int64)
-    number[np.argsort(first, kind="stable")] = np.arange(num_components)
-    return number[labels]
+    return csgraph.connected_components(graph, directed=False)[1]
 
 
 @dataclass(frozen=True)
@@ -154,7 +149,7 @@ def deduplicate(
     sizes = np.bincount(components, minlength=1)
     members = np.flatnonzero(sizes[components] > 1)
     representatives = _representatives(members, components, ids, quality)
-    similarities = pair_similarities(vectors, members, representatives)
+    similarities = pair_similarities(vectors, members, vectors, representatives)
     chained = similarities <= threshold
     report = _component_report(vectors, members, components, representatives, similarities, chained)
     if split_chains and chained.any():
@@ -196,11 +191,14 @@ def _representatives(rows: np.ndarray, components: np.ndarray, ids: np.ndarray, 
     return representatives
 
 
-def pair_similarities(vectors: UnitVectors, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+def pair_similarities(
+    vectors: UnitVectors, rows: np.ndarray, other_vectors: UnitVectors, others: np.ndarray
+) -> np.ndarray:
     """(len(rows),) float32 exact cosines of pairs of rows."""
     found = np.empty(len(rows), np.float32)
     for first, end in row_blocks(0, len(rows)):
-        found[first:end] = np.einsum("pd,pd->p", vectors.take(rows[first:end]), vectors.take(others[first:end]))
+        pair = vectors.take(rows[first:end]), other_vectors.take(others[first:end])
+        found[first:end] = np.einsum("pd,pd->p", *pair)
     return found
 
 
@@ -212,7 +210,7 @@ def _split_into_stars(vectors, members, star_of, threshold, representatives, sim
     left = np.flatnonzero(chained)
     while len(left):
         chosen = star_of(members[left])
-        found = pair_similarities(vectors, members[left], chosen)
+        found = pair_similarities(vectors, members[left], vectors, chosen)
         takes = (found > threshold) | (members[left] == chosen)  # rounding may put a cosine with itself below 1
         representatives[left[takes]], similarities[left[takes]] = chosen[takes], found[takes]
         left = left[~takes]
@@ -304,10 +302,7 @@ def deduplicate_against(
     kept = reference_of_row < 0
     dropped = np.flatnonzero(~kept)
     duplicate_of = reference_of_row[dropped]
-    similarities = np.empty(len(dropped), np.float32)
-    for start, stop in row_blocks(0, len(dropped)):
-        pair = vectors.take(dropped[start:stop]), references.take(duplicate_of[start:stop])
-        similarities[start:stop] = np.einsum("pd,pd->p", *pair)
+    similarities = pair_similarities(vectors, dropped, references, duplicate_of)
     report = {
         "rows": num_rows,
         "references": len(references),

@@ -26,12 +26,10 @@ class Hierarchy:
     Attributes:
         centroids: of each level, (K_t, D) float32 of unit length.
         parents: of each level, the cluster of each of its inputs: (n,) for rows, then (K_1,), (K_2,), ... int64.
-        similarities: (n,) float32 cosine of each row to its centroid of level 1.
     """
 
     centroids: list[np.ndarray]
     parents: list[np.ndarray]
-    similarities: np.ndarray
 
     def clusters(self, level: int) -> np.ndarray:
         """(n,) the cluster of each row at a level, from 1."""
@@ -77,7 +75,7 @@ def hierarchical_kmeans(
         raise ValueError(
             f"num_resamplings={num_resamplings} must be at least 0 and resampled_rows={resampled_rows} at least 1."
         )
-    centroids, parents, similarities = [], [], None
+    centroids, parents = [], []
     inputs = vectors
     for level, count in enumerate(num_clusters):
         where = {"gpus": gpus, "progress": progress}
@@ -92,12 +90,10 @@ def hierarchical_kmeans(
                 break
             found = spherical_kmeans(ChosenRows(inputs, nearest), count, seed=seed + step + 1, **options)
             assigned, cosines = assign_together(inputs, found.centroids, **where)
-        if similarities is None:
-            similarities = cosines
         centroids.append(found.centroids)
         parents.append(assigned)
         inputs = ArrayEmbeddings(found.centroids)
-    return Hierarchy(centroids, parents, similarities)
+    return Hierarchy(centroids, parents)
 
 
 def _nearest_of_each(clusters: np.ndarray, similarities: np.ndarray, num_clusters: int, most: int) -> np.ndarray:
@@ -138,25 +134,22 @@ def balanced_counts(capacities: np.ndarray, total: int, generator: np.random.Gen
     return counts
 
 
-def balanced_sample(hierarchy: Hierarchy, num_rows: int, *, choice: str = "random", seed: int = 0) -> np.ndarray:
+def balanced_sample(hierarchy: Hierarchy, num_rows: int, *, seed: int = 0) -> np.ndarray:
     """Rows of the pool, drawn evenly over the clusters of the top level, then over the clusters in each, and so on.
 
     Args:
         hierarchy: from `hierarchical_kmeans`.
         num_rows: to draw; all where the pool has fewer.
-        choice: in a cluster of level 1, "random" rows or the rows "closest" to its centroid.
         seed: of all draws.
 
     Returns:
         Unique int64 rows in rising order.
 
     Raises:
-        ValueError: `num_rows` is below 1 or `choice` unknown.
+        ValueError: `num_rows` is below 1.
     """
     if num_rows < 1:
         raise ValueError(f"num_rows={num_rows} must be at least 1.")
-    if choice not in ("random", "closest"):
-        raise ValueError(f"choice={choice!r} must be 'random' or 'closest'.")
     generator = np.random.default_rng(seed)
     top = len(hierarchy.centroids)
     counts = balanced_counts(hierarchy.sizes(top), num_rows, generator)
@@ -169,11 +162,5 @@ def balanced_sample(hierarchy: Hierarchy, num_rows: int, *, choice: str = "rando
             below[inside] = balanced_counts(sizes[inside], counts[cluster], generator)
         counts = below
     members = ClusterMembers(hierarchy.parents[0], len(counts))
-    drawn = []
-    for cluster in np.flatnonzero(counts):
-        rows, count = members[cluster], counts[cluster]
-        if choice == "random":
-            drawn.append(generator.choice(rows, count, replace=False))
-        else:
-            drawn.append(rows[np.argsort(-hierarchy.similarities[rows], kind="stable")[:count]])
+    drawn = [generator.choice(members[cluster], counts[cluster], replace=False) for cluster in np.flatnonzero(counts)]
     return np.sort(np.concatenate(drawn)) if drawn else np.empty(0, np.int64)

@@ -90,8 +90,8 @@ def row_blocks(start: int, stop: int, block_rows: int = READ_ROWS) -> Iterator[t
         yield first, min(first + block_rows, stop)
 
 
-def rank_range(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The rows of one of `world_size` tasks: ranges that cover [0, num_rows), differing by at most one in length."""
+def shard_range(num_rows: int, rank: int, world_size: int) -> range:
+    """The rows of one of `world_size` tasks: contiguous, and of sizes that differ by 1 at most."""
     if not 0 <= rank < world_size:
         raise ValueError(f"rank={rank} must be in [0, world_size={world_size}).")
-    return num_rows * rank // world_size, num_rows * (rank + 1) // world_size
+    return range(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)

@@ -23,22 +23,35 @@ _MADE: dict[tuple[str, str], "Stage"] = {}
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """What `stage` makes of a function; pickled by the name of its module, which another process imports.
+    """A stage, and what plan, report and records must know of it. Pickled by the name of its module, which another
+    process imports.
 
-    Attributes: see `stage`.
+    Attributes:
+        name: of its folder, of `--stage`, and in records and report.
+        function: `function(curation, shard, *, ...)`, see `stage`.
+        title: of a stage that drops images: what those are that it leaves, as the report says it.
+        after: the stage that it follows, in a curation that names it in its recipe.
+        needs: stages whose files it reads, of those that there are; `POOL` is the last one that drops images.
+        step: what `--stage` runs it with beside its name.
+        writes_left: the stages that follow read from its own files which images it leaves.
+        collective: one shard, which all processes of a launch make together (`torch.distributed`).
+        num_shards: into how many it is split; `shard.rows_of(n)` is the part of one.
+        is_wanted: whether a curation has this stage.
+        config: what decides what it writes, beside what its function reads, as plain values.
+        given: keyword arguments that are fixed.
     """
 
     name: str
     function: Callable
-    title: str | None
-    after: str
-    needs: tuple[str, ...]
-    step: str
-    writes_left: bool
-    collective: bool
-    num_shards: Callable[[Curation], int]
-    is_wanted: Callable[[Curation], bool]
-    config: Callable[[Curation], Mapping[str, Any]]
+    title: str | None = None
+    after: str = "relative_deduplicate"
+    needs: Sequence[str] = (POOL,)
+    step: str = ""
+    writes_left: bool = False
+    collective: bool = False
+    num_shards: Callable[[Curation], int] = lambda curation: 1
+    is_wanted: Callable[[Curation], bool] = lambda curation: True
+    config: Callable[[Curation], Mapping[str, Any]] = lambda curation: {}
     given: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -84,46 +97,20 @@ class Stage:
         return _imported, (self.function.__module__, self.function.__qualname__, self.name)
 
 
-def stage(
-    name: str,
-    *,
-    title: str | None = None,
-    after: str = "relative_deduplicate",
-    needs: Sequence[str] = (POOL,),
-    step: str | None = None,
-    writes_left: bool = False,
-    collective: bool = False,
-    num_shards: Callable[[Curation], int] = lambda curation: 1,
-    is_wanted: Callable[[Curation], bool] = lambda curation: True,
-    config: Callable[[Curation], Mapping[str, Any]] = lambda curation: {},
-    given: Mapping[str, Any] | None = None,
-) -> Callable[[Callable], Stage]:
-    """Make a stage of a function `stage(curation, shard, *, ...)`.
+def stage(name: str, **facts: Any) -> Callable[[Callable], Stage]:
+    """Make a stage of a function `function(curation, shard, *, ...)`.
 
     The function writes files to `shard.folder` and sets `shard.rows`. Its keyword arguments are what it reads: fields
     of the recipe by their names, or options of its own, which the recipe gives with its name
-    (`stages: [{my_module:semdedup: {threshold: 0.9}}]`). A change of one makes the stage again.
+    (`stages: [{my_module:semdedup: {threshold: 0.9}}]`). A change of one makes the stage again. If it has a `title`,
+    it returns what it drops, `Dropped` or several; what it does not drop of the pool that was left is left after it.
 
     Args:
-        name: of its folder, of `--stage`, and in records and report.
-        title: of a stage that drops images: what those are that it leaves, as the report says it. It returns what it
-            drops, `Dropped` or several; what it does not drop of the pool that was left is left after it.
-        after: the stage that it follows, in a curation that names it in its recipe.
-        needs: stages whose files it reads, of those that there are; `POOL` is the last one that drops images.
-        step: what `--stage` runs it with; by default its name.
-        writes_left: the stages that follow read from its own files which images it leaves.
-        collective: one shard, which all processes of a launch make together (`torch.distributed`).
-        num_shards: into how many it is split; `shard.rows_of(n)` is the part of one.
-        is_wanted: whether a curation has this stage.
-        config: what else decides what it writes, as plain values.
-        given: keyword arguments that are fixed.
+        name, facts: as in `Stage`.
     """
 
     def made(function: Callable) -> Stage:
-        found = Stage(
-            name, function, title, after, tuple(needs), step or name, writes_left, collective, num_shards, is_wanted,
-            config, given or {},
-        )  # fmt: skip
+        found = Stage(name, function, **facts)
         _MADE[f"{function.__module__}:{function.__qualname__}", name] = found
         return found
 

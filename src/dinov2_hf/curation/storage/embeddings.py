@@ -9,7 +9,6 @@ Shapes: `n` rows in all shards, `D` width.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +21,7 @@ from ..algorithms.unit_vectors import unit_rows
 OPEN_FILES = 65_536  # more than a process maps of a few stores of some thousand shards
 
 
-@dataclass(frozen=True)
-class WrittenShard:
-    """What `write_shard` wrote.
-
-    Attributes:
-        num_rows: vectors in the shard.
-        rejected: id and reason of every vector that was left out.
-    """
-
-    num_rows: int
-    rejected: list[tuple[int, str]]
-
-
-def write_shard(folder: str | os.PathLike, name: str, vectors: np.ndarray, ids: Sequence[int]) -> WrittenShard:
+def write_shard(folder: str | os.PathLike, name: str, vectors: np.ndarray, ids: Sequence[int]) -> None:
     """Write one shard, at unit length and in half precision; an older shard of this name is replaced.
 
     The vectors come last, so a shard without ids is never seen. Half precision changes a cosine by less than 0.001.
@@ -43,40 +29,31 @@ def write_shard(folder: str | os.PathLike, name: str, vectors: np.ndarray, ids: 
     Args:
         folder: of the store; made if missing.
         name: of the shard, without ending; names sort in the order that the rows shall have.
-        vectors: (rows, D), floating point.
+        vectors: (rows, D), floating point; each has a direction, see `problems_of`.
         ids: (rows,) unique integers.
 
-    Returns:
-        The number of rows written, and the id of each vector that has no direction (zero, NaN or infinite values) or
-        repeats an id of this shard, with the reason.
-
     Raises:
-        ValueError: the vectors are no matrix of floating-point numbers, or their number is not that of the ids.
+        ValueError: these are not such arrays, or a vector has no direction.
     """
     vectors, ids = np.asarray(vectors), np.asarray(ids)
-    if vectors.ndim != 2 or vectors.shape[1] == 0 or vectors.dtype.kind != "f":
-        raise ValueError(
-            f"vectors of shard {name!r} have shape {vectors.shape} and type {vectors.dtype}, but must be a matrix "
-            "(rows, width) of floating-point numbers."
-        )
-    if ids.shape != vectors.shape[:1] or (len(ids) and ids.dtype.kind not in "iu"):
-        raise ValueError(
-            f"ids of shard {name!r} have shape {ids.shape} and type {ids.dtype}, but must be {len(vectors)} integers, "
-            "one for each vector."
-        )
-    ids = ids.astype(np.int64)
-    repeated = np.ones(len(ids), bool)
-    repeated[np.unique(ids, return_index=True)[1]] = False
+    _check(name, vectors, ids)
     problems = problems_of(vectors)
-    reasons = np.where((problems == "") & repeated, "a repeated id", problems)
-    good = reasons == ""
-    unit = (vectors[good] / _norms(vectors[good])[:, None]).astype(np.float16)
-
-    for file_name, array in ((f"{name}.ids.npy", ids[good]), (f"{name}.npy", unit)):
+    bad = np.flatnonzero(problems != "")
+    if len(bad):
+        raise ValueError(f"the vector of id {ids[bad[0]]} in shard {name!r} is {problems[bad[0]]}.")
+    unit = (vectors / _norms(vectors)[:, None]).astype(np.float16)
+    for file_name, array in ((f"{name}.ids.npy", ids.astype(np.int64)), (f"{name}.npy", unit)):
         with new_file(Path(folder) / file_name, overwrite=True) as path:
             np.save(path, array)
-    rejected = [(int(ids[row]), str(reasons[row])) for row in np.flatnonzero(~good)]
-    return WrittenShard(int(good.sum()), rejected)
+
+
+def _check(name: str, vectors: np.ndarray, ids: np.ndarray) -> None:
+    is_matrix = vectors.ndim == 2 and vectors.shape[1] > 0 and vectors.dtype.kind == "f"
+    if not is_matrix or ids.shape != vectors.shape[:1] or (len(ids) and ids.dtype.kind not in "iu"):
+        raise ValueError(
+            f"shard {name!r} has {len(ids)} ids and vectors of shape {vectors.shape} and type {vectors.dtype}, but"
+            " needs a matrix (rows, width) of floating-point numbers, and one integer for each row."
+        )
 
 
 def problems_of(vectors: np.ndarray) -> np.ndarray:
@@ -127,9 +104,9 @@ class EmbeddingStore:
             raise ValueError(f"folder {str(folder)!r} holds no shard of embeddings (NAME.npy with NAME.ids.npy).")
         self.shard_names = [str(path.relative_to(self.folder).with_suffix("")) for path in paths]
         _allow_open_files()
-        self._vectors = [self._opened(path) for path in paths]
-        for path, vectors in zip(paths, self._vectors, strict=True):
-            self._read_ids(path, len(vectors))
+        self._vectors = [_opened(path) for path in paths]
+        for name, vectors in zip(self.shard_names, self._vectors, strict=True):
+            _check(name, vectors, self._ids(name))
         self.width = self._vectors[0].shape[1]
         for path, vectors in zip(paths, self._vectors, strict=True):
             if vectors.shape[1] != self.width:
@@ -138,44 +115,14 @@ class EmbeddingStore:
                     f"{self.width}: a store holds the embeddings of one model."
                 )
         self.offsets = np.cumsum([0, *map(len, self._vectors)])
-        is_half = all(vectors.dtype == np.float16 for vectors in self._vectors)
-        self._gathered_dtype = np.float16 if is_half else np.float32
-
-    @staticmethod
-    def _opened(path: Path) -> np.ndarray:
-        try:
-            vectors = np.load(path, mmap_mode="r")
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"shard {str(path)!r} is no readable .npy file: {error}") from error
-        if vectors.ndim != 2 or vectors.shape[1] == 0 or vectors.dtype.kind != "f":
-            raise ValueError(
-                f"shard {str(path)!r} has shape {vectors.shape} and type {vectors.dtype}, but must be a matrix "
-                "(rows, width) of floating-point numbers."
-            )
-        return vectors
-
-    @staticmethod
-    def _read_ids(path: Path, num_rows: int) -> np.ndarray:
-        """The ids of a shard, as a memory map; not kept, since each map holds a file open."""
-        ids_path = path.with_suffix(".ids.npy")
-        if not ids_path.exists():
-            raise ValueError(f"shard {str(path)!r} lacks its ids, {ids_path.name!r}.")
-        ids = np.load(ids_path, mmap_mode="r")
-        if ids.shape != (num_rows,) or ids.dtype.kind not in "iu":
-            raise ValueError(f"{str(ids_path)!r} has shape {ids.shape}, but must be {num_rows} integers.")
-        return ids
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
 
     @property
-    def num_shards(self) -> int:
-        return len(self.shard_names)
-
-    @property
     def ids(self) -> np.ndarray:
         """(n,) int64 ids of all rows; raises ValueError if one occurs twice."""
-        ids = np.concatenate([self._ids(shard) for shard in range(self.num_shards)]).astype(np.int64, copy=False)
+        ids = np.concatenate([self._ids(name) for name in self.shard_names]).astype(np.int64, copy=False)
         ordered = np.sort(ids)
         repeated = ordered[1:][ordered[1:] == ordered[:-1]]
         if len(repeated):
@@ -185,19 +132,19 @@ class EmbeddingStore:
             )
         return ids
 
-    def _ids(self, shard: int) -> np.ndarray:
-        return self._read_ids(self.folder / f"{self.shard_names[shard]}.npy", len(self._vectors[shard]))
-
-    def shard_rows(self, shard: int) -> tuple[int, int]:
-        """The first row of a shard and the first row after it."""
-        return int(self.offsets[shard]), int(self.offsets[shard + 1])
+    def _ids(self, name: str) -> np.ndarray:
+        """The ids of a shard, as a memory map; not kept, since each map holds a file open."""
+        path = self.folder / f"{name}.ids.npy"
+        if not path.exists():
+            raise ValueError(f"shard {name!r} lacks its ids, {path.name!r}.")
+        return _opened(path)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop`, across shards, (stop - start, D) float32 of unit length."""
         parts = []
         first_shard = int(np.searchsorted(self.offsets, start, side="right")) - 1
         for shard in range(first_shard, int(np.searchsorted(self.offsets, stop, side="left"))):
-            first, end = self.shard_rows(shard)
+            first, end = self.offsets[shard], self.offsets[shard + 1]
             low, high = max(start, first), min(stop, end)
             if low < high:
                 parts.append(_in_single_precision(self._vectors[shard][low - first : high - first]))
@@ -208,7 +155,7 @@ class EmbeddingStore:
         """The given rows in the given order, (len(rows), D) float32 of unit length."""
         rows = np.asarray(rows, dtype=np.int64)
         shards = np.searchsorted(self.offsets, rows, side="right") - 1
-        stored = np.empty((len(rows), self.width), self._gathered_dtype)
+        stored = np.empty((len(rows), self.width), np.result_type(*(vectors.dtype for vectors in self._vectors)))
         for shard in np.flatnonzero(np.bincount(shards)):
             places = np.flatnonzero(shards == shard)
             stored[places] = self._vectors[shard][rows[places] - self.offsets[shard]]
@@ -216,7 +163,17 @@ class EmbeddingStore:
 
     def _name_of(self, row: int) -> str:
         shard = int(np.searchsorted(self.offsets, row, side="right")) - 1
-        return f"id {self._ids(shard)[row - self.offsets[shard]]} in shard {self.shard_names[shard]!r}"
+        return (
+            f"id {self._ids(self.shard_names[shard])[row - self.offsets[shard]]} in shard {self.shard_names[shard]!r}"
+        )
+
+
+def _opened(path: Path) -> np.ndarray:
+    """A file of an array as a memory map."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{str(path)!r} is no readable .npy file: {error}") from error
 
 
 def _in_single_precision(stored: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from typing import Any
 
 from ...atomic_files import WRITE_ERRORS, is_disk_full, put_in_place
 from ...output_folders import LITTER, refuse_links, write_text
+from ..algorithms.unit_vectors import shard_range
 
 
 MANIFEST, STAGE_FILE = "manifest.json", "stage.json"
@@ -256,8 +257,3 @@ def checksum(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def shard_range(num_rows: int, rank: int, world_size: int) -> range:
-    """The rows of one of `world_size` shards: contiguous, and of sizes that differ by 1 at most."""
-    return range(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)
