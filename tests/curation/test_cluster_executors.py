@@ -92,7 +92,7 @@ def test_a_task_of_slurm_holds_its_part(planted, tmp_path, monkeypatch):
     monkeypatch.setattr("dinov2_hf.output_folders.SECONDS_TO_REGISTER", 0.01)
     _, stages = plan(planted.arguments())
     stages[0].folder.open()
-    task = ShardTask(stages[0], is_alone=True)
+    task = ShardTask(stages[0], "slurm")
     with sole_writer(tmp_path / "out"), pytest.raises(ValueError, match="out is being written by another process"):
         task(None, 1, 3)
     with part_writer(tmp_path / "out", "ingest.0-of-3"):

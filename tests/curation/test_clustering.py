@@ -140,7 +140,6 @@ def test_two_processes_find_what_one_finds(tmp_path, clustered, monkeypatch):
     hierarchy = hierarchical_kmeans(EmbeddingStore(tmp_path / "store"), [8, 3], num_resamplings=1, num_iterations=4)
     for found in (first, second):
         np.testing.assert_array_equal(found["clusters"], hierarchy.clusters(2))
-        np.testing.assert_allclose(found["similarities"], hierarchy.similarities, atol=1e-6)
 
 
 def test_members_of_clusters():

@@ -127,11 +127,11 @@ def test_names_are_told_apart():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"path": "x", "colour": 1}, "a source has the unknown field 'colour'"),
-        ({"name": "x"}, "a source has no path"),
-        ({"path": 3}, "a source has path=3, which must be text"),
-        ({"path": "x", "retrieval": "knn"}, "retrieval='knn', which must be 'sample' or 'cluster'"),
-        ({"path": "x", "retrieval_num_neighbors": 0}, "retrieval_num_neighbors=0, which must be at least 1"),
+        ({"path": "x", "colour": 1}, "the source x is refused: it has the unknown key `colour`"),
+        ({"name": "x"}, "is refused: `--path` must be given"),
+        ({"path": 3}, "`path` is 3; it must be a text"),
+        ({"path": "x", "retrieval": "knn"}, '`retrieval` is "knn"; it must be "sample" or "cluster"'),
+        ({"path": "x", "retrieval_num_neighbors": 0}, "`retrieval_num_neighbors` is 0; it must be at least 1"),
     ],
 )
 def test_mistakes_in_a_source(value, message):

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,41 +20,35 @@ from .arguments import CurationArguments
 from .executors import PlannedStage
 
 
+@dataclass
 class ShardTask:
     """One shard of a stage, as a step of a datatrove pipeline.
 
-    Args:
+    Attributes:
         stage: whose shard `rank` is run.
-        share_gpus: give each task one GPU in turn; Slurm and Ray do that themselves.
+        executor: "local", whose tasks get one GPU each in turn (Slurm and Ray do that themselves); "slurm", of whose
+            tasks each holds its part of the output folder, since nobody waits for them and holds all; or "ray".
         verify: take a finished shard for finished only if its checksums are right.
-        is_alone: nobody waits for the task and holds the output folder meanwhile, as of Slurm's: it holds its part.
         finish: called when the shard is there.
     """
 
-    def __init__(
-        self,
-        stage: PlannedStage,
-        *,
-        share_gpus: bool = False,
-        verify: bool = False,
-        is_alone: bool = False,
-        finish: Callable[[], None] | None = None,
-    ):
-        self.stage, self.share_gpus, self.verify, self.finish = stage, share_gpus, verify, finish
-        self.is_alone = is_alone
+    stage: PlannedStage
+    executor: str = "ray"
+    verify: bool = False
+    finish: Callable[[], None] | None = None
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
-        if world_size != self.stage.folder.num_shards:
+        stage_folder = self.stage.folder
+        if world_size != stage_folder.num_shards:
             raise ValueError(
-                f"stage {self.stage.name!r} has {self.stage.folder.num_shards} shards, but was launched as"
-                f" {world_size} tasks."
+                f"stage {self.stage.name!r} has {stage_folder.num_shards} shards, but was launched as {world_size}"
+                " tasks."
             )
-        folder = self.stage.folder.path.parents[1]
         part = f"{self.stage.name}.{rank}-of-{world_size}"
-        with part_writer(folder, part) if self.is_alone else nullcontext():
-            if not self.stage.folder.is_finished(rank, self.verify):
+        with part_writer(stage_folder.path.parents[1], part) if self.executor == "slurm" else nullcontext():
+            if not stage_folder.is_finished(rank, self.verify):
                 self.stage.require_needs()
-                if self.share_gpus and torch.cuda.device_count() > 1:
+                if self.executor == "local" and torch.cuda.device_count() > 1:
                     os.environ["CUDA_VISIBLE_DEVICES"] = str(rank % torch.cuda.device_count())
                 self.stage.run_shard(rank)
             if self.finish is not None:
@@ -80,27 +75,19 @@ def run_on_cluster(
     launch = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     previous = None
     for stage in stages:
-        is_last = stage is stages[-1]
-        missing = stage.folder.missing(arguments.verify)
-        if not missing and not (is_last and finish):
+        at_end = finish if stage is stages[-1] else None
+        if not stage.folder.missing(arguments.verify) and at_end is None:
             continue
         logs = stage.folder.path.parents[1] / "logs" / launch / stage.name
-        task = ShardTask(
-            stage,
-            share_gpus=arguments.executor == "local",
-            verify=arguments.verify,
-            is_alone=arguments.executor == "slurm",
-            finish=finish if is_last else None,
-        )
-        chosen = dict(options)
         if arguments.executor == "slurm":
-            chosen["job_name"] = f"curate-{stage.name}"
-            chosen["depends"] = previous
-        executor = executor_class(
-            pipeline=[task], tasks=stage.folder.num_shards, logging_dir=str(logs.resolve()), **chosen
+            options |= {"job_name": f"curate-{stage.name}", "depends": previous}
+        previous = executor_class(
+            pipeline=[ShardTask(stage, arguments.executor, arguments.verify, at_end)],
+            tasks=stage.folder.num_shards,
+            logging_dir=str(logs.resolve()),
+            **options,
         )
-        executor.run()
-        previous = executor
+        previous.run()
         if arguments.executor != "slurm" and stage.folder.missing():
             raise ValueError(
                 f"stage {stage.name!r} has {len(stage.folder.missing())} of {stage.folder.num_shards} shards that"
@@ -115,21 +102,13 @@ def check_executor(arguments: CurationArguments) -> None:
 
 def _executor_class(name: str) -> type:
     try:
-        if name == "local":
-            from datatrove.executor import LocalPipelineExecutor
-
-            return LocalPipelineExecutor
-        if name == "slurm":
-            from datatrove.executor import SlurmPipelineExecutor
-
-            return SlurmPipelineExecutor
-        import ray  # noqa: F401
-        from datatrove.executor import RayPipelineExecutor
-
-        return RayPipelineExecutor
+        if name == "ray":
+            import ray  # noqa: F401
+        from datatrove import executor
     except ImportError as error:
         extra = "ray" if name == "ray" else "datatrove"
         raise ImportError(f'executor {name!r} needs the extra `{extra}`: pip install "dinov2_hf[{extra}]"') from error
+    return getattr(executor, f"{name.title()}PipelineExecutor")
 
 
 def _checked_options(executor_class: type, arguments: CurationArguments) -> dict[str, Any]:

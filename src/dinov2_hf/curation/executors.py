@@ -110,14 +110,8 @@ def run_stage(
     if world_size == 1:
         _remove_torn(stage.folder.path)
     done = stage.folder.num_shards - len(missing) if world_size == 1 else 0
-    bar = tqdm(
-        total=len(missing) + done,
-        initial=done,
-        desc=stage.name,
-        unit="shard",
-        disable=not progress or len(missing) < 2,
-    )
-    with bar:
+    is_silent = not progress or len(missing) < 2
+    with tqdm(total=len(missing) + done, initial=done, desc=stage.name, unit="shard", disable=is_silent) as bar:
         for _ in _run_shards(stage, missing, pool):
             bar.update()
     return len(missing)

@@ -9,16 +9,18 @@ import glob
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 
 from ...data import find_image_column, load_image_dataset
 from ...data.reading.image_dataset import ALL_SPLITS
 from ...data.reading.row_paths import refuse_unreadable_files, undecoded, with_content
+from ...options import options_of, read_mapping, refuse_missing
 from ...public_names import without_secrets
+from ...value_ranges import AT_LEAST_ONE, ranged
 from .file_fingerprints import files_below, files_of_rows, fingerprint_of
 
 
@@ -29,7 +31,7 @@ RETRIEVAL_MODES = ("sample", "cluster")
 class ImageSource:
     """One source, as a recipe describes it: a path or Hub name alone, or a mapping of these fields.
 
-    Attributes:
+    Args:
         path: as in `data.load_image_dataset`, or a folder that img2dataset wrote.
         name: in ids, tables and the report; by default the last part of the path.
         split: as in `data.load_image_dataset`; by default all splits, one after the other. Copies of test images stay
@@ -43,12 +45,12 @@ class ImageSource:
 
     path: str
     name: str = ""
-    split: str = ALL_SPLITS
+    split: str | None = ALL_SPLITS
     config_name: str | None = None
     image_column: str | None = None
     id_column: str | None = None
-    retrieval: str | None = None
-    retrieval_num_neighbors: int | None = None
+    retrieval: Literal[RETRIEVAL_MODES] | None = None
+    retrieval_num_neighbors: int | None = ranged(None, AT_LEAST_ONE)
     include: bool | None = None
 
 
@@ -56,37 +58,23 @@ def read_source(value: str | Mapping[str, Any] | ImageSource) -> ImageSource:
     """A source from what a user wrote.
 
     Raises:
-        ValueError: for a field that there is not, no path, or an unknown way of retrieval.
+        ValueError: for a field that there is not, no path, or a value that a field may not have.
     """
-    if isinstance(value, ImageSource):
-        source = value
-    elif isinstance(value, Mapping):
-        known = [field.name for field in fields(ImageSource)]
-        unknown = sorted(set(value) - set(known))
-        if unknown or "path" not in value:
-            problem = f"the unknown field {unknown[0]!r}" if unknown else "no path"
-            raise ValueError(f"a source has {problem}: {dict(value)}; its fields are {', '.join(known)}.")
-        if "/" in str(value.get("name", "")):
+    if not isinstance(value, ImageSource):
+        given = dict(value) if isinstance(value, Mapping) else {"path": value}
+        options = options_of(ImageSource)
+        if isinstance(given.get("path"), os.PathLike):
+            given["path"] = os.fspath(given["path"])
+        try:
+            refuse_missing(options, given)
+            value = ImageSource(**read_mapping(options, given, "it"))
+        except ValueError as error:
             raise ValueError(
-                f"a source has name={value['name']!r}, which must not hold a slash: ids are <name>/<row>."
-            )
-        for name in ("path", "name", "split", "config_name", "image_column", "id_column"):
-            if not isinstance(value.get(name), (str, type(None), os.PathLike)):
-                raise ValueError(f"a source has {name}={value[name]!r}, which must be text.")
-        source = ImageSource(**{**value, "path": os.fspath(value["path"]), "split": value.get("split") or ALL_SPLITS})
-    else:
-        source = ImageSource(str(value))
-    if source.retrieval not in (None, *RETRIEVAL_MODES):
-        raise ValueError(
-            f"the source {source.path!r} has retrieval={source.retrieval!r}, which must be 'sample' or 'cluster'."
-        )
-    if source.retrieval_num_neighbors is not None and source.retrieval_num_neighbors < 1:
-        raise ValueError(
-            f"the source {source.path!r} has retrieval_num_neighbors={source.retrieval_num_neighbors}, which must be"
-            " at least 1."
-        )
-    name = source.name or _name_of(source.path)
-    return ImageSource(**{**asdict(source), "name": name})
+                f"the source {without_secrets(str(given.get('path', given)))} is refused: {error}"
+            ) from None
+    if "/" in value.name:
+        raise ValueError(f"a source has name={value.name!r}, which must not hold a slash: ids are <name>/<row>.")
+    return replace(value, name=value.name or _name_of(value.path), split=value.split or ALL_SPLITS)
 
 
 def named_apart(sources: Sequence[ImageSource]) -> list[ImageSource]:
@@ -99,7 +87,7 @@ def named_apart(sources: Sequence[ImageSource]) -> list[ImageSource]:
             number += 1
             name = f"{source.name}-{number}"
         taken.add(name)
-        result.append(ImageSource(**{**asdict(source), "name": name}))
+        result.append(replace(source, name=name))
     return result
 
 
@@ -229,9 +217,8 @@ def _load(source: ImageSource) -> datasets.Dataset:
     if _is_img2dataset_tars(path):
         path = os.path.join(glob.escape(path), "*.tar")
     elif _is_img2dataset_files(path):
-        dataset = datasets.Dataset.from_dict(
-            {"image": [name for name in _walk(path) if name.endswith((".jpg", ".png", ".webp"))]}
-        ).cast_column("image", datasets.Image(decode=False))
+        files = sorted(str(file) for file in Path(path).rglob("*") if file.suffix in (".jpg", ".png", ".webp"))
+        dataset = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image(decode=False))
         return _checked(source, dataset)
     try:
         dataset = load_image_dataset(
@@ -274,10 +261,6 @@ def _is_img2dataset_files(folder: str) -> bool:
         return False
     shards = [name for name in os.listdir(folder) if re.fullmatch(r"\d{5,}", name)]
     return any(os.path.exists(os.path.join(folder, f"{shard}.parquet")) for shard in shards)
-
-
-def _walk(folder: str) -> list[str]:
-    return sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
 
 
 def _name_of(path: str) -> str:
