@@ -223,15 +223,16 @@ class Run:
         if args.report_to != "none":
             values = {name: str(value) for name, value in self.plan.recipe.items()}
             accelerator.init_trackers(f"dinov2_{self.module.task}", values)
-        num_eval_images = len(self.evaluation.queries) if self.evaluation else 0
+        memory = self.state.setdefault("collapse", {})
         self.monitors = {
-            name: CollapseMonitor.of_run(
-                self.state,
-                self.config,
-                args,
-                num_eval_images=num_eval_images,
+            name: CollapseMonitor(
+                memory.setdefault(name, {}) if name else memory,
+                num_prototypes=self.config.num_prototypes,
+                warmup_steps=args.warmup_steps,
+                image_level=self.config.dino_loss_weight > 0,
+                patch_level=self.config.ibot_loss_weight > 0,
+                num_eval_images=len(self.evaluation.queries) if self.evaluation else 0,
                 num_images_per_step=self.global_batch_size,
-                student=name,
             )
             for name in self.module.students
         }

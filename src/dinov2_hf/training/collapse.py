@@ -7,12 +7,9 @@ it falls to 0 within 200 steps, and KoLeo keeps the CLS features apart meanwhile
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedConfig
 
 from .checkpoints import list_checkpoints
 
@@ -93,8 +90,30 @@ class RunCollapsed(Exception):
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """
+    What a rule makes of one record.
+
+    Args:
+        bad: whether the number is on the wrong side.
+        sentence: for a warning; `{measurements}` stands for the number of log lines.
+        collapse: whether training on is a waste, which is where `stop_on_collapse` stops.
+        armed: whether the rule counts yet. A number that is bad before, as those of untrained networks are, is not
+            healthy either.
+        patient: whether one log line is not enough.
+    """
+
+    cause: str
+    bad: bool
+    sentence: str
+    collapse: bool = True
+    armed: bool = True
+    patient: bool = True
+
+
+@dataclass(frozen=True)
 class CollapseWarning:
-    """What a rule found. `collapse`: whether training on is a waste, which is where `stop_on_collapse` stops."""
+    """What a rule found; `healthy_step` is the last one at which its number was on the right side."""
 
     sentence: str
     collapse: bool
@@ -130,8 +149,7 @@ class CollapseMonitor:
         self.memory = memory
         self.num_prototypes = num_prototypes
         self.warmup_steps = warmup_steps
-        self.kinds = [kind for kind, trained in (("cls", image_level), ("patch", patch_level)) if trained]
-        self.image_level = image_level
+        self.image_level, self.patch_level = image_level, patch_level
         self.num_eval_images = num_eval_images
         batch = ""
         if num_images_per_step is not None and num_images_per_step < SMALL_BATCH:
@@ -140,45 +158,6 @@ class CollapseMonitor:
         for name in ("start", "best", "healthy_steps", "streaks"):
             memory.setdefault(name, {})
         memory.setdefault("warned", [])
-
-    @classmethod
-    def of_run(
-        cls,
-        state: dict,
-        config: PreTrainedConfig,
-        args: Any,
-        *,
-        num_eval_images: int,
-        num_images_per_step: int,
-        student: str = "",
-    ) -> "CollapseMonitor":
-        """For a run's `state`, which is saved with its checkpoints, its pretraining configuration and arguments."""
-        memory = state.setdefault("collapse", {})
-        return cls(
-            memory.setdefault(student, {}) if student else memory,
-            num_prototypes=config.num_prototypes,
-            warmup_steps=args.warmup_steps,
-            image_level=config.dino_loss_weight > 0,
-            patch_level=config.ibot_loss_weight > 0,
-            num_eval_images=num_eval_images,
-            num_images_per_step=num_images_per_step,
-        )
-
-    def observe(self, step: int, metrics: Mapping[str, float]) -> list[CollapseWarning]:
-        """
-        Judge the record of `step`; numbers that are missing or not finite are passed over.
-
-        Returns:
-            One warning for each cause that has not been warned of before, usually none.
-        """
-        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        for name in metrics:
-            if name.startswith(("cls_", "patch_", "target_information", "knn_top1")):
-                self.memory["start"].setdefault(name, metrics[name])
-        found = self._targets(step, metrics)
-        for kind in self.kinds:
-            found += self._features(kind, step, metrics)
-        return found + self._knn(step, metrics)
 
     def warn(self, step: int, metrics: Mapping[str, float], *, stop: bool) -> None:
         """
@@ -192,96 +171,100 @@ class CollapseMonitor:
                 raise RunCollapsed(f"step {step}: {warning.sentence}", warning.healthy_step)
             logger.warning("warning at step %d: %s", step, warning.sentence)
 
-    def _targets(self, step: int, metrics: Mapping[str, float]) -> list[CollapseWarning]:
+    def observe(self, step: int, metrics: Mapping[str, float]) -> list[CollapseWarning]:
+        """
+        Judge the record of `step`; numbers that are missing or not finite are passed over.
+
+        Returns:
+            One warning for each cause that has not been warned of before, usually none.
+        """
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        for name in metrics:
+            if name.startswith(("cls_", "patch_", "target_information", "knn_top1")):
+                self.memory["start"].setdefault(name, metrics[name])
+        verdicts = [*self._knn(metrics)]
+        if self.patch_level:
+            verdicts = [*self._features("patch", step, metrics), *verdicts]
+        if self.image_level:
+            verdicts = [*self._targets(step, metrics), *self._features("cls", step, metrics), *verdicts]
+        return [warning for verdict in verdicts if (warning := self._count(step, verdict))]
+
+    def _targets(self, step: int, metrics: Mapping[str, float]) -> Iterator[Verdict]:
         """Image-level targets that are the same for all images: uniform ones, or any other."""
-        if not self.image_level or not {"target_information", "target_entropy"} <= metrics.keys():
-            return []
+        if not {"target_information", "target_entropy"} <= metrics.keys():
+            return
         information, entropy = metrics["target_information"], metrics["target_entropy"]
-        same = information < MIN_TARGET_INFORMATION
-        uniform = entropy > UNIFORM_ENTROPY * math.log(self.num_prototypes)
+        same, most = information < MIN_TARGET_INFORMATION, math.log(self.num_prototypes)
+        uniform = entropy > UNIFORM_ENTROPY * most
         number = (
-            f"target_information is {information:.2g} nats, below {MIN_TARGET_INFORMATION} for"
-            f" {{measurements}} log lines{self._at_start('target_information')}"
+            f"target_information is {information:.2g} nats, below {MIN_TARGET_INFORMATION} for {{measurements}} log"
+            f" lines{self._at_start('target_information')}"
         )
-        in_use = math.exp(entropy + information)
-        return self._judge(
+        yield Verdict(
             "constant_targets",
-            step,
-            bad=same and not uniform,
-            armed=True,
-            collapse=True,
-            sentence=f"the teacher's targets have collapsed: {number}, so every image has the same target, spread over"
-            f" {in_use:.3g} of {self.num_prototypes} prototypes; {REMEDIES}, and a higher teacher_temperature.",
-        ) + self._judge(
+            same and not uniform,
+            f"the teacher's targets have collapsed: {number}, so every image has the same target, spread over"
+            f" {math.exp(entropy + information):.3g} of {self.num_prototypes} prototypes; {REMEDIES}, and a higher"
+            " teacher_temperature.",
+        )
+        yield Verdict(
             "uniform_targets",
-            step,
-            bad=same and uniform,
-            armed=step >= self.warmup_steps,
+            same and uniform,
+            f"the teacher's targets are uniform and teach nothing: {number} and target_entropy {entropy:.3f} of"
+            f" ln K = {most:.3f}; what usually helps: a lower teacher_temperature and warmup_teacher_temperature, and"
+            " fewer prototypes for little data.",
             collapse=False,
-            sentence=f"the teacher's targets are uniform and teach nothing: {number} and target_entropy {entropy:.3f}"
-            f" of ln K = {math.log(self.num_prototypes):.3f}; what usually helps: a lower teacher_temperature and"
-            " warmup_teacher_temperature, and fewer prototypes for little data.",
+            armed=step >= self.warmup_steps,
         )
 
-    def _features(self, kind: str, step: int, metrics: Mapping[str, float]) -> list[CollapseWarning]:
+    def _features(self, kind: str, step: int, metrics: Mapping[str, float]) -> Iterator[Verdict]:
         """Features that are the same for all images, or that have lost most of their directions."""
-        found, best = [], self.memory["best"]
-        name = f"{kind}_pair_cosine"
+        best, name = self.memory["best"], f"{kind}_pair_cosine"
         if name in metrics:
             cosine = metrics[name]
             best[name] = min(cosine, best.get(name, cosine))
-            found += self._judge(
+            yield Verdict(
                 f"same_{kind}",
-                step,
-                bad=cosine > MAX_PAIR_COSINE,
-                armed=step >= self.warmup_steps or best[name] < DISTINCT_COSINE,
-                collapse=True,
-                sentence=f"the {KINDS[kind]} have collapsed: {name} is {cosine:.4f}, above {MAX_PAIR_COSINE} for"
+                cosine > MAX_PAIR_COSINE,
+                f"the {KINDS[kind]} have collapsed: {name} is {cosine:.4f}, above {MAX_PAIR_COSINE} for"
                 f" {{measurements}} log lines{self._at_start(name)}, so all images have nearly the same feature;"
                 f" {REMEDIES}.",
+                armed=step >= self.warmup_steps or best[name] < DISTINCT_COSINE,
             )
         name = f"{kind}_effective_rank"
         if name in metrics:
             rank = metrics[name]
             best[name] = max(rank, best.get(name, rank))
-            found += self._judge(
+            yield Verdict(
                 f"low_rank_{kind}",
-                step,
-                bad=rank < MIN_SHARE_OF_BEST_RANK * best[name],
-                armed=True,
-                collapse=True,
-                sentence=f"the {KINDS[kind]} lose their directions: {name} is {rank:.3g}, below"
-                f" {MIN_SHARE_OF_BEST_RANK} of its best, {best[name]:.3g}, for {{measurements}} log"
-                f" lines{self._at_start(name)}; {REMEDIES}.",
+                rank < MIN_SHARE_OF_BEST_RANK * best[name],
+                f"the {KINDS[kind]} lose their directions: {name} is {rank:.3g}, below {MIN_SHARE_OF_BEST_RANK} of its"
+                f" best, {best[name]:.3g}, for {{measurements}} log lines{self._at_start(name)}; {REMEDIES}.",
             )
-        return found
 
-    def _knn(self, step: int, metrics: Mapping[str, float]) -> list[CollapseWarning]:
+    def _knn(self, metrics: Mapping[str, float]) -> Iterator[Verdict]:
         """k-NN accuracy that has fallen below the start, or well below its best, by more than the noise."""
         name = next((name for name in ("knn_top1_k20", *metrics) if name in metrics and "knn_top1" in name), None)
         if name is None:
-            return []
+            return
         accuracy, start = metrics[name], self.memory["start"][name]
         best = self.memory["best"][name] = max(accuracy, self.memory["best"].get(name, accuracy))
         described = f"k-NN accuracy ({name.removeprefix('knn_top1_').replace('k', 'k=')}) is {accuracy:.3f}"
-        return self._judge(
+        yield Verdict(
             "knn_below_start",
-            step,
-            bad=accuracy < start - self._knn_noise(start),
-            armed=True,
+            accuracy < start - self._knn_noise(start),
+            f"{described}, below the {start:.3f} that the run started from: training makes the features worse;"
+            f" {self.knn_remedies}.",
             collapse=False,
             patient=False,
-            sentence=f"{described}, below the {start:.3f} that the run started from: training makes the features"
-            f" worse; {self.knn_remedies}.",
-        ) + self._judge(
+        )
+        yield Verdict(
             "knn_below_best",
-            step,
-            bad=accuracy < best - max(MAX_KNN_LOSS * best, self._knn_noise(best)),
-            armed=True,
+            accuracy < best - max(MAX_KNN_LOSS * best, self._knn_noise(best)),
+            f"{described}, more than {MAX_KNN_LOSS:.0%} below its best, {best:.3f}{self._at_start(name)};"
+            f" {self.knn_remedies}.",
             collapse=False,
             patient=False,
-            sentence=f"{described}, more than {MAX_KNN_LOSS:.0%} below its best,"
-            f" {best:.3f}{self._at_start(name)}; {self.knn_remedies}.",
         )
 
     def _knn_noise(self, accuracy: float) -> float:
@@ -291,23 +274,18 @@ class CollapseMonitor:
     def _at_start(self, name: str) -> str:
         return f" ({self.memory['start'][name]:.3g} at the start)"
 
-    def _judge(
-        self, cause: str, step: int, *, bad: bool, armed: bool, collapse: bool, sentence: str, patient: bool = True
-    ) -> list[CollapseWarning]:
-        """
-        Count the log lines in a row at which `bad` is true; warn once when they are enough and the rule is `armed`.
-
-        A number that is bad before its rule is armed, as those of untrained networks are, is not healthy either.
-        """
-        if not bad:
-            self.memory["healthy_steps"][cause] = step
-            self.memory["streaks"].pop(cause, None)
-            return []
-        streak = self.memory["streaks"].setdefault(cause, {"since": step, "measurements": 0})
+    def _count(self, step: int, verdict: Verdict) -> CollapseWarning | None:
+        """Count the log lines in a row that are bad; warn once when they are enough and the rule is armed."""
+        cause, memory = verdict.cause, self.memory
+        if not verdict.bad:
+            memory["healthy_steps"][cause] = step
+            memory["streaks"].pop(cause, None)
+            return None
+        streak = memory["streaks"].setdefault(cause, {"since": step, "measurements": 0})
         streak["measurements"] += 1
         long_enough = streak["measurements"] >= MIN_MEASUREMENTS and step - streak["since"] >= MIN_STEPS
-        if cause in self.memory["warned"] or not armed or (patient and not long_enough):
-            return []
-        self.memory["warned"].append(cause)
-        healthy_step = self.memory["healthy_steps"].get(cause)
-        return [CollapseWarning(sentence.format(measurements=streak["measurements"]), collapse, healthy_step)]
+        if cause in memory["warned"] or not verdict.armed or (verdict.patient and not long_enough):
+            return None
+        memory["warned"].append(cause)
+        sentence = verdict.sentence.format(measurements=streak["measurements"])
+        return CollapseWarning(sentence, verdict.collapse, memory["healthy_steps"].get(cause))
