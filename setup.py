@@ -30,6 +30,7 @@ setup(
     package_data={
         "dinov2_hf": ["recipes/*.yaml"],
         "dinov2_hf.curation.report": ["*.jinja"],
+        "dinov2_hf.runs": ["*.jinja"],
         "dinov2_hf.examples": ["accelerate_configs/*.yaml", "slurm/*.sbatch"],
     },
     entry_points={"console_scripts": ["dinov2-hf = dinov2_hf.cli:main"]},

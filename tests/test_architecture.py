@@ -134,6 +134,15 @@ def test_no_drawers_and_one_idea_per_file(path):
     assert len(path.read_text().splitlines()) <= 500
 
 
+@pytest.mark.parametrize(("name", "most"), [("pretrain", 90), ("distill", 40)])
+def test_scripts_show_the_method(name, most):
+    """In a screenful; and no line of them asks for the backend, the number of students or the kind of teacher."""
+    text = (ROOT / "examples" / f"{name}.py").read_text()
+    assert len(text.splitlines()) <= most
+    tests = [node.test for node in ast.walk(ast.parse(text)) if isinstance(node, ast.If | ast.IfExp)]
+    assert {ast.unparse(test) for test in tests} == {"step.update(optimizer)", "__name__ == '__main__'"}
+
+
 def attributes_read(paths: list[Path]) -> set[str]:
     """Attribute names that are read, and strings that could be read by `getattr`."""
     names = set()

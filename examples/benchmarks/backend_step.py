@@ -81,7 +81,7 @@ def main() -> None:
         accelerator.wait_for_everyone()
         started = time.perf_counter()
         accelerator.backward(model(**batch, teacher_temperature=now.teacher_temperature).loss)
-        clip_gradients(accelerator, module.student, args.max_grad_norm, per_part=args.clip_per_part)
+        clip_gradients(accelerator, module.students, args.max_grad_norm, per_part=args.clip_per_part)
         optimizer.step()
         optimizer.zero_grad()
         update_ema(module.ema_module, module.student, now.teacher_momentum)

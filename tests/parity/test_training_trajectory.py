@@ -103,7 +103,7 @@ def test_four_optimizer_steps(batch, packed):
             assert output.loss.item() == pytest.approx(11.377468, abs=1e-5)
         optimizer.zero_grad()
         output.loss.backward()
-        norms = clip_gradients(accelerator, model.student, 3.0, per_part=True)
+        norms = clip_gradients(accelerator, model.students, 3.0, per_part=True)
         assert [norm.item() for norm in norms.values()] == pytest.approx(expected[4:7], rel=1e-5)
         assert list(norms) == ["grad_norm_backbone", "grad_norm_dino_head", "grad_norm_ibot_head"]
         optimizer.step()
@@ -128,7 +128,7 @@ def test_shared_head_with_softmax_centering(batch):
     assert_parts(output, 2.233733, 0.739816, 0.147552, 0.405713)
     assert output.loss.item() == pytest.approx(4.080080, abs=1e-5)
     output.loss.backward()
-    norms = clip_gradients(Accelerator(cpu=True), model.student, 3.0, per_part=True)
+    norms = clip_gradients(Accelerator(cpu=True), model.students, 3.0, per_part=True)
     assert [norm.item() for norm in norms.values()] == pytest.approx([6.749096, 36.702351], rel=1e-5)
     again = model(**batch, teacher_temperature=TEACHER_TEMPERATURE)
     assert_parts(again, 2.261438, 0.749365, 0.147552, 0.418637)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from accelerate.utils import DistributedType
 
-from dinov2_hf.training.backends import check_resumable, configure_backend
+from dinov2_hf.training.backends import configure_backend, resume_launch
 from tests.examples.conftest import forget_accelerate, images, load_example, recipe  # noqa: F401
 
 
@@ -88,10 +88,10 @@ def test_settings_of_fsdp_that_are_refused(two_processes, changes, message):
 def test_which_checkpoint_a_launch_can_continue(saved, saved_processes, backend, processes, message):
     launched = {"backend": saved, "num_processes": saved_processes}
     if message is None:
-        check_resumable(accelerator(backend, processes), launched)
+        resume_launch(accelerator(backend, processes), {"launch": launched})
     else:
         with pytest.raises(ValueError, match=message):
-            check_resumable(accelerator(backend, processes), launched)
+            resume_launch(accelerator(backend, processes), {"launch": launched})
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_clipping(tiny_config, per_part):
     for parameter in network.parameters():
         parameter.grad = torch.randn_like(parameter)
     before = {name: p.grad.clone() for name, p in network.named_parameters()}
-    norms = clip_gradients(Accelerator(cpu=True), network, 3.0, per_part=per_part)
+    norms = clip_gradients(Accelerator(cpu=True), {"": network}, 3.0, per_part=per_part)
 
     def norm(gradients) -> float:
         return sum(g.double().square().sum().item() for g in gradients) ** 0.5

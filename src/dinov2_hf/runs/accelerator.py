@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, parse_flag_from_env
 from transformers.utils import logging as transformers_logging
 
 from ..options import values_for
 from ..training.backends import configure_backend, launch_settings
 from ..training.distributed import choose_mixed_precision
 from .arguments import PreTrainingArguments
-from .trackers import find_tracker
 
 
 def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerator:
@@ -30,7 +30,7 @@ def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerat
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=mixed_precision,
-        log_with=find_tracker(args.report_to),
+        log_with=_find_tracker(args.report_to),
         project_dir=str(output_dir / "trackers"),
         kwargs_handlers=launch_settings(use_cpu),
     )
@@ -45,3 +45,19 @@ def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerat
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
     return accelerator
+
+
+def _find_tracker(report_to: str) -> str | None:
+    """What `Accelerator(log_with=...)` is to be given, if it is known and installed."""
+    if report_to == "none":
+        return None
+    known = LoggerType.list()
+    if report_to not in known:
+        raise ValueError(f'`report_to` is "{report_to}"; it must be "none" or one of {", ".join(known)}.')
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    if report_to != "all" and report_to not in installed:
+        raise ValueError(
+            f"`report_to` is {report_to}, which is no tracker that is installed here; install its package, or choose"
+            f" one of: {', '.join(['none', *installed])}."
+        )
+    return report_to

@@ -10,17 +10,12 @@ import shlex
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    ModelCard,
-    ModelCardData,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelCard, ModelCardData
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from ..hub_repos import hub_api, one_sentence, prepare_repo
 from ..model_source import MODEL, PRETRAINING_MODEL, find_model
+from ..training.distributed import on_main_for_all
 from .arguments import PreTrainingArguments
 from .model_card import PICTURES, card_for_repo
 
@@ -89,31 +84,19 @@ def prepare_upload(accelerator: Accelerator, args: PreTrainingArguments, metadat
     """
     if not args.push_to_hub:
         return None
-    repo_id, mistake = None, None
-    if accelerator.is_main_process:
-        try:
-            repo_id = prepare_repo(
-                args.hub_model_id or Path(args.output_dir).resolve().name,
-                private=args.hub_private_repo,
-                revision=args.hub_revision,
-                token=args.hub_token,
-            )
-            _check_metadata(metadata, args.hub_token)
-        except ValueError as error:
-            mistake = str(error)
-    repo_id, mistake = broadcast_object_list([repo_id, mistake])
-    if mistake:
-        raise ValueError(mistake)
-    return repo_id
+
+    def prepare() -> str:
+        name = args.hub_model_id or Path(args.output_dir).resolve().name
+        where = {"revision": args.hub_revision, "token": args.hub_token}
+        repo_id = prepare_repo(name, private=args.hub_private_repo, **where)
+        _check_metadata(metadata, args.hub_token)
+        return repo_id
+
+    return on_main_for_all(accelerator, prepare)
 
 
 def push_run(args: PreTrainingArguments, repo_id: str) -> str:
-    """
-    `push_folder` of a finished run.
-
-    Raises:
-        `ValueError`: when the upload fails; it says where the model is and which command uploads it again.
-    """
+    """`push_folder` of a finished run; where that fails, the `ValueError` says which command uploads it again."""
     try:
         return push_folder(
             args.output_dir,

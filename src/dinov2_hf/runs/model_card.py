@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,55 +13,7 @@ from ..model_source import HERE
 from ..public_names import is_hub_name, public_name, without_secrets
 
 
-CARD = """---
-{{ card_data }}
----
-
-# {{ name }}
-
-{% if teacher -%}
-A DINOv2 backbone, distilled from `{{ teacher }}` without labels by dinov2_hf{{ objective }}: the average of the
-student's weights after {{ steps }} steps on `{{ train_data }}`.
-{% else -%}
-A DINOv2 backbone, pretrained without labels by dinov2_hf: the averaged teacher after {{ steps }}
-steps on `{{ train_data }}`.
-{%- endif %}
-
-```python
-{{ here }}
-import dinov2_hf  # makes the Auto classes know the model
-{% if num_channels == 3 -%}
-from transformers import AutoImageProcessor, AutoModel, pipeline
-
-extract = pipeline("image-feature-extraction", model=".")
-features = extract("image.jpg", return_tensors=True)  # (1, {{ num_tokens }}, {{ hidden_size }}): {{ token_order }}
-
-processor = AutoImageProcessor.from_pretrained(".")
-model = AutoModel.from_pretrained(".")
-{% else -%}
-from dinov2_hf.data import decode_channels
-from transformers import AutoImageProcessor, AutoModel
-
-processor = AutoImageProcessor.from_pretrained(".")
-model = AutoModel.from_pretrained(".")
-
-image = decode_channels("image.tif", {{ num_channels }})  # (height, width, {{ num_channels }}), 0 to 255
-pixels = processor(images=[image], input_data_format="channels_last", return_tensors="pt")["pixel_values"]
-features = model(pixels).last_hidden_state  # (1, {{ num_tokens }}, {{ hidden_size }}): {{ token_order }}
-{% endif -%}
-```
-
-## Measured
-
-{{ measured }}
-
-## Recipe
-
-```yaml
-{{ recipe }}
-```
-"""
-
+CARD = Path(__file__).with_name("model_card.md.jinja")
 PICTURES = {
     "training_curves.png": "Training curves",
     "patch_pca.png": "Images and the first three principal components of their patch features, as colours",
@@ -104,7 +57,7 @@ def model_card(
     num_registers = config.num_register_tokens
     return ModelCard.from_template(
         data,
-        template_str=CARD,
+        template_path=str(CARD),
         name=name,
         here=HERE,
         steps=steps,

@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from ..atomic_files import remove_leftovers
 from ..output_folders import (
@@ -30,6 +29,7 @@ from ..training.checkpoints import (
     refuse_foreign,
     remove_checkpoint,
 )
+from ..training.distributed import on_main_for_all
 from ..training.students import STUDENTS_FOLDER
 from .arguments import PreTrainingArguments
 
@@ -60,16 +60,7 @@ def claimed_folder(accelerator: Accelerator, args: PreTrainingArguments) -> Iter
             written to by another run now.
     """
     with ExitStack() as held:
-        answer: list[Path | ValueError | None] = [None]
-        if accelerator.is_main_process:
-            try:
-                answer = [_claim(held, args)]
-            except ValueError as error:
-                answer = [error]
-        (found,) = broadcast_object_list(answer)
-        if isinstance(found, ValueError):
-            raise found
-        yield found
+        yield on_main_for_all(accelerator, lambda: _claim(held, args))
 
 
 def start_output_dir(output_dir: Path, fresh: bool) -> None:
@@ -168,20 +159,18 @@ def _remove_run(output_dir: Path) -> None:
     checkpoints, trackers = output_dir / CHECKPOINTS, output_dir / TRACKERS
     for checkpoint in list_checkpoints(checkpoints):
         remove_checkpoint(checkpoint)
-    for folder in reversed(_folders(output_dir)):
+    files = [path for pattern in TRACKER_FILES for path in trackers.rglob(pattern)]
+    for folder in _folders(output_dir):
         for name in MODELS:
             if (folder / name).exists():
                 check_kind(folder / name, "model")
                 shutil.rmtree(folder / name)
-        for path in _files(folder):
-            path.unlink()
-        if folder != output_dir:
-            _remove_if_empty(folder)
-    for path in [path for pattern in TRACKER_FILES for path in trackers.rglob(pattern)]:
+        files += _files(folder)
+    for path in files:
         path.unlink()
-    for folder in sorted((path for path in trackers.rglob("*") if path.is_dir()), reverse=True):
-        _remove_if_empty(folder)
-    for folder in (checkpoints, trackers, output_dir / STUDENTS_FOLDER):
+    below = [path for path in trackers.rglob("*") if path.is_dir()]
+    students = output_dir / STUDENTS_FOLDER
+    for folder in (*sorted(below, reverse=True), *_folders(output_dir)[1:], checkpoints, trackers, students):
         _remove_if_empty(folder)
 
 

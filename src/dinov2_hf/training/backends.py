@@ -108,14 +108,17 @@ def prepare(
     return accelerator.prepare(model, optimizer)
 
 
-def check_resumable(accelerator: Accelerator, saved: dict) -> None:
+def resume_launch(accelerator: Accelerator, state: dict) -> None:
     """
-    Whether this run can read the checkpoint of a run that was `saved` as `{"backend": ..., "num_processes": ...}`.
+    Note in the `state` of a run how it is launched.
 
     Raises:
-        `ValueError`: for another backend, or another number of processes under DeepSpeed.
+        `ValueError`: its checkpoint is of another backend, or under DeepSpeed of another number of processes, and
+            cannot be read by this launch.
     """
     backend, processes = backend_name(accelerator), accelerator.num_processes
+    launch = {"backend": backend, "num_processes": processes}
+    saved, state["launch"] = state.get("launch", launch), launch
     way_round = "or start a new run from the `pretraining_model` that a finished run exports"
     if {saved["backend"], backend} == {"single", "ddp"}:  # one process or several of the same files
         return
@@ -129,13 +132,6 @@ def check_resumable(accelerator: Accelerator, saved: dict) -> None:
             f"this run has {processes} processes, but DeepSpeed's checkpoint is split for {saved['num_processes']} and"
             f" cannot be read by another number; launch {saved['num_processes']}, {way_round}."
         )
-
-
-def resume_launch(accelerator: Accelerator, state: dict) -> None:
-    """Check with `check_resumable` that the `state` of a run may go on as launched now, and note this launch in it."""
-    launch = {"backend": backend_name(accelerator), "num_processes": accelerator.num_processes}
-    check_resumable(accelerator, state.get("launch", launch))
-    state["launch"] = launch
 
 
 def allow_fsdp_on_cpu() -> None:

@@ -29,15 +29,9 @@ CHECKPOINT_NAME = r"step_\d+"
 # What a checkpoint raises that is of another network, or not what it says: torch, safetensors, and the readers of
 # shards, whose error is not even an Exception.
 LOAD_ERRORS = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    AttributeError,
-    pickle.UnpicklingError,
-    SafetensorError,
+    OSError, RuntimeError, ValueError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError,
     CheckpointException,
-)
+)  # fmt: skip
 
 
 def checkpoint_name(step: int) -> str:
@@ -59,9 +53,6 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, state: dict, save_to
     """
     Save everything a run needs to go on: weights of student, teacher, heads and centres, optimizer, random state of
     every process, and `state`, which must hold `step`. Then delete what `remove_others` says.
-
-    Returns:
-        The folder of the checkpoint.
 
     Raises:
         RunStopped: on all processes, when it could not be written; earlier checkpoints are untouched.
@@ -112,12 +103,7 @@ def remove_checkpoint(checkpoint: Path) -> None:
 
 
 def refuse_foreign(checkpoint: Path) -> None:
-    """
-    That a checkpoint may be replaced.
-
-    Raises:
-        ValueError: there are files in it that no run wrote, or it is a link.
-    """
+    """`ValueError` where a checkpoint holds files that no run wrote, or is a link: it may not be replaced."""
     foreign = foreign_files(checkpoint)
     if checkpoint.is_symlink() or foreign:
         what = f"holds {foreign[0]}, which dinov2_hf did not write" if foreign else "is a symbolic link"
@@ -169,12 +155,7 @@ def _find(folder: Path, wanted: str) -> Path:
 
 
 def read_state(checkpoint: Path) -> dict:
-    """
-    The `state` that `save_checkpoint` was given.
-
-    Raises:
-        ValueError: the file holds something else.
-    """
+    """The `state` that `save_checkpoint` was given; `ValueError` where the file holds something else."""
     path = checkpoint / STATE_FILE
     try:
         state = json.loads(path.read_text())

@@ -1,10 +1,13 @@
 """Choices that depend on the device, sums over processes, and their end."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 
 
 def cpu_supports_bfloat16() -> bool:
@@ -15,19 +18,13 @@ def cpu_supports_bfloat16() -> bool:
 
 def choose_mixed_precision(requested: str, launched: str, use_cpu: bool) -> str:
     """
-    The precision of a run.
+    The precision of a run: `"no"`, `"bf16"` or `"fp16"`.
 
     Args:
-        requested: `"auto"`, `"no"`, `"bf16"` or `"fp16"`, from the recipe or flag; everything but `"auto"` is final.
+        requested: one of these, which is final, or `"auto"`.
         launched: what `accelerate launch` was configured with; used by `"auto"` unless it is `"no"`, which is also
             what an unconfigured launch says.
-        use_cpu: whether the run is on CPU.
-
-    Returns:
-        `"no"`, `"bf16"` or `"fp16"`.
     """
-    if requested not in ("auto", "no", "bf16", "fp16"):
-        raise ValueError(f'`mixed_precision` is "{requested}"; it must be "auto", "no", "bf16" or "fp16".')
     if requested != "auto":
         return requested
     if launched not in ("", "no"):
@@ -51,6 +48,20 @@ def mean_over_processes(accelerator: Accelerator, values: dict[str, torch.Tensor
     stacked = torch.stack([value.detach().float() for value in values.values()])
     means = accelerator.reduce(stacked, reduction="mean")
     return dict(zip(values, means.tolist(), strict=True))
+
+
+def on_main_for_all(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
+    """What `work` returns on the main process, or the `ValueError` that it raises there, on every process."""
+    answer = [None]
+    if accelerator.is_main_process:
+        try:
+            answer = [work()]
+        except ValueError as error:
+            answer = [error]
+    (found,) = broadcast_object_list(answer)
+    if isinstance(found, ValueError):
+        raise found
+    return found
 
 
 def end_run(accelerator: Accelerator) -> None:

@@ -68,12 +68,8 @@ class NonFiniteSteps:
         """
         Whether this step is to be left out; if so, buffers are put back, and it is counted and listed.
 
-        Under fp16, a finite loss whose gradient overflows is the loss scaler looking for its scale: left out, but
-        counted only once the scale is below 1, where there is nothing more to find. The scaler hears of every step.
-
         Args:
-            num_losses, num_gradients: on how many processes a loss and a gradient was not finite. All processes
-                must give the same.
+            num_losses, num_gradients: on how many processes a loss and a gradient was not finite.
 
         Raises:
             RunStopped: on all processes, for more than `max_in_a_row` such steps.
@@ -91,6 +87,10 @@ class NonFiniteSteps:
         return True
 
     def _is_scale_search(self, num_losses: int) -> bool:
+        """
+        Under fp16, whether a gradient overflowed only since the loss scaler looks for its scale: such a step is left
+        out, but counted once the scale is below 1, where there is nothing more to find.
+        """
         if self.accelerator.scaler is None:
             return False
         scale = self.accelerator.scaler.get_scale()

@@ -86,22 +86,20 @@ def set_schedule(optimizer: torch.optim.Optimizer, now: ScheduleValues) -> None:
 
 
 def clip_gradients(
-    accelerator: Accelerator, student: nn.Module | Mapping[str, nn.Module], max_grad_norm: float, *, per_part: bool
+    accelerator: Accelerator, students: Mapping[str, nn.Module], max_grad_norm: float, *, per_part: bool
 ) -> dict[str, torch.Tensor]:
     """
-    Clip the gradients of `student` to an L2 norm of `max_grad_norm`. Under DeepSpeed the backward pass has clipped
-    them and updated the weights already, or left that out where the norm is not finite; here it tells the norm.
+    Clip the gradients of each student to an L2 norm of `max_grad_norm`. Under DeepSpeed the backward pass has clipped
+    them, by one norm over all, and updated the weights or left that out; here it tells the norm.
 
     Args:
-        student: or several by name, each clipped by itself; DeepSpeed knows one norm over all of them only.
-        per_part: clip the backbone and each head by a norm of its own, as the original does; otherwise by one norm
-            over all.
+        students: by name; the only one has an empty name.
+        per_part: clip the backbone and each head by a norm of its own, as the original does; otherwise by one norm.
 
     Returns:
         Norms before clipping, scalars on the device: `grad_norm_<part>` for each part, or `grad_norm`; of several
         students after their name, as in `small/grad_norm`.
     """
-    students = {"": student} if isinstance(student, nn.Module) else student
     if accelerator.distributed_type == DistributedType.DEEPSPEED or (not per_part and len(students) == 1):
         parameters = [parameter for network in students.values() for parameter in network.parameters()]
         return {"grad_norm": _whole(accelerator.clip_grad_norm_(parameters, max_grad_norm))}
