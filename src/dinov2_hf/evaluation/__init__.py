@@ -11,6 +11,7 @@ from ..pictures.attention_maps import attention_maps, draw_attention_maps
 from ..pictures.nearest_images import draw_nearest_images, nearest_images
 from ..pictures.patch_matching import draw_patch_matches, match_patches
 from ..pictures.patch_pca import draw_patch_pca, patch_pca, save_patch_pca
+from .classification.labels import match_labels
 from .metrics import Metrics
 from .protocols import PROTOCOLS, protocol
 
@@ -18,8 +19,8 @@ from .protocols import PROTOCOLS, protocol
 _PROTOCOLS = {f"evaluate_{name}": name for name in PROTOCOLS.names()}
 __all__ = [
     "FeatureExtractor", "Metrics", "attention_maps", "draw_attention_maps", "draw_nearest_images",
-    "draw_patch_matches", "draw_patch_pca", "knn_class_scores", "match_patches", "nearest_images", "patch_pca",
-    "protocol", "save_patch_pca", *_PROTOCOLS,
+    "draw_patch_matches", "draw_patch_pca", "knn_class_scores", "match_labels", "match_patches", "nearest_images",
+    "patch_pca", "protocol", "save_patch_pca", *_PROTOCOLS,
 ]  # fmt: skip
 
 
