@@ -40,7 +40,7 @@ ALLOWED = {
     "data": set(),
     "models": {"data"},  # one way to decode an image
     "training": set(),
-    "pretraining": {"models"},
+    "pretraining": {"models", "training"},  # names of metrics
     "feature_kinds": set(),
     "fingerprints": set(),
     "kept_features": set(),

@@ -33,7 +33,7 @@ from dinov2_hf import (
     DINOv2ForPreTraining,
     DINOv2PreTrainingConfig,
 )
-from dinov2_hf.pretraining.frozen_teacher import TeacherWithHeads
+from dinov2_hf.pretraining.frozen_teacher import FrozenTeacher
 from dinov2_hf.runs.arguments import PreTrainingArguments
 from dinov2_hf.runs.distillation_arguments import DistillationArguments
 from dinov2_hf.runs.recipes import parse_recipe
@@ -101,7 +101,7 @@ class Variant:
         if name == "pretraining":
             self.model = build(config, attention)
         else:
-            teacher = TeacherWithHeads(build(teacher_config, "sdpa").teacher, bf16=bf16).to(device)
+            teacher = FrozenTeacher(build(teacher_config, "sdpa").teacher, bf16=bf16).to(device)
             names = ["one", "other"] if name == "two_students" else [""]
             self.model = DINOv2ForDistillation(
                 distillation,
@@ -109,9 +109,9 @@ class Variant:
                 dict.fromkeys(names, config),
                 teacher,
             )
-            teacher.register_forward_pre_hook(lambda *_: self.teacher_seconds.append(-self.now()))
-            teacher.register_forward_hook(lambda *_: self.stop_teacher())
-            self.weights["teacher"] = sum(parameter.numel() for parameter in teacher.network.backbone.parameters())
+            teacher.backbone.register_forward_pre_hook(lambda *_: self.teacher_seconds.append(-self.now()))
+            teacher.backbone.register_forward_hook(lambda *_: self.stop_teacher())
+            self.weights["teacher"] = sum(parameter.numel() for parameter in teacher.backbone.parameters())
         self.model.to(device).train()
         student = next(iter(self.model.students.values()))
         self.weights["student"] = sum(parameter.numel() for parameter in student.backbone.parameters())

@@ -63,6 +63,8 @@ VALUES = {
     "students": ["{{name: a, hidden_size: 16, num_attention_heads: 1}}"],
     "max_image_pixels": ["100"], "teacher": ["{other}"],
     "teacher_mixed_precision": ["bf16"], "teacher_image_size": ["32"], "distillation_objective": ["features"],
+    "loss_terms": ["tests.extension.extensions.gram_anchoring:gram_loss=1.0"],
+    "teacher_class": ["tests.extension.extensions.agreeing_teacher:AgreeingTeacher"],
     "ibot_tokens": ["masked"], "feature_loss": ["smooth_l1"], "shuffle_buffer_size": ["9"], "save_total_limit": ["1"],
 }  # fmt: skip
 SAME_RESULT = {

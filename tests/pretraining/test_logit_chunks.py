@@ -12,8 +12,8 @@ from dinov2_hf.pretraining.centering import (
     sinkhorn_log_prototype_scale,
 )
 from dinov2_hf.pretraining.heads import ProjectionHead
-from dinov2_hf.pretraining.logit_chunks import LogitChunks, chunked_patch_loss
-from dinov2_hf.pretraining.losses import ibot_loss
+from dinov2_hf.pretraining.logit_chunks import LogitChunks, ibot_loss
+from dinov2_hf.pretraining.losses import cross_entropy
 
 
 ROWS, BOTTLENECK, PROTOTYPES = 37, 6, 11
@@ -89,9 +89,9 @@ def test_the_loss_and_its_gradients_are_those_of_whole_logits(chunk_size):
     for chunked in (True, False):
         rows, prototypes = (value.clone().requires_grad_() for value in (student.bottleneck, student.prototypes))
         if chunked:
-            loss = chunked_patch_loss(LogitChunks(rows, prototypes, chunk_size), targets.__getitem__, weights, 4, 0.1)
+            loss = ibot_loss(LogitChunks(rows, prototypes, chunk_size), targets.__getitem__, weights, 4, 0.1)
         else:
-            loss = ibot_loss(rows @ prototypes.T, targets, weights, 4, 0.1)
+            loss = (cross_entropy(rows @ prototypes.T, targets, 0.1) * weights).sum() / 4
         (3 * loss).backward()
         results.append((loss.detach(), rows.grad, prototypes.grad))
     for one, other in zip(*results, strict=True):
@@ -103,7 +103,7 @@ def test_the_gradient_is_that_of_finite_differences():
     targets = torch.softmax(torch.randn(ROWS, PROTOTYPES, generator=generator), dim=-1)
     weights = torch.rand(ROWS, generator=generator)
     rows = student.bottleneck.clone().requires_grad_()
-    chunked_patch_loss(LogitChunks(rows, student.prototypes, 8), targets.__getitem__, weights, 4, 0.1).backward()
+    ibot_loss(LogitChunks(rows, student.prototypes, 8), targets.__getitem__, weights, 4, 0.1).backward()
 
     def loss(moved: torch.Tensor) -> float:
         scores = moved @ student.prototypes.double().T / 0.1

@@ -15,7 +15,7 @@ from dinov2_hf import (
     DINOv2PreTrainingConfig,
 )
 from dinov2_hf.pretraining.features_objective import BackboneWithProjectors, feature_loss, resample_grid
-from dinov2_hf.pretraining.frozen_teacher import FeatureTeacher, TeacherWithHeads
+from dinov2_hf.pretraining.frozen_teacher import FrozenTeacher
 from dinov2_hf.pretraining.logit_chunks import LogitChunks
 
 
@@ -45,14 +45,18 @@ def pretrained(hidden_size: int = 16, seed: int = 0, **kwargs) -> DINOv2ForPreTr
     return model
 
 
-def distillation(teacher: DINOv2ForPreTraining, *students: DINOv2ForPreTraining, **kwargs) -> DINOv2ForDistillation:
+def distillation(
+    teacher: DINOv2ForPreTraining, *students: DINOv2ForPreTraining, patch_chunk_size: int = 4096, **kwargs
+) -> DINOv2ForDistillation:
     names = [f"s{index}" for index in range(len(students))] if len(students) > 1 else [""]
-    return DINOv2ForDistillation(
+    model = DINOv2ForDistillation(
         DINOv2DistillationConfig(**kwargs),
         {name: student.student for name, student in zip(names, students, strict=True)},
         {name: student.config for name, student in zip(names, students, strict=True)},
-        TeacherWithHeads(teacher.teacher),
+        FrozenTeacher(teacher.teacher),
     )
+    model.patch_chunk_size = patch_chunk_size
+    return model
 
 
 def batch(seed: int = 0) -> dict:
@@ -191,7 +195,7 @@ def test_no_more_than_a_chunk_of_patch_logits_is_ever_made(monkeypatch):
 def test_the_gradient_reaches_the_student_alone():
     teacher = pretrained()
     model = distillation(teacher, pretrained(8, seed=1))
-    frozen = {name: value.clone() for name, value in model.teacher.state_dict().items()}
+    frozen = {name: value.clone() for name, value in model.teacher_role.state_dict().items()}
     average = {name: value.clone() for name, value in model.average.state_dict().items()}
     model(**batch())["loss"].backward()
     without = {name for name, parameter in model.student.named_parameters() if parameter.grad is None}
@@ -199,17 +203,17 @@ def test_the_gradient_reaches_the_student_alone():
     assert all(p.grad.abs().max() > 0 for n, p in model.student.named_parameters() if n not in without)
     assert all(parameter.grad is None for parameter in model.average.parameters())
     assert all(parameter.grad is None for parameter in teacher.parameters())
-    assert all(torch.equal(value, frozen[name]) for name, value in model.teacher.state_dict().items())
+    assert all(torch.equal(value, frozen[name]) for name, value in model.teacher_role.state_dict().items())
     assert all(torch.equal(value, average[name]) for name, value in model.average.state_dict().items())
 
 
 def test_the_teacher_is_in_no_state_dict_and_stays_in_evaluation_mode():
     model = distillation(pretrained(), pretrained(8, seed=1))
     model.train()
-    assert not any(module.training for module in model.teacher.modules())
+    assert not any(module.training for module in model.teacher_role.modules())
     assert not any(module.training for module in model.average.modules())
     assert {name.split(".")[0] for name in model.state_dict()} == {"student", "average"}
-    frozen = {id(parameter) for parameter in model.teacher.parameters()}
+    frozen = {id(parameter) for parameter in model.teacher_role.parameters()}
     assert not frozen & {id(parameter) for parameter in model.parameters()}
 
 
@@ -251,7 +255,7 @@ def test_the_running_centre_of_the_pretraining_goes_on():
         DINOv2DistillationConfig(),
         {"": student.student},
         {"": student.config},
-        TeacherWithHeads(teacher.teacher, centers={"dino_centering": teacher.dino_centering.center}),
+        FrozenTeacher(teacher.teacher, centers={"dino_centering": teacher.dino_centering.center}),
     )
     assert torch.equal(model.dino_centering.center, teacher.dino_centering.center)
     before = model.ibot_centering.center.clone()
@@ -265,11 +269,11 @@ def test_a_bf16_teacher_is_what_autocast_makes_of_float32():
     network = pretrained().teacher
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         tokens = network.backbone(crops.flatten(0, 1)).last_hidden_state
-    stored = TeacherWithHeads(pretrained().teacher, bf16=True)
+    stored = FrozenTeacher(pretrained().teacher, bf16=True)
     assert stored.network.backbone.encoder.layer[0].mlp.fc1.weight.dtype == torch.bfloat16
     with stored.autocast(crops.device), torch.no_grad():
         assert torch.equal(stored.network.backbone(crops.flatten(0, 1)).last_hidden_state, tokens)
-    output, exact = stored(crops), TeacherWithHeads(pretrained().teacher)(crops)
+    output, exact = stored.tokens(crops), FrozenTeacher(pretrained().teacher).tokens(crops)
     torch.testing.assert_close(output.patches.float(), exact.patches, rtol=0, atol=0.05)
 
 
@@ -281,19 +285,19 @@ def test_crops_are_normalised_and_sized_as_the_teacher_expects():
         return (crops - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
     backbone = DINOv2Model(pretraining_config(8).backbone_config)
-    teacher = FeatureTeacher(
+    teacher = FrozenTeacher(
         backbone, pixel_mean=mean, pixel_std=std, own_mean=own_mean, own_std=own_std, image_size=None
     )
     wanted = normalised(own_mean, own_std).flatten(0, 1)
     torch.testing.assert_close(teacher.prepare(normalised(mean, std)), wanted, rtol=1e-5, atol=1e-6)
     teacher.image_size = 32
-    assert teacher(normalised(mean, std)).patches.shape == (2, IMAGES, 8, 8, 8)
+    assert teacher.tokens(normalised(mean, std)).patches.shape == (2, IMAGES, 8, 8, 8)
 
 
 def features_model(kind: str = "cosine", patch_size: int = 8, **kwargs) -> DINOv2ForDistillation:
     """A student of 2 x 2 patches, and a teacher of 4 x 4 and another width."""
     torch.manual_seed(3)
-    teacher = FeatureTeacher(DINOv2Model(pretraining_config(16).backbone_config))
+    teacher = FrozenTeacher(DINOv2Model(pretraining_config(16).backbone_config))
     backbone = DINOv2Config(
         hidden_size=8, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=patch_size
     )
@@ -311,7 +315,7 @@ def test_the_loss_of_features_is_its_formula(kind):
         cls_loss = patch_loss = 0.0
         student = model.students[""]
         for crop in data["global_crops"].flatten(0, 1):
-            wanted = model.teacher.network(crop[None]).last_hidden_state[0]
+            wanted = model.teacher_role.network(crop[None]).last_hidden_state[0]
             seen = student.backbone(crop[None]).last_hidden_state[0]
             maps = wanted[1:].unflatten(0, (4, 4)).movedim(-1, 0)[None]
             coarse = nn.functional.interpolate(maps, (2, 2), mode="bilinear", antialias=True)[0].flatten(1).T
@@ -351,5 +355,5 @@ def test_the_gradient_of_features_reaches_the_student_alone():
     model(**batch())["loss"].backward()
     without = {name for name, parameter in model.student.named_parameters() if parameter.grad is None}
     assert without == {"student.backbone.embeddings.mask_token"}
-    assert all(parameter.grad is None for parameter in model.teacher.parameters())
+    assert all(parameter.grad is None for parameter in model.teacher_role.parameters())
     assert len(model.students[""].cls_projector) == 3

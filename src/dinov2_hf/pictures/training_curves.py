@@ -17,23 +17,6 @@ from ..training.students import student_folder
 
 # Of the Okabe-Ito palette, which colour-blind readers can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_LOSSES = {
-    "loss": "total",
-    "dino_local_loss": "DINO, local crops",
-    "dino_global_loss": "DINO, global crops",
-    "ibot_loss": "iBOT",
-    "cls_feature_loss": "CLS features",
-    "patch_feature_loss": "patch features",
-    "koleo_loss": "KoLeo",
-}
-_GRAD_NORMS = {
-    "grad_norm": "",
-    "grad_norm_backbone": "backbone",
-    "grad_norm_dino_head": "DINO head",
-    "grad_norm_ibot_head": "iBOT head",
-    "grad_norm_cls_projector": "CLS projector",
-    "grad_norm_patch_projector": "patch projector",
-}
 _TARGETS = {"target_entropy": "mean entropy", "target_information": "information on the image"}
 _RANKS = {"cls_effective_rank": "CLS", "patch_effective_rank": "patches"}
 _COSINES = {"cls_pair_cosine": "CLS", "patch_pair_cosine": "patches"}
@@ -129,20 +112,26 @@ def _panels(names: Iterable[str], num_prototypes: int | None) -> list[_Panel]:
     def present(labels: dict[str, str]) -> dict[str, str]:
         return {name: label for name, label in labels.items() if name in names}
 
+    def like(prefix: str = "", suffix: str = "") -> dict[str, str]:
+        """All that are called so, by what else their names say."""
+        found = (name for name in names if name.startswith(prefix) and name.endswith(suffix))
+        return {name: name.removeprefix(prefix).removesuffix(suffix).replace("_", " ").strip() for name in found}
+
     knn = sorted((name for name in names if name.startswith("knn_top1")), key=lambda name: (len(name), name))
     knn_labels = {name: name.removeprefix("knn_top1_").replace("k", "k = ") for name in knn}
     uniform = (math.log(num_prototypes), "uniform targets (ln K)") if num_prototypes else None
     every = (num_prototypes, "all (K)") if num_prototypes else None
     panels = [
-        _Panel("Losses", present(_LOSSES), wide=True, smooth=True),
+        _Panel("Losses", present({"loss": "total"}) | like(suffix="_loss"), wide=True, smooth=True),
         _Panel("k-NN top-1 accuracy", knn_labels, percent=True),
         _Panel("Teacher targets (nats)", present(_TARGETS), smooth=True, line=uniform),
         _Panel("Prototypes in use", present({"prototypes_in_use": "effective number"}), logarithmic=True, line=every),
         _Panel("Effective rank of features", present(_RANKS), smooth=True),
         _Panel("Cosine between images", present(_COSINES), smooth=True),
-        _Panel("Gradient norm", present(_GRAD_NORMS), smooth=True),
+        _Panel("Gradient norm", like(prefix="grad_norm"), smooth=True),
         _Panel("Images per second", present({"images_per_second": ""}), smooth=True),
         *(_Panel(title, present({name: ""})) for name, title in _SCHEDULES.items()),
+        _Panel("Loss weights", like(suffix="_loss_weight")),
     ]
     return [panel for panel in panels if panel.labels]
 

@@ -3,7 +3,8 @@
 from .configuration_dinov2_distillation import DINOv2DistillationConfig
 from .configuration_dinov2_pretraining import DINOv2PreTrainingConfig
 from .modeling_dinov2_distillation import DINOv2ForDistillation
-from .modeling_dinov2_pretraining import DINOv2ForPreTraining, DINOv2ForPreTrainingOutput
+from .modeling_dinov2_pretraining import DINOv2ForPreTraining
+from .objective import DINOv2ForPreTrainingOutput
 
 
 __all__ = [

@@ -7,11 +7,13 @@ ranks.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from .configuration_dinov2_pretraining import DINOv2PreTrainingConfig
 from .logit_chunks import LogitChunks
 
 
@@ -189,10 +191,41 @@ class NoCentering(nn.Module):
         return lambda rows: self(logits.rows(rows), temperature)
 
 
-def build_centering(name: str, num_prototypes: int, center_momentum: float) -> nn.Module:
-    """The module for `DINOv2PreTrainingConfig.centering`."""
-    if name == "sinkhorn_knopp":
-        return SinkhornKnoppCentering()
-    if name == "none":
-        return NoCentering()
-    return SoftmaxCentering(num_prototypes, center_momentum)
+@dataclass(frozen=True)
+class Centering:
+    """
+    How logits become targets in one step.
+
+    Args:
+        cls, patches: the modules for CLS tokens and for patches.
+        temperature: of the teacher, above 0.
+        chunk_size: patches of which logits are held at once.
+        group: the ranks whose rows depend on one another; `None` is all.
+    """
+
+    cls: nn.Module
+    patches: nn.Module
+    temperature: float
+    chunk_size: int
+    group: dist.ProcessGroup | None = None
+
+    def __call__(
+        self, cls_logits: torch.Tensor, patch_logits: LogitChunks | None
+    ) -> tuple[torch.Tensor, Callable[[slice], torch.Tensor] | None]:
+        """Logits `(..., K)` and those of patches, if any, to targets: the first at once, the others by rows."""
+        cls_targets = self.cls(cls_logits, self.temperature, self.group)
+        if patch_logits is None:
+            return cls_targets, None
+        return cls_targets, self.patches.by_chunks(patch_logits, self.temperature, self.group)
+
+
+def build_centerings(config: DINOv2PreTrainingConfig) -> tuple[nn.Module, nn.Module]:
+    """The modules of `config.centering`, for CLS tokens and for patches."""
+    ibot_prototypes = (config.separate_ibot_head and config.ibot_num_prototypes) or config.num_prototypes
+    if config.centering == "sinkhorn_knopp":
+        return SinkhornKnoppCentering(), SinkhornKnoppCentering()
+    if config.centering == "none":
+        return NoCentering(), NoCentering()
+    return tuple(
+        SoftmaxCentering(number, config.center_momentum) for number in (config.num_prototypes, ibot_prototypes)
+    )

@@ -5,7 +5,7 @@ from dataclasses import field
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from ..value_ranges import AT_LEAST_ONE, NOT_NEGATIVE, check_ranges
+from ..value_ranges import NOT_NEGATIVE, check_ranges
 
 
 # Without which a field has no effect.
@@ -25,8 +25,6 @@ class DINOv2DistillationConfig(PreTrainedConfig):
         ibot_tokens (`str`, defaults to `"all"`): Patches that the patch-level loss of the paper's objective counts:
             `"all"` of both global crops, as the paper's students were made, or those that the recipe's masks choose,
             `"masked"`, as DINOv3's were. The student sees all of them either way.
-        patch_chunk_size (`int`, defaults to 4096): Patches of which logits are held at once; changes memory and
-            speed, not results.
         feature_loss (`str`, defaults to `"cosine"`): How features are compared: `"cosine"` is one minus the cosine,
             `"smooth_l1"` the smooth L1 distance to the teacher's features after a norm over their channels.
         cls_feature_loss_weight (`float`, defaults to 1.0): Weight of the loss of CLS features; 0 leaves it out.
@@ -42,7 +40,6 @@ class DINOv2DistillationConfig(PreTrainedConfig):
 
     distillation_objective: str = "paper"
     ibot_tokens: str = field(default="all", metadata={"needs": OF_THE_PAPER})
-    patch_chunk_size: int = field(default=4096, metadata={"range": AT_LEAST_ONE, "needs": OF_THE_PAPER})
     feature_loss: str = field(default="cosine", metadata={"needs": OF_FEATURES})
     cls_feature_loss_weight: float | int = field(default=1.0, metadata={"range": NOT_NEGATIVE, "needs": OF_FEATURES})
     patch_feature_loss_weight: float | int = field(default=1.0, metadata={"range": NOT_NEGATIVE, "needs": OF_FEATURES})

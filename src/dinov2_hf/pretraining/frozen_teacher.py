@@ -1,39 +1,46 @@
 """
 The frozen teacher of a distillation: what it says of the global crops.
 
-Shapes: `G` = 2 global crops, `B` images, `N = h * w` patches, `D` hidden size, `d` bottleneck size, `K` prototypes.
+Shapes: `G` = 2 global crops, `B` images, `N = h * w` patches, `D` hidden size, `K` prototypes.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .centering import Centering
 from .configuration_dinov2_distillation import DINOv2DistillationConfig
-from .modeling_dinov2_pretraining import BackboneWithHeads
+from .heads import BackboneWithHeads
+from .teachers import EmaTeacher, Targets, TeacherTokens
 
 
 class FrozenTeacher(nn.Module):
     """
-    A network that is only run, in evaluation mode and without gradients.
+    A network that is only run, in evaluation mode and without gradients: with the heads of an earlier pretraining it
+    is the teacher of the paper; without heads, any vision network that `AutoModel` loads (a transformer with or
+    without CLS token, or a convolutional one), whose features are compared.
 
     In bfloat16 its matrices are stored so, half the memory, and it runs under autocast: bit for bit what autocast
     makes of float32 weights, since it would round each of them at every use.
 
     Args:
+        centers: running centres `(K,)` that the pretraining ended with, by the names of their modules.
         bf16: run in bfloat16.
         pixel_mean, pixel_std: that the crops were normalised with; `None` says that the teacher expects the same.
         own_mean, own_std: that the teacher expects.
         image_size: side in pixels that the crops are resized to for the teacher; `None` leaves them.
     """
 
+    frozen = True
+
     def __init__(
         self,
-        network: nn.Module,
+        network: BackboneWithHeads | PreTrainedModel,
         *,
+        centers: Mapping[str, torch.Tensor] | None = None,
         bf16: bool = False,
         pixel_mean: Sequence[float] | None = None,
         pixel_std: Sequence[float] | None = None,
@@ -42,11 +49,12 @@ class FrozenTeacher(nn.Module):
         image_size: int | None = None,
     ):
         super().__init__()
-        self.network = network
+        self.network = getattr(network, "vision_model", network)  # of CLIP and its like, the half
+        self.centers = dict(centers or {})
         self.bf16 = bf16
         self.image_size = image_size
         if bf16:
-            for module in network.modules():
+            for module in self.network.modules():
                 if isinstance(module, nn.Linear | nn.Conv2d):
                     module.to(torch.bfloat16)
         self.register_buffer("scale", None)
@@ -63,6 +71,16 @@ class FrozenTeacher(nn.Module):
         """It stays in evaluation mode."""
         return super().train(False)
 
+    @property
+    def has_heads(self) -> bool:
+        """Whether it makes targets, or has features to compare alone."""
+        return isinstance(self.network, BackboneWithHeads)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network without heads."""
+        return self.network.backbone if self.has_heads else self.network
+
     def prepare(self, global_crops: torch.Tensor) -> torch.Tensor:
         """Crops `(G, B, C, H, W)` of the students as the teacher expects them, `(G * B, C, H', W')`."""
         crops = global_crops.flatten(0, 1)
@@ -77,95 +95,17 @@ class FrozenTeacher(nn.Module):
         """The precision of the teacher, whatever that of the run is."""
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
-
-@dataclass
-class BottleneckOutput:
-    """
-    What the heads make of the tokens just before the prototypes.
-
-    Args:
-        cls: `(G, B, d)`.
-        patches: `(G, B, N, d)`.
-    """
-
-    cls: torch.Tensor
-    patches: torch.Tensor
-
-
-class TeacherWithHeads(FrozenTeacher):
-    """
-    The average of an earlier pretraining, with its trained heads: the teacher of the paper.
-
-    Args:
-        centers: running centres `(K,)` that the pretraining ended with, by the names of their modules.
-
-    Attributes:
-        dino_prototypes: `(K, d)`.
-    """
-
-    def __init__(self, network: BackboneWithHeads, *, centers: Mapping[str, torch.Tensor] | None = None, **kwargs):
-        super().__init__(network, **kwargs)
-        self.centers = dict(centers or {})
-        dtype = torch.bfloat16 if self.bf16 else torch.float32
-        self.register_buffer("dino_prototypes", network.dino_head.last_layer().detach().to(dtype))
-        self.register_buffer("own_ibot_prototypes", None)
-        network.dino_head.last_layer = None  # the buffer stands for it
-        if network.ibot_head is not None:
-            self.own_ibot_prototypes = network.ibot_head.last_layer().detach().to(dtype)
-            network.ibot_head.last_layer = None
-
-    @property
-    def ibot_prototypes(self) -> torch.Tensor:
-        """`(K, d)`; those of CLS tokens where patches share their head."""
-        return self.dino_prototypes if self.own_ibot_prototypes is None else self.own_ibot_prototypes
-
     @torch.no_grad()
-    def forward(self, global_crops: torch.Tensor) -> BottleneckOutput:
-        """Crops `(G, B, C, H, W)` to the `BottleneckOutput`, in the dtype of the teacher."""
-        backbone = self.network.backbone
-        with self.autocast(global_crops.device):
-            tokens = backbone(self.prepare(global_crops)).last_hidden_state
-            patches = tokens[:, 1 + backbone.config.num_register_tokens :]
-            cls = self._bottleneck(self.network.dino_head, tokens[:, 0])
-            patches = self._bottleneck(self.network.ibot_head or self.network.dino_head, patches)
-        leading = global_crops.shape[:2]
-        return BottleneckOutput(cls.unflatten(0, leading), patches.unflatten(0, leading))
-
-    def _bottleneck(self, head: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(head.mlp(tokens), dim=-1, eps=1e-12).to(self.dino_prototypes.dtype)
-
-
-@dataclass
-class FeatureOutput:
-    """
-    Features after the teacher's final norm, float32.
-
-    Args:
-        cls: `(G, B, D)`; of a network without a CLS token its pooled output, or the mean over the patches.
-        patches: `(G, B, h, w, D)`.
-    """
-
-    cls: torch.Tensor
-    patches: torch.Tensor
-
-
-class FeatureTeacher(FrozenTeacher):
-    """Any vision network that `AutoModel` loads: a transformer with or without CLS token, or a convolutional one."""
-
-    def __init__(self, network: PreTrainedModel, **kwargs):
-        super().__init__(getattr(network, "vision_model", network), **kwargs)  # of CLIP and its like, the half
-
-    @torch.no_grad()
-    def forward(self, global_crops: torch.Tensor) -> FeatureOutput:
+    def tokens(self, global_crops: torch.Tensor) -> TeacherTokens:
         """
-        Crops `(G, B, C, H, W)` to the `FeatureOutput`.
+        Crops `(G, B, C, H, W)` to what the teacher sees of them, in its precision.
 
         Raises:
             `ValueError`: the tokens of the network are not those of a grid.
         """
         crops = self.prepare(global_crops)
         with self.autocast(crops.device):
-            output = self.network(pixel_values=crops)
+            output = self.backbone(pixel_values=crops)
         features, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
         if features.dim() == 4:  # feature maps (n, D, h, w)
             prefix, patches = None, features.movedim(1, -1)
@@ -180,8 +120,19 @@ class FeatureTeacher(FrozenTeacher):
             cls = pooled.flatten(1)
         else:
             cls = patches.mean(dim=(1, 2))
-        leading = global_crops.shape[:2]
-        return FeatureOutput(cls.float().unflatten(0, leading), patches.float().unflatten(0, leading))
+        # Heads in bfloat16 would round the tokens of a final norm in float32 anyway; half as much is exchanged.
+        dtype = torch.bfloat16 if self.bf16 and self.has_heads else torch.float32
+        return TeacherTokens(*(seen.to(dtype).unflatten(0, global_crops.shape[:2]) for seen in (cls, patches)))
+
+    @torch.no_grad()
+    def targets(
+        self, tokens: TeacherTokens, patch_indices: torch.Tensor | slice | None, centering: Centering
+    ) -> Targets | None:
+        """As `EmaTeacher.targets`; `None` without heads."""
+        if not self.has_heads:
+            return None
+        with self.autocast(tokens.cls.device):
+            return EmaTeacher.targets(self, tokens, patch_indices, centering)
 
     def widths(self, num_channels: int, crop_size: int, config: DINOv2DistillationConfig) -> dict[str, int | None]:
         """
@@ -194,7 +145,7 @@ class FeatureTeacher(FrozenTeacher):
         device = next(self.network.parameters()).device
         size = self.image_size or crop_size
         try:
-            output = self(torch.zeros(1, 1, num_channels, crop_size, crop_size, device=device))
+            seen = self.tokens(torch.zeros(1, 1, num_channels, crop_size, crop_size, device=device))
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise ValueError(
@@ -202,13 +153,13 @@ class FeatureTeacher(FrozenTeacher):
                 " `teacher_image_size` to a size that it can."
             ) from error
         return {
-            "cls_width": output.cls.shape[-1] if config.cls_feature_loss_weight else None,
-            "patch_width": output.patches.shape[-1] if config.patch_feature_loss_weight else None,
+            "cls_width": seen.cls.shape[-1] if config.cls_feature_loss_weight else None,
+            "patch_width": seen.patches.shape[-1] if config.patch_feature_loss_weight else None,
         }
 
     def _grid(self, num_tokens: int, size: Sequence[int]) -> tuple[int, int]:
         """Rows and columns of the patches, that are the last of the tokens."""
-        patch_size = getattr(self.network.config, "patch_size", None)
+        patch_size = getattr(self.backbone.config, "patch_size", None)
         if patch_size is not None:
             patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
             grid = (size[0] // patch[0], size[1] // patch[1])
@@ -218,6 +169,6 @@ class FeatureTeacher(FrozenTeacher):
         if side * side == num_tokens:
             return side, side
         raise ValueError(
-            f"the teacher, a {type(self.network).__name__}, gives {num_tokens} tokens for an image of {size[0]} x"
+            f"the teacher, a {type(self.backbone).__name__}, gives {num_tokens} tokens for an image of {size[0]} x"
             f" {size[1]} pixels, which are no grid of patches; use a teacher whose patches are one."
         )

@@ -1,7 +1,15 @@
-"""Projection heads (paper, section 4): an MLP, an L2-normalised bottleneck and weight-normalised prototypes."""
+"""
+Projection heads (paper, section 4): an MLP, an L2-normalised bottleneck and weight-normalised prototypes.
+
+Shapes: `n` CLS tokens, `M` patches, `D` hidden size, `d` bottleneck size, `K` prototypes.
+"""
 
 import torch
 from torch import nn
+
+from ..models import DINOv2Config, DINOv2Model
+from .configuration_dinov2_pretraining import DINOv2PreTrainingConfig
+from .logit_chunks import LogitChunks
 
 
 class Prototypes(nn.Module):
@@ -62,3 +70,43 @@ class ProjectionHead(nn.Module):
         hidden_states = nn.functional.normalize(hidden_states, dim=-1, eps=eps)
         # Both through a call of the module: sharded backends gather its weights there.
         return (hidden_states, self.last_layer()) if factored else self.last_layer(hidden_states)
+
+
+class BackboneWithHeads(nn.Module):
+    """A backbone and its projection heads; `ibot_head` is `None` when patches share the DINO head."""
+
+    def __init__(self, config: DINOv2PreTrainingConfig, backbone_config: DINOv2Config):
+        super().__init__()
+        self.backbone = DINOv2Model(backbone_config)
+        shape = {"head_hidden_size": config.head_hidden_size, "num_layers": config.head_num_layers}
+        self.dino_head = ProjectionHead(
+            backbone_config.hidden_size, config.num_prototypes, bottleneck_size=config.bottleneck_size, **shape
+        )
+        self.ibot_head = None
+        if config.separate_ibot_head:
+            self.ibot_head = ProjectionHead(
+                backbone_config.hidden_size,
+                config.ibot_num_prototypes or config.num_prototypes,
+                bottleneck_size=config.ibot_bottleneck_size or config.bottleneck_size,
+                **shape,
+            )
+
+    def project(
+        self, cls_tokens: torch.Tensor, patch_tokens: torch.Tensor | None, chunk_size: int
+    ) -> tuple[torch.Tensor, LogitChunks | None]:
+        """
+        CLS tokens `(n, D)` to logits `(n, K)`, and patch tokens `(M, D)`, if any, to the factors of theirs; one call
+        of a head that both share.
+        """
+        if patch_tokens is None:
+            return self.dino_head(cls_tokens), None
+        if self.ibot_head is not None:
+            cls_logits, (rows, prototypes) = self.dino_head(cls_tokens), self.ibot_head(patch_tokens, factored=True)
+        else:
+            rows, prototypes = self.dino_head(torch.cat([cls_tokens, patch_tokens]), factored=True)
+            cls_rows, rows = rows.split([len(cls_tokens), len(patch_tokens)])
+            cls_logits = nn.functional.linear(cls_rows, prototypes)
+        if torch.is_autocast_enabled(rows.device.type):
+            dtype = torch.get_autocast_dtype(rows.device.type)
+            rows, prototypes = rows.to(dtype), prototypes.to(dtype)
+        return cls_logits, LogitChunks(rows, prototypes, chunk_size)

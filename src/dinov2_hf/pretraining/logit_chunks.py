@@ -50,7 +50,7 @@ class LogitChunks:
             return self.bottleneck[rows] @ self.prototypes.T
 
 
-def chunked_patch_loss(
+def ibot_loss(
     student: LogitChunks,
     targets: Callable[[slice], torch.Tensor],
     row_weights: torch.Tensor,
@@ -58,7 +58,9 @@ def chunked_patch_loss(
     student_temperature: float,
 ) -> torch.Tensor:
     """
-    `ibot_loss` of logits that are never held at once: the same number, with the same gradient.
+    Patch-level loss (paper, section 4): cross-entropy averaged over the patches of a crop that count, then summed over
+    crops and divided by the number of all crops. Logits are never held at once; number and gradient do not depend on
+    the chunks.
 
     Args:
         student: the factors of the student's logits, `n` rows.
@@ -67,13 +69,13 @@ def chunked_patch_loss(
         num_crops: all global crops of the batch.
         student_temperature: above 0.
     """
-    loss = _ChunkedPatchLoss.apply(
+    loss = _IBOTLoss.apply(
         student.bottleneck, student.prototypes, targets, row_weights, student_temperature, student.chunk_size
     )
     return loss / num_crops
 
 
-class _ChunkedPatchLoss(torch.autograd.Function):
+class _IBOTLoss(torch.autograd.Function):
     """
     Makes the gradient of a chunk while its logits are there, so that the backward pass does not make them again.
 

@@ -1,7 +1,8 @@
 """
-The three losses of DINOv2 (paper, section 4), in float32 whatever the inputs are.
+The image-level losses of DINOv2 (paper, section 4), in float32 whatever the inputs are. The patch-level one is in
+`logit_chunks.py`, since its logits are too many to be held at once.
 
-Shapes: `S` student crops, `T` teacher crops, `B` images, `K` prototypes, `M` masked patches, `D` hidden size.
+Shapes: `S` student crops, `T` teacher crops, `B` images, `K` prototypes, `D` hidden size.
 """
 
 import torch
@@ -90,28 +91,6 @@ def image_level_losses(
         dino_loss(global_logits, teacher_targets, student_temperature, same_crops=True) / num_pairs
     )
     return losses
-
-
-def ibot_loss(
-    student_logits: torch.Tensor,
-    teacher_targets: torch.Tensor,
-    masked_weights: torch.Tensor,
-    num_crops: int,
-    student_temperature: float,
-) -> torch.Tensor:
-    """
-    Patch-level loss: cross-entropy averaged over the masked patches of a crop, then summed over crops and divided by
-    the number of all crops, masked or not.
-
-    Args:
-        student_logits, teacher_targets: `(M, K)`, row by row the same patch.
-        masked_weights: `(M,)`, one over the masked patches of that crop.
-        num_crops: all global crops of the batch, `2 B`.
-        student_temperature: above 0.
-    """
-    with torch.autocast(student_logits.device.type, enabled=False):
-        losses = cross_entropy(student_logits, teacher_targets, student_temperature)
-    return (losses * masked_weights).sum() / num_crops
 
 
 def koleo_loss(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
+from torch import nn
+
+from .teachers import TeacherTokens
 
 
 class RankGroups:
@@ -59,6 +62,49 @@ class RankGroups:
                     f" {self.world_size} processes; the {size} processes of the student {name} cannot share them"
                     " evenly."
                 )
+
+    def exchange_step(
+        self,
+        global_crops: torch.Tensor,
+        local_crops: torch.Tensor,
+        bool_masked_pos: torch.Tensor,
+        masked_indices: torch.Tensor,
+        masked_weights: torch.Tensor,
+        tokens: TeacherTokens,
+    ) -> tuple[tuple[torch.Tensor, ...], TeacherTokens]:
+        """What the collator makes, and what the teacher saw of it, for the images that the group gives this rank."""
+        masks = bool_masked_pos.unflatten(0, (len(global_crops), -1))
+        global_crops, local_crops, masks, cls, patches = (
+            self.exchange(tensor, dim=1) for tensor in (global_crops, local_crops, masks, tokens.cls, tokens.patches)
+        )
+        masks = masks.flatten(0, 1)
+        masked_indices = masks.flatten().nonzero().squeeze(1)
+        masked_weights = (1 / masks.sum(dim=1, keepdim=True)).expand_as(masks)[masks]
+        return (global_crops, local_crops, masks, masked_indices, masked_weights), TeacherTokens(cls, patches)
+
+    def output_of_all_ranks(
+        self, own: Mapping[str, torch.Tensor], students: Mapping[str, nn.Module]
+    ) -> dict[str, torch.Tensor]:
+        """
+        What this rank computed of its student, so that means over all ranks are those over the ranks of each student,
+        of gradients too; and what it says of the others: zeros, and features that do not count.
+        """
+        factor = len(self) / self.size
+        output = {}
+        for name, student in students.items():
+            for key, value in own.items():
+                key = key.removeprefix(f"{self.name}/")
+                if key.endswith("_features"):  # as many on every rank
+                    num_images, width = len(value) * self.size // len(self), student.backbone.config.hidden_size
+                    missing = value.new_full((num_images, width), torch.nan)
+                    output[f"{name}/{key}"] = value[:num_images] if name == self.name else missing
+                else:
+                    output[f"{name}/{key}"] = value * factor if name == self.name else torch.zeros_like(value).detach()
+        # DDP waits for a gradient of every parameter.
+        others = (student for name, student in students.items() if name != self.name)
+        idle = (parameter for student in others for parameter in student.parameters() if parameter.requires_grad)
+        output["loss"] = output[f"{self.name}/loss"] + sum(0 * parameter.sum() for parameter in idle)
+        return output
 
     def exchange(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """

@@ -13,6 +13,8 @@ from typing import Any
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..options import REQUIRED, argument, check_options
+from ..pretraining.teachers import TEACHERS
+from ..pretraining.terms import check_loss_terms
 from ..public_names import without_secrets
 from ..value_ranges import ABOVE_ZERO, AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, SHARE, WIDTH, Range
 
@@ -25,7 +27,7 @@ CROP_AREA = Range(0, 1, low_included=False)
 @dataclass
 class PreTrainingArguments:
     """
-    What belongs to a run rather than to the network or the objective. The first five groups change results; the others
+    What belongs to a run rather than to the network or the objective. The first six groups change results; the others
     do not. The size of the global crops is the backbone's `image_size`.
 
     Raises:
@@ -107,6 +109,18 @@ class PreTrainingArguments:
     masks: str = argument("block", "Which patches of a global crop are masked: block, or package.module:function.")
     mask_probability: float = argument(0.5, "Share of the global crops that are masked.", SHARE)
     mask_ratio: list[float] = argument([0.1, 0.5], "Smallest and largest masked share of a masked crop.", SHARE)
+
+    # --- objective, beside the configuration's
+    loss_terms: dict[str, Any] | None = argument(
+        None,
+        "Further loss terms and their weights, as package.module:function=1.0. A weight may be a schedule: {kind:"
+        " linear, start: 0, end: 1, steps: 1000}.",
+    )
+    teacher_class: str | None = argument(
+        None,
+        "What makes the targets: package.module:Class. By default the average of the student, in a distillation the"
+        " frozen teacher.",
+    )
 
     # --- optimization (paper, appendix B)
     max_steps: int = argument(125_000, "Optimizer steps; every schedule is made for these.", Range(1, 10**9))
@@ -205,6 +219,9 @@ class PreTrainingArguments:
         0.01, "Stop when more than this share of the images cannot be decoded.", SHARE
     )
     attn_implementation: str = argument("auto", 'As in from_pretrained; "auto" is sdpa, but eager for bf16 on CPU.')
+    patch_chunk_size: int = argument(
+        4096, "Patches of which logits are held at once, by student and teacher.", AT_LEAST_ONE
+    )
     gradient_checkpointing: bool = argument(False, "Recompute blocks: less memory, slower.")
     report_to: str = argument("none", "Accelerate tracker for the curves, such as tensorboard, wandb or mlflow.")
     stop_on_collapse: bool = argument(False, "Stop, with exit code 3, where a collapse would only be warned of.")
@@ -231,6 +248,9 @@ class PreTrainingArguments:
 
     def __post_init__(self):
         check_options(self)
+        check_loss_terms(self.loss_terms or {})
+        if self.teacher_class:
+            TEACHERS.find(self.teacher_class)
         for name in ("global_crop_scale", "local_crop_scale", "global_blur_probabilities", "mask_ratio"):
             if len(getattr(self, name)) != 2:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be two numbers.")

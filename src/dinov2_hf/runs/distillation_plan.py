@@ -111,6 +111,7 @@ class DistillationPlan:
             image_size=args.teacher_image_size,
             device=accelerator.device,
             compiled=args.teacher_compile,
+            teacher_class=args.teacher_class,
         )
         network, widths = self.config.backbone_config, None
         if self.objective == "features":  # one look also tells whether it can read such crops

@@ -16,7 +16,8 @@ from ..conversion.saved_models import DATA_ALONE, load_network, read_config
 from ..model_source import MODEL, PRETRAINING_MODEL, find_model
 from ..models import DINOv2Config
 from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
-from ..pretraining.frozen_teacher import FeatureTeacher, TeacherWithHeads
+from ..pretraining.frozen_teacher import FrozenTeacher
+from ..pretraining.teachers import TEACHERS
 from .initial_weights import load_initial_model
 
 
@@ -59,13 +60,15 @@ class LoadedTeacher:
         image_size: int | None,
         device: torch.device,
         compiled: bool = False,
-    ) -> TeacherWithHeads | FeatureTeacher:
+        teacher_class: str | None = None,
+    ) -> FrozenTeacher:
         """
         The teacher of `objective` on `device`; see `FrozenTeacher`. What it does not need is given up, so it can be
         called once.
 
         Args:
             compiled: let torch.compile make its backbone faster.
+            teacher_class: another class than `FrozenTeacher` that takes the same arguments.
 
         Raises:
             `ValueError`: the teacher does not fit into the memory of the device.
@@ -79,23 +82,18 @@ class LoadedTeacher:
             "image_size": image_size,
         }
         network, self.network = self.network, None
-        if objective == "paper":
-            centers = {
-                name: module.center
-                for name in ("dino_centering", "ibot_centering")
-                if hasattr(module := getattr(network, name), "center")
-            }
-            teacher = TeacherWithHeads(network.teacher, centers=centers, **options)
-        elif isinstance(network, DINOv2ForPreTraining):
-            teacher = FeatureTeacher(network.teacher.backbone, **options)
-        else:
-            teacher = FeatureTeacher(network, **options)
+        if isinstance(network, DINOv2ForPreTraining):
+            centerings = ((name, getattr(network, name)) for name in ("dino_centering", "ibot_centering"))
+            centers = {name: module.center for name, module in centerings if hasattr(module, "center")}
+            network = network.teacher if objective == "paper" else network.teacher.backbone
+            options |= {"centers": centers if objective == "paper" else None}
+        teacher = (TEACHERS.find(teacher_class) if teacher_class else FrozenTeacher)(network, **options)
         if device.type == "cuda":
             tensors = [*teacher.parameters(), *teacher.buffers()]
             needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             check_memory("the teacher", needed, torch.cuda.mem_get_info(device)[0], f"{device}")
         if compiled:
-            (teacher.network.backbone if objective == "paper" else teacher.network).compile()
+            teacher.backbone.compile()
         return teacher.to(device)
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..models import DINOv2Config
 from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
+from ..pretraining.teachers import TEACHERS
 from .arguments import PreTrainingArguments, recipe_values
 from .initial_weights import FIXED_FIELDS, initialise, load_initial_model, recipe_of, refuse_other_architecture
 from .recipe_checks import check_crops, check_mask_grid
@@ -81,4 +82,7 @@ class PreTrainingPlan(NetworkPlan):
 
     def build(self, run: "Run") -> DINOv2ForPreTraining:
         """What is trained; to be called once."""
-        return self.build_network(run.attention)
+        model = self.build_network(run.attention)
+        if self.args.teacher_class:
+            model.teach_with(TEACHERS.find(self.args.teacher_class)(model.teacher))
+        return model

@@ -154,6 +154,7 @@ class Run:
         self.repo_ids = {
             name: prepare_upload(accelerator, args_of_student(args, name), metadata) for name in model.students
         }
+        model.patch_chunk_size = args.patch_chunk_size
         for student in model.students.values() if args.gradient_checkpointing else ():
             student.backbone.gradient_checkpointing_enable()
         optimizer = build_optimizer(groups, **values_for(build_optimizer, args))

@@ -102,7 +102,7 @@ class ScheduleValues:
     @property
     def forward_arguments(self) -> dict[str, Any]:
         """What the objective is told at this step."""
-        return {"teacher_temperature": self.teacher_temperature}
+        return {"teacher_temperature": self.teacher_temperature, "loss_weights": self.loss_weights}
 
     @property
     def metrics(self) -> dict[str, float]:

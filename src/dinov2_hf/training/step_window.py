@@ -20,9 +20,9 @@ class StepWindow:
     def restart(self) -> None:
         """Forget everything; time runs from here."""
         self.sums: dict[str, torch.Tensor | float] = defaultdict(float)
+        self.counts: dict[str, int] = defaultdict(int)
         self.features: dict[str, FeatureWindow] = defaultdict(FeatureWindow)
         self.of_this_step: list[dict[str, torch.Tensor]] = []
-        self.num_added = 0
         self.num_images = 0
         self.waited = 0.0
         self.started = time.perf_counter()
@@ -41,10 +41,10 @@ class StepWindow:
             for name, value in output.items():
                 if value.dim() == 0:
                     self.sums[name] = self.sums[name] + (torch.zeros_like(value) if left_out else value)
+                    self.counts[name] += not left_out
             if not left_out:
                 for student in names_of(output):
                     self.features[student].add(own_of_student(output, student))
-                self.num_added += 1
         self.of_this_step = []
 
     def add_wait(self, seconds: float) -> None:
@@ -52,8 +52,8 @@ class StepWindow:
         self.waited += seconds
 
     def means(self) -> dict[str, torch.Tensor]:
-        """Mean of every scalar over the forward passes that count; NaN if all were left out."""
-        return {name: value / self.num_added for name, value in self.sums.items()}
+        """Mean of every scalar over the forward passes that had it and count; NaN if all were left out."""
+        return {name: value / self.counts[name] for name, value in self.sums.items()}
 
     def feature_statistics(self, accelerator: Accelerator) -> dict[str, torch.Tensor]:
         """`FeatureWindow.statistics` of each student; a collective that every process calls."""
@@ -68,16 +68,13 @@ class StepWindow:
         return {"images_per_second": self.num_images / elapsed, "data_wait_share": self.waited / elapsed}
 
 
-PART_NAMES = {
-    "dino_local_loss": "local", "dino_global_loss": "global", "ibot_loss": "ibot", "cls_feature_loss": "cls",
-    "patch_feature_loss": "patches", "koleo_loss": "koleo",
-}  # fmt: skip
-
-
 def format_progress(metrics: dict[str, float], images_per_second: float) -> str:
-    """One line with every loss part, or with the loss of every student, for a progress bar."""
-    parts = {short: metrics[name] for name, short in PART_NAMES.items() if name in metrics}
-    parts |= {name.removesuffix("/loss"): value for name, value in metrics.items() if name.endswith("/loss")}
+    """One line with every part of the loss, or with the loss of every student, for a progress bar."""
+    parts = {
+        name.removesuffix("/loss").removesuffix("_loss"): value
+        for name, value in metrics.items()
+        if name.endswith("/loss") or (name.endswith("_loss") and "/" not in name)
+    }
     line = f" loss {metrics['loss']:.3f} ({' '.join(f'{name} {value:.3f}' for name, value in parts.items())})"
     if "target_entropy" in metrics:
         line += f" entropy {metrics['target_entropy']:.2f}"

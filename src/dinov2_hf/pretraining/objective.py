@@ -1,0 +1,151 @@
+"""The step of pretraining and distillation: a teacher's targets, each student's view, the terms of the loss."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.utils import ModelOutput
+
+from .centering import Centering
+from .terms import terms_of_step, weighted_sum
+from .views import Views
+
+
+@dataclass(init=False)
+class DINOv2ForPreTrainingOutput(ModelOutput):
+    """
+    Made of any names; those of parts of the loss are of the terms that ran. Of several students each name is prefixed,
+    as in `output["small/ibot_loss"]`, and `loss` is the sum over them.
+
+    Args:
+        loss: what is optimised: the sum of the terms, each times its weight.
+        dino_local_loss, dino_global_loss: image-level loss of local and global student crops, each a sum over its
+            pairs of crops divided by the number of all pairs, `G * L + G * (G - 1)`.
+        ibot_loss: patch-level loss; about half an average cross-entropy when half of the crops are masked.
+        koleo_loss: sum of the regulariser over the global crops.
+        cls_feature_loss, patch_feature_loss: distances of features, in their distillation.
+        target_entropy: mean entropy of the teacher's image-level targets, in nats. `log K` means uniform targets, that
+            teach nothing; 0 means one prototype for each image.
+        mean_target: `(K,)`, the teacher's image-level targets averaged over the crops of this device.
+        cls_features: `(B, D)`, CLS features for the first global crop of each image, of the teacher; of the student,
+            where the teacher is frozen.
+        patch_features: `(B, D)`, for the same crops the feature of the patch in the middle. Always the same position:
+            patches that tell where they are, and nothing of their image, must look alike.
+
+    The last three belong to no loss: they are there to see a collapse with, carry no gradient and keep no other tensor
+    alive.
+    """
+
+    loss: torch.Tensor | None = None
+    dino_local_loss: torch.Tensor | None = None
+    dino_global_loss: torch.Tensor | None = None
+    ibot_loss: torch.Tensor | None = None
+    koleo_loss: torch.Tensor | None = None
+    cls_feature_loss: torch.Tensor | None = None
+    patch_feature_loss: torch.Tensor | None = None
+    target_entropy: torch.Tensor | None = None
+    mean_target: torch.Tensor | None = None
+    cls_features: torch.Tensor | None = None
+    patch_features: torch.Tensor | None = None
+
+    def __init__(self, values: Mapping[str, torch.Tensor] | None = None, **more: torch.Tensor):
+        for name, value in {**(values or {}), **more}.items():
+            self[name] = value
+
+
+class Objective:
+    """
+    `forward` of a module that has `config`, `students` by name, `dino_centering` and `ibot_centering`; makes the
+    `Crops` of a batch; and is taught by `teach_with`.
+
+    Attributes:
+        teacher_role: what makes the targets. It is no submodule: whose weights it looks through is its own affair.
+        loss_weights: of the terms that its configuration weighs, by name.
+        patch_chunk_size: patches of which logits are held at once; changes memory and speed, not results.
+        rank_groups: for students that are each computed by ranks of their own; `None`: every rank computes all.
+    """
+
+    distillation_config = None
+    patch_chunk_size = 4096
+    rank_groups = None
+
+    @property
+    def teacher_role(self) -> Any:
+        """See `teach_with`."""
+        return self._teacher_role[0]
+
+    def teach_with(self, teacher: Any) -> None:
+        """Let `teacher`, an `EmaTeacher` or another that answers `tokens` and `targets`, make the targets."""
+        self._teacher_role = (teacher,)  # in a tuple, where nn.Module does not see it
+
+    def forward(
+        self,
+        global_crops: torch.Tensor,
+        local_crops: torch.Tensor,
+        bool_masked_pos: torch.Tensor,
+        masked_indices: torch.Tensor,
+        masked_weights: torch.Tensor,
+        teacher_temperature: float,
+        loss_weights: Mapping[str, float] | None = None,
+    ) -> DINOv2ForPreTrainingOutput:
+        r"""
+        Args:
+            global_crops (`torch.Tensor` of shape `(G, B, C, H, W)`): normalised pixels.
+            local_crops (`torch.Tensor` of shape `(L, B, C, h, w)`): normalised pixels; `L` may be 0.
+            bool_masked_pos (`torch.BoolTensor` of shape `(G * B, N)`): masked patches, crop-major.
+            masked_indices (`torch.LongTensor` of shape `(M,)`): where that is `True` in the flat `(G * B * N)` grid.
+            masked_weights (`torch.Tensor` of shape `(M,)`): one over the masked patches of that crop.
+            teacher_temperature (`float`): of the teacher's targets at this step, above 0.
+            loss_weights (`dict[str, float]`, *optional*): weights at this step of terms beside those of the
+                configuration, by their names in `TERMS` or as `package.module:function`. A term of weight 0 is left
+                out.
+        """
+        terms = terms_of_step({**self.loss_weights, **(loss_weights or {})})
+        needs = frozenset().union(*(term.needs for term in terms))
+        batch = (global_crops, local_crops, bool_masked_pos, masked_indices, masked_weights)
+        tokens, groups = self.teacher_role.tokens(global_crops), self.rank_groups
+        if groups is not None:
+            batch, tokens = groups.exchange_step(*batch, tokens)
+        crops = self.crops(*batch)
+        centering = Centering(
+            self.dino_centering,
+            self.ibot_centering,
+            teacher_temperature,
+            self.patch_chunk_size,
+            groups.group if groups is not None else None,
+        )
+        patches = crops.patch_indices if "patches" in needs else None
+        targets = self.teacher_role.targets(tokens, patches, centering)
+        output = {}
+        for name, student in self.students.items():
+            if groups is None or name == groups.name:
+                views = Views(
+                    self.config, self.distillation_config, student, crops, tokens, targets, needs,
+                    self.patch_chunk_size,
+                )  # fmt: skip
+                of_student = weighted_sum(terms, views) | self._signs_of_collapse(views)
+                output |= {f"{name}/{key}" if name else key: value for key, value in of_student.items()}
+        if groups is not None:
+            output = groups.output_of_all_ranks(output, self.students)
+        elif "loss" not in output:
+            output["loss"] = sum(output[f"{name}/loss"] for name in self.students)
+        return DINOv2ForPreTrainingOutput(output)
+
+    @torch.no_grad()
+    def _signs_of_collapse(self, views: Views) -> dict[str, torch.Tensor]:
+        """What `DINOv2ForPreTrainingOutput` has beside losses: of the network that could collapse."""
+        cls, patches = views.teacher.cls, views.teacher.patches
+        if self.teacher_role.frozen:
+            cls, patches = views.student_cls, views.student_patches
+        rows, columns = patches.shape[2:4]
+        # Clones, since views would keep all tokens alive.
+        signs = {
+            "cls_features": cls[0].detach().clone(),
+            "patch_features": patches[0, :, rows // 2, columns // 2].detach().clone(),
+        }
+        if views.targets is None:
+            return signs
+        targets = views.targets.cls
+        entropy = torch.special.entr(targets).sum(dim=-1).mean()
+        return {"target_entropy": entropy, "mean_target": targets.flatten(0, 1).mean(dim=0), **signs}

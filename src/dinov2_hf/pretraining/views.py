@@ -1,0 +1,125 @@
+"""
+What student and teacher made of one step's crops: all that a loss term may read.
+
+Shapes: `G` = 2 global crops, `L` local crops, `B` images per device, `h * w` patches of a global crop, `M` of all of
+them that count, `D` the student's hidden size, `K` prototypes.
+"""
+
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from .configuration_dinov2_distillation import DINOv2DistillationConfig
+from .configuration_dinov2_pretraining import DINOv2PreTrainingConfig
+from .logit_chunks import LogitChunks
+from .teachers import Targets, TeacherTokens
+
+
+@dataclass(frozen=True)
+class Crops:
+    """
+    The images of a step, and which of their patches count.
+
+    Args:
+        global_crops: `(G, B, C, H, W)`.
+        local_crops: `(L, B, C, H', W')`; `L` may be 0.
+        hidden: patches hidden from the student, `(G * B, h * w)` booleans; `None` for none.
+        patch_indices: the patches that the patch-level loss counts, of the flat `G * B * h * w` ones: `(M,)`, or a
+            slice of all.
+        patch_weights: `(M,)`, one over the patches that count of that crop.
+    """
+
+    global_crops: torch.Tensor
+    local_crops: torch.Tensor
+    hidden: torch.Tensor | None
+    patch_indices: torch.Tensor | slice
+    patch_weights: torch.Tensor
+
+
+@dataclass
+class Views:
+    """
+    Both networks' view of a step. The student's backbone runs when this is made; logits are made when a term first
+    reads them, so that what no term reads is not computed.
+
+    Attributes:
+        config, distillation_config: the objective's; the second is `None` in a pretraining.
+        student: the network with its heads or projectors.
+        crops: the images.
+        teacher: what the teacher saw.
+        targets: what the student should predict; `None` of a teacher without heads.
+        needs: what the terms of this step have declared: "cls" or "patches".
+        chunk_size: patches of which logits are held at once.
+        student_cls, local_cls: CLS tokens of the global crops, `(G, B, D)`, and of the local ones, `(L, B, D)`.
+        student_patches: patch tokens of the global crops, `(G, B, h, w, D)`.
+    """
+
+    config: DINOv2PreTrainingConfig
+    distillation_config: DINOv2DistillationConfig | None
+    student: nn.Module
+    crops: Crops
+    teacher: TeacherTokens
+    targets: Targets | None
+    needs: Set[str]
+    chunk_size: int
+
+    def __post_init__(self):
+        crops, network = self.crops, self.student.backbone
+        seen, masks = [crops.global_crops.flatten(0, 1)], [crops.hidden]
+        if len(crops.local_crops):
+            seen, masks = [*seen, crops.local_crops.flatten(0, 1)], [*masks, None]
+        tokens = network.forward_crops(seen, masks)
+        leading, rows = crops.global_crops.shape[:2], crops.global_crops.shape[-2] // network.config.patch_size
+        self.student_cls = tokens[0][:, 0].unflatten(0, leading)
+        self.local_cls = torch.cat([group[:, 0] for group in tokens[1:]] or [tokens[0][:0, 0]])
+        self.local_cls = self.local_cls.unflatten(0, crops.local_crops.shape[:2])
+        patches = tokens[0][:, 1 + network.config.num_register_tokens :]
+        self.student_patches = patches.unflatten(1, (rows, -1)).unflatten(0, leading)
+
+    @property
+    def num_global_crops(self) -> int:
+        """All global crops of the step on this device, `G * B`."""
+        return self.student_cls.shape[:2].numel()
+
+    @property
+    def global_logits(self) -> torch.Tensor:
+        """The student's, of the CLS tokens of global crops, `(G, B, K)`."""
+        self._check_declared("cls")
+        return self._logits[0][: self.num_global_crops].unflatten(0, self.student_cls.shape[:2])
+
+    @property
+    def local_logits(self) -> torch.Tensor:
+        """The student's, of the CLS tokens of local crops, `(L, B, K)`."""
+        self._check_declared("cls")
+        return self._logits[0][self.num_global_crops :].unflatten(0, self.local_cls.shape[:2])
+
+    @property
+    def patch_logits(self) -> LogitChunks:
+        """The student's, of the patches that count: `M` rows."""
+        self._check_declared("patches")
+        return self._logits[1]
+
+    @property
+    def patch_targets(self) -> Callable[[slice], torch.Tensor]:
+        """For these patches the teacher's targets; see `Targets`."""
+        self._check_declared("patches")
+        return self.targets.patches
+
+    @cached_property
+    def _logits(self) -> tuple[torch.Tensor, LogitChunks | None]:
+        """Of all CLS tokens and of the patches that count; one call of a head that both share."""
+        cls_tokens = torch.cat([self.student_cls.flatten(0, 1), self.local_cls.flatten(0, 1)])
+        patches = self.student_patches.flatten(0, 3)[self.crops.patch_indices] if "patches" in self.needs else None
+        return self.student.project(cls_tokens if "cls" in self.needs else cls_tokens[:0], patches, self.chunk_size)
+
+    def _check_declared(self, what: str) -> None:
+        if self.targets is None:
+            raise ValueError("a loss term reads logits, but the teacher has no heads; compare features.")
+        if what not in self.needs:
+            raise ValueError(
+                f"a loss term reads logits or targets of {what}, which no term of this step has declared; register it"
+                f' with `@TERMS.register(name, needs={{"{what}"}})`.'
+            )
