@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from .grid import Cell, PictureGrid, shortened
+from .rgb import rgb_picture
 
 
 WIDTH = 3.2  # of one picture, in inches
@@ -49,7 +49,9 @@ def draw_masks(
         painted_truth = _painted(truth, colours, ignored)
         painted = _painted(prediction, colours, np.zeros_like(ignored))
         painted[ignored] = 0.35 * painted[ignored] + 0.65
-        rows.append([Cell(picture) for picture in (displayed(image), painted_truth, painted)])
+        rows.append(
+            [Cell(picture) for picture in (rgb_picture(image.permute(1, 2, 0).numpy()), painted_truth, painted)]
+        )
     legend = [
         Patch(color=colours[number], label=shortened(names[number])) for number in present if number != ignore_index
     ]
@@ -82,19 +84,18 @@ def draw_depths(pictures: Sequence[tuple[Tensor, Tensor, Tensor]], path: str | P
         painted_error = error_map(error_scale(error))[..., :3]
         painted_truth[truth <= 0] = painted_error[truth <= 0] = UNLABELLED
         painted = depth_map(depth_scale(prediction))[..., :3]
-        rows.append([Cell(picture) for picture in (displayed(image), painted_truth, painted, painted_error)])
+        rows.append(
+            [
+                Cell(picture)
+                for picture in (rgb_picture(image.permute(1, 2, 0).numpy()), painted_truth, painted, painted_error)
+            ]
+        )
     scales = [
         (ScalarMappable(depth_scale, depth_map), "depth"),
         (ScalarMappable(error_scale, error_map), "|error| / truth"),
     ]
     headings = ("image", "truth", "prediction", "relative error")
     PictureGrid(rows, headings=headings, cell_width=WIDTH, scales=scales).save(path)
-
-
-def displayed(image: Tensor) -> Image.Image:
-    """The first three channels, or the first one as grey."""
-    image = image[[0, 1, 2] if len(image) > 2 else [0, 0, 0]]
-    return Image.fromarray(image.permute(1, 2, 0).clamp(0, 255).byte().numpy())
 
 
 def _painted(mask: Tensor, colours: np.ndarray, ignored: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .grid import Cell, PictureGrid
+from .rgb import rgb_picture
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,7 @@ def square_picture(image: Image.Image | np.ndarray, side: int = 256) -> Image.Im
     `decode_channels` the first three channels are shown, stretched to the range of their values.
     """
     if isinstance(image, np.ndarray):
-        image = image[..., [0, 1, 2] if image.shape[2] > 2 else [0, 0, 0]]
-        low, high = image.min(), image.max()
-        image = Image.fromarray(np.rint((image - low) * 255 / max(high - low, 1e-12)).astype(np.uint8))
+        image = rgb_picture(image, image.min(), image.max())
     return ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
 
 

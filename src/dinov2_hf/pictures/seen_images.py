@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from ..features import patch_size_of, process_images
+from .rgb import rgb_picture
 
 
 def prepare_pictures(
@@ -51,9 +51,7 @@ def prepare_pictures(
     pixel_values = process_images(image_processor, images, **overrides)
     # The same crop without the normalisation is what the model saw, as a picture.
     pictures = process_images(image_processor, images, **{**overrides, "do_rescale": True, "do_normalize": False})
+    pictures, low, high = pictures.permute(0, 2, 3, 1).numpy(), 0.0, 1.0
     if isinstance(images[0], np.ndarray):
-        pictures = pictures[:, [0, 1, 2] if pictures.shape[1] > 2 else [0, 0, 0]]
-        low, high = (limit(pictures, dim=(0, 2, 3), keepdim=True) for limit in (torch.amin, torch.amax))
-        pictures = (pictures - low) / (high - low).clamp_min(1e-12)
-    pictures = (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    return pixel_values, [Image.fromarray(picture) for picture in pictures]
+        low, high = pictures.min(axis=(0, 1, 2)), pictures.max(axis=(0, 1, 2))
+    return pixel_values, [rgb_picture(picture, low, high) for picture in pictures]
