@@ -159,12 +159,11 @@ def embedder(spec: str, originals: list[Image.Image]) -> tuple[Callable, np.ndar
         of_originals = torch.cat([sums([image]) for image in tqdm(originals, desc="Originals")])
         descriptor = PerceptualDescriptor().fit(of_originals)
         return lambda images: descriptor.describe(images).numpy(), descriptor(of_originals).numpy()
-    model = load_embedder(spec, batch_size=32, trust_torchscript=True)  # named by hand
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_embedder(spec, batch_size=32, trust_torchscript=True, device=device)  # named by hand
 
     def embed(images: list[Image.Image]) -> np.ndarray:
-        rows = [{"image": image} for image in images]
-        options = {"device": "cuda" if torch.cuda.is_available() else "cpu", "bf16": False, "num_workers": 0}
-        _, vectors, _ = model.vectors(rows, progress=False, description="embed", **options)
+        vectors = model([{"image": image} for image in images]).values.numpy()
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     return embed, embed(originals)

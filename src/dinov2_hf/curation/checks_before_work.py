@@ -104,12 +104,12 @@ def _check_embedder(
             raise ValueError(f"{field}{reason.removeprefix('embedder')}") from error
         raise ValueError(f"{field} is {spec!r}, which cannot be loaded: {reason}") from error
     try:
-        _, vectors, _ = embedder.vectors([{"image": picture}], device=device, bf16=arguments.bf16)
+        vectors = embedder([{"image": picture}]).values
     except Exception as error:  # a network of the user's can fail in any way
         reason = " ".join(str(error).split())
         raise ValueError(f"{field} is {spec!r}, which fails on a test picture: {reason}") from error
-    if vectors.ndim != 2 or not np.isfinite(vectors).all():
-        found = "numbers that are not finite" if vectors.ndim == 2 else f"vectors of shape {vectors.shape[1:]}"
+    if vectors.ndim != 2 or not vectors.isfinite().all():
+        found = "numbers that are not finite" if vectors.ndim == 2 else f"vectors of shape {tuple(vectors.shape[1:])}"
         raise ValueError(
             f"{field} is {spec!r}, which gives {found} for a test picture, but one finite vector for each image is"
             " needed."

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..feature_kinds import vision_part
-from ..features import FeatureExtractor
+from ..features import FeatureExtractor, Features
 from ..model_source import find_model
 from ..named_objects import PATH, Registry
 from .algorithms.perceptual_descriptor import PatchSums, PerceptualDescriptor
@@ -77,86 +75,46 @@ def refuse_untrusted(spec: str, *, trust_torchscript: bool) -> None:
         )
 
 
-@dataclass
-class ModelEmbedder:
-    """A network and how images are prepared for it, as a `FeatureExtractor` takes them.
+@dataclass(frozen=True)
+class Embedder:
+    """A model and how it is run over images; its features are the vectors."""
 
-    Args:
-        model, image_processor, kind: as there.
-        batch_size: images in a forward pass.
-        in_workers: whether images may be prepared in other processes.
-    """
-
-    model: nn.Module
-    image_processor: Any
+    extractor: FeatureExtractor
     kind: str = "cls"
-    batch_size: int = 64
-    in_workers: bool = True
 
-    def vectors(
-        self,
-        images: Sequence[dict],
-        *,
-        device: str = "cpu",
-        bf16: bool = False,
-        num_workers: int = 0,
-        progress: bool = False,
-        description: str = "embed",
-    ) -> tuple[list[int], np.ndarray, dict[int, str]]:
-        """Vectors of undecoded images.
-
-        Args:
-            images: rows `{"image": {"bytes", "path"}}`, with random access.
-
-        Returns:
-            (rows, vectors, reasons): which of the images have a vector, ascending, their vectors
-            (len(rows), D) float32, and why the others have none.
-        """
-        extractor = FeatureExtractor(
-            self.model,
-            self.image_processor,
-            batch_size=self.batch_size,
-            device=device,
-            autocast_dtype=torch.bfloat16 if bf16 else None,
-            num_workers=num_workers if self.in_workers else 0,
-            progress=progress,
-        )
-        batches = extractor.batches(images, kind=self.kind, skip_undecodable=True, description=description)
-        rows, vectors = [], []
-        for batch_rows, features in batches:
-            rows += batch_rows
-            vectors.append(features.numpy())
-        return rows, np.concatenate(vectors), batches.undecodable_rows
+    def __call__(self, images: Sequence[dict], description: str = "embed") -> Features:
+        """Vectors of undecoded images, rows `{"image": {"bytes", "path"}}`; those without one have a reason."""
+        return self.extractor.features(images, kind=self.kind, skip_undecodable=True, description=description)
 
 
 def load_embedder(
     spec: str,
     *,
     fitted: Path | None = None,
-    device: str = "cpu",
     feature_kind: str = "cls",
     torchscript_size: Sequence[int] = (288,),
     batch_size: int = 64,
     trust_torchscript: bool = False,
-) -> ModelEmbedder:
+    **run: Any,
+) -> Embedder:
     """An embedder of the kinds that compute.
 
     Args:
         spec: as in `kind_of_embedder`.
         fitted: the file of its module that was fitted to a sample; without, what it gives is left as it is.
-        device: for a registered embedder that has such an option.
         feature_kind: of an `AutoModel`.
         torchscript_size: (shorter side,), image by image; or (height, width), in batches.
         batch_size: images in a forward pass.
         trust_torchscript: whether a TorchScript file, which is a program, may be run.
+        run: `device`, `num_workers` and the like, of `FeatureExtractor`.
 
     Raises:
         ValueError: the model cannot be loaded, or is a TorchScript file that is not trusted.
     """
     refuse_untrusted(spec, trust_torchscript=trust_torchscript)
-    kind = kind_of_embedder(spec)
+    kind, run = kind_of_embedder(spec), {**run, "batch_size": batch_size}
     if kind == "registered":
-        return _registered(spec, fitted, device, batch_size)
+        return _registered(spec, fitted, run)
     if kind == "torchscript":
         try:
             network = torch.jit.load(str(Path(spec).expanduser()), map_location="cpu")
@@ -164,32 +122,32 @@ def load_embedder(
             raise ValueError(
                 f"embedder is {spec!r}, which is no TorchScript file: {str(error).splitlines()[0]}"
             ) from None
-        # Images that keep their shapes cannot share a batch.
-        batch_size = batch_size if len(torchscript_size) == 2 else 1
-        return ModelEmbedder(VectorModel(network), TorchScriptInput(torchscript_size), batch_size=batch_size)
+        if len(torchscript_size) == 1:  # images that keep their shapes cannot share a batch
+            run["batch_size"] = 1
+        return Embedder(FeatureExtractor(VectorModel(network), TorchScriptInput(torchscript_size), **run))
     from ..conversion.saved_models import load_image_processor, load_network
 
     try:
         source = find_model(spec)
         # Not `AutoModel`, which fills what is missing in a file with random numbers, and of MAE hides random patches.
-        model, image_processor = vision_part(load_network(source)), load_image_processor(source)
+        model, image_processor = load_network(source), load_image_processor(source)
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"embedder is {spec!r}, which cannot be loaded: {' '.join(str(error).split())}") from None
-    return ModelEmbedder(model, image_processor, feature_kind, batch_size)
+    return Embedder(FeatureExtractor(model, image_processor, **run), feature_kind)
 
 
-def _registered(spec: str, fitted: Path | None, device: str, batch_size: int) -> ModelEmbedder:
+def _registered(spec: str, fitted: Path | None, run: dict[str, Any]) -> Embedder:
     found = EMBEDDERS.named(spec)
-    options = {"device": device} if "device" in inspect.signature(found.object).parameters else {}
     embed, last = found.object, nn.Identity()
+    options = {"device": run.get("device")} if "device" in inspect.signature(embed).parameters else {}
     if isinstance(embed, type):
         embed, options = embed(**options), {}
     if fitted is not None:
         last = found.facts["fitted"]()
         last.load_state_dict(torch.load(fitted, weights_only=True))
-    # What a model has put on a GPU cannot be used in the processes of a loader.
-    in_workers = "fitted" in found.facts
-    return ModelEmbedder(VectorModel(last), VectorInput(embed, options), batch_size=batch_size, in_workers=in_workers)
+    if "fitted" not in found.facts:  # what a model has put on a GPU cannot be used in the processes of a loader
+        run["num_workers"] = 0
+    return Embedder(FeatureExtractor(VectorModel(last), VectorInput(embed, options), **run))
 
 
 class OneToken:

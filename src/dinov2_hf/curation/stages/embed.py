@@ -12,7 +12,7 @@ import torch
 from ...data.decoding.undecodable import UndecodableImage
 from ...devices import find_device
 from ..arguments import CurationArguments
-from ..embedders import ModelEmbedder, fitted_module, kind_of_embedder, load_embedder
+from ..embedders import Embedder, fitted_module, kind_of_embedder, load_embedder
 from ..run_context import Curation
 from ..storage.dropped_images import Dropped
 from ..storage.embeddings import problems_of, write_shard
@@ -63,15 +63,16 @@ def specs_of(arguments: CurationArguments) -> list[str]:
     return list(dict.fromkeys([arguments.embedder, arguments.retrieval_embedder or arguments.embedder]))
 
 
-def load_embedder_of(arguments: CurationArguments, spec: str, **where: Any) -> ModelEmbedder:
-    """An embedder that computes, as these arguments want it; `where`: `fitted` and `device` of `load_embedder`."""
+def load_embedder_of(arguments: CurationArguments, spec: str, **run: Any) -> Embedder:
+    """An embedder that computes, as these arguments want it; `run`: as in `load_embedder`, with `fitted`."""
     return load_embedder(
         spec,
         feature_kind=arguments.feature_kind,
         torchscript_size=arguments.torchscript_size,
         batch_size=arguments.batch_size,
         trust_torchscript=arguments.trust_torchscript,
-        **where,
+        autocast_dtype=torch.bfloat16 if arguments.bf16 else None,
+        **run,
     )
 
 
@@ -97,14 +98,10 @@ def fit_descriptor(curation: Curation, shard: UnfinishedShard, *, seed: int) -> 
     sample = np.sort(np.random.default_rng(seed).choice(row_ids, min(FITTED_SAMPLE, len(row_ids)), replace=False))
     rows, arguments = RowsOfSources(curation.sources, sample), curation.arguments
     for spec in _fitted(curation):
-        _, vectors, unread = load_embedder_of(arguments, spec).vectors(
-            rows,
-            num_workers=_num_workers(arguments.num_workers, "cpu"),
-            progress=arguments.progress,
-            description=f"fit {spec}",
-        )
-        _refuse_unread(curation, rows, unread)
-        module = fitted_module(spec)().fit(torch.from_numpy(vectors))
+        embedder = load_embedder_of(arguments, spec, **_workers(arguments, "cpu"))
+        found = embedder(rows, f"fit {spec}")
+        _refuse_unread(curation, rows, found.undecodable_rows)
+        module = fitted_module(spec)().fit(found.values)
         torch.save(module.state_dict(), shard.folder / _fitted_file(spec))
     shard.rows = len(sample)
 
@@ -216,15 +213,9 @@ def _vectors(curation: Curation, spec: str, row_ids: np.ndarray, description: st
         fitted = curation.folders["fit_descriptor"].shard(0) / _fitted_file(spec)
     device = str(find_device(arguments.device))
     rows = RowsOfSources(curation.sources, row_ids)
-    places, vectors, reasons = load_embedder_of(arguments, spec, fitted=fitted, device=device).vectors(
-        rows,
-        device=device,
-        bf16=arguments.bf16,
-        num_workers=_num_workers(arguments.num_workers, device),
-        progress=arguments.progress,
-        description=description,
-    )
-    return places, vectors, _refuse_unread(curation, rows, reasons)
+    embedder = load_embedder_of(arguments, spec, fitted=fitted, **_workers(arguments, device))
+    found = embedder(rows, description)
+    return found.rows.numpy(), found.values.numpy(), _refuse_unread(curation, rows, found.undecodable_rows)
 
 
 def _refuse_unread(curation: Curation, rows: RowsOfSources, reasons: dict[int, str]) -> dict[int, str]:
@@ -237,8 +228,10 @@ def _refuse_unread(curation: Curation, rows: RowsOfSources, reasons: dict[int, s
     return found
 
 
-def _num_workers(asked: int | None, device: str) -> int:
-    """Decoding must not keep an accelerator waiting; on a CPU it would compete with the network."""
-    if asked is not None:
-        return asked
-    return 0 if device == "cpu" else min(8, os.cpu_count() or 1)
+def _workers(arguments: CurationArguments, device: str) -> dict[str, Any]:
+    """Where and by how many processes. Decoding must not keep an accelerator waiting; on a CPU it would compete with
+    the network."""
+    num_workers = arguments.num_workers
+    if num_workers is None:
+        num_workers = 0 if device == "cpu" else min(8, os.cpu_count() or 1)
+    return {"device": device, "num_workers": num_workers, "progress": arguments.progress}

@@ -43,7 +43,7 @@ class PrecomputedVectors:
                 self._array(file, len(sources.range_of(number)))
 
     def vectors(self, row_ids: np.ndarray) -> tuple[list[int], np.ndarray, dict[int, str]]:
-        """As `ModelEmbedder.vectors`, for images given by row id."""
+        """(places, (n, D) float32 vectors, reasons): which of these images have one, and why the others have none."""
         row_ids = np.asarray(row_ids)
         ids = [self.sources.image_id(int(row)) for row in row_ids]
         found: dict[int, np.ndarray] = {}
