@@ -33,7 +33,8 @@ setup(
         "dinov2_hf.runs": ["*.jinja"],
         "dinov2_hf.examples": ["accelerate_configs/*.yaml", "slurm/*.sbatch"],
     },
-    entry_points={"console_scripts": ["dinov2-hf = dinov2_hf.cli:main"]},
+    py_modules=["dinov2_hf_command"],
+    entry_points={"console_scripts": ["dinov2-hf = dinov2_hf_command:main"]},
     install_requires=[
         "accelerate>=1.15",
         "datasets>=5.0",

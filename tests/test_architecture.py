@@ -64,6 +64,7 @@ ALLOWED = {
     },
     "auto": {"models", "pretraining", "evaluation"},
     "cli": {*ROOMS, "examples", "auto", "features", "feature_kinds", "feature_files", "fingerprints", "model_source"},
+    "__main__": set(),
     "__init__": {*ROOMS, "auto", "features"},
 }
 PROTOCOLS = {f"evaluation/{name}" for name in REGISTRY.names()}

@@ -1,6 +1,5 @@
 """The `dinov2-hf` command, as it is typed."""
 
-import argparse
 import json
 import os
 import shutil
@@ -27,7 +26,9 @@ from dinov2_hf import (
     DINOv2PreTrainingConfig,
 )
 from dinov2_hf.cli import main
-from dinov2_hf.cli.main import COMMANDS
+from dinov2_hf.cli.features import features
+from dinov2_hf.options import options_of
+from dinov2_hf_command import COMMANDS, summary
 
 
 @pytest.fixture
@@ -51,6 +52,18 @@ def mistake(capsys, *words) -> str:
     assert stop.value.code.startswith("error: ")
     assert "\n" not in stop.value.code
     return stop.value.code
+
+
+def unreadable(capsys, *words) -> str:
+    """The one line about a command line that cannot be read."""
+    with pytest.raises(SystemExit) as stop:
+        run(*words)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.endswith(f"`dinov2-hf {words[0]} --help` lists the options.\n")
+    assert said.count("\n") == 1
+    return said
 
 
 def test_convert_there_and_back(tmp_path, capsys, folder):
@@ -217,7 +230,7 @@ WITHOUT_EFFECT = {
     "device": "speed",
     "overwrite": "refused without it where the output is there",
     "split": "a folder without splits has one",
-    "pixel_limit": "leaves large images out: tests/test_image_limits.py",
+    "max_image_pixels": "leaves large images out: tests/test_image_limits.py",
 }
 
 
@@ -231,9 +244,7 @@ def test_every_option_of_features_changes_something_or_is_refused(tmp_path, caps
         (images / f"{number}.png").rename(images / f"class{number % 2}" / f"{number}.png")
     (tmp_path / "other").mkdir()
     Image.effect_noise((40, 40), 60).convert("RGB").save(tmp_path / "other" / "0.png")
-    parser = argparse.ArgumentParser()
-    COMMANDS["features"](parser)
-    names = {action.dest for action in parser._actions if action.option_strings} - {"help"}
+    names = {name for name, option in options_of(features).items() if not option.is_positional}
     assert names == set(values) | set(WITHOUT_EFFECT)
     output = tmp_path / "plain.parquet"
     run("features", folder, "--data", images, "--output", output)
@@ -242,7 +253,8 @@ def test_every_option_of_features_changes_something_or_is_refused(tmp_path, caps
         if name == "output":  # test_feature_files
             continue
         output = tmp_path / f"{name}.parquet"
-        arguments = ["features", folder, "--data", images, "--output", output, f"--{name}", *words]
+        data = [] if name == "data" else ["--data", images]
+        arguments = ["features", folder, *data, "--output", output, f"--{name}", *words]
         if name in ("num_layers", "image_column"):
             assert f"--{name}" in mistake(capsys, *arguments)
         else:
@@ -253,28 +265,44 @@ def test_every_option_of_features_changes_something_or_is_refused(tmp_path, caps
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--batch_size", 0), "argument --batch_size: 0 is too small; at least 1 is needed"),
-        (("--num_workers", -1), "argument --num_workers: -1 is too small; at least 0 is needed"),
-        (("--num_layers", 0), "argument --num_layers: 0 is too small; at least 1 is needed"),
-        (("--batch_size", "many"), "argument --batch_size: invalid whole number value: 'many'"),
-        (("--batchsize", 3), "unrecognized arguments: --batchsize (values are not repeated here)"),
-        (
-            ("--hub_tokn", "hf_abc", "--y=hf_abc"),
-            "unrecognized arguments: --hub_tokn, --y (values are not repeated here)",
-        ),
-        (("--dtype", f"hf_abc{'d' * 30}"), "argument --dtype: invalid choice: 'hf_***'"),
-        (("hf_abc",), "unrecognized arguments: 1 words (values are not repeated here)"),
+        (("--batch_size", 0), "`--batch_size` is 0; it must be at least 1."),
+        (("--num_workers", -1), "`--num_workers` is -1; it must be at least 0."),
+        (("--num_layers", 0), "`--num_layers` is 0; it must be at least 1."),
+        (("--batch_size", "many"), "`--batch_size` is many; it must be a whole number."),
+        (("--batchsize", 3), "there is no flag --batchsize. Did you mean `--batch_size`?"),
+        (("--batch", 3), "there is no flag --batch. Did you mean `--batch_size`?"),
+        (("--batch_size", 3, "--batch-size", 4), "`--batch_size` is given twice; give it once, with all its values."),
+        (("--batch_size",), "argument --batch_size: expected one argument."),
+        (("--hub_tokn", "hf_abc", "--y=hf_abc"), "there is no flag --hub_tokn."),
+        (("--dtype", f"hf_abc{'d' * 30}"), '`--dtype` is "hf_***"; it must be "float32" or "float16".'),
+        (("hf_abc",), "a word on the command line belongs to no flag (it is not repeated here"),
     ],
 )
 def test_a_command_line_that_cannot_be_read_is_one_line(capsys, words, message):
-    with pytest.raises(SystemExit) as stop:
-        run("features", "model", "--data", "x", "--output", "y", *words)
-    assert stop.value.code == 2
-    said = capsys.readouterr().err
+    said = unreadable(capsys, "features", "model", "--data", "x", "--output", "y", *words)
     assert said.startswith(f"error: {message}")
-    assert "; `dinov2-hf" in said
     assert "hf_abc" not in said
-    assert said.count("\n") == 1
+
+
+def test_what_must_be_given_is_named(capsys):
+    assert "`--data` and `--output` must be given" in unreadable(capsys, "features", "model")
+    assert "arguments are required: model" in unreadable(capsys, "features")
+
+
+def test_hyphens_and_switches(tmp_path, folder, images):
+    run("features", "--bf16", folder, "--data", images, "--output", tmp_path / "a.npy", "--batch-size=2")
+    run("features", folder, "--data", images, "--output", tmp_path / "a.npy", "--overwrite", "true", "--no-bf16")
+
+
+def test_the_command_itself_imports_nothing_heavy():
+    code = "import sys; from dinov2_hf_command import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    code += "; assert 'dinov2_hf' not in sys.modules"
+    for words in ([], ["--help"], ["--version"], ["exprt"]):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+        assert "Traceback" not in done.stderr
+        assert done.returncode == (0 if words and words[0].startswith("-") else 2)
+        assert all(command in done.stdout for command in COMMANDS) == (words == ["--help"])
+    assert "did you mean export?" in done.stderr
 
 
 def test_an_image_that_cannot_be_read_is_counted_and_named(tmp_path, capsys, folder, images):
@@ -348,13 +376,16 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, folder):
     assert "multiples of the model's patch size, 8" in mistake(
         capsys, "export", folder, "--format", "onnx", "--output_dir", tmp_path / "new", "--image_size", 30
     )
-    assert "--id2label is" in mistake(capsys, "convert", __file__, tmp_path / "new", "--id2label", __file__)
+    assert "`--id2label` is" in mistake(capsys, "convert", __file__, tmp_path / "new", "--id2label", __file__)
     assert not (tmp_path / "new").exists()
 
 
 def test_every_command_explains_itself(capsys):
-    for command in COMMANDS:
+    for command in COMMANDS[2:]:  # the first two are scripts: tests/packaging
         with pytest.raises(SystemExit) as stop:
             run(command, "--help")
         assert stop.value.code == 0
-    assert "Hub" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert said.startswith(f"usage: dinov2-hf {command} ")
+        if command != "evaluate":
+            assert " ".join(summary(command).split()) in " ".join(said.split())

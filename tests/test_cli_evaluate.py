@@ -205,11 +205,17 @@ def test_mistakes_about_pictures(tmp_path, folder, data):
         "pca", *image, "--image_size", 30
     )
     assert "`--layer` is 7, but the model has the blocks 0 to 1" in answer("attention", *image, "--layer", 7)
-    assert "`--max_matches` is 0" in answer("matching", *image, tmp_path / "image.png", "--max_matches", 0)
     picture = (tmp_path / "image.png").read_bytes()
     assert "is the same as the source" in answer("pca", *image, "--overwrite", output="image.png")
     assert (tmp_path / "image.png").read_bytes() == picture
     assert not (tmp_path / "x.png").exists()
+
+
+def test_numbers_of_pictures_out_of_range(tmp_path, folder, capsys):
+    for name in ("max_matches", "num_neighbors", "batch_size"):
+        with pytest.raises(SystemExit):
+            run("visualize", folder, "--output", tmp_path / "x.png", "--kind", "matching", f"--{name}", 0)
+        assert f"`--{name}` is 0; it must be at least 1." in capsys.readouterr().err
 
 
 def test_the_seed_of_an_untrained_network(folder):

@@ -1,17 +1,11 @@
-import argparse
-
 import pytest
 
-from dinov2_hf.cli.user_words import flags_of, in_users_words
+from dinov2_hf.cli.user_words import in_users_words
 
 
-@pytest.fixture
-def flags():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    for name in ("--data", "--kind", "--batch_size", "--num_layers", "--dtype", "--overwrite", "--image_column"):
-        parser.add_argument(name)
-    return flags_of(parser)
+FLAGS = {
+    name: f"--{name}" for name in ("data", "kind", "batch_size", "num_layers", "dtype", "overwrite", "image_column")
+}
 
 
 @pytest.mark.parametrize(
@@ -38,5 +32,5 @@ def flags():
         ("columns are ['batch_size', 'data']", "columns are ['batch_size', 'data']"),
     ],
 )
-def test_arguments_become_flags(flags, message, expected):
-    assert in_users_words(message, flags) == expected
+def test_arguments_become_flags(message, expected):
+    assert in_users_words(message, FLAGS) == expected

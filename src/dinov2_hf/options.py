@@ -12,7 +12,7 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -178,8 +178,8 @@ def options_of(described: type | Callable) -> dict[str, Option]:
     The options that a dataclass or the signature of a function describes, by name.
 
     The help of a field is its `argument`'s, or what the docstring says of it; that of a keyword is in the docstring. A
-    range or a help may stand in an annotation too: `Annotated[int, AT_LEAST_ONE]`. Arguments without a default that
-    are no keywords are given by their place.
+    range, or a tuple of choices, may stand in an annotation: `Annotated[int, AT_LEAST_ONE]`. Arguments without a
+    default that are no keywords are given by their place.
 
     Args:
         described: a function, a dataclass, or a configuration of transformers, of which the fields are taken that it
@@ -218,6 +218,17 @@ def values_for(function: Callable, values: Any) -> dict[str, Any]:
     return {name: getattr(values, name) for name in inspect.signature(function).parameters if hasattr(values, name)}
 
 
+def keyword_options(
+    function: Callable, *, without: Iterable[str] = (), group: tuple[str, str] | None = None
+) -> dict[str, Option]:
+    """`options_of` the keywords of a function alone, but for those names, as a group of the help."""
+    return {
+        name: replace(option, group=group)
+        for name, option in options_of(function).items()
+        if not option.is_positional and name not in without
+    }
+
+
 def _fields(kind: type) -> list[dataclasses.Field]:
     if not hasattr(kind, "sub_configs"):
         return list(dataclasses.fields(kind))
@@ -231,7 +242,7 @@ def _facts_of(annotation: Any) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if get_origin(annotation) is Annotated:
         annotation, *notes = get_args(annotation)
-        facts |= {"allowed" if isinstance(note, Range) else "help": note for note in notes}
+        facts |= {"allowed" if isinstance(note, Range) else "choices": note for note in notes}
     parts = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     if types.NoneType in parts:
         facts["is_optional"] = True
@@ -340,8 +351,13 @@ def refuse_without_effect(
             raise OptionError(f"{said}, but has no effect {state}; {advice}.")
 
 
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given, so that defaults stay where they belong."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def refuse(options: Iterable[str], reason: str) -> None:
-    """`OptionError` when there are options, by name, that would be ignored."""
+    """`ValueError` when there are options, by name, that would be ignored."""
     options = sorted(options)
     if options:
-        raise OptionError(f"{reason}; leave {', '.join(f'`--{name}`' for name in options)} out.")
+        raise ValueError(f"{reason}; leave {', '.join(f'`--{name}`' for name in options)} out.")

@@ -85,7 +85,7 @@ def test_the_file_computes_what_the_model_does(tmp_path, capfd, name, export, ru
     kind, fields, names = CASES[name]
     model = write_model(kind, tmp_path / "model", **fields)
     capfd.readouterr()
-    report = export(tmp_path / "model", tmp_path / "graph", height=HEIGHT, width=WIDTH)
+    report = export(tmp_path / "model", tmp_path / "graph", image_size=(HEIGHT, WIDTH))
     assert capfd.readouterr().out == ""
     for batch_size in (1, 2, 5):
         images = torch.randn(batch_size, model.config.num_channels, HEIGHT, WIDTH)
@@ -105,7 +105,7 @@ def test_the_file_computes_what_the_model_does(tmp_path, capfd, name, export, ru
 @pytest.mark.parametrize(("export", "run", "shapes"), FORMATS)
 def test_a_fixed_batch_and_other_sizes_are_refused_by_the_graph(tmp_path, export, run, shapes):
     model = write_model(DINOv2Model, tmp_path / "model", **REGISTERS)
-    report = export(tmp_path / "model", tmp_path / "graph", height=28, width=28, batch_size=2)
+    report = export(tmp_path / "model", tmp_path / "graph", image_size=[28], batch_size=2)
     assert [(m.batch_size, m.height, m.width) for m in report.measurements] == [(2, 28, 28)]
     images = torch.randn(2, 3, 28, 28)
     expected = expected_outputs(model, images, ["pooler_output"])
@@ -120,7 +120,7 @@ def test_a_fixed_batch_and_other_sizes_are_refused_by_the_graph(tmp_path, export
 @pytest.mark.parametrize(("export", "run", "shapes"), FORMATS)
 def test_the_code_of_the_card_runs(tmp_path, monkeypatch, export, run, shapes):
     model = write_model(DINOv2ForImageClassification, tmp_path / "model", id2label={0: "cat", 1: "dog"})
-    export(tmp_path / "model", tmp_path / "graph", height=42, width=42)
+    export(tmp_path / "model", tmp_path / "graph", image_size=[42])
     monkeypatch.chdir(tmp_path / "graph")
     write_photograph(tmp_path / "photograph.png")
     Image.open(tmp_path / "photograph.png").save("image.jpg")
@@ -142,7 +142,7 @@ def test_the_onnx_file(tmp_path):
 
     model = write_model(DINOv2Model, tmp_path / "model").to(torch.bfloat16)  # graphs are float32
     model.save_pretrained(tmp_path / "model")
-    export_onnx(tmp_path / "model", tmp_path / "graph", height=HEIGHT, width=WIDTH, opset=18)
+    export_onnx(tmp_path / "model", tmp_path / "graph", image_size=(HEIGHT, WIDTH), opset=18)
     file = onnx.load(tmp_path / "graph" / "model.onnx")
     onnx.checker.check_model(file)
     assert {entry.domain: entry.version for entry in file.opset_import}[""] == 18
@@ -174,7 +174,7 @@ def test_fixed_size_embeddings_are_the_embeddings():
         ({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": 224}, (224, 224), 256),
         ({"size": {"shortest_edge": 256}, "do_center_crop": False, "crop_size": 224}, (98, 98), 98),
         ({"size": {"shortest_edge": 200}, "do_center_crop": True, "crop_size": 224}, (448, 448), 448),
-        ({"size": {"height": 30, "width": 30}, "do_center_crop": False, "crop_size": 224}, (98, 42), None),
+        ({"size": {"image_size": [30, 30]}, "do_center_crop": False, "crop_size": 224}, (98, 42), None),
     ],
 )
 def test_the_image_processor_gives_the_size_of_the_graph(tmp_path, values, size, expected):
@@ -192,9 +192,9 @@ def test_the_image_processor_gives_the_size_of_the_graph(tmp_path, values, size,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"height": 40, "width": 28}, "would be 40 x 28 pixels, but multiples of the model's patch size, 14"),
-        ({"height": 28, "width": 0}, "would be 28 x 0 pixels"),
-        ({"height": 28, "width": 28, "batch_size": 0}, "--batch_size is 0"),
+        ({"image_size": [40, 28]}, "would be 40 x 28 pixels, but multiples of the model's patch size, 14"),
+        ({"image_size": [28, 0]}, "would be 28 x 0 pixels"),
+        ({"image_size": [28, 28], "batch_size": 0}, "`batch_size` is 0"),
     ],
 )
 def test_impossible_sizes(tmp_path, options, message):
@@ -208,8 +208,8 @@ def test_impossible_sizes(tmp_path, options, message):
 @pytest.mark.parametrize("opset", [17, 999])
 def test_impossible_operators(tmp_path, opset):
     write_model(DINOv2Model, tmp_path / "model")
-    with pytest.raises(ValueError, match=f"--opset is {opset}"):
-        export_onnx(tmp_path / "model", tmp_path / "graph", height=28, width=28, opset=opset)
+    with pytest.raises(ValueError, match=f"`opset` is {opset}"):
+        export_onnx(tmp_path / "model", tmp_path / "graph", image_size=[28], opset=opset)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -219,7 +219,7 @@ def test_a_failed_check_leaves_nothing(tmp_path, export, run, shapes):
     model.layernorm.weight.data[:] = 3e38  # features overflow, and infinity differs from itself
     model.save_pretrained(tmp_path / "model")
     with pytest.raises(ExportCheckError, match="differs by nan for 1 images"):
-        export(tmp_path / "model", tmp_path / "graph", height=28, width=28)
+        export(tmp_path / "model", tmp_path / "graph", image_size=[28])
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -227,4 +227,4 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
     with pytest.raises(ImportError, match=r"needs onnxscript.*; run `pip install .*onnxscript.*`"):
-        export_onnx(tmp_path / "model", tmp_path / "graph", height=28, width=28)
+        export_onnx(tmp_path / "model", tmp_path / "graph", image_size=[28])

@@ -1,6 +1,5 @@
 """Every option of `dinov2-hf curate`, given with another value: it changes something, is refused, or has a reason."""
 
-import argparse
 import dataclasses
 import shutil
 
@@ -11,10 +10,11 @@ import yaml
 
 from dinov2_hf import DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.cli import main
-from dinov2_hf.cli.curate import curate as add_arguments
+from dinov2_hf.cli.curate import curate, more_options
 from dinov2_hf.curation import Dropped, stage
 from dinov2_hf.curation.arguments import LAUNCH_FIELDS, CurationArguments
 from dinov2_hf.curation.plan import plan
+from dinov2_hf.options import options_of
 
 from .scenes import write_scenes
 
@@ -168,9 +168,7 @@ def test_an_option_without_effect_is_refused_by_name(folder, monkeypatch, capsys
 
 
 def test_every_option_is_looked_at():
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    options = {action.dest for action in parser._actions} - {"help"}
+    options = {*options_of(curate), *more_options([])}
     assert options == set(CHANGES) | set(REASONS)
     assert not set(CHANGES) & set(REASONS)
     assert {field.name for field in dataclasses.fields(CurationArguments)} <= options

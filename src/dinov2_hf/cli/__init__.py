@@ -1,4 +1,4 @@
-"""The `dinov2-hf` command, one file for each subcommand."""
+"""The subcommands of `dinov2-hf`, one file for each: a function whose signature is its options."""
 
 from .main import main
 

@@ -1,6 +1,6 @@
 """`python -m dinov2_hf.cli`."""
 
-from .main import main
+from . import main
 
 
 main()

@@ -1,8 +1,8 @@
 """`dinov2-hf distill`."""
 
 
-def distill(arguments: list[str]) -> None:
+def distill(*words: str) -> None:
     """Distil a large model into a small one; `accelerate launch -m dinov2_hf.examples.distill` is for several GPUs."""
     from ..examples.distill import main
 
-    main(arguments)
+    main(list(words))

@@ -1,95 +1,76 @@
 """
-The `dinov2-hf` command. Each subcommand parses its arguments, calls one room of the package and prints what came out.
+Calling a subcommand: a function of `cli` whose signature and docstring are its options and its help.
 
-A user's mistake is one sentence on standard error and exit status 1 (2, where the command line cannot be read). An
-interruption by Ctrl-C is one line and exit status 130. Anything else is a fault of the package, with its traceback.
+A user's mistake is one sentence on standard error and exit status 1 (2, where the command line cannot be read).
+Anything else is a fault of the package, with its traceback.
 """
 
-import argparse
 import errno
+import inspect
 import os
 import sys
-import traceback
-from typing import NoReturn
+from collections.abc import Callable
+from importlib import import_module
 
 from huggingface_hub.errors import HTTPError  # of the client that it uses, which depends on its version
 
+from dinov2_hf_command import main
+
+from ..command_lines import Parser, build_parser, read_words
 from ..conversion.exports.report import ExportCheckError
+from ..data import set_max_image_pixels
+from ..options import OptionError, options_of, refuse_missing
 from ..public_names import without_secrets
-from .convert import convert
-from .curate import curate
-from .distill import distill
-from .evaluate import evaluate
-from .export import export
-from .features import features
-from .options import PIXEL_LIMIT
-from .pretrain import pretrain
-from .push import push
-from .user_words import flags_of, in_users_words
-from .visualize import visualize
+from .user_words import in_users_words
 
 
-COMMANDS = {
-    "convert": convert, "export": export, "push": push, "features": features, "curate": curate, "evaluate": evaluate,
-    "visualize": visualize,
-}  # fmt: skip
-# These read their words themselves, as the scripts that they are.
-SCRIPTS = {"pretrain": pretrain, "distill": distill}
+__all__ = ["call", "main"]
 # Of files and folders that a user named: not there, not readable, not writable, of another kind; and full disks.
 MISTAKES = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR,
     errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
-INTERRUPTED = 128 + 2  # as of a process that SIGINT ended
 
 
-class Parser(argparse.ArgumentParser):
-    """One line for a mistake, in place of the usage, which is longer than a screen."""
+def call(name: str, words: list[str]) -> None:
+    """
+    Run the subcommand `name`, the function of that name in the file of that name.
 
-    def error(self, message: str) -> NoReturn:
-        problem, found, words = message.partition("unrecognized arguments: ")
-        if found:  # after a mistyped --token stands a token
-            words = words.split()
-            flags = [word.partition("=")[0] for word in words if word.startswith("-")]
-            others = len(words) - len(flags)
-            message = f"{problem}{found}{', '.join(flags) or f'{others} words'} (values are not repeated here)"
-        self.exit(2, f"error: {without_secrets(message)}; `{self.prog} --help` lists the options.\n")
-
-
-def put_in_force(max_image_pixels: int | None) -> None:
-    """The limit of `--max_image_pixels`, for this process and those that it starts."""
-    if max_image_pixels is not None:
-        from ..data import set_max_image_pixels
-
-        set_max_image_pixels(max_image_pixels)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in SCRIPTS:
-        return SCRIPTS[arguments[0]](arguments[1:])
-    parser = Parser(prog="dinov2-hf", description="DINOv2 for Hugging Face transformers.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="command")
-    for name, script in SCRIPTS.items():
-        commands.add_parser(name, help=script.__doc__)
-    for name, add_arguments in COMMANDS.items():
-        summary = add_arguments.__doc__
-        command = commands.add_parser(name, help=summary, description=summary)
-        command.set_defaults(run=add_arguments(command), parser=command)
-    options = vars(parser.parse_args(arguments))
-    run, command = options.pop("run"), options.pop("parser")
-    flags = flags_of(command)
+    A function of `*words` reads them itself. `more_options(words)` in its file gives options beside those of the
+    signature, by name, which depend on what the words name; the function gets those that are given as keywords.
+    """
+    flags: dict[str, str] = {}
     try:
-        put_in_force(options.pop(PIXEL_LIMIT, None))
-        run(**options)
+        module = import_module(f".{name}", __package__)
+        function = getattr(module, name)
+        if list(inspect.signature(function).parameters) == ["parser"]:
+            parser = Parser(f"dinov2-hf {name}", allow_abbrev=False)
+            run = function(parser)
+            given = vars(parser.parse_args(words))
+            flags |= {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
+            set_max_image_pixels(given.pop("pixel_limit", None))
+            run(**given)
+            return
+        if any(
+            parameter.kind is parameter.VAR_POSITIONAL for parameter in inspect.signature(function).parameters.values()
+        ):
+            return function(*words)
+        options = options_of(function)
+        if hasattr(module, "more_options"):
+            options |= module.more_options(words)
+        flags |= {option: f"--{option}" for option in options if not options[option].is_positional}
+        parser = build_parser(options, f"dinov2-hf {name}", function.__doc__.split("\n\n")[0])
+        given = read_words(options, words, parser)
+        refuse_missing(options, given)
+        function(**given)
         sys.stdout.flush()
-    except KeyboardInterrupt as interruption:
-        traceback.clear_frames(interruption.__traceback__)  # ends progress bars, which would write after this line
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         sys.exit(1)
+    except OptionError as error:
+        sentence = in_users_words(str(error), flags)
+        print(f"error: {sentence} `dinov2-hf {name} --help` lists the options.", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, ImportError, ExportCheckError) as error:  # ImportError: an extra that is not installed
         sys.exit(f"error: {without_secrets(in_users_words(str(error), flags))}")
     except (OSError, HTTPError) as error:
@@ -98,5 +79,10 @@ def main(arguments: list[str] | None = None) -> None:
         if number is not None and number not in MISTAKES and not isinstance(error, ConnectionError | TimeoutError):
             raise
         has_name = getattr(error, "filename", None) is not None and error.strerror
-        words = f"{error.filename}: {error.strerror}" if has_name else str(error)
-        sys.exit(f"error: {without_secrets(in_users_words(words, flags))}")
+        sentence = f"{error.filename}: {error.strerror}" if has_name else str(error)
+        sys.exit(f"error: {without_secrets(in_users_words(sentence, flags))}")
+
+
+def takes_words(function: Callable) -> bool:
+    """Whether a subcommand reads its words itself."""
+    return any(one.kind is one.VAR_POSITIONAL for one in inspect.signature(function).parameters.values())

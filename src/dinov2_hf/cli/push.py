@@ -1,26 +1,39 @@
 """`dinov2-hf push`."""
 
-import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from ..runs.hub_upload import push_folder
 
 
-def push(parser: argparse.ArgumentParser) -> Callable[..., None]:
-    """Upload a model folder, or a finished run, to the Hub."""
-    parser.add_argument("folder", type=Path, help="a model folder, or the output folder of examples/pretrain.py")
-    parser.add_argument("--repo_id", required=True, help='"namespace/name" on the Hub; made where it is missing')
-    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-    parser.add_argument("--revision", help="branch to upload to (default: main)")
-    parser.add_argument("--token", help="(default: that of `hf auth login`, or HF_TOKEN)")
-    parser.add_argument(
-        "--pretraining_model", action="store_true", help="upload student, teacher and heads of a run as well"
+def push(
+    folder: Path,
+    *,
+    repo_id: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    pretraining_model: bool = False,
+    commit_message: str = "Upload model",
+) -> None:
+    """Upload a model folder, or a finished run, to the Hub.
+
+    Args:
+        folder: a model folder, or the output folder of a run.
+        repo_id: "namespace/name" on the Hub; made where it is missing.
+        private: make a new repository private.
+        revision: branch to upload to (default: main).
+        token: (default: that of `hf auth login`, or HF_TOKEN).
+        pretraining_model: upload student, teacher and heads of a run as well.
+        commit_message: of the upload.
+    """
+    print(
+        push_folder(
+            folder,
+            repo_id,
+            private=private,
+            revision=revision,
+            token=token,
+            pretraining_model=pretraining_model,
+            commit_message=commit_message,
+        )
     )
-    parser.add_argument("--commit_message", default="Upload model")
-
-    def run(folder: Path, repo_id: str, **options: Any) -> None:
-        from ..runs.hub_upload import push_folder
-
-        print(push_folder(folder, repo_id, **options))
-
-    return run

@@ -1,12 +1,6 @@
 """Errors of the package, which speak of Python arguments, in the words of the command line."""
 
-import argparse
 import re
-
-
-def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:
-    """The flags of a subcommand, by the names of the arguments that they become."""
-    return {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
 
 
 def in_users_words(message: str, flags: dict[str, str]) -> str:

@@ -1,12 +1,19 @@
 """`dinov2-hf visualize`."""
 
-import argparse
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from .options import add_max_image_pixels, given, refuse
+from transformers.utils import logging as transformers_logging
+
+from ..atomic_files import new_file
+from ..data import set_max_image_pixels
+from ..devices import find_device
+from ..model_source import find_model
+from ..options import given, refuse
+from ..pictures.nearest_images import check_num_neighbors
+from ..value_ranges import AT_LEAST_ONE, NOT_NEGATIVE
+from .backbone import load_backbone
 from .protocol_options import flags_for
 
 
@@ -21,93 +28,94 @@ NUM_IMAGES = 8
 NUM_NEIGHBORS = 7
 
 
-def visualize(parser: argparse.ArgumentParser) -> Callable[..., None]:
-    """Pictures of what a model sees: patch PCA, attention maps, patch matching, nearest neighbours."""
-    parser.add_argument("model", help="model folder or Hub id of any vision transformer")
-    parser.add_argument(
-        "--kind", required=True, choices=tuple(OPTIONS),
-        help="pca: patches coloured by their principal components; attention: of the CLS token, head by head;"
-        " matching: like parts of two images; neighbors: images and the most similar ones of --data",
+def visualize(
+    model: str,
+    *,
+    kind: Annotated[str, tuple(OPTIONS)],
+    output: Path,
+    overwrite: bool = False,
+    images: list[Path] | None = None,
+    data: str | None = None,
+    split: str | None = None,
+    rows: list[int] | None = None,
+    image_column: str | None = None,
+    max_image_pixels: Annotated[int | None, AT_LEAST_ONE] = None,
+    title: str | None = None,
+    device: str | None = None,
+    image_size: int | None = None,
+    foreground: bool | None = None,
+    layer: int | None = None,
+    max_matches: Annotated[int | None, AT_LEAST_ONE] = None,
+    num_neighbors: Annotated[int | None, AT_LEAST_ONE] = None,
+    label_column: str | None = None,
+    batch_size: Annotated[int | None, AT_LEAST_ONE] = None,
+    num_workers: Annotated[int | None, NOT_NEGATIVE] = None,
+) -> None:
+    """Pictures of what a model sees: patch PCA, attention maps, patch matching, nearest neighbours.
+
+    Args:
+        model: model folder or Hub id of any vision transformer.
+        kind: pca: patches coloured by their principal components; attention: of the CLS token, head by head; matching:
+            like parts of two images; neighbors: images and the most similar ones of --data.
+        output: PNG file.
+        overwrite: replace a file that is there.
+        images: image files.
+        data: images: a folder, parquet, a saved dataset, tars or a Hub name.
+        split: of --data, where it has splits (default: train).
+        rows: of --data (default: the first 8, or 2).
+        image_column: of --data (default: the only one that holds images, or is named like one).
+        max_image_pixels: skip images of more pixels (default: 178956970, as Pillow does).
+        title: a line above the pictures.
+        device: (default: the first accelerator, or the CPU).
+        image_size: side of the square to see, in pixels; larger is finer (default: the model's).
+        foreground: pca, matching: the object only, by the first component (default: only of matching).
+        layer: attention: number of the block, from 0 (default: the last).
+        max_matches: matching: lines to draw (default: 24).
+        num_neighbors: neighbors: of each image (default: 7).
+        label_column: neighbors: of --data, to be written below the images.
+        batch_size: neighbors: images in a forward pass (default: 64).
+        num_workers: neighbors: processes that decode images (default: 0).
+    """
+    set_max_image_pixels(max_image_pixels)
+    device = find_device(device)
+    options = given(
+        image_size=image_size, foreground=foreground, layer=layer, max_matches=max_matches,
+        num_neighbors=num_neighbors, label_column=label_column, batch_size=batch_size, num_workers=num_workers,
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, required=True, help="PNG file")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    parser.add_argument("--images", type=Path, nargs="+", help="image files")
-    parser.add_argument("--data", help="images: a folder, parquet, a saved dataset, tars or a Hub name")
-    parser.add_argument("--split", help="of --data, where it has splits (default: train)")
-    parser.add_argument("--rows", type=int, nargs="+", help=f"of --data (default: the first {NUM_IMAGES}, or 2)")
-    parser.add_argument(
-        "--image_column", help="of --data (default: the only one that holds images, or is named like one)"
-    )
-    add_max_image_pixels(parser)
-    parser.add_argument("--title", help="a line above the pictures")
-    parser.add_argument("--device", help="(default: the first accelerator, or the CPU)")
-    parser.add_argument(
-        "--image_size", type=int, help="side of the square to see, in pixels; larger is finer (default: the model's)"
-    )
-    parser.add_argument(
-        "--foreground", action=argparse.BooleanOptionalAction, default=None,
-        help="pca, matching: the object only, by the first component (default: only of matching)",
-    )  # fmt: skip
-    parser.add_argument("--layer", type=int, help="attention: number of the block, from 0 (default: the last)")
-    parser.add_argument("--max_matches", type=int, help="matching: lines to draw (default: 24)")
-    parser.add_argument("--num_neighbors", type=int, help=f"neighbors: of each image (default: {NUM_NEIGHBORS})")
-    parser.add_argument("--label_column", help="neighbors: of --data, to be written below the images")
-    parser.add_argument("--batch_size", type=int, help="neighbors: images in a forward pass (default: 64)")
-    parser.add_argument("--num_workers", type=int, help="neighbors: processes that decode images (default: 0)")
-
-    def run(
-        model: str, kind: str, output: Path, overwrite: bool, images, data, split, rows, image_column, title, device,
-        **options: Any,
-    ) -> None:  # fmt: skip
-        from transformers.utils import logging as transformers_logging
-
-        from ..atomic_files import new_file
-        from ..devices import find_device
-        from ..model_source import find_model
-        from ..pictures.nearest_images import check_num_neighbors
-        from .backbone import load_backbone
-
-        device = find_device(device)
-        options = given(**options)
-        refuse({name: value for name, value in options.items() if name not in OPTIONS[kind]}, f"`--kind` is {kind}")
-        if output.suffix.lower() != ".png":
-            raise ValueError(f"`--output` is {output}, but must end in .png.")
-        if data is None:
-            refuse(given(split=split, rows=rows, image_column=image_column), "`--data` is not given")
-            if images is None or kind == "neighbors":
-                wanted = "`--data`, the images to search," if kind == "neighbors" else "`--images` or `--data`"
-                raise ValueError(f"`--kind` is {kind}, for which {wanted} must be given.")
-        elif images is not None and kind != "neighbors":
-            raise ValueError(f"`--images` and `--data` are given, but `--kind` is {kind}: leave one of them out.")
-        elif images is not None:
-            refuse(given(rows=rows), "`--images` are given")
-        if kind == "matching" and len(images or rows or (0, 0)) != 2:
-            raise ValueError(f"`--kind` is matching, which takes 2 images, but there are {len(images or rows)}.")
-        for name, least in (("batch_size", 1), ("num_workers", 0), ("num_neighbors", 1), ("max_matches", 1)):
-            if options.get(name, least) < least:
-                raise ValueError(f"`--{name}` is {options[name]}, but must be at least {least}.")
-        model = str(find_model(model))
-        with new_file(output, overwrite=overwrite, sources=[*(images or ()), *given(data=data).values()]) as partial:
-            collection = None
-            if data is not None:
-                collection = load_collection(data, split or "train", image_column)
-            if data is not None and images is None:
-                rows = checked_rows(rows, len(collection[0]), 2 if kind == "matching" else NUM_IMAGES)
-            if kind == "neighbors":
-                with flags_for(k="num_neighbors"):
-                    num_others = len(collection[0]) - (images is None)
-                    check_num_neighbors(options.get("num_neighbors", NUM_NEIGHBORS), num_others)
-            transformers_logging.disable_progress_bar()
-            network, image_processor = load_backbone(model)
-            network.to(device)
-            pictures = read_images(network, images, collection, rows)
-            if kind == "neighbors":
-                options |= {"collection": collection, "rows": rows}
+    refuse(options.keys() - OPTIONS[kind], f"`--kind` is {kind}")
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"`--output` is {output}, but must end in .png.")
+    if data is None:
+        refuse(given(split=split, rows=rows, image_column=image_column), "`--data` is not given")
+        if images is None or kind == "neighbors":
+            wanted = "`--data`, the images to search," if kind == "neighbors" else "`--images` or `--data`"
+            raise ValueError(f"`--kind` is {kind}, for which {wanted} must be given.")
+    elif images is not None and kind != "neighbors":
+        raise ValueError(f"`--images` and `--data` are given, but `--kind` is {kind}: leave one of them out.")
+    elif images is not None:
+        refuse(given(rows=rows), "`--images` are given")
+    if kind == "matching" and len(images or rows or (0, 0)) != 2:
+        raise ValueError(f"`--kind` is matching, which takes 2 images, but there are {len(images or rows)}.")
+    model = str(find_model(model))
+    with new_file(output, overwrite=overwrite, sources=[*(images or ()), *given(data=data).values()]) as partial:
+        collection = None
+        if data is not None:
+            collection = load_collection(data, split or "train", image_column)
+        if data is not None and images is None:
+            rows = checked_rows(rows, len(collection[0]), 2 if kind == "matching" else NUM_IMAGES)
+        if kind == "neighbors":
             with flags_for(k="num_neighbors"):
-                DRAW[kind](network, image_processor, pictures, partial, title=title, **options)
-        print(output)
-
-    return run
+                num_others = len(collection[0]) - (images is None)
+                check_num_neighbors(options.get("num_neighbors", NUM_NEIGHBORS), num_others)
+        transformers_logging.disable_progress_bar()
+        network, image_processor = load_backbone(model)
+        network.to(device)
+        pictures = read_images(network, images, collection, rows)
+        if kind == "neighbors":
+            options |= {"collection": collection, "rows": rows}
+        with flags_for(k="num_neighbors"):
+            DRAW[kind](network, image_processor, pictures, partial, title=title, **options)
+    print(output)
 
 
 def load_collection(data: str, split: str, image_column: str | None):

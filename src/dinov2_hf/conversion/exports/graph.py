@@ -10,7 +10,7 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ from ...models import (
 from ...models.modeling_dinov2 import DINOv2Embeddings
 from ..card_code import HERE_ONLY, inputs, python_block
 from ..model_folder import load_model_folder
+from .formats import EXPORTS
 from .image_processor_values import for_fixed_size, stock_image_processor_values, write_image_processor
 from .report import ExportCheckError, ExportReport, Measurement, export_card, measure
 
@@ -72,12 +73,12 @@ outputs = model(pixel_values)""",
 )
 
 
+@EXPORTS.register("onnx")
 def export_onnx(
     folder: str | Path,
     output_dir: str | Path,
     *,
-    height: int | None = None,
-    width: int | None = None,
+    image_size: Sequence[int] | None = None,
     batch_size: int | None = None,
     opset: int | None = None,
     overwrite: bool = False,
@@ -90,10 +91,10 @@ def export_onnx(
     Args:
         folder: of any model of this package but those to be pretrained.
         output_dir: the new folder.
-        height, width: of the images, in pixels; multiples of the patch size. `None` is the image processor's crop, or
-            the model's `image_size` where there is none.
-        batch_size: `None` for any number of images.
-        opset: version of the ONNX operators, at least 18; `None` is the exporter's choice.
+        image_size: of the images, in pixels, multiples of the patch size: the side of a square, or height and width
+            (default: the crop of the image processor, or the model's `image_size` where there is none).
+        batch_size: fixed number of images (default: any number).
+        opset: version of the ONNX operators, at least 18 (default: the exporter's choice).
         overwrite: replace an earlier model at `output_dir`.
 
     Returns:
@@ -108,30 +109,35 @@ def export_onnx(
     if missing:
         raise ImportError(f"The export to ONNX needs {' and '.join(missing)}; run `pip install {' '.join(missing)}`.")
     if opset is not None and opset < LOWEST_OPSET:
-        raise ValueError(f"--opset is {opset}; it must be at least {LOWEST_OPSET}.")
+        raise ValueError(f"`opset` is {opset}; it must be at least {LOWEST_OPSET}.")
 
     def write(program: torch.export.ExportedProgram, output_names: list[str], new: Path) -> Runner:
         write_onnx(program, output_names, new / ONNX_FILE, opset)
         return onnx_runner(new / ONNX_FILE)
 
     return export_graph(
-        folder, output_dir, height, width, batch_size, overwrite, write=write, running=RUNNING_ONNX, library="onnx"
+        folder, output_dir, image_size, batch_size, overwrite, write=write, running=RUNNING_ONNX, library="onnx"
     )
 
 
+@EXPORTS.register("torch-export")
 def export_torch(
     folder: str | Path,
     output_dir: str | Path,
     *,
-    height: int | None = None,
-    width: int | None = None,
+    image_size: Sequence[int] | None = None,
     batch_size: int | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """
     Write `model.pt2`, a graph of `torch.export` for one image size, with the same files beside it as `export_onnx`.
 
-    Args, returns and raises as `export_onnx`, with `torch.export.load` in the place of onnxruntime.
+    Args:
+        folder, output_dir, overwrite: as in `export_onnx`.
+        image_size: as in `export_onnx`: the side of a square, or height and width (default: the image processor's).
+        batch_size: fixed number of images (default: any number).
+
+    Returns and raises as `export_onnx`, with `torch.export.load` in the place of onnxruntime.
     """
 
     def write(program: torch.export.ExportedProgram, output_names: list[str], new: Path) -> Runner:
@@ -142,7 +148,7 @@ def export_torch(
         return torch.export.load(new / TORCH_FILE).module()
 
     return export_graph(
-        folder, output_dir, height, width, batch_size, overwrite, write=write, running=RUNNING_TORCH, library="pytorch"
+        folder, output_dir, image_size, batch_size, overwrite, write=write, running=RUNNING_TORCH, library="pytorch"
     )
 
 
@@ -185,8 +191,7 @@ class NamedOutputs(nn.Module):
 def export_graph(
     folder: str | Path,
     output_dir: str | Path,
-    height: int | None,
-    width: int | None,
+    image_size: Sequence[int] | None,
     batch_size: int | None,
     overwrite: bool,
     *,
@@ -204,11 +209,11 @@ def export_graph(
     """
     folder, output_dir = find_model(folder), Path(output_dir)
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"--batch_size is {batch_size}; it must be at least 1, or left out for any number of images.")
+        raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1, or left out for any number of images.")
     with new_folder(output_dir, "model", overwrite=overwrite, sources=[folder]) as new:
         model = load_model_folder(folder).float()
         processor = stock_image_processor_values(folder, model.config.num_channels)
-        images = random_images(model.config, processor, height, width, batch_size)
+        images = random_images(model.config, processor, image_size, batch_size)
         named = NamedOutputs(model)
         with torch.no_grad():
             expected = [named(pixel_values) for pixel_values in images]
@@ -235,21 +240,23 @@ def export_graph(
 
 
 def random_images(
-    config: DINOv2Config, processor: dict | None, height: int | None, width: int | None, batch_size: int | None
+    config: DINOv2Config, processor: dict | None, image_size: Sequence[int] | None, batch_size: int | None
 ) -> list[torch.Tensor]:
     """
     Batches `(B, C, H, W)` to measure with; the size is the one asked for, else the image processor's crop.
 
     Raises:
-        `ValueError`: the size is no multiple of the patch size.
+        `ValueError`: the size is no multiple of the patch size, or of more than two numbers.
     """
     crop = (processor or {}).get("crop_size") or {}
-    height = height if height is not None else crop.get("height", config.image_size)
-    width = width if width is not None else crop.get("width", config.image_size)
+    size = image_size or [crop.get(side, config.image_size) for side in ("height", "width")]
+    if len(size) > 2:
+        raise ValueError(f"`image_size` has {len(size)} numbers; give one, or height and width.")
+    height, width = size[0], size[-1]
     if min(height, width) < config.patch_size or height % config.patch_size or width % config.patch_size:
         raise ValueError(
             f"The images would be {height} x {width} pixels, but multiples of the model's patch size,"
-            f" {config.patch_size}, are needed; choose them with --image_size."
+            f" {config.patch_size}, are needed; choose them with `image_size`."
         )
     generator = torch.Generator().manual_seed(0)
     sizes = CHECKED_BATCHES if batch_size is None else (batch_size,)
@@ -294,7 +301,7 @@ def write_onnx(program: torch.export.ExportedProgram, output_names: list[str], p
     )
     reached = converted.model.opset_imports[""]
     if opset is not None and reached != opset:
-        raise ValueError(f"--opset is {opset}, which the exporter of torch {torch.__version__} cannot write.")
+        raise ValueError(f"`opset` is {opset}, which the exporter of torch {torch.__version__} cannot write.")
     converted.save(path)
 
 

@@ -20,6 +20,7 @@ from ...models import (
     DINOv2Model,
 )
 from ..model_folder import load_model_folder
+from .formats import EXPORTS
 from .image_processor_values import FILE_NAME, write_image_processor
 from .report import ExportReport
 from .stock_transformers import stock_card, write_stock_folder
@@ -47,6 +48,7 @@ model = AutoModel.from_pretrained(".", trust_remote_code=True)
 ```"""
 
 
+@EXPORTS.register("dual")
 def export_dual(folder: str | Path, output_dir: str | Path, *, overwrite: bool = False) -> ExportReport:
     """
     As `export_transformers`, with this package's configuration, models and image processors as remote code.

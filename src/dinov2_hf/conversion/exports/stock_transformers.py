@@ -29,6 +29,7 @@ from ...model_source import find_model
 from ...models import DINOv2Backbone, DINOv2Config, DINOv2ForImageClassification, DINOv2Model
 from ..card_code import inputs, python_block
 from ..model_folder import load_model_folder
+from .formats import EXPORTS
 from .image_processor_values import FILE_NAME, stock_image_processor_values, write_image_processor
 from .report import ExportCheckError, ExportReport, Measurement, export_card, measure
 
@@ -64,6 +65,7 @@ classes = classify("image.jpg")""",
 OUTPUTS = {DINOv2Model: "last_hidden_state", DINOv2Backbone: "feature_maps", DINOv2ForImageClassification: "logits"}
 
 
+@EXPORTS.register("transformers")
 def export_transformers(folder: str | Path, output_dir: str | Path, *, overwrite: bool = False) -> ExportReport:
     """
     Write a folder that transformers loads without this package.

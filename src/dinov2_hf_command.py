@@ -1,0 +1,55 @@
+"""
+The command `dinov2-hf` before anything is imported that takes seconds: its help, its version, the names of its
+subcommands, and Ctrl-C at any time in one line.
+
+It lies beside the package and not in it, since importing `dinov2_hf` imports torch and transformers.
+"""
+
+import ast
+import difflib
+import sys
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+
+
+COMMANDS = ("pretrain", "distill", "convert", "export", "push", "features", "curate", "evaluate", "visualize")
+INTERRUPTED = 128 + 2  # as of a process that SIGINT ended
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a subcommand. Its mistakes are a sentence on standard error; see `dinov2_hf.cli.main`."""
+    name, *words = (sys.argv[1:] if arguments is None else arguments) or [""]
+    if name in ("-h", "--help"):
+        print("usage: dinov2-hf command [options]\n\nDINOv2 for Hugging Face transformers.\n\ncommands:")
+        for command in COMMANDS:
+            print(f"  {command:10} {summary(command)}")
+        print("\n`dinov2-hf command --help` lists the options of a command.")
+    elif name == "--version":
+        print(f"dinov2-hf {version('dinov2_hf')}")
+    elif name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"name one of {', '.join(COMMANDS)}."
+        shown = f"{name} is no command" if name.isalpha() else "a command is needed"
+        print(f"error: {shown}; {hint} `dinov2-hf --help` tells what they do.", file=sys.stderr)
+        sys.exit(2)
+    else:
+        try:
+            from dinov2_hf.cli.main import call
+
+            call(name, words)
+        except KeyboardInterrupt as interruption:
+            traceback.clear_frames(interruption.__traceback__)  # ends progress bars, which would write after this line
+            print("interrupted", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+
+
+def summary(command: str) -> str:
+    """What a subcommand does, from the docstring of its function, whose file is read and not imported."""
+    text = (Path(__file__).parent / "dinov2_hf" / "cli" / f"{command}.py").read_text(encoding="utf-8")
+    functions = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
+    return ast.get_docstring(functions[command]).splitlines()[0]
+
+
+if __name__ == "__main__":
+    main()
