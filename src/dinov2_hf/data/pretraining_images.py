@@ -4,6 +4,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import datasets
@@ -62,6 +63,7 @@ class PreTrainingImages(Dataset):
             row = replacements.randrange(len(self))
 
 
+@dataclass(eq=False)
 class PreTrainingStream(IterableDataset):
     """An endless stream of samples for one process, split over its data loader workers.
 
@@ -71,14 +73,11 @@ class PreTrainingStream(IterableDataset):
     passing over rows without decoding them. Row ids count the places of a worker.
 
     Args:
-        dataset: the images, from `load_image_dataset(..., streaming=True)`.
-        image_column: the column that holds them.
-        transform: makes the global and local crops of one image, such as `MultiCropTransform`.
+        dataset, image_column, transform, num_channels: as of `PreTrainingImages`; the data set is streamed.
         batch_size: B, images per process and batch.
         seed: the run's seed.
         rank, world_size: this process and the number of processes.
         shuffle_buffer_size: rows that a worker holds in memory to shuffle them.
-        num_channels: channels to decode, see `image_decoder`.
         start_batch: the batch to begin with. Worker w of n yields batches w, w + n, w + 2n and so on, and all of them
             begin in the round of n batches that contains `start_batch`; `build_loader` drops what is before it.
 
@@ -87,36 +86,27 @@ class PreTrainingStream(IterableDataset):
             cannot be decoded.
     """
 
-    def __init__(
-        self,
-        dataset: datasets.IterableDataset,
-        image_column: str,
-        transform: Transform,
-        *,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle_buffer_size: int = 1000,
-        num_channels: int = 3,
-        start_batch: int = 0,
-    ):
-        check_share(batch_size, rank, world_size)
-        if shuffle_buffer_size < 1 or start_batch < 0:
+    dataset: datasets.IterableDataset
+    image_column: str
+    transform: Transform
+    _: KW_ONLY
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    shuffle_buffer_size: int = 1000
+    num_channels: int = 3
+    start_batch: int = 0
+
+    def __post_init__(self):
+        check_share(self.batch_size, self.rank, self.world_size)
+        if self.shuffle_buffer_size < 1 or self.start_batch < 0:
             raise ValueError(
-                f"shuffle_buffer_size is {shuffle_buffer_size} and start_batch is {start_batch}, but they must be at "
-                "least 1 and 0."
+                f"shuffle_buffer_size is {self.shuffle_buffer_size} and start_batch is {self.start_batch}, but they "
+                "must be at least 1 and 0."
             )
-        self.dataset = _undecoded_images(dataset, image_column)
-        self.image_column = image_column
-        self.transform = transform
-        self.decode = image_decoder(num_channels)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.shuffle_buffer_size = shuffle_buffer_size
-        self.start_batch = start_batch
+        self.dataset = _undecoded_images(self.dataset, self.image_column)
+        self.decode = image_decoder(self.num_channels)
 
     @property
     def max_workers(self) -> int:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +64,7 @@ def sharded_order(dataset: Any, pass_index: int, seed: int, rank: int, world_siz
     return shuffled
 
 
+@dataclass
 class PreTrainingBatchSampler:
     """Endless batches of `SampleKey` for one process.
 
@@ -86,42 +88,36 @@ class PreTrainingBatchSampler:
             it does not give a pass, or if another number is out of range.
     """
 
-    def __init__(
-        self,
-        num_rows: int,
-        batch_size: int,
-        *,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        start_sample: int = 0,
-        order: str = "global",
-        dataset: Any = None,
-    ):
-        if num_rows < 1:
-            raise ValueError(f"num_rows is {num_rows}, but there must be at least one image to train on.")
-        check_share(batch_size, rank, world_size)
-        if batch_size * world_size > num_rows:
+    num_rows: int
+    batch_size: int
+    _: KW_ONLY
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    start_sample: int = 0
+    order: str = "global"
+    dataset: Any = None
+
+    def __post_init__(self):
+        if self.num_rows < 1:
+            raise ValueError(f"num_rows is {self.num_rows}, but there must be at least one image to train on.")
+        check_share(self.batch_size, self.rank, self.world_size)
+        if self.batch_size * self.world_size > self.num_rows:
             raise ValueError(
-                f"batch_size is {batch_size} on each of {world_size} processes, but the data set has only {num_rows} "
-                "images, so a batch would hold the same image twice; use a smaller batch or more images."
+                f"batch_size is {self.batch_size} on each of {self.world_size} processes, but the data set has only "
+                f"{self.num_rows} images, so a batch would hold the same image twice; use a smaller batch or more "
+                "images."
             )
-        if start_sample < 0:
-            raise ValueError(f"start_sample is {start_sample}, but it must be 0 or more.")
-        named = SAMPLE_ORDERS.named(order)
-        self.order, self.is_per_process = named.object, named.facts.get("per_process", False)
-        if self.is_per_process and start_sample % world_size:
+        if self.start_sample < 0:
+            raise ValueError(f"start_sample is {self.start_sample}, but it must be 0 or more.")
+        named = SAMPLE_ORDERS.named(self.order)
+        self.rows_of_pass, self.is_per_process = named.object, named.facts.get("per_process", False)
+        if self.is_per_process and self.start_sample % self.world_size:
             raise ValueError(
-                f"start_sample is {start_sample}, but with the order {order!r} it must be a multiple of world_size "
-                f"({world_size})."
+                f"start_sample is {self.start_sample}, but with the order {self.order!r} it must be a multiple of "
+                f"world_size ({self.world_size})."
             )
-        self.dataset = range(num_rows) if dataset is None else dataset
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.start_sample = start_sample
-        self.rows_per_pass = num_rows // world_size if self.is_per_process else num_rows
+        self.rows_per_pass = self.num_rows // (self.world_size if self.is_per_process else 1)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         current_pass, rows = -1, None
@@ -139,11 +135,12 @@ class PreTrainingBatchSampler:
             yield keys
 
     def _pass(self, pass_index: int) -> Sequence[int]:
+        dataset = range(self.num_rows) if self.dataset is None else self.dataset
         of_process = (self.rank, self.world_size) if self.is_per_process else ()
-        rows = self.order(self.dataset, pass_index, self.seed, *of_process)
+        rows = self.rows_of_pass(dataset, pass_index, self.seed, *of_process)
         if len(rows) != self.rows_per_pass:
             raise ValueError(
-                f"the order {self.order.__qualname__} gave {len(rows)} rows for a pass over {self.rows_per_pass}; it "
+                f"the order {self.order} gave {len(rows)} rows for a pass over {self.rows_per_pass}; it "
                 "must give as many, with repetitions where rows are left out."
             )
         return rows

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from .channels_as_rgb import rgb_picture
 from .grid import Cell, PictureGrid, shortened
-from .rgb import rgb_picture
 
 
 WIDTH = 3.2  # of one picture, in inches

@@ -10,8 +10,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
+from .channels_as_rgb import rgb_picture
 from .grid import Cell, PictureGrid
-from .rgb import rgb_picture
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..features import patch_size_of, process_images
-from .rgb import rgb_picture
+from .channels_as_rgb import rgb_picture
 
 
 def prepare_pictures(
