@@ -27,6 +27,7 @@ registers, patches row by row.
 """
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,49 +176,71 @@ def _patch_grid(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, str]:
 
 
 def _last_layers(model: nn.Module, pixel_values: Tensor, num_layers: int) -> tuple[Tensor, str]:
-    cls_tokens, _ = _last_tokens(model, pixel_values, num_layers)
+    cls_tokens = [cls for _, cls in _last_tokens(model, pixel_values, num_layers)]
     return torch.cat(cls_tokens, dim=-1), f"the CLS tokens of the last {num_layers} blocks after the final norm"
 
 
 def _last_layers_and_mean_patch(model: nn.Module, pixel_values: Tensor, num_layers: int) -> tuple[Tensor, str]:
-    cls_tokens, tokens = _last_tokens(model, pixel_values, num_layers)
-    # Without registers and CLS already, where the model has the method.
-    patches = (
-        tokens if hasattr(model, "get_intermediate_layers") else _patches(model, tokens, pixel_values).flatten(1, 2)
-    )
-    features = torch.cat([*cls_tokens, patches.mean(dim=1)], dim=-1)
+    tokens = _last_tokens(model, pixel_values, num_layers)
+    features = torch.cat([*(cls for _, cls in tokens), tokens[-1][0].mean(dim=1)], dim=-1)
     return features, f"the CLS tokens of the last {num_layers} blocks and the mean patch after the final norm"
 
 
-def _last_tokens(model: nn.Module, pixel_values: Tensor, num_layers: int) -> tuple[list[Tensor], Tensor]:
-    """The normed CLS tokens of the last blocks, each (B, D), and the normed tokens of the last: with the method of the
-    model its patches (B, N, D), and otherwise all (B, T, D)."""
-    depth = _config_field(model, "num_hidden_layers")
-    if depth is None:
-        raise ValueError("model has no config.num_hidden_layers, which is needed to know its last blocks.")
+def _last_tokens(model: nn.Module, pixel_values: Tensor, num_layers: int) -> list[tuple[Tensor, Tensor]]:
+    depth = num_blocks(model)
     if not 1 <= num_layers <= depth:
         raise ValueError(f"num_layers is {num_layers}, but must be from 1 to the {depth} blocks of the model.")
+    return block_tokens(model, pixel_values, range(depth - num_layers, depth), norm=True)
+
+
+def num_blocks(model: nn.Module) -> int:
+    """`ValueError` where the model does not say how many blocks it has."""
+    depth = _config_field(model, "num_hidden_layers")
+    if depth is None:
+        raise ValueError(
+            f"the model ({type(model).__name__}) has no config.num_hidden_layers, which is needed to know its last"
+            " blocks."
+        )
+    return depth
+
+
+def block_tokens(
+    model: nn.Module, pixel_values: Tensor, blocks: Sequence[int], *, norm: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """Patches (B, h * w, D), row by row, and CLS token (B, D) after some blocks.
+
+    Args:
+        model: as in `last_layers_features`.
+        pixel_values: as in `cls_features`.
+        blocks: 0-based, ascending.
+        norm: whether they go through the final norm, as those of the last block do.
+
+    Raises:
+        ValueError: the model has neither the method nor hidden states and a final norm, or has no CLS token.
+    """
     # Keeps the tokens of these blocks only; all hidden states of a ViT-L, 64 images at 518 pixels, are 9 GB.
     if hasattr(model, "get_intermediate_layers"):
-        layers = model.get_intermediate_layers(pixel_values, n=num_layers, return_class_token=True)
-        return [cls_tokens for _, cls_tokens in layers], layers[-1][0]
-    norm = final_norm(model)
-    if norm is None:
+        return list(model.get_intermediate_layers(pixel_values, n=list(blocks), return_class_token=True, norm=norm))
+    layernorm = final_norm(model)
+    if norm and layernorm is None:
         raise ValueError(
             f"model ({type(model).__name__}) has no get_intermediate_layers and no final norm called layernorm or "
             "norm, one of which is needed for the features of its last blocks."
         )
     output = model(pixel_values, output_hidden_states=True)
-    # The last is taken from the output: whether the last hidden state is already normed differs between models.
     last = _tokens(model, output)
     reason = _why_no_cls_token(model, last, pixel_values)
     if reason is not None:
         raise ValueError(
             f"the CLS tokens of the last blocks cannot be taken from a {type(model).__name__}, as {reason}."
         )
-    earlier = output.hidden_states[depth + 1 - num_layers : depth]
-    cls_tokens = [*(norm(hidden_state[:, 0]) for hidden_state in earlier), last[:, 0]]
-    return cls_tokens, last
+    found, others = [], _num_other_tokens(model)
+    for block in blocks:
+        tokens = output.hidden_states[block - num_blocks(model)]  # from the end: some count the embeddings, some not
+        if norm:  # whether the last hidden state is already normed differs between models
+            tokens = last if block == num_blocks(model) - 1 else layernorm(tokens)
+        found.append((tokens[:, others:], tokens[:, 0]))
+    return found
 
 
 FEATURE_FUNCTIONS = {

@@ -11,8 +11,7 @@ from transformers import AutoModelForDepthEstimation, DPTForDepthEstimation, pip
 from dinov2_hf import DINOv2Config, DINOv2ForDepthEstimation, DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.evaluation.dense.depth_benchmarks import BENCHMARKS
 from dinov2_hf.evaluation.dense.depth_images import DepthCrop, decode_depth, judged_box
-from dinov2_hf.evaluation.dense.depth_measures import sigloss
-from dinov2_hf.evaluation.dense.depth_metrics import depth_metrics
+from dinov2_hf.evaluation.dense.depth_measures import depth_metrics, sigloss
 from dinov2_hf.evaluation.dense.features import depth_features
 from dinov2_hf.evaluation.dense.head_training import cosine_decay, learning_rate_factor, linear_decay, one_cycle_beta1
 from dinov2_hf.evaluation.dense.images import PixelNormalization

@@ -15,15 +15,15 @@ from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
 from ..atomic_files import check_new_folder
+from ..feature_kinds import num_blocks
 from ..features import DatasetOrRows, FeatureExtractor
 from ..models.depth_layers import four_depth_layers
 from ..pictures.masks_and_depths import draw_depths
 from .dense.depth_benchmarks import BENCHMARKS, DepthBenchmark
 from .dense.depth_heads import DPTDepth, LinearDepth, check_dpt, frozen_features
 from .dense.depth_images import DepthCrop, decode_depth, judged_box, lower_middle
-from .dense.depth_measures import SIGLOSS_WARMUP_STEPS, sigloss
-from .dense.depth_metrics import depth_metrics
-from .dense.features import check_image_size, num_blocks, square_patch_size
+from .dense.depth_measures import SIGLOSS_WARMUP_STEPS, depth_metrics, sigloss
+from .dense.features import check_image_size, square_patch_size
 from .dense.head_training import (
     check_head_training,
     cosine_decay,
@@ -124,7 +124,7 @@ def evaluate_depth(
     if not max_grad_norm > 0:
         raise ValueError(f"`max_grad_norm` is {max_grad_norm}, but must be above 0.")
     model, patch_size = extractor.model, square_patch_size(extractor.model)
-    check_image_size(min(rules.crop_size), patch_size, "crop_size")
+    check_image_size(min(rules.crop_size), model, "crop_size")
     layers = [num_blocks(model) - 1] if head == "linear1" else four_depth_layers(num_blocks(model))
     if head == "dpt":
         check_dpt(model)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..atomic_files import check_new_folder
-from ..feature_kinds import FeatureKind, take_features
+from ..feature_kinds import FeatureKind, num_blocks, take_features
 from ..features import DatasetOrRows, FeatureExtractor
 from ..models import DINOv2ForImageClassification
 from ..output_folders import write_text
@@ -85,7 +85,7 @@ def evaluate_linear(
     """
     labels = match_labels(train_dataset, eval_dataset, label_column)
     if num_layers is None:
-        num_layers = sorted({1, min(4, blocks_and_width(extractor.model)[0])})
+        num_layers = sorted({1, min(4, num_blocks(extractor.model))})
     groups = feature_groups(extractor.model, num_layers)
     training = GridTraining(grid, num_steps, train_batch_size, validation_fraction, seed)
     training.check(len(labels.train), extractor)
@@ -154,7 +154,7 @@ def feature_groups(model: nn.Module, num_layers: Sequence[int]) -> dict[str, Fea
     Raises:
         ValueError: the model has not so many blocks, or does not say how many.
     """
-    blocks, _ = blocks_and_width(model)
+    blocks = num_blocks(model)
     if not num_layers or min(num_layers) < 1 or max(num_layers) > blocks:
         raise ValueError(
             f"`num_layers` is {listed(num_layers)}, but must be numbers from 1 to the {blocks} blocks of the model."
@@ -164,18 +164,6 @@ def feature_groups(model: nn.Module, num_layers: Sequence[int]) -> dict[str, Fea
         for number in sorted(set(num_layers)):
             groups[f"CLS of {number} block{'s' if number > 1 else ''}{suffix}"] = FeatureKind(name, number)
     return groups
-
-
-def blocks_and_width(model: nn.Module) -> tuple[int, int]:
-    """The number of blocks of a model and its hidden size; `ValueError` where it does not say."""
-    config = getattr(model, "config", None)
-    blocks, hidden_size = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
-    if blocks is None or hidden_size is None:
-        raise ValueError(
-            f"the model ({type(model).__name__}) has no config.num_hidden_layers and config.hidden_size, which the"
-            " linear protocol needs: its classifiers read the last blocks of a vision transformer."
-        )
-    return blocks, hidden_size
 
 
 def save_best(

@@ -21,11 +21,12 @@ from torch.nn.functional import cross_entropy, interpolate
 from torchvision.transforms.v2.functional import resize
 
 from ..atomic_files import check_new_folder
+from ..feature_kinds import num_blocks
 from ..features import DatasetOrRows, FeatureExtractor
 from ..models import DINOv2ForSemanticSegmentation
 from ..models.modeling_dinov2_heads import DINOv2SegmentationHead
 from ..pictures.masks_and_depths import draw_masks
-from .dense.features import check_image_size, num_blocks, segmentation_features, square_patch_size
+from .dense.features import check_image_size, segmentation_features
 from .dense.head_training import check_head_training, learning_rate_factor, linear_decay, seeded, train_head
 from .dense.images import (
     PixelNormalization,
@@ -135,7 +136,7 @@ def evaluate_segmentation(
         raise ValueError(f"`head` is {head!r}, but must be one of {', '.join(HEADS)}.")
     rules, model = HEADS[head], extractor.model
     image_size = rules.image_size if image_size is None else image_size
-    check_image_size(image_size, square_patch_size(model), "image_size")
+    check_image_size(image_size, model, "image_size")
     scales = rules.test_scales if test_scales is None else tuple(test_scales)
     scale_range = rules.train_scale_range if train_scale_range is None else tuple(train_scale_range)
     if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1] < inf:
