@@ -47,7 +47,7 @@ ALLOWED = {
     "features": {"data", "feature_kinds", "fingerprints", "kept_features"},  # one way to decode an image
     "feature_files": {"features", "data"},  # which files of columns that are kept may be read
     "model_source": set(),
-    "pictures": {"features", "training"},  # training writes the metrics whose curves are drawn
+    "pictures": {"features", "feature_kinds", "training"},  # training writes the metrics whose curves are drawn
     "conversion": {"model_source", "models", "pretraining"},
     "curation": {"features", "feature_kinds", "data", "conversion", "model_source", "pictures"},
     "evaluation": {"features", "feature_kinds", "fingerprints", "models", "data", "pictures"},

@@ -1,4 +1,5 @@
 import io
+from functools import partial
 
 import datasets
 import numpy as np
@@ -45,16 +46,8 @@ from transformers.modeling_outputs import BaseModelOutput
 import dinov2_hf.features
 from dinov2_hf import DINOv2Config, DINOv2Model
 from dinov2_hf.data import decode_image
-from dinov2_hf.features import (
-    FEATURE_FUNCTIONS,
-    FeatureExtractor,
-    cls_features,
-    evaluation_mode,
-    last_layers_and_mean_patch_features,
-    last_layers_features,
-    mean_patch_features,
-    patch_grid_features,
-)
+from dinov2_hf.feature_kinds import FEATURE_FUNCTIONS
+from dinov2_hf.features import FeatureExtractor, evaluation_mode, image_features
 
 
 TINY = {
@@ -78,6 +71,13 @@ def model(request):
     if request.param == "vit":
         return ViTModel(ViTConfig(**TINY))
     return Dinov2Model(Dinov2Config(**TINY, drop_path_rate=0.5))
+
+
+cls_features = image_features
+mean_patch_features = partial(image_features, kind="mean_patch")
+patch_grid_features = partial(image_features, kind="patch_grid")
+last_layers_features = partial(image_features, kind="last_layers")
+last_layers_and_mean_patch_features = partial(image_features, kind="last_layers_and_mean_patch")
 
 
 def make_images(count: int) -> list[Image.Image]:
@@ -308,7 +308,7 @@ def test_patches_come_without_cls_and_registers(name):
 def test_last_layers_are_the_models_cut_after_each_of_them(name, num_layers):
     model = tiny_model(name)
     images = torch.randn(2, 3, 28, 28)
-    features = last_layers_features(model, images, num_layers)
+    features = last_layers_features(model, images, num_layers=num_layers)
     assert features.shape == (2, num_layers * 12)
     layers = model.layers if name == "vit" else model.encoder.layer
     expected = []
@@ -321,17 +321,19 @@ def test_last_layers_are_the_models_cut_after_each_of_them(name, num_layers):
 def test_last_layers_are_the_same_with_and_without_the_method_of_the_model(monkeypatch):
     model = tiny_model("dinov2_hf")
     images = torch.randn(2, 3, 42, 28)
-    features = last_layers_features(model, images, 2)
+    features = last_layers_features(model, images, num_layers=2)
     monkeypatch.delattr(DINOv2Model, "get_intermediate_layers")
-    torch.testing.assert_close(last_layers_features(model, images, 2), features)
+    torch.testing.assert_close(last_layers_features(model, images, num_layers=2), features)
 
 
 @pytest.mark.parametrize("name", ["dinov2_hf", "dinov2_with_registers"])
 def test_last_layers_and_mean_patch_are_the_two_together(name):
     model = tiny_model(name)
     images = torch.randn(2, 3, 42, 28)
-    expected = torch.cat([last_layers_features(model, images, 2), mean_patch_features(model, images)], dim=-1)
-    torch.testing.assert_close(last_layers_and_mean_patch_features(model, images, 2), expected)
+    expected = torch.cat(
+        [last_layers_features(model, images, num_layers=2), mean_patch_features(model, images)], dim=-1
+    )
+    torch.testing.assert_close(last_layers_and_mean_patch_features(model, images, num_layers=2), expected)
 
 
 @pytest.mark.parametrize("kind", FEATURE_FUNCTIONS)
@@ -342,7 +344,7 @@ def test_every_kind_over_a_dataset_is_a_loop_over_its_images(processor, kind):
     with torch.no_grad():
         expected = torch.cat(
             [
-                FEATURE_FUNCTIONS[kind](model, processor(images=image, return_tensors="pt")["pixel_values"], **options)
+                image_features(model, processor(images=image, return_tensors="pt")["pixel_values"], kind, **options)
                 for image in images
             ]
         )
@@ -540,7 +542,7 @@ def test_the_distillation_token_is_no_patch(spread):
         tokens = model(images).last_hidden_state
         torch.testing.assert_close(patch_grid_features(model, images).flatten(1, 2), tokens[:, 2:])
         torch.testing.assert_close(
-            last_layers_and_mean_patch_features(model, images, 1),
+            last_layers_and_mean_patch_features(model, images, num_layers=1),
             torch.cat([tokens[:, 0], tokens[:, 2:].mean(dim=1)], dim=-1),
         )
 

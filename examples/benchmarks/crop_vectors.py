@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
 from dinov2_hf.curation.storage.embeddings import EmbeddingStore, write_shard
-from dinov2_hf.features import cls_features
+from dinov2_hf.features import image_features
 
 
 CROP_AREA = (0.1, 1.0)
@@ -51,6 +51,6 @@ def crop_store(folder: Path, images: list[str], model_name: str, num_rows: int, 
             pixels = torch.from_numpy(crops[begin : min(begin + BATCH, stop)])
             pixels = TF.normalize(TF.to_dtype(pixels, scale=True), processor.image_mean, processor.image_std)
             with torch.autocast("cpu", torch.bfloat16):
-                features.append(cls_features(model, pixels).float().numpy())
+                features.append(image_features(model, pixels).float().numpy())
         write_shard(folder, f"{start // SHARD_ROWS:05d}", np.concatenate(features), np.arange(start, stop))
     return EmbeddingStore(folder)

@@ -35,7 +35,7 @@ from dinov2_hf.evaluation.classification.classifier_grid import LEARNING_RATES, 
 from dinov2_hf.evaluation.knn import knn_class_scores
 from dinov2_hf.evaluation.linear import feature_groups
 from dinov2_hf.feature_kinds import FeatureKind
-from dinov2_hf.features import FeatureExtractor, last_layers_and_mean_patch_features
+from dinov2_hf.features import FeatureExtractor, image_features
 
 
 ARCHITECTURES = {
@@ -254,7 +254,7 @@ def measure_grid(args: argparse.Namespace) -> dict:
         start = time.perf_counter()
         if features is None:
             with torch.no_grad(), autocast:
-                features = last_layers_and_mean_patch_features(model, images)
+                features = image_features(model, images, "last_layers_and_mean_patch")
         grid.step(features.float(), labels, 1.0)
         synchronize(args)
         return time.perf_counter() - start

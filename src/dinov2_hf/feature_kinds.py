@@ -81,61 +81,34 @@ class FeatureKind:
         return slice(start * hidden_size, (self.num_layers + other.has_mean_patch) * hidden_size)
 
 
-def cls_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """The final-normed CLS token of each image, or the model's own pooled output: see the table above.
+def image_features(model: nn.Module, pixel_values: Tensor, kind: str = "cls", num_layers: int = 4) -> Tensor:
+    """Features of a batch of images, of any model in the tables above.
 
     Args:
-        model: any model whose output has `last_hidden_state` or `pooler_output`; its `config` has `patch_size`
-            (pixels, or a pair of height and width) and, where the model has registers, `num_register_tokens`.
+        model: its output has `last_hidden_state` or `pooler_output`; its `config` has `patch_size` (pixels, or a pair
+            of height and width) and, where the model has registers, `num_register_tokens`. The last two kinds need
+            `get_intermediate_layers`, as `DINOv2Model` has it, or hidden states and a final norm called `layernorm` or
+            `norm`.
         pixel_values: (B, channels, height, width), on the device of the model.
+        kind: (B, D), but for "patch_grid": (B, h, w, D), where `h` and `w` are rounded down; "last_layers":
+            (B, num_layers * D), from the shallowest block to the last; and "last_layers_and_mean_patch":
+            (B, (num_layers + 1) * D).
+        num_layers: blocks of the last two; the paper takes 1 or 4.
 
     Returns:
-        (B, D) in the dtype of the model's output. Gradients flow; mode and device of the model are left as they are.
+        In the dtype of the model's output. Gradients flow; mode and device of the model are left as they are.
 
     Raises:
-        ValueError: the output has neither (a model with a head), or the tokens are not one CLS token, the registers
-            and the patches, and there is no pooled output.
+        ValueError: there is no such kind; the model has fewer blocks, or does not say how many; or it cannot give this
+            kind, as its tokens are not what they must be.
     """
-    return _cls(model, pixel_values)[0]
+    return take_features(model, pixel_values, FeatureKind(kind, num_layers))[0]
 
 
-def mean_patch_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """(B, D): the mean of `patch_grid_features` over the patches; raises as it."""
-    return _mean_patch(model, pixel_values)[0]
-
-
-def patch_grid_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """(B, h, w, D): the final-normed patch tokens in their places, where `h` and `w` are rounded down.
-
-    Args:
-        model, pixel_values: as in `cls_features`, with a `last_hidden_state` (B, T, D). There may be no CLS token.
-
-    Raises:
-        ValueError: `config.patch_size` is missing, or the tokens are neither the patches nor these with CLS and
-            registers before them.
-    """
-    return _patch_grid(model, pixel_values)[0]
-
-
-def last_layers_features(model: nn.Module, pixel_values: Tensor, num_layers: int = 4) -> Tensor:
-    """(B, num_layers * D): the final-normed CLS tokens of the last blocks, from the shallowest to the last.
-
-    Args:
-        model: one with `get_intermediate_layers`, such as `DINOv2Model`, or any as in `cls_features` that can output
-            its hidden states and keeps its final norm as `layernorm` or `norm`.
-        pixel_values: as in `cls_features`.
-        num_layers: how many blocks, at least 1; the paper takes 1 or 4.
-
-    Raises:
-        ValueError: the model has fewer blocks or does not say how many (`config.num_hidden_layers`), has neither the
-            method nor a final norm, or has no CLS token.
-    """
-    return _last_layers(model, pixel_values, num_layers)[0]
-
-
-def last_layers_and_mean_patch_features(model: nn.Module, pixel_values: Tensor, num_layers: int = 4) -> Tensor:
-    """(B, (num_layers + 1) * D): `last_layers_features`, and the mean patch of the last block; raises as both."""
-    return _last_layers_and_mean_patch(model, pixel_values, num_layers)[0]
+def take_features(model: nn.Module, pixel_values: Tensor, kind: FeatureKind) -> tuple[Tensor, str]:
+    """`image_features` and, in words, how they were taken."""
+    options = (kind.num_layers,) if kind.name in KINDS_OF_LAST_LAYERS else ()
+    return FEATURE_FUNCTIONS[kind.name](model, pixel_values, *options)
 
 
 def _cls(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, str]:
@@ -210,8 +183,8 @@ def block_tokens(
     """Patches (B, h * w, D), row by row, and CLS token (B, D) after some blocks.
 
     Args:
-        model: as in `last_layers_features`.
-        pixel_values: as in `cls_features`.
+        model: as in `image_features`.
+        pixel_values: as in `image_features`.
         blocks: 0-based, ascending.
         norm: whether they go through the final norm, as those of the last block do.
 
@@ -244,26 +217,13 @@ def block_tokens(
 
 
 FEATURE_FUNCTIONS = {
-    "cls": cls_features,
-    "mean_patch": mean_patch_features,
-    "patch_grid": patch_grid_features,
-    "last_layers": last_layers_features,
-    "last_layers_and_mean_patch": last_layers_and_mean_patch_features,
-}
-KINDS_OF_LAST_LAYERS = ("last_layers", "last_layers_and_mean_patch")
-_WITH_RULE = {
     "cls": _cls,
     "mean_patch": _mean_patch,
     "patch_grid": _patch_grid,
     "last_layers": _last_layers,
     "last_layers_and_mean_patch": _last_layers_and_mean_patch,
 }
-
-
-def take_features(model: nn.Module, pixel_values: Tensor, kind: FeatureKind) -> tuple[Tensor, str]:
-    """Features of a kind and, in words, how they were taken."""
-    options = (kind.num_layers,) if kind.name in KINDS_OF_LAST_LAYERS else ()
-    return _WITH_RULE[kind.name](model, pixel_values, *options)
+KINDS_OF_LAST_LAYERS = ("last_layers", "last_layers_and_mean_patch")
 
 
 def vision_part(model: nn.Module) -> nn.Module:

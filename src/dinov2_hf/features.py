@@ -27,28 +27,14 @@ from .data.decoded_images import DatasetOrRows, DecodedImages, process_images, r
 from .data.decoding.channels import image_decoder
 from .data.decoding.undecodable import UndecodableImage
 from .data.loader_workers import check_shared_memory, leave_interruption_to_parent
-from .feature_kinds import (
-    CLS_RULE,
-    FEATURE_FUNCTIONS,
-    ONE_TOKEN_RULE,
-    FeatureKind,
-    cls_features,
-    last_layers_and_mean_patch_features,
-    last_layers_features,
-    mean_patch_features,
-    patch_grid_features,
-    patch_size_of,
-    take_features,
-    vision_part,
-)
+from .feature_kinds import CLS_RULE, ONE_TOKEN_RULE, FeatureKind, image_features, take_features, vision_part
 from .fingerprints import dataset_fingerprint, processor_values, weights_fingerprint
 from .kept_features import Features, keep_features, read_features
 
 
 __all__ = [
-    "FEATURE_FUNCTIONS", "DatasetOrRows", "DecodedImages", "FeatureBatches", "FeatureExtractor", "Features",
-    "cls_features", "evaluation_mode", "last_layers_and_mean_patch_features", "last_layers_features",
-    "mean_patch_features", "patch_grid_features", "patch_size_of", "process_images", "require_column",
+    "DatasetOrRows", "DecodedImages", "FeatureBatches", "FeatureExtractor", "Features", "evaluation_mode",
+    "image_features", "process_images", "require_column",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
 BATCH_SIZE = 64

@@ -13,7 +13,7 @@ from dinov2_hf.data import decode_channels
 from dinov2_hf.evaluation.classification.classifier_grid import ClassifierGrid
 from dinov2_hf.evaluation.linear import evaluate_linear, feature_groups
 from dinov2_hf.feature_kinds import FeatureKind
-from dinov2_hf.features import FeatureExtractor, last_layers_features, mean_patch_features
+from dinov2_hf.features import FeatureExtractor, image_features
 
 from .coloured_images import COLOURS, coloured_dataset, coloured_rows
 
@@ -67,8 +67,8 @@ def test_the_features_of_each_group(model, processor, extractor):
     ]
     pixels = processor(images=[row["image"] for row in rows], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        last, both = (last_layers_features(model, pixels, number) for number in (1, 2))
-        mean = mean_patch_features(model, pixels)
+        last, both = (image_features(model, pixels, "last_layers", number) for number in (1, 2))
+        mean = image_features(model, pixels, "mean_patch")
     for group, expected in zip(groups.values(), (last, both, [last, mean], [both, mean]), strict=True):
         expected = torch.cat(expected, dim=1) if isinstance(expected, list) else expected
         torch.testing.assert_close(features[:, whole.columns(group, features.shape[1])], expected)

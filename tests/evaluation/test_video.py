@@ -13,7 +13,7 @@ from dinov2_hf.data import UndecodableImage
 from dinov2_hf.data.decoding.video_frames import decode_frames, frame_indices
 from dinov2_hf.data.reading.video_dataset import load_video_dataset
 from dinov2_hf.evaluation.video import FramesModel, evaluate_video, process_frames
-from dinov2_hf.features import FeatureExtractor, cls_features
+from dinov2_hf.features import FeatureExtractor, image_features
 
 from .coloured_images import coloured_image
 
@@ -79,10 +79,10 @@ def test_pooling_is_a_loop_over_frames(model, processor, concatenate):
     pixel_values = process_frames(processor, videos, return_tensors="pt")["pixel_values"]
     assert pixel_values.shape == (2, 3, 3, 32, 32)
     with torch.no_grad():
-        features = cls_features(FramesModel(model, concatenate), pixel_values)
+        features = image_features(FramesModel(model, concatenate), pixel_values)
         for video, feature in zip(videos, features, strict=True):
             each = [
-                cls_features(model, processor(images=[one], return_tensors="pt")["pixel_values"])[0] for one in video
+                image_features(model, processor(images=[one], return_tensors="pt")["pixel_values"])[0] for one in video
             ]
             expected = torch.cat(each) if concatenate else torch.stack(each).mean(dim=0)
             torch.testing.assert_close(feature, expected, atol=1e-5, rtol=1e-5)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..data.decoding.video_frames import decode_frames
 from ..data.reading.video_dataset import without_decoding
-from ..features import DatasetOrRows, FeatureExtractor, cls_features, process_images, require_column
+from ..features import DatasetOrRows, FeatureExtractor, image_features, process_images, require_column
 from ..pictures.figures import draw_beside_numbers, draw_curves
 from .classification.best_classifier import GridTraining, train_best_classifier
 from .classification.labelled_features import labelled_features
@@ -117,7 +117,7 @@ class FramesModel(nn.Module):
     """A model of images as one of videos: `last_hidden_state` holds one token, from the CLS tokens of the frames.
 
     Args:
-        model: any model as in `cls_features`.
+        model: any model as in `image_features`.
         concatenate: keep the features of all frames, one after the other, instead of their mean.
     """
 
@@ -127,7 +127,7 @@ class FramesModel(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> SimpleNamespace:
         """Frames (B, frames, C, H, W) to (B, 1, D), or (B, 1, frames * D)."""
-        features = cls_features(self.model, pixel_values.flatten(0, 1)).unflatten(0, pixel_values.shape[:2])
+        features = image_features(self.model, pixel_values.flatten(0, 1)).unflatten(0, pixel_values.shape[:2])
         features = features.flatten(1) if self.concatenate else features.mean(dim=1)
         return SimpleNamespace(last_hidden_state=features.unsqueeze(1))
 

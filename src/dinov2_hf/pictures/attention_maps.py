@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..features import evaluation_mode, patch_size_of
+from ..feature_kinds import patch_size_of
+from ..features import evaluation_mode
 from .grid import Cell, PictureGrid
 
 

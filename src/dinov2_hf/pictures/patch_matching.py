@@ -41,7 +41,7 @@ def match_patches(
     """Pairs of patches of two images, each the most similar one of the other, by the cosine of their features.
 
     Args:
-        model: as in `patch_grid_features`.
+        model: as in `image_features`.
         pixel_values: (2, channels, height, width).
         foreground: match the patches of `foreground_mask` of the two images only.
         max_matches: how many to keep.

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..features import evaluation_mode, patch_grid_features
+from ..features import evaluation_mode, image_features
 from .grid import Cell, PictureGrid
 from .seen_images import prepare_pictures
 
@@ -71,7 +71,8 @@ def patch_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
     """The patch features (n, h, w, D) of images, float64 on the CPU, taken in eval mode on the device of the model."""
     with evaluation_mode(model), torch.no_grad():
         # One image at a time: pictures are few and may be large.
-        grids = [patch_grid_features(model, image[None].to(next(model.parameters()).device)) for image in pixel_values]
+        device = next(model.parameters()).device
+        grids = [image_features(model, image[None].to(device), "patch_grid") for image in pixel_values]
     # In fp64, so that the same features give the same colours everywhere.
     return torch.cat(grids).double().cpu()
 

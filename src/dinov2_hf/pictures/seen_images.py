@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from ..features import patch_size_of, process_images
+from ..feature_kinds import patch_size_of
+from ..features import process_images
 from .channels_as_rgb import rgb_picture
 
 
