@@ -71,6 +71,7 @@ PROTOCOLS = {f"evaluation/{name}" for name in REGISTRY.names()}
 # Within a room: files or chambers, and those of the same room that they may not import.
 FORBIDDEN = {
     **{name: PROTOCOLS - {name} for name in PROTOCOLS},
+    "data/decoding": {"data/reading"},
     "curation/algorithms": {"curation/stages", "curation/storage", "curation/report"},
     "curation/storage": {"curation/stages", "curation/report"},
     "curation/stages": {"curation/report"},

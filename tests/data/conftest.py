@@ -1,5 +1,6 @@
 import io
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,3 +24,18 @@ def encoded_images() -> list[bytes]:
     images[6] = images[6][:300]
     images[17] = b"not an image"
     return images
+
+
+def make_dataset(images: list[bytes]) -> datasets.Dataset:
+    rows = [{"bytes": image, "path": f"{number}.png"} for number, image in enumerate(images)]
+    return datasets.Dataset.from_dict({"image": rows}, features=datasets.Features({"image": datasets.Image()}))
+
+
+@pytest.fixture(scope="module")
+def dataset(encoded_images) -> datasets.Dataset:
+    return make_dataset(encoded_images)
+
+
+@pytest.fixture(scope="module")
+def stream(dataset) -> datasets.IterableDataset:
+    return dataset.to_iterable_dataset(num_shards=4)

@@ -70,7 +70,7 @@ VALUES = {
 SAME_RESULT = {
     "allow_recipe_change": "a fresh start has no earlier recipe to change; test_resume.py",
     "overwrite_output_dir": "there is nothing to delete; test_output_folder.py has a folder with a run",
-    "dataloader_num_workers": "batches do not depend on who makes them; test_pretraining_images.py",
+    "dataloader_num_workers": "batches do not depend on who makes them; test_loader.py",
     "per_device_eval_batch_size": "features do not depend on the batch that they are made in",
     "gradient_checkpointing": "recomputed numbers are the same; it saves memory",
     "max_nonfinite_steps": "every step is finite here; test_nonfinite.py",
