@@ -16,9 +16,8 @@ from huggingface_hub.errors import HTTPError  # of the client that it uses, whic
 
 from dinov2_hf_command import main
 
-from ..command_lines import Parser, build_parser, read_words
+from ..command_lines import build_parser, read_words
 from ..conversion.exports.report import ExportCheckError
-from ..data import set_max_image_pixels
 from ..options import OptionError, options_of, refuse_missing
 from ..public_names import without_secrets
 from .user_words import in_users_words
@@ -43,18 +42,9 @@ def call(name: str, words: list[str]) -> None:
     try:
         module = import_module(f".{name}", __package__)
         function = getattr(module, name)
-        if list(inspect.signature(function).parameters) == ["parser"]:
-            parser = Parser(f"dinov2-hf {name}", allow_abbrev=False)
-            run = function(parser)
-            given = vars(parser.parse_args(words))
-            flags |= {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
-            set_max_image_pixels(given.pop("pixel_limit", None))
-            run(**given)
+        if takes_words(function):
+            function(*words)
             return
-        if any(
-            parameter.kind is parameter.VAR_POSITIONAL for parameter in inspect.signature(function).parameters.values()
-        ):
-            return function(*words)
         options = options_of(function)
         if hasattr(module, "more_options"):
             options |= module.more_options(words)

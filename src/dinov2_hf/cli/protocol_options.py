@@ -4,15 +4,13 @@ A keyword of `evaluate_knn` that not all protocols share, such as `temperature`,
 type and default are those of the signature, and the help is the text of the docstring.
 """
 
-import argparse
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from dataclasses import replace
+from typing import Any
 
-from .options import refuse
+from ..options import Option, keyword_options, refuse
 from .user_words import in_users_words
 
 
@@ -20,14 +18,9 @@ from .user_words import in_users_words
 SHARED = ("label_column", "output_dir")
 
 
-def own_options(function: Callable) -> dict[str, inspect.Parameter]:
+def own_options(function: Callable) -> dict[str, Option]:
     """The keywords of a protocol that are not shared."""
-    parameters = inspect.signature(function).parameters.values()
-    return {
-        parameter.name: parameter
-        for parameter in parameters
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in SHARED
-    }
+    return keyword_options(function, without=SHARED)
 
 
 def option_name(protocol: str, keyword: str) -> str:
@@ -35,20 +28,18 @@ def option_name(protocol: str, keyword: str) -> str:
     return keyword if keyword.startswith(f"{protocol}_") else f"{protocol}_{keyword}"
 
 
-def add_protocol_options(parser: argparse.ArgumentParser, functions: Mapping[str, Callable]) -> None:
-    """A group of options `--<protocol>_<keyword>` for each protocol; options that are not given are None."""
-    for protocol, function in functions.items():
-        group = parser.add_argument_group(protocol, purpose(protocol, function))
-        explanations = argument_lines(function.__doc__)
-        for name, parameter in own_options(function).items():
-            default = parameter.default
-            # argparse would take a percent sign for a format.
-            explanation = explanations.get(name, "").replace("%", "%%")
-            if default is not None and default != ():
-                shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-                explanation += f" (default: {shown})"
-            option = f"--{option_name(protocol, name)}"
-            group.add_argument(option, default=None, help=explanation.strip(), **argument_type(parameter.annotation))
+def options_of_protocols(functions: Mapping[str, Callable]) -> dict[str, Option]:
+    """Options `--<protocol>_<keyword>`, in a group of the help for each protocol."""
+    return {
+        option_name(protocol, keyword): replace(
+            option,
+            name=option_name(protocol, keyword),
+            help=as_typed(protocol, function, option.help),
+            group=(protocol, purpose(protocol, function)),
+        )
+        for protocol, function in functions.items()
+        for keyword, option in own_options(function).items()
+    }
 
 
 def chosen_options(
@@ -114,30 +105,3 @@ def flags_for(**flags: str) -> Iterator[None]:
         raise ImportError(in_users_words(str(error), flags)) from error
     except ValueError as error:
         raise ValueError(in_users_words(str(error), flags)) from error
-
-
-def argument_type(annotation: Any) -> dict[str, Any]:
-    """What `add_argument` needs for a keyword of this type."""
-    alternatives = [kind for kind in get_args(annotation) if kind is not NoneType]
-    if NoneType in get_args(annotation):
-        if len(alternatives) > 1:
-            raise TypeError(f"{annotation} is no type of an option: one type, or that and None, is needed.")
-        return argument_type(alternatives[0])
-    if annotation is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if get_origin(annotation) is Literal:
-        return {"choices": alternatives}
-    if get_origin(annotation) is None:
-        return {"type": annotation, "metavar": annotation.__name__.upper()}
-    return {"nargs": "+", **argument_type(alternatives[0])}  # Sequence[int]
-
-
-def argument_lines(docstring: str) -> dict[str, str]:
-    """The text of each argument in the `Args` section of a docstring, on one line."""
-    section = re.search(r"^ +Args:\n(.*?)(?:\n\n|\Z)", docstring, re.MULTILINE | re.DOTALL)
-    texts = {}
-    for entry in re.split(r"\n {8}(?=\w)", section[1].strip()) if section else ():
-        names, _, text = entry.partition(": ")
-        for name in names.split(", "):
-            texts[name.strip()] = " ".join(text.split())
-    return texts
