@@ -1,6 +1,6 @@
 """The images of a dataset by their rows, decoded one by one, and as an image processor takes them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -38,17 +38,32 @@ def require_column(dataset: DatasetOrRows, column: str, field: str) -> None:
         raise ValueError(f"{field}={column!r} is not a column of {where}, which has {', '.join(columns)}.")
 
 
+def undecoded_columns(dataset: DatasetOrRows, columns: Mapping[str, str]) -> DatasetOrRows:
+    """
+    These columns alone, in no format, and images as they are stored: a broken one fails where its row is known, and
+    not inside `datasets`.
+
+    Args:
+        columns: by the names under which the user passed them.
+
+    Raises:
+        ValueError: as `require_column`.
+    """
+    for field, column in columns.items():
+        require_column(dataset, column, field)
+    if isinstance(dataset, datasets.Dataset):
+        dataset = dataset.select_columns(list(columns.values())).with_format(None)
+        for column in columns.values():
+            if isinstance(dataset.features[column], datasets.Image):
+                dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    return dataset
+
+
 class DecodedImages(Dataset):
     """Row numbers and what `decode` makes of the image, or the `UndecodableImage` that it raises."""
 
     def __init__(self, dataset, image_column: str, decode: Callable[[Any], Any]):
-        require_column(dataset, image_column, "image_column")
-        if isinstance(dataset, datasets.Dataset):
-            dataset = dataset.select_columns([image_column]).with_format(None)
-            # Undecoded, so that a broken image fails here, where the row is known, and not inside `datasets`.
-            if isinstance(dataset.features[image_column], datasets.Image):
-                dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
-        self.dataset = dataset
+        self.dataset = undecoded_columns(dataset, {"image_column": image_column})
         self.image_column = image_column
         self.decode = decode
 

@@ -5,7 +5,6 @@ from itertools import count
 from math import ceil
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,12 +13,13 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 from tqdm.auto import tqdm
 
+from ...data.decoded_images import undecoded_columns
 from ...data.decoding.channels import image_decoder
 from ...data.decoding.undecodable import UndecodableImage
 from ...data.reading.image_columns import describe_row
 from ...data.replacements import first_decodable
 from ...data.sample_order import PreTrainingBatchSampler, SampleKey
-from ...features import DatasetOrRows, FeatureExtractor, require_column
+from ...features import DatasetOrRows, FeatureExtractor
 from ...models import DINOv2ImageProcessor
 from .head_training import seeded
 
@@ -57,16 +57,8 @@ class PixelPairs(Dataset):
         map_field: str,
         decode_map: Callable[[Any], np.ndarray],
     ):
-        columns = {"image_column": extractor.image_column, map_field: map_column}
-        for field, column in columns.items():
-            require_column(dataset, column, field)
-        if isinstance(dataset, datasets.Dataset):
-            dataset = dataset.select_columns(list(columns.values())).with_format(None)
-            # Undecoded, so that a broken image fails here, where the row is known, and not inside `datasets`.
-            for column in columns.values():
-                if isinstance(dataset.features[column], datasets.Image):
-                    dataset = dataset.cast_column(column, datasets.Image(decode=False))
-        self.dataset, self.image_column = dataset, extractor.image_column
+        self.image_column = extractor.image_column
+        self.dataset = undecoded_columns(dataset, {"image_column": self.image_column, map_field: map_column})
         self.map_column, self.map_field = map_column, map_field
         self.decode_image, self.decode_map = image_decoder(extractor.num_channels), decode_map
 
