@@ -25,19 +25,6 @@ from .storage.dataset_files import dataset_features
 from .storage.file_fingerprints import file_fingerprint
 
 
-class CuratedImagesConfig(datasets.BuilderConfig):
-    """A configuration that holds the arguments of a curation.
-
-    Args:
-        arguments: of the curation.
-        name, version: as in `datasets.BuilderConfig`.
-    """
-
-    def __init__(self, arguments: CurationArguments | None = None, name: str = "curated", version: str = "1.0.0"):
-        super().__init__(name=name, version=datasets.Version(version))
-        self.arguments = arguments
-
-
 class CuratedImages(datasets.ArrowBasedBuilder):
     """A curated dataset, made when it is prepared, and cached by what goes into it.
 
@@ -53,17 +40,13 @@ class CuratedImages(datasets.ArrowBasedBuilder):
         ValueError: what `CurationArguments` and `plan.plan` raise.
     """
 
-    BUILDER_CONFIG_CLASS = CuratedImagesConfig
-
     def __init__(self, cache_dir: str | None = None, output_dir: str | os.PathLike | None = None, **arguments: Any):
         values = CurationArguments(output_dir=str(output_dir or ""), **arguments)
         curation, _ = plan(values)
         described = {name: value for name, value in dataclasses.asdict(values).items() if name not in ENGINE_FIELDS}
         described["sources"] = curation.sources.describe()
-        described["files"] = [
-            file_fingerprint(path)
-            for path in (values.embedder, values.retrieval_embedder, values.nsfw_model, values.face_model)
-        ]
+        named = (values.embedder, values.retrieval_embedder, values.nsfw_model, values.face_model)
+        described["files"] = [file_fingerprint(path) for path in named]
         text = json.dumps(described, sort_keys=True, default=str)
         self.fingerprint = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         root = Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser()
@@ -76,7 +59,6 @@ class CuratedImages(datasets.ArrowBasedBuilder):
             config_name=f"curated-{self.fingerprint}",
             hash=self.fingerprint,
         )
-        self.config.arguments = self.arguments
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(

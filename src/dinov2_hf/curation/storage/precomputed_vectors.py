@@ -35,12 +35,17 @@ class PrecomputedVectors:
     def __init__(self, spec: str, sources: OpenSources):
         self.path = Path(spec).expanduser()
         self.sources = sources
-        if self.path.suffix == ".npy":
-            self._array(self.path, len(sources))
-        for number, source in enumerate(sources.sources if self.path.is_dir() else ()):
-            file = self.path / f"{source.name}.npy"
-            if file.exists():
-                self._array(file, len(sources.range_of(number)))
+        for path, rows in self._files():
+            if path.suffix == ".npy":
+                self._array(path, len(rows))
+
+    def _files(self) -> list[tuple[Path, range]]:
+        """The files that there are, and the row ids that each is of."""
+        if not self.path.is_dir():
+            return [(self.path, range(len(self.sources)))]
+        names = [self.path / source.name for source in self.sources.sources]
+        files = [[path for path in (Path(f"{name}.npy"), Path(f"{name}.parquet")) if path.exists()] for name in names]
+        return [(found[0], self.sources.range_of(number)) for number, found in enumerate(files) if found]
 
     def vectors(self, row_ids: np.ndarray) -> tuple[list[int], np.ndarray, dict[int, str]]:
         """(places, (n, D) float32 vectors, reasons): which of these images have one, and why the others have none."""
@@ -64,37 +69,30 @@ class PrecomputedVectors:
 
     def _found(self, row_ids: np.ndarray, ids: list[str]) -> Iterator[tuple[int, np.ndarray]]:
         """(place among the ids, vector) of those that are there."""
-        if self.path.suffix == ".npy":
-            array = self._array(self.path, len(self.sources))
-            yield from ((place, array[row]) for place, row in enumerate(row_ids))
-        elif self.path.suffix == ".parquet":
-            if "id" in self._column_names(self.path):
-                yield from self._from_table(self.path, "id", {id: place for place, id in enumerate(ids)})
-            elif len(self.sources.sources) == 1:
-                yield from self._from_table(
-                    self.path, "row", {row: place for place, row in enumerate(row_ids.tolist())}
+        looked_at = np.zeros(len(row_ids), bool)
+        for path, of_file in self._files():
+            inside = (row_ids >= of_file.start) & (row_ids < of_file.stop)
+            looked_at |= inside
+            if not inside.any():
+                continue
+            rows = (row_ids[inside] - of_file.start).tolist()
+            place_of = dict(zip(rows, np.flatnonzero(inside).tolist(), strict=True))
+            if path.suffix == ".npy":
+                array = self._array(path, len(of_file))
+                yield from ((place, array[row]) for row, place in place_of.items())
+            elif path is self.path and "id" in self._column_names(path):
+                yield from self._from_table(path, "id", {id: place for place, id in enumerate(ids)})
+            elif path is self.path and len(self.sources.sources) > 1:
+                raise ValueError(
+                    f"embedder {str(path)!r} has no column 'id', by which vectors of several sources are told apart;"
+                    " give a folder with a file for each source."
                 )
             else:
-                raise ValueError(
-                    f"embedder {str(self.path)!r} has no column 'id', by which vectors of several sources are told"
-                    " apart; give a folder with a file for each source."
-                )
-        else:
-            for number, source in enumerate(self.sources.sources):
-                of_source = self.sources.range_of(number)
-                inside = (row_ids >= of_source.start) & (row_ids < of_source.stop)
-                if not inside.any():
-                    continue
-                rows = row_ids[inside] - of_source.start
-                place_of = dict(zip(rows.tolist(), np.flatnonzero(inside).tolist(), strict=True))
-                npy, table = self.path / f"{source.name}.npy", self.path / f"{source.name}.parquet"
-                if npy.exists():
-                    array = self._array(npy, len(of_source))
-                    yield from ((place, array[row]) for row, place in place_of.items())
-                elif table.exists():
-                    yield from self._from_table(table, "row", place_of)
-                else:
-                    raise ValueError(f"embedder {str(self.path)!r} has no {npy.name} or {table.name}.")
+                yield from self._from_table(path, "row", place_of)
+        if not looked_at.all():
+            number, _ = self.sources.locate(int(row_ids[~looked_at][0]))
+            name = self.sources.sources[number].name
+            raise ValueError(f"embedder {str(self.path)!r} has no {name}.npy or {name}.parquet.")
 
     def _from_table(self, path: Path, key: str, place_of: dict) -> Iterator[tuple[int, np.ndarray]]:
         names = self._column_names(path)
