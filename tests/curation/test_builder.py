@@ -73,7 +73,8 @@ def test_the_command(planted, tmp_path, capsys):
     assert (tmp_path / "out" / "report.html").exists()
     with pytest.raises(SystemExit) as stop:
         main([str(word) for word in [*words, "--deduplication_threshold", 2]])
-    assert stop.value.code == "error: `--deduplication_threshold` is 2.0; it must be between -1 and 1."
+    assert stop.value.code == 2
+    assert "error: `--deduplication_threshold` is 2.0; it must be between -1 and 1." in capsys.readouterr().err
 
 
 def test_an_upload_that_cannot_be_is_found_before_any_work(planted, tmp_path):

@@ -56,6 +56,16 @@ def test_a_stage(planted, capsys):  # noqa: F811
     assert "Nearest image that stays in its cluster" in page
 
 
+def test_help_tells_of_what_is_named(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"stages": [SEMDEDUP]}))
+    with pytest.raises(SystemExit):
+        main(["curate", "--config", str(recipe), "--filters", "detail:detail", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "semdedup:semdedup has the options threshold=0.95, clusters=100." in text
+    assert "detail:detail has the options channels=3." in text
+
+
 def test_a_stage_in_other_processes(planted):  # noqa: F811
     changes = {"deduplication_threshold": 0.999, "curated": [], "benchmarks": [], "stages": [SEMDEDUP]}
     curation = planted.curate(**changes, num_processes=2)

@@ -2,15 +2,21 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from inspect import signature
 from typing import Any
 
+from ..command_lines import value_of
 from ..curation import curate as run_curation
-from ..curation.arguments import STEPS, CurationArguments, read_arguments
+from ..curation.arguments import STEPS, CurationArguments, read_arguments, read_named
+from ..curation.filters import FILTERS
 from ..curation.hub_dataset import push_dataset
+from ..curation.stages.stage import find_stage
 from ..curation.unread_options import refuse_unread_options
 from ..hub_repos import prepare_repo
 from ..options import Option, options_of
+from ..recipe_files import read_recipe
 
 
 def curate(
@@ -53,8 +59,25 @@ def curate(
 
 def more_options(words: Sequence[str]) -> dict[str, Option]:
     """Those of a recipe, and the names of the stages."""
-    stages = f"run one step: {', '.join(STEPS)}, or one of the stages that they are made of."
-    return {"stage": Option("stage", str, stages, None)} | options_of(CurationArguments)
+    steps = f"run one step: {', '.join(STEPS)}, or one of the stages that they are made of."
+    options = {"stage": Option("stage", str, steps, None)} | options_of(CurationArguments)
+    if {"-h", "--help"} & set(words):
+        recipe = value_of("config", words)
+        values = read_recipe(recipe) if recipe is not None else {}
+        for name, find in (("stages", lambda path: find_stage(path).function), ("filters", FILTERS.find)):
+            named = value_of(name, words) or values.get(name) or []
+            named = options[name].read(named)
+            about = "".join(f" {path} has {_keywords(find(path))}." for path, _ in read_named(name, named))
+            options[name] = replace(options[name], help=options[name].help + about)
+    return options
+
+
+def _keywords(function: Callable) -> str:
+    """The options of a stage or filter, with their defaults."""
+    parameters = [one for one in signature(function).parameters.values() if one.default is not one.empty]
+    return (
+        f"the options {', '.join(f'{one.name}={one.default}' for one in parameters)}" if parameters else "no options"
+    )
 
 
 def describe(curation) -> None:

@@ -188,12 +188,12 @@ class CurationArguments:
     @property
     def named_filters(self) -> list[tuple[str, dict[str, Any]]]:
         """(name, options) of `filters`."""
-        return _named("filters", self.filters)
+        return read_named("filters", self.filters)
 
     @property
     def named_stages(self) -> list[tuple[str, dict[str, Any]]]:
         """(name, options) of `stages`."""
-        return _named("stages", self.stages)
+        return read_named("stages", self.stages)
 
     def retrieval_of(self, source: ImageSource) -> tuple[str, int]:
         """Mode and neighbours of a curated source."""
@@ -223,7 +223,7 @@ class CurationArguments:
         return "retrieval" if self.curated else "hierarchical" if self.hierarchy else "all"
 
 
-def _named(field: str, values: list[str | dict]) -> list[tuple[str, dict[str, Any]]]:
+def read_named(field: str, values: list[str | dict]) -> list[tuple[str, dict[str, Any]]]:
     """What a recipe names, each by a name alone or as a mapping of the name to options."""
     found = []
     for value in values:
