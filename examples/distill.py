@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
     with start_run(DistillationPlan, arguments) as run:
         model = run.plan.build(run)
         model, optimizer = run.prepare(model, run.plan.parameter_groups(model))
-        averages, students = run.module.ema_module, run.module.student
+        averages, students = run.module.average, run.module.student
         for step in run.steps():
             for batch in step.batches():
                 step.backward(model(**batch, **step.now.forward_arguments))

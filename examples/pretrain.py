@@ -38,7 +38,7 @@ def train(run: Run, model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
         for batch in step.batches():
             step.backward(model(**batch, **step.now.forward_arguments))
         if step.update(optimizer):
-            update_ema(module.ema_module, module.student, step.now.teacher_momentum)
+            update_ema(module.teacher, module.student, step.now.teacher_momentum)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def main() -> None:
         clip_gradients(accelerator, module.students, args.max_grad_norm, per_part=args.clip_per_part)
         optimizer.step()
         optimizer.zero_grad()
-        update_ema(module.ema_module, module.student, now.teacher_momentum)
+        update_ema(module.teacher, module.student, now.teacher_momentum)
         accelerator.wait_for_everyone()
         if accelerator.device.type == "cuda":
             torch.cuda.synchronize()

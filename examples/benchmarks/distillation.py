@@ -137,7 +137,8 @@ class Variant:
                 torch.nn.utils.clip_grad_norm_(part.parameters(), self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        update_ema(self.model.ema_module, self.model.student, 0.99)
+        for name, average in self.model.exported.items():
+            update_ema(average, self.model.students[name], 0.99)
         seconds = self.now() - started
         if timed:
             self.seconds.append(seconds)

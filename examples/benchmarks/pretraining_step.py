@@ -161,7 +161,7 @@ class Variant:
             torch.nn.utils.clip_grad_norm_(part.parameters(), self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        update_ema(self.model.ema_module, self.model.student, 0.99)
+        update_ema(self.model.teacher, self.model.student, 0.99)
         done = self.now()
         if purpose == "time":
             self.seconds.append(done - started)

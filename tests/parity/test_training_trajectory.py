@@ -107,7 +107,7 @@ def test_four_optimizer_steps(batch, packed):
         assert [norm.item() for norm in norms.values()] == pytest.approx(expected[4:7], rel=1e-5)
         assert list(norms) == ["grad_norm_backbone", "grad_norm_dino_head", "grad_norm_ibot_head"]
         optimizer.step()
-        update_ema(model.ema_module, model.student, now.teacher_momentum)
+        update_ema(model.teacher, model.student, now.teacher_momentum)
         for network, total in ((model.student, expected[7]), (model.teacher, expected[8])):
             absolute = sum(parameter.detach().double().abs().sum() for parameter in network.parameters())
             assert absolute.item() == pytest.approx(total, rel=1e-6)

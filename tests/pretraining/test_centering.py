@@ -8,7 +8,12 @@ import torch.multiprocessing as mp
 from dinov2_hf.pretraining.centering import NoCentering, SinkhornKnoppCentering, SoftmaxCentering, sinkhorn_knopp
 from dinov2_hf.pretraining.logit_chunks import LogitChunks
 
-from .test_losses import waves
+from .test_losses import waves, whole
+
+
+def targets_of(centering: torch.nn.Module, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Of all rows of logits `(n, K)`."""
+    return centering(whole(logits), temperature)(slice(None))
 
 
 def textbook_sinkhorn(logits: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -57,7 +62,7 @@ def test_rows_far_apart_in_temperatures(temperature):
     torch.testing.assert_close(targets.double(), expected, atol=1e-6, rtol=1e-4)
     for chunk_size in (1, 5, 12):
         chunks = LogitChunks(logits, torch.eye(9), chunk_size)
-        by_chunks = SinkhornKnoppCentering().by_chunks(chunks, temperature)
+        by_chunks = SinkhornKnoppCentering()(chunks, temperature)
         whole = torch.cat([by_chunks(rows) for rows in chunks.chunks()])
         torch.testing.assert_close(whole.double(), expected, atol=1e-6, rtol=1e-4)
 
@@ -70,39 +75,34 @@ def test_rows_sum_to_one_and_prototypes_are_shared():
     assert (plain.mean(0) * 16 - 1).abs().max() > 0.5
 
 
-def test_leading_dimensions_are_one_problem():
-    logits = torch.randn(2, 5, 7)
-    assert torch.equal(SinkhornKnoppCentering()(logits, 0.1).flatten(0, 1), sinkhorn_knopp(logits.flatten(0, 1), 0.1))
-
-
 def test_no_rows():
     assert sinkhorn_knopp(torch.zeros(0, 7), 0.1).shape == (0, 7)
 
 
 def test_no_centering_is_softmax_centering_whose_centre_stays_zero():
-    logits, centering = torch.randn(2, 5, 7) + torch.arange(7), SoftmaxCentering(7, 0.9).eval()
+    logits, centering = torch.randn(10, 7) + torch.arange(7), SoftmaxCentering(7, 0.9).eval()
     for _ in range(2):
-        targets = NoCentering()(logits, 0.3)
-        torch.testing.assert_close(targets, centering(logits, 0.3))
-    assert NoCentering()(logits.bfloat16(), 0.3).dtype == torch.float32
+        targets = targets_of(NoCentering(), logits, 0.3)
+        torch.testing.assert_close(targets, targets_of(centering, logits, 0.3))
+    assert targets_of(NoCentering(), logits, 0.3).dtype == torch.float32
     assert not NoCentering().state_dict()
 
 
 def test_golden_softmax_centering():
     """Appendix B: the same logits three times; what is applied at the third call comes from the first two."""
     logits, centering = waves(6, 7, 0.7, 1.3, 0.11), SoftmaxCentering(7, 0.9)
-    centering(logits, 0.07)
-    centering(logits, 0.07)
+    targets_of(centering, logits, 0.07)
+    targets_of(centering, logits, 0.07)
     expected = [0.07844092, -0.00957205, -0.02609698, 0.00063209, -0.01581841, 0.00615238, 0.03977626]
     assert centering.center.tolist() == pytest.approx(expected, abs=1e-6)
-    targets = centering(logits.view(2, 3, 7).flip(0).reshape(6, 7), 0.07)
+    targets = targets_of(centering, logits.view(2, 3, 7).flip(0).reshape(6, 7), 0.07)
     expected = [0.6078691, 3.394e-9, 1.345e-10, 0.0871218, 0.3050091, 2.08e-10, 5.45e-10]
     assert targets[0].tolist() == pytest.approx(expected, rel=2e-3, abs=1e-6)
 
 
 def test_centre_rests_in_evaluation():
     centering = SoftmaxCentering(7, 0.9).eval()
-    centering(torch.randn(4, 7), 0.1)
+    targets_of(centering, torch.randn(4, 7), 0.1)
     assert centering.center.abs().max() == 0
 
 
@@ -112,10 +112,10 @@ def half_of_the_batch(rank: int, port: int, results) -> None:
     logits = waves(12, 9, 0.7, 1.3, 0.11)
     rows = logits[:5] if rank == 0 else logits[5:]  # unequal shares, as with masked patches
     centering = SoftmaxCentering(9, 0.9)
-    centering(logits[:6] if rank == 0 else logits[6:], 0.07)
+    targets_of(centering, logits[:6] if rank == 0 else logits[6:], 0.07)
     far = rows_far_apart()[:5] if rank == 0 else rows_far_apart()[5:]
     chunks = LogitChunks(far, torch.eye(9), 3)
-    targets = SinkhornKnoppCentering().by_chunks(chunks, 0.04)
+    targets = SinkhornKnoppCentering()(chunks, 0.04)
     by_chunks = [row for rows in chunks.chunks() for row in targets(rows).tolist()]
     answers = sinkhorn_knopp(rows, 0.07).tolist(), sinkhorn_knopp(far, 0.04).tolist(), by_chunks
     results.put((rank, *answers, centering.center.tolist()))
@@ -137,6 +137,6 @@ def test_two_processes_equal_one(free_port):
     for targets in far_apart:
         expected = textbook_sinkhorn(rows_far_apart() - rows_far_apart().max(), 0.04)
         torch.testing.assert_close(targets.double(), expected, atol=1e-6, rtol=1e-4)
-    alone(logits, 0.07)
+    targets_of(alone, logits, 0.07)
     for *_, center in answers:
         torch.testing.assert_close(torch.tensor(center), alone.center, atol=1e-7, rtol=1e-5)

@@ -15,10 +15,14 @@ def waves(rows: int, columns: int, a: float, b: float, c: float) -> torch.Tensor
     return torch.sin(a * i + b * k + c * i * k).float()
 
 
+def whole(logits: torch.Tensor, chunk_size: int = 100) -> LogitChunks:
+    """Logits `(..., K)` as they are: the product of themselves and the identity."""
+    return LogitChunks(logits.flatten(0, -2), torch.eye(logits.shape[-1]), chunk_size)
+
+
 def patch_loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, num_crops: int) -> torch.Tensor:
-    """`ibot_loss` of logits as they are, which are the product of themselves and the identity, two rows at a time."""
-    factors = LogitChunks(logits, torch.eye(logits.shape[1]), chunk_size=2)
-    return ibot_loss(factors, targets.__getitem__, weights, num_crops, 0.1)
+    """`ibot_loss`, two rows at a time."""
+    return ibot_loss(whole(logits, chunk_size=2), targets.__getitem__, weights, num_crops, 0.1)
 
 
 def test_golden_dino_loss():

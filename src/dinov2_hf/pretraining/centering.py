@@ -1,9 +1,9 @@
 """
 Teacher targets from teacher logits (paper, section 4): Sinkhorn-Knopp, softmax with a running centre, or neither.
 
-Shapes: `n` rows on this rank (crops or masked patches), `K` prototypes. The modules turn logits `(..., K)` into
-probabilities of the same shape, float32, each row summing to 1. Where rows depend on one another, they do so over all
-ranks.
+Shapes: `n` rows on this rank (crops or patches), `K` prototypes. The modules turn logits `(n, K)`, which are not held
+at once where they are many, into a function of some of the rows to their targets `(rows, K)`: probabilities, float32,
+each row summing to 1. Where rows depend on one another, they do so over all ranks.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,6 +17,7 @@ from .configuration_dinov2_pretraining import DINOv2PreTrainingConfig
 from .logit_chunks import LogitChunks
 
 
+RowTargets = Callable[[slice], torch.Tensor]
 ROWS_AT_ONCE = 256  # of a sum over rows, so that its memory is small beside that of all
 
 
@@ -94,38 +95,24 @@ def _log_prototype_mass(
 
 
 class SinkhornKnoppCentering(nn.Module):
-    """Targets by `sinkhorn_knopp` over all rows given; has no state."""
+    """Targets by `sinkhorn_knopp` over all rows given, of all ranks of `group`; has no state."""
 
-    def forward(
-        self, logits: torch.Tensor, temperature: float, group: dist.ProcessGroup | None = None
-    ) -> torch.Tensor:
-        """Logits `(..., K)` to targets `(..., K)`; all rows, of all ranks of `group`, are one problem."""
+    def forward(self, logits: LogitChunks, temperature: float, group: dist.ProcessGroup | None = None) -> RowTargets:
+        """Logits to their targets; what is not held at once is made again for each of the iterations."""
         with torch.autocast(logits.device.type, enabled=False):
-            return sinkhorn_knopp(logits.flatten(0, -2), temperature, group=group).view(logits.shape)
-
-    def by_chunks(
-        self, logits: LogitChunks, temperature: float, group: dist.ProcessGroup | None = None
-    ) -> Callable[[slice], torch.Tensor]:
-        """The same targets as a function of some of the rows, to `(rows, K)`."""
-        if logits.fit_at_once:
-            return self(logits.rows(slice(None)), temperature, group).__getitem__
-        with torch.autocast(logits.device.type, enabled=False):
-            log_scale = sinkhorn_log_prototype_scale(logits, temperature, group=group)
-
-        @torch.no_grad()
-        def targets(rows: slice) -> torch.Tensor:
-            with torch.autocast(logits.device.type, enabled=False):
-                return torch.softmax(logits.rows(rows).float() / temperature + log_scale, dim=-1)
-
-        return targets
+            if logits.fit_at_once:
+                return sinkhorn_knopp(logits.rows(slice(None)), temperature, group=group).__getitem__
+            return _softmax_of_rows(
+                logits, temperature, sinkhorn_log_prototype_scale(logits, temperature, group=group)
+            )
 
 
 class SoftmaxCentering(nn.Module):
     """
     Targets `softmax((logits - center) / temperature)`; the centre is a running mean of the logits of earlier calls.
 
-    The centre moves in training mode only, after the targets are made, so a step uses the statistics of the steps
-    before it. `center` `(K,)` is a float32 buffer, saved with the weights.
+    The centre moves in training mode only, so a step uses the statistics of the steps before it. `center` `(K,)` is a
+    float32 buffer, saved with the weights.
     """
 
     def __init__(self, num_prototypes: int, momentum: float):
@@ -134,41 +121,21 @@ class SoftmaxCentering(nn.Module):
         self.register_buffer("center", torch.zeros(num_prototypes))
 
     @torch.no_grad()
-    def forward(
-        self, logits: torch.Tensor, temperature: float, group: dist.ProcessGroup | None = None
-    ) -> torch.Tensor:
-        """Logits `(..., K)` to targets `(..., K)`; the centre is that of the ranks of `group`."""
-        rows = logits.flatten(0, -2).float()
-        targets = torch.softmax((rows - self.center) / temperature, dim=-1)
-        if self.training:
-            self._update(rows.mean(dim=0) if len(rows) else torch.zeros_like(self.center), group)
-        return targets.view(logits.shape)
-
-    @torch.no_grad()
-    def by_chunks(
-        self, logits: LogitChunks, temperature: float, group: dist.ProcessGroup | None = None
-    ) -> Callable[[slice], torch.Tensor]:
-        """The same targets as a function of some of the rows, to `(rows, K)`."""
-        center = self.center.clone()  # which moves before the function is called
+    def forward(self, logits: LogitChunks, temperature: float, group: dist.ProcessGroup | None = None) -> RowTargets:
+        """Logits to their targets; the centre is that of the ranks of `group`."""
+        targets = _softmax_of_rows(logits, temperature, -self.center / temperature)
         if self.training:
             with torch.autocast(logits.device.type, enabled=False):
-                # A mean of products is the product of the mean.
-                mean = logits.bottleneck.float().mean(dim=0) @ logits.prototypes.float().T
-            self._update(mean, group)
-
-        @torch.no_grad()
-        def targets(rows: slice) -> torch.Tensor:
-            return torch.softmax((logits.rows(rows).float() - center) / temperature, dim=-1)
-
+                rows = logits.bottleneck.float()
+                # A mean of products is the product of the mean; that of no rows is 0.
+                mean = rows.sum(dim=0) / max(len(rows), 1) @ logits.prototypes.float().T
+            # The mean of rank means, as the original has it for patches; crops have equal counts on all ranks.
+            mean = _all_reduce(mean, dist.ReduceOp.SUM, group)
+            if dist.is_available() and dist.is_initialized():
+                mean /= dist.get_world_size(group)
+            # A batch that is not finite is lost, but not the centre with it.
+            self.center.lerp_(torch.where(mean.isfinite(), mean, self.center), 1 - self.momentum)
         return targets
-
-    def _update(self, mean: torch.Tensor, group: dist.ProcessGroup | None) -> None:
-        # The mean of rank means, as the original has it for patches; crops have equal counts on all ranks.
-        mean = _all_reduce(mean, dist.ReduceOp.SUM, group)
-        if dist.is_available() and dist.is_initialized():
-            mean /= dist.get_world_size(group)
-        # A batch that is not finite is lost, but not the centre with it.
-        self.center.lerp_(torch.where(mean.isfinite(), mean, self.center), 1 - self.momentum)
 
 
 class NoCentering(nn.Module):
@@ -177,18 +144,18 @@ class NoCentering(nn.Module):
     collapses (DINO paper, section 5.3): for ablations, and to see what a collapse looks like.
     """
 
-    @torch.no_grad()
-    def forward(
-        self, logits: torch.Tensor, temperature: float, group: dist.ProcessGroup | None = None
-    ) -> torch.Tensor:
-        """Logits `(..., K)` to targets `(..., K)`; every row is by itself."""
-        return torch.softmax(logits.float() / temperature, dim=-1)
+    def forward(self, logits: LogitChunks, temperature: float, group: dist.ProcessGroup | None = None) -> RowTargets:
+        """Logits to their targets; every row is by itself."""
+        return _softmax_of_rows(logits, temperature, 0.0)
 
-    def by_chunks(
-        self, logits: LogitChunks, temperature: float, group: dist.ProcessGroup | None = None
-    ) -> Callable[[slice], torch.Tensor]:
-        """The same targets as a function of some of the rows, to `(rows, K)`."""
-        return lambda rows: self(logits.rows(rows), temperature)
+
+def _softmax_of_rows(logits: LogitChunks, temperature: float, bias: torch.Tensor | float) -> RowTargets:
+    @torch.no_grad()
+    def targets(rows: slice) -> torch.Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            return torch.softmax(logits.rows(rows).float() / temperature + bias, dim=-1)
+
+    return targets
 
 
 @dataclass(frozen=True)
@@ -199,7 +166,7 @@ class Centering:
     Args:
         cls, patches: the modules for CLS tokens and for patches.
         temperature: of the teacher, above 0.
-        chunk_size: patches of which logits are held at once.
+        chunk_size: rows of which logits are held at once.
         group: the ranks whose rows depend on one another; `None` is all.
     """
 
@@ -209,23 +176,11 @@ class Centering:
     chunk_size: int
     group: dist.ProcessGroup | None = None
 
-    def __call__(
-        self, cls_logits: torch.Tensor, patch_logits: LogitChunks | None
-    ) -> tuple[torch.Tensor, Callable[[slice], torch.Tensor] | None]:
-        """Logits `(..., K)` and those of patches, if any, to targets: the first at once, the others by rows."""
-        cls_targets = self.cls(cls_logits, self.temperature, self.group)
-        if patch_logits is None:
-            return cls_targets, None
-        return cls_targets, self.patches.by_chunks(patch_logits, self.temperature, self.group)
-
 
 def build_centerings(config: DINOv2PreTrainingConfig) -> tuple[nn.Module, nn.Module]:
     """The modules of `config.centering`, for CLS tokens and for patches."""
-    ibot_prototypes = (config.separate_ibot_head and config.ibot_num_prototypes) or config.num_prototypes
-    if config.centering == "sinkhorn_knopp":
-        return SinkhornKnoppCentering(), SinkhornKnoppCentering()
-    if config.centering == "none":
-        return NoCentering(), NoCentering()
-    return tuple(
-        SoftmaxCentering(number, config.center_momentum) for number in (config.num_prototypes, ibot_prototypes)
-    )
+    if config.centering == "softmax":
+        numbers = config.num_prototypes, config.num_patch_prototypes
+        return tuple(SoftmaxCentering(number, config.center_momentum) for number in numbers)
+    kind = SinkhornKnoppCentering if config.centering == "sinkhorn_knopp" else NoCentering
+    return kind(), kind()

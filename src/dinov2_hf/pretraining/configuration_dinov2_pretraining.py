@@ -63,6 +63,11 @@ class DINOv2PreTrainingConfig(PreTrainedConfig):
             self.backbone_config = DINOv2Config(**self.backbone_config)
         super().__post_init__(**kwargs)
 
+    @property
+    def num_patch_prototypes(self) -> int:
+        """Prototypes that patches are compared by, of their own head or of the shared one."""
+        return (self.separate_ibot_head and self.ibot_num_prototypes) or self.num_prototypes
+
     def validate_architecture(self):
         """Part of `@strict`: runs after the fields are set."""
         check_ranges(self)

@@ -52,21 +52,16 @@ def check_distillation(
 
 
 def _check_heads(teacher: DINOv2PreTrainingConfig, student: DINOv2PreTrainingConfig, whose: str) -> None:
-    for (field, number), (_, wanted) in zip(_prototypes(student), _prototypes(teacher), strict=True):
+    fields = {"num_prototypes": "num_prototypes", "num_patch_prototypes": "num_prototypes"}
+    if student.separate_ibot_head and student.ibot_num_prototypes:
+        fields["num_patch_prototypes"] = "ibot_num_prototypes"
+    for attribute, field in fields.items():
+        number, wanted = getattr(student, attribute), getattr(teacher, attribute)
         if number != wanted:
             raise ValueError(
                 f"`{field}`{whose} is {number}, but the teacher has {wanted} prototypes there, and each is compared"
                 " with one; leave it out, or use that number."
             )
-
-
-def _prototypes(config: DINOv2PreTrainingConfig) -> list[tuple[str, int]]:
-    """Of CLS tokens and of patches, with the names of their fields."""
-    separate = config.separate_ibot_head and config.ibot_num_prototypes is not None
-    return [
-        ("num_prototypes", config.num_prototypes),
-        ("ibot_num_prototypes", config.ibot_num_prototypes) if separate else ("num_prototypes", config.num_prototypes),
-    ]
 
 
 def _check_grid(teacher_side: int, teacher_patch: int, student: DINOv2PreTrainingConfig, whose: str) -> None:

@@ -86,27 +86,28 @@ class BackboneWithHeads(nn.Module):
         if config.separate_ibot_head:
             self.ibot_head = ProjectionHead(
                 backbone_config.hidden_size,
-                config.ibot_num_prototypes or config.num_prototypes,
+                config.num_patch_prototypes,
                 bottleneck_size=config.ibot_bottleneck_size or config.bottleneck_size,
                 **shape,
             )
 
     def project(
         self, cls_tokens: torch.Tensor, patch_tokens: torch.Tensor | None, chunk_size: int
-    ) -> tuple[torch.Tensor, LogitChunks | None]:
-        """
-        CLS tokens `(n, D)` to logits `(n, K)`, and patch tokens `(M, D)`, if any, to the factors of theirs; one call
-        of a head that both share.
-        """
+    ) -> tuple[LogitChunks, LogitChunks | None]:
+        """CLS tokens `(n, D)` and patch tokens `(M, D)`, if any, to logits; one call of a head that both share."""
         if patch_tokens is None:
-            return self.dino_head(cls_tokens), None
+            return _logits(*self.dino_head(cls_tokens, factored=True), chunk_size), None
         if self.ibot_head is not None:
-            cls_logits, (rows, prototypes) = self.dino_head(cls_tokens), self.ibot_head(patch_tokens, factored=True)
+            factors = self.dino_head(cls_tokens, factored=True), self.ibot_head(patch_tokens, factored=True)
         else:
             rows, prototypes = self.dino_head(torch.cat([cls_tokens, patch_tokens]), factored=True)
-            cls_rows, rows = rows.split([len(cls_tokens), len(patch_tokens)])
-            cls_logits = nn.functional.linear(cls_rows, prototypes)
-        if torch.is_autocast_enabled(rows.device.type):
-            dtype = torch.get_autocast_dtype(rows.device.type)
-            rows, prototypes = rows.to(dtype), prototypes.to(dtype)
-        return cls_logits, LogitChunks(rows, prototypes, chunk_size)
+            factors = ((part, prototypes) for part in rows.split([len(cls_tokens), len(patch_tokens)]))
+        return tuple(_logits(*pair, chunk_size) for pair in factors)
+
+
+def _logits(rows: torch.Tensor, prototypes: torch.Tensor, chunk_size: int) -> LogitChunks:
+    """In the dtype that autocast would multiply in."""
+    if torch.is_autocast_enabled(rows.device.type):
+        dtype = torch.get_autocast_dtype(rows.device.type)
+        rows, prototypes = rows.to(dtype), prototypes.to(dtype)
+    return LogitChunks(rows, prototypes, chunk_size)

@@ -21,7 +21,6 @@ from .heads import BackboneWithHeads
 from .modeling_dinov2_pretraining import DINOv2ForPreTraining, paper_weights
 from .objective import Objective
 from .rank_groups import RankGroups
-from .views import Crops
 
 
 class DINOv2ForDistillation(Objective, nn.Module):
@@ -75,18 +74,13 @@ class DINOv2ForDistillation(Objective, nn.Module):
         self.train()
 
     @property
-    def ema_module(self) -> nn.ModuleDict:
-        """The modules whose weights average those of `student`."""
-        return self.average
-
-    @property
     def students(self) -> dict[str, nn.Module]:
         """What is trained, by name; the only one has an empty name."""
         return {name: self.student[_key(name)] for name in self.student_configs}
 
     @property
-    def averages(self) -> dict[str, nn.Module]:
-        """The averages of the students, by the same names; their `backbone` is what is exported."""
+    def exported(self) -> dict[str, nn.Module]:
+        """The averages of the students, by the same names."""
         return {name: self.average[_key(name)] for name in self.student_configs}
 
     def continued_as(self, name: str) -> tuple[DINOv2ForPreTraining | None, dict[str, str]]:
@@ -117,21 +111,6 @@ class DINOv2ForDistillation(Objective, nn.Module):
             "patch_feature": self.distillation_config.patch_feature_loss_weight,
             "koleo": self.config.koleo_loss_weight,
         }
-
-    def crops(
-        self,
-        global_crops: torch.Tensor,
-        local_crops: torch.Tensor,
-        bool_masked_pos: torch.Tensor,
-        masked_indices: torch.Tensor,
-        masked_weights: torch.Tensor,
-    ) -> Crops:
-        """A batch; nothing is hidden from the student, and those patches count that `ibot_tokens` says."""
-        indices, weights = masked_indices, masked_weights
-        if self.distillation_config.ibot_tokens == "all":
-            num_crops, num_patches = bool_masked_pos.shape
-            indices, weights = slice(None), masked_weights.new_full((num_crops * num_patches,), 1 / num_patches)
-        return Crops(global_crops, local_crops, None, indices, weights)
 
 
 def _key(name: str) -> str:

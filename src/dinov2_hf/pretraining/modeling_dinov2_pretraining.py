@@ -15,7 +15,6 @@ from .configuration_dinov2_pretraining import DINOv2PreTrainingConfig
 from .heads import BackboneWithHeads, Prototypes
 from .objective import Objective
 from .teachers import EmaTeacher
-from .views import Crops
 
 
 class DINOv2ForPreTraining(Objective, SavesCheckpointKeysAsTheyAre, PreTrainedModel):
@@ -24,7 +23,7 @@ class DINOv2ForPreTraining(Objective, SavesCheckpointKeysAsTheyAre, PreTrainedMo
 
     `forward` takes exactly what the collator makes, plus the teacher's temperature and the weights of further loss
     terms. The module does not move the teacher: the training loop does, with
-    `update_ema(model.ema_module, model.student, momentum)`.
+    `update_ema(model.teacher, model.student, momentum)`.
     """
 
     config: DINOv2PreTrainingConfig
@@ -62,18 +61,13 @@ class DINOv2ForPreTraining(Objective, SavesCheckpointKeysAsTheyAre, PreTrainedMo
             init.ones_(module.weight_g)
 
     @property
-    def ema_module(self) -> BackboneWithHeads:
-        """The module whose weights average the student's and which is exported."""
-        return self.teacher
-
-    @property
     def students(self) -> dict[str, BackboneWithHeads]:
         """What is trained, by name; the only one has an empty name."""
         return {"": self.student}
 
     @property
-    def averages(self) -> dict[str, BackboneWithHeads]:
-        """The averages of the students, by the same names."""
+    def exported(self) -> dict[str, BackboneWithHeads]:
+        """The averages of the students, by the same names; their `backbone` is what is exported."""
         return {"": self.teacher}
 
     def continued_as(self, name: str) -> tuple["DINOv2ForPreTraining", dict[str, str]]:
@@ -94,17 +88,6 @@ class DINOv2ForPreTraining(Objective, SavesCheckpointKeysAsTheyAre, PreTrainedMo
     def loss_weights(self) -> dict[str, float]:
         """See `Objective`."""
         return paper_weights(self.config)
-
-    def crops(
-        self,
-        global_crops: torch.Tensor,
-        local_crops: torch.Tensor,
-        bool_masked_pos: torch.Tensor,
-        masked_indices: torch.Tensor,
-        masked_weights: torch.Tensor,
-    ) -> Crops:
-        """A batch; masked patches are hidden from the student, and are those that count."""
-        return Crops(global_crops, local_crops, bool_masked_pos, masked_indices, masked_weights)
 
 
 def paper_weights(config: DINOv2PreTrainingConfig) -> dict[str, float]:

@@ -8,8 +8,8 @@ import torch
 from transformers.utils import ModelOutput
 
 from .centering import Centering
-from .terms import terms_of_step, weighted_sum
-from .views import Views
+from .terms import needs_of, weighted_sum
+from .views import Crops, Views
 
 
 @dataclass(init=False)
@@ -56,8 +56,7 @@ class DINOv2ForPreTrainingOutput(ModelOutput):
 
 class Objective:
     """
-    `forward` of a module that has `config`, `students` by name, `dino_centering` and `ibot_centering`; makes the
-    `Crops` of a batch; and is taught by `teach_with`.
+    `forward` of a module that has `config`, `students` by name, `dino_centering` and `ibot_centering`.
 
     Attributes:
         teacher_role: what makes the targets. It is no submodule: whose weights it looks through is its own affair.
@@ -101,33 +100,31 @@ class Objective:
                 configuration, by their names in `TERMS` or as `package.module:function`. A term of weight 0 is left
                 out.
         """
-        terms = terms_of_step({**self.loss_weights, **(loss_weights or {})})
-        needs = frozenset().union(*(term.needs for term in terms))
-        batch = (global_crops, local_crops, bool_masked_pos, masked_indices, masked_weights)
-        tokens, groups = self.teacher_role.tokens(global_crops), self.rank_groups
-        if groups is not None:
-            batch, tokens = groups.exchange_step(*batch, tokens)
-        crops = self.crops(*batch)
+        weights = {**self.loss_weights, **(loss_weights or {})}
+        weights = {name: weight for name, weight in weights.items() if weight}
+        needs = needs_of(weights)
+        crops = Crops(global_crops, local_crops, bool_masked_pos, masked_indices, masked_weights)
+        tokens, group = self.teacher_role.tokens(global_crops), None
+        if self.rank_groups is not None:
+            crops, tokens = self.rank_groups.exchange_step(crops, tokens)
+            group = self.rank_groups.group
+        if self.distillation_config is not None:
+            crops = crops.shown_whole(counted=self.distillation_config.ibot_tokens)
         centering = Centering(
-            self.dino_centering,
-            self.ibot_centering,
-            teacher_temperature,
-            self.patch_chunk_size,
-            groups.group if groups is not None else None,
+            self.dino_centering, self.ibot_centering, teacher_temperature, self.patch_chunk_size, group
         )
-        patches = crops.patch_indices if "patches" in needs else None
-        targets = self.teacher_role.targets(tokens, patches, centering)
+        targets = self.teacher_role.targets(tokens, crops.masked_indices if "patches" in needs else None, centering)
         output = {}
         for name, student in self.students.items():
-            if groups is None or name == groups.name:
+            if self.rank_groups is None or name == self.rank_groups.name:
                 views = Views(
                     self.config, self.distillation_config, student, crops, tokens, targets, needs,
                     self.patch_chunk_size,
                 )  # fmt: skip
-                of_student = weighted_sum(terms, views) | self._signs_of_collapse(views)
+                of_student = weighted_sum(weights, views) | self._signs_of_collapse(views)
                 output |= {f"{name}/{key}" if name else key: value for key, value in of_student.items()}
-        if groups is not None:
-            output = groups.output_of_all_ranks(output, self.students)
+        if self.rank_groups is not None:
+            output = self.rank_groups.output_of_all_ranks(output, self.students)
         elif "loss" not in output:
             output["loss"] = sum(output[f"{name}/loss"] for name in self.students)
         return DINOv2ForPreTrainingOutput(output)
@@ -136,7 +133,7 @@ class Objective:
     def _signs_of_collapse(self, views: Views) -> dict[str, torch.Tensor]:
         """What `DINOv2ForPreTrainingOutput` has beside losses: of the network that could collapse."""
         cls, patches = views.teacher.cls, views.teacher.patches
-        if self.teacher_role.frozen:
+        if getattr(self.teacher_role, "frozen", False):
             cls, patches = views.student_cls, views.student_patches
         rows, columns = patches.shape[2:4]
         # Clones, since views would keep all tokens alive.

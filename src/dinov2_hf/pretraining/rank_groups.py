@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .teachers import TeacherTokens
+from .views import Crops
 
 
 class RankGroups:
@@ -63,24 +64,17 @@ class RankGroups:
                     " evenly."
                 )
 
-    def exchange_step(
-        self,
-        global_crops: torch.Tensor,
-        local_crops: torch.Tensor,
-        bool_masked_pos: torch.Tensor,
-        masked_indices: torch.Tensor,
-        masked_weights: torch.Tensor,
-        tokens: TeacherTokens,
-    ) -> tuple[tuple[torch.Tensor, ...], TeacherTokens]:
-        """What the collator makes, and what the teacher saw of it, for the images that the group gives this rank."""
-        masks = bool_masked_pos.unflatten(0, (len(global_crops), -1))
+    def exchange_step(self, crops: Crops, tokens: TeacherTokens) -> tuple[Crops, TeacherTokens]:
+        """What the collator made, and what the teacher saw of it, for the images that the group gives this rank."""
+        masks = crops.bool_masked_pos.unflatten(0, (len(crops.global_crops), -1))
         global_crops, local_crops, masks, cls, patches = (
-            self.exchange(tensor, dim=1) for tensor in (global_crops, local_crops, masks, tokens.cls, tokens.patches)
+            self.exchange(tensor, dim=1)
+            for tensor in (crops.global_crops, crops.local_crops, masks, tokens.cls, tokens.patches)
         )
         masks = masks.flatten(0, 1)
-        masked_indices = masks.flatten().nonzero().squeeze(1)
-        masked_weights = (1 / masks.sum(dim=1, keepdim=True)).expand_as(masks)[masks]
-        return (global_crops, local_crops, masks, masked_indices, masked_weights), TeacherTokens(cls, patches)
+        weights = (1 / masks.sum(dim=1, keepdim=True)).expand_as(masks)[masks]
+        crops = Crops(global_crops, local_crops, masks, masks.flatten().nonzero().squeeze(1), weights)
+        return crops, TeacherTokens(cls, patches)
 
     def output_of_all_ranks(
         self, own: Mapping[str, torch.Tensor], students: Mapping[str, nn.Module]

@@ -8,13 +8,13 @@ and answers `tokens` and `targets`.
 Shapes: `G` = 2 global crops, `B` images, `h * w` patches, `M` patches that count, `D` hidden size, `K` prototypes.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from ..models.modeling_dinov2 import patch_map
 from ..named_objects import Registry
-from .centering import Centering
+from .centering import Centering, RowTargets
 from .heads import BackboneWithHeads
 
 
@@ -46,7 +46,7 @@ class Targets:
     """
 
     cls: torch.Tensor
-    patches: Callable[[slice], torch.Tensor] | None
+    patches: RowTargets | None
 
 
 class EmaTeacher:
@@ -66,10 +66,8 @@ class EmaTeacher:
     def tokens(self, global_crops: torch.Tensor) -> TeacherTokens:
         """Crops `(G, B, C, H, W)` to what the teacher sees, which are not masked."""
         backbone = self.network.backbone
-        tokens = backbone(global_crops.flatten(0, 1)).last_hidden_state
-        rows = global_crops.shape[-2] // backbone.config.patch_size
-        patches = tokens[:, 1 + backbone.config.num_register_tokens :].unflatten(1, (rows, -1))
-        leading = global_crops.shape[:2]
+        tokens, leading = backbone(global_crops.flatten(0, 1)).last_hidden_state, global_crops.shape[:2]
+        patches = patch_map(tokens, global_crops, backbone.config).movedim(1, -1)
         return TeacherTokens(tokens[:, 0].unflatten(0, leading), patches.unflatten(0, leading))
 
     @torch.no_grad()
@@ -87,4 +85,6 @@ class EmaTeacher:
         """
         patches = None if patch_indices is None else tokens.patches.flatten(0, 3)[patch_indices]
         cls_logits, patch_logits = self.network.project(tokens.cls.flatten(0, 1), patches, centering.chunk_size)
-        return Targets(*centering(cls_logits.unflatten(0, tokens.cls.shape[:2]), patch_logits))
+        step = centering.temperature, centering.group
+        cls_targets = centering.cls(cls_logits, *step)(slice(None)).unflatten(0, tokens.cls.shape[:2])
+        return Targets(cls_targets, None if patch_logits is None else centering.patches(patch_logits, *step))

@@ -5,8 +5,7 @@ A term returns a scalar tensor, or a `dict` of several that are added up, with n
 curves and the progress line it goes by its name: "gram_loss" for `gram` and for `my_package.gram:gram_loss`.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ def ibot(views: Views) -> torch.Tensor:
     return ibot_loss(
         views.patch_logits,
         views.patch_targets,
-        views.crops.patch_weights,
+        views.crops.masked_weights,
         views.num_global_crops,
         views.config.student_temperature,
     )
@@ -65,38 +64,19 @@ def patch_feature(views: Views) -> torch.Tensor:
     return feature_loss(views.student.patch_projector(patches), wanted, views.distillation_config.feature_loss)
 
 
-@dataclass(frozen=True)
-class Term:
-    """A function of `Views` with its name in metrics, its weight in this step, and what it reads."""
-
-    name: str
-    function: Callable[[Views], torch.Tensor | Mapping[str, torch.Tensor]]
-    weight: float
-    needs: frozenset[str]
+def needs_of(weights: Mapping[str, float]) -> frozenset[str]:
+    """Which logits the terms read that have a weight."""
+    return frozenset().union(*(TERMS.named(name).facts.get("needs", ()) for name in weights))
 
 
-def terms_of_step(weights: Mapping[str, float]) -> list[Term]:
-    """
-    Those whose weight is not 0.
-
-    Args:
-        weights: by names in `TERMS` or `package.module:function`.
-    """
-    named = {name: TERMS.named(name) for name, weight in weights.items() if weight}
-    return [
-        Term(loss_name(name), term.object, weights[name], frozenset(term.facts.get("needs", ())))
-        for name, term in named.items()
-    ]
-
-
-def weighted_sum(terms: list[Term], views: Views) -> dict[str, torch.Tensor]:
-    """`loss`, and the parts that it is made of, by name and without their weights."""
+def weighted_sum(weights: Mapping[str, float], views: Views) -> dict[str, torch.Tensor]:
+    """`loss`, the sum of the terms times their weights; and the parts that it is made of, by name and without them."""
     parts: dict[str, torch.Tensor] = {}
     loss = 0.0
-    for term in terms:
-        value = term.function(views)
-        own = value if isinstance(value, Mapping) else {term.name: value}
-        loss = loss + term.weight * sum(own.values())
+    for name, weight in weights.items():
+        value = TERMS.find(name)(views)
+        own = value if isinstance(value, Mapping) else {loss_name(name): value}
+        loss = loss + weight * sum(own.values())
         parts |= own
     return {"loss": loss, **parts}
 

@@ -5,13 +5,15 @@ Shapes: `G` = 2 global crops, `L` local crops, `B` images per device, `h * w` pa
 them that count, `D` the student's hidden size, `K` prototypes.
 """
 
-from collections.abc import Callable, Set
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import nn
 
+from ..models.modeling_dinov2 import patch_map
+from .centering import RowTargets
 from .configuration_dinov2_distillation import DINOv2DistillationConfig
 from .configuration_dinov2_pretraining import DINOv2PreTrainingConfig
 from .logit_chunks import LogitChunks
@@ -21,22 +23,30 @@ from .teachers import Targets, TeacherTokens
 @dataclass(frozen=True)
 class Crops:
     """
-    The images of a step, and which of their patches count.
+    What the collator makes of `B` images.
 
     Args:
         global_crops: `(G, B, C, H, W)`.
         local_crops: `(L, B, C, H', W')`; `L` may be 0.
-        hidden: patches hidden from the student, `(G * B, h * w)` booleans; `None` for none.
-        patch_indices: the patches that the patch-level loss counts, of the flat `G * B * h * w` ones: `(M,)`, or a
+        bool_masked_pos: masked patches, `(G * B, h * w)` booleans, hidden from the student; `None` for none.
+        masked_indices: the patches that the patch-level loss counts, of the flat `G * B * h * w` ones: `(M,)`, or a
             slice of all.
-        patch_weights: `(M,)`, one over the patches that count of that crop.
+        masked_weights: `(M,)`, one over the patches that count of that crop.
     """
 
     global_crops: torch.Tensor
     local_crops: torch.Tensor
-    hidden: torch.Tensor | None
-    patch_indices: torch.Tensor | slice
-    patch_weights: torch.Tensor
+    bool_masked_pos: torch.Tensor | None
+    masked_indices: torch.Tensor | slice
+    masked_weights: torch.Tensor
+
+    def shown_whole(self, *, counted: str) -> "Crops":
+        """The same crops with nothing hidden; the patches that count are the `"masked"` ones, or `"all"`."""
+        if counted == "masked":
+            return replace(self, bool_masked_pos=None)
+        num_crops, num_patches = self.bool_masked_pos.shape
+        weights = self.masked_weights.new_full((num_crops * num_patches,), 1 / num_patches)
+        return replace(self, bool_masked_pos=None, masked_indices=slice(None), masked_weights=weights)
 
 
 @dataclass
@@ -68,16 +78,14 @@ class Views:
 
     def __post_init__(self):
         crops, network = self.crops, self.student.backbone
-        seen, masks = [crops.global_crops.flatten(0, 1)], [crops.hidden]
+        images, masks = [crops.global_crops.flatten(0, 1)], [crops.bool_masked_pos]
         if len(crops.local_crops):
-            seen, masks = [*seen, crops.local_crops.flatten(0, 1)], [*masks, None]
-        tokens = network.forward_crops(seen, masks)
-        leading, rows = crops.global_crops.shape[:2], crops.global_crops.shape[-2] // network.config.patch_size
-        self.student_cls = tokens[0][:, 0].unflatten(0, leading)
-        self.local_cls = torch.cat([group[:, 0] for group in tokens[1:]] or [tokens[0][:0, 0]])
-        self.local_cls = self.local_cls.unflatten(0, crops.local_crops.shape[:2])
-        patches = tokens[0][:, 1 + network.config.num_register_tokens :]
-        self.student_patches = patches.unflatten(1, (rows, -1)).unflatten(0, leading)
+            images, masks = [*images, crops.local_crops.flatten(0, 1)], [*masks, None]
+        tokens, leading = network.forward_crops(images, masks), crops.global_crops.shape[:2]
+        patches = patch_map(tokens[0], crops.global_crops, network.config).movedim(1, -1)
+        self.student_cls, self.student_patches = (seen.unflatten(0, leading) for seen in (tokens[0][:, 0], patches))
+        local_cls = tokens[1][:, 0] if len(tokens) > 1 else tokens[0][:0, 0]
+        self.local_cls = local_cls.unflatten(0, crops.local_crops.shape[:2])
 
     @property
     def num_global_crops(self) -> int:
@@ -88,13 +96,13 @@ class Views:
     def global_logits(self) -> torch.Tensor:
         """The student's, of the CLS tokens of global crops, `(G, B, K)`."""
         self._check_declared("cls")
-        return self._logits[0][: self.num_global_crops].unflatten(0, self.student_cls.shape[:2])
+        return self._logits[0].rows(slice(self.num_global_crops)).unflatten(0, self.student_cls.shape[:2])
 
     @property
     def local_logits(self) -> torch.Tensor:
         """The student's, of the CLS tokens of local crops, `(L, B, K)`."""
         self._check_declared("cls")
-        return self._logits[0][self.num_global_crops :].unflatten(0, self.local_cls.shape[:2])
+        return self._logits[0].rows(slice(self.num_global_crops, None)).unflatten(0, self.local_cls.shape[:2])
 
     @property
     def patch_logits(self) -> LogitChunks:
@@ -103,16 +111,16 @@ class Views:
         return self._logits[1]
 
     @property
-    def patch_targets(self) -> Callable[[slice], torch.Tensor]:
+    def patch_targets(self) -> RowTargets:
         """For these patches the teacher's targets; see `Targets`."""
         self._check_declared("patches")
         return self.targets.patches
 
     @cached_property
-    def _logits(self) -> tuple[torch.Tensor, LogitChunks | None]:
+    def _logits(self) -> tuple[LogitChunks, LogitChunks | None]:
         """Of all CLS tokens and of the patches that count; one call of a head that both share."""
         cls_tokens = torch.cat([self.student_cls.flatten(0, 1), self.local_cls.flatten(0, 1)])
-        patches = self.student_patches.flatten(0, 3)[self.crops.patch_indices] if "patches" in self.needs else None
+        patches = self.student_patches.flatten(0, 3)[self.crops.masked_indices] if "patches" in self.needs else None
         return self.student.project(cls_tokens if "cls" in self.needs else cls_tokens[:0], patches, self.chunk_size)
 
     def _check_declared(self, what: str) -> None:

@@ -66,7 +66,7 @@ def measure(run: "Run") -> dict[str, float]:
     In float32 whatever the run trains in, as `dinov2-hf evaluate` measures the exported model.
     """
     metrics, evaluation, accelerator = {}, run.evaluation, run.accelerator
-    for name, average in run.module.averages.items() if evaluation is not None else ():
+    for name, average in run.module.exported.items() if evaluation is not None else ():
         backbone = whole_copy(average.backbone, keep=accelerator.is_main_process)
         if backbone is None:
             continue

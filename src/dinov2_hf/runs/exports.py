@@ -43,7 +43,7 @@ def export_models(run: "Run") -> dict[str, Path]:
         replace_folder(accelerator, folder, write_files, kind="model", check=lambda there: check_kind(there, "model"))
 
     folders = {}
-    for name, average in module.averages.items():
+    for name, average in module.exported.items():
         folder, backbone = student_folder(run.output_dir, name), average.backbone
         card = model_card(
             backbone.config,

@@ -138,8 +138,8 @@ class Run:
         Spread model and optimizer over the processes, put a checkpoint back, and mark the output folder as the run's.
 
         Args:
-            model: `forward` returns the `loss`. It offers `students` and their `averages` by name, `continued_as` and
-                `task`, as `DINOv2ForPreTraining` does.
+            model: `forward` returns the `loss`. It offers `students` and what is `exported` of each, by name,
+                `continued_as` and `task`, as `DINOv2ForPreTraining` does.
             groups: what is trained, as from `parameter_groups`.
 
         Returns:

@@ -7,7 +7,7 @@ from .sharded_weights import drop_stale_copies, local_share
 
 
 @torch.no_grad()
-def update_ema(ema_module: nn.Module, module: nn.Module, momentum: float) -> None:
+def update_ema(average: nn.Module, module: nn.Module, momentum: float) -> None:
     """
     `ema = momentum * ema + (1 - momentum) * module`, for every parameter, in place.
 
@@ -18,7 +18,7 @@ def update_ema(ema_module: nn.Module, module: nn.Module, momentum: float) -> Non
     Args:
         momentum: in [0, 1].
     """
-    averages = [local_share(parameter) for parameter in ema_module.parameters()]
+    moved = [local_share(parameter) for parameter in average.parameters()]
     parameters = [local_share(parameter) for parameter in module.parameters()]
-    torch._foreach_lerp_(averages, parameters, 1 - momentum)
-    drop_stale_copies(ema_module)
+    torch._foreach_lerp_(moved, parameters, 1 - momentum)
+    drop_stale_copies(average)

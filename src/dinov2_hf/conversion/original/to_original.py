@@ -158,7 +158,7 @@ def original_backbone(model: PreTrainedModel, block_chunks: int) -> State:
 
 def original_teacher(model: DINOv2ForPreTraining, block_chunks: int) -> State:
     """The state dict of the teacher, with the prefixes `backbone.`, `dino_head.` and `ibot_head.`."""
-    teacher = model.ema_module
+    teacher = model.teacher
     parts = {"backbone": original_backbone(teacher.backbone, block_chunks)}
     for name in ("dino_head", "ibot_head"):
         if getattr(teacher, name) is not None:
