@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
+from ...data.reading.folders import files_below
 from ...output_folders import LITTER
 
 
@@ -16,7 +17,7 @@ def file_fingerprint(path: str | None) -> str:
     if path is None:
         return ""
     root = Path(path).expanduser()
-    return fingerprint_of([path], files_below(root) if root.is_dir() else [str(root)])
+    return fingerprint_of([path], paths_below(root) if root.is_dir() else [str(root)])
 
 
 def fingerprint_of(names: Iterable[str], files: Iterable[str]) -> str:
@@ -37,18 +38,10 @@ def fingerprint_of(names: Iterable[str], files: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def files_below(folder: str | os.PathLike) -> Iterator[str]:
-    """Paths of all files below a folder, also behind links, each folder once. Hidden files and what file browsers
-    leave are not read as images or models, so they do not count."""
-    seen = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        place = os.path.realpath(parent)
-        if place in seen:
-            folders.clear()
-            continue
-        seen.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(parent, name) for name in names if not name.startswith(".") and name not in LITTER)
+def paths_below(folder: str | os.PathLike) -> list[str]:
+    """Paths of all files below a folder, as a folder of images is read, but for what file browsers leave."""
+    files, _ = files_below(os.fspath(folder))
+    return [os.path.join(folder, file) for file in files if os.path.basename(file) not in LITTER]
 
 
 def files_of_rows(dataset: datasets.Dataset, column: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ from ...data.reading.row_paths import refuse_unreadable_files, undecoded, with_c
 from ...options import options_of, read_mapping, refuse_missing
 from ...public_names import without_secrets
 from ...value_ranges import AT_LEAST_ONE, ranged
-from .file_fingerprints import files_below, files_of_rows, fingerprint_of
+from .file_fingerprints import files_of_rows, fingerprint_of, paths_below
 
 
 RETRIEVAL_MODES = ("sample", "cluster")
@@ -274,7 +274,7 @@ def _fingerprint(source: ImageSource, dataset: datasets.Dataset, image_column: s
     """Changes when files of a local source change, or those that its rows name, or a Hub dataset its version."""
     path = os.path.expanduser(source.path)
     if os.path.isdir(path):
-        files = list(files_below(path))
+        files = paths_below(path)
     elif os.path.exists(path) or "*" in path:
         files = [path] if os.path.exists(path) else glob.glob(path, recursive=True)
     else:
