@@ -11,7 +11,7 @@ from transformers import AutoModelForImageClassification
 
 from dinov2_hf import DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.cli import main
-from dinov2_hf.cli.protocol_options import as_typed, own_options
+from dinov2_hf.cli.evaluate import as_typed, flags_of, more_options
 from dinov2_hf.evaluation.protocols import PROTOCOLS
 from tests.evaluation.coloured_images import COLOURS, coloured_dataset
 
@@ -114,7 +114,7 @@ def test_baselines(tmp_path, folder, data, baseline):
     assert found["protocols"]["knn"]["metrics"]["knn_top1_k1"] == 1.0
 
 
-def test_mistakes_are_one_sentence(tmp_path, folder, data, capsys):
+def test_mistakes_are_one_sentence(tmp_path, folder, data):
     output = tmp_path / "none"
 
     def answer(protocol, *words):
@@ -136,18 +136,41 @@ def test_mistakes_are_one_sentence(tmp_path, folder, data, capsys):
     DINOv2ImageProcessor(image_mean=[0.5] * 4, image_std=[0.5] * 4).save_pretrained(folder)
     assert "a network for 3 channels, but `image_mean` of its image processor" in answer("knn")
     DINOv2ImageProcessor().save_pretrained(folder)
-    for words in (("--batch_size", 0), ("--num_workers", -1)):
-        with pytest.raises(SystemExit):
-            run(*evaluate_words(folder, data, "knn", output), *words)
-        assert f"`{words[0]}` is {words[1]}; it must be at least" in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--batch_size", 0), "`--batch_size` is 0; it must be at least 1."),
+        (("--num_workers", -1), "`--num_workers` is -1; it must be at least 0."),
+        (("--linear_seed", 2**70), "it must be between 0 and 4294967295."),
+        (("--knn_k", 3), "there is no flag --knn_k. Did you mean `--knn_ks`?"),
+    ],
+)
+def test_words_that_cannot_be_read(tmp_path, folder, data, capsys, words, message):
+    with pytest.raises(SystemExit) as stop:
+        run(*evaluate_words(folder, data, "knn,linear", tmp_path / "none"), *words)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_is_of_the_protocols_that_are_named(capsys):
+    for words, shown in (((), False), (("--protocol", "knn"), True)):
+        with pytest.raises(SystemExit):
+            run("evaluate", *words, "--help")
+        helped = capsys.readouterr().out
+        assert "--keep_features" in helped
+        assert ("--knn_temperature" in helped) == shown
+        assert "--linear_grid" not in helped
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.names())
 def test_every_option_of_a_protocol_is_explained(protocol):
-    function = PROTOCOLS.find(protocol)
-    for name, option in own_options(function).items():
-        assert len(option.help) > 10, f"{protocol}: {name}"
+    options = more_options(["--protocol", protocol])
+    assert list(options) == ["protocol", *flags_of(PROTOCOLS.named(protocol))]
+    for name, option in options.items():
+        assert len(option.help) > 10, name
 
 
 def test_pictures(tmp_path, folder, data, capsys):
@@ -228,8 +251,8 @@ def test_the_seed_of_an_untrained_network(folder):
 
 
 def test_notes_and_splits_are_named_as_they_are_typed(tmp_path, folder, data, capsys, monkeypatch):
-    knn = PROTOCOLS.find("knn")
-    note = as_typed("knn", knn, "the best k of `ks`, 3, is the largest that was tried; see `train_dataset`")
+    sentence = "the best k of `ks`, 3, is the largest that was tried; see `train_dataset`"
+    note = as_typed(PROTOCOLS.named("knn"), sentence)
     assert note == "the best k of `--knn_ks`, 3, is the largest that was tried; see `--train_data`"
     said = mistake(*evaluate_words(folder, data, "knn", tmp_path / "out"), "--label_column", "fine")
     assert "--label_column fine is not a column of the dataset (split train), which has image, label" in said

@@ -52,6 +52,7 @@ class Range:
 NOT_NEGATIVE, ABOVE_ZERO, AT_LEAST_ONE = Range(0), Range(0, low_included=False), Range(1)
 # Of a network: beyond these a number is a slip of the keyboard, and building the network would fill the memory.
 WIDTH, DEPTH = Range(1, 2**16), Range(1, 1000)
+SEEDS = Range(0, 2**32 - 1)
 SHARE = Range(0, 1)  # a probability, a momentum, a part of a whole
 BELOW_ONE = Range(0, 1, high_included=False)
 

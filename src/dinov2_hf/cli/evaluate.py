@@ -4,13 +4,14 @@ import inspect
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import parse_flag_from_env
 from transformers.utils import logging as transformers_logging
 
 from ..command_lines import value_of
@@ -25,20 +26,13 @@ from ..features import FeatureExtractor
 from ..fingerprints import processor_values, weights_fingerprint
 from ..model_source import find_model
 from ..named_objects import Named
-from ..options import Option, given, refuse
+from ..options import Option, given, keyword_options, refuse
 from ..output_folders import sole_writer, write_marker
 from ..public_names import without_secrets
-from ..training.distributed import let_gloo_finish
+from ..training.distributed import let_gloo_finish, on_main_for_all
 from ..value_ranges import AT_LEAST_ONE, NOT_NEGATIVE
 from .backbone import load_backbone
-from .protocol_options import (
-    as_typed,
-    chosen_options,
-    in_words_of_the_command,
-    options_in_force,
-    options_of_protocols,
-    purpose,
-)
+from .user_words import flags_for, in_users_words
 
 
 def evaluate(
@@ -61,7 +55,7 @@ def evaluate(
     baseline: Literal["untrained", "pixels"] | None = None,
     keep_features: bool = False,
     update_card: bool = False,
-    **own_options: Any,
+    **options: Any,
 ) -> None:
     """Measure the frozen features of a model by the protocols of the paper; several devices: accelerate launch.
 
@@ -76,7 +70,7 @@ def evaluate(
         max_image_pixels: skip images of more pixels (default: 178956970, as Pillow does).
         image_column: (default: the only one that holds images, or is named like one).
         label_column: (default: label).
-        batch_size: images in a forward pass, for each device (default: 64; 8 videos, or 8 windows of segmentation).
+        batch_size: images in a forward pass, for each device (default: 64; 8 videos, or windows of segmentation).
         num_workers: processes that decode images.
         device: (default: the first accelerator, or the CPU).
         bf16: run the network under bf16 autocast.
@@ -84,17 +78,21 @@ def evaluate(
         keep_features: keep features in the output folder, for protocols that come later.
         update_card: write the results into the README of the model.
     """
-    options = {name: value for name, value in locals().items() if name != "own_options"} | own_options
+    command = command_line(**{name: value for name, value in locals().items() if name != "options"}, **options)
     set_max_image_pixels(max_image_pixels)
-    protocols = checked_protocols(protocol)
-    functions_of = {name: one.object for name, one in protocols.items()}
-    own = chosen_options(all_protocols(), list(protocols), own_options)
+    protocols = named_protocols(protocol)
+    functions = {name: one.object for name, one in protocols.items()}
+    ignored = [*options, *given(label_column=label_column, image_column=image_column)]
+    own = {}
     for name, one in protocols.items():
         check_extra(one.facts["requires"], name)
-    options["eval_split"] = eval_split or evaluation_split(eval_data)
-    data = {name: options[name] for name in ("train_data", "train_split", "eval_data", "eval_split")}
-    run_options = checked_run_options(functions_of, options)
-    command = command_line(**options)
+        own[name] = {keyword: options[flag] for flag, keyword in flags_of(one).items() if flag in options}
+        used = {*flags_of(one), *inspect.signature(one.object).parameters}
+        used |= set() if "video_column" in used else {"image_column"}
+        ignored = [flag for flag in ignored if flag not in used]
+    refuse(ignored, f"`--protocol` is {','.join(protocols)}")
+    eval_split = eval_split or evaluation_split(eval_data)
+    data = {"train_data": train_data, "train_split": train_split, "eval_data": eval_data, "eval_split": eval_split}
     model = str(find_model(model))
     check_output(output_dir, [train_data, eval_data, model], protocols)
     if update_card:
@@ -102,77 +100,74 @@ def evaluate(
 
     processes = start_processes(device)
     transformers_logging.disable_progress_bar()
-    columns = {name: options.get(name) for name in ("image_column", "video_column")}
     with processes.main_process_first():  # the others find what it has put into the cache of datasets
-        train_dataset, eval_dataset, found_column = load_datasets(functions_of, columns, **data)
+        columns = {"image_column": image_column, "video_column": options.get("video_column")}
+        train_dataset, eval_dataset, column = load_datasets(functions, columns, **data)
     network, image_processor = load_backbone(model, baseline)
-    datasets = (train_dataset, eval_dataset)
-    measured = what_is_measured(model, baseline, network, *datasets, image_processor, **data)
+    measured = what_is_measured(model, baseline, network, train_dataset, eval_dataset, image_processor, **data)
     extractor = FeatureExtractor(
         network,
         image_processor,
-        **{name: value for name, value in found_column.items() if name == "image_column"},
-        **run_options,
+        image_column=column.get("image_column", "image"),
+        batch_size=batch_size,
         device=processes.device,
+        autocast_dtype=torch.bfloat16 if bf16 else None,
+        num_workers=num_workers,
         processes=processes,
         progress=processes.is_main_process,
         folder=output_dir / "features" if keep_features else None,
     )
-    in_force, used = {}, {}
-    for name, function in functions_of.items():
-        given_to_it = {**given(label_column=label_column), **own[name], **found_column}
-        in_force[name] = options_in_force(function, given_to_it)
-        used[name] = {
-            **in_force[name],
-            **given(image_column=found_column.get("image_column")),
-            **{field: getattr(extractor, field) for field in ("batch_size", "num_workers")},
-            "bf16": bf16,
-        }
+    in_force = {
+        name: options_in_force(function, {**given(label_column=label_column), **own[name], **column})
+        for name, function in functions.items()
+    }
+    of_run = {"batch_size": batch_size, "num_workers": num_workers, "bf16": bf16}
+    recorded = {name: {**options, **column, **of_run} for name, options in in_force.items()}
 
     def unfinished() -> list[str]:
         results = EvaluationResults(output_dir, measured)
         left = []
-        for name, function in functions_of.items():
-            with in_words_of_the_command(name, function):
-                if overwrite or not results.is_finished(name, used[name]):
+        for name, one in protocols.items():
+            with in_words_of_the_command(one):
+                if overwrite or not results.is_finished(name, recorded[name]):
                     left.append(name)
         return left
 
-    left = decided_by_main(processes, unfinished)
+    left = on_main_for_all(processes, unfinished)
     for name in left:
-        with in_words_of_the_command(name, functions_of[name]), extractor.only_checks():
-            functions_of[name](extractor, *datasets, **in_force[name], output_dir=output_dir / name)
+        with in_words_of_the_command(protocols[name]), extractor.only_checks():
+            functions[name](extractor, train_dataset, eval_dataset, **in_force[name], output_dir=output_dir / name)
 
     say = print if processes.is_main_process else lambda *words: None
     with ExitStack() as held:
-        decided_by_main(processes, lambda: hold(held, output_dir))
+        on_main_for_all(processes, lambda: hold(held, output_dir))
         results = EvaluationResults(output_dir, measured)  # as it is now that nobody else writes it
         for name in protocols:
             if name not in left:
                 say(f"{name}: measured already; it stays (again: --overwrite)")
         for name in left:
-            function = functions_of[name]
-            say(f"{name}: {purpose(name, function)}")
+            one = protocols[name]
+            say(f"{name}: {purpose(one)}")
             start = time.perf_counter()
-            with in_words_of_the_command(name, function):
-                metrics = function(extractor, *datasets, **in_force[name], output_dir=output_dir / name)
+            with in_words_of_the_command(one):
+                metrics = one.object(
+                    extractor, train_dataset, eval_dataset, **in_force[name], output_dir=output_dir / name
+                )
             findings = dict(getattr(metrics, "findings", {}))
-            notes = [as_typed(name, function, sentence) for sentence in getattr(metrics, "notes", ())]
+            notes = [as_typed(one, sentence) for sentence in getattr(metrics, "notes", ())]
             if processes.is_main_process:
-                settled = {
-                    key: findings[key] for key, value in used[name].items() if value is None and key in findings
-                }
+                unsettled = [key for key, value in recorded[name].items() if value is None]
                 results.add(
                     name,
                     metrics,
-                    options=used[name],
-                    settled=settled,
-                    task=protocols[name].facts["task"],
-                    main_metrics=protocols[name].facts["metrics"],
+                    options=recorded[name],
+                    settled={key: findings[key] for key in unsettled if key in findings},
+                    task=one.facts["task"],
+                    main_metrics=one.facts["metrics"],
                     seconds=round(time.perf_counter() - start, 1),
                     command=command,
                     **environment_of(extractor),
-                    findings={key: value for key, value in findings.items() if key not in used[name]},
+                    findings={key: value for key, value in findings.items() if key not in recorded[name]},
                     notes=notes,
                 )
             for sentence in notes:
@@ -187,24 +182,25 @@ def evaluate(
 
 
 def more_options(words: Sequence[str]) -> dict[str, Option]:
-    """`--protocol`, and the options of all protocols that there are."""
-    for name in (value_of("protocol", words) or "").split(","):
-        if ":" in name:
-            PROTOCOLS.named(name)  # its module registers it
-    functions = all_protocols()
-    names = f"one or several of {','.join(functions)}, or the package.module:function of your own"
-    return {"protocol": Option("protocol", str, names)} | options_of_protocols(functions)
+    """Those of the protocols that are named; and of others where they are typed, to be refused in their words."""
+    names = f"one or several of {','.join(PROTOCOLS.names())}, or the package.module:function of your own; --help"
+    protocols = named_protocols(value_of("protocol", words) or "")
+    typed = [word.lstrip("-").replace("-", "_") for word in words if word.startswith("--")]
+    for name in PROTOCOLS.names():
+        if any(word.startswith(f"{name}_") for word in typed):
+            protocols.setdefault(name, PROTOCOLS.named(name))
+    found = {"protocol": Option("protocol", str, f"{names} after it lists the options of those")}
+    for name, one in protocols.items():
+        options = keyword_options(one.object, group=(name, purpose(one)))
+        found |= {flag: replace(options[keyword], name=flag) for flag, keyword in flags_of(one).items()}
+    return found
 
 
-def all_protocols() -> dict[str, Callable]:
-    return {name: PROTOCOLS.find(name) for name in PROTOCOLS.names()}
-
-
-def checked_protocols(text: str) -> dict[str, Named]:
+def named_protocols(text: str) -> dict[str, Named]:
     """The protocols of a list such as "knn,my_module:evaluate_x", each once, by their names.
 
     Raises:
-        ValueError: there is none, or one of them is not registered by `evaluation.protocol`.
+        ValueError: one of them is not there, or not registered by `evaluation.protocol`.
     """
     found = {}
     for word in filter(None, (word.strip() for word in text.split(","))):
@@ -215,9 +211,38 @@ def checked_protocols(text: str) -> dict[str, Named]:
                 " `@dinov2_hf.evaluation.protocol(name, task=..., metrics=...)`."
             )
         found[one.name] = one
-    if not found:
-        raise ValueError(f"`--protocol` must name one or several of {','.join(PROTOCOLS.names())}.")
     return found
+
+
+def flags_of(protocol: Named) -> dict[str, str]:
+    """The keywords of a protocol, but those of all, by their flags: `knn_temperature`; `depth_scale` stays itself."""
+    keywords = keyword_options(protocol.object, without=("label_column", "output_dir"))
+    return {name if name.startswith(f"{protocol.name}_") else f"{protocol.name}_{name}": name for name in keywords}
+
+
+def options_in_force(function: Callable, given: dict[str, Any]) -> dict[str, Any]:
+    """Every option of a protocol: those given, and the defaults of the others."""
+    return {
+        name: given.get(name, parameter.default)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name != "output_dir"
+    }
+
+
+def purpose(protocol: Named) -> str:
+    """What a protocol does, in a sentence."""
+    return as_typed(protocol, protocol.object.__doc__.splitlines()[0])
+
+
+def as_typed(protocol: Named, sentence: str) -> str:
+    """What a protocol says of its arguments, with the options that they are: `--train_data` for `train_dataset`."""
+    own = {keyword: f"--{flag}" for flag, keyword in flags_of(protocol).items()}
+    return in_users_words(sentence, {**own, "train_dataset": "--train_data", "eval_dataset": "--eval_data"})
+
+
+def in_words_of_the_command(protocol: Named) -> AbstractContextManager[None]:
+    """Mistakes that a protocol finds name its own options as they are typed: `--knn_ks` for `ks`."""
+    return flags_for(**{keyword: flag for flag, keyword in flags_of(protocol).items()})
 
 
 def command_line(**options: Any) -> str:
@@ -232,29 +257,8 @@ def command_line(**options: Any) -> str:
     return shlex.join(without_secrets(words))
 
 
-def takes(function: Callable, keyword: str) -> bool:
-    return keyword in inspect.signature(function).parameters
-
-
-def checked_run_options(functions: dict[str, Callable], options: dict[str, Any]) -> dict[str, Any]:
-    """How the network is run, for `FeatureExtractor`.
-
-    Raises:
-        ValueError: something was given that no chosen protocol takes, or is out of its range.
-    """
-    ignored = []
-    if not any(takes(function, "label_column") for function in functions.values()):
-        ignored.append("label_column")
-    if all(takes(function, "video_column") for function in functions.values()):
-        ignored.append("image_column")
-    refuse(given(**{name: options[name] for name in ignored}), f"`--protocol` is {','.join(functions)}")
-    dtype = torch.bfloat16 if options["bf16"] else None
-    return {"autocast_dtype": dtype, **{name: options[name] for name in ("batch_size", "num_workers")}}
-
-
-def start_processes(device: str | None):
+def start_processes(device: str | None) -> PartialState:
     """The processes of `accelerate launch`, or this one alone."""
-
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     processes = PartialState(cpu=on_cpu or device == "cpu")
     if device is not None:
@@ -280,7 +284,7 @@ def load_datasets(
     Raises:
         ValueError: they cannot be loaded, or some of the protocols take images and others videos.
     """
-    of_videos = {takes(function, "video_column") for function in functions.values()}
+    of_videos = {"video_column" in inspect.signature(function).parameters for function in functions.values()}
     if len(of_videos) > 1:
         raise ValueError(
             "`--protocol` names some for images and some for videos, which need other data; run them apart."
@@ -319,24 +323,6 @@ def what_is_measured(
         "image_size": image_size_of(image_processor),
         "image_processor": processor_values(image_processor),
     }
-
-
-def decided_by_main(processes, decide: Callable[[], Any]) -> Any:
-    """What the main process decides, on every process; the folder may be on its disk alone.
-
-    Raises:
-        ValueError: on every process, what `decide` raised.
-    """
-    decision, refusal = None, None
-    if processes.is_main_process:
-        try:
-            decision = decide()
-        except (ValueError, OSError) as error:
-            refusal = str(error)
-    decision, refusal = broadcast_object_list([decision, refusal])
-    if refusal is not None:
-        raise ValueError(refusal)
-    return decision
 
 
 def hold(held: ExitStack, output_dir: Path) -> None:

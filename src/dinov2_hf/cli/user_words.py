@@ -1,6 +1,8 @@
 """Errors of the package, which speak of Python arguments, in the words of the command line."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def in_users_words(message: str, flags: dict[str, str]) -> str:
@@ -32,3 +34,19 @@ def in_users_words(message: str, flags: dict[str, str]) -> str:
         bare = rf"{free}({with_underscore})(?![\w/(`'\"=-]|\.\w)"
         message = re.sub(bare, lambda match: flags[match[1]], message)
     return message
+
+
+@contextmanager
+def flags_for(**flags: str) -> Iterator[None]:
+    """Mistakes name keywords of a function by flags of other names; those of the same name, `main` knows.
+
+    Args:
+        flags: the names of the flags, by the keywords.
+    """
+    flags = {name: f"--{flag}" for name, flag in flags.items()}
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(in_users_words(str(error), flags)) from error
+    except ValueError as error:
+        raise ValueError(in_users_words(str(error), flags)) from error

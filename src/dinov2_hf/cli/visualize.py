@@ -14,7 +14,7 @@ from ..options import given, refuse
 from ..pictures.nearest_images import check_num_neighbors
 from ..value_ranges import AT_LEAST_ONE, NOT_NEGATIVE
 from .backbone import load_backbone
-from .protocol_options import flags_for
+from .user_words import flags_for
 
 
 # Options of each kind of picture beyond those of all; the others would be ignored.

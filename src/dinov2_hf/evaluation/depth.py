@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from math import ceil
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from accelerate.utils import gather_object
@@ -19,6 +19,7 @@ from ..feature_kinds import num_blocks
 from ..features import DatasetOrRows, FeatureExtractor
 from ..models.depth_layers import four_depth_layers
 from ..pictures.masks_and_depths import draw_depths
+from ..value_ranges import SEEDS
 from .dense.depth_benchmarks import BENCHMARKS, DepthBenchmark
 from .dense.depth_heads import DPTDepth, LinearDepth, check_dpt, frozen_features
 from .dense.depth_images import DepthCrop, decode_depth, judged_box, lower_middle
@@ -68,7 +69,7 @@ def evaluate_depth(
     weight_decay: float = 0.01,
     warmup_steps: int | None = None,
     max_grad_norm: float = 35.0,
-    seed: int = 0,
+    seed: Annotated[int, SEEDS] = 0,
     train_batch_size: int = 16,
     output_dir: str | Path | None = None,
 ) -> Metrics:

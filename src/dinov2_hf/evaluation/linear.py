@@ -7,7 +7,7 @@ the mean patch of the last block, each at 13 learning rates. The best one is rep
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ..features import DatasetOrRows, FeatureExtractor
 from ..models import DINOv2ForImageClassification
 from ..output_folders import write_text
 from ..pictures.figures import draw_beside_numbers, draw_curves
+from ..value_ranges import SEEDS
 from .classification.augmented_images import crop_size_of, training_loader
 from .classification.best_classifier import BestClassifier, GridTraining, train_best_classifier
 from .classification.labelled_features import labelled_features, select_rows
@@ -45,7 +46,7 @@ def evaluate_linear(
     train_batch_size: int = 128,
     cache_features: bool = False,
     validation_fraction: float = 0.0,
-    seed: int = 0,
+    seed: Annotated[int, SEEDS] = 0,
     output_dir: str | Path | None = None,
 ) -> Metrics:
     """Train linear classifiers on `train_dataset`, and report the best on `eval_dataset`.

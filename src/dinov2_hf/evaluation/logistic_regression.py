@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..features import DatasetOrRows, FeatureExtractor
 from ..pictures.figures import draw_beside_numbers, draw_curves
+from ..value_ranges import SEEDS
 from .classification.labelled_features import labelled_features, random_split
 from .classification.labels import match_labels
 from .metrics import Metrics, listed
@@ -41,7 +42,7 @@ def evaluate_logistic_regression(
     validation_fraction: float = 0.1,
     max_iterations: int = 1000,
     tolerance: float = 1e-12,
-    seed: int = 0,
+    seed: Annotated[int, SEEDS] = 0,
     output_dir: str | Path | None = None,
 ) -> Metrics:
     """Fit a logistic regression on `train_dataset`, its C chosen on a part of it, and measure it on `eval_dataset`.

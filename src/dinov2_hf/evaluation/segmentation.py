@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from accelerate.utils import reduce
@@ -26,6 +26,7 @@ from ..features import DatasetOrRows, FeatureExtractor
 from ..models import DINOv2ForSemanticSegmentation
 from ..models.modeling_dinov2_heads import DINOv2SegmentationHead
 from ..pictures.masks_and_depths import draw_masks
+from ..value_ranges import SEEDS
 from .dense.features import check_image_size, segmentation_features
 from .dense.head_training import check_head_training, learning_rate_factor, linear_decay, seeded, train_head
 from .dense.images import (
@@ -87,7 +88,7 @@ def evaluate_segmentation(
     warmup_steps: int | None = None,
     train_scale_range: tuple[float, float] | None = None,
     test_scales: Sequence[float] | None = None,
-    seed: int = 0,
+    seed: Annotated[int, SEEDS] = 0,
     train_batch_size: int = 16,
     output_dir: str | Path | None = None,
 ) -> Metrics:

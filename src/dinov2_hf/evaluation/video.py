@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import datasets
 import torch
@@ -15,6 +15,7 @@ from ..data.decoding.video_frames import decode_frames
 from ..data.reading.video_dataset import without_decoding
 from ..features import DatasetOrRows, FeatureExtractor, image_features, process_images, require_column
 from ..pictures.figures import draw_beside_numbers, draw_curves
+from ..value_ranges import SEEDS
 from .classification.best_classifier import GridTraining, train_best_classifier
 from .classification.labelled_features import labelled_features
 from .classification.labels import match_labels
@@ -37,7 +38,7 @@ def evaluate_video(
     num_steps: int = 12500,
     train_batch_size: int = 128,
     validation_fraction: float = 0.0,
-    seed: int = 0,
+    seed: Annotated[int, SEEDS] = 0,
     output_dir: str | Path | None = None,
 ) -> Metrics:
     """Train linear classifiers on frames of videos, and report the best on `eval_dataset`.

@@ -16,11 +16,10 @@ from ..options import REQUIRED, argument, check_options
 from ..pretraining.teachers import TEACHERS
 from ..pretraining.terms import check_loss_terms
 from ..public_names import without_secrets
-from ..value_ranges import ABOVE_ZERO, AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, SHARE, WIDTH, Range
+from ..value_ranges import ABOVE_ZERO, AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, SEEDS, SHARE, WIDTH, Range
 
 
 MEASURED, UPLOADED = {"eval_data": True}, {"push_to_hub": True}
-SEEDS = Range(0, 2**32 - 1)
 CROP_AREA = Range(0, 1, low_included=False)
 
 

@@ -50,16 +50,16 @@ def mean_over_processes(accelerator: Accelerator, values: dict[str, torch.Tensor
     return dict(zip(values, means.tolist(), strict=True))
 
 
-def on_main_for_all(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
-    """What `work` returns on the main process, or the `ValueError` that it raises there, on every process."""
+def on_main_for_all(accelerator: Accelerator | PartialState, work: Callable[[], Any]) -> Any:
+    """What `work` returns on the main process, or the `ValueError` or `OSError` that it raises there, on every one."""
     answer = [None]
     if accelerator.is_main_process:
         try:
             answer = [work()]
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             answer = [error]
     (found,) = broadcast_object_list(answer)
-    if isinstance(found, ValueError):
+    if isinstance(found, ValueError | OSError):
         raise found
     return found
 
