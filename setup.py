@@ -43,6 +43,7 @@ setup(
         "jinja2>=3.0",  # model cards
         "matplotlib>=3.8",
         "numpy>=1.26",
+        "opencv-python-headless>=4.10",  # colours and blur of training crops; 4.10 goes with NumPy 2
         "pillow>=10.1",
         "psutil>=5.9",
         "pyarrow>=21.0",

@@ -3,7 +3,10 @@ import io
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from dinov2_hf.data import MultiCropTransform
 
 
 def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -14,6 +17,18 @@ def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:
 
 def noise_image(seed: int, height: int = 24, width: int = 32) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def normalised_crops(
+    transform: MultiCropTransform, image: Image.Image | np.ndarray, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The global and the local crops of one image, after what is done to its batch on the device."""
+    torch.manual_seed(seed)
+    names = ("global_crops", "local_crops", "distortions")
+    batch = {name: value.unsqueeze(1) for name, value in zip(names, transform(image), strict=False)}
+    batch = transform.on_device(batch)
+    assert set(batch) == {"global_crops", "local_crops"}
+    return batch["global_crops"].squeeze(1), batch["local_crops"].squeeze(1)
 
 
 @pytest.fixture(scope="session")

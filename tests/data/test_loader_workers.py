@@ -10,8 +10,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dinov2_hf import DINOv2Config, DINOv2Model
-from dinov2_hf.data import MultiCropTransform, PreTrainingCollator, build_loader
-from dinov2_hf.data.loader_workers import check_shared_memory, outlive_preemption
+from dinov2_hf.data import MultiCropTransform, PreTrainingCollator, build_loader, loader_workers
+from dinov2_hf.data.loader_workers import (
+    available_cores,
+    check_shared_memory,
+    default_workers,
+    describe_workers,
+    outlive_preemption,
+)
 from dinov2_hf.features import FeatureExtractor
 
 
@@ -50,6 +56,35 @@ def test_batches_that_do_not_fit_into_shared_memory(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="3 data loader workers of each of 2 processes .* use at most 1 workers"):
         check_shared_memory(3, batch, free_bytes=free)
+
+
+def test_what_the_log_says_of_workers(monkeypatch):
+    monkeypatch.setattr(loader_workers, "shared_memory_free", lambda: 2 * 10**9)
+    monkeypatch.setattr(loader_workers, "available_cores", lambda: 12)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    needed = check_shared_memory(3, 10**7)
+    assert needed == 2 * 3 * 2 * 10**7
+    assert describe_workers(3, needed) == (
+        "3 workers for each of 2 processes on 12 cores, which need up to 120.0 MB of shared memory of 2.0 GB free"
+    )
+    assert describe_workers(0, 0) == "in the training process"
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"), [(1, 1, 1), (2, 1, 1), (8, 1, 7), (16, 2, 7), (4, 8, 1), (128, 2, 16)]
+)
+def test_workers_come_from_the_cores(monkeypatch, cores, processes, workers):
+    monkeypatch.setattr(loader_workers, "available_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert default_workers() == workers
+
+
+@pytest.mark.parametrize(("limit", "cores"), [("max 100000", 8), ("350000 100000", 3), ("50000 100000", 1), ("", 8)])
+def test_a_container_may_grant_less_than_there_is(monkeypatch, tmp_path, limit, cores):
+    (tmp_path / "cpu.max").write_text(limit)
+    monkeypatch.setattr(loader_workers, "CPU_LIMIT", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    assert available_cores() == cores
 
 
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no shared memory with a limit here")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dinov2_hf.data import MultiCropTransform
-from tests.data.conftest import noise_image
+from tests.data.conftest import noise_image, normalised_crops
 
 
 def transform(num_channels: int, **settings) -> MultiCropTransform:
@@ -15,8 +15,7 @@ def transform(num_channels: int, **settings) -> MultiCropTransform:
 
 
 def crops(num_channels: int, image, **settings) -> tuple[torch.Tensor, torch.Tensor]:
-    torch.manual_seed(3)
-    return transform(num_channels, **settings)(image)
+    return normalised_crops(transform(num_channels, **settings), image, seed=3)
 
 
 WITHOUT_COLOUR = {"color_jitter_probability": 0.0, "grayscale_probability": 0.0, "solarize_probability": 0.0}
@@ -57,6 +56,11 @@ def test_values_are_not_rounded_to_8_bits():
     array = np.full((30, 40, 2), 0.3, dtype=np.float32)
     for crop in crops(2, array, global_blur_probabilities=(1.0, 1.0)):
         torch.testing.assert_close(crop, torch.full_like(crop, (0.3 / 255 - 0.5) / 0.25))
+
+
+def test_no_local_crops():
+    array = np.zeros((30, 40, 2), dtype=np.float32)
+    assert [len(kind) for kind in crops(2, array, num_local_crops=0)] == [2, 0]
 
 
 @pytest.mark.parametrize("settings", [{"image_mean": [0.5] * 3}, {"image_std": [0.2] * 4}, {"image_std": [0.2, 0.0]}])

@@ -1,5 +1,9 @@
-"""The distributions are measured; bounds are four standard deviations of a binomial."""
+"""The distributions are measured; bounds are four standard deviations of a binomial.
 
+What holds for every crop is measured of both augmentations, of which one leaves a part of its work to the device.
+"""
+
+import inspect
 import math
 import random
 from collections import Counter
@@ -10,8 +14,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from dinov2_hf.data.multi_crop import MultiCropTransform, draw_crop_box, gaussian_blur
-from tests.data.conftest import noise_image
+from dinov2_hf.data import decode_image, opencv_distortions
+from dinov2_hf.data.multi_crop import DeviceMultiCropTransform, MultiCropTransform, draw_crop_box
+from tests.data.conftest import encode, noise_image, normalised_crops
 
 
 PLAIN = {
@@ -31,20 +36,22 @@ NUM_DRAWS = 400
 CROPS = ("first global", "second global", "local")
 
 
-def crops_of(image, seed, **settings):
+both = pytest.mark.parametrize("kind", [MultiCropTransform, DeviceMultiCropTransform], ids=["multi_crop", "device"])
+
+
+def crops_of(image, seed, kind=MultiCropTransform, **settings):
     """The first global, the second global and the first local crop, in [0, 1]."""
-    torch.manual_seed(seed)
-    global_crops, local_crops = MultiCropTransform(**{**PLAIN, **settings})(image)
+    global_crops, local_crops = normalised_crops(kind(**{**PLAIN, **settings}), image, seed)
     return global_crops[0], global_crops[1], local_crops[0]
 
 
-def changed_fractions(image, **settings):
-    """How often a setting changes each crop, against the plain transform with the same geometry."""
+def changed_fractions(kind, image, **settings):
+    """How often a setting changes a grey level of each crop, against the plain transform with the same geometry."""
     changed = np.array(
         [
             [
-                not torch.equal(a, b)
-                for a, b in zip(crops_of(image, seed), crops_of(image, seed, **settings), strict=True)
+                bool((a - b).abs().max() > 0.5 / 255)
+                for a, b in zip(crops_of(image, seed, kind), crops_of(image, seed, kind, **settings), strict=True)
             ]
             for seed in range(NUM_DRAWS)
         ]
@@ -66,11 +73,10 @@ def ramp_image() -> Image.Image:
 
 def test_shapes_types_and_normalisation():
     transform = MultiCropTransform(global_crop_size=16, local_crop_size=8, num_local_crops=3)
-    global_crops, local_crops = transform(Image.new("RGB", (50, 40), "white"))
-    assert global_crops.shape == (2, 3, 16, 16)
-    assert local_crops.shape == (3, 3, 8, 8)
-    assert global_crops.dtype == local_crops.dtype == torch.float32
-    assert global_crops.is_contiguous()
+    drawn = transform(Image.new("RGB", (50, 40), "white"))
+    for crops, dtype in ((drawn, torch.uint8), (normalised_crops(transform, noise_image(0), 0), torch.float32)):
+        assert [crop.shape for crop in crops] == [(2, 3, 16, 16), (3, 3, 8, 8)]
+        assert all(crop.dtype == dtype and crop.is_contiguous() for crop in crops)
     white = crops_of(
         Image.new("RGB", (50, 40), "white"), 0, image_mean=(0.485, 0.456, 0.406), image_std=(0.2, 0.3, 0.4)
     )
@@ -78,72 +84,77 @@ def test_shapes_types_and_normalisation():
     torch.testing.assert_close(white[0][:, 3, 3], expected)
 
 
-def test_no_local_crops():
-    _, local_crops = MultiCropTransform(num_local_crops=0, local_crop_size=8)(noise_image(0))
+@both
+def test_no_local_crops(kind):
+    _, local_crops = normalised_crops(kind(num_local_crops=0, local_crop_size=8), noise_image(0), 0)
     assert local_crops.shape == (0, 3, 8, 8)
 
 
-def test_the_seed_of_torch_decides():
-    settings = {"global_crop_size": 16, "local_crop_size": 8}
-    draws = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        draws.append(torch.cat([crop.flatten() for crop in MultiCropTransform(**settings)(noise_image(0))]))
+@both
+def test_the_seed_of_torch_decides(kind):
+    transform = kind(global_crop_size=16, local_crop_size=8)
+    draws = [
+        torch.cat([crop.flatten() for crop in normalised_crops(transform, noise_image(0), seed)]) for seed in (1, 1, 2)
+    ]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 
 
-def test_default_blur_is_that_of_the_original_as_run():
-    defaults = MultiCropTransform()
-    fractions = changed_fractions(
-        noise_image(0, 64, 64),
-        global_blur_probabilities=defaults.global_blur_probabilities,
-        local_blur_probability=defaults.local_blur_probabilities[0],
-    )
+@both
+def test_default_blur_is_that_of_the_original_as_run(kind):
+    names = ("global_blur_probabilities", "local_blur_probability")
+    defaults = {name: inspect.signature(kind).parameters[name].default for name in names}
+    fractions = changed_fractions(kind, noise_image(0, 64, 64), **defaults)
     # A sigma below 0.28 pixels, out of U(0.1, 2), moves no grey level of 255.
     visible = (2.0 - 0.28) / 1.9
     assert fractions["first global"] == 0
     assert fractions["second global"] == about(0.9 * visible)
-    # Blurring global crops moves the local crop's draws, so its own rate is measured without.
-    local = changed_fractions(noise_image(0, 64, 64), local_blur_probability=0.5)
-    assert local["local"] == about(0.5 * visible)
+    assert fractions["local"] == about(0.5 * visible)
 
 
-def test_only_the_second_global_crop_is_solarized():
-    fractions = changed_fractions(noise_image(0), solarize_probability=0.2)
+@both
+def test_only_the_second_global_crop_is_solarized(kind):
+    fractions = changed_fractions(kind, noise_image(0), solarize_probability=0.2)
     assert fractions == {"first global": 0, "second global": about(0.2), "local": 0}
 
 
-def test_solarize_inverts_the_bright_half():
-    _, crop, _ = crops_of(Image.new("RGB", (20, 20), (10, 127, 200)), 0, solarize_probability=1.0)
+@both
+def test_solarize_inverts_the_bright_half(kind):
+    _, crop, _ = crops_of(Image.new("RGB", (20, 20), (10, 127, 200)), 0, kind, solarize_probability=1.0)
     assert (crop[:, 0, 0] * 255).round().tolist() == [10, 127, 55]
 
 
+@both
 @pytest.mark.parametrize("crop", range(3), ids=CROPS)
-def test_half_of_the_crops_are_flipped(crop):
+def test_half_of_the_crops_are_flipped(crop, kind):
     flipped = [
         bool(red[:, 0].mean() > red[:, -1].mean())
         for red in (
-            crops_of(ramp_image(), seed, horizontal_flip_probability=0.5)[crop][0] for seed in range(NUM_DRAWS)
+            crops_of(ramp_image(), seed, kind, horizontal_flip_probability=0.5)[crop][0] for seed in range(NUM_DRAWS)
         )
     ]
     assert np.mean(flipped) == about(0.5)
 
 
-def test_greyscale_rate():
+@both
+def test_greyscale_rate(kind):
     image = noise_image(0)
     grey = [
-        [bool((crop == crop[:1]).all()) for crop in crops_of(image, seed, grayscale_probability=0.2)]
+        [bool((crop == crop[:1]).all()) for crop in crops_of(image, seed, kind, grayscale_probability=0.2)]
         for seed in range(NUM_DRAWS)
     ]
     assert np.mean(grey, axis=0).tolist() == [about(0.2)] * 3
 
 
-def test_colour_jitter_rate_and_range():
+@both
+def test_colour_jitter_rate_and_range(kind):
     # On an even grey, brightness is the only part of the jitter that shows.
     image = Image.new("RGB", (20, 20), (128, 128, 128))
     greys = 255 * torch.tensor(
-        [[crop.mean() for crop in crops_of(image, seed, color_jitter_probability=0.8)] for seed in range(NUM_DRAWS)]
+        [
+            [crop.mean() for crop in crops_of(image, seed, kind, color_jitter_probability=0.8)]
+            for seed in range(NUM_DRAWS)
+        ]
     )
     # A factor that rounds back to 128 is not seen: one grey level of the 102 that the factors span.
     assert (greys.round() != 128).float().mean(dim=0).tolist() == [about(0.8 * 101 / 102)] * 3
@@ -152,7 +163,7 @@ def test_colour_jitter_rate_and_range():
 
 
 def test_jitter_steps_come_in_any_order(monkeypatch):
-    names = ("adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue")
+    names = ("brightness", "contrast", "saturation", "hue")
     calls = []
 
     def noted(name, adjust):
@@ -163,7 +174,7 @@ def test_jitter_steps_come_in_any_order(monkeypatch):
         return adjust_and_note
 
     for name in names:
-        monkeypatch.setattr(v2.functional, name, noted(name, getattr(v2.functional, name)))
+        monkeypatch.setitem(opencv_distortions.ADJUSTMENTS, name, noted(name, opencv_distortions.ADJUSTMENTS[name]))
     for seed in range(100):
         crops_of(noise_image(0), seed, color_jitter_probability=1.0)
     orders = Counter(zip(*[iter(calls)] * 4, strict=True))
@@ -209,16 +220,36 @@ def test_elongated_images_are_cropped_in_the_middle(height, width, box):
     assert draw_crop_box(height, width, (0.9, 1.0), random.Random(0)) == box
 
 
-def test_blur_is_that_of_torchvision():
-    crops = torch.randint(0, 256, (4, 3, 13, 17), dtype=torch.uint8)
-    sigmas = [0.1, 0.6, 1.3, 2.0]
-    blurred = gaussian_blur(crops, torch.tensor(sigmas))
-    expected = torch.stack(
-        [v2.functional.gaussian_blur(c, [9, 9], [s, s]) for c, s in zip(crops, sigmas, strict=True)]
-    )
-    # The last bit of a float sum may round to the neighbouring grey level.
-    assert (blurred.int() - expected.int()).abs().max() <= 1
-    assert (blurred != expected).float().mean() < 0.01
+@pytest.mark.parametrize(
+    ("size", "factor"),
+    [
+        ((500, 333), 1),  # the smallest local crop may be 79 x 105 pixels, for 98 x 98
+        ((1600, 1200), 2),
+        ((1200, 1600), 2),
+        ((4000, 3000), 4),
+        ((12000, 9000), 8),
+        ((4000, 500), 2),  # no box of a third of its area fits
+        ((400, 40), 1),
+    ],
+)
+def test_how_much_smaller_an_image_may_be_decoded(size, factor):
+    assert MultiCropTransform().reduction(*size) == factor
+
+
+def test_a_smaller_image_gives_the_same_crops():
+    """Of a smooth picture, with and without; boxes differ by rounding to whole pixels."""
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((1600, 1200), Image.BICUBIC)
+    content = encode(picture, "JPEG", quality=95)
+    transform = MultiCropTransform()
+    whole, smaller = decode_image(content), decode_image(content, reduction=transform.reduction)
+    assert (whole.size, smaller.size) == ((1600, 1200), (800, 600))
+    for seed in range(5):
+        for one, other in zip(
+            normalised_crops(transform, whole, seed), normalised_crops(transform, smaller, seed), strict=True
+        ):
+            levels = (one - other).abs() / transform.scale
+            assert levels.mean() < 2
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,14 @@
 """The benchmark of a step runs on any recipe and writes its numbers."""
 
 import json
+import os
 import sys
 
 import pytest
+import torch
+from datasets import Dataset, Image
+
+from tests.data.conftest import encode, noise_image
 
 from .conftest import load_example
 
@@ -35,3 +40,22 @@ def test_a_step_under_a_backend(recipe, tmp_path, monkeypatch):
     assert result["processes"] == 2
     assert result["images_per_second"] > 0
     assert len(result["peak_memory_gib_per_process"]) == 2
+
+
+def test_data_path(tmp_path, monkeypatch):
+    files = [{"bytes": encode(noise_image(seed, 60, 80), "JPEG"), "path": None} for seed in range(3)]
+    images, output = tmp_path / "images.parquet", tmp_path / "data_path.json"
+    Dataset.from_dict({"image": files}).cast_column("image", Image()).to_parquet(images)
+    flags = ["--images", str(images), "--rounds", "1", "--large", "640", "480", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["data_path.py", *flags])
+    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
+    try:
+        load_example("benchmarks/data_path").main()
+    finally:
+        torch.set_num_threads(threads)
+        os.sched_setaffinity(0, cores)
+    results = json.loads(output.read_text())
+    assert results["images"] == 3
+    groups = results["milliseconds of CPU time an image"]
+    assert list(groups) == ["paths", "pieces", "hand-over", "large, 640 x 480"]
+    assert all(milliseconds > 0 for group in groups.values() for milliseconds in group.values())

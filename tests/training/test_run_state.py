@@ -10,7 +10,10 @@ from dinov2_hf.runs.state import start_state
 
 def arguments(batch_size=4, accumulation=1, **values):
     return PreTrainingArguments(
-        train_data="images", per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation, **values
+        train_data="images",
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        **{"dataloader_num_workers": 8, **values},
     )
 
 

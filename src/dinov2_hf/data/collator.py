@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch.utils.data import default_collate
 
 from .masking import MASKS, check_mask_settings, draw_masks
 
@@ -23,8 +24,9 @@ class SkippedImage(NamedTuple):
 class PreTrainingSample(NamedTuple):
     """The crops of one image.
 
-    `global_crops` is (G, C, S, S) and `local_crops` (L, C, s, s), both float32 and normalised; `row_id` names the
-    image for people; `seed` is the sample's own; `skipped` are images that were tried before this one.
+    `global_crops` is (G, C, S, S) and `local_crops` (L, C, s, s), of the type that the augmentation gives; `row_id`
+    names the image for people; `seed` is the sample's own; `skipped` are images that were tried before this one;
+    `distortions` (G + L, numbers) are what remains to be done to the crops on the device, if anything does.
     """
 
     global_crops: torch.Tensor
@@ -32,6 +34,7 @@ class PreTrainingSample(NamedTuple):
     row_id: str
     seed: int
     skipped: tuple[SkippedImage, ...]
+    distortions: torch.Tensor | None = None
 
 
 class BatchReport(NamedTuple):
@@ -75,14 +78,19 @@ class PreTrainingCollator:
 
         Returns:
             The batch and its report. The batch holds
-            `global_crops` (G, B, C, S, S) and `local_crops` (L, B, C, s, s), float32;
+            `global_crops` (G, B, C, S, S) and `local_crops` (L, B, C, s, s), of the samples' type;
             `bool_masked_pos` (G*B, N), True where a patch is masked; row g*B + i is global crop g of image i;
             `masked_indices` (M,), int64, the flat positions of the True entries of `bool_masked_pos`;
-            `masked_weights` (M,), float32, one over the number of masked patches of the entry's crop.
+            `masked_weights` (M,), float32, one over the number of masked patches of the entry's crop;
+            `distortions` (G + L, B, numbers), where samples have them.
         """
-        global_crops = torch.stack([sample.global_crops for sample in samples], dim=1)
-        local_crops = torch.stack([sample.local_crops for sample in samples], dim=1)
-        num_global_crops, num_images, _, height, width = global_crops.shape
+        # In a worker this writes once, into memory that is shared with the training process.
+        crops = {
+            name: default_collate([getattr(sample, name) for sample in samples]).transpose(0, 1)
+            for name in ("global_crops", "local_crops", "distortions")
+            if getattr(samples[0], name) is not None
+        }
+        num_global_crops, num_images, _, height, width = crops["global_crops"].shape
         masks = draw_masks(
             num_global_crops * num_images,
             (height // self.patch_size, width // self.patch_size),
@@ -91,9 +99,7 @@ class PreTrainingCollator:
             mask_ratio=self.mask_ratio,
             rng=random.Random(samples[0].seed),
         )
-        batch = {
-            "global_crops": global_crops,
-            "local_crops": local_crops,
+        batch = crops | {
             "bool_masked_pos": masks,
             "masked_indices": masks.flatten().nonzero().squeeze(1),
             "masked_weights": (1.0 / masks.sum(dim=1, keepdim=True)).expand_as(masks)[masks],

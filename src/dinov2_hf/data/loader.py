@@ -6,8 +6,8 @@ run was interrupted and, for data sets with random access, not on the number of 
 
 import inspect
 import itertools
+import logging
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import datasets
@@ -17,15 +17,16 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ..options import options_of, values_for
-from .collator import BatchReport, PreTrainingCollator
-from .loader_workers import check_shared_memory, outlive_preemption
+from .collator import PreTrainingCollator
+from .device_batches import Batches, batches_on_device
+from .loader_workers import check_shared_memory, describe_workers, outlive_preemption
 from .multi_crop import AUGMENTATIONS, MultiCropTransform
 from .pretraining_images import PreTrainingImages, PreTrainingStream, Transform
 from .reading.image_columns import find_image_column
 from .sample_order import PreTrainingBatchSampler
 
 
-Batches = Iterator[tuple[dict[str, torch.Tensor], BatchReport]]
+logger = logging.getLogger(__name__)
 
 
 def build_batches(
@@ -37,9 +38,9 @@ def build_batches(
     world_size: int = 1,
     start_sample: int = 0,
     has_masks: bool = True,
-    pin_memory: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Batches:
-    """The batches of one process, as a recipe says; see `build_loader`.
+    """The batches of one process, as a recipe says, on its device and ready for the network; see `build_loader`.
 
     Args:
         dataset: the images, from `load_image_dataset`, streamed or not.
@@ -48,16 +49,18 @@ def build_batches(
         rank, world_size: this process and the number of processes.
         start_sample: images that all processes together have seen before.
         has_masks: whether the objective reads masks; without it none are drawn.
-        pin_memory: put the batches in page-locked memory, for faster copies to a GPU.
+        device: where the batches go, and where the augmentation does its second part, if it has one.
 
     Raises:
         ValueError: as `build_transform` and `build_loader`, and where there are no such masks or no such order.
     """
     ratios = {} if has_masks else {"mask_probability": 0.0}
-    return build_loader(
+    device = torch.device(device)
+    transform = build_transform(recipe, network.image_size, network.num_channels)
+    batches = build_loader(
         dataset,
         find_image_column(dataset, recipe.image_column),
-        build_transform(recipe, network.image_size, network.num_channels),
+        transform,
         PreTrainingCollator(network.patch_size, **{**values_for(PreTrainingCollator, recipe), **ratios}),
         batch_size=recipe.per_device_train_batch_size,
         seed=recipe.seed,
@@ -68,8 +71,9 @@ def build_batches(
         sample_order=recipe.sample_order,
         shuffle_buffer_size=recipe.shuffle_buffer_size,
         num_channels=network.num_channels,
-        pin_memory=pin_memory,
+        pin_memory=device.type == "cuda",
     )
+    return batches_on_device(batches, device, getattr(transform, "on_device", None))
 
 
 def build_transform(recipe: Any, global_crop_size: int, num_channels: int) -> Transform:
@@ -167,7 +171,8 @@ def build_loader(
         images = PreTrainingImages(dataset, image_column, transform, num_channels)
         order = {"start_sample": start_sample, "order": sample_order, "dataset": dataset}
         batching = {"batch_sampler": PreTrainingBatchSampler(len(images), **share, **order)}
-    check_shared_memory(num_workers, batch_size * _sample_bytes(transform, num_channels))
+    needed = check_shared_memory(num_workers, batch_size * _sample_bytes(transform, num_channels))
+    logger.info("data loading: %s", describe_workers(num_workers, needed))
     loader = DataLoader(
         images,
         collate_fn=collator,
@@ -182,7 +187,7 @@ def build_loader(
 
 
 def _sample_bytes(transform: Transform, num_channels: int) -> int:
-    """Of the crops of one image, whatever its size.
+    """Of the crops of one image and what goes with them, whatever its size.
 
     Raises:
         ValueError: the transform gives no crops.
@@ -190,12 +195,12 @@ def _sample_bytes(transform: Transform, num_channels: int) -> int:
     side = 64
     empty = Image.new("RGB", (side, side)) if num_channels == 3 else np.zeros((side, side, num_channels), np.float32)
     with torch.random.fork_rng(devices=[]):
-        kinds = transform(empty)
-    for name, crops in zip(("global crops", "local crops"), kinds, strict=True):
+        tensors = transform(empty)
+    for name, crops in zip(("global crops", "local crops"), tensors[:2], strict=True):
         if not isinstance(crops, torch.Tensor) or crops.ndim != 4 or crops.shape[1] != num_channels:
             found = tuple(crops.shape) if isinstance(crops, torch.Tensor) else type(crops).__name__
             raise ValueError(
                 f"the {name} of the augmentation are {found}; they must be a tensor (crops, {num_channels}, height, "
                 "width)."
             )
-    return sum(crops.nbytes for crops in kinds)
+    return sum(tensor.nbytes for tensor in tensors)

@@ -10,12 +10,14 @@ from pathlib import Path
 
 
 SHARED_MEMORY = Path("/dev/shm")
+CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of a container
 BATCHES_OF_A_WORKER = 2  # that a `DataLoader` has each make ahead
+MOST_WORKERS = 16  # they decode and crop more images than a GPU trains on
 
 
 def check_shared_memory(
     num_workers: int, batch_bytes: int, *, num_batches: float = math.inf, free_bytes: int | None = None
-) -> None:
+) -> int:
     """
     Whether the batches that wait for this process fit into shared memory, by which workers hand them over. Where it
     is full, a worker dies or hangs in the middle of a batch.
@@ -26,23 +28,62 @@ def check_shared_memory(
         num_batches: that there are in all.
         free_bytes: of the shared memory; `None` looks, and where a system has no `/dev/shm`, there is no such limit.
 
+    Returns:
+        The bytes that may be needed, of all processes of this machine.
+
     Raises:
         `ValueError`: they do not.
     """
-    if free_bytes is None:
-        if not num_workers or not SHARED_MEMORY.is_dir():
-            return
-        free_bytes = shutil.disk_usage(SHARED_MEMORY).free
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = processes_of_this_machine()
     needed = min(num_workers * BATCHES_OF_A_WORKER, num_batches) * batch_bytes * processes
-    if needed <= free_bytes:
-        return
+    if free_bytes is None:
+        free_bytes = shared_memory_free()
+    if not num_workers or free_bytes is None or needed <= free_bytes:
+        return needed
     fitting = free_bytes // max(BATCHES_OF_A_WORKER * batch_bytes * processes, 1)
     whose = f"{num_workers} data loader workers" + (f" of each of {processes} processes" if processes > 1 else "")
     raise ValueError(
         f"{whose} need up to {_size(needed)} of shared memory for the batches that they make ahead, but"
         f" {SHARED_MEMORY} has {_size(free_bytes)} free; use at most {fitting} workers, a smaller batch, or more"
         " shared memory (in a container, such as docker run --shm-size=16g)."
+    )
+
+
+def default_workers() -> int:
+    """As many for each process of this machine as it has cores, less one for the process itself; from 1 to 16."""
+    return min(max(available_cores() // processes_of_this_machine() - 1, 1), MOST_WORKERS)
+
+
+def available_cores() -> int:
+    """The cores that this process may use: those that it is bound to, within what a container grants."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        granted, period = CPU_LIMIT.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if granted == "max" else max(min(cores, int(granted) // int(period)), 1)
+
+
+def processes_of_this_machine() -> int:
+    """That train: what a launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def shared_memory_free() -> int | None:
+    """In bytes; None where a system has no `/dev/shm`."""
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
+
+
+def describe_workers(num_workers: int, needed: int) -> str:
+    """For the log: what decodes images, and the shared memory that it needs, in bytes."""
+    if not num_workers:
+        return "in the training process"
+    free = shared_memory_free()
+    limit = "" if free is None else f" of {_size(free)} free"
+    processes = processes_of_this_machine()
+    return (
+        f"{num_workers} workers for each of {processes} processes on {available_cores()} cores, which need up to"
+        f" {_size(needed)} of shared memory{limit}"
     )
 
 

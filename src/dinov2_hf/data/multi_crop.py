@@ -1,9 +1,8 @@
 """Multi-crop augmentation: two global crops and several local crops of one image (DINOv2, appendix B; after DINO).
 
-Every crop goes through random resized crop (bicubic, antialiased), flip, colour jitter, greyscale, blur, solarize (the
-second global crop only) and normalisation, in this order. Geometry and colour run on PIL images, where torchvision is
-faster than on tensors for every size used here; blur, solarize and normalisation run once on the stacked crops of one
-size.
+Every crop goes through a random resized crop (bicubic, antialiased) and the changes of `distortions`. Crops stay in 8
+bits until they are on the device of the training, where `on_device` normalises them. `device` leaves the changes to
+the device too.
 """
 
 import math
@@ -13,27 +12,23 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn.functional import conv2d, pad
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torch.nn.functional import interpolate
 
 from ..named_objects import Registry
+from .batched_distortions import distort_batch
+from .distortions import BLUR_RADIUS, Distortion, draw_distortion
 
 
 # An augmentation is a class or function that takes options of the recipe, those below or some of them, and gives a
-# transform from one picture to its global and local crops.
+# transform from one picture to its global and local crops. Its method `on_device`, if there is one, changes each batch
+# on the device of the training; its `reduction` says how much smaller a JPEG file may be decoded.
 AUGMENTATIONS = Registry("augmentation")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 CROP_ASPECT_RATIO = (3 / 4, 4 / 3)
-BRIGHTNESS_FACTOR = (0.6, 1.4)
-CONTRAST_FACTOR = (0.6, 1.4)
-SATURATION_FACTOR = (0.8, 1.2)
-HUE_SHIFT = (-0.1, 0.1)
-BLUR_SIGMA = (0.1, 2.0)
-BLUR_RADIUS = 4
-SOLARIZE_THRESHOLD = 128
+Box = tuple[int, int, int, int]
+Drawn = list[tuple[Box, Distortion]]
 
 
 @AUGMENTATIONS.register("multi_crop")
@@ -108,95 +103,152 @@ class MultiCropTransform:
         self.local_crop_size = local_crop_size
         self.global_crop_scale = global_crop_scale
         self.local_crop_scale = local_crop_scale
-        self.horizontal_flip_probability = horizontal_flip_probability
-        self.color_jitter_probability = color_jitter_probability
-        self.grayscale_probability = grayscale_probability
-        self.global_blur_probabilities = tuple(global_blur_probabilities)
-        self.local_blur_probabilities = (local_blur_probability,) * num_local_crops
-        self.solarize_probability = solarize_probability
-        self.mean = 255 * torch.tensor(image_mean).view(-1, 1, 1)
-        self.std = 255 * torch.tensor(image_std).view(-1, 1, 1)
+        self.probabilities = {
+            "flip_probability": horizontal_flip_probability,
+            "jitter_probability": color_jitter_probability,
+            "grey_probability": grayscale_probability,
+        }
+        # What each crop has of its own.
+        self.global_probabilities = [
+            {"blur_probability": blur, "solarize_probability": solarize}
+            for blur, solarize in zip(global_blur_probabilities, (0.0, solarize_probability), strict=True)
+        ]
+        self.local_probabilities = [{"blur_probability": local_blur_probability, "solarize_probability": 0.0}] * (
+            num_local_crops
+        )
+        # Normalised is crop * scale + shift, which takes fewer passes than (crop / 255 - mean) / std.
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (image_mean, image_std))
+        self.scale, self.shift = 1 / (255 * std), -mean / std
 
-    def __call__(self, image: Image.Image | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, image: Image.Image | np.ndarray) -> tuple[torch.Tensor, ...]:
         """Draw the crops of one image.
 
         Args:
             image: a PIL image of mode RGB, or float32 of shape (height, width, C), on the scale of 8 bits.
 
         Returns:
-            The global crops, float32 of shape (2, C, S, S), and the local crops, float32 of shape (L, C, s, s), both
-            normalised.
+            The global crops, of shape (2, C, S, S), and the local crops, of shape (L, C, s, s), both from 0 to 255:
+            uint8 of a PIL image, float32 of an array.
         """
-        if isinstance(image, np.ndarray):
-            image = torch.from_numpy(image).permute(2, 0, 1)
+        pixels = np.asarray(image)
+        global_drawn, local_drawn = self._draw(*pixels.shape[:2])
+        return (
+            distorted_crops(pixels, self.global_crop_size, global_drawn),
+            distorted_crops(pixels, self.local_crop_size, local_drawn),
+        )
+
+    def on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Normalise the crops of a batch.
+
+        Args:
+            batch: of `PreTrainingCollator`, on the device of the training.
+
+        Returns:
+            The same with `global_crops` and `local_crops` in float32.
+        """
+        return batch | {name: self._normalize(batch[name]) for name in ("global_crops", "local_crops")}
+
+    def reduction(self, width: int, height: int) -> int:
+        """By how much an image of so many pixels may be decoded smaller: 1, 2, 4 or 8. No crop is enlarged for it."""
+        area = width * height * CROP_ASPECT_RATIO[0]
+        # The shortest side that a box can have. Where none fits, a box is as wide or as high as the image.
+        ratios = [
+            min(math.sqrt(scale[0] * area), width, height) / size
+            for size, scale in (
+                (self.global_crop_size, self.global_crop_scale),
+                (self.local_crop_size, self.local_crop_scale),
+            )
+        ]
+        return next((factor for factor in (8, 4, 2) if factor <= min(ratios)), 1)
+
+    def _draw(self, height: int, width: int) -> tuple[Drawn, Drawn]:
+        """Boxes and distortions of the global and of the local crops."""
         # Python's generator draws a scalar about twenty times faster than torch's.
         rng = random.Random(int(torch.randint(2**63 - 1, ())))
-        global_crops = self._crops(
-            image, self.global_crop_size, self.global_crop_scale, self.global_blur_probabilities, rng
-        )
-        if rng.random() < self.solarize_probability:
-            global_crops[1] = F.solarize(global_crops[1], SOLARIZE_THRESHOLD)
-        local_crops = self._crops(
-            image, self.local_crop_size, self.local_crop_scale, self.local_blur_probabilities, rng
-        )
-        return self._normalize(global_crops), self._normalize(local_crops)
-
-    def _crops(
-        self,
-        image: Image.Image | torch.Tensor,
-        size: int,
-        scale: tuple[float, float],
-        blur_probabilities: tuple[float, ...],
-        rng: random.Random,
-    ) -> torch.Tensor:
-        """As many crops as there are blur probabilities, of shape (crops, C, size, size): uint8, of an array float."""
-        drawn, sigmas = [], {}
-        for i, blur_probability in enumerate(blur_probabilities):
-            drawn.append(self._crop(image, size, scale, rng))
-            if rng.random() < blur_probability:
-                sigmas[i] = rng.uniform(*BLUR_SIGMA)
-        crops = self._stack(drawn, size)
-        if sigmas:
-            blurred = list(sigmas)
-            crops[blurred] = gaussian_blur(crops[blurred], torch.tensor(list(sigmas.values())))
-        return crops
-
-    def _crop(
-        self, image: Image.Image | torch.Tensor, size: int, scale: tuple[float, float], rng: random.Random
-    ) -> Image.Image | torch.Tensor:
-        box = draw_crop_box(*F.get_size(image), scale, rng)
-        crop = F.resized_crop(image, *box, [size, size], interpolation=InterpolationMode.BICUBIC)
-        if rng.random() < self.horizontal_flip_probability:
-            crop = F.horizontal_flip(crop)
-        if rng.random() < self.color_jitter_probability:
-            adjustments = [
-                (F.adjust_brightness, rng.uniform(*BRIGHTNESS_FACTOR)),
-                (F.adjust_contrast, rng.uniform(*CONTRAST_FACTOR)),
-                (F.adjust_saturation, rng.uniform(*SATURATION_FACTOR)),
-                (F.adjust_hue, rng.uniform(*HUE_SHIFT)),
+        return tuple(
+            [
+                (draw_crop_box(height, width, scale, rng), draw_distortion(rng, **self.probabilities, **own))
+                for own in probabilities
             ]
-            rng.shuffle(adjustments)
-            for adjust, amount in adjustments:
-                crop = adjust(crop, amount)
-        if rng.random() < self.grayscale_probability:
-            crop = F.rgb_to_grayscale(crop, num_output_channels=3)
-        return crop
-
-    def _stack(self, crops: list[Image.Image] | list[torch.Tensor], size: int) -> torch.Tensor:
-        if crops and isinstance(crops[0], torch.Tensor):
-            return torch.stack(crops)
-        stacked = np.empty((len(crops), size, size, len(self.mean)), dtype=np.uint8)
-        for i, crop in enumerate(crops):
-            stacked[i] = np.asarray(crop)
-        return torch.from_numpy(stacked).permute(0, 3, 1, 2)
+            for scale, probabilities in (
+                (self.global_crop_scale, self.global_probabilities),
+                (self.local_crop_scale, self.local_probabilities),
+            )
+        )
 
     def _normalize(self, crops: torch.Tensor) -> torch.Tensor:
-        return crops.to(torch.float32, memory_format=torch.contiguous_format).sub_(self.mean).div_(self.std)
+        scale, shift = (values.to(crops.device, non_blocking=True) for values in (self.scale, self.shift))
+        return (crops.contiguous() * scale).add_(shift)
 
 
-def draw_crop_box(
-    height: int, width: int, scale: tuple[float, float], rng: random.Random
-) -> tuple[int, int, int, int]:
+@AUGMENTATIONS.register("device")
+class DeviceMultiCropTransform(MultiCropTransform):
+    """`MultiCropTransform` whose crops are only cut out here. All else is done to a whole batch, on its device."""
+
+    def __call__(self, image: Image.Image | np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Draw the crops of one image, as `MultiCropTransform`.
+
+        Returns:
+            The global and local crops, and (2 + L, numbers), float32: the `Distortion` of each of them.
+        """
+        pixels = np.asarray(image)
+        global_drawn, local_drawn = self._draw(*pixels.shape[:2])
+        return (
+            cut_out(pixels, self.global_crop_size, global_drawn),
+            cut_out(pixels, self.local_crop_size, local_drawn),
+            numbers_of(global_drawn + local_drawn),
+        )
+
+    def on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Distort and normalise the crops of a batch, as `MultiCropTransform`.
+
+        Args:
+            batch: `distortions` (2 + L, B, numbers) stay on the CPU.
+        """
+        batch = dict(batch)
+        distortions = batch.pop("distortions").split([len(batch["global_crops"]), len(batch["local_crops"])])
+        for name, numbers in zip(("global_crops", "local_crops"), distortions, strict=True):
+            crops = batch[name]
+            batch[name] = distort_batch(crops.flatten(0, 1), numbers.flatten(0, 1)).view(crops.shape)
+        return super().on_device(batch)
+
+
+def cut_out(pixels: np.ndarray, size: int, drawn: Drawn) -> torch.Tensor:
+    """The boxes of an image (height, width, C), resized to (crops, C, size, size) of the image's type."""
+    crops = np.empty((len(drawn), pixels.shape[2], size, size), pixels.dtype)
+    for crop, (box, _) in zip(crops, drawn, strict=True):
+        np.copyto(crop, resized_crop(pixels, box, size).transpose(2, 0, 1))
+    return torch.from_numpy(crops)
+
+
+def distorted_crops(pixels: np.ndarray, size: int, drawn: Drawn) -> torch.Tensor:
+    """The same, and each with its distortion."""
+    if pixels.dtype != np.uint8:
+        return distort_batch(cut_out(pixels, size, drawn), numbers_of(drawn))
+    from .opencv_distortions import distort  # which nothing else needs
+
+    crops = np.empty((len(drawn), pixels.shape[2], size, size), np.uint8)
+    for crop, (box, distortion) in zip(crops, drawn, strict=True):
+        distort(resized_crop(pixels, box, size), distortion, crop)
+    return torch.from_numpy(crops)
+
+
+def numbers_of(drawn: Drawn) -> torch.Tensor:
+    """The distortions of crops, float32 of shape (crops, numbers)."""
+    numbers = [distortion for _, distortion in drawn]
+    return torch.tensor(numbers, dtype=torch.float32).view(len(numbers), len(Distortion._fields))
+
+
+def resized_crop(pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """A box of an image (height, width, C), resized as Pillow does it (bicubic, antialiased) to (size, size, C)."""
+    top, left, height, width = box
+    # torch resizes 8-bit images fastest, and leaves them so, if their channels come last in a batch of one.
+    crop = torch.from_numpy(pixels[None, top : top + height, left : left + width].copy()).permute(0, 3, 1, 2)
+    resized = interpolate(crop, size=(size, size), mode="bicubic", antialias=True)
+    return resized.permute(0, 2, 3, 1).numpy()[0]
+
+
+def draw_crop_box(height: int, width: int, scale: tuple[float, float], rng: random.Random) -> Box:
     """Draw the box of a random resized crop, with the distribution of torchvision's `RandomResizedCrop`.
 
     Args:
@@ -218,26 +270,6 @@ def draw_crop_box(
     box_height = min(height, round(width / low))
     box_width = min(width, round(height * high))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
-
-
-def gaussian_blur(crops: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """Blur each image with its own sigma: torchvision's 9x9 `gaussian_blur`, in one grouped convolution.
-
-    Args:
-        crops: uint8 or float of shape (n, C, h, w).
-        sigmas: float of shape (n,), in pixels.
-
-    Returns:
-        The same shape and type; edges are reflected.
-    """
-    n, channels, height, width = crops.shape
-    offsets = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
-    kernels = torch.exp(-0.5 * (offsets / sigmas[:, None]) ** 2)
-    kernels = kernels / kernels.sum(dim=1, keepdim=True)
-    kernels = (kernels[:, :, None] * kernels[:, None, :]).repeat_interleave(channels, dim=0).unsqueeze(1)
-    planes = pad(crops.reshape(1, -1, height, width).float(), [BLUR_RADIUS] * 4, mode="reflect")
-    blurred = conv2d(planes, kernels, groups=n * channels)
-    return (blurred if crops.is_floating_point() else blurred.round_()).to(crops.dtype).view(crops.shape)
 
 
 def _check_crop(name: str, size: int, scale: tuple[float, float], blur_probability: float) -> None:

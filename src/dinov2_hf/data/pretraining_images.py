@@ -21,7 +21,7 @@ from .replacements import first_decodable
 from .sample_order import SampleKey, check_share, mix_seed
 
 
-Transform = Callable[[Image.Image | np.ndarray], tuple[torch.Tensor, torch.Tensor]]
+Transform = Callable[[Image.Image | np.ndarray], tuple[torch.Tensor, ...]]
 
 
 class PreTrainingImages(Dataset):
@@ -38,7 +38,7 @@ class PreTrainingImages(Dataset):
         self.dataset = _undecoded_images(dataset, image_column)
         self.image_column = image_column
         self.transform = transform
-        self.decode = image_decoder(num_channels)
+        self.decode = image_decoder(num_channels, getattr(transform, "reduction", None))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -106,7 +106,7 @@ class PreTrainingStream(IterableDataset):
                 "must be at least 1 and 0."
             )
         self.dataset = _undecoded_images(self.dataset, self.image_column)
-        self.decode = image_decoder(self.num_channels)
+        self.decode = image_decoder(self.num_channels, getattr(self.transform, "reduction", None))
 
     @property
     def max_workers(self) -> int:
@@ -168,5 +168,6 @@ def _sample_of_first(
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would also seed the GPUs, whose generators belong to the training.
         torch.default_generator.manual_seed(seed)
-        global_crops, local_crops = transform(image)
-    return PreTrainingSample(global_crops, local_crops, row_id, seed, tuple(SkippedImage(*one) for one in skipped))
+        crops = transform(image)
+    skipped = tuple(SkippedImage(*one) for one in skipped)
+    return PreTrainingSample(*crops[:2], row_id, seed, skipped, *crops[2:])

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..data.loader_workers import default_workers
 from ..options import REQUIRED, argument, check_options
 from ..pretraining.teachers import TEACHERS
 from ..pretraining.terms import check_loss_terms
@@ -75,7 +76,9 @@ class PreTrainingArguments:
 
     # --- crops and masks (paper, appendix B)
     augmentation: str = argument(
-        "multi_crop", "From an image to its crops: multi_crop, or package.module:function, which takes what follows."
+        "multi_crop",
+        "From an image to its crops: multi_crop; device, the same with all but decoding and cropping on the training's"
+        " device; or package.module:function, which takes what follows.",
     )
     local_crop_size: int = argument(98, "Side of a local crop in pixels, where there are any.", WIDTH)
     num_local_crops: int = argument(8, "Local crops of each image.", NOT_NEGATIVE)
@@ -211,8 +214,11 @@ class PreTrainingArguments:
     )
     save_steps: int = argument(2500, "Steps between two checkpoints.", AT_LEAST_ONE)
     save_total_limit: int = argument(3, "Checkpoints kept.", AT_LEAST_ONE)
-    dataloader_num_workers: int = argument(
-        8, "Processes that decode and augment for each training process; 0: it does so itself.", NOT_NEGATIVE
+    dataloader_num_workers: int | None = argument(
+        None,
+        "Processes that decode and augment for each training process; 0: it does so itself. By default its share of"
+        " the cores, less one for itself, and at most 16.",
+        NOT_NEGATIVE,
     )
     max_skipped_fraction: float = argument(
         0.01, "Stop when more than this share of the images cannot be decoded.", SHARE
@@ -246,6 +252,8 @@ class PreTrainingArguments:
     )
 
     def __post_init__(self):
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = default_workers()
         check_options(self)
         check_loss_terms(self.loss_terms or {})
         if self.teacher_class:

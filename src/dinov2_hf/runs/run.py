@@ -120,7 +120,7 @@ class Run:
             world_size=num_processes,
             start_sample=self.state["images_seen"],
             has_masks=plan.has_masks,
-            pin_memory=self.accelerator.device.type == "cuda",
+            device=self.accelerator.device,
         )
         self.image_processor = build_image_processor(args, plan.config.backbone_config)
         set_seed(args.seed)  # the same weights on every process

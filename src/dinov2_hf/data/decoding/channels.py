@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from .file_content import read_content
-from .rgb import decode_image, load_pixels, open_image, turn_upright
+from .rgb import Reduction, decode_image, load_pixels, open_image, turn_upright
 from .size_limits import check_size
 from .tiff import TIFF_BEGINNINGS, read_tiff
 from .undecodable import UndecodableImage, undecodable_on_error
@@ -22,9 +22,11 @@ NPY_BEGINNING = b"\x93NUMPY"
 LARGEST_FRACTION = 16
 
 
-def image_decoder(num_channels: int) -> Callable[[Any], Image.Image | np.ndarray]:
-    """`decode_image` for 3 channels, `decode_channels` for any other number."""
-    return decode_image if num_channels == 3 else partial(decode_channels, num_channels=num_channels)
+def image_decoder(num_channels: int, reduction: Reduction | None = None) -> Callable[[Any], Image.Image | np.ndarray]:
+    """`decode_image` for 3 channels, with its reduction; `decode_channels` for any other number."""
+    if num_channels == 3:
+        return partial(decode_image, reduction=reduction) if reduction else decode_image
+    return partial(decode_channels, num_channels=num_channels)
 
 
 def decode_channels(

@@ -1,0 +1,54 @@
+"""Batches on the device of the training, ready for the network."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from .collator import BatchReport
+
+
+Tensors = dict[str, torch.Tensor]
+Batches = Iterator[tuple[Tensors, BatchReport]]
+ON_CPU = "distortions"  # numbers that choose what the device does
+
+
+def batches_on_device(batches: Batches, device: torch.device, prepare: Callable[[Tensors], Tensors] | None) -> Batches:
+    """Copy batches to a device, and do there what remains of their augmentation.
+
+    For a GPU this is done one batch ahead and on a stream of its own, beside the training.
+
+    Args:
+        batches: from `build_loader`, in pinned memory for a GPU.
+        device: of the training.
+        prepare: `on_device` of the augmentation, which gets the batch on the device, but `distortions` on the CPU;
+            None: nothing remains.
+    """
+
+    def moved(batch: Tensors) -> Tensors:
+        there = {
+            name: value if name == ON_CPU else value.to(device, non_blocking=True) for name, value in batch.items()
+        }
+        return prepare(there) if prepare else there
+
+    if device.type != "cuda":
+        for batch, report in batches:
+            yield moved(batch), report
+        return
+    stream = torch.cuda.Stream(device)
+
+    def copied() -> tuple[Tensors, BatchReport, torch.cuda.Event] | None:
+        upcoming = next(batches, None)
+        if upcoming is None:
+            return None
+        with torch.cuda.stream(stream):
+            return moved(upcoming[0]), upcoming[1], stream.record_event()
+
+    current = copied()
+    while current is not None:
+        batch, report, done = current
+        current = copied()
+        training = torch.cuda.current_stream(device)
+        training.wait_event(done)
+        for value in batch.values():
+            value.record_stream(training)  # or its memory is given to the next batch while the training still reads it
+        yield batch, report
