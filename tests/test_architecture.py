@@ -27,7 +27,7 @@ GROUND = {
 }  # fmt: skip
 # Imports go down only. A room may import those named here and the ground.
 ALLOWED = {
-    "output_folders": set(),
+    "output_folders": {"public_names"},
     "atomic_files": {"output_folders"},
     "recipe_files": {"named_objects", "public_names"},
     "public_names": set(),

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dinov2_hf import DINOv2PreTrainingConfig
-from dinov2_hf.model_source import PRETRAINING_TYPE, find_model
+from dinov2_hf.model_source import PRETRAINING_TYPE, find_model, is_other_layout
 from dinov2_hf.output_folders import write_marker
 
 
@@ -59,9 +59,27 @@ def test_hub_ids_stay():
 def test_files_of_the_original(tmp_path):
     path = tmp_path / "x.pth"
     path.write_bytes(b"")
-    assert find_model(path, original_file=True) == path
+    assert find_model(path) == path
+    assert is_other_layout(path)
     with pytest.raises(ValueError, match=rf"x\.pth is a file of weights.* `dinov2-hf convert {path} FOLDER` and"):
-        find_model(path)
+        find_model(path, folder_only=True)
+
+
+def test_a_checkpoint_of_a_run(run):
+    checkpoint = run / "checkpoints" / "step_0000004"
+    (run / "recipe.yaml").write_text("")
+    (checkpoint / "model.safetensors").write_bytes(b"")
+    assert find_model(checkpoint) == checkpoint
+    assert is_other_layout(checkpoint)
+    assert not is_other_layout(find_model(run))
+    with pytest.raises(ValueError, match=f"holds checkpoints.*name the model of that run, {run}/model"):
+        find_model(checkpoint, folder_only=True)
+
+
+def test_a_folder_of_timm(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_small_patch14_dinov2"}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert find_model(tmp_path) == tmp_path / "model.safetensors"
 
 
 def test_home_folder(tmp_path, monkeypatch):

@@ -1,6 +1,9 @@
-"""What a user may name where a model is needed: a model folder, the output folder of a run, or an id on the Hub.
+"""
+What a user may name where a model is needed: a model folder, the output folder of a run, a checkpoint of one, an id on
+the Hub, a file of the original implementation, or one of a DINOv2 of timm.
 
-One answer for every command, and one sentence for anything else, before any file of weights is opened.
+One answer for every command, and one sentence for anything else, before any file of weights is opened. How each is
+loaded, `conversion.saved_models` says.
 """
 
 import json
@@ -19,21 +22,22 @@ PRETRAINING_TYPE = "dinov2_hf_pretraining"
 # the id on the Hub in its place.
 HERE = '# In this folder; from elsewhere, give its path instead of ".".'
 NEEDED = "a model folder, the output folder of a run or an id on the Hub"
+CHECKPOINT_WEIGHTS = "model.safetensors"
 _HUB_ID = r"[\w.-]+(/[\w.-]+)?"
 _WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 
 
-def find_model(
-    source: str | os.PathLike, parts: Sequence[str] = (MODEL,), *, original_file: bool = False
-) -> Path | str:
+def find_model(source: str | os.PathLike, parts: Sequence[str] = (MODEL,), *, folder_only: bool = False) -> Path | str:
     """
-    The folder or Hub id that `from_pretrained` loads, for what a user named.
+    The place of a model, for what a user named: a folder or Hub id that `from_pretrained` loads, or what
+    `conversion.other_layouts` reads (`is_other_layout`).
 
     Args:
-        source: a folder with config.json; the output folder of a run; an id on the Hub.
+        source: a folder with config.json; the output folder of a run; one of its checkpoints; an id on the Hub; a file
+            of the original or of timm.
         parts: the folders of a run that will do, best first. Without "pretraining_model" among them, a folder with
             student, teacher and heads is refused; with it, `owner/name/pretraining_model` is taken for the Hub.
-        original_file: whether a file, in the layout of the original implementation, will do too.
+        folder_only: whether only what `from_pretrained` loads will do.
 
     Returns:
         A path for what is on this machine, or the id as it was given.
@@ -44,11 +48,15 @@ def find_model(
     name = os.fspath(source)
     path = Path(name).expanduser()
     if path.is_dir():
+        if not folder_only and _is_checkpoint(path):
+            return path
+        if not folder_only and (timm := _weights_of_timm(path)):
+            return timm
         folder = _folder_of_model(path, parts)
         _refuse_other_config(folder, parts)
         return folder
     if path.is_file():
-        if original_file:
+        if not folder_only and path.suffix in _WEIGHT_FILES and not (path.parent / "config.json").exists():
             return path
         raise ValueError(_about_file(path))
     hub_id = name.removesuffix(f"/{PRETRAINING_MODEL}") if PRETRAINING_MODEL in parts else name
@@ -56,6 +64,26 @@ def find_model(
         address = " is an address, but" if "://" in name else " does not exist, and"
         raise ValueError(f"{name}{address} {NEEDED} is needed.")
     return name
+
+
+def is_other_layout(found: Path | str) -> bool:
+    """Whether what `find_model` gave is none that `from_pretrained` loads: a file, or a checkpoint of a run."""
+    return isinstance(found, Path) and (found.is_file() or _is_checkpoint(found))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether it is a checkpoint of a run with its weights in one file, and not in shards."""
+    is_named = re.fullmatch(r"step_\d+", path.name) and path.parent.name == "checkpoints"
+    return bool(is_named) and (path / CHECKPOINT_WEIGHTS).is_file() and (path.parents[1] / "recipe.yaml").is_file()
+
+
+def _weights_of_timm(path: Path) -> Path | None:
+    """The file of weights in a folder that timm wrote."""
+    weights, config = path / "model.safetensors", path / "config.json"
+    if not (weights.is_file() and config.is_file()):
+        return None
+    values = read_json(config, "a model folder")
+    return weights if "model_type" not in values and "architecture" in values else None
 
 
 def read_json(path: Path, needed: str) -> dict:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from .public_names import some
+
 
 MARKER = ".dinov2_hf.json"
 LOCK = ".dinov2_hf.lock"
@@ -128,7 +130,7 @@ def check_kind(folder: Path, kind: str) -> None:
     foreign = sorted(set(files_in(folder)) - set(marker.get("files", ())))
     if foreign:
         raise ValueError(
-            f"{folder} holds {_some(foreign)}, which dinov2_hf did not write, so it is not replaced; choose another"
+            f"{folder} holds {some(foreign)}, which dinov2_hf did not write, so it is not replaced; choose another"
             " name, or move that away."
         )
 
@@ -287,8 +289,3 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"the folder {folder} cannot be made: {error.strerror or error}.") from None
-
-
-def _some(names: list[str]) -> str:
-    """The first names of a list, in words."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

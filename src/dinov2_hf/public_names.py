@@ -1,6 +1,7 @@
 """What may be told of the words a user gave: no tokens, no signatures, no folders above the last."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +41,15 @@ def public_name(data: str) -> str:
     without its query.
     """
     return data if is_hub_name(data) else Path(without_secrets(data)).name
+
+
+def some(names: Iterable[str], mark: str = "") -> str:
+    """
+    The first three of the names, sorted, and how many more there are.
+
+    Args:
+        mark: around each, such as a backtick.
+    """
+    names = sorted(names)
+    listed = ", ".join(f"{mark}{name}{mark}" for name in names[:3])
+    return listed if len(names) <= 3 else f"{listed} and {len(names) - 3} more"

@@ -79,6 +79,14 @@ def test_no_network_with_other_numbers_is_loaded(tmp_path, change, message):
     AutoModel.from_pretrained(tmp_path)  # of transformers, which keeps its own behaviour
 
 
+def test_whole_numbers_are_no_weights(tmp_path):
+    write_model(DINOv2Model, tmp_path)
+    change_weights(tmp_path, lambda weights: weights.update(dict.fromkeys(["layernorm.bias"], torch.ones(32).int())))
+    for load in (load_network, load_initial_model):
+        with pytest.raises(ValueError, match=r"are whole numbers \(I32\) in `layernorm.bias`, but weights are"):
+            load(tmp_path)
+
+
 def test_a_damaged_file_is_one_sentence(tmp_path):
     write_model(DINOv2Model, tmp_path)
     weights = tmp_path / "model.safetensors"

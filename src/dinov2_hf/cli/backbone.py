@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..conversion.saved_models import load_image_processor, load_network
+from ..conversion.saved_models import load_network_and_processor
 from ..evaluation.baselines import PixelModel
 from ..feature_kinds import vision_part
 from ..model_source import find_model
@@ -23,8 +23,8 @@ def load_backbone(model: str, baseline: str | None = None) -> tuple[torch.nn.Mod
             used, or that is for another number of channels.
     """
     source = find_model(model)
-    network = vision_part(load_network(source))
-    image_processor = load_image_processor(source)
+    network, image_processor = load_network_and_processor(source)
+    network = vision_part(network)
     num_channels = getattr(network.config, "num_channels", 3)
     if isinstance(image_processor.image_mean, list | tuple) and len(image_processor.image_mean) != num_channels:
         raise ValueError(

@@ -7,6 +7,8 @@ from typing import Any
 
 from ..conversion.original.from_original import convert_from_original
 from ..conversion.original.to_original import convert_to_original
+from ..conversion.other_layouts import model_folder
+from ..model_source import MODEL, PRETRAINING_MODEL
 from ..options import Option, keyword_options, refuse
 
 
@@ -14,14 +16,15 @@ def convert(source: Path, destination: Path, *, overwrite: bool = False, **optio
     """From a checkpoint of the original implementation to a model folder, or back; weights stay bit for bit.
 
     Args:
-        source: a .pth file of the original, or a model folder.
+        source: a .pth file of the original, a file of a DINOv2 of timm, or a model folder.
         destination: the model folder to write, or a .pth file.
         overwrite: replace the model or file at the destination.
     """
     forth, back = keyword_options(convert_from_original), keyword_options(convert_to_original)
     if source.is_dir():
         refuse(options.keys() & forth, f"{source} is a model folder to be converted to the original's layout")
-        print(convert_to_original(source, destination, **options, overwrite=overwrite))
+        with model_folder(source, (MODEL, PRETRAINING_MODEL)) as folder:
+            print(convert_to_original(folder, destination, **options, overwrite=overwrite))
         return
     refuse(options.keys() & back, f"{source} is a file to be converted from the original's layout")
     if options.get("id2label") is not None:

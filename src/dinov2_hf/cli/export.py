@@ -7,6 +7,7 @@ from typing import Any
 
 from ..command_lines import value_of
 from ..conversion.exports.formats import EXPORTS
+from ..conversion.other_layouts import model_folder
 from ..options import Option, keyword_options, refuse
 
 
@@ -22,7 +23,8 @@ def export(folder: str, *, format: str, output_dir: Path, overwrite: bool = Fals
     """
     exporter = EXPORTS.find(format)
     refuse(options.keys() - own_options(exporter), f"`--format` is {format}")
-    print(exporter(folder, output_dir, **options, overwrite=overwrite))
+    with model_folder(folder) as source:
+        print(exporter(source, output_dir, **options, overwrite=overwrite))
 
 
 def more_options(words: Sequence[str]) -> dict[str, Option]:

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .original.checkpoint import some
+from ..public_names import some
 
 
 def load_whole(model_class: type[PreTrainedModel], source: str | Path, subfolder: str = "", **options: Any):
@@ -48,6 +48,7 @@ def load_with_missing(
         ValueError: there is no such model, a file is damaged, a tensor is missing, unexpected, of another shape, or
             holds values that are not finite.
     """
+    _refuse_whole_numbers(Path(source) / subfolder)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what transformers would report as a table is raised below as a sentence
     try:
@@ -78,11 +79,11 @@ def load_with_missing(
     missing = {name for name in lacking if not may_be_missing(name)}
     if missing:
         raise ValueError(
-            f"The weights of {source} lack {some(missing)}, which a {kind} needs; copy or download them again."
+            f"The weights of {source} lack {some(missing, '`')}, which a {kind} needs; copy or download them again."
         )
     unexpected = {name for name in report["unexpected_keys"] if not may_be_unexpected(name)}
     if unexpected:
-        raise ValueError(f"The weights of {source} hold {some(unexpected)}, which a {kind} does not have.")
+        raise ValueError(f"The weights of {source} hold {some(unexpected, '`')}, which a {kind} does not have.")
     refuse_not_finite(model, source)
     return model, lacking
 
@@ -103,9 +104,34 @@ def refuse_not_finite(weights: nn.Module | dict[str, torch.Tensor], source: str 
     ]
     if damaged:
         raise ValueError(
-            f"The weights of {source} hold values that are NaN or infinite, in {some(damaged)} of"
+            f"The weights of {source} hold values that are NaN or infinite, in {some(damaged, '`')} of"
             f" {len(tensors)} tensors; use weights from before the training broke down, or copy them again."
         )
+
+
+def _refuse_whole_numbers(folder: Path) -> None:
+    """
+    That weights are no whole numbers, of which `from_pretrained` would make a model without a word. Models that say in
+    their config.json how they are quantized may have them.
+
+    Raises:
+        ValueError: with the name of a tensor.
+    """
+    config = folder / "config.json"
+    if config.is_file() and "quantization_config" in config.read_text(errors="replace"):
+        return
+    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        try:
+            with safe_open(path, framework="pt") as file:
+                kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}
+        except (OSError, SafetensorError):
+            continue  # which `from_pretrained` will say
+        whole = [name for name, kind in kinds.items() if kind[0] in "IU" and not name.endswith("num_batches_tracked")]
+        if whole:
+            raise ValueError(
+                f"The weights of {folder} are whole numbers ({kinds[whole[0]]}) in {some(whole, '`')}, but weights are"
+                " floating-point numbers; save them again before they were rounded."
+            )
 
 
 def _why_not_read(source: str | Path, model_class: type, error: Exception) -> str:

@@ -15,7 +15,7 @@ from ..models import (
     DINOv2ForSemanticSegmentation,
     DINOv2Model,
 )
-from .loaded_weights import load_with_missing
+from .loaded_weights import load_whole, load_with_missing
 
 
 MODEL_CLASSES = {
@@ -53,7 +53,7 @@ def load_model_folder(folder: str | Path) -> PreTrainedModel:
         `ValueError`: there is no such folder or file, it holds another kind of model or one to be pretrained, or its
             weights are damaged or not those of that model.
     """
-    folder = find_model(folder)
+    folder = find_model(folder, folder_only=True)
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} is no folder of this machine, but a model folder is needed.")
     values = read_json(folder / "config.json", "a model folder")
@@ -79,6 +79,16 @@ def load_model_folder(folder: str | Path) -> PreTrainedModel:
         may_be_missing=lambda name: no_mask_token and name.endswith("embeddings.mask_token"),
         may_be_unexpected=lambda name: no_registers and name.endswith("embeddings.register_tokens"),
     )[0]
+
+
+def saved_backbone(found: Path | str) -> PreTrainedModel:
+    """
+    The backbone of a folder of this package or of transformers' own DINOv2 classes, or of an id on the Hub.
+
+    Raises:
+        `ValueError`: as `load_model_folder`.
+    """
+    return load_model_folder(found).base_model if isinstance(found, Path) else load_whole(DINOv2Model, found)
 
 
 def class_of(architectures: list[str] | None, folder: Path) -> type[PreTrainedModel]:

@@ -9,10 +9,11 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel, ViTModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from ..model_source import find_model
+from ..model_source import find_model, is_other_layout
 from ..models import DINOv2Model
-from .loaded_weights import load_whole, load_with_missing
-from .model_folder import load_model_folder
+from .loaded_weights import load_with_missing
+from .model_folder import saved_backbone
+from .other_layouts import read_other_layout
 
 
 # transformers would ask at the terminal whether the Python in a model folder is to be run.
@@ -28,15 +29,13 @@ CLASS_OF_TYPE = {
 
 def load_backbone(source: str | Path) -> PreTrainedModel:
     """
-    The backbone of a folder of this package or of transformers' own DINOv2 classes, or of an id on the Hub.
+    The DINOv2 backbone of whatever `model_source.find_model` takes.
 
     Raises:
         `ValueError`: there is none, or its weights are damaged or not whole.
     """
-    source = find_model(source)
-    if Path(source).is_dir():
-        return load_model_folder(source).base_model
-    return load_whole(DINOv2Model, source)
+    found = find_model(source)
+    return read_other_layout(found).backbone if is_other_layout(found) else saved_backbone(found)
 
 
 def load_network(source: str | Path, **options: Any) -> PreTrainedModel:
@@ -56,6 +55,8 @@ def load_network(source: str | Path, **options: Any) -> PreTrainedModel:
             missing, of another shape or not finite.
     """
     source = find_model(source)
+    if is_other_layout(source):
+        return read_other_layout(source).backbone.to(options.get("dtype"))
     model, missing = load_with_missing(
         CLASS_OF_TYPE.get(read_config(source).model_type, AutoModel),
         source,
@@ -66,6 +67,20 @@ def load_network(source: str | Path, **options: Any) -> PreTrainedModel:
     if any("pooler" in name for name in missing):
         model.pooler = None
     return model
+
+
+def load_network_and_processor(source: str | Path) -> tuple[PreTrainedModel, Any]:
+    """`load_network` and `load_image_processor` of one model, which is read once."""
+    found = find_model(source)
+    if not is_other_layout(found):
+        return load_network(found), load_image_processor(found)
+    read = read_other_layout(found)
+    if read.image_processor is None:
+        raise ValueError(
+            f"{found} is a network for {read.backbone.config.num_channels} channels, for which no image processor is"
+            f" known; make a model folder with `dinov2-hf convert {found} FOLDER`, and save one there."
+        )
+    return read.backbone, read.image_processor
 
 
 def read_config(source: str | Path) -> PreTrainedConfig:

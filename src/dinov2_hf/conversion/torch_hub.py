@@ -6,6 +6,7 @@ from ..models import DINOv2Config, DINOv2ForImageClassification, DINOv2Model
 from .loaded_weights import load_whole
 from .original.from_original import load_original
 from .original_interface import OriginalBackbone, OriginalClassifier
+from .saved_models import load_backbone
 
 
 # Name in an entry point: name on the Hub, and what differs from DINOv2Config's defaults.
@@ -41,7 +42,8 @@ def backbone(
 
     Args:
         pretrained: load weights; otherwise the network is a new one.
-        weights: Hub id, model folder or `.pth` file of the original. `None`: those released on the Hugging Face Hub.
+        weights: what `model_source.find_model` takes: Hub id, model folder, `.pth` file of the original, ... `None`:
+            those released on the Hugging Face Hub.
         fields: of `DINOv2Config`, for a network that is not pretrained.
 
     Raises:
@@ -53,10 +55,7 @@ def backbone(
         return OriginalBackbone(DINOv2Model(expected)).eval()
     _refuse_fields(fields)
     source = weights if weights is not None else hub_id(size, registers)
-    if Path(source).is_file():
-        model = load_original(source).base_model
-    else:
-        model = load_whole(DINOv2Model, source)
+    model = load_backbone(source)
     _check_architecture(model.config, expected, source)
     return OriginalBackbone(model).eval()
 

@@ -20,7 +20,6 @@ from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..features import FeatureExtractor, Features
-from ..model_source import find_model
 from ..named_objects import PATH, Registry
 from .algorithms.perceptual_descriptor import PatchSums, PerceptualDescriptor
 
@@ -125,12 +124,11 @@ def load_embedder(
         if len(torchscript_size) == 1:  # images that keep their shapes cannot share a batch
             run["batch_size"] = 1
         return Embedder(FeatureExtractor(VectorModel(network), TorchScriptInput(torchscript_size), **run))
-    from ..conversion.saved_models import load_image_processor, load_network
+    from ..conversion.saved_models import load_network_and_processor
 
     try:
-        source = find_model(spec)
         # Not `AutoModel`, which fills what is missing in a file with random numbers, and of MAE hides random patches.
-        model, image_processor = load_network(source), load_image_processor(source)
+        model, image_processor = load_network_and_processor(spec)
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"embedder is {spec!r}, which cannot be loaded: {' '.join(str(error).split())}") from None
     return Embedder(FeatureExtractor(model, image_processor, **run), feature_kind)

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from ..conversion.saved_models import DATA_ALONE, load_network, read_config
-from ..model_source import MODEL, PRETRAINING_MODEL, find_model
+from ..model_source import MODEL, PRETRAINING_MODEL, find_model, is_other_layout
 from ..models import DINOv2Config
 from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from ..pretraining.frozen_teacher import FrozenTeacher
@@ -149,12 +149,12 @@ def _folder(source: str, objective: str) -> Path | str:
     """Where in `source` the model is: of a run, the part that the objective needs."""
     parts = (PRETRAINING_MODEL, MODEL) if objective == "paper" else (MODEL, PRETRAINING_MODEL)
     with _said_of_teacher():
-        return find_model(source, parts, original_file=True)
+        return find_model(source, parts)
 
 
 def _config(folder: Path | str) -> PreTrainedConfig | None:
-    """Of a model in the format of transformers; `None` for a file of the original, or a subfolder on the Hub."""
-    if Path(folder).is_file() or str(folder).endswith(f"/{PRETRAINING_MODEL}") and not Path(folder).exists():
+    """Of a model in the format of transformers; `None` for another layout, or a subfolder on the Hub."""
+    if is_other_layout(folder) or str(folder).endswith(f"/{PRETRAINING_MODEL}") and not Path(folder).exists():
         return None
     with _said_of_teacher():
         return read_config(folder)
@@ -180,7 +180,7 @@ def _on_meta(config: PreTrainedConfig) -> torch.nn.Module | None:
 
 def _normalization(folder: Path | str) -> tuple[list[float] | None, list[float] | None]:
     """Mean and deviation that the image processor beside the model says; `None` without one."""
-    if Path(folder).is_file():
+    if is_other_layout(folder):
         return None, None
     try:
         name, _, subfolder = str(folder).rpartition("/")

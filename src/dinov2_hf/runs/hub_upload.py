@@ -138,7 +138,7 @@ def _files_to_upload(folder: Path, pretraining_model: bool) -> dict[str, Path]:
     if _is_run(folder):
         files = _files_in(folder / "model")
         files |= {name: folder / name for name in (*PICTURES, "metrics.json") if (folder / name).is_file()}
-    elif isinstance(find_model(folder, (MODEL, PRETRAINING_MODEL)), Path):
+    elif isinstance(find_model(folder, (MODEL, PRETRAINING_MODEL), folder_only=True), Path):
         files = _files_in(folder)
     else:
         raise ValueError(f"{folder} is no folder of this machine; give a model folder or the output folder of a run.")

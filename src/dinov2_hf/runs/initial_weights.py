@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ..conversion.loaded_weights import load_whole
-from ..conversion.original.from_original import read_models
-from ..conversion.saved_models import load_backbone
-from ..model_source import MODEL, PRETRAINING_MODEL, find_model, read_json
+from ..conversion.model_folder import saved_backbone
+from ..conversion.other_layouts import read_other_layout
+from ..model_source import MODEL, PRETRAINING_MODEL, find_model, is_other_layout, read_json
 from ..models import DINOv2Config, DINOv2Model, adapt_num_channels, resize_position_embeddings
 from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
 
@@ -37,9 +37,9 @@ def load_initial_model(source: str) -> DINOv2Model | DINOv2ForPreTraining:
     The model of `source`, in float32.
 
     Args:
-        source: for a backbone, a model folder of this package or of transformers' own DINOv2 classes, an id on the
-            Hub, or a `.pth` of the original; for student, teacher and heads, a `pretraining_model` folder, the folder
-            that holds one, `owner/name/pretraining_model` on the Hub, or a teacher of the original with its heads.
+        source: what `model_source.find_model` takes. A `pretraining_model` folder, a folder that holds one, the same
+            on the Hub (`owner/name/pretraining_model`), a checkpoint of a run and a teacher of the original with its
+            heads give student, teacher and heads; all else a backbone.
 
     Returns:
         A `DINOv2Model` or, with heads, a `DINOv2ForPreTraining`.
@@ -47,21 +47,19 @@ def load_initial_model(source: str) -> DINOv2Model | DINOv2ForPreTraining:
     Raises:
         `ValueError`: there is none, or its weights are damaged or not whole.
     """
-    found = find_model(source, (PRETRAINING_MODEL, MODEL), original_file=True)
-    if Path(found).is_file():
-        read = read_models(found)
-        read.say_choices()
-        models = read.models
-        return models.get(PRETRAINING_MODEL, models[""].base_model).float()
+    found = find_model(source, (PRETRAINING_MODEL, MODEL))
+    if is_other_layout(found):
+        read = read_other_layout(found)
+        return read.models.get(PRETRAINING_MODEL, read.backbone).float()
     if not isinstance(found, Path):
         repository, _, subfolder = found.rpartition("/")
         if subfolder == PRETRAINING_MODEL and repository:
             return load_whole(DINOv2ForPreTraining, repository, subfolder).float()
-        return load_backbone(found).float()
+        return saved_backbone(found).float()
     kind = read_json(found / "config.json", "a model folder, or that of a finished run,").get("model_type")
     if kind == DINOv2PreTrainingConfig.model_type:
         return load_whole(DINOv2ForPreTraining, found).float()
-    return load_backbone(found).float()
+    return saved_backbone(found).float()
 
 
 def recipe_of(initial: DINOv2Model | DINOv2ForPreTraining) -> dict[str, Any]:

@@ -207,7 +207,7 @@ def export_graph(
         running: imports and code of README.md that run it.
         library: the card's `library_name`.
     """
-    folder, output_dir = find_model(folder), Path(output_dir)
+    folder, output_dir = find_model(folder, folder_only=True), Path(output_dir)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1, or left out for any number of images.")
     with new_folder(output_dir, "model", overwrite=overwrite, sources=[folder]) as new:

@@ -64,7 +64,7 @@ def export_dual(folder: str | Path, output_dir: str | Path, *, overwrite: bool =
     Raises:
         `ValueError`, `ExportCheckError`: as `export_transformers`.
     """
-    folder, output_dir = find_model(folder), Path(output_dir)
+    folder, output_dir = find_model(folder, folder_only=True), Path(output_dir)
     with new_folder(output_dir, "model", overwrite=overwrite, sources=[folder]) as new:
         model = load_model_folder(folder)
         config = model.config

@@ -3,14 +3,16 @@
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
-from .names import State, unchunk_blocks
+from ...public_names import some
+from .names import State, from_timm, unchunk_blocks
 
 
 BACKBONE = "backbone"
@@ -76,7 +78,7 @@ def read_original_checkpoint(path: str | Path, classifier_name: str | None = Non
         raise ValueError(f"{path} holds no state dict of tensors ({found}); give a checkpoint of the original DINOv2.")
     try:
         refuse_other_values(state)
-        parts = split_parts(state)
+        parts = split_parts(from_timm(dict(state)))
         backbone = unchunk_blocks(parts.pop("backbone", {}))
         if classifier_name is not None and "classifiers_dict" not in parts:
             raise ValueError(f'--classifier_name is "{classifier_name}", but it does not hold several classifiers.')
@@ -130,7 +132,7 @@ def recognise_heads(parts: dict[str, State], classifier_name: str | None) -> tup
         return CLASSIFIER, {"": parts["linear_head"]}
     if set(parts) == {"classifiers_dict"}:
         return CLASSIFIER, {"": choose_classifier(parts["classifiers_dict"], classifier_name)}
-    raise ValueError(f"it holds {some(parts)}, but the heads of one model are expected.")
+    raise ValueError(f"it holds {some(parts, '`')}, but the heads of one model are expected.")
 
 
 def read_tensors(path: Path) -> Mapping:
@@ -148,6 +150,8 @@ def read_tensors(path: Path) -> Mapping:
             " wrote to its folder `eval`."
         )
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         with torch.serialization.safe_globals(NUMPY_NUMBERS):
             # Mapped, a file of 4.5 GB (ViT-g) is not in memory twice; the format before torch 1.6 cannot be.
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -200,8 +204,8 @@ def decode_head_kind(head: State) -> str:
     if "conv_depth.weight" in head:
         return DEPTH
     raise ValueError(
-        f"it holds a decode head with {some(head)}, but of these heads only linear ones are known: `bn` and `conv_seg`"
-        " (segmentation), or `conv_depth` (depth)."
+        f"it holds a decode head with {some(head, '`')}, but of these heads only linear ones are known: `bn` and"
+        " `conv_seg` (segmentation), or `conv_depth` (depth)."
     )
 
 
@@ -245,14 +249,7 @@ def refuse_other_kinds(state: State) -> None:
         " `mask_token` and `patch_embed.proj.weight`",
     }
     looks_like = next((text for mark, text in marks.items() if any(re.match(mark, name) for name in state)), None)
-    found = f"looks like {looks_like}" if looks_like else f"is of no known kind, with {some(state)}"
+    found = f"looks like {looks_like}" if looks_like else f"is of no known kind, with {some(state, '`')}"
     raise ValueError(
         f"it {found}; expected is a backbone, a teacher checkpoint, or a linear head of the original DINOv2."
     )
-
-
-def some(names: Iterable[str], limit: int = 3) -> str:
-    """The first of the names, and how many there are."""
-    names = sorted(names)
-    listed = ", ".join(f"`{name}`" for name in names[:limit])
-    return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"

@@ -12,7 +12,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ...atomic_files import new_folder
-from ...model_source import PRETRAINING_MODEL
+from ...model_source import PRETRAINING_MODEL, find_model
 from ...models import (
     DINOv2Config,
     DINOv2ForDepthEstimation,
@@ -22,7 +22,7 @@ from ...models import (
 )
 from ...pretraining import DINOv2ForPreTraining
 from ..loaded_weights import refuse_not_finite
-from ..saved_models import load_backbone
+from ..model_folder import saved_backbone
 from .card import conversion_card
 from .checkpoint import (
     BACKBONE,
@@ -249,7 +249,7 @@ def _read_backbone(
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if given:
         raise ValueError(f"{backbone} has a configuration of its own; leave {', '.join(given)} out.")
-    model = load_backbone(backbone)
+    model = saved_backbone(find_model(backbone, folder_only=True))
     return model.config, model.state_dict(), []
 
 

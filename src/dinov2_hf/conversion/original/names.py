@@ -65,6 +65,30 @@ def backbone_from_original(state: State) -> State:
     return converted
 
 
+def from_timm(state: State) -> State:
+    """
+    A DINOv2 backbone as timm keeps it, in the original's names; anything else as it is.
+
+    timm has no mask token, which becomes 0 here and is never read. With registers it adds CLS's own position to the
+    CLS token, and its other positions are those of the patches alone.
+    """
+    if "mask_token" in state or not {"cls_token", "pos_embed", "blocks.0.ls1.gamma"} <= state.keys():
+        return state
+    hidden, features = (state.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
+    is_swiglu = hidden is not None and features is not None and hidden.shape[0] == 2 * features.shape[-1]
+    names = {"reg_token": "register_tokens"}
+    converted = {}
+    for name, tensor in state.items():
+        if is_swiglu:
+            name = name.replace(".mlp.fc1.", ".mlp.w12.").replace(".mlp.fc2.", ".mlp.w3.")
+        converted[names.get(name, name)] = tensor
+    converted["mask_token"] = torch.zeros_like(state["cls_token"][0])
+    if "reg_token" in state:
+        of_cls = torch.zeros_like(state["pos_embed"][:, :1])
+        converted["pos_embed"] = torch.cat([of_cls, state["pos_embed"]], dim=1)
+    return converted
+
+
 def backbone_to_original(state: State) -> State:
     """A backbone in our names, in the original's, blocks not chunked."""
     outside = {ours: original for original, ours in OUTSIDE_THE_BLOCKS.items()}

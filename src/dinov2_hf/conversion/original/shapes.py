@@ -10,7 +10,7 @@ import torch
 
 from ...models import DINOv2Config, DINOv2Model
 from ...pretraining import DINOv2PreTrainingConfig
-from .checkpoint import some
+from ...public_names import some
 from .names import State, backbone_to_original
 from .record import BACKBONE_FIELDS, Choice, choose
 
@@ -179,7 +179,9 @@ def check_tensors(state: State, expected: Mapping[str, tuple[int, ...]]) -> None
     """
     missing, unexpected = expected.keys() - state.keys(), state.keys() - expected.keys()
     if missing or unexpected:
-        parts = [f"{some(missing)} missing"] * bool(missing) + [f"{some(unexpected)} unexpected"] * bool(unexpected)
+        parts = [f"{some(missing, '`')} missing"] * bool(missing) + [f"{some(unexpected, '`')} unexpected"] * bool(
+            unexpected
+        )
         raise ValueError(f"of {len(expected)} tensors expected, {' and '.join(parts)}.")
     for name, shape in expected.items():
         if state[name].shape != torch.Size(shape):

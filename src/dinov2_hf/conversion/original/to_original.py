@@ -82,7 +82,7 @@ def convert_to_original(
     output_file = Path(output_file).absolute()
     if part not in ("backbone", "head"):
         raise ValueError(f'--part is "{part}"; it must be "backbone" or "head".')
-    folder = find_model(folder, (MODEL, PRETRAINING_MODEL))
+    folder = find_model(folder, (MODEL, PRETRAINING_MODEL), folder_only=True)
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} is no folder of this machine, but a model folder is needed.")
     if output_file.suffix not in (".pth", ".pt") and not output_file.is_dir():

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ...public_names import some
 from .metadata_files import METADATA_NAMES
 
 
@@ -233,16 +234,11 @@ def say_what_is_read(content: FolderContent) -> None:
     reason = "split folders" if content.has_split_folders else "no split folders"
     losses = []
     if content.left_out:
-        losses.append(f"{len(content.left_out)} files outside of the splits left out ({_examples(content.left_out)})")
+        losses.append(f"{len(content.left_out)} files outside of the splits left out ({some(content.left_out)})")
     if content.unread:
         losses.append(_counted(content.unread))
     if content.loops:
-        losses.append(f"{len(content.loops)} links to a folder above them not followed ({_examples(content.loops)})")
+        losses.append(f"{len(content.loops)} links to a folder above them not followed ({some(content.loops)})")
     line = "; ".join([f"{content.folder}: {content.kind} files, {reason}: {', '.join(splits)}", *losses])
     is_worth_a_warning = content.left_out or content.loops or set(content.unread) - DOCUMENT_SUFFIXES
     logger.log(logging.WARNING if is_worth_a_warning else logging.INFO, line)
-
-
-def _examples(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
