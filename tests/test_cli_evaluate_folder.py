@@ -128,7 +128,7 @@ def test_folders_of_others_and_sources_stay_as_they_are(tmp_path, words):
         ("model", "is the same as the source"),
         ("model/evaluation", "is inside the source"),
         ("file", "a file, but a folder is needed"),
-        ("file/out", "is no folder that can be written to"),
+        ("file/out", "is a file; choose another place"),
         (".", "is around the source"),
     ):
         assert message in mistake(*words("knn", "--overwrite", output=output)), output

@@ -21,7 +21,7 @@ from ..devices import find_device
 from ..evaluation.environment import environment_of, image_size_of
 from ..evaluation.protocols import PROTOCOLS, check_extra
 from ..evaluation.result_card import check_card, update_model_card
-from ..evaluation.results import EvaluationResults, check_output, format_metrics
+from ..evaluation.results import FEATURES, EvaluationResults, check_output, format_metrics
 from ..features import FeatureExtractor
 from ..fingerprints import processor_values, weights_fingerprint
 from ..model_source import find_model
@@ -115,7 +115,7 @@ def evaluate(
         num_workers=num_workers,
         processes=processes,
         progress=processes.is_main_process,
-        folder=output_dir / "features" if keep_features else None,
+        folder=output_dir / FEATURES if keep_features else None,
     )
     in_force = {
         name: options_in_force(function, {**given(label_column=label_column), **own[name], **column})

@@ -7,11 +7,22 @@ from typing import Annotated, Any
 from transformers.utils import logging as transformers_logging
 
 from ..atomic_files import new_file
-from ..data import set_max_image_pixels
+from ..data import (
+    UndecodableImage,
+    find_image_column,
+    image_decoder,
+    load_image_dataset,
+    set_max_image_pixels,
+)
 from ..devices import find_device
+from ..features import FeatureExtractor, require_column
 from ..model_source import find_model
 from ..options import given, refuse
-from ..pictures.nearest_images import check_num_neighbors
+from ..pictures.attention_maps import attention_maps, draw_attention_maps
+from ..pictures.nearest_images import check_num_neighbors, draw_nearest_images, nearest_images, square_picture
+from ..pictures.patch_matching import draw_patch_matches, match_patches
+from ..pictures.patch_pca import save_patch_pca
+from ..pictures.seen_images import prepare_pictures
 from ..value_ranges import AT_LEAST_ONE, NOT_NEGATIVE
 from .backbone import load_backbone
 from .user_words import flags_for
@@ -120,8 +131,6 @@ def visualize(
 
 def load_collection(data: str, split: str, image_column: str | None):
     """A dataset and its column of images."""
-    from ..data import find_image_column, load_image_dataset
-
     dataset = load_image_dataset(data, split=split, image_column=image_column)
     return dataset, find_image_column(dataset, image_column)
 
@@ -136,8 +145,6 @@ def checked_rows(rows: list[int] | None, num_rows: int, default: int) -> list[in
 
 def read_images(network, files: list[Path] | None, collection, rows: list[int] | None) -> list:
     """Decoded images of files, or of rows of a collection."""
-    from ..data import UndecodableImage, image_decoder
-
     decode = image_decoder(getattr(network.config, "num_channels", 3))
     missing = [str(file) for file in files or () if not file.exists()]
     if missing:
@@ -154,23 +161,15 @@ def read_images(network, files: list[Path] | None, collection, rows: list[int] |
 
 
 def draw_pca(network, image_processor, images, output: Path, *, title, **options: Any) -> None:
-    from ..pictures.patch_pca import save_patch_pca
-
     save_patch_pca(network, images, image_processor, output, title=title, **options)
 
 
 def draw_attention(network, image_processor, images, output: Path, *, title, image_size=None, **options: Any) -> None:
-    from ..pictures.attention_maps import attention_maps, draw_attention_maps
-    from ..pictures.seen_images import prepare_pictures
-
     pixel_values, pictures = prepare_pictures(network, images, image_processor, image_size)
     draw_attention_maps(pictures, attention_maps(network, pixel_values, **options), output, title)
 
 
 def draw_matching(network, image_processor, images, output: Path, *, title, image_size=None, **options: Any) -> None:
-    from ..pictures.patch_matching import draw_patch_matches, match_patches
-    from ..pictures.seen_images import prepare_pictures
-
     pixel_values, pictures = prepare_pictures(network, images, image_processor, image_size)
     draw_patch_matches(tuple(pictures), match_patches(network, pixel_values, **options), output, title)
 
@@ -179,9 +178,6 @@ def draw_neighbors(
     network, image_processor, images, output: Path, *, title, collection, rows, num_neighbors=NUM_NEIGHBORS,
     label_column=None, **extraction: Any,
 ) -> None:  # fmt: skip
-    from ..features import FeatureExtractor, require_column
-    from ..pictures.nearest_images import draw_nearest_images, nearest_images, square_picture
-
     dataset, image_column = collection
     if label_column is not None:
         require_column(dataset, label_column, "label_column")

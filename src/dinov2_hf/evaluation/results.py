@@ -14,6 +14,7 @@ from ..output_folders import (
     read_marker,
     refuse_links,
     refuse_overlap,
+    refuse_unwritable,
     refuse_urls,
     write_text,
 )
@@ -21,6 +22,7 @@ from ..public_names import without_secrets
 
 
 METRICS = "metrics.json"
+FEATURES = "features"  # the folder of those that are kept
 # Results stand in one file only if these are the same, in the words of a message.
 MEASURED = {
     "baseline": "`--baseline`",
@@ -142,14 +144,8 @@ def check_output(output_dir: Path, sources: Iterable[str], protocols: Iterable[s
                 f"`--output_dir` is {output_dir}, which holds {KINDS[marker['kind']]}; choose another folder, such as"
                 f" {output_dir / 'evaluation'}."
             )
-    refuse_links(output_dir, [METRICS, *protocols])
-    existing = output_dir.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"`--output_dir` is {output_dir}, which cannot be made, as {existing} is no folder that can be written to."
-        )
+    refuse_links(output_dir, [METRICS, FEATURES, *protocols])
+    refuse_unwritable(output_dir / METRICS)
 
 
 def _read(path: Path, measured: Mapping[str, Any]) -> dict[str, Any]:

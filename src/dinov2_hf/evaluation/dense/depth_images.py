@@ -4,26 +4,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ...data.decoding.channels import NPY_BEGINNING, read_npy
-from ...data.decoding.file_content import read_content
-from ...data.decoding.rgb import load_pixels, open_image, turn_upright
-from ...data.decoding.undecodable import UndecodableImage
 from .depth_benchmarks import DepthBenchmark
-from .images import PixelNormalization
+from .images import PixelNormalization, decode_map
 
 
 def decode_depth(value: Any, depth_scale: float) -> np.ndarray:
     """One depth map.
 
     Args:
-        value: as in `decode_image`; an image of one channel (8, 16 or 32 bits, or floats), a `.npy` file, or an array
-            (H, W) of numbers.
+        value: as in `decode_map`.
         depth_scale: stored numbers in one unit of depth.
 
     Returns:
@@ -32,25 +26,7 @@ def decode_depth(value: Any, depth_scale: float) -> np.ndarray:
     Raises:
         UndecodableImage: the file is broken, or holds more than one number for a pixel.
     """
-    try:
-        if isinstance(value, (np.ndarray, list)):
-            depth = np.asarray(value)
-        elif isinstance(value, Image.Image):
-            depth = np.asarray(turn_upright(load_pixels(value)))
-        else:
-            content = read_content(value)
-            if content.startswith(NPY_BEGINNING):
-                depth = read_npy(content)
-            else:
-                depth = np.asarray(turn_upright(open_image(content)))
-    except UndecodableImage:
-        raise
-    except Exception as error:  # decoders raise nearly anything
-        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
-    if depth.ndim != 2 or depth.dtype.kind not in "iuf":
-        raise UndecodableImage(
-            f"it holds {depth.dtype} of shape {depth.shape}, not one number for each pixel, (height, width)"
-        )
+    depth = decode_map(value, "iuf", "number")
     depth = depth.astype(np.float32) / np.float32(depth_scale)
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
 

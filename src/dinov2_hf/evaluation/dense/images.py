@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import tv_tensors
@@ -14,8 +15,10 @@ from torchvision.transforms.v2 import functional as F
 from tqdm.auto import tqdm
 
 from ...data.decoded_images import undecoded_columns
-from ...data.decoding.channels import image_decoder
-from ...data.decoding.undecodable import UndecodableImage
+from ...data.decoding.channels import NPY_BEGINNING, image_decoder, read_npy
+from ...data.decoding.file_content import read_content
+from ...data.decoding.rgb import load_pixels, open_image, turn_upright
+from ...data.decoding.undecodable import UndecodableImage, undecodable_on_error
 from ...data.reading.image_columns import describe_row
 from ...data.replacements import first_decodable
 from ...data.sample_order import PreTrainingBatchSampler, SampleKey
@@ -25,6 +28,33 @@ from .head_training import seeded
 
 
 NUM_PICTURES = 6
+
+
+def decode_map(value: Any, kinds: str, wanted: str) -> np.ndarray:
+    """A number for each pixel.
+
+    Args:
+        value: as in `decode_image`: an image of one channel (8, 16 or 32 bits, or floats) or of a palette, a `.npy`
+            file, or an array (H, W).
+        kinds: of NumPy's types that it may hold.
+        wanted: a number, in the words of a message.
+
+    Raises:
+        UndecodableImage: the file is broken, or holds something else.
+    """
+    with undecodable_on_error():
+        if isinstance(value, Image.Image):
+            value = turn_upright(load_pixels(value))
+        elif not isinstance(value, (np.ndarray, list)):
+            content = read_content(value)
+            is_array = content.startswith(NPY_BEGINNING)
+            value = read_npy(content) if is_array else turn_upright(open_image(content))
+    found = np.asarray(value)
+    if found.ndim != 2 or found.dtype.kind not in kinds:
+        raise UndecodableImage(
+            f"it holds {found.dtype} of shape {found.shape}, not one {wanted} for each pixel, (height, width)"
+        )
+    return found
 
 
 class UnusableRow(UndecodableImage):

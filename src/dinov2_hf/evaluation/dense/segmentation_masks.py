@@ -5,23 +5,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ...data.decoding.file_content import read_content
-from ...data.decoding.rgb import load_pixels, open_image, turn_upright
-from ...data.decoding.undecodable import UndecodableImage
 from ...features import FeatureExtractor
-from .images import PixelPairs
+from .images import PixelPairs, decode_map
 
 
 def decode_mask(value: Any, ignore_index: int, do_reduce_labels: bool) -> np.ndarray:
     """One mask as class numbers.
 
     Args:
-        value: as in `decode_image`; an image of one channel or of a palette (whose indices are the classes), or an
-            array (H, W) of integers.
+        value: as in `decode_map`; the indices of a palette are the classes.
         ignore_index: the number of pixels without a class.
         do_reduce_labels: 0 means without a class, and class c is stored as c + 1 (ADE20K).
 
@@ -31,20 +26,7 @@ def decode_mask(value: Any, ignore_index: int, do_reduce_labels: bool) -> np.nda
     Raises:
         UndecodableImage: the file is broken, or holds colours in place of class numbers.
     """
-    if isinstance(value, (np.ndarray, list)):
-        mask = np.asarray(value)
-    else:
-        try:
-            image = load_pixels(value) if isinstance(value, Image.Image) else open_image(read_content(value))
-        except UndecodableImage:
-            raise
-        except Exception as error:  # decoders raise nearly anything
-            raise UndecodableImage(f"{type(error).__name__}: {error}") from error
-        mask = np.asarray(turn_upright(image))
-    if mask.ndim != 2 or mask.dtype.kind not in "iub":
-        raise UndecodableImage(
-            f"it holds {mask.dtype} of shape {mask.shape}, not one class number for each pixel, (height, width)"
-        )
+    mask = decode_map(value, "iub", "class number")
     mask = mask.astype(np.int64)
     if do_reduce_labels:
         mask = np.where((mask == 0) | (mask == ignore_index), ignore_index, mask - 1)
