@@ -16,7 +16,7 @@ def convert(source: Path, destination: Path, *, overwrite: bool = False, **optio
     """From a checkpoint of the original implementation to a model folder, or back; weights stay bit for bit.
 
     Args:
-        source: a .pth file of the original, a file of a DINOv2 of timm, or a model folder.
+        source: a .pth file of the original or a file of timm; or a model folder, run folder or checkpoint of a run.
         destination: the model folder to write, or a .pth file.
         overwrite: replace the model or file at the destination.
     """

@@ -60,7 +60,7 @@ def evaluate(
     """Measure the frozen features of a model by the protocols of the paper; several devices: accelerate launch.
 
     Args:
-        model: model folder, run folder or Hub id of any vision transformer.
+        model: any vision transformer: model folder, run folder, checkpoint of a run, Hub id, or file of the original.
         train_data: labelled images to learn from (as `--data` of features).
         eval_data: labelled images to measure on.
         output_dir: for metrics.json, plots and trained heads; protocols that are finished there are kept.

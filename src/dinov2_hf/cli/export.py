@@ -15,7 +15,7 @@ def export(folder: str, *, format: str, output_dir: Path, overwrite: bool = Fals
     """A model in a form that needs no dinov2_hf (stock transformers, ONNX, torch.export), and is checked.
 
     Args:
-        folder: a model folder, the output folder of a run, or whatever else is named as a model.
+        folder: a model folder, run folder, checkpoint of a run, or file of the original.
         format: transformers (its own dinov2 classes), dual (these by default, ours with trust_remote_code=True), onnx,
             torch-export, or the `package.module:function` of your own.
         output_dir: the new folder.

@@ -38,7 +38,7 @@ def features(
     """Features of every image of a dataset to one file or folder.
 
     Args:
-        model: model folder, run folder or Hub id of any vision transformer.
+        model: any vision transformer: model folder, run folder, checkpoint of a run, Hub id, or file of the original.
         data: images: a folder, parquet, a saved dataset, tars or a Hub name.
         output: *.parquet, *.npy, or a folder for `datasets.load_from_disk`.
         split: where the data has splits.

@@ -65,7 +65,7 @@ def visualize(
     """Pictures of what a model sees: patch PCA, attention maps, patch matching, nearest neighbours.
 
     Args:
-        model: model folder or Hub id of any vision transformer.
+        model: any vision transformer: model folder, run folder, checkpoint of a run, Hub id, or file of the original.
         kind: pca: patches coloured by their principal components; attention: of the CLS token, head by head; matching:
             like parts of two images; neighbors: images and the most similar ones of --data.
         output: PNG file.

@@ -67,8 +67,8 @@ class PreTrainingArguments:
     # --- where the weights start
     init_from: str | None = argument(
         None,
-        "Weights to start from: a model on the Hub, a model folder or an original .pth (fresh heads), or a run or"
-        " pretraining_model folder (teacher and heads are kept).",
+        "Weights to start from: a model on the Hub, a model folder, an original .pth or a file of timm (fresh heads);"
+        " or a run, its checkpoint or a pretraining_model folder (teacher and heads are kept).",
     )
     freeze_backbone_steps: int = argument(
         0, "First steps with the backbone of init_from at rate 0; the heads learn alone.", NOT_NEGATIVE
