@@ -21,12 +21,12 @@ def main(arguments: list[str]) -> None:
     with start_run(DistillationPlan, arguments) as run:
         model = run.plan.build(run)
         model, optimizer = run.prepare(model, run.plan.parameter_groups(model))
-        averages, students = run.module.average, run.module.student
+        average, student = run.module.average, run.module.student
         for step in run.steps():
             for batch in step.batches():
                 step.backward(model(**batch, **step.now.forward_arguments))
-            if step.update(optimizer):  # the averages make no targets here: they are what is exported
-                update_ema(averages, students, step.now.teacher_momentum)
+            if step.update(optimizer):  # the average makes no targets here: it is what is exported
+                update_ema(average, student, step.now.teacher_momentum)
         run.finish()
 
 

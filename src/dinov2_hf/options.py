@@ -110,7 +110,7 @@ class Option:
         if self.kind is Any:
             return value
         if self.kind is dict:
-            return value if isinstance(value, dict) else parse_mapping(str(value), f"an entry of `{self.name}`")
+            return value if isinstance(value, dict) else self._entry(str(value))
         if isinstance(value, str) and self.may_be_mapping and value.startswith("{"):
             value = parse_mapping(value, f"`{self.name}`")
         if isinstance(value, dict) and self.may_be_mapping:
@@ -121,6 +121,15 @@ class Option:
             shown = "a mapping" if isinstance(value, dict) else without_secrets(str(value))
             quotes = ", in quotes" if self.kind is str else ""
             raise OptionError(f"`{self.name}` is {shown}; it must be {self._wanted()}{quotes}.") from None
+
+    def _entry(self, text: str) -> dict[str, Any]:
+        try:
+            return parse_mapping(text, "")
+        except ValueError:  # not its sentence, which tells of a file
+            raise OptionError(
+                f"`{self.name}` has an entry that is no mapping with different names; each must be a mapping, such as"
+                " {name: small, hidden_size: 384}."
+            ) from None
 
     def _mapping(self, value: Any) -> dict[str, Any]:
         """A mapping, from words NAME=VALUE whose values are YAML."""

@@ -19,7 +19,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
     import distill
 
-    from dinov2_hf.runs import loop, results
+    from dinov2_hf.runs import outputs, results
 
-    loop.draw_curves = results.save_patch_pca = lambda *_, **__: None
+    outputs.plot_training_curves = results.save_patch_pca = lambda *_, **__: None
     distill.main(sys.argv[1:])

@@ -8,7 +8,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
-from dinov2_hf.runs import endings, loop, results
+from dinov2_hf.runs import loop, outputs, results
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -55,8 +55,7 @@ def load_example(name: str):
 
 def without_pictures(patch: pytest.MonkeyPatch) -> None:
     """They take several times as long as a run."""
-    for module in (loop, endings):
-        patch.setattr(module, "draw_curves", lambda *_: None)
+    patch.setattr(outputs, "plot_training_curves", lambda *_, **__: None)
     patch.setattr(results, "save_patch_pca", lambda *_, **__: None)
     patch.setattr(results, "pipeline", lambda *_, **__: lambda *_, **__: torch.zeros(1))
 

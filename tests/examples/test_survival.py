@@ -28,7 +28,7 @@ from pathlib import Path
 spec = importlib.util.spec_from_file_location("pretrain", sys.argv[1])
 pretrain = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(pretrain)
-from dinov2_hf.runs import loop
+from dinov2_hf.runs import outputs
 """
 
 # Forks from one process that has imported everything: a new interpreter for each of eleven attempts takes a minute.
@@ -36,7 +36,7 @@ KILLED_TEN_TIMES = (
     IMPORT_PRETRAIN
     + """
 output_dir, flags, rng = Path(sys.argv[2]), sys.argv[3:], random.Random(0)
-loop.draw_curves = lambda *_: None  # takes 20 times as long as a step
+outputs.plot_training_curves = lambda *_, **__: None  # takes 20 times as long as a step
 
 def num_records():
     path = output_dir / "metrics.jsonl"

@@ -7,12 +7,9 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
-from accelerate import Accelerator
-from torch import nn
 
 from ..atomic_files import new_file
 from ..training.monitor import read_metrics
-from ..training.students import student_folder
 
 
 # Of the Okabe-Ito palette, which colour-blind readers can tell apart.
@@ -28,15 +25,6 @@ _SCHEDULES = {
 }
 _COLUMNS = 4
 _MIN_POINTS_TO_SMOOTH = 60
-
-
-def draw_curves(accelerator: Accelerator, module: nn.Module, output_dir: Path) -> None:
-    """On the main process, the curves of each student of `module`, where there is something to draw by now."""
-    for name in module.students if accelerator.is_main_process else ():
-        folder = student_folder(output_dir, name)
-        plot_training_curves(
-            folder / "metrics.jsonl", folder / "training_curves.png", num_prototypes=module.config.num_prototypes
-        )
 
 
 def plot_training_curves(metrics_path: str | Path, png_path: str | Path, *, num_prototypes: int | None = None) -> bool:

@@ -67,13 +67,8 @@ class DistillationArguments(PreTrainingArguments):
 
 def values_of_student(entry: Mapping[str, Any], of_networks: Iterable[str]) -> dict[str, Any]:
     """
-    Of an entry of `students` what takes the place of the recipe's values.
-
-    Args:
-        of_networks: names that describe a network and its heads.
-
-    Raises:
-        `ValueError`: the entry has a name that is of the whole run, or unknown.
+    Of an entry of `students` what takes the place of the recipe's values; `ValueError` for a name that is of the whole
+    run, or unknown. `of_networks` describe a network and its heads.
     """
     allowed = {*of_networks, *OF_A_STUDENT}
     for key in entry:

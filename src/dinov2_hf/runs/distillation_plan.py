@@ -58,7 +58,7 @@ class DistillationPlan:
         args, self.distillation = self.args, DINOv2DistillationConfig(**distillation)
         self.objective = self.distillation.distillation_objective
         self.loaded = load_teacher(args.teacher, self.objective)
-        of_teacher = self.loaded.recipe(self.objective)
+        of_teacher = self.loaded.recipe()
         entries = {entry["name"]: entry for entry in args.students} if args.students else {"": {}}
         self.students = {
             name: StudentPlan(arguments, KINDS, of_teacher, values_of_student(entry, OWN_FIELDS))
@@ -101,18 +101,10 @@ class DistillationPlan:
 
     def build(self, run: "Run") -> DINOv2ForDistillation:
         """Teacher, students and their averages; to be called once."""
-        args, accelerator = self.args, run.accelerator
-        precision = args.teacher_mixed_precision
-        teacher = self.loaded.freeze(
-            self.objective,
-            bf16=(compute_precision(accelerator) if precision == "auto" else precision) == "bf16",
-            pixel_mean=args.image_mean,
-            pixel_std=args.image_std,
-            image_size=args.teacher_image_size,
-            device=accelerator.device,
-            compiled=args.teacher_compile,
-            teacher_class=args.teacher_class,
-        )
+        precision = self.args.teacher_mixed_precision
+        if precision == "auto":
+            precision = compute_precision(run.accelerator)
+        teacher = self.loaded.freeze(self.args, bf16=precision == "bf16", device=run.accelerator.device)
         network, widths = self.config.backbone_config, None
         if self.objective == "features":  # one look also tells whether it can read such crops
             widths = {
@@ -127,7 +119,7 @@ class DistillationPlan:
             self.configs,
             teacher,
             averages=averages or None,
-            rank_groups=self._rank_groups(backend_name(accelerator)),
+            rank_groups=self._rank_groups(backend_name(run.accelerator)),
         )
 
     def parameter_groups(self, model: DINOv2ForDistillation) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The teacher of a distillation, read from a folder or the Hub: with its heads, or any network that gives features."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..models import DINOv2Config
 from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from ..pretraining.frozen_teacher import FrozenTeacher
 from ..pretraining.teachers import TEACHERS
+from .distillation_arguments import DistillationArguments
 from .initial_weights import load_initial_model
 
 
@@ -31,17 +32,19 @@ class LoadedTeacher:
     A teacher on the CPU in float32, before it is frozen.
 
     Args:
+        objective: that it is read for, `"paper"` or `"features"`.
         network: student, teacher and heads of an earlier pretraining, or a network without heads.
         image_mean, image_std: that it expects; `None` where it does not say.
     """
 
+    objective: str
     network: DINOv2ForPreTraining | PreTrainedModel
     image_mean: list[float] | None
     image_std: list[float] | None
 
-    def recipe(self, objective: str) -> dict[str, Any]:
+    def recipe(self) -> dict[str, Any]:
         """What the teacher says of its students, by the names of fields, where the recipe says nothing else."""
-        if objective != "paper":
+        if self.objective != "paper":
             return {}
         config = self.network.config
         of_backbone = ("image_size", "patch_size", "num_channels")
@@ -50,49 +53,34 @@ class LoadedTeacher:
             name: getattr(config, name) for name in of_heads
         }
 
-    def freeze(
-        self,
-        objective: str,
-        *,
-        bf16: bool,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-        image_size: int | None,
-        device: torch.device,
-        compiled: bool = False,
-        teacher_class: str | None = None,
-    ) -> FrozenTeacher:
+    def freeze(self, args: DistillationArguments, *, bf16: bool, device: torch.device) -> FrozenTeacher:
         """
-        The teacher of `objective` on `device`; see `FrozenTeacher`. What it does not need is given up, so it can be
-        called once.
-
-        Args:
-            compiled: let torch.compile make its backbone faster.
-            teacher_class: another class than `FrozenTeacher` that takes the same arguments.
+        The teacher on `device`, as `args` want it. What it does not need is given up, so this can be called once.
 
         Raises:
-            `ValueError`: the teacher does not fit into the memory of the device.
+            `ValueError`: it does not fit into the memory of the device.
         """
         options = {
             "bf16": bf16,
-            "pixel_mean": pixel_mean,
-            "pixel_std": pixel_std,
+            "pixel_mean": args.image_mean,
+            "pixel_std": args.image_std,
             "own_mean": self.image_mean,
             "own_std": self.image_std,
-            "image_size": image_size,
+            "image_size": args.teacher_image_size,
         }
         network, self.network = self.network, None
         if isinstance(network, DINOv2ForPreTraining):
             centerings = ((name, getattr(network, name)) for name in ("dino_centering", "ibot_centering"))
             centers = {name: module.center for name, module in centerings if hasattr(module, "center")}
-            network = network.teacher if objective == "paper" else network.teacher.backbone
-            options |= {"centers": centers if objective == "paper" else None}
-        teacher = (TEACHERS.find(teacher_class) if teacher_class else FrozenTeacher)(network, **options)
+            has_heads = self.objective == "paper"
+            network = network.teacher if has_heads else network.teacher.backbone
+            options |= {"centers": centers if has_heads else None}
+        teacher = (TEACHERS.find(args.teacher_class) if args.teacher_class else FrozenTeacher)(network, **options)
         if device.type == "cuda":
             tensors = [*teacher.parameters(), *teacher.buffers()]
             needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             check_memory("the teacher", needed, torch.cuda.mem_get_info(device)[0], f"{device}")
-        if compiled:
+        if args.teacher_compile:
             teacher.backbone.compile()
         return teacher.to(device)
 
@@ -111,15 +99,18 @@ def load_teacher(source: str, objective: str) -> LoadedTeacher:
         `ValueError`: there is no such model, it has no heads but the objective needs them, its weights are damaged or
             not whole, or it does not fit into the memory of this machine.
     """
-    folder = _folder(source, objective)
-    config = _config(folder)
-    if config is not None:
-        network = _on_meta(config)
-        if network is not None:
-            # It is loaded in float32, beside what the file is mapped to.
-            needed = 4 * sum(parameter.numel() for parameter in network.parameters())
-            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            check_memory(source, needed, psutil.virtual_memory().available // processes, "this machine", processes)
+    # Of a run, the part that the objective needs.
+    parts = (PRETRAINING_MODEL, MODEL) if objective == "paper" else (MODEL, PRETRAINING_MODEL)
+    with _said_of_teacher():
+        folder = find_model(source, parts)
+        has_config = not is_other_layout(folder) and not _is_part_on_the_hub(folder)
+        config = read_config(folder) if has_config else None
+    network = _on_meta(config) if config is not None else None
+    if network is not None:
+        # It is loaded in float32, beside what the file is mapped to.
+        needed = 4 * sum(parameter.numel() for parameter in network.parameters())
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        check_memory(source, needed, psutil.virtual_memory().available // processes, "this machine", processes)
     with _said_of_teacher():
         if config is None or config.model_type in OURS:
             network = load_initial_model(str(folder))
@@ -131,8 +122,7 @@ def load_teacher(source: str, objective: str) -> LoadedTeacher:
             " trained ones (none of the released DINOv2 has them); give a pretraining_model, or set"
             ' `distillation_objective` to "features".'
         )
-    mean, std = _normalization(folder)
-    return LoadedTeacher(network, mean, std)
+    return LoadedTeacher(objective, network, *_normalization(folder))
 
 
 def check_memory(name: str, needed: int, available: int, where: str, processes: int = 1) -> None:
@@ -145,19 +135,8 @@ def check_memory(name: str, needed: int, available: int, where: str, processes: 
         )
 
 
-def _folder(source: str, objective: str) -> Path | str:
-    """Where in `source` the model is: of a run, the part that the objective needs."""
-    parts = (PRETRAINING_MODEL, MODEL) if objective == "paper" else (MODEL, PRETRAINING_MODEL)
-    with _said_of_teacher():
-        return find_model(source, parts)
-
-
-def _config(folder: Path | str) -> PreTrainedConfig | None:
-    """Of a model in the format of transformers; `None` for another layout, or a subfolder on the Hub."""
-    if is_other_layout(folder) or str(folder).endswith(f"/{PRETRAINING_MODEL}") and not Path(folder).exists():
-        return None
-    with _said_of_teacher():
-        return read_config(folder)
+def _is_part_on_the_hub(folder: Path | str) -> bool:
+    return str(folder).endswith(f"/{PRETRAINING_MODEL}") and not Path(folder).exists()
 
 
 @contextmanager
@@ -183,9 +162,9 @@ def _normalization(folder: Path | str) -> tuple[list[float] | None, list[float] 
     if is_other_layout(folder):
         return None, None
     try:
-        name, _, subfolder = str(folder).rpartition("/")
-        where = {"subfolder": subfolder} if subfolder == PRETRAINING_MODEL and not Path(folder).exists() else {}
-        processor = AutoImageProcessor.from_pretrained(name if where else folder, **where, **DATA_ALONE)
+        part = {"subfolder": PRETRAINING_MODEL} if _is_part_on_the_hub(folder) else {}
+        name = str(folder).removesuffix(f"/{PRETRAINING_MODEL}") if part else folder
+        processor = AutoImageProcessor.from_pretrained(name, **part, **DATA_ALONE)
     except (OSError, ValueError, KeyError):
         return None, None
     return list(processor.image_mean), list(processor.image_std)

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub.errors import StrictDataclassError
 
-from ..pictures.training_curves import draw_curves
 from ..public_names import without_secrets
 from ..training.checkpoints import list_checkpoints
 from ..training.collapse import COLLAPSED_EXIT_CODE, RunCollapsed
@@ -27,7 +26,7 @@ def end_in_words(error: BaseException, run: "Run | None") -> None:
     if run is None or not run.is_training:
         _before_or_after_training(error)
     elif isinstance(error, RunCollapsed):
-        draw_curves(run.accelerator, run.module, run.output_dir)
+        run.draw_curves()
         print(f"\nstopped: {error} {error.advice(run.output_dir / 'checkpoints')}", file=sys.stderr)
         end_run(run.accelerator)
         sys.exit(COLLAPSED_EXIT_CODE)

@@ -11,22 +11,17 @@ from transformers import PreTrainedModel
 from ..output_folders import check_kind
 from ..training.sharded_weights import whole_weights
 from ..training.shared_folders import replace_folder
-from ..training.students import recipe_of_student, student_folder
 from .model_card import model_card
-from .summary import knn_before_and_after
 
 
 if TYPE_CHECKING:
     from .run import Run
 
 
-def export_models(run: "Run") -> dict[str, Path]:
+def export_models(run: "Run") -> None:
     """
     For each student write `model` (the backbone of its average, with image processor and model card) and, where it has
     heads to continue with, `pretraining_model` (student, average and heads). Every process must call it.
-
-    Returns:
-        The folders of the backbones, by the names of the students.
     """
     accelerator, module = run.accelerator, run.module
     state_dict = whole_weights(module, keep=accelerator.is_main_process)
@@ -42,26 +37,17 @@ def export_models(run: "Run") -> dict[str, Path]:
 
         replace_folder(accelerator, folder, write_files, kind="model", check=lambda there: check_kind(there, "model"))
 
-    folders = {}
-    for name, average in module.exported.items():
-        folder, backbone = student_folder(run.output_dir, name), average.backbone
-        card = model_card(
-            backbone.config,
-            folder.resolve().name,
-            steps=run.state["step"],
-            recipe=recipe_of_student(run.plan.recipe, name),
-            knn=knn_before_and_after(run.state, name),
-        )
-        write(folder / "model", backbone, _under(state_dict, {paths[backbone]: ""}), card)
-        whole, renamed = module.continued_as(name)
+    for output in run.outputs:
+        backbone, name = module.exported[output.name].backbone, output.folder.resolve().name
+        card = model_card(backbone.config, name, steps=run.state["step"], recipe=output.recipe, knn=output.knn())
+        write(output.folder / "model", backbone, _under(state_dict, {paths[backbone]: ""}), card)
+        whole, renamed = module.continued_as(output.name)
         if whole is not None:
-            write(folder / "pretraining_model", whole, _under(state_dict, renamed), None)
-        folders[name] = folder / "model"
-    return folders
+            write(output.folder / "pretraining_model", whole, _under(state_dict, renamed), None)
 
 
 def _under(state_dict: dict[str, Tensor], renamed: Mapping[str, str]) -> dict[str, Tensor]:
-    """The weights below the given paths, with other paths in their place; an empty path is above everything."""
+    """The weights below the given paths, with others in their place; an empty path is above everything."""
     return {
         ".".join(filter(None, (new, key[len(old) :].removeprefix(".")))): value
         for old, new in renamed.items()

@@ -39,7 +39,6 @@ def push_folder(
     model repository, in one commit. The card's examples then name the repository; the folder is left as it is.
 
     Args:
-        folder: what `save_pretrained` wrote, or the output folder of a finished run.
         repo_id, private, revision, token: as in `prepare_repo`.
         pretraining_model: of a run, also upload student, teacher and heads, to a folder of that name.
 
@@ -72,9 +71,11 @@ def push_folder(
     return f"{api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
 
 
-def prepare_upload(accelerator: Accelerator, args: PreTrainingArguments, metadata: ModelCardData) -> str | None:
+def prepare_upload(
+    accelerator: Accelerator, args: PreTrainingArguments, metadata: ModelCardData, student: str
+) -> str | None:
     """
-    `prepare_repo` for a run and check its card's `metadata`, on the main process. Every process must call it.
+    `prepare_repo` for a student and check its card's `metadata`, on the main process. Every process must call it.
 
     Returns:
         The repository's "namespace/name", or `None` without `push_to_hub`.
@@ -86,7 +87,7 @@ def prepare_upload(accelerator: Accelerator, args: PreTrainingArguments, metadat
         return None
 
     def prepare() -> str:
-        name = args.hub_model_id or Path(args.output_dir).resolve().name
+        name = (args.hub_model_id or Path(args.output_dir).resolve().name) + (f"-{student}" if student else "")
         where = {"revision": args.hub_revision, "token": args.hub_token}
         repo_id = prepare_repo(name, private=args.hub_private_repo, **where)
         _check_metadata(metadata, args.hub_token)
@@ -95,11 +96,11 @@ def prepare_upload(accelerator: Accelerator, args: PreTrainingArguments, metadat
     return on_main_for_all(accelerator, prepare)
 
 
-def push_run(args: PreTrainingArguments, repo_id: str) -> str:
+def push_run(folder: Path, args: PreTrainingArguments, repo_id: str) -> str:
     """`push_folder` of a finished run; where that fails, the `ValueError` says which command uploads it again."""
     try:
         return push_folder(
-            args.output_dir,
+            folder,
             repo_id,
             private=args.hub_private_repo,
             revision=args.hub_revision,
@@ -107,11 +108,11 @@ def push_run(args: PreTrainingArguments, repo_id: str) -> str:
             pretraining_model=args.hub_pretraining_model,
         )
     except ValueError as error:
-        command = ["dinov2-hf", "push", args.output_dir, "--repo_id", repo_id]
+        command = ["dinov2-hf", "push", str(folder), "--repo_id", repo_id]
         command += ["--revision", args.hub_revision] if args.hub_revision else []
         command += ["--pretraining_model"] if args.hub_pretraining_model else []
         raise ValueError(
-            f"{str(error).rstrip('.')}; the run itself is complete, its model is in {Path(args.output_dir) / 'model'},"
+            f"{str(error).rstrip('.')}; the run itself is complete, its model is in {folder / 'model'},"
             f" and this uploads it again: {shlex.join(command)}"
         ) from error
 

@@ -63,10 +63,7 @@ def load_initial_model(source: str) -> DINOv2Model | DINOv2ForPreTraining:
 
 
 def recipe_of(initial: DINOv2Model | DINOv2ForPreTraining) -> dict[str, Any]:
-    """
-    What weights say about a recipe, by the names of its fields: the network and, with heads, the objective; to be the
-    defaults of a run that starts from them.
-    """
+    """What weights say about a recipe, by the names of its fields: the network and, with heads, the objective."""
     config = initial.config
     if isinstance(initial, DINOv2ForPreTraining):
         names = DINOv2PreTrainingConfig.__annotations__.keys() - DINOv2PreTrainingConfig.sub_configs.keys()
@@ -78,10 +75,7 @@ def recipe_of(initial: DINOv2Model | DINOv2ForPreTraining) -> dict[str, Any]:
 def refuse_other_architecture(
     initial: DINOv2Model | DINOv2ForPreTraining, recipe: Mapping[str, Any], source: str
 ) -> None:
-    """
-    Raises:
-        `ValueError`: `recipe`, values by name, describes another network or, where `initial` has heads, other heads.
-    """
+    """`ValueError` where `recipe` describes another network or, where `initial` has heads, other heads."""
     known = recipe_of(initial)
     advice = dict.fromkeys(BACKBONE_FIELDS, "leave it out of the recipe")
     if isinstance(initial, DINOv2ForPreTraining):
@@ -93,14 +87,11 @@ def refuse_other_architecture(
 
 def initialise(model: DINOv2ForPreTraining, initial: DINOv2Model | DINOv2ForPreTraining) -> None:
     """
-    Copy weights into a model that is to be pretrained.
+    Copy weights into a model that is to be pretrained; `ValueError` as `refuse_other_architecture`.
 
     A backbone becomes that of the student and of the teacher; the heads stay as they are. Of a `DINOv2ForPreTraining`
     everything is copied, running centres too where both have them. Another number of channels or image size than the
-    model's is adapted (`adapt_num_channels`, `resize_position_embeddings`), in `initial` itself.
-
-    Raises:
-        `ValueError`: as `refuse_other_architecture`.
+    model's is adapted, in `initial` itself.
     """
     wanted = recipe_of(model)
     refuse_other_architecture(initial, wanted, f"the {type(initial).__name__}")

@@ -9,7 +9,6 @@ import torch
 from accelerate.utils import gather_object, send_to_device
 from tqdm.auto import tqdm
 
-from ..pictures.training_curves import draw_curves
 from ..training.checkpoints import save_checkpoint
 from ..training.distributed import mean_over_processes
 from ..training.nonfinite import NonFiniteSteps
@@ -79,7 +78,7 @@ class Steps:
         if self._is_due(self.args.save_steps) or step.num_preempted:
             run = self.run
             save_checkpoint(run.accelerator, run.output_dir / "checkpoints", self.state, self.args.save_total_limit)
-            draw_curves(run.accelerator, run.module, run.output_dir)
+            run.draw_curves()
             self.window.restart()
         if step.num_preempted:
             raise RunPreempted(

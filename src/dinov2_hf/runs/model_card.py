@@ -36,13 +36,11 @@ def model_card(
     config: PreTrainedConfig, name: str, *, steps: int, recipe: dict[str, Any], knn: dict[str, dict | None]
 ) -> ModelCard:
     """
-    The card of a backbone.
+    The card of a backbone, whose example loads from the folder of the card itself.
 
     Args:
-        config: of the backbone.
-        name: of the run. The example loads from the folder of the card itself.
-        recipe: names and values, with `train_data`, `eval_data`, `eval_split` and `license`; of paths only the last
-            part reaches the card.
+        name: of the run.
+        recipe: of paths in it only the last part reaches the card.
         knn: `before` and `after` training the accuracies in [0, 1] by name, such as `knn_top1_k20`, or `None`.
     """
     public = {

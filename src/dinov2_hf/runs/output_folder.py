@@ -22,6 +22,7 @@ from ..output_folders import (
     sole_writer,
     write_marker,
 )
+from ..training.checkpoint_manifest import remove_if_empty
 from ..training.checkpoints import (
     CHECKPOINT_NAME,
     find_checkpoint,
@@ -30,11 +31,10 @@ from ..training.checkpoints import (
     remove_checkpoint,
 )
 from ..training.distributed import on_main_for_all
-from ..training.students import STUDENTS_FOLDER
 from .arguments import PreTrainingArguments
 
 
-CHECKPOINTS, TRACKERS = "checkpoints", "trackers"
+CHECKPOINTS, TRACKERS, STUDENTS_FOLDER = "checkpoints", "trackers", "students"
 MODELS = ("model", "pretraining_model")
 FOLDERS = (CHECKPOINTS, TRACKERS, STUDENTS_FOLDER, *MODELS)
 FILES = (
@@ -171,12 +171,7 @@ def _remove_run(output_dir: Path) -> None:
     below = [path for path in trackers.rglob("*") if path.is_dir()]
     students = output_dir / STUDENTS_FOLDER
     for folder in (*sorted(below, reverse=True), *_folders(output_dir)[1:], checkpoints, trackers, students):
-        _remove_if_empty(folder)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+        remove_if_empty(folder)
 
 
 @contextmanager
@@ -188,4 +183,4 @@ def _without_traces(folder: Path) -> Iterator[None]:
         yield
     finally:
         for path in made:
-            _remove_if_empty(path)
+            remove_if_empty(path)

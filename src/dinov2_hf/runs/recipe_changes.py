@@ -33,12 +33,11 @@ def check_recipe(
     allow_changes: bool,
 ) -> None:
     """
-    Compare a run with what its checkpoint was made with, and note it in its state.
+    Compare a run with what its checkpoint was made with, and note it in its state. Accuracies from before a change of
+    the evaluation are removed from the state.
 
     Args:
-        state: of a fresh run or of a checkpoint, as `start_state` gave it. With changes of the evaluation, accuracies
-            from before them are removed from it.
-        recipe: names and values.
+        state: of `start_state`.
         sizes: number of images by the names of `DATA_SIZES`; `None` for a stream, and where there is no evaluation.
         fixed: names that describe what a checkpoint holds, or that nothing reads after the first step.
         allow_changes: `--allow_recipe_change`.

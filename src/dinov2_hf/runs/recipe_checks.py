@@ -9,13 +9,7 @@ LEAST_PATCHES = 4  # a side: the smallest grid in which the original's blocks of
 
 
 def check_crops(args: PreTrainingArguments, config: PreTrainedConfig) -> None:
-    """
-    Args:
-        config: of the objective, with the `backbone_config` of a network that sees the crops.
-
-    Raises:
-        `ValueError`: local crops are not whole patches, or KoLeo has no two images to compare.
-    """
+    """`ValueError` where local crops are not whole patches, or KoLeo has no two images to compare."""
     patch_size = config.backbone_config.patch_size
     if args.num_local_crops and args.local_crop_size % patch_size:
         raise ValueError(
@@ -30,10 +24,7 @@ def check_crops(args: PreTrainingArguments, config: PreTrainedConfig) -> None:
 
 
 def check_mask_grid(backbone: PreTrainedConfig) -> None:
-    """
-    Raises:
-        `ValueError`: a global crop of this network has too few patches to mask blocks of them.
-    """
+    """`ValueError` where a global crop of this network has too few patches to mask blocks of them."""
     patch_size, image_size = backbone.patch_size, backbone.image_size
     side = image_size // patch_size
     if side < LEAST_PATCHES:

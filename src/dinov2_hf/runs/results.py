@@ -7,9 +7,7 @@ from transformers import AutoImageProcessor, AutoModel, pipeline
 from ..data import find_image_column, first_images
 from ..models import DINOv2Config
 from ..pictures.patch_pca import save_patch_pca
-from ..training.students import student_folder
 from .exports import export_models
-from .summary import format_knn_gain, write_summary
 
 
 if TYPE_CHECKING:
@@ -18,10 +16,10 @@ if TYPE_CHECKING:
 
 def leave_results(run: "Run") -> None:
     """For each student; every process must call it."""
-    model_folders = export_models(run)
-    for name, model_folder in model_folders.items() if run.accelerator.is_main_process else ():
-        folder = student_folder(run.output_dir, name)
-        write_summary(folder, run.state, name)
+    export_models(run)
+    for output in run.outputs if run.accelerator.is_main_process else ():
+        output.write_summary()
+        folder, model_folder = output.folder, output.folder / "model"
         backbone = AutoModel.from_pretrained(model_folder)
         column, num_channels = find_image_column(run.dataset, run.args.image_column), backbone.config.num_channels
         images = first_images(run.dataset, column, count=8, num_channels=num_channels)
@@ -33,7 +31,7 @@ def leave_results(run: "Run") -> None:
             image_size=picture_size(backbone.config),
             device=run.accelerator.device,
         )
-        print(f"\n{format_knn_gain(run.state, run.args.eval_data, name)}", end="")
+        print(f"\n{output.format_knn_gain()}", end="")
         if num_channels == 3:  # which is what a pipeline reads
             extract = pipeline("image-feature-extraction", model=str(model_folder), device=run.accelerator.device)
             features = extract(images[0], return_tensors=True)

@@ -20,13 +20,10 @@ from ..options import values_for
 from ..output_folders import write_text
 from ..training.backends import compute_precision, prepare, resume_launch
 from ..training.checkpoints import load_checkpoint
-from ..training.collapse import CollapseMonitor
 from ..training.distributed import choose_attention, end_run
-from ..training.monitor import append_metrics, truncate_metrics
 from ..training.optimizer import build_optimizer
 from ..training.run_stopped import bad_data_stops_run
 from ..training.schedules import build_schedules, scale_learning_rate
-from ..training.students import args_of_student, of_student, own_of_student, student_folder
 from .accelerator import build_accelerator
 from .description import describe_run
 from .endings import end_in_words
@@ -35,11 +32,11 @@ from .hub_upload import prepare_upload, push_run
 from .loop import Step, Steps
 from .model_card import card_metadata
 from .output_folder import claimed_folder, start_output_dir
+from .outputs import Output
 from .pretraining_plan import PreTrainingPlan
 from .recipe_changes import DATA_SIZES, check_recipe
 from .results import leave_results
 from .state import start_state
-from .summary import format_knn
 
 
 @contextmanager
@@ -72,7 +69,6 @@ class Run:
         held: what ends with the run, such as the lock of its folder.
 
     Attributes:
-        args, config: of the plan.
         state: what a checkpoint keeps beside weights: steps, images seen, accuracies.
         is_training: whether files are written, from `prepare` to the end of `finish`.
 
@@ -103,15 +99,10 @@ class Run:
         self.state = start_state(args, num_processes, self.checkpoint)
         resume_launch(self.accelerator, self.state)
         self.num_images = None if args.streaming else len(self.dataset)
-        held_against = (self.evaluation.queries, self.evaluation.bank) if self.evaluation else ()
-        sizes = [self.num_images, *map(len, held_against)]
-        check_recipe(
-            self.state,
-            plan.recipe,
-            dict(zip_longest(DATA_SIZES, sizes)),
-            fixed=plan.fixed,
-            allow_changes=args.allow_recipe_change,
-        )
+        measured = (self.evaluation.queries, self.evaluation.bank) if self.evaluation else ()
+        sizes = dict(zip_longest(DATA_SIZES, [self.num_images, *map(len, measured)]))
+        allowed = args.allow_recipe_change
+        check_recipe(self.state, plan.recipe, sizes, fixed=plan.fixed, allow_changes=allowed)
         self.batches = build_batches(
             self.dataset,
             args,
@@ -151,9 +142,8 @@ class Run:
         accelerator, args = self.accelerator, self.args
         self.module = model
         metadata = card_metadata(self.plan.recipe)
-        self.repo_ids = {
-            name: prepare_upload(accelerator, args_of_student(args, name), metadata) for name in model.students
-        }
+        self.repo_ids = [prepare_upload(accelerator, args, metadata, name) for name in model.students]
+        self.outputs = [Output(self, name) for name in model.students]
         model.patch_chunk_size = args.patch_chunk_size
         for student in model.students.values() if args.gradient_checkpointing else ():
             student.backbone.gradient_checkpointing_enable()
@@ -183,36 +173,39 @@ class Run:
         if self.state["step"] == 0:
             self.state["knn_before"] = metrics
         self.state["knn_after"] = metrics
-        for name in self.module.students:
-            line = ", ".join(format_knn(own_of_student(metrics, name)))
-            tqdm.write(f"step {self.state['step']}: {f'{name} ' if name else ''}k-NN {line}", file=sys.stdout)
+        for output in self.outputs:
+            tqdm.write(f"step {self.state['step']}: {output.format_knn(metrics)}", file=sys.stdout)
 
     def record(self, metrics: dict[str, float]) -> None:
         """Write numbers to the metrics of every student and to the tracker, and look for a collapse in them."""
         step = self.state["step"]
-        for name in self.module.students if self.accelerator.is_main_process else ():
-            own = {"step": step, **of_student(metrics, name)}
-            append_metrics(student_folder(self.output_dir, name) / "metrics.jsonl", own)
+        for output in self.outputs if self.accelerator.is_main_process else ():
+            output.record(step, metrics)
         self.accelerator.log(metrics, step=step)
-        for name, monitor in self.monitors.items():
-            monitor.warn(step, of_student(metrics, name), stop=self.args.stop_on_collapse)
+        for output in self.outputs:
+            output.look_for_collapse(step, metrics)
+
+    def draw_curves(self) -> None:
+        """Of all students, by the main process."""
+        for output in self.outputs if self.accelerator.is_main_process else ():
+            output.draw_curves()
 
     def finish(self) -> None:
         """Export models, cards and pictures, and upload what is to be uploaded."""
         leave_results(self)
         end_run(self.accelerator)
         self.is_training = False
-        for name, repo_id in self.repo_ids.items() if self.accelerator.is_main_process else ():
-            if repo_id:
-                print(f"uploaded to {push_run(args_of_student(self.args, name), repo_id)}")
+        for output, repo_id in zip(self.outputs, self.repo_ids, strict=True):
+            if repo_id and self.accelerator.is_main_process:
+                print(f"uploaded to {push_run(output.folder, self.args, repo_id)}")
 
     def _start_writing(self) -> None:
-        accelerator, args, step = self.accelerator, self.args, self.state["step"]
+        accelerator, args = self.accelerator, self.args
         if accelerator.is_main_process:
             start_output_dir(self.output_dir, fresh=self.checkpoint is None)
             write_text(self.output_dir / "recipe.yaml", yaml.safe_dump(self.plan.recipe, sort_keys=False))
-            for name in self.module.students:
-                truncate_metrics(student_folder(self.output_dir, name) / "metrics.jsonl", step)
+            for output in self.outputs:
+                output.continue_from(self.state["step"])
         accelerator.wait_for_everyone()
         suffix = "" if accelerator.is_main_process else f"_{accelerator.process_index}"
         self.skipped_images = SkippedImageLog(
@@ -224,16 +217,3 @@ class Run:
         if args.report_to != "none":
             values = {name: str(value) for name, value in self.plan.recipe.items()}
             accelerator.init_trackers(f"dinov2_{self.module.task}", values)
-        memory = self.state.setdefault("collapse", {})
-        self.monitors = {
-            name: CollapseMonitor(
-                memory.setdefault(name, {}) if name else memory,
-                num_prototypes=self.config.num_prototypes,
-                warmup_steps=args.warmup_steps,
-                image_level=self.config.dino_loss_weight > 0,
-                patch_level=self.config.ibot_loss_weight > 0,
-                num_eval_images=len(self.evaluation.queries) if self.evaluation else 0,
-                num_images_per_step=self.global_batch_size,
-            )
-            for name in self.module.students
-        }

@@ -12,18 +12,14 @@ def start_state(args: PreTrainingArguments, num_processes: int, checkpoint: Path
     The state a run starts with: `step`, `images_seen` (its position in the order of the images, over all processes)
     and the `readers` of the data.
 
-    Any number of processes and accumulated passes may continue a run, if a step has as many images as before: then
-    every step sees the images it would have seen. A stream and an order such as "sharded" depend on who reads them,
-    and continue with the same readers only.
+    Any number of processes and accumulated passes may continue a run whose steps have as many images as before. A
+    stream and an order such as "sharded" depend on who reads them, and continue with the same readers only.
 
     Raises:
         ValueError: when the checkpoint cannot be continued so.
     """
-    readers = {
-        "processes": num_processes,
-        "dataloader_num_workers": args.dataloader_num_workers,
-        "per_device_train_batch_size": args.per_device_train_batch_size,
-    }
+    readers = {name: getattr(args, name) for name in ("dataloader_num_workers", "per_device_train_batch_size")}
+    readers = {"processes": num_processes, **readers}
     if checkpoint is None:
         return {"step": 0, "images_seen": 0, "readers": readers}
     state = read_state(checkpoint)

@@ -63,14 +63,11 @@ def configure_backend(
     clip_per_part: bool,
 ) -> None:
     """
-    Check that the backend is the one that was launched, and tell it what the recipe says.
-
-    Args:
-        mixed_precision: `"no"`, `"bf16"` or `"fp16"`, as chosen for the run.
+    Tell the backend what the recipe says.
 
     Raises:
-        `ValueError`: when Accelerate fell back to another backend than the launch asked for, or when the backend
-            cannot do what the recipe asks.
+        `ValueError`: Accelerate fell back to another backend than the launch asked for, or the backend cannot do what
+            the recipe asks.
     """
     _check_launch(accelerator)
     backend = backend_name(accelerator)
@@ -135,11 +132,7 @@ def resume_launch(accelerator: Accelerator, state: dict) -> None:
 
 
 def allow_fsdp_on_cpu() -> None:
-    """
-    Let FSDP2 run without a GPU, for tests and measurements; call it before an `Accelerator` is made.
-
-    Accelerate shards on GPUs and their like only. Over gloo the same code runs, at the speed of gloo.
-    """
+    """Let FSDP2 run over gloo too, for tests and measurements; call it before an `Accelerator` is made."""
     original = PartialState.__init__
 
     def init(self, cpu: bool = False, **kwargs):

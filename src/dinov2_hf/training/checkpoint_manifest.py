@@ -36,11 +36,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """
-    What of `folder` is not as its manifest says, such as "its optimizer.bin has 12 bytes instead of 345", or `None`.
-
-    Sizes are compared first; then every file is read.
-    """
+    """What of `folder` is not as its manifest says, such as "its optimizer.bin has 12 bytes instead of 345"."""
     try:
         files = json.loads((folder / MANIFEST_FILE).read_text())
     except FileNotFoundError:
@@ -73,12 +69,13 @@ def remove_listed(folder: Path) -> None:
     for name in sorted(_listed(folder) & set(files_in(folder)), key=lambda name: name == MANIFEST_FILE):
         (folder / name).unlink()
     for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
-        _remove_if_empty(path)
-    _remove_if_empty(folder)
+        remove_if_empty(path)
+    remove_if_empty(folder)
 
 
-def _remove_if_empty(folder: Path) -> None:
-    if not any(folder.iterdir()):
+def remove_if_empty(folder: Path) -> None:
+    """Where it is there."""
+    if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 

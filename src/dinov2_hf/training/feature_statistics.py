@@ -49,10 +49,5 @@ def mean_pair_cosine(features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def entropy_of(distribution: Tensor) -> Tensor:
-    """
-    Entropy in nats of one distribution `(K,)`; its exponential is the effective number of outcomes.
-
-    Returns:
-        Scalar in [0, ln K].
-    """
+    """Entropy of a distribution `(K,)` in nats, in [0, ln K]; its exponential is the effective number of outcomes."""
     return torch.special.entr(distribution.float()).sum()

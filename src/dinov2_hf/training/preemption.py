@@ -47,12 +47,8 @@ class Preemption:
 
 def count_processes(accelerator: Accelerator, *conditions: torch.Tensor | bool) -> list[int]:
     """
-    The number of processes on which each condition holds, the same on all of them.
-
-    One all-reduce of as many float32 as there are conditions; the host waits for the device.
-
-    Args:
-        conditions: bools, or scalar bool tensors on the device.
+    The number of processes on which each condition holds, a bool or a scalar tensor on the device; the same on all of
+    them. One all-reduce, for which the host waits.
     """
     flags = torch.stack([torch.as_tensor(condition, device=accelerator.device).float() for condition in conditions])
     return [round(count) for count in accelerator.reduce(flags, reduction="sum").tolist()]

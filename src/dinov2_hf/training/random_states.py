@@ -7,7 +7,6 @@ Accelerate goes on without a word where it cannot read one; the run would then d
 import logging
 import pickle
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils import load
@@ -25,7 +24,7 @@ def find_damage_of_random_states(checkpoint: Path, state: dict) -> str | None:
         if not path.is_file():
             return f"its {path.name} is missing"
         try:
-            states = _read(path)
+            states = load(path)  # by torch's unpickler for weights
         except (OSError, RuntimeError, ValueError, pickle.UnpicklingError):
             states = None
         if not isinstance(states, dict) or not all(name in states for name in NAMES):
@@ -47,7 +46,7 @@ def check_restored(checkpoint: Path, process_index: int) -> None:
             "%s has no random state of process %d, which starts with a fresh one.", checkpoint, process_index
         )
         return
-    states = _read(path)
+    states = load(path)
     if not torch.equal(torch.get_rng_state(), states["torch_manual_seed"]):
         raise ValueError(f"{path} could not be put back as the random state; continue from another checkpoint.")
     if torch.cuda.is_available():
@@ -61,8 +60,3 @@ def check_restored(checkpoint: Path, process_index: int) -> None:
 
 def _path(checkpoint: Path, process_index: int) -> Path:
     return checkpoint / f"random_states_{process_index}.pkl"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """By torch's unpickler for weights, which accelerate tells of NumPy's arrays."""
-    return load(path)

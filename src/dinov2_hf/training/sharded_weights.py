@@ -42,15 +42,9 @@ def drop_stale_copies(module: nn.Module) -> None:
 
 def whole_weights(module: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
     """
-    The state dict of `module` with whole tensors. Every process must call it.
+    The state dict of `module` with whole tensors, on the processes that `keep` them. Every process must call it.
 
     Sharded weights are gathered one tensor at a time and kept in the memory of the host; others are given as they are.
-
-    Args:
-        keep: whether this process wants them.
-
-    Returns:
-        The weights, in the order of `module.state_dict()`; nothing on processes that do not keep them.
     """
     tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())}
     weights, sharded = {}, is_sharded(module)

@@ -22,12 +22,10 @@ def replace_folder(
     check: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """
-    Let every process write into an unfinished folder, then put that in the place of `folder`.
-
-    Each of the `writers` is called with the unfinished folder on every process, when all have finished the one before.
-    The old folder goes only when the new one is complete and on the disk.
+    Put a folder that all processes have written in the place of `folder`, when it is complete and on the disk.
 
     Args:
+        writers: each is called with the unfinished folder on every process, when all have finished the one before.
         kind: that of the marker, which names all files; `None` writes none.
         check: called with `folder` where one is there, before anything is written; it raises a `ValueError` when that
             may not be replaced.

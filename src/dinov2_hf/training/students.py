@@ -1,16 +1,10 @@
 """
-The networks that one run trains, by name: a pretraining has one, whose name is empty, a distillation may have several.
-
-Metrics of several students are prefixed, as in `"small/loss"`, and each of them has a folder like that of a run.
+Numbers of the networks that one run trains: those of several students are prefixed with a name, as in `"small/loss"`.
+A pretraining has one, whose name is empty.
 """
 
-import dataclasses
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
-
-
-STUDENTS_FOLDER = "students"
 
 
 def prefixed(values: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -35,28 +29,3 @@ def own_of_student(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 def names_of(values: Iterable[str]) -> list[str]:
     """The students that values have prefixes of; the one without a name where none has."""
     return list(dict.fromkeys(key.split("/")[0] for key in values if "/" in key)) or [""]
-
-
-def student_folder(output_dir: Path, name: str) -> Path:
-    """Where the models, metrics and pictures of a student go."""
-    return output_dir / STUDENTS_FOLDER / name if name else output_dir
-
-
-def args_of_student(args: Any, name: str) -> Any:
-    """As if the run had trained one student alone: its folder, and the repository of its upload."""
-    if not name:
-        return args
-    folder = student_folder(Path(args.output_dir), name)
-    own = {"output_dir": str(folder)}
-    if args.push_to_hub:
-        own["hub_model_id"] = f"{args.hub_model_id or Path(args.output_dir).resolve().name}-{name}"
-    return dataclasses.replace(args, **own)
-
-
-def recipe_of_student(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The recipe that trains one of the `students` of a recipe alone."""
-    own = {key: value for key, value in recipe.items() if key != "students"}
-    for entry in recipe.get("students") or ():
-        if entry["name"] == name:
-            own |= {key: value for key, value in entry.items() if key not in ("name", "num_processes")}
-    return own
