@@ -7,6 +7,7 @@ import pytest
 
 from dinov2_hf.curation import Dropped, stage
 from dinov2_hf.curation.plan import plan
+from dinov2_hf.curation.unread_options import refuse_unread_options
 
 
 @stage("later", title="later", after="semdedup_of_this_test")
@@ -57,6 +58,12 @@ def test_what_it_reads_decides_what_follows(planted):
             assert before[name] != after[name]
     with pytest.raises(ValueError, match="the stage 'drops_foreign' needs the option 'row_ids'"):
         plan(planted.arguments(stages=named("drops_foreign")))
+
+
+def test_a_field_that_it_reads_is_read(planted):
+    with pytest.raises(ValueError, match="--hierarchy_resamplings has no effect here"):
+        refuse_unread_options(planted.arguments(), ["hierarchy_resamplings"])
+    refuse_unread_options(planted.arguments(stages=named("earlier")), ["hierarchy_resamplings"])
 
 
 def test_it_goes_to_other_processes_by_its_name(planted):

@@ -105,7 +105,9 @@ def test_a_filter(tmp_path):
     report = json.loads((curation.output_dir / "report.json").read_text())
     assert report["histograms"]["Scores of the filter detail"]["below"] == 2
     assert "Scores of the filter detail" in (curation.output_dir / "report.html").read_text()
-    assert "detail:detail" in (curation.output_dir / "dataset" / "README.md").read_text()
+    card = (curation.output_dir / "dataset" / "README.md").read_text()
+    assert "detail:detail" in card
+    assert str(tmp_path) not in card
 
 
 def test_an_embedder(planted):  # noqa: F811

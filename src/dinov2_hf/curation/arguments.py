@@ -55,7 +55,7 @@ class CurationArguments:
     )
     nsfw_model: str | None = argument(None, "Image classifier that finds unsafe images; none by default.")
     nsfw_label: str = argument("nsfw", "The label of nsfw_model to drop.")
-    nsfw_threshold: float = argument(0.5, "Probability of that label from which on an image is dropped.", SHARE)
+    nsfw_threshold: float = argument(0.5, "Probability of that label above which an image is dropped.", SHARE)
     face_model: str | None = argument(None, "Object detector whose findings are blurred; none by default.")
     face_label: str = argument("face", "The label of face_model to blur.")
     face_threshold: float = argument(0.5, "Score from which on it is blurred.", SHARE)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from .arguments import CurationArguments
 from .embedders import kind_of_embedder
 from .stages.embed import specs_of
+from .stages.stage import find_stage
 
 
 # Fields, whether they are read, and by what alone.
@@ -23,11 +24,10 @@ READERS: tuple[tuple[str, Callable[[CurationArguments], bool], str], ...] = (
     ("include_curated", lambda a: a.curated, "--curated"),
     ("retrieval", lambda a: a.how_selected == "retrieval" and _is_left_open(a, "retrieval"), "--curated sources"),
     (
-        "retrieval_num_neighbors",
+        "retrieval_num_neighbors min_similarity",
         lambda a: "sample" in a.retrieval_modes,
         "--curated sources that are retrieved for by sample",
     ),
-    ("min_similarity", lambda a: "sample" in a.retrieval_modes, "--curated sources that are retrieved for by sample"),
     (
         "num_clusters min_cluster_queries images_per_cluster max_per_source",
         lambda a: "cluster" in a.retrieval_modes,
@@ -49,14 +49,15 @@ READERS: tuple[tuple[str, Callable[[CurationArguments], bool], str], ...] = (
 
 def refuse_unread_options(arguments: CurationArguments, given: Iterable[str]) -> None:
     """
-    That every option that was given is read.
+    That every option that was given is read, by the curation or by a stage of the user's.
 
     Raises:
         ValueError: one is not; the message says what would read it.
     """
+    of_stages = {field for name, _ in arguments.named_stages for field in find_stage(name).parameters}
     for fields, is_read, reader in READERS:
-        for name in fields.split():
-            if name in given and not is_read(arguments):
+        for name in set(fields.split()) & set(given) - of_stages:
+            if not is_read(arguments):
                 raise ValueError(f"--{name} has no effect here: it is read by {reader} only; leave it out.")
 
 

@@ -232,7 +232,17 @@ def _configuration(curation: Curation) -> dict[str, Any]:
     for role in ("uncurated", "curated", "benchmarks"):
         wanted = {"benchmarks": "benchmark"}.get(role, role)
         shown[role] = [source.name for given, source in curation.arguments.sources if given == wanted]
-    for name in ("embedder", "retrieval_embedder", "nsfw_model", "face_model"):
-        if shown[name] is not None and "/" in shown[name] and shown[name].count("/") != 1:
-            shown[name] = shown[name].rstrip("/").rsplit("/", 1)[-1]
+    for name in ("embedder", "retrieval_embedder", "nsfw_model", "face_model", "filters", "stages"):
+        shown[name] = _last_part(shown[name])
     return without_secrets(json.loads(json.dumps(shown, default=str)))
+
+
+def _last_part(value: Any) -> Any:
+    """Of a path its last part, also among options; of a name on the Hub both."""
+    if isinstance(value, dict):
+        return {name: _last_part(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_last_part(item) for item in value]
+    if isinstance(value, str) and "/" in value and value.count("/") != 1:
+        return value.rstrip("/").rsplit("/", 1)[-1]
+    return value

@@ -59,23 +59,24 @@ class Stage:
         """Whether the pool that is left after it is what it does not drop."""
         return self.title is not None and not self.writes_left
 
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """What its function reads, by name: fields of the recipe, and options of its own."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {one.name: one for one in parameters if one.kind is one.KEYWORD_ONLY and one.name not in self.given}
+
     def values(self, arguments: CurationArguments, options: Mapping[str, Any]) -> dict[str, Any]:
-        """What its function reads, by name: of the recipe's fields, of `options`, or the function's defaults.
+        """The values of its `parameters`: of the recipe's fields, of `options`, or the function's defaults.
 
         Raises:
             ValueError: there is no such option, or one that must be given is missing.
         """
-        parameters = {
-            name: parameter
-            for name, parameter in inspect.signature(self.function).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY and name not in self.given
-        }
-        own = [name for name in parameters if not hasattr(arguments, name)]
+        own = [name for name in self.parameters if not hasattr(arguments, name)]
         for name in options:
             if name not in own:
                 raise ValueError(f"the stage {self.name!r} has no option {name!r}.{did_you_mean(name, own)}")
         found = {}
-        for name, parameter in parameters.items():
+        for name, parameter in self.parameters.items():
             found[name] = options[name] if name in options else getattr(arguments, name, parameter.default)
             if found[name] is inspect.Parameter.empty:
                 raise ValueError(
