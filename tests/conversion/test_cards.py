@@ -25,9 +25,8 @@ from dinov2_hf.conversion.original.from_original import convert_from_original
 from dinov2_hf.conversion.original.to_original import convert_to_original
 from dinov2_hf.model_source import HERE
 from dinov2_hf.runs.model_card import card_for_repo
-
-from .model_folders import write_model, write_photograph
-from .original_layouts import backbone_shapes, fill
+from tests.conversion.model_folders import write_model, write_photograph
+from tests.conversion.original.layouts import backbone_shapes, fill
 
 
 # A card of another folder, as a run leaves it: its code and its pictures are there and nowhere else.

@@ -18,9 +18,8 @@ from dinov2_hf import (
 from dinov2_hf.conversion.original.from_original import convert_from_original
 from dinov2_hf.conversion.saved_models import load_image_processor, load_network
 from dinov2_hf.runs.initial_weights import load_initial_model
-
-from .model_folders import write_model
-from .original_layouts import backbone_shapes, fill
+from tests.conversion.model_folders import write_model
+from tests.conversion.original.layouts import backbone_shapes, fill
 
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}

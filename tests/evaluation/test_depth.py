@@ -18,8 +18,7 @@ from dinov2_hf.evaluation.dense.images import PixelNormalization
 from dinov2_hf.evaluation.depth import evaluate_depth
 from dinov2_hf.features import FeatureExtractor
 from dinov2_hf.models.depth_layers import four_depth_layers
-
-from .dense_data import banded_images, with_map
+from tests.evaluation.dense.data import banded_images, with_map
 
 
 @pytest.fixture

@@ -18,8 +18,7 @@ from dinov2_hf.evaluation.dense.segmentation_masks import decode_mask
 from dinov2_hf.evaluation.dense.sliding_window import augmented_probabilities, sliding_window_logits, window_starts
 from dinov2_hf.evaluation.segmentation import evaluate_segmentation, mask_metrics
 from dinov2_hf.features import FeatureExtractor
-
-from .dense_data import banded_images, with_map
+from tests.evaluation.dense.data import banded_images, with_map
 
 
 NAMES = ["red", "green", "blue"]
