@@ -56,7 +56,11 @@ def test_there_are_commands():
 @pytest.mark.parametrize("words", COMMANDS)
 def test_command_names_what_exists(words):
     has_subcommand = words[0] == "dinov2-hf" or words[0].endswith("curation.py")
-    explained = help_of(*words[: 2 if has_subcommand else 1])
+    command = words[: 2 if has_subcommand else 1]
+    if "--protocol" in words:  # whose options are explained where it is named
+        place = words.index("--protocol")
+        command += words[place : place + 2]
+    explained = help_of(*command)
     if words[0] in BEHIND:
         explained += help_of(BEHIND[words[0]])
     flags = set(re.findall(r"--\w+", explained))
