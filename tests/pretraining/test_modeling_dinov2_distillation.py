@@ -179,8 +179,8 @@ def test_all_tokens_weigh_as_their_mean():
 def test_no_more_than_a_chunk_of_patch_logits_is_ever_made(monkeypatch):
     made, rows = [], LogitChunks.rows
 
-    def counting(self, chunk):
-        logits = rows(self, chunk)
+    def counting(self, chunk, *temperature):
+        logits = rows(self, chunk, *temperature)
         made.append(len(logits))
         return logits
 

@@ -68,13 +68,13 @@ def sinkhorn_log_prototype_scale(
     Each iteration goes over the chunks once: the new scale of a chunk's rows and what these rows then give to the
     prototypes need the same numbers.
     """
-    scores = (logits.rows(rows).float() / temperature for rows in logits.chunks())
+    scores = (logits.rows(rows, temperature).float() for rows in logits.chunks())
     empty = logits.prototypes.new_full((len(logits.prototypes),), -torch.inf, dtype=torch.float32)
     log_scale = -_log_prototype_mass(scores, empty, group)
     for _ in range(num_iterations - 1):
         mass = torch.zeros_like(log_scale)
         for rows in logits.chunks():
-            mass += torch.softmax(logits.rows(rows).float() / temperature + log_scale, dim=-1).sum(dim=0)
+            mass += torch.softmax(logits.rows(rows, temperature) + log_scale, dim=-1).sum(dim=0)
         log_scale -= _all_reduce(mass, dist.ReduceOp.SUM, group).log_()
     return log_scale
 
@@ -153,7 +153,7 @@ def _softmax_of_rows(logits: LogitChunks, temperature: float, bias: torch.Tensor
     @torch.no_grad()
     def targets(rows: slice) -> torch.Tensor:
         with torch.autocast(logits.device.type, enabled=False):
-            return torch.softmax(logits.rows(rows).float() / temperature + bias, dim=-1)
+            return torch.softmax(logits.rows(rows, temperature) + bias, dim=-1, dtype=torch.float32)
 
     return targets
 

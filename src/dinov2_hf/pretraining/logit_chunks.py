@@ -44,10 +44,12 @@ class LogitChunks:
         """The rows of each chunk."""
         return (slice(start, start + self.chunk_size) for start in range(0, len(self), self.chunk_size))
 
-    def rows(self, rows: slice) -> torch.Tensor:
-        """Logits `(rows, K)`, in the dtype of the factors."""
+    def rows(self, rows: slice, temperature: float = 1.0) -> torch.Tensor:
+        """Logits over `temperature`, `(rows, K)`, in the dtype of the factors."""
         with torch.autocast(self.device.type, enabled=False):
-            return self.bottleneck[rows] @ self.prototypes.T
+            # Scaled by the product itself, which is rounded once; `beta=0` ignores the first argument.
+            nothing = self.prototypes.new_empty(())
+            return torch.addmm(nothing, self.bottleneck[rows], self.prototypes.T, beta=0, alpha=1 / temperature)
 
 
 def ibot_loss(
@@ -64,7 +66,7 @@ def ibot_loss(
 
     Args:
         student: the factors of the student's logits, `n` rows.
-        targets: the teacher's targets `(rows, K)` for some of these rows, float32.
+        targets: the teacher's targets `(rows, K)` for some of these rows, probabilities in float32.
         row_weights: `(n,)`; one over the rows that count of that crop.
         num_crops: all global crops of the batch.
         student_temperature: above 0.
@@ -93,17 +95,19 @@ class _IBOTLoss(torch.autograd.Function):
             prototype_gradient = torch.zeros_like(prototypes, dtype=torch.float32)
         with torch.autocast(bottleneck.device.type, enabled=False):
             for rows in student.chunks():
-                scores = student.rows(rows).float() / temperature
-                target, weights = targets(rows), row_weights[rows].float()
-                mass, normalizer = target.sum(dim=-1), scores.logsumexp(dim=-1)
-                loss += weights @ (mass * normalizer - torch.linalg.vecdot(target, scores))
+                weights, target = row_weights[rows].float(), targets(rows)
+                log_probabilities = student.rows(rows, temperature).float().log_softmax(dim=-1)
+                agreement = torch.bmm(target.unsqueeze(1), log_probabilities.unsqueeze(2)).flatten()
+                loss -= weights @ agreement
                 if not needs_gradient:
                     continue
-                gradient = scores.sub_(normalizer[:, None]).exp_().mul_(mass[:, None]).sub_(target).div_(temperature)
-                gradient = gradient.to(bottleneck.dtype)
-                bottleneck_gradient[rows] = (gradient @ student.prototypes).float() * weights[:, None]
-                weighted = (student.bottleneck[rows] * weights[:, None]).to(bottleneck.dtype)
+                weights = weights[:, None] / temperature
+                gradient = torch.empty_like(target, dtype=bottleneck.dtype)
+                torch.sub(log_probabilities.exp_(), target, out=gradient)
+                torch.mul(gradient @ student.prototypes, weights, out=bottleneck_gradient[rows])
+                weighted = (student.bottleneck[rows] * weights).to(bottleneck.dtype)
                 prototype_gradient += gradient.T @ weighted
+                del target, log_probabilities, gradient  # before those of the next rows are made
         if needs_gradient:
             ctx.save_for_backward(bottleneck_gradient, prototype_gradient)
             ctx.dtypes = bottleneck.dtype, prototypes.dtype

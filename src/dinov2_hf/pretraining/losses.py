@@ -16,35 +16,35 @@ def cross_entropy(student_logits: torch.Tensor, targets: torch.Tensor, temperatu
     sum of their targets. No gradient flows to `targets`.
 
     Args:
-        student_logits, targets: `(rows, K)`.
+        student_logits: `(..., K)`.
+        targets: the same, or with dimensions of 1, which all student crops share.
 
     Returns:
-        `(rows,)`.
+        `(...)`.
     """
     return _CrossEntropy.apply(student_logits, targets, temperature)
 
 
 class _CrossEntropy(torch.autograd.Function):
     """
-    `sum(targets) * logsumexp - <targets, logits>`. Its gradient, `(sum(targets) * softmax - targets) / temperature`,
-    is made in one buffer; autograd would keep each row of 65,536 prototypes twice and rewrite it four times more.
+    Its gradient, `(sum(targets) * softmax - targets) / temperature`, is made at once, in one buffer, and kept in the
+    dtype of the logits; autograd would keep each row of 65,536 prototypes twice and rewrite it four times more.
     """
 
     @staticmethod
     def forward(ctx, logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
-        ctx.save_for_backward(logits, targets)
-        ctx.temperature = temperature
-        scaled = logits.float() / temperature
-        agreement = torch.bmm(scaled.unsqueeze(1), targets.unsqueeze(2)).view(len(scaled))
-        return targets.sum(dim=-1) * scaled.logsumexp(dim=-1) - agreement
+        log_probabilities = (logits.float() / temperature).log_softmax(dim=-1)
+        agreement = torch.einsum("...k,...k->...", log_probabilities, targets)
+        if ctx.needs_input_grad[0]:
+            gradient = log_probabilities.exp_().mul_(targets.sum(dim=-1, keepdim=True)).sub_(targets)
+            ctx.save_for_backward(gradient.to(logits.dtype))
+            ctx.temperature = temperature
+        return -agreement
 
     @staticmethod
     def backward(ctx, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        logits, targets = ctx.saved_tensors
-        scale = (grad_output / ctx.temperature).unsqueeze(-1)
-        gradient = torch.softmax(logits.float() / ctx.temperature, dim=-1)
-        gradient.mul_(scale * targets.sum(dim=-1, keepdim=True)).addcmul_(targets, scale, value=-1)
-        return gradient.to(logits.dtype), None, None
+        (gradient,) = ctx.saved_tensors
+        return (gradient * (grad_output / ctx.temperature).unsqueeze(-1)).to(gradient.dtype), None, None
 
 
 def dino_loss(
@@ -63,11 +63,10 @@ def dino_loss(
         student_temperature: above 0.
         same_crops: the student's crops are the teacher's two; a crop is then compared with the other one only.
     """
-    num_student, num_images, _ = student_logits.shape
-    targets = teacher_targets.flip(0) if same_crops else teacher_targets.sum(0).expand(num_student, -1, -1)
+    targets = teacher_targets.flip(0) if same_crops else teacher_targets.sum(0, keepdim=True)
     with torch.autocast(student_logits.device.type, enabled=False):
-        losses = cross_entropy(student_logits.flatten(0, 1), targets.flatten(0, 1), student_temperature)
-    return losses.sum() / num_images
+        losses = cross_entropy(student_logits, targets, student_temperature)
+    return losses.sum() / student_logits.shape[1]
 
 
 def image_level_losses(

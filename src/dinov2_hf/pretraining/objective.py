@@ -66,7 +66,7 @@ class Objective:
     """
 
     distillation_config = None
-    patch_chunk_size = 4096
+    patch_chunk_size = 1024
     rank_groups = None
 
     @property

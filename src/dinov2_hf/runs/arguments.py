@@ -225,7 +225,7 @@ class PreTrainingArguments:
     )
     attn_implementation: str = argument("auto", 'As in from_pretrained; "auto" is sdpa, but eager for bf16 on CPU.')
     patch_chunk_size: int = argument(
-        4096, "Patches of which logits are held at once, by student and teacher.", AT_LEAST_ONE
+        1024, "Patches of which logits are held at once, by student and teacher.", AT_LEAST_ONE
     )
     gradient_checkpointing: bool = argument(False, "Recompute blocks: less memory, slower.")
     report_to: str = argument("none", "Accelerate tracker for the curves, such as tensorboard, wandb or mlflow.")
