@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dinov2_hf import DINOv2Model
-from dinov2_hf.models.crop_packing import CropPacking, draw_kept_tokens, num_kept, pack_crops, unpack_crops
+from dinov2_hf.models.crop_packing import CropPacking, draw_kept_crops, num_kept, pack_crops, unpack_crops
 
 
 def test_unpack_is_the_inverse_of_pack():
@@ -24,33 +24,38 @@ def test_unpack_is_the_inverse_of_pack():
 )  # fmt: skip
 def test_subset_sizes_of_the_original(images, rate, kept, scale):
     assert num_kept(images, rate) == kept
-    indices, packing, scales = draw_kept_tokens(CropPacking((images,), (3,)), rate, torch.device("cpu"))
-    assert packing == CropPacking((kept,), (3,))
-    assert scales.unique().item() == pytest.approx(scale, abs=1e-6)
-    whole_crops = indices.view(kept, 3)
-    assert (whole_crops % 3 == torch.arange(3)).all()
-    assert len(whole_crops[:, 0].unique()) == kept
+    draws = draw_kept_crops(CropPacking((images,), (3,)), rate, torch.device("cpu"), num_branches=2)
+    for draw in draws:
+        assert draw.packing == CropPacking((kept,), (3,))
+        assert draw.scales == (pytest.approx(scale, abs=1e-6),)
+        whole_crops = draw.tokens.view(kept, 3)
+        assert (whole_crops % 3 == torch.arange(3)).all()
+        assert len(whole_crops[:, 0].unique()) == kept
+    assert images < 3 or not torch.equal(draws[0].tokens, draws[1].tokens)  # branches draw independently
 
 
 def test_stochastic_depth_equals_the_formula(tiny_config):
-    """Crop by crop: x + (n / s) * branch(x) for kept crops, x for the others, with the draws replayed."""
+    """Crop by crop: x + (n / s) * branch(x) for kept crops, x for the others."""
     tiny_config.drop_path_rate, tiny_config.num_hidden_layers = 0.5, 1
     layer = DINOv2Model(tiny_config).train().encoder.layer[0]
     crops = [torch.randn(4, 5, 32), torch.randn(6, 3, 32)]
     packed, packing = pack_crops(crops)
-    torch.manual_seed(5)
-    result = unpack_crops(layer(packed, packing), packing)
-    torch.manual_seed(5)
+    draws = draw_kept_crops(packing, 0.5, packed.device, num_branches=2)
+    result = unpack_crops(layer(packed, packing, draws), packing)
     expected = [crop.clone() for crop in crops]
     branches = (
         lambda x: layer.layer_scale1(layer.attention(layer.norm1(x))),
         lambda x: layer.layer_scale2(layer.mlp(layer.norm2(x))),
     )
-    for branch in branches:
+    for branch, draw in zip(branches, draws, strict=True):
+        first_token = 0
         for group in expected:
             keep = len(group) // 2
-            for crop in torch.randperm(len(group))[:keep]:
+            kept = [crop for crop in range(len(group)) if first_token + crop * group.shape[1] in draw.tokens]
+            assert len(kept) == keep
+            for crop in kept:
                 group[crop] = group[crop] + len(group) / keep * branch(group[crop][None])[0].detach()
+            first_token += group.shape[0] * group.shape[1]
     for one, other in zip(result, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 

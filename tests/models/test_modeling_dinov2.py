@@ -8,7 +8,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel, Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from dinov2_hf import DINOv2Config, DINOv2Model
-from dinov2_hf.models.modeling_dinov2 import DINOv2SwiGLUFFN, interpolate_position_embeddings
+from dinov2_hf.models.modeling_dinov2 import DINOv2SwiGLUFFN
+from dinov2_hf.models.position_interpolation import interpolate_position_embeddings
 
 
 # Specification, section 1.4: a stored grid of 37 x 37, D = 1; out[0, 0], out[h // 2, w // 3], sum.

@@ -8,7 +8,6 @@ apart, and it does so by running once per resolution on a dense `(n_i, heads, t_
 separate forward passes to rounding; nothing is padded and no attention mask is built.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +37,8 @@ def pack_crops(crops: list[torch.Tensor]) -> tuple[torch.Tensor, CropPacking]:
     Lay token sequences `(n_i, t_i, D)` end to end: `(1, sum_i n_i * t_i, D)` and the layout.
     """
     packing = CropPacking(tuple(crop.shape[0] for crop in crops), tuple(crop.shape[1] for crop in crops))
-    return torch.cat([crop.flatten(0, 1) for crop in crops]).unsqueeze(0), packing
+    sequences = [crop.flatten(0, 1) for crop in crops]
+    return (torch.cat(sequences) if len(crops) > 1 else sequences[0]).unsqueeze(0), packing
 
 
 def unpack_crops(packed: torch.Tensor, packing: CropPacking) -> list[torch.Tensor]:
@@ -52,28 +52,34 @@ def unpack_crops(packed: torch.Tensor, packing: CropPacking) -> list[torch.Tenso
     ]
 
 
-def attend_per_resolution(
-    attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    packing: CropPacking,
-) -> torch.Tensor:
-    """
-    Run `attend` on each resolution alone.
+class _SplitHeads(torch.autograd.Function):
+    """Views of a packed query, key and value; their gradients are written where they belong, and nowhere before."""
 
-    Args:
-        attend: takes query, key and value of shape `(n, heads, t, head_dim)`, returns `(n, t, heads, head_dim)`.
-        query, key, value: `(1, sum_i n_i * t_i, heads, head_dim)`.
+    @staticmethod
+    def forward(ctx, qkv: torch.Tensor, packing: CropPacking, head_dim: int) -> tuple[torch.Tensor, ...]:
+        ctx.packing, ctx.shape, ctx.head_dim = packing, qkv.shape, head_dim
+        return _SplitHeads.views(qkv, packing, head_dim)
 
-    Returns:
-        `(1, sum_i n_i * t_i, heads, head_dim)`.
+    @staticmethod
+    def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        gradient = gradients[0].new_empty(ctx.shape)
+        for view, part in zip(_SplitHeads.views(gradient, ctx.packing, ctx.head_dim), gradients, strict=True):
+            view.copy_(part)
+        return gradient, None, None
+
+    @staticmethod
+    def views(qkv: torch.Tensor, packing: CropPacking, head_dim: int) -> tuple[torch.Tensor, ...]:
+        groups = unpack_crops(qkv.unflatten(-1, (3, -1, head_dim)), packing)
+        return tuple(part for group in groups for part in group.permute(2, 0, 3, 1, 4).unbind())
+
+
+def split_heads(qkv: torch.Tensor, packing: CropPacking, head_dim: int) -> list[tuple[torch.Tensor, ...]]:
     """
-    outputs = [
-        attend(*(part.transpose(1, 2) for part in group))
-        for group in zip(*(unpack_crops(tensor, packing) for tensor in (query, key, value)), strict=True)
-    ]
-    return torch.cat([output.flatten(0, 1) for output in outputs]).unsqueeze(0)
+    Query, key and value of each resolution, `(n_i, heads, t_i, head_dim)`, from `(1, sum_i n_i * t_i, 3 * D)`.
+    """
+    split = _SplitHeads.views if torch.compiler.is_compiling() else _SplitHeads.apply
+    parts = split(qkv, packing, head_dim)
+    return [parts[start : start + 3] for start in range(0, len(parts), 3)]
 
 
 def num_kept(num_images: int, drop_rate: float) -> int:
@@ -81,23 +87,37 @@ def num_kept(num_images: int, drop_rate: float) -> int:
     return max(int(num_images * (1 - drop_rate)), 1)
 
 
-def draw_kept_tokens(
-    packing: CropPacking, drop_rate: float, device: torch.device
-) -> tuple[torch.Tensor, CropPacking, torch.Tensor]:
+@dataclass(frozen=True)
+class KeptCrops:
     """
-    Choose the crops that one residual branch sees (efficient stochastic depth): the first `s` of a random permutation
-    of the `n` crops of each resolution, with the branch scaled by `n / s` so that its mean is unchanged.
+    The crops that one residual branch sees (efficient stochastic depth).
 
-    Returns:
-        `token_indices` `(T',)` into the packed sequence, the layout of the kept tokens, and the scale of every kept
-        token `(T', 1)` in float32.
+    Args:
+        tokens: `(T',)`, indices of their tokens into the packed sequence.
+        packing: the layout of these.
+        scales: for each resolution `n_i / s_i`, which keeps the mean of the branch when `s_i` of `n_i` crops are kept.
     """
-    indices, scales, kept, start = [], [], [], 0
-    for images, tokens in zip(packing.num_images, packing.num_tokens, strict=True):
+
+    tokens: torch.Tensor
+    packing: CropPacking
+    scales: tuple[float, ...]
+
+
+def draw_kept_crops(
+    packing: CropPacking, drop_rate: float, device: torch.device, num_branches: int
+) -> list[KeptCrops]:
+    """
+    Choose the crops that each of some branches sees: of the `n_i` crops of each resolution the first `s_i` of a random
+    permutation. All permutations are drawn at once, which is a few kernels in place of a few for each branch.
+    """
+    tokens, scales, kept, start = [], [], [], 0
+    for images, length in zip(packing.num_images, packing.num_tokens, strict=True):
         keep = num_kept(images, drop_rate)
-        crops = torch.randperm(images, device=device)[:keep]
-        indices.append((start + crops[:, None] * tokens + torch.arange(tokens, device=device)).flatten())
-        scales.append(torch.full((keep * tokens, 1), images / keep, device=device))
+        crops = torch.rand(num_branches, images, device=device).argsort(dim=1)[:, :keep]
+        first = start + crops * length
+        tokens.append((first[:, :, None] + torch.arange(length, device=device)).flatten(1))
+        scales.append(images / keep)
         kept.append(keep)
-        start += images * tokens
-    return torch.cat(indices), CropPacking(tuple(kept), packing.num_tokens), torch.cat(scales)
+        start += images * length
+    layout = CropPacking(tuple(kept), packing.num_tokens)
+    return [KeptCrops(indices, layout, tuple(scales)) for indices in torch.cat(tokens, dim=1)]

@@ -22,65 +22,10 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoint_keys import SavesCheckpointKeysAsTheyAre, register_stock_keys
 from .configuration_dinov2 import DINOv2Config
-from .crop_packing import CropPacking, attend_per_resolution, draw_kept_tokens, pack_crops, unpack_crops
-
-
-def interpolate_position_embeddings(
-    position_embeddings: torch.Tensor, grid: tuple[int, int], *, offset: float, antialias: bool
-) -> torch.Tensor:
-    """
-    Resize stored position embeddings to another patch grid, bicubic and in float32. The CLS position is untouched.
-
-    Args:
-        position_embeddings: `(1, 1 + M * M, D)`, CLS first.
-        grid: wanted patches `(h, w)`.
-        offset: when not 0, the scale handed to the resampling is `((h + offset) / M, (w + offset) / M)` and is used as
-            given, which shifts the sampled coordinates a little; the original does this (with 0.1) for models without
-            registers.
-        antialias: widen the cubic kernel when shrinking.
-
-    Returns:
-        `(1, 1 + h * w, D)`; the input itself when the grid is already `M * M`.
-    """
-    height, width = grid
-    num_patches, side = position_embeddings.shape[1] - 1, int((position_embeddings.shape[1] - 1) ** 0.5)
-    is_traced = torch.jit.is_tracing() and torch.is_tensor(height)
-    if not is_traced and height * width == num_patches and height == width:
-        return position_embeddings
-    stored = position_embeddings[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    if is_traced:
-        resized = _resize_in_trace(stored, height, width, float(offset), antialias)
-    else:
-        scales = ((height + offset) / side, (width + offset) / side)
-        target = {"scale_factor": scales} if offset else {"size": (height, width)}
-        resized = nn.functional.interpolate(stored, mode="bicubic", align_corners=False, antialias=antialias, **target)
-        if resized.shape[-2:] != (height, width):
-            raise ValueError(
-                f"`interpolate_offset` is {offset}, which turns a {side} x {side} grid into"
-                f" {tuple(resized.shape[-2:])} where {grid} is needed; use 0.1 or 0.0."
-            )
-    resized = resized.permute(0, 2, 3, 1).flatten(1, 2).to(position_embeddings.dtype)
-    return torch.cat([position_embeddings[:, :1], resized], dim=1)
-
-
-@torch.jit.script_if_tracing
-def _resize_in_trace(
-    stored: torch.Tensor, height: torch.Tensor, width: torch.Tensor, offset: float, antialias: bool
-) -> torch.Tensor:
-    """
-    The resampling of `interpolate_position_embeddings` under `torch.jit.trace`, `(1, D, M, M)` to `(1, D, h, w)`.
-
-    A trace takes sizes in Python for constants. Compiled, they stay variable, so one trace is right at every size.
-    """
-    h, w, side = int(height), int(width), stored.shape[-1]
-    if h == side and w == side:
-        return stored
-    if offset != 0.0:
-        scales = [(h + offset) / side, (w + offset) / side]
-        return nn.functional.interpolate(
-            stored, scale_factor=scales, mode="bicubic", align_corners=False, antialias=antialias
-        )
-    return nn.functional.interpolate(stored, size=[h, w], mode="bicubic", align_corners=False, antialias=antialias)
+from .crop_packing import CropPacking, KeptCrops, draw_kept_crops, pack_crops, split_heads, unpack_crops
+from .position_interpolation import interpolate_position_embeddings
+from .residual_stream import ResidualStream, add_in_stream, add_plainly, is_eager_training, last_of_branch, may_fuse
+from .swiglu import swiglu
 
 
 class DINOv2PatchEmbeddings(nn.Module):
@@ -185,28 +130,44 @@ class DINOv2SelfAttention(nn.Module):
 
     def forward(
         self, hidden_states: torch.Tensor, crop_packing: CropPacking | None = None, **kwargs
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor | tuple[torch.Tensor, ...], torch.Tensor | None]:
+        """
+        `(B, T, D)` to `(B, T, D)` and what the attention gives as weights; packed, to `(n_i, t_i, D)` of each
+        resolution.
+        """
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        outputs, weights = [], None
+        for heads in self.heads(hidden_states, crop_packing):
+            context, weights = attention(self, *heads, None, scaling=self.head_dim**-0.5, dropout=0.0, **kwargs)
+            outputs.append(context.flatten(-2))
+        return (outputs[0], weights) if crop_packing is None else (tuple(outputs), None)
+
+    def heads(self, hidden_states: torch.Tensor, crop_packing: CropPacking | None) -> list[tuple[torch.Tensor, ...]]:
+        """Query, key and value `(n, heads, t, head_dim)` of each resolution."""
+        projections = (self.query, self.key, self.value)
+        if torch.is_grad_enabled() and all(map(may_fuse, projections)):
+            # One product: one cast of the input, and one gradient of it, summed in float32.
+            weight = torch.cat([projection.weight for projection in projections])
+            bias = torch.cat([projection.bias for projection in projections]) if self.config.qkv_bias else None
+            qkv = nn.functional.linear(hidden_states, weight, bias)
+            if crop_packing is not None:
+                return split_heads(qkv, crop_packing, self.head_dim)
+            return [qkv.unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()]
         device_type = hidden_states.device.type
         if not torch.is_grad_enabled() and torch.is_autocast_enabled(device_type):
             # Once, where autocast would do it for each of the three. With gradients, their sum must stay float32.
             hidden_states = hidden_states.to(torch.get_autocast_dtype(device_type))
-        query, key, value = (
-            projection(hidden_states).view(*hidden_states.shape[:-1], -1, self.head_dim)
-            for projection in (self.query, self.key, self.value)
+        parts = [
+            projection(hidden_states).view(*hidden_states.shape[:-1], -1, self.head_dim) for projection in projections
+        ]
+        groups = (
+            [parts]
+            if crop_packing is None
+            else zip(*(unpack_crops(part, crop_packing) for part in parts), strict=True)
         )
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-
-        def attend(query, key, value):
-            return attention(self, query, key, value, None, scaling=self.head_dim**-0.5, dropout=0.0, **kwargs)
-
-        if crop_packing is None:
-            context, weights = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-        else:
-            context = attend_per_resolution(lambda *qkv: attend(*qkv)[0], query, key, value, crop_packing)
-            weights = None
-        return context.flatten(-2), weights
+        return [tuple(part.transpose(1, 2) for part in group) for group in groups]
 
 
 class DINOv2SelfOutput(nn.Module):
@@ -216,8 +177,10 @@ class DINOv2SelfOutput(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.dense(hidden_states)
+    def forward(
+        self, hidden_states: torch.Tensor | tuple[torch.Tensor, ...], stream: ResidualStream | None = None
+    ) -> torch.Tensor:
+        return last_of_branch(self.dense, hidden_states, stream)
 
 
 class DINOv2Attention(nn.Module):
@@ -226,9 +189,15 @@ class DINOv2Attention(nn.Module):
         self.attention = DINOv2SelfAttention(config)
         self.output = DINOv2SelfOutput(config)
 
-    def forward(self, hidden_states: torch.Tensor, crop_packing: CropPacking | None = None, **kwargs) -> torch.Tensor:
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        crop_packing: CropPacking | None = None,
+        stream: ResidualStream | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
         context, _ = self.attention(hidden_states, crop_packing, **kwargs)
-        return self.output(context)
+        return self.output(context, stream)
 
 
 class DINOv2LayerScale(nn.Module):
@@ -238,8 +207,14 @@ class DINOv2LayerScale(nn.Module):
         super().__init__()
         self.lambda1 = nn.Parameter(torch.full((config.hidden_size,), float(config.layerscale_value)))
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return hidden_states * self.lambda1
+    def forward(self, hidden_states: torch.Tensor, added_to: torch.Tensor | None = None) -> torch.Tensor:
+        if added_to is None:
+            return hidden_states * self.lambda1
+        if added_to.dtype == hidden_states.dtype:
+            return added_to + hidden_states * self.lambda1
+        # One pass over memory, but another last bit in float32.
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return torch.addcmul(added_to, hidden_states, self.lambda1)
 
 
 class DINOv2MLP(nn.Module):
@@ -250,8 +225,8 @@ class DINOv2MLP(nn.Module):
         self.fc1 = nn.Linear(config.hidden_size, hidden_features)
         self.fc2 = nn.Linear(hidden_features, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation(self.fc1(hidden_states)))
+    def forward(self, hidden_states: torch.Tensor, stream: ResidualStream | None = None) -> torch.Tensor:
+        return last_of_branch(self.fc2, self.activation(self.fc1(hidden_states)), stream)
 
 
 class DINOv2SwiGLUFFN(nn.Module):
@@ -263,9 +238,8 @@ class DINOv2SwiGLUFFN(nn.Module):
         self.weights_in = nn.Linear(config.hidden_size, 2 * hidden_features)
         self.weights_out = nn.Linear(hidden_features, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        activated, gate = self.weights_in(hidden_states).chunk(2, dim=-1)
-        return self.weights_out(nn.functional.silu(activated) * gate)
+    def forward(self, hidden_states: torch.Tensor, stream: ResidualStream | None = None) -> torch.Tensor:
+        return last_of_branch(self.weights_out, swiglu(self.weights_in(hidden_states)), stream)
 
 
 class DINOv2Layer(GradientCheckpointingLayer):
@@ -286,28 +260,51 @@ class DINOv2Layer(GradientCheckpointingLayer):
         self.mlp = DINOv2SwiGLUFFN(config) if config.use_swiglu_ffn else DINOv2MLP(config)
         self.layer_scale2 = DINOv2LayerScale(config)
 
-    def forward(self, hidden_states: torch.Tensor, crop_packing: CropPacking | None = None, **kwargs) -> torch.Tensor:
-        """`(B, T, D)`, or `(1, sum_i n_i * t_i, D)` laid out as `crop_packing` says; the same shape comes out."""
-
-        def attention_branch(tokens: torch.Tensor, packing: CropPacking | None) -> torch.Tensor:
-            return self.layer_scale1(self.attention(self.norm1(tokens), packing, **kwargs))
-
-        def mlp_branch(tokens: torch.Tensor, packing: CropPacking | None) -> torch.Tensor:
-            return self.layer_scale2(self.mlp(self.norm2(tokens)))
-
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        crop_packing: CropPacking | None = None,
+        kept: Sequence[KeptCrops] | None = None,
+        is_inner: tuple[bool, bool] = (False, False),
+        **kwargs,
+    ) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: `(B, T, D)`, or `(1, sum_i n_i * t_i, D)` laid out as `crop_packing` says; the same shape
+                comes out.
+            kept: what each of the two branches sees; by default drawn here.
+            is_inner: whether nobody but the block before has what comes in, and but the block after what goes out.
+        """
         shape = hidden_states.shape
-        drops = self.training and self.drop_path_rate > 0
-        if drops and crop_packing is None:
-            hidden_states, crop_packing = pack_crops([hidden_states])
-        for branch in (attention_branch, mlp_branch):
-            if drops:
-                kept, packing, scale = draw_kept_tokens(crop_packing, self.drop_path_rate, hidden_states.device)
-                residual = branch(hidden_states[:, kept], packing) * scale
-                hidden_states = hidden_states.index_add(1, kept, residual.to(hidden_states.dtype))
-            else:
-                hidden_states = hidden_states + branch(hidden_states, crop_packing)
+        if self.training and self.drop_path_rate > 0:
+            if crop_packing is None:
+                hidden_states, crop_packing = pack_crops([hidden_states])
+            kept = kept or draw_kept_crops(crop_packing, self.drop_path_rate, hidden_states.device, num_branches=2)
+        else:
+            kept = (None, None)
+
+        def attend(tokens: torch.Tensor, packing: CropPacking | None, stream: ResidualStream | None) -> torch.Tensor:
+            return self.attention(tokens, packing, stream, **kwargs)
+
+        def feed_forward(tokens: torch.Tensor, _, stream: ResidualStream | None) -> torch.Tensor:
+            return self.mlp(tokens, stream)
+
+        add_branch = add_in_stream if self.is_eager_training() else add_plainly
+        hidden_states = add_branch(
+            hidden_states, self.norm1, attend, self.layer_scale1, crop_packing, kept[0],
+            is_own=is_inner[0], is_gradient_own=True,
+        )  # fmt: skip
+        hidden_states = add_branch(
+            hidden_states, self.norm2, feed_forward, self.layer_scale2, crop_packing, kept[1],
+            is_own=True, is_gradient_own=is_inner[1],
+        )  # fmt: skip
         # No view where none is needed: FSDP2 hooks into what comes out, and warns of views.
         return hidden_states if hidden_states.shape == shape else hidden_states.view(shape)
+
+    def is_eager_training(self) -> bool:
+        """Whether the branches may take the short way of residual_stream.py."""
+        last_of_mlp = self.mlp.weights_out if isinstance(self.mlp, DINOv2SwiGLUFFN) else self.mlp.fc2
+        return is_eager_training(self, (self.attention.output.dense, last_of_mlp))
 
 
 class DINOv2PreTrainedModel(SavesCheckpointKeysAsTheyAre, PreTrainedModel):
@@ -364,8 +361,19 @@ class DINOv2Encoder(DINOv2PreTrainedModel):
     def forward(
         self, hidden_states: torch.Tensor, crop_packing: CropPacking | None = None, **kwargs
     ) -> BaseModelOutput:
-        for layer in self.layer:
-            hidden_states = layer(hidden_states, crop_packing, **kwargs)
+        kept = [None] * len(self.layer)
+        if self.training and self.layer[0].drop_path_rate > 0:
+            packing = crop_packing or CropPacking(hidden_states.shape[:1], hidden_states.shape[1:2])
+            num_branches, rate = 2 * len(self.layer), self.layer[0].drop_path_rate
+            draws = draw_kept_crops(packing, rate, hidden_states.device, num_branches)
+            kept = list(zip(draws[::2], draws[1::2], strict=True))
+        is_observed = crop_packing is None or any(
+            layer.gradient_checkpointing or layer._forward_hooks or layer._forward_pre_hooks for layer in self.layer
+        )
+        last = len(self.layer) - 1
+        for index, layer in enumerate(self.layer):
+            is_inner = (not is_observed and index > 0, not is_observed and index < last)
+            hidden_states = layer(hidden_states, crop_packing, kept[index], is_inner, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
