@@ -27,6 +27,7 @@ COMMANDS = [
 BEHIND = {
     "examples/benchmarks/pretraining_step.py": "examples/pretrain.py",
     "examples/benchmarks/distillation.py": "examples/distill.py",
+    "examples/benchmarks/simulated_step.py": "examples/pretrain.py",
 }
 
 
