@@ -50,9 +50,7 @@ class CurationArguments:
     max_image_pixels: int | None = argument(
         None, "Drop images of more pixels; by default 178,956,970, as Pillow does.", AT_LEAST_ONE
     )
-    filters: list[str | dict] = argument(
-        [], "Filters: names, package.module:function, or mappings of one to its options."
-    )
+    filters: list[str | dict] = argument([], "Names, package.module:function, or mappings of one to its options.")
     nsfw_model: str | None = argument(None, "Image classifier that finds unsafe images; none by default.")
     nsfw_label: str = argument("nsfw", "The label of nsfw_model to drop.")
     nsfw_threshold: float = argument(0.5, "Probability of that label above which an image is dropped.", SHARE)
@@ -82,15 +80,8 @@ class CurationArguments:
     num_neighbors: int = argument(64, "Neighbours of each image to look at.", AT_LEAST_ONE)
     deduplication_threshold: float = argument(0.6, "Cosine above which two images of the pool are copies.", COSINE)
     benchmark_threshold: float = argument(0.45, "Cosine above which an image repeats one of a benchmark.", COSINE)
-    representative: str = argument(
-        "smallest_id",
-        "The image of a group of copies to keep.",
-        ("smallest_id", "best_quality"),
-    )
-    split_chains: bool = argument(
-        False,
-        "In a group joined by a chain of copies, keep more than one, so that each dropped image resembles one kept.",
-    )
+    representative: str = argument("smallest_id", "Of a group, the image to keep.", ("smallest_id", "best_quality"))
+    split_chains: bool = argument(False, "Of a chain of copies keep so many that each dropped one resembles one kept.")
 
     # --- select
     selection: str | None = argument(
@@ -104,28 +95,20 @@ class CurationArguments:
     num_clusters: int = argument(100_000, "Clusters of the pool (cluster).", AT_LEAST_ONE)
     min_cluster_queries: int = argument(3, "Take from clusters with more than this many curated images.", NOT_NEGATIVE)
     images_per_cluster: int = argument(10_000, "Images to take from each such cluster, at most.", AT_LEAST_ONE)
-    max_per_source: int = argument(
-        1_000_000, "Images to retrieve for a curated source by cluster, at most.", AT_LEAST_ONE
-    )
+    max_per_source: int = argument(1_000_000, "Images for a curated source by cluster, at most.", AT_LEAST_ONE)
     kmeans_iterations: int = argument(20, "Rounds of k-means.", AT_LEAST_ONE)
     hierarchy: list[int] = argument([], "Clusters of each level, from the finest (hierarchical).", AT_LEAST_ONE)
-    hierarchy_resamplings: int = argument(
-        10, "Times that each level is learned again from central images.", NOT_NEGATIVE
-    )
+    hierarchy_resamplings: int = argument(10, "Times that each level is learned from central images.", NOT_NEGATIVE)
     target_size: int | None = argument(None, "Images to draw from the hierarchy.", AT_LEAST_ONE)
     include_curated: bool = argument(True, "Whether curated images go into the dataset as they are.")
     accounting: str = argument(
         "union", "union: each image once; multiset: as often as it was retrieved (paper).", ("union", "multiset")
     )
     seed: int = argument(0, "Of clustering and sampling.", NOT_NEGATIVE)
-    stages: list[str | dict] = argument(
-        [], "Stages of your own: package.module:function, or mappings of one to its options."
-    )
+    stages: list[str | dict] = argument([], "package.module:function, or mappings of one to its options.")
 
     # --- build
-    image_format: str | None = argument(
-        None, 'Encode anew as "jpeg" or "webp"; null: keep their encoding.', ("jpeg", "webp")
-    )
+    image_format: str | None = argument(None, "Encode anew; null: keep their encoding.", ("jpeg", "webp"))
     strip_metadata: bool = argument(
         True, "Leave GPS, EXIF and other metadata out of the image files of the dataset; pixels stay the same."
     )
@@ -151,9 +134,7 @@ class CurationArguments:
     )
     device: str | None = argument(None, "Where models run; by default the accelerator of the process, or the CPU.")
     bf16: bool = argument(False, "Run models under bf16 autocast.")
-    index: str | None = argument(
-        None, "faiss index of the pool, such as Flat; by default chosen from size and memory."
-    )
+    index: str | None = argument(None, "faiss index of the pool, such as Flat; null: by size and memory.")
     index_memory_gb: float = argument(8.0, "What the index may take in one process, in 1e9 bytes.", ABOVE_ZERO)
     index_probes: int | None = argument(
         None,
