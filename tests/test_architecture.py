@@ -9,8 +9,8 @@ import pytest
 from dinov2_hf import DINOv2Config, DINOv2DistillationConfig, DINOv2PreTrainingConfig
 from dinov2_hf.data import MultiCropTransform, PreTrainingCollator
 from dinov2_hf.evaluation.protocols import PROTOCOLS as REGISTRY
-from dinov2_hf.runs.arguments import PreTrainingArguments
 from dinov2_hf.runs.distillation_arguments import DistillationArguments
+from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
 from dinov2_hf.training.optimizer import build_optimizer, parameter_groups
 from dinov2_hf.training.schedules import build_schedules
 

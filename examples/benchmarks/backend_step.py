@@ -23,8 +23,8 @@ from pretraining_step import random_batch
 
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from dinov2_hf.options import values_for
-from dinov2_hf.runs.arguments import PreTrainingArguments
-from dinov2_hf.runs.recipes import parse_recipe
+from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
+from dinov2_hf.runs.recipe_parsing import parse_recipe
 from dinov2_hf.training.backends import (
     allow_fsdp_on_cpu,
     backend_name,

@@ -28,7 +28,7 @@ from dinov2_hf.curation.algorithms.neighbors import (
     search,
     train_index,
 )
-from dinov2_hf.curation.algorithms.retrieval import combine, retrieve_by_cluster, retrieve_by_sample
+from dinov2_hf.curation.algorithms.pool_retrieval import combine, retrieve_by_cluster, retrieve_by_sample
 from dinov2_hf.curation.algorithms.unit_vectors import ArrayEmbeddings
 from dinov2_hf.curation.storage.embeddings import EmbeddingStore, write_shard
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from dinov2_hf import DINOv2Config
 from dinov2_hf.data import build_batches
-from dinov2_hf.runs.arguments import PreTrainingArguments
+from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
 from tests.data.conftest import noise_image
 
 

@@ -19,7 +19,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
     import distill
 
-    from dinov2_hf.runs import outputs, results
+    from dinov2_hf.runs import finished_run as results
+    from dinov2_hf.runs import outputs
 
     outputs.plot_training_curves = results.save_patch_pca = lambda *_, **__: None
     distill.main(sys.argv[1:])

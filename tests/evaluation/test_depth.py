@@ -12,9 +12,9 @@ from dinov2_hf import DINOv2Config, DINOv2ForDepthEstimation, DINOv2ImageProcess
 from dinov2_hf.evaluation.dense.depth_benchmarks import BENCHMARKS
 from dinov2_hf.evaluation.dense.depth_images import DepthCrop, decode_depth, judged_box
 from dinov2_hf.evaluation.dense.depth_measures import depth_metrics, sigloss
-from dinov2_hf.evaluation.dense.features import depth_features
 from dinov2_hf.evaluation.dense.head_training import cosine_decay, learning_rate_factor, linear_decay, one_cycle_beta1
-from dinov2_hf.evaluation.dense.images import PixelNormalization
+from dinov2_hf.evaluation.dense.patch_features import depth_features
+from dinov2_hf.evaluation.dense.pixel_pairs import PixelNormalization
 from dinov2_hf.evaluation.depth import evaluate_depth
 from dinov2_hf.features import FeatureExtractor
 from dinov2_hf.models.depth_layers import four_depth_layers

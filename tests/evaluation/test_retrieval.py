@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 
 from dinov2_hf import DINOv2Config, DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.evaluation.copy_detection import evaluate_copy_detection
-from dinov2_hf.evaluation.ranking.metrics import (
+from dinov2_hf.evaluation.ranking.average_precision import (
     average_precision,
     micro_average_precision,
     precision_at,

@@ -11,8 +11,8 @@ from torchvision import tv_tensors
 from transformers import AutoModelForSemanticSegmentation, Dinov2Config, Dinov2Model, ViTConfig, ViTModel, pipeline
 
 from dinov2_hf import DINOv2Config, DINOv2ForSemanticSegmentation, DINOv2ImageProcessor, DINOv2Model
-from dinov2_hf.evaluation.dense.features import depth_features, segmentation_features
-from dinov2_hf.evaluation.dense.images import PixelNormalization
+from dinov2_hf.evaluation.dense.patch_features import depth_features, segmentation_features
+from dinov2_hf.evaluation.dense.pixel_pairs import PixelNormalization
 from dinov2_hf.evaluation.dense.segmentation_augmentation import SegmentationCrop
 from dinov2_hf.evaluation.dense.segmentation_masks import decode_mask
 from dinov2_hf.evaluation.dense.sliding_window import augmented_probabilities, sliding_window_logits, window_starts

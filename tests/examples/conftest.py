@@ -8,7 +8,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
-from dinov2_hf.runs import loop, outputs, results
+from dinov2_hf.runs import finished_run as results
+from dinov2_hf.runs import loop, outputs
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -20,7 +20,8 @@ from dinov2_hf.data import load_image_dataset
 from dinov2_hf.evaluation.knn import evaluate_knn
 from dinov2_hf.features import FeatureExtractor
 from dinov2_hf.output_folders import write_marker
-from dinov2_hf.runs import evaluation, loop
+from dinov2_hf.runs import knn_while_training as evaluation
+from dinov2_hf.runs import loop
 
 from .conftest import forget_accelerate, run_until_saved
 

@@ -8,7 +8,7 @@ import yaml
 
 from dinov2_hf import DINOv2Config
 from dinov2_hf.data import build_batches, load_image_dataset
-from dinov2_hf.runs.arguments import PreTrainingArguments
+from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
 
 
 NAMES = {

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dinov2_hf.runs.arguments import PreTrainingArguments
+from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
 from dinov2_hf.runs.state import start_state
 
 

@@ -15,8 +15,8 @@ from ..output_folders import write_text
 from ..public_names import without_secrets
 from .arguments import LAUNCH_FIELDS, CurationArguments
 from .checks_before_work import check_models
+from .curation_folder import RECIPE_FILE, mark_output, writing_to_output
 from .executors import remove_changed, run_collective, run_stage, start_pool
-from .output_folder import RECIPE_FILE, mark_output, writing_to_output
 from .plan import chosen_stages, plan
 from .publishing import publish
 from .run_context import Curation, opened_store

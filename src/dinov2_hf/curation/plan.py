@@ -10,7 +10,7 @@ from .checks_before_work import check_sizes
 from .embedders import refuse_untrusted
 from .executors import PlannedStage
 from .filters import planned_filters
-from .report.summary import report
+from .report.numbers import report
 from .run_context import Curation
 from .stages.build import build
 from .stages.deduplicate import deduplicate, relative_deduplicate

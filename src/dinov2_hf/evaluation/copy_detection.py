@@ -11,7 +11,7 @@ from ..features import DatasetOrRows, FeatureExtractor
 from ..pictures.figures import draw_beside_numbers, draw_curves
 from .metrics import Metrics
 from .protocols import folder_of_main, protocol
-from .ranking.metrics import micro_average_precision, precision_recall
+from .ranking.average_precision import micro_average_precision, precision_recall
 from .ranking.similarity_search import check_pca_dimensions, searchable_features, similarities
 from .ranking.truth import check_kinds_of_labels, instance_labels, truths_by_labels
 

@@ -24,7 +24,6 @@ from .dense.depth_benchmarks import BENCHMARKS, DepthBenchmark
 from .dense.depth_heads import DPTDepth, LinearDepth, check_dpt, frozen_features
 from .dense.depth_images import DepthCrop, decode_depth, judged_box, lower_middle
 from .dense.depth_measures import SIGLOSS_WARMUP_STEPS, depth_metrics, sigloss
-from .dense.features import check_image_size, square_patch_size
 from .dense.head_training import (
     check_head_training,
     cosine_decay,
@@ -33,8 +32,15 @@ from .dense.head_training import (
     seeded,
     train_head,
 )
-from .dense.images import PixelNormalization, PixelPairs, check_train_batch_size, pairs_to_measure, training_batches
 from .dense.measured_head import train_and_measure
+from .dense.patch_features import check_image_size, square_patch_size
+from .dense.pixel_pairs import (
+    PixelNormalization,
+    PixelPairs,
+    check_train_batch_size,
+    pairs_to_measure,
+    training_batches,
+)
 from .metrics import Metrics, listed
 from .protocols import protocol
 from .unmeasured_heads import training_settings

@@ -21,7 +21,7 @@ from ..pictures.figures import draw_beside_numbers
 from ..pictures.nearest_images import draw_nearest_images, square_picture
 from .metrics import Metrics
 from .protocols import folder_of_main, protocol
-from .ranking.metrics import average_precision, micro_average_precision, precision_at
+from .ranking.average_precision import average_precision, micro_average_precision, precision_at
 from .ranking.similarity_search import check_pca_dimensions, searchable_features, similarities
 from .ranking.truth import (
     QueryTruth,

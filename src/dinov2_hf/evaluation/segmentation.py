@@ -27,9 +27,10 @@ from ..models import DINOv2ForSemanticSegmentation
 from ..models.modeling_dinov2_heads import DINOv2SegmentationHead
 from ..pictures.masks_and_depths import draw_masks
 from ..value_ranges import SEEDS
-from .dense.features import check_image_size, segmentation_features
 from .dense.head_training import check_head_training, learning_rate_factor, linear_decay, seeded, train_head
-from .dense.images import (
+from .dense.measured_head import train_and_measure
+from .dense.patch_features import check_image_size, segmentation_features
+from .dense.pixel_pairs import (
     PixelNormalization,
     PixelPairs,
     check_train_batch_size,
@@ -37,7 +38,6 @@ from .dense.images import (
     pairs_to_measure,
     training_batches,
 )
-from .dense.measured_head import train_and_measure
 from .dense.segmentation_augmentation import SegmentationCrop
 from .dense.segmentation_masks import count_ids, decode_mask, mask_classes
 from .dense.sliding_window import augmented_probabilities, sliding_window_logits

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from ..options import values_for
 from ..training.backends import configure_backend, launch_settings
 from ..training.distributed import choose_mixed_precision
-from .arguments import PreTrainingArguments
+from .pretraining_arguments import PreTrainingArguments
 
 
 def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerator:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..options import argument
 from ..value_ranges import AT_LEAST_ONE
-from .arguments import PreTrainingArguments
+from .pretraining_arguments import PreTrainingArguments
 
 
 # What an entry of `students` may say of its own beside its network and heads; all else is of the run, its crops and

@@ -16,8 +16,8 @@ from huggingface_hub.utils import get_session, hf_raise_for_status
 from ..hub_repos import hub_api, one_sentence, prepare_repo
 from ..model_source import MODEL, PRETRAINING_MODEL, find_model
 from ..training.distributed import on_main_for_all
-from .arguments import PreTrainingArguments
 from .model_card import PICTURES, card_for_repo
+from .pretraining_arguments import PreTrainingArguments
 
 
 # What from_pretrained looks for in turn: a file left by an earlier upload in another number of shards could win.

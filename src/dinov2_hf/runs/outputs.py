@@ -10,7 +10,7 @@ from ..public_names import without_secrets
 from ..training.collapse import CollapseMonitor
 from ..training.monitor import append_metrics, read_metrics, truncate_metrics
 from ..training.students import of_student, own_of_student
-from .output_folder import STUDENTS_FOLDER
+from .run_folder import STUDENTS_FOLDER
 
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from ..models import DINOv2Config
 from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from ..pretraining.teachers import TEACHERS
-from .arguments import PreTrainingArguments, recipe_values
 from .initial_weights import FIXED_FIELDS, initialise, load_initial_model, recipe_of, refuse_other_architecture
+from .pretraining_arguments import PreTrainingArguments, recipe_values
 from .recipe_checks import check_crops, check_mask_grid
-from .recipes import parse_recipe
+from .recipe_parsing import parse_recipe
 
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedConfig
 
-from .arguments import PreTrainingArguments
+from .pretraining_arguments import PreTrainingArguments
 
 
 LEAST_PATCHES = 4  # a side: the smallest grid in which the original's blocks of at least 4 masked patches fit

@@ -27,15 +27,15 @@ from ..training.schedules import build_schedules, scale_learning_rate
 from .accelerator import build_accelerator
 from .description import describe_run
 from .endings import end_in_words
-from .evaluation import build_image_processor, load_evaluation, measure
+from .finished_run import leave_results
 from .hub_upload import prepare_upload, push_run
+from .knn_while_training import build_image_processor, load_evaluation, measure
 from .loop import Step, Steps
 from .model_card import card_metadata
-from .output_folder import claimed_folder, start_output_dir
 from .outputs import Output
 from .pretraining_plan import PreTrainingPlan
 from .recipe_changes import DATA_SIZES, check_recipe
-from .results import leave_results
+from .run_folder import claimed_folder, start_output_dir
 from .state import start_state
 
 

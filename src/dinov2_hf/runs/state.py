@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..data.sample_order import SAMPLE_ORDERS
 from ..training.checkpoints import read_state
-from .arguments import PreTrainingArguments
+from .pretraining_arguments import PreTrainingArguments
 
 
 def start_state(args: PreTrainingArguments, num_processes: int, checkpoint: Path | None) -> dict:

@@ -33,7 +33,7 @@ from .checkpoint import (
     OriginalCheckpoint,
     read_original_checkpoint,
 )
-from .heads import classifier_config, depth_config, depth_range_of, segmentation_config
+from .linear_heads import classifier_config, depth_config, depth_range_of, segmentation_config
 from .names import State, backbone_from_original, projection_head_from_original
 from .record import BACKBONE_FIELDS, RECORDED, Choice, choose, image_processor_of
 from .shapes import backbone_config, pretraining_config, with_layer_scale

@@ -19,7 +19,7 @@ from ...output_folders import refuse_urls
 from ...pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from ..loaded_weights import load_whole
 from ..model_folder import load_model_folder
-from .heads import CLASSIFIER_INPUTS
+from .linear_heads import CLASSIFIER_INPUTS
 from .names import State, backbone_to_original, chunk_blocks, projection_head_to_original
 from .record import with_pretraining_record, with_record
 

@@ -20,7 +20,7 @@ def dataset_card(arguments: CurationArguments, report: dict[str, Any], repo_id: 
     """The text of the card.
 
     Args:
-        report: from `summary.gather_report`.
+        report: from `numbers.gather_report`.
         repo_id: where it will be on the Hub; None: its loading example names the folder.
     """
     dataset = report["dataset"]

@@ -24,7 +24,7 @@ def render_page(
     """The report as HTML.
 
     Args:
-        report: from `summary.gather_report`.
+        report: from `numbers.gather_report`.
         histograms: as SVG.
         kept, dropped: titles and groups of pictures.
     """

@@ -11,7 +11,7 @@ from ..algorithms.faiss_gpus import gpus_for_faiss
 from ..algorithms.hierarchical_clustering import balanced_sample, hierarchical_kmeans
 from ..algorithms.histograms import histogram, sum_of_histograms
 from ..algorithms.neighbors import Neighbors
-from ..algorithms.retrieval import Retrieval, combine, retrieve_by_cluster, retrieve_by_sample
+from ..algorithms.pool_retrieval import Retrieval, combine, retrieve_by_cluster, retrieve_by_sample
 from ..run_context import Curation
 from ..storage.dropped_images import Dropped
 from ..storage.histogram_files import save_histogram

@@ -15,8 +15,8 @@ from ...features import FeatureExtractor
 from ...models import DINOv2ForDepthEstimation, DINOv2Model
 from ...models.modeling_dinov2_heads import DINOv2DepthHead, center_pad
 from ..saved_heads import head_config, save_head
-from .features import depth_features
-from .images import image_processor_for, value_fields
+from .patch_features import depth_features
+from .pixel_pairs import image_processor_for, value_fields
 
 
 class LinearDepth:

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from .depth_benchmarks import DepthBenchmark
-from .images import PixelNormalization, decode_map
+from .pixel_pairs import PixelNormalization, decode_map
 
 
 def decode_depth(value: Any, depth_scale: float) -> np.ndarray:

@@ -6,7 +6,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from .images import PixelNormalization
+from .pixel_pairs import PixelNormalization
 
 
 CROP_TRIES = 10

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ...features import FeatureExtractor
-from .images import PixelPairs, decode_map
+from .pixel_pairs import PixelPairs, decode_map
 
 
 def decode_mask(value: Any, ignore_index: int, do_reduce_labels: bool) -> np.ndarray:

@@ -13,7 +13,7 @@ from ..features import FeatureExtractor
 from ..models import DINOv2ImageProcessor
 from ..training.sharded_weights import whole_copy
 from ..training.students import prefixed
-from .arguments import PreTrainingArguments
+from .pretraining_arguments import PreTrainingArguments
 
 
 if TYPE_CHECKING:

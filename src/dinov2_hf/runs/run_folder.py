@@ -31,7 +31,7 @@ from ..training.checkpoints import (
     remove_checkpoint,
 )
 from ..training.distributed import on_main_for_all
-from .arguments import PreTrainingArguments
+from .pretraining_arguments import PreTrainingArguments
 
 
 CHECKPOINTS, TRACKERS, STUDENTS_FOLDER = "checkpoints", "trackers", "students"

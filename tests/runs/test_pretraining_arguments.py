@@ -11,9 +11,9 @@ from dinov2_hf import DINOv2Config, DINOv2DistillationConfig, DINOv2PreTrainingC
 from dinov2_hf.command_lines import build_parser
 from dinov2_hf.options import options_of
 from dinov2_hf.public_names import public_name, without_secrets
-from dinov2_hf.runs.arguments import PreTrainingArguments, recipe_values
 from dinov2_hf.runs.distillation_arguments import DistillationArguments
-from dinov2_hf.runs.recipes import options_of_run, parse_recipe
+from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments, recipe_values
+from dinov2_hf.runs.recipe_parsing import options_of_run, parse_recipe
 
 
 CONFIGS = [DINOv2Config, DINOv2PreTrainingConfig]

@@ -5,7 +5,7 @@ import pytest
 
 from dinov2_hf.curation.algorithms.clustering import ClusterMembers
 from dinov2_hf.curation.algorithms.neighbors import Neighbors
-from dinov2_hf.curation.algorithms.retrieval import Retrieval, combine, retrieve_by_cluster, retrieve_by_sample
+from dinov2_hf.curation.algorithms.pool_retrieval import Retrieval, combine, retrieve_by_cluster, retrieve_by_sample
 
 
 NEIGHBORS = Neighbors(np.array([[4, 2, 9], [4, 7, -1]]), np.array([[0.9, 0.5, 0.1], [0.8, 0.3, -np.inf]], np.float32))

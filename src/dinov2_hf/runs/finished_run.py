@@ -7,7 +7,7 @@ from transformers import AutoImageProcessor, AutoModel, pipeline
 from ..data import find_image_column, first_images
 from ..models import DINOv2Config
 from ..pictures.patch_pca import save_patch_pca
-from .exports import export_models
+from .model_export import export_models
 
 
 if TYPE_CHECKING:
