@@ -14,13 +14,13 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from dinov2_hf.runs.arguments import PreTrainingArguments
-from dinov2_hf.runs.recipes import parse_recipe
 from simulated_gpu import Costs, fake_device
 from transformers.initialization import no_init_weights
 
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from dinov2_hf.models import residual_stream
+from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
+from dinov2_hf.runs.recipe_parsing import parse_recipe
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.optimizer import build_optimizer, parameter_groups
 

@@ -8,10 +8,10 @@ against a network in full.
 from functools import cache
 
 import pytest
-from dinov2_hf.runs.arguments import PreTrainingArguments
-from dinov2_hf.runs.recipes import parse_recipe
 
 from dinov2_hf import DINOv2Config, DINOv2PreTrainingConfig
+from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
+from dinov2_hf.runs.recipe_parsing import parse_recipe
 
 
 def arguments_of(recipe: str, *flags: str):
