@@ -81,3 +81,10 @@ def test_blur_is_that_of_torchvision(size):
 
 def test_no_crops():
     assert distort_batch(torch.zeros(0, 3, 8, 8), torch.zeros(0, len(Distortion._fields))).shape == (0, 3, 8, 8)
+
+
+def test_nothing_is_read_from_the_device():
+    """A device without memory stands for one that is still computing: reading a number of it is an error."""
+    crops = torch.empty(60, 3, 32, 32, dtype=torch.uint8, device="meta")
+    found = distort_batch(crops, torch.tensor(drawn(60, **dict.fromkeys(ALWAYS, 0.5))))
+    assert (found.shape, found.dtype, found.device) == (crops.shape, torch.float32, crops.device)
