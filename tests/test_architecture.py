@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,12 @@ def test_scripts_show_the_method(name, most):
     assert len(text.splitlines()) <= most
     tests = [node.test for node in ast.walk(ast.parse(text)) if isinstance(node, ast.If | ast.IfExp)]
     assert {ast.unparse(test) for test in tests} == {"step.update(optimizer)", "__name__ == '__main__'"}
+
+
+def test_no_two_files_of_one_name():
+    """Files of the commands are called as what one types."""
+    names = Counter(path.name for path in FILES if path.parent.name != "cli" and not path.name.startswith("__"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def attributes_read(paths: list[Path]) -> set[str]:
