@@ -161,7 +161,7 @@ def test_folders_of_others_are_refused(tmp_path):
         (data / "out", "is inside the source"),
         (data, "is the same as the source"),
         (tmp_path, "is around the source"),
-        (foreign / "notes.txt" / "out", "is no folder that can be written to"),
+        (foreign / "notes.txt" / "out", "is a file; choose another place"),
         ("s3://bucket/out", "is a URL"),
     ):
         with pytest.raises(ValueError, match=message):
