@@ -44,14 +44,14 @@ ALLOWED = {
     "pretraining": {"models", "training"},  # names of metrics
     "feature_kinds": set(),
     "fingerprints": set(),
-    "kept_features": set(),
-    "features": {"data", "feature_kinds", "fingerprints", "kept_features"},  # one way to decode an image
+    "keyed_tensors": set(),
+    "features": {"data", "feature_kinds", "fingerprints", "keyed_tensors"},  # one way to decode an image
     "feature_files": {"features", "data"},  # which files of columns that are kept may be read
     "model_source": set(),
     "pictures": {"features", "feature_kinds", "training"},  # training writes the metrics whose curves are drawn
     "conversion": {"model_source", "models", "pretraining"},
     "curation": {"features", "feature_kinds", "data", "conversion", "model_source", "pictures"},
-    "evaluation": {"features", "feature_kinds", "fingerprints", "models", "data", "pictures"},
+    "evaluation": {"features", "feature_kinds", "keyed_tensors", "models", "data", "pictures"},
     "runs": {
         "data",
         "features",

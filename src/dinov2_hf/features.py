@@ -5,6 +5,8 @@ Which feature of an image that is, `feature_kinds` says.
 Shapes: `n` rows of the dataset, `m` of them with an image; `...` the shape of one feature.
 """
 
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,7 +31,7 @@ from .data.decoding.undecodable import UndecodableImage
 from .data.loader_workers import check_shared_memory, leave_interruption_to_parent
 from .feature_kinds import CLS_RULE, ONE_TOKEN_RULE, FeatureKind, image_features, take_features, vision_part
 from .fingerprints import dataset_fingerprint, processor_values, weights_fingerprint
-from .kept_features import Features, keep_features, read_features
+from .keyed_tensors import keep_tensors, read_tensors
 
 
 __all__ = [
@@ -39,6 +41,23 @@ __all__ = [
 logger = logging.getLogger(__name__)
 BATCH_SIZE = 64
 MAX_UNDECODABLE_AT_START = 256
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of a dataset, in the order of its rows.
+
+    Attributes:
+        values: (m, ...) float32 on the CPU.
+        rows: (m,) their rows; all n, where every image can be decoded.
+        undecodable_rows: the other rows, and why their image cannot be decoded.
+        rule: how the feature was taken from the output of the model, in words; see `feature_kinds`.
+    """
+
+    values: Tensor
+    rows: Tensor
+    undecodable_rows: dict[int, str]
+    rule: str
 
 
 class _WorkBegins(BaseException):
@@ -226,24 +245,33 @@ class FeatureExtractor:
             raise ValueError(_complaint(self.image_column, found.undecodable_rows))
         return found
 
-    def _read_or_made(self, fingerprint: str | None, kind: FeatureKind, batches: "FeatureBatches") -> Features:
-        if self.folder is None or self.decode is not None or fingerprint is None:
-            return batches.all()
-        depends_on = {
+    def depends_on(self, dataset: DatasetOrRows) -> dict[str, Any]:
+        """All that what this extractor makes of a dataset depends on, as JSON holds it."""
+        return {
             "weights": weights_fingerprint(self.model),
             "image_processor": processor_values(self.image_processor),
-            "dataset": fingerprint,
+            "dataset": dataset_fingerprint(dataset),
             "image_column": self.image_column,
-            "kind": [kind.name, kind.num_layers],
-            "autocast": str(self.autocast_dtype),
+            "precision": str(self.autocast_dtype),
         }
-        found = read_features(Path(self.folder), depends_on)
-        if self.processes is not None and not all(gather_object([found is not None])):
-            found = None  # on the disk of some only
-        if found is None:
-            found = batches.all()
-            if self.is_main_process:
-                keep_features(found, Path(self.folder), depends_on)
+
+    def _read_or_made(self, dataset: DatasetOrRows, kind: FeatureKind, batches: "FeatureBatches") -> Features:
+        if self.folder is None or self.decode is not None or dataset_fingerprint(dataset) is None:
+            return batches.all()
+        depends_on = {**self.depends_on(dataset), "kind": [kind.name, kind.num_layers]}
+        digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+        path = Path(self.folder) / f"{digest[:24]}.safetensors"
+        kept = read_tensors(path, depends_on)
+        if self.processes is not None and not all(gather_object([kept is not None])):
+            kept = None  # on the disk of some only
+        if kept is not None:
+            tensors, said = kept
+            reasons = {int(row): reason for row, reason in said["undecodable_rows"].items()}
+            return Features(tensors["values"], tensors["rows"], reasons, said["rule"])
+        found = batches.all()
+        if self.is_main_process:
+            said = {"undecodable_rows": found.undecodable_rows, "rule": found.rule}
+            keep_tensors(path, {"values": found.values, "rows": found.rows}, depends_on, **said)
         return found
 
     def _holds(self, kind: FeatureKind, asked: FeatureKind) -> bool:

@@ -1,19 +1,15 @@
 """What was trained is on disk before it is measured: if the measurement fails, the training is not done again."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast, broadcast_object_list
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..atomic_files import new_file
 from ..features import DatasetOrRows, FeatureExtractor
-from ..fingerprints import dataset_fingerprint, processor_values, weights_fingerprint
+from ..keyed_tensors import keep_tensors, read_tensors
 
 
 FILE = "unmeasured_head.safetensors"
@@ -26,11 +22,7 @@ def training_settings(extractor: FeatureExtractor, train_dataset: DatasetOrRows,
         options: of the protocol, as JSON holds them.
     """
     return {
-        "model": weights_fingerprint(extractor.model),
-        "train_dataset": dataset_fingerprint(train_dataset),
-        "image_processor": processor_values(extractor.image_processor),
-        "image_column": extractor.image_column,
-        "precision": str(extractor.autocast_dtype),
+        **extractor.depends_on(train_dataset),
         "num_processes": extractor.world_size,
         "options": options,
     }
@@ -56,25 +48,24 @@ def train_once(
     Returns:
         Whether it has trained.
     """
-    is_main, path = extractor.is_main_process, None if output_dir is None else Path(output_dir) / FILE
-    key = json.dumps(settings, sort_keys=True)
-    found = is_main and path is not None and None not in settings.values() and _read(path, key, tensors)
+    path = None if output_dir is None or not extractor.is_main_process else Path(output_dir) / FILE
+    found = None if path is None or None in settings.values() else read_tensors(path, settings)
+    has_found = found is not None
+    if has_found:
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(found[0][name])
     if extractor.processes is not None:
-        (found,) = broadcast_object_list([found])
-    if found:
-        if extractor.world_size > 1:
-            with torch.no_grad():
-                for tensor in tensors.values():
-                    tensor.copy_(broadcast(tensor.detach().clone()))
+        (has_found,) = broadcast_object_list([has_found])
+    if has_found and extractor.world_size > 1:
+        with torch.no_grad():
+            for tensor in tensors.values():
+                tensor.copy_(broadcast(tensor.detach().clone()))
+    if has_found:
         return False
     train()
-    if is_main and path is not None:
-        with new_file(path, overwrite=True) as partial:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                partial,
-                {"settings": key},
-            )
+    if path is not None:
+        keep_tensors(path, tensors, settings)
     return True
 
 
@@ -82,22 +73,3 @@ def forget_unmeasured(extractor: FeatureExtractor, output_dir: str | Path | None
     """Remove the file, once its head is measured."""
     if output_dir is not None and extractor.is_main_process:
         (Path(output_dir) / FILE).unlink(missing_ok=True)
-
-
-def _read(path: Path, key: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Fill the tensors from a file of the same settings; False where there is none."""
-    if not path.is_file():
-        return False
-    try:
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("settings") != key or set(file.keys()) != set(tensors):
-                return False
-            loaded = {name: file.get_tensor(name) for name in tensors}
-    except (SafetensorError, OSError):  # damaged: it is trained again
-        return False
-    if any(loaded[name].shape != tensor.shape for name, tensor in tensors.items()):
-        return False
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            tensor.copy_(loaded[name])
-    return True

@@ -1,5 +1,6 @@
 """Plots and pictures as PNG files that appear complete or not at all."""
 
+import io
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -34,6 +35,17 @@ def save_figure(figure, path: str | os.PathLike, **options) -> Path:
     with new_file(path, overwrite=True) as partial:
         figure.savefig(partial, **{"dpi": 150, "bbox_inches": "tight", "format": "png"} | options)
     return Path(path)
+
+
+def svg_text(figure) -> str:
+    """A figure as an `<svg>` element, whose text can be searched and copied."""
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg")
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
 
 
 def draw_beside_numbers(

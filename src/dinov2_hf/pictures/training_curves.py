@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..atomic_files import new_file
 from ..training.monitor import read_metrics
+from .figures import new_figure, save_figure
 
 
 # Of the Okabe-Ito palette, which colour-blind readers can tell apart.
@@ -46,15 +46,11 @@ def plot_training_curves(metrics_path: str | Path, png_path: str | Path, *, num_
     if not panels:
         return False
 
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     narrow = sum(not panel.wide for panel in panels)
     heights = [1.35 for panel in panels if panel.wide] + [1.0] * math.ceil(narrow / _COLUMNS)
     columns = min(_COLUMNS, narrow) or 1
-    figure = Figure(figsize=(max(3.9 * columns, 7.8), 2.7 * sum(heights)), facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.04)
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(3.9 * columns, 7.8), 2.7 * sum(heights))
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.04)
     grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
     all_steps = np.concatenate([curves[name][0] for panel in panels for name in panel.labels])
     margin = 0.02 * max(np.ptp(all_steps), 1)
@@ -66,9 +62,7 @@ def plot_training_curves(metrics_path: str | Path, png_path: str | Path, *, num_
         _draw_panel(axes, panel, curves)
         axes.set_xlim(all_steps.min() - margin, all_steps.max() + margin)
         cell += span
-
-    with new_file(png_path, overwrite=True) as partial:
-        figure.savefig(partial, dpi=130, format="png")
+    save_figure(figure, png_path, dpi=130, bbox_inches=None)
     return True
 
 

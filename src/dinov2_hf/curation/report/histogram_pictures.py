@@ -1,12 +1,9 @@
 """Histograms of similarities and scores, as SVG in the page of the report."""
 
-import io
-
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from ...pictures.figures import new_figure
+from ...pictures.figures import new_figure, svg_text
 from ..algorithms.histograms import Histogram
 
 
@@ -41,11 +38,7 @@ def draw_histogram(counts: Histogram) -> str:
     axes.set_ylabel(counts.unit, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none"}):  # text as text, which can be searched and copied
-        figure.savefig(buffer, format="svg")
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return svg_text(figure)
 
 
 def not_shown(counts: Histogram) -> str:
