@@ -145,6 +145,9 @@ def test_mistakes_are_one_sentence(tmp_path, folder, data):
         (("--batch_size", 0), "`--batch_size` is 0; it must be at least 1."),
         (("--num_workers", -1), "`--num_workers` is -1; it must be at least 0."),
         (("--linear_seed", 2**70), "it must be between 0 and 4294967295."),
+        (("--linear_num_steps", 0), "`--linear_num_steps` is 0; it must be at least 1."),
+        (("--depth_max_grad_norm", -1), "`--depth_max_grad_norm` is -1.0; it must be above 0."),
+        (("--linear_grid", "other"), '`--linear_grid` is "other"; it must be "code" or "paper".'),
         (("--knn_k", 3), "there is no flag --knn_k. Did you mean `--knn_ks`?"),
     ],
 )

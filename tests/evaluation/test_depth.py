@@ -246,8 +246,8 @@ def test_a_scale_that_makes_everything_near_is_announced(model, caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"head": "linear2"}, "`head` is 'linear2', but must be one of linear1, linear4, dpt"),
-        ({"benchmark": "sun"}, "`benchmark` is 'sun', but must be one of nyu, kitti, none"),
+        ({"head": "linear2"}, '`head` is "linear2"; it must be "linear1" or "linear4" or "dpt"'),
+        ({"benchmark": "sun"}, '`benchmark` is "sun"; it must be "nyu" or "kitti" or "none"'),
         ({"crop_size": (4, 40)}, "`crop_size` is 4, less than a patch of the model"),
         ({"crop_size": (40,)}, r"`crop_size` is 40, but must be two numbers"),
         ({"min_depth": 6.0}, "`min_depth` 6.0 and `max_depth` 5.0, but all must be above 0"),

@@ -155,7 +155,7 @@ def test_broken_training_images_are_replaced_or_left_out(caplog, extractor):
     ("change", "message"),
     [
         ({"num_layers": (1, 4)}, r"`num_layers` is 1 4, but must be numbers from 1 to the 2 blocks"),
-        ({"grid": "other"}, "`grid` is 'other', but must be one of code, paper"),
+        ({"grid": "other"}, '`grid` is "other"; it must be "code" or "paper"'),
         ({"num_steps": 0}, "`num_steps` is 0"),
         ({"train_batch_size": 100}, "`train_batch_size` is 100 .* 12 training images"),
         ({"validation_fraction": 1.5}, "`validation_fraction` is 1.5"),

@@ -291,11 +291,11 @@ def test_a_class_without_training_is_announced(model, caplog):
     ("options", "message"),
     [
         ({"image_size": 4}, "`image_size` is 4, less than a patch of the model \\(8 pixels\\)"),
-        ({"head": "mask2former"}, "`head` is 'mask2former', but must be one of linear, multiscale"),
+        ({"head": "mask2former"}, '`head` is "mask2former"; it must be "linear" or "multiscale"'),
         ({"head": "multiscale"}, "reads 4 blocks, but the model has 2"),
         ({"train_batch_size": 9}, "`train_batch_size` is 9, but must be from 1 to the 4 images"),
         ({"test_scales": ()}, "`test_scales` is empty, but must be ratios above 0"),
-        ({"num_steps": 0}, "`num_steps` is 0, but must be at least 1"),
+        ({"num_steps": 0}, "`num_steps` is 0; it must be at least 1"),
     ],
 )
 def test_bad_options(model, options, message):

@@ -151,7 +151,7 @@ def test_broken_videos_are_left_out_of_training_only(caplog, extractor):
     ("change", "message"),
     [
         ({"num_frames": 0}, "`num_frames` is 0"),
-        ({"grid": "x"}, "`grid` is 'x'"),
+        ({"grid": "x"}, '`grid` is "x"'),
         ({"train_batch_size": 99}, "`train_batch_size` is 99"),
     ],
 )

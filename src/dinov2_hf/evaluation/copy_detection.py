@@ -4,11 +4,13 @@ Pairs of a query and a reference image are scored by the cosine similarity of th
 """
 
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from ..features import DatasetOrRows, FeatureExtractor
 from ..pictures.figures import draw_beside_numbers, draw_curves
+from ..value_ranges import AT_LEAST_ONE
 from .metrics import Metrics
 from .protocols import folder_of_main, protocol
 from .ranking.average_precision import micro_average_precision, precision_recall
@@ -23,7 +25,7 @@ def evaluate_copy_detection(
     eval_dataset: DatasetOrRows,
     *,
     label_column: str = "label",
-    num_candidates: int = 10,
+    num_candidates: Annotated[int, AT_LEAST_ONE] = 10,
     pca_dimensions: int | None = None,
     output_dir: str | Path | None = None,
 ) -> Metrics:
@@ -50,8 +52,6 @@ def evaluate_copy_detection(
     """
     references, queries = (instance_labels(dataset, label_column) for dataset in (train_dataset, eval_dataset))
     check_kinds_of_labels(references, queries, label_column)
-    if num_candidates < 1:
-        raise ValueError(f"`num_candidates` is {num_candidates}, but must be at least 1.")
     check_pca_dimensions(extractor, pca_dimensions, len(train_dataset), "reference", "copy_detection")
     extractor.begin(train_dataset, eval_dataset)
 

@@ -19,13 +19,12 @@ from ..feature_kinds import num_blocks
 from ..features import DatasetOrRows, FeatureExtractor
 from ..models.depth_layers import four_depth_layers
 from ..pictures.masks_and_depths import draw_depths
-from ..value_ranges import SEEDS
+from ..value_ranges import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, SEEDS
 from .dense.depth_benchmarks import BENCHMARKS, DepthBenchmark
 from .dense.depth_heads import DPTDepth, LinearDepth, check_dpt, frozen_features
 from .dense.depth_images import DepthCrop, decode_depth, judged_box, lower_middle
 from .dense.depth_measures import SIGLOSS_WARMUP_STEPS, depth_metrics, sigloss
 from .dense.head_training import (
-    check_head_training,
     cosine_decay,
     learning_rate_factor,
     one_cycle_beta1,
@@ -48,7 +47,6 @@ from .unmeasured_heads import training_settings
 
 logger = logging.getLogger(__name__)
 
-HEADS = ("linear1", "linear4", "dpt")
 NUM_CHECKED_MAPS = 32
 
 
@@ -69,12 +67,12 @@ def evaluate_depth(
     min_depth: float | None = None,
     max_depth: float | None = None,
     crop_size: tuple[int, int] | None = None,
-    fusion_hidden_size: int | None = None,
-    num_steps: int = 38_400,
-    learning_rate: float = 1e-4,
-    weight_decay: float = 0.01,
-    warmup_steps: int | None = None,
-    max_grad_norm: float = 35.0,
+    fusion_hidden_size: Annotated[int | None, AT_LEAST_ONE] = None,
+    num_steps: Annotated[int, AT_LEAST_ONE] = 38_400,
+    learning_rate: Annotated[float, NOT_NEGATIVE] = 1e-4,
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01,
+    warmup_steps: Annotated[int | None, NOT_NEGATIVE] = None,
+    max_grad_norm: Annotated[float, ABOVE_ZERO] = 35.0,
     seed: Annotated[int, SEEDS] = 0,
     train_batch_size: int = 16,
     output_dir: str | Path | None = None,
@@ -121,15 +119,8 @@ def evaluate_depth(
             the model takes images of another number of channels.
     """
     rules = _rules(benchmark, depth_scale, min_depth, max_depth, crop_size)
-    if head not in HEADS:
-        raise ValueError(f"`head` is {head!r}, but must be one of {', '.join(HEADS)}.")
     if fusion_hidden_size is not None and head != "dpt":
         raise ValueError(f"`fusion_hidden_size` belongs to `head` dpt, but `head` is {head}; leave it out.")
-    if fusion_hidden_size is not None and fusion_hidden_size < 1:
-        raise ValueError(f"`fusion_hidden_size` is {fusion_hidden_size}, but must be at least 1.")
-    check_head_training(num_steps, learning_rate, weight_decay, warmup_steps)
-    if not max_grad_norm > 0:
-        raise ValueError(f"`max_grad_norm` is {max_grad_norm}, but must be above 0.")
     model, patch_size = extractor.model, square_patch_size(extractor.model)
     check_image_size(min(rules.crop_size), model, "crop_size")
     layers = [num_blocks(model) - 1] if head == "linear1" else four_depth_layers(num_blocks(model))
@@ -215,8 +206,6 @@ def evaluate_depth(
 
 
 def _rules(benchmark, depth_scale, min_depth, max_depth, crop_size) -> DepthBenchmark:
-    if benchmark not in BENCHMARKS:
-        raise ValueError(f"`benchmark` is {benchmark!r}, but must be one of {', '.join(BENCHMARKS)}.")
     given = {"depth_scale": depth_scale, "min_depth": min_depth, "max_depth": max_depth}
     if crop_size is not None:
         if len(crop_size) != 2:

@@ -10,7 +10,7 @@ Shapes: `Q` query images, `n` bank images, `D` feature size, `C` classes.
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate.utils import gather_object
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..features import DatasetOrRows, FeatureExtractor
 from ..pictures.figures import draw_beside_numbers, draw_curves
+from ..value_ranges import AT_LEAST_ONE
 from .classification.labelled_features import labelled_features
 from .classification.labels import match_labels
 from .metrics import Metrics, listed
@@ -41,7 +42,7 @@ def evaluate_knn(
     ks: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.07,
     shots: Sequence[int] = (),
-    num_tries: int = 5,
+    num_tries: Annotated[int, AT_LEAST_ONE] = 5,
     output_dir: str | Path | None = None,
 ) -> Metrics:
     """Classify `eval_dataset` by the neighbours of its images in `train_dataset`, the bank.
@@ -73,13 +74,13 @@ def evaluate_knn(
     labels = match_labels(train_dataset, eval_dataset, label_column)
     _checked_ks(ks, len(labels.train))
     _check_temperature(temperature)
-    _check_shots(shots, num_tries, labels.train, labels.classes, ks)
+    _check_shots(shots, labels.train, labels.classes, ks)
     extractor.begin(train_dataset, eval_dataset)
     labels.warn_of_absent_classes()
     bank_features, bank_labels, _ = labelled_features(extractor, train_dataset, labels.train)
     if len(bank_labels) < len(labels.train):
         _checked_ks(ks, len(bank_labels))
-        _check_shots(shots, num_tries, bank_labels, labels.classes, ks)
+        _check_shots(shots, bank_labels, labels.classes, ks)
     query_features = extractor.features(eval_dataset, description="Features of the images to classify").values
 
     def accuracies(bank_rows: Tensor | slice) -> dict[str, float]:
@@ -307,13 +308,9 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(f"`temperature` is {temperature}, but must be a finite number above 0.")
 
 
-def _check_shots(
-    shots: Sequence[int], num_tries: int, bank_labels: Tensor, classes: Sequence[Any], ks: Sequence[int]
-) -> None:
+def _check_shots(shots: Sequence[int], bank_labels: Tensor, classes: Sequence[Any], ks: Sequence[int]) -> None:
     if not shots:
         return
-    if num_tries < 1:
-        raise ValueError(f"`num_tries` is {num_tries}, but must be at least 1.")
     counts = bank_labels.bincount(minlength=len(classes))
     counts[counts == 0] = len(bank_labels)  # a class without images, of which none is evaluated either
     fewest = int(counts.argmin())

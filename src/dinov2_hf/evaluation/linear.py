@@ -19,7 +19,7 @@ from ..features import DatasetOrRows, FeatureExtractor
 from ..models import DINOv2ForImageClassification
 from ..output_folders import write_text
 from ..pictures.figures import draw_beside_numbers, draw_curves
-from ..value_ranges import SEEDS
+from ..value_ranges import AT_LEAST_ONE, SEEDS
 from .classification.augmented_images import crop_size_of, training_loader
 from .classification.best_classifier import BestClassifier, GridTraining, train_best_classifier
 from .classification.labelled_features import labelled_features, select_rows
@@ -42,7 +42,7 @@ def evaluate_linear(
     label_column: str = "label",
     grid: Literal["code", "paper"] = "code",
     num_layers: Sequence[int] | None = None,
-    num_steps: int = 12500,
+    num_steps: Annotated[int, AT_LEAST_ONE] = 12500,
     train_batch_size: int = 128,
     cache_features: bool = False,
     validation_fraction: float = 0.0,

@@ -1,6 +1,5 @@
 """Logistic regression on frozen features, for small data sets (paper, section 7.1, the transfer sets)."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..features import DatasetOrRows, FeatureExtractor
 from ..pictures.figures import draw_beside_numbers, draw_curves
-from ..value_ranges import SEEDS
+from ..value_ranges import AT_LEAST_ONE, NOT_NEGATIVE, SEEDS
 from .classification.labelled_features import labelled_features, random_split
 from .classification.labels import match_labels
 from .metrics import Metrics, listed
@@ -38,10 +37,10 @@ def evaluate_logistic_regression(
     *,
     label_column: str = "label",
     log10_c_range: Sequence[float] = (-6.0, 5.0),
-    num_cs: int = 45,
+    num_cs: Annotated[int, AT_LEAST_ONE] = 45,
     validation_fraction: float = 0.1,
-    max_iterations: int = 1000,
-    tolerance: float = 1e-12,
+    max_iterations: Annotated[int, AT_LEAST_ONE] = 1000,
+    tolerance: Annotated[float, NOT_NEGATIVE] = 1e-12,
     seed: Annotated[int, SEEDS] = 0,
     output_dir: str | Path | None = None,
 ) -> Metrics:
@@ -74,18 +73,12 @@ def evaluate_logistic_regression(
             images to fit while C is chosen have one class only.
     """
     labels = match_labels(train_dataset, eval_dataset, label_column)
-    if num_cs < 1:
-        raise ValueError(f"`num_cs` is {num_cs}, but must be at least 1.")
     limit = MAX_LOG10_C
     if len(log10_c_range) != 2 or not -limit <= log10_c_range[0] <= log10_c_range[1] <= limit:
         raise ValueError(
             f"`log10_c_range` is {listed(log10_c_range)}, but must be two numbers from -{limit} to {limit}, the"
             " smaller one first."
         )
-    if not 0 <= tolerance < math.inf:
-        raise ValueError(f"`tolerance` is {tolerance}, but must be a finite number of at least 0.")
-    if max_iterations < 1:
-        raise ValueError(f"`max_iterations` is {max_iterations}, but must be at least 1.")
     random_split(len(labels.train), validation_fraction, seed)
     extractor.begin()
     labels.warn_of_absent_classes()

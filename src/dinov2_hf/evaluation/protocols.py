@@ -5,19 +5,22 @@ A protocol is a function `(extractor, train_dataset, eval_dataset, *, ..., outpu
 * `extractor` is the frozen model and how it is run, see `FeatureExtractor`. `extractor.features` gives features.
 * The keywords are the protocol's own options, with a type and a default. Text in the docstring under `Args:` explains
   them; a keyword is the option `--<protocol>_<keyword>` of the command.
-* What cannot be right is refused with a `ValueError` before the first features. Where a protocol's work begins with
-  something else, it says so by `extractor.begin()`. The command runs all protocols up to there before the first works.
+* Ranges and choices stand in the types, such as `Annotated[int, AT_LEAST_ONE]`, and are checked by every call.
+* What else cannot be right is refused with a `ValueError` before the first features. Where a protocol's work begins
+  with something else, it says so by `extractor.begin()`. The command runs all up to there before the first works.
 * `output_dir` is its own folder. Only the main process writes, see `folder_of_main`.
 * What it returns is a dict, or `Metrics`, which also holds what it has found besides.
 """
 
 from collections.abc import Callable, Mapping
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..features import FeatureExtractor
 from ..named_objects import Registry
+from ..options import options_of
 
 
 PROTOCOLS = Registry(
@@ -43,7 +46,20 @@ def protocol(
         metrics: how the names of its main metrics begin, and what the Hub calls them.
         requires: a module that it imports, of an extra that may not be installed.
     """
-    return PROTOCOLS.register(name, task=task, metrics=dict(metrics), requires=requires)
+
+    def registered(function: Callable) -> Callable:
+        options = options_of(function)
+
+        @wraps(function)
+        def checked(*arguments: Any, **given: Any) -> Any:
+            for keyword, value in given.items():
+                if keyword in options:
+                    options[keyword].check(value)
+            return function(*arguments, **given)
+
+        return PROTOCOLS.register(name, task=task, metrics=dict(metrics), requires=requires)(checked)
+
+    return registered
 
 
 def check_extra(module: str | None, needed_by: str) -> None:

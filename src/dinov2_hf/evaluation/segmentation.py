@@ -26,8 +26,8 @@ from ..features import DatasetOrRows, FeatureExtractor
 from ..models import DINOv2ForSemanticSegmentation
 from ..models.modeling_dinov2_heads import DINOv2SegmentationHead
 from ..pictures.masks_and_depths import draw_masks
-from ..value_ranges import SEEDS
-from .dense.head_training import check_head_training, learning_rate_factor, linear_decay, seeded, train_head
+from ..value_ranges import AT_LEAST_ONE, NOT_NEGATIVE, SEEDS
+from .dense.head_training import learning_rate_factor, linear_decay, seeded, train_head
 from .dense.measured_head import train_and_measure
 from .dense.patch_features import check_image_size, segmentation_features
 from .dense.pixel_pairs import (
@@ -82,10 +82,10 @@ def evaluate_segmentation(
     ignore_index: int = 255,
     do_reduce_labels: bool = False,
     image_size: int | None = None,
-    num_steps: int = 40_000,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 1e-4,
-    warmup_steps: int | None = None,
+    num_steps: Annotated[int, AT_LEAST_ONE] = 40_000,
+    learning_rate: Annotated[float, NOT_NEGATIVE] = 1e-3,
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-4,
+    warmup_steps: Annotated[int | None, NOT_NEGATIVE] = None,
     train_scale_range: tuple[float, float] | None = None,
     test_scales: Sequence[float] | None = None,
     seed: Annotated[int, SEEDS] = 0,
@@ -133,8 +133,6 @@ def evaluate_segmentation(
             range, or the model takes images of another number of channels.
     """
     check_extra("torchmetrics", "segmentation")
-    if head not in HEADS:
-        raise ValueError(f"`head` is {head!r}, but must be one of {', '.join(HEADS)}.")
     rules, model = HEADS[head], extractor.model
     image_size = rules.image_size if image_size is None else image_size
     check_image_size(image_size, model, "image_size")
@@ -149,7 +147,6 @@ def evaluate_segmentation(
     if class_names is not None and len(set(class_names)) < len(class_names):
         twice = next(name for name in class_names if list(class_names).count(name) > 1)
         raise ValueError(f"`class_names` holds {twice!r} twice, but results are kept by name; give each its own.")
-    check_head_training(num_steps, learning_rate, weight_decay, warmup_steps)
     if num_blocks(model) < rules.num_layers:
         raise ValueError(f"`head` {head} reads {rules.num_layers} blocks, but the model has {num_blocks(model)}.")
     normalize = PixelNormalization(extractor.image_processor, extractor.num_channels)

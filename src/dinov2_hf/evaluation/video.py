@@ -15,7 +15,7 @@ from ..data.decoding.video_frames import decode_frames
 from ..data.reading.video_dataset import without_decoding
 from ..features import DatasetOrRows, FeatureExtractor, image_features, process_images, require_column
 from ..pictures.figures import draw_beside_numbers, draw_curves
-from ..value_ranges import SEEDS
+from ..value_ranges import AT_LEAST_ONE, SEEDS
 from .classification.best_classifier import GridTraining, train_best_classifier
 from .classification.labelled_features import labelled_features
 from .classification.labels import match_labels
@@ -32,10 +32,10 @@ def evaluate_video(
     *,
     video_column: str = "video",
     label_column: str = "label",
-    num_frames: int = 8,
+    num_frames: Annotated[int, AT_LEAST_ONE] = 8,
     frame_pooling: Literal["mean", "concatenate"] = "mean",
     grid: Literal["code", "paper"] = "code",
-    num_steps: int = 12500,
+    num_steps: Annotated[int, AT_LEAST_ONE] = 12500,
     train_batch_size: int = 128,
     validation_fraction: float = 0.0,
     seed: Annotated[int, SEEDS] = 0,
@@ -76,8 +76,6 @@ def evaluate_video(
             of_frames = isinstance(dataset.features[video_column], datasets.List | datasets.LargeList)
             check_extra(None if of_frames else "av", "video of files")
     labels = match_labels(train_dataset, eval_dataset, label_column)
-    if num_frames < 1:
-        raise ValueError(f"`num_frames` is {num_frames}, but must be at least 1.")
     training = GridTraining(grid, num_steps, train_batch_size, validation_fraction, seed)
     training.check(len(labels.train), extractor)
     extractor.begin()

@@ -37,10 +37,6 @@ class GridTraining:
 
     def check(self, num_rows: int, extractor: FeatureExtractor) -> None:
         """`ValueError` where an option is out of its range for so many training images."""
-        if self.grid not in LEARNING_RATES:
-            raise ValueError(f"`grid` is {self.grid!r}, but must be one of {', '.join(LEARNING_RATES)}.")
-        if self.num_steps < 1:
-            raise ValueError(f"`num_steps` is {self.num_steps}, but must be at least 1.")
         self.order(len(self.split(num_rows)[0]), extractor)
 
     def split(self, num_rows: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from math import cos, inf, isfinite, pi
+from math import cos, isfinite, pi
 
 import torch
 from accelerate.utils import reduce
@@ -45,18 +45,6 @@ def one_cycle_beta1(step: int, num_steps: int, low: float = 0.85, high: float = 
     turn = rise * num_steps - 1
     done = step / turn if step <= turn else (num_steps - 1 - step) / max(num_steps - 1 - turn, 1)
     return high + (low - high) * (1 - cos(pi * min(max(done, 0.0), 1.0))) / 2
-
-
-def check_head_training(num_steps: int, learning_rate: float, weight_decay: float, warmup_steps: int | None) -> None:
-    """`ValueError` where an option of the training is out of its range."""
-    if num_steps < 1:
-        raise ValueError(f"`num_steps` is {num_steps}, but must be at least 1.")
-    if not 0 <= learning_rate < inf:
-        raise ValueError(f"`learning_rate` is {learning_rate}, but must be a finite number of at least 0.")
-    if not 0 <= weight_decay < inf:
-        raise ValueError(f"`weight_decay` is {weight_decay}, but must be a finite number of at least 0.")
-    if warmup_steps is not None and warmup_steps < 0:
-        raise ValueError(f"`warmup_steps` is {warmup_steps}, but must be at least 0.")
 
 
 @contextmanager
