@@ -236,7 +236,7 @@ class FeatureExtractor:
             needed = [kind for other, kind in self.session.needs if other == fingerprint and self._holds(kind, asked)]
             made = max([asked, *needed], key=lambda kind: kind.num_tokens)
             found = self._read_or_made(
-                fingerprint, made, FeatureBatches(self, dataset, made, skip_undecodable, description)
+                dataset, made, FeatureBatches(self, dataset, made, skip_undecodable, description)
             )
             if fingerprint is not None:  # the rows of a list may be changed by whoever has it
                 self._kept[fingerprint, made] = found
