@@ -81,7 +81,7 @@ def weighted_sum(weights: Mapping[str, float], views: Views) -> dict[str, torch.
     return {"loss": loss, **parts}
 
 
-BUILT_IN = ("dino", "ibot", "koleo", "cls_feature", "patch_feature")
+BUILT_IN = tuple(TERMS.names())
 
 
 def check_loss_terms(loss_terms: Mapping[str, Any]) -> None:
