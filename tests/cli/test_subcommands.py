@@ -305,6 +305,17 @@ def test_the_command_itself_imports_nothing_heavy():
     assert "did you mean export?" in done.stderr
 
 
+@pytest.mark.parametrize("words", [["--help"], ["evaluate", "--help"]])
+def test_a_reader_that_reads_no_further_is_no_fault(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as nobody:
+        command = [sys.executable, "-m", "dinov2_hf_command", *words]
+        done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == (1 if words == ["--help"] else 0)  # argparse does not mind
+    assert "Error" not in done.stderr
+
+
 def test_an_image_that_cannot_be_read_is_counted_and_named(tmp_path, capsys, folder, images):
     (images / "2.png").write_bytes(b"no image")
     Image.new("RGB", (100_000, 1)).save(images / "3.png")

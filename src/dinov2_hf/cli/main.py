@@ -7,7 +7,6 @@ Anything else is a fault of the package, with its traceback.
 
 import errno
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -53,10 +52,8 @@ def call(name: str, words: list[str]) -> None:
         given = read_words(options, words, parser)
         refuse_missing(options, given)
         function(**given)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        sys.exit(1)
+    except BrokenPipeError:
+        raise  # no mistake: `dinov2_hf_command` ends on it
     except OptionError as error:
         sentence = in_users_words(str(error), flags)
         print(f"error: {sentence} `dinov2-hf {name} --help` lists the options.", file=sys.stderr)
