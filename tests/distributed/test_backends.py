@@ -166,7 +166,7 @@ SMALL_LAYERSCALE = (
 )  # fmt: skip
 
 
-# What is rounded in another order grows here: by a learning rate that is changed by a millionth, KoLeo changes by 2e-3.
+# Rounding in another order grows: by a learning rate that is changed by a millionth, KoLeo changes by 2e-3.
 ROUNDED = 1e-2
 
 
