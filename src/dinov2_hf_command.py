@@ -7,6 +7,7 @@ It lies beside the package and not in it, since importing `dinov2_hf` imports to
 
 import ast
 import difflib
+import gc
 import os
 import sys
 import traceback
@@ -24,7 +25,9 @@ def main(arguments: list[str] | None = None) -> None:
         run(*((sys.argv[1:] if arguments is None else arguments) or [""]))
         sys.stdout.flush()
     except KeyboardInterrupt as interruption:
-        traceback.clear_frames(interruption.__traceback__)  # ends progress bars, which would write after this line
+        # Ends progress bars, which would write after this line; some are held by what they go over.
+        traceback.clear_frames(interruption.__traceback__)
+        gc.collect()
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
