@@ -144,7 +144,7 @@ def read_recipe_and_words(
     Raises:
         `ValueError`: as `read_mapping`, `read_words` and `recipe_files.read_recipe`.
     """
-    config = Option("config", str, "Recipe: a YAML file of the names below.", None)
+    config = Option("config", str, "Recipe: the name of one of the package, or a YAML file of the names below.", None)
     given = read_words({"config": config, **options}, words, may_repeat=options)
     path = given.pop("config", None)
     recipe = {} if path is None else read_mapping(options, read_recipe(path), without_secrets(path))

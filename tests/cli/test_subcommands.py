@@ -305,6 +305,14 @@ def test_the_command_itself_imports_nothing_heavy():
     assert "did you mean export?" in done.stderr
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_the_subcommand(command):
+    words = [sys.executable, "-m", "dinov2_hf_command", command, "--help"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.stdout.startswith(f"usage: dinov2-hf {command} ")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("words", [["--help"], ["evaluate", "--help"]])
 def test_a_reader_that_reads_no_further_is_no_fault(words):
     reading, writing = os.pipe()

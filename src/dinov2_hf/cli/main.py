@@ -42,6 +42,7 @@ def call(name: str, words: list[str]) -> None:
         module = import_module(f".{name}", __package__)
         function = getattr(module, name)
         if takes_words(function):
+            sys.argv[0] = f"dinov2-hf {name}"  # what its help calls it
             function(*words)
             return
         options = options_of(function)
