@@ -121,7 +121,7 @@ def test_curves_reach_tensorboard(pretrain, recipe, images, tmp_path):
     ],
 )
 def test_a_tracker_that_is_not_there_is_refused(pretrain, recipe, images, tmp_path, monkeypatch, name, message):
-    monkeypatch.setattr("dinov2_hf.runs.trackers.get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr("dinov2_hf.runs.accelerator.get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(SystemExit, match=f"^error: {message}") as stop:
         run(pretrain, recipe, images, tmp_path / "out", "--report_to", name)
     assert "\n" not in str(stop.value)
