@@ -9,10 +9,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoModelForImageClassification
 
-from dinov2_hf import DINOv2ImageProcessor, DINOv2Model
-from dinov2_hf.cli import main
+from dinov2_hf import DINOv2ImageProcessor
 from dinov2_hf.cli.evaluate import as_typed, flags_of, more_options
 from dinov2_hf.evaluation.protocols import PROTOCOLS
+from tests.cli.typed_commands import mistake, run
 from tests.evaluation.coloured_images import COLOURS, coloured_dataset
 
 
@@ -23,27 +23,6 @@ def data(tmp_path_factory):
     coloured_dataset(names, 6, 0).to_parquet(folder / "train.parquet")
     coloured_dataset(names, 2, 1, names[::-1]).rename_column("image", "img").to_parquet(folder / "test.parquet")
     return folder
-
-
-@pytest.fixture
-def folder(tmp_path, tiny_config, spread):
-    spread(DINOv2Model(tiny_config)).save_pretrained(tmp_path / "model")
-    DINOv2ImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}).save_pretrained(
-        tmp_path / "model"
-    )
-    return tmp_path / "model"
-
-
-def run(*words) -> None:
-    main([str(word) for word in words])
-
-
-def mistake(*words) -> str:
-    with pytest.raises(SystemExit) as stop:
-        run(*words)
-    assert isinstance(stop.value.code, str), stop.value.code
-    assert "\n" not in stop.value.code
-    return stop.value.code
 
 
 def evaluate_words(folder, data, protocol, output):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dinov2_hf import DINOv2ImageProcessor, DINOv2Model
-from dinov2_hf.cli import main
+from dinov2_hf import DINOv2Model
 from dinov2_hf.evaluation import segmentation
 from dinov2_hf.output_folders import read_marker, sole_writer
+from tests.cli.typed_commands import mistake, run
 from tests.evaluation.coloured_images import COLOURS, coloured_dataset
 from tests.evaluation.dense.data import banded_images
 
@@ -24,25 +24,9 @@ QUICK = {
 }  # fmt: skip
 
 
-def run(*words) -> None:
-    main([str(word) for word in words])
-
-
-def mistake(*words) -> str:
-    with pytest.raises(SystemExit) as stop:
-        run(*words)
-    assert isinstance(stop.value.code, str), stop.value.code
-    assert "\n" not in stop.value.code
-    return stop.value.code
-
-
 @pytest.fixture
-def words(tmp_path, tiny_config, spread):
+def words(tmp_path, folder):
     """From protocols, options and the name of the output folder to the words of the command."""
-    spread(DINOv2Model(tiny_config)).save_pretrained(tmp_path / "model")
-    DINOv2ImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}).save_pretrained(
-        tmp_path / "model"
-    )
     names = list(COLOURS)[:3]
     for part, per_class in (("train", 5), ("test", 2)):
         coloured_dataset(names, per_class, len(part)).to_parquet(tmp_path / f"{part}.parquet")
@@ -52,7 +36,7 @@ def words(tmp_path, tiny_config, spread):
         """Options that are given count, and not the quick ones."""
         quick = [] if "--knn_ks" in options else [word for name in protocol.split(",") for word in QUICK.get(name, ())]
         return [
-            "evaluate", "--model", tmp_path / "model", "--protocol", protocol, "--output_dir", tmp_path / output,
+            "evaluate", "--model", folder, "--protocol", protocol, "--output_dir", tmp_path / output,
             "--train_data", tmp_path / f"{data}train.parquet", "--eval_data", tmp_path / f"{data}test.parquet",
             *quick, *options,
         ]  # fmt: skip

@@ -25,33 +25,10 @@ from dinov2_hf import (
     DINOv2Model,
     DINOv2PreTrainingConfig,
 )
-from dinov2_hf.cli import main
 from dinov2_hf.cli.features import features
 from dinov2_hf.options import options_of
 from dinov2_hf_command import COMMANDS, summary
-
-
-@pytest.fixture
-def folder(tmp_path, tiny_config, spread):
-    spread(DINOv2Model(tiny_config)).save_pretrained(tmp_path / "model")
-    DINOv2ImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}).save_pretrained(
-        tmp_path / "model"
-    )
-    return tmp_path / "model"
-
-
-def run(*words) -> None:
-    main([str(word) for word in words])
-
-
-def mistake(capsys, *words) -> str:
-    """The sentence on standard error; there must be exactly one line, and no traceback."""
-    with pytest.raises(SystemExit) as stop:
-        run(*words)
-    assert isinstance(stop.value.code, str)
-    assert stop.value.code.startswith("error: ")
-    assert "\n" not in stop.value.code
-    return stop.value.code
+from tests.cli.typed_commands import mistake, run
 
 
 def unreadable(capsys, *words) -> str:
@@ -179,9 +156,9 @@ def test_features_of_the_folder_of_a_run(tmp_path, folder, images):
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
 
 
-def test_features_mistakes_are_one_sentence_before_any_work(tmp_path, capsys, folder, images, tiny_config, spread):
+def test_features_mistakes_are_one_sentence_before_any_work(tmp_path, folder, images, tiny_config, spread):
     def wrong(*words, model=folder, data=images, output=tmp_path / "new.parquet"):
-        return mistake(capsys, "features", model, "--data", data, "--output", output, *words)
+        return mistake("features", model, "--data", data, "--output", output, *words)
 
     def change_weights(name, change):
         shutil.copytree(folder, tmp_path / name)
@@ -234,7 +211,7 @@ WITHOUT_EFFECT = {
 }
 
 
-def test_every_option_of_features_changes_something_or_is_refused(tmp_path, capsys, folder, images):
+def test_every_option_of_features_changes_something_or_is_refused(tmp_path, folder, images):
     values = {
         "data": [images.parent / "other"], "output": ["x.npy"], "kind": ["mean_patch"], "num_layers": ["1"],
         "image_column": ["file"], "keep_columns": [], "dtype": ["float16"], "bf16": [],
@@ -256,7 +233,7 @@ def test_every_option_of_features_changes_something_or_is_refused(tmp_path, caps
         data = [] if name == "data" else ["--data", images]
         arguments = ["features", folder, *data, "--output", output, f"--{name}", *words]
         if name in ("num_layers", "image_column"):
-            assert f"--{name}" in mistake(capsys, *arguments)
+            assert f"--{name}" in mistake(*arguments)
         else:
             run(*arguments)
             assert not parquet.read_table(output).equals(plain)
@@ -379,23 +356,23 @@ def test_an_interruption_is_one_line(tmp_path, folder):
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_mistakes_are_one_sentence(tmp_path, capsys, folder):
-    assert "none.pth is not a file" in mistake(capsys, "convert", tmp_path / "none.pth", tmp_path / "new")
-    assert "leave `--block_chunks` out" in mistake(capsys, "convert", __file__, tmp_path / "new", "--block_chunks", 2)
-    assert "leave `--backbone` out" in mistake(capsys, "convert", folder, tmp_path / "x.pth", "--backbone", "y")
+def test_mistakes_are_one_sentence(tmp_path, folder):
+    assert "none.pth is not a file" in mistake("convert", tmp_path / "none.pth", tmp_path / "new")
+    assert "leave `--block_chunks` out" in mistake("convert", __file__, tmp_path / "new", "--block_chunks", 2)
+    assert "leave `--backbone` out" in mistake("convert", folder, tmp_path / "x.pth", "--backbone", "y")
     assert "leave `--image_size` out" in mistake(
-        capsys, "export", folder, "--format", "dual", "--output_dir", tmp_path / "new", "--image_size", 32
+        "export", folder, "--format", "dual", "--output_dir", tmp_path / "new", "--image_size", 32
     )
     assert "leave `--opset` out" in mistake(
-        capsys, "export", folder, "--format", "torch-export", "--output_dir", tmp_path / "new", "--opset", 18
+        "export", folder, "--format", "torch-export", "--output_dir", tmp_path / "new", "--opset", 18
     )
     assert "give one, or height and width" in mistake(
-        capsys, "export", folder, "--format", "onnx", "--output_dir", tmp_path / "new", "--image_size", 1, 2, 3
+        "export", folder, "--format", "onnx", "--output_dir", tmp_path / "new", "--image_size", 1, 2, 3
     )
     assert "multiples of the model's patch size, 8" in mistake(
-        capsys, "export", folder, "--format", "onnx", "--output_dir", tmp_path / "new", "--image_size", 30
+        "export", folder, "--format", "onnx", "--output_dir", tmp_path / "new", "--image_size", 30
     )
-    assert "`--id2label` is" in mistake(capsys, "convert", __file__, tmp_path / "new", "--id2label", __file__)
+    assert "`--id2label` is" in mistake("convert", __file__, tmp_path / "new", "--id2label", __file__)
     assert not (tmp_path / "new").exists()
 
 

@@ -9,6 +9,7 @@ library's own way: `before` and `after` training, and `before_update` and `after
 """
 
 import importlib.util
+import itertools
 import json
 import os
 import sys
@@ -60,7 +61,7 @@ def watch_dtypes(model: torch.nn.Module) -> dict[str, list[str]]:
 
 
 def watch(pretrain, folder: Path) -> None:
-    train, update_ema, send_to_device = pretrain.train, pretrain.update_ema, loop.send_to_device
+    train, update_ema, step_batches = pretrain.train, pretrain.update_ema, loop.Step.batches
     watched, calls = {}, []
 
     def watching_train(run, model, optimizer):
@@ -98,15 +99,15 @@ def watch(pretrain, folder: Path) -> None:
             if accelerator.is_main_process:
                 torch.save(watched, folder / "weights.pt")
 
-    batches = []
+    numbers = itertools.count(1)
 
-    def poison(batch, device, **kwargs):
-        batches.append(None)
-        if len(batches) == POISONED_CALL and os.environ["RANK"] == "1":
-            batch["global_crops"][0, 2, 0, 3, 3] = torch.nan
-        return send_to_device(batch, device, **kwargs)
+    def poisoned(step):
+        for batch in step_batches(step):
+            if next(numbers) == POISONED_CALL and os.environ["RANK"] == "1":
+                batch["global_crops"][0, 2, 0, 3, 3] = torch.nan
+            yield batch
 
-    pretrain.train, loop.send_to_device = watching_train, poison
+    pretrain.train, loop.Step.batches = watching_train, poisoned
 
 
 if __name__ == "__main__":

@@ -86,6 +86,18 @@ def forget_accelerate() -> None:
         state._reset_state()
 
 
+def changed_batches(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable:
+    """`Step.batches` whose batches go through `change` on their way to the network."""
+    batches = loop.Step.batches
+
+    def changed(step):
+        for batch in batches(step):
+            change(batch)
+            yield batch
+
+    return changed
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
     forget_accelerate()

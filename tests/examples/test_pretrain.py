@@ -23,7 +23,7 @@ from dinov2_hf.output_folders import write_marker
 from dinov2_hf.runs import knn_while_training as evaluation
 from dinov2_hf.runs import loop
 
-from .conftest import forget_accelerate, run_until_saved
+from .conftest import changed_batches, forget_accelerate, run_until_saved
 
 
 def run(pretrain, recipe, images, output_dir, *flags: str) -> None:
@@ -193,13 +193,12 @@ def test_launched_by_accelerate_as_documented(recipe, images, tmp_path, pretrain
 def test_not_finite_stops_before_the_weights_are_touched(pretrain, recipe, images, tmp_path, monkeypatch):
     calls = []
 
-    def poison(batch, device, **kwargs):
+    def poison(batch):
         calls.append(batch)
         if len(calls) == 4:
             batch["global_crops"][0, 2, 0, 3, 3] = torch.nan
-        return batch
 
-    monkeypatch.setattr(loop, "send_to_device", poison)
+    monkeypatch.setattr(loop.Step, "batches", changed_batches(poison))
     with pytest.raises(SystemExit) as stop:
         run(pretrain, recipe, images, tmp_path / "out", "--max_nonfinite_steps", "0")
     message = str(stop.value)

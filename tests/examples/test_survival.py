@@ -18,7 +18,7 @@ from dinov2_hf.runs import loop
 from dinov2_hf.training.checkpoints import find_checkpoint
 from dinov2_hf.training.preemption import PREEMPTION_SIGNALS
 
-from .conftest import without_pictures
+from .conftest import changed_batches, without_pictures
 from .test_pretrain import assert_same_run, run
 
 
@@ -284,13 +284,12 @@ def test_a_poisoned_step_is_left_out_and_resuming_stays_exact(
     """Steps 3 and 4 of 6 meet a NaN: weights stay finite, rows are listed, and a run resumed between them agrees."""
     calls, flags = [], ("--centering", centering, "--save_steps", "1", "--save_total_limit", "6")
 
-    def poison(batch, device, **kwargs):
+    def poison(batch):
         calls.append(batch)
         if first_step + len(calls) in (3, 4):
             batch["local_crops"][0, 1, 0, 3, 3] = torch.nan
-        return batch
 
-    monkeypatch.setattr(loop, "send_to_device", poison)
+    monkeypatch.setattr(loop.Step, "batches", changed_batches(poison))
     first_step = 0
     run(pretrain, recipe, images, tmp_path / "straight", *flags)
     shutil.copytree(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ..training.checkpoints import save_checkpoint
@@ -130,7 +130,7 @@ class Step:
             run.skipped_images.add(report)
             self._row_ids = report.row_ids
             with run.accelerator.accumulate(run.model):
-                yield send_to_device(batch, run.accelerator.device, non_blocking=True)
+                yield batch
 
     def backward(self, output: Mapping[str, torch.Tensor]) -> None:
         """Of the `loss` in what the objective says of the last batch; the rest of it is for the log."""
