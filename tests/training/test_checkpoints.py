@@ -10,14 +10,9 @@ import torch
 from accelerate import Accelerator
 
 from dinov2_hf.training import shared_folders
+from dinov2_hf.training.checkpoint_folders import list_checkpoints, read_state
 from dinov2_hf.training.checkpoint_manifest import write_manifest
-from dinov2_hf.training.checkpoints import (
-    find_checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    read_state,
-    save_checkpoint,
-)
+from dinov2_hf.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from dinov2_hf.training.run_stopped import RunStopped
 from dinov2_hf.training.shared_folders import replace_folder
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub.errors import StrictDataclassError
 
 from ..public_names import without_secrets
-from ..training.checkpoints import list_checkpoints
+from ..training.checkpoint_folders import list_checkpoints
 from ..training.collapse import COLLAPSED_EXIT_CODE, RunCollapsed
 from ..training.distributed import end_run
 from ..training.run_stopped import INTERRUPTED_EXIT_CODE, RunPreempted, RunStopped, as_run_stopped

@@ -22,14 +22,9 @@ from ..output_folders import (
     sole_writer,
     write_marker,
 )
+from ..training.checkpoint_folders import CHECKPOINT_NAME, list_checkpoints
 from ..training.checkpoint_manifest import remove_if_empty
-from ..training.checkpoints import (
-    CHECKPOINT_NAME,
-    find_checkpoint,
-    list_checkpoints,
-    refuse_foreign,
-    remove_checkpoint,
-)
+from ..training.checkpoints import find_checkpoint, refuse_foreign, remove_checkpoint
 from ..training.distributed import on_main_for_all
 from .pretraining_arguments import PreTrainingArguments
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..data.sample_order import SAMPLE_ORDERS
-from ..training.checkpoints import read_state
+from ..training.checkpoint_folders import read_state
 from .pretraining_arguments import PreTrainingArguments
 
 

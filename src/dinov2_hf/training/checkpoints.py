@@ -9,7 +9,6 @@ files are in it. Position in the data is a number in the state, the images seen:
 import json
 import logging
 import pickle
-import re
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ..atomic_files import remove_leftovers
+from .checkpoint_folders import CHECKPOINT_NAME, STATE_FILE, checkpoint_name, list_checkpoints, read_state
 from .checkpoint_manifest import find_damage, foreign_files, remove_listed, write_manifest
 from .checkpoint_pickles import data_only, refuse_code
 from .random_states import check_restored, find_damage_of_random_states
@@ -24,29 +24,12 @@ from .shared_folders import on_main, replace_folder
 
 
 logger = logging.getLogger(__name__)
-STATE_FILE = "run_state.json"
-CHECKPOINT_NAME = r"step_\d+"
 # What a checkpoint raises that is of another network, or not what it says: torch, safetensors, and the readers of
 # shards, whose error is not even an Exception.
 LOAD_ERRORS = (
     OSError, RuntimeError, ValueError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError,
     CheckpointException,
 )  # fmt: skip
-
-
-def checkpoint_name(step: int) -> str:
-    """Folder name of the checkpoint after `step` optimizer steps."""
-    return f"step_{step:07d}"
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints in `folder`, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [
-        path for path in folder.iterdir() if re.fullmatch(CHECKPOINT_NAME, path.name) and (path / STATE_FILE).is_file()
-    ]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, state: dict, save_total_limit: int) -> Path:
@@ -152,18 +135,6 @@ def _find(folder: Path, wanted: str) -> Path:
             " newest that is whole."
         )
     return Path(wanted)
-
-
-def read_state(checkpoint: Path) -> dict:
-    """The `state` that `save_checkpoint` was given; `ValueError` where the file holds something else."""
-    path = checkpoint / STATE_FILE
-    try:
-        state = json.loads(path.read_text())
-    except (ValueError, RecursionError):
-        state = None
-    if not (isinstance(state, dict) and isinstance(state.get("step"), int) and state["step"] >= 0):
-        raise ValueError(f"{path} does not hold the state of a run; continue from another checkpoint.")
-    return state
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:

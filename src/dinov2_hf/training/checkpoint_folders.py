@@ -1,0 +1,36 @@
+"""Which folders are checkpoints of a run, and what they say of it."""
+
+import json
+import re
+from pathlib import Path
+
+
+STATE_FILE = "run_state.json"
+CHECKPOINT_NAME = r"step_\d+"
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after `step` optimizer steps."""
+    return f"step_{step:07d}"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints in `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [
+        path for path in folder.iterdir() if re.fullmatch(CHECKPOINT_NAME, path.name) and (path / STATE_FILE).is_file()
+    ]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def read_state(checkpoint: Path) -> dict:
+    """The `state` that `save_checkpoint` was given; `ValueError` where the file holds something else."""
+    path = checkpoint / STATE_FILE
+    try:
+        state = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        state = None
+    if not (isinstance(state, dict) and isinstance(state.get("step"), int) and state["step"] >= 0):
+        raise ValueError(f"{path} does not hold the state of a run; continue from another checkpoint.")
+    return state
