@@ -106,6 +106,14 @@ def test_centre_rests_in_evaluation():
     assert centering.center.abs().max() == 0
 
 
+def test_centre_rests_where_nothing_is_masked():
+    logits, centering = waves(6, 7, 0.7, 1.3, 0.11), SoftmaxCentering(7, 0.9)
+    targets_of(centering, logits, 0.07)
+    centre = centering.center.clone()
+    assert targets_of(centering, logits[:0], 0.07).shape == (0, 7)
+    assert torch.equal(centering.center, centre)
+
+
 def half_of_the_batch(rank: int, port: int, results) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.set_num_threads(1)
@@ -113,12 +121,14 @@ def half_of_the_batch(rank: int, port: int, results) -> None:
     rows = logits[:5] if rank == 0 else logits[5:]  # unequal shares, as with masked patches
     centering = SoftmaxCentering(9, 0.9)
     targets_of(centering, logits[:6] if rank == 0 else logits[6:], 0.07)
+    one_sided = SoftmaxCentering(9, 0.9)
+    targets_of(one_sided, logits[:5] if rank == 0 else logits[:0], 0.07)
     far = rows_far_apart()[:5] if rank == 0 else rows_far_apart()[5:]
     chunks = LogitChunks(far, torch.eye(9), 3)
     targets = SinkhornKnoppCentering()(chunks, 0.04)
     by_chunks = [row for rows in chunks.chunks() for row in targets(rows).tolist()]
     answers = sinkhorn_knopp(rows, 0.07).tolist(), sinkhorn_knopp(far, 0.04).tolist(), by_chunks
-    results.put((rank, *answers, centering.center.tolist()))
+    results.put((rank, *answers, centering.center.tolist(), one_sided.center.tolist()))
     dist.destroy_process_group()
 
 
@@ -131,12 +141,15 @@ def test_two_processes_equal_one(free_port):
     answers = sorted(results.get(timeout=120) for _ in processes)
     for process in processes:
         process.join()
-    logits, alone = waves(12, 9, 0.7, 1.3, 0.11), SoftmaxCentering(9, 0.9)
+    logits, alone, without = waves(12, 9, 0.7, 1.3, 0.11), SoftmaxCentering(9, 0.9), SoftmaxCentering(9, 0.9)
     together, *far_apart = (torch.tensor(answers[0][form] + answers[1][form]) for form in (1, 2, 3))
     torch.testing.assert_close(together, sinkhorn_knopp(logits, 0.07), atol=1e-7, rtol=1e-5)
     for targets in far_apart:
         expected = textbook_sinkhorn(rows_far_apart() - rows_far_apart().max(), 0.04)
         torch.testing.assert_close(targets.double(), expected, atol=1e-6, rtol=1e-4)
     targets_of(alone, logits, 0.07)
-    for *_, center in answers:
+    targets_of(without, logits[:5], 0.07)
+    for *_, center, one_sided in answers:
         torch.testing.assert_close(torch.tensor(center), alone.center, atol=1e-7, rtol=1e-5)
+        # A process without rows, which has no masked patch, does not pull the centre to 0.
+        torch.testing.assert_close(torch.tensor(one_sided), without.center, atol=1e-7, rtol=1e-5)

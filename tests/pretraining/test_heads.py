@@ -57,3 +57,15 @@ def test_initial_weights_inside_the_model():
     assert (head.last_layer.weight_g == 1).all()
     assert head.last_layer.weight_v.abs().max() <= 64**-0.5
     assert head.last_layer.weight_v.std().item() == pytest.approx(64**-0.5 / 3**0.5, rel=0.05)
+
+
+def test_the_bottleneck_is_normalised_in_float32_under_autocast():
+    """Of a bf16 projection, on any device: with its norm in bf16 too, a row could be off by two roundings."""
+    torch.manual_seed(0)
+    head = ProjectionHead(16, 24, head_hidden_size=16, bottleneck_size=12, num_layers=1)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        tokens = torch.randn(64, 16)
+        projected = head.mlp(tokens)
+        rows, _ = head(tokens, factored=True)
+    expected = (projected.float() / projected.float().norm(dim=1, keepdim=True)).bfloat16()
+    assert torch.equal(rows, expected)

@@ -130,11 +130,11 @@ class SoftmaxCentering(nn.Module):
                 rows = logits.bottleneck.float()
                 # A mean of products is the product of the mean; that of no rows is 0.
                 mean = rows.sum(dim=0) / max(len(rows), 1) @ logits.prototypes.float().T
-            # The mean of rank means, as the original has it for patches; crops have equal counts on all ranks.
-            mean = _all_reduce(mean, dist.ReduceOp.SUM, group)
-            if dist.is_available() and dist.is_initialized():
-                mean /= dist.get_world_size(group)
-            # A batch that is not finite is lost, but not the centre with it.
+            # The mean of rank means, as the original has it for patches; crops have equal counts on all ranks. A rank
+            # without rows, none of whose patches are masked, says nothing of the mean.
+            counted = _all_reduce(torch.cat([mean, mean.new_full((1,), len(rows) > 0)]), dist.ReduceOp.SUM, group)
+            mean = counted[:-1] / counted[-1]
+            # A batch that is not finite, or that has no rows on any rank, is lost, but not the centre with it.
             self.center.lerp_(torch.where(mean.isfinite(), mean, self.center), 1 - self.momentum)
         return targets
 

@@ -65,9 +65,9 @@ class ProjectionHead(nn.Module):
                 for logits that are too many to be held at once.
         """
         hidden_states = self.mlp(hidden_states)
-        # 1e-12 is below the smallest half-precision number, where a zero vector would become NaN.
-        eps = 1e-6 if hidden_states.dtype == torch.float16 else 1e-12
-        hidden_states = nn.functional.normalize(hidden_states, dim=-1, eps=eps)
+        # In float32, as autocast has it on a GPU but not on a CPU; in fp16 the norm of a zero vector would be NaN.
+        dtype = hidden_states.dtype
+        hidden_states = nn.functional.normalize(hidden_states.float(), dim=-1).to(dtype)
         # Both through a call of the module: sharded backends gather its weights there.
         return (hidden_states, self.last_layer()) if factored else self.last_layer(hidden_states)
 
