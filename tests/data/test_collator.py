@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -71,3 +72,30 @@ def test_no_masks_and_no_local_crops():
 def test_impossible_settings_are_refused_at_once():
     with pytest.raises(ValueError, match="mask_probability"):
         PreTrainingCollator(2, mask_probability=-1)
+
+
+def test_padded_batches_are_the_same_with_nothing_after_them(collator):
+    """And all of one length, for a compiled step."""
+    padded, lengths = PreTrainingCollator(2, pad_masked=True), set()
+    for first in range(8):
+        samples = [make_sample(number) for number in range(first, first + 5)]
+        (batch, _), (expected, _) = padded(samples), collator(samples)
+        num_masked = int(batch.pop("num_masked"))
+        assert num_masked == len(expected["masked_indices"])
+        lengths.add(len(batch["masked_indices"]))
+        for name in ("masked_indices", "masked_weights"):
+            assert batch[name][num_masked:].count_nonzero() == 0
+            batch[name] = batch[name][:num_masked]
+        assert batch.keys() == expected.keys()
+        assert all(torch.equal(batch[name], value) for name, value in expected.items())
+    assert len(lengths) == 1
+
+
+def all_masked(grid_size, num_masked, rng):
+    return np.ones(grid_size, dtype=bool)
+
+
+def test_masks_that_leave_no_room_for_padding_are_refused():
+    collator = PreTrainingCollator(2, masks=f"{__name__}:all_masked", pad_masked=True)
+    with pytest.raises(ValueError, match="all_masked hide 80 patches of a batch, but at most 25 were .* `compile` to"):
+        collator([make_sample(number) for number in range(5)])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinov2_hf.data.masking import add_rectangle, block_mask, draw_masks, largest_area
+from dinov2_hf.data.masking import add_rectangle, block_mask, draw_masks, largest_area, most_masked
 
 
 @pytest.mark.parametrize(("seed", "index_sum"), [(0, 14609), (1, 14345), (2, 12940), (3, 16829)])
@@ -31,6 +31,7 @@ def test_batch_of_the_original_is_repeated():
 
 @pytest.mark.parametrize(("num_crops", "upper_bound"), [(128, 4941), (64, 2496), (24, 967), (8, 357)])
 def test_upper_bounds_of_the_original(num_crops, upper_bound):
+    assert most_masked(num_crops, 256) == upper_bound
     masks = draw_masks(num_crops, (16, 16), rng=random.Random(7))
     assert 0.8 * upper_bound < masks.sum() <= upper_bound
 

@@ -114,6 +114,23 @@ def test_centre_rests_where_nothing_is_masked():
     assert torch.equal(centering.center, centre)
 
 
+@pytest.mark.parametrize("chunk_size", [100, 5])
+@pytest.mark.parametrize("kind", [SinkhornKnoppCentering, lambda: SoftmaxCentering(9, 0.9), NoCentering])
+def test_rows_that_do_not_count_change_nothing(kind, chunk_size):
+    """Padding, of logits that would matter; and a batch of nothing else makes no number that is not finite."""
+    logits, padding = waves(12, 9, 0.7, 1.3, 0.11), 5 * torch.ones(4, 9)
+    plain, padded = kind(), kind()
+    for _ in range(2):
+        expected = plain(whole(logits, chunk_size), 0.07)(slice(None))
+        rows = whole(torch.cat([logits, padding]), chunk_size)
+        targets = padded(rows, torch.tensor(0.07), None, torch.arange(16) < 12)
+        torch.testing.assert_close(targets(slice(12)), expected, atol=1e-6, rtol=1e-5)
+    for one, other in zip(plain.buffers(), padded.buffers(), strict=True):
+        torch.testing.assert_close(one, other)
+    nothing = kind()(whole(padding, chunk_size), 0.07, None, torch.zeros(4, dtype=torch.bool))
+    assert nothing(slice(None)).isfinite().all()
+
+
 def half_of_the_batch(rank: int, port: int, results) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.set_num_threads(1)

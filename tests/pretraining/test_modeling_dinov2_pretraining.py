@@ -102,6 +102,24 @@ def test_a_part_can_be_left_out(config, batch, weight):
     assert torch.isfinite(output.loss)
 
 
+@pytest.mark.parametrize("centering", ["softmax", "sinkhorn_knopp"])
+def test_padding_changes_neither_loss_nor_gradient(config, batch, centering):
+    config.centering, config.backbone_config.drop_path_rate = centering, 0.0
+    padded = {"num_masked": torch.tensor(5)}
+    padded |= {name: torch.nn.functional.pad(batch[name], (0, 6)) for name in ("masked_indices", "masked_weights")}
+    model = DINOv2ForPreTraining(config).train()
+    seen = []
+    for more in ({}, padded):
+        loss = model(**{**batch, **more}, teacher_temperature=0.06).loss
+        weights = [p for p in model.student.parameters() if p.requires_grad]
+        seen.append([loss, *torch.autograd.grad(loss, weights)])
+        for name in ("dino_centering", "ibot_centering"):
+            for buffer in getattr(model, name).buffers():
+                seen[-1].append(buffer.clone())
+                buffer.zero_()
+    torch.testing.assert_close(*seen, atol=1e-6, rtol=1e-5)
+
+
 def test_no_local_crops(config, batch):
     batch["local_crops"] = torch.empty(0, 3, 3, 16, 16)
     output = DINOv2ForPreTraining(config).train()(**batch, teacher_temperature=0.06)
@@ -131,7 +149,7 @@ def test_forward_takes_what_the_collator_makes():
     from dinov2_hf.data import PreTrainingCollator, PreTrainingSample
 
     sample = PreTrainingSample(torch.zeros(2, 3, 32, 32), torch.zeros(1, 3, 16, 16), "row 0", 0, ())
-    batch, _ = PreTrainingCollator(8)([sample])
+    batch, _ = PreTrainingCollator(8, pad_masked=True)([sample])
     parameters = set(inspect.signature(DINOv2ForPreTraining.forward).parameters)
     assert parameters == {"self", "teacher_temperature", "loss_weights", *batch}
 

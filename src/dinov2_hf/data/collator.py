@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import default_collate
 
-from .masking import MASKS, check_mask_settings, draw_masks
+from .masking import MASKS, check_mask_settings, draw_masks, most_masked
 
 
 class SkippedImage(NamedTuple):
@@ -54,6 +54,8 @@ class PreTrainingCollator:
         masks: one of `MASKS`, or "package.module:function".
         mask_probability: share of the global crops that are masked.
         mask_ratio: smallest and largest share of masked patches in such a crop.
+        pad_masked: give every batch as many masked patches, the most that there can be, of which the last have a
+            weight of 0: for a compiled step, which is compiled for one number.
 
     Raises:
         ValueError: there are no such masks, or the probability or the ratios are out of range.
@@ -66,12 +68,14 @@ class PreTrainingCollator:
         masks: str = "block",
         mask_probability: float = 0.5,
         mask_ratio: tuple[float, float] = (0.1, 0.5),
+        pad_masked: bool = False,
     ):
         check_mask_settings(mask_probability, mask_ratio)
         self.patch_size = patch_size
         self.masks = MASKS.find(masks)
         self.mask_probability = mask_probability
         self.mask_ratio = mask_ratio
+        self.pad_masked = pad_masked
 
     def __call__(self, samples: Sequence[PreTrainingSample]) -> tuple[dict[str, torch.Tensor], BatchReport]:
         """Make one batch.
@@ -82,7 +86,12 @@ class PreTrainingCollator:
             `bool_masked_pos` (G*B, N), True where a patch is masked; row g*B + i is global crop g of image i;
             `masked_indices` (M,), int64, the flat positions of the True entries of `bool_masked_pos`;
             `masked_weights` (M,), float32, one over the number of masked patches of the entry's crop;
+            `num_masked` (), int64, where the batch is padded: how many of the M come before the padding, which is
+            index 0 and weight 0;
             `distortions` (G + L, B, numbers), where samples have them.
+
+        Raises:
+            ValueError: a kind of masks masks more patches than it was asked for, which padding leaves no room for.
         """
         # In a worker this writes once, into memory that is shared with the training process.
         crops = {
@@ -99,10 +108,25 @@ class PreTrainingCollator:
             mask_ratio=self.mask_ratio,
             rng=random.Random(samples[0].seed),
         )
-        batch = crops | {
-            "bool_masked_pos": masks,
-            "masked_indices": masks.flatten().nonzero().squeeze(1),
-            "masked_weights": (1.0 / masks.sum(dim=1, keepdim=True)).expand_as(masks)[masks],
-        }
+        indices = masks.flatten().nonzero().squeeze(1)
+        weights = (1.0 / masks.sum(dim=1, keepdim=True)).expand_as(masks)[masks]
+        batch = crops | {"bool_masked_pos": masks, "masked_indices": indices, "masked_weights": weights}
+        if self.pad_masked:
+            batch |= self._padded(indices, weights, masks.shape)
         skipped = [image for sample in samples for image in sample.skipped]
         return batch, BatchReport([sample.row_id for sample in samples], skipped)
+
+    def _padded(self, indices: torch.Tensor, weights: torch.Tensor, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+        ratios = {"mask_probability": self.mask_probability, "mask_ratio": self.mask_ratio}
+        missing = most_masked(*shape, **ratios) - len(indices)
+        if missing < 0:
+            raise ValueError(
+                f"the masks of {self.masks.__qualname__} hide {len(indices)} patches of a batch, but at most"
+                f" {len(indices) + missing} were asked for, which is what a whole step is compiled for; set `compile`"
+                ' to "blocks", or mask no more than asked for.'
+            )
+        padded = {
+            name: torch.nn.functional.pad(values, (0, missing))
+            for name, values in {"masked_indices": indices, "masked_weights": weights}.items()
+        }
+        return padded | {"num_masked": torch.tensor(len(indices))}

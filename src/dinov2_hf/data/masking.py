@@ -105,9 +105,7 @@ def draw_masks(
         ValueError: the probability or the ratios are out of range, or `masks` gives no mask of the grid.
     """
     check_mask_settings(mask_probability, mask_ratio)
-    num_masked_crops = int(num_crops * mask_probability)
-    # float32 tensors on purpose: the original truncates float32 products, and float64 gives other integers.
-    bounds = torch.linspace(mask_ratio[0], mask_ratio[1], num_masked_crops + 1, dtype=torch.float32)
+    bounds = _ratio_bounds(num_crops, mask_probability, mask_ratio)
     num_patches, drawn = math.prod(grid_size), []
     for low, high in zip(bounds[:-1], bounds[1:], strict=True):
         mask = np.asarray(masks(grid_size, int(num_patches * rng.uniform(low, high)), rng))
@@ -117,6 +115,23 @@ def draw_masks(
                 f"bool and of the shape {grid_size}."
             )
         drawn.append(mask)
-    drawn += [np.zeros(grid_size, dtype=bool)] * (num_crops - num_masked_crops)
+    drawn += [np.zeros(grid_size, dtype=bool)] * (num_crops - len(drawn))
     rng.shuffle(drawn)
     return torch.from_numpy(np.stack(drawn)).flatten(1)
+
+
+def most_masked(
+    num_crops: int, num_patches: int, *, mask_probability: float = 0.5, mask_ratio: tuple[float, float] = (0.1, 0.5)
+) -> int:
+    """The most patches that `draw_masks` asks for in all crops of a batch together; its arguments are those.
+
+    On average it asks for less, by half of what the ratios differ by, times the patches of one crop.
+    """
+    bounds = _ratio_bounds(num_crops, mask_probability, mask_ratio)
+    return sum(int(num_patches * high) for high in bounds[1:])
+
+
+def _ratio_bounds(num_crops: int, mask_probability: float, mask_ratio: tuple[float, float]) -> torch.Tensor:
+    """Where the parts begin and end that masked crops draw their ratios from: one more than there are such crops."""
+    # float32 tensors on purpose: the original truncates float32 products, and float64 gives other integers.
+    return torch.linspace(*mask_ratio, int(num_crops * mask_probability) + 1, dtype=torch.float32)

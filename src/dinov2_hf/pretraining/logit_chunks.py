@@ -44,9 +44,11 @@ class LogitChunks:
         """The rows of each chunk."""
         return (slice(start, start + self.chunk_size) for start in range(0, len(self), self.chunk_size))
 
-    def rows(self, rows: slice, temperature: float = 1.0) -> torch.Tensor:
-        """Logits over `temperature`, `(rows, K)`, in the dtype of the factors."""
+    def rows(self, rows: slice, temperature: float | torch.Tensor = 1.0) -> torch.Tensor:
+        """Logits over `temperature`, `(rows, K)`, in the dtype of the factors; over a scalar tensor in float32."""
         with torch.autocast(self.device.type, enabled=False):
+            if isinstance(temperature, torch.Tensor):  # of a compiled step, which fuses the division
+                return (self.bottleneck[rows] @ self.prototypes.T).float() / temperature
             # Scaled by the product itself, which is rounded once; `beta=0` ignores the first argument.
             nothing = self.prototypes.new_empty(())
             return torch.addmm(nothing, self.bottleneck[rows], self.prototypes.T, beta=0, alpha=1 / temperature)

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers.utils import ModelOutput
 
 from .centering import Centering
+from .teachers import TeacherTokens
 from .terms import needs_of, weighted_sum
 from .views import Crops, Views
 
@@ -87,6 +89,7 @@ class Objective:
         masked_weights: torch.Tensor,
         teacher_temperature: float,
         loss_weights: Mapping[str, float] | None = None,
+        num_masked: torch.Tensor | None = None,
     ) -> DINOv2ForPreTrainingOutput:
         r"""
         Args:
@@ -99,19 +102,52 @@ class Objective:
             loss_weights (`dict[str, float]`, *optional*): weights at this step of terms beside those of the
                 configuration, by their names in `TERMS` or as `package.module:function`. A term of weight 0 is left
                 out.
+            num_masked (`torch.LongTensor` of shape `()`, *optional*): how many of the `M` masked patches there are,
+                where the last of them are padding of weight 0.
         """
         weights = {**self.loss_weights, **(loss_weights or {})}
         weights = {name: weight for name, weight in weights.items() if weight}
-        needs = needs_of(weights)
-        crops = Crops(global_crops, local_crops, bool_masked_pos, masked_indices, masked_weights)
+        crops = Crops(global_crops, local_crops, bool_masked_pos, masked_indices, masked_weights, num_masked)
         tokens, group = self.teacher_role.tokens(global_crops), None
         if self.rank_groups is not None:
             crops, tokens = self.rank_groups.exchange_step(crops, tokens)
             group = self.rank_groups.group
         if self.distillation_config is not None:
             crops = crops.shown_whole(counted=self.distillation_config.ibot_tokens)
+        output = self.compare(crops, tokens, weights, teacher_temperature, group)
+        if self.rank_groups is not None:
+            output = self.rank_groups.output_of_all_ranks(output, self.students)
+        elif "loss" not in output:
+            output["loss"] = sum(output[f"{name}/loss"] for name in self.students)
+        return DINOv2ForPreTrainingOutput(output)
+
+    def compare(
+        self,
+        crops: Crops,
+        tokens: TeacherTokens,
+        weights: Mapping[str, float | torch.Tensor],
+        teacher_temperature: float | torch.Tensor,
+        group: dist.ProcessGroup | None,
+    ) -> dict[str, torch.Tensor]:
+        """
+        Each student of this rank with what the teacher says of the same crops.
+
+        Args:
+            tokens: what the teacher saw of the crops.
+            weights: of the terms that there are in this step, by name.
+            group: the ranks whose targets depend on one another; `None` is all.
+
+        Returns:
+            What `forward` says, of each of several students under names of its own.
+        """
+        needs = needs_of(weights)
         centering = Centering(
-            self.dino_centering, self.ibot_centering, teacher_temperature, self.patch_chunk_size, group
+            self.dino_centering,
+            self.ibot_centering,
+            teacher_temperature,
+            self.patch_chunk_size,
+            group,
+            crops.is_counted,
         )
         targets = self.teacher_role.targets(tokens, crops.masked_indices if "patches" in needs else None, centering)
         output = {}
@@ -123,11 +159,7 @@ class Objective:
                 )  # fmt: skip
                 of_student = weighted_sum(weights, views) | self._signs_of_collapse(views)
                 output |= {f"{name}/{key}" if name else key: value for key, value in of_student.items()}
-        if self.rank_groups is not None:
-            output = self.rank_groups.output_of_all_ranks(output, self.students)
-        elif "loss" not in output:
-            output["loss"] = sum(output[f"{name}/loss"] for name in self.students)
-        return DINOv2ForPreTrainingOutput(output)
+        return output
 
     @torch.no_grad()
     def _signs_of_collapse(self, views: Views) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ Shapes: `G` = 2 global crops, `B` images, `h * w` patches, `M` patches that coun
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from ..models.modeling_dinov2 import patch_map
 from ..named_objects import Registry
@@ -62,10 +63,15 @@ class EmaTeacher:
     def __init__(self, network: BackboneWithHeads):
         self.network = network
 
+    @property
+    def backbone(self) -> nn.Module:
+        """The network without heads."""
+        return self.network.backbone
+
     @torch.no_grad()
     def tokens(self, global_crops: torch.Tensor) -> TeacherTokens:
         """Crops `(G, B, C, H, W)` to what the teacher sees, which are not masked."""
-        backbone = self.network.backbone
+        backbone = self.backbone
         tokens, leading = backbone(global_crops.flatten(0, 1)).last_hidden_state, global_crops.shape[:2]
         patches = patch_map(tokens, global_crops, backbone.config).movedim(1, -1)
         return TeacherTokens(tokens[:, 0].unflatten(0, leading), patches.unflatten(0, leading))
@@ -87,4 +93,6 @@ class EmaTeacher:
         cls_logits, patch_logits = self.network.project(tokens.cls.flatten(0, 1), patches, centering.chunk_size)
         step = centering.temperature, centering.group
         cls_targets = centering.cls(cls_logits, *step)(slice(None)).unflatten(0, tokens.cls.shape[:2])
-        return Targets(cls_targets, None if patch_logits is None else centering.patches(patch_logits, *step))
+        if patch_logits is None:
+            return Targets(cls_targets, None)
+        return Targets(cls_targets, centering.patches(patch_logits, *step, centering.is_counted))

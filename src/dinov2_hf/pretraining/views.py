@@ -7,7 +7,6 @@ them that count, `D` the student's hidden size, `K` prototypes.
 
 from collections.abc import Set
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import nn
@@ -32,6 +31,7 @@ class Crops:
         masked_indices: the patches that the patch-level loss counts, of the flat `G * B * h * w` ones: `(M,)`, or a
             slice of all.
         masked_weights: `(M,)`, one over the patches that count of that crop.
+        num_masked: how many of the `M` count, a scalar; the others are padding, of weight 0. `None`: all of them.
     """
 
     global_crops: torch.Tensor
@@ -39,6 +39,14 @@ class Crops:
     bool_masked_pos: torch.Tensor | None
     masked_indices: torch.Tensor | slice
     masked_weights: torch.Tensor
+    num_masked: torch.Tensor | None = None
+
+    @property
+    def is_counted(self) -> torch.Tensor | None:
+        """Which of the `M` patches are no padding, booleans; `None`: all of them."""
+        if self.num_masked is None:
+            return None
+        return torch.arange(len(self.masked_weights), device=self.masked_weights.device) < self.num_masked
 
     def shown_whole(self, *, counted: str) -> "Crops":
         """The same crops with nothing hidden; the patches that count are the `"masked"` ones, or `"all"`."""
@@ -46,7 +54,7 @@ class Crops:
             return replace(self, bool_masked_pos=None)
         num_crops, num_patches = self.bool_masked_pos.shape
         weights = self.masked_weights.new_full((num_crops * num_patches,), 1 / num_patches)
-        return replace(self, bool_masked_pos=None, masked_indices=slice(None), masked_weights=weights)
+        return Crops(self.global_crops, self.local_crops, None, slice(None), weights)
 
 
 @dataclass
@@ -86,6 +94,7 @@ class Views:
         self.student_cls, self.student_patches = (seen.unflatten(0, leading) for seen in (tokens[0][:, 0], patches))
         local_cls = tokens[1][:, 0] if len(tokens) > 1 else tokens[0][:0, 0]
         self.local_cls = local_cls.unflatten(0, crops.local_crops.shape[:2])
+        self._made_logits = None
 
     @property
     def num_global_crops(self) -> int:
@@ -116,12 +125,16 @@ class Views:
         self._check_declared("patches")
         return self.targets.patches
 
-    @cached_property
+    @property
     def _logits(self) -> tuple[LogitChunks, LogitChunks | None]:
-        """Of all CLS tokens and of the patches that count; one call of a head that both share."""
-        cls_tokens = torch.cat([self.student_cls.flatten(0, 1), self.local_cls.flatten(0, 1)])
-        patches = self.student_patches.flatten(0, 3)[self.crops.masked_indices] if "patches" in self.needs else None
-        return self.student.project(cls_tokens if "cls" in self.needs else cls_tokens[:0], patches, self.chunk_size)
+        """Of all CLS tokens and of the patches that count; one call of a head that both share, at the first use."""
+        if self._made_logits is None:  # no `cached_property`, whose lock cannot be compiled before Python 3.12
+            cls = torch.cat([self.student_cls.flatten(0, 1), self.local_cls.flatten(0, 1)])
+            patches = None
+            if "patches" in self.needs:
+                patches = self.student_patches.flatten(0, 3)[self.crops.masked_indices]
+            self._made_logits = self.student.project(cls if "cls" in self.needs else cls[:0], patches, self.chunk_size)
+        return self._made_logits
 
     def _check_declared(self, what: str) -> None:
         if self.targets is None:
