@@ -21,13 +21,14 @@ PACKAGE = ROOT / "src" / "dinov2_hf"
 ROOMS = (
     "models", "pretraining", "data", "training", "pictures", "evaluation", "curation", "conversion", "runs",
 )  # fmt: skip
-# How anything is written, read from a recipe, and told; and where networks run.
+# How anything is imported, written, read from a recipe, and told; and where networks run.
 GROUND = {
-    "output_folders", "atomic_files", "recipe_files", "public_names", "named_objects", "value_ranges", "options",
-    "command_lines", "devices", "hub_repos",
+    "lazy_names", "output_folders", "atomic_files", "recipe_files", "public_names", "named_objects", "value_ranges",
+    "options", "command_lines", "devices", "hub_repos",
 }  # fmt: skip
 # Imports go down only. A room may import those named here and the ground.
 ALLOWED = {
+    "lazy_names": set(),
     "output_folders": {"public_names"},
     "atomic_files": {"output_folders"},
     "recipe_files": {"named_objects", "public_names"},
@@ -63,7 +64,7 @@ ALLOWED = {
         "pictures",
         "evaluation",
     },
-    "auto": {"models", "pretraining", "evaluation"},
+    "auto": {"models"},
     "cli": {*ROOMS, "examples", "auto", "features", "feature_kinds", "feature_files", "fingerprints", "model_source"},
     "__main__": set(),
     "__init__": {*ROOMS, "auto", "features"},

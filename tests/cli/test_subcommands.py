@@ -282,10 +282,16 @@ def test_the_command_itself_imports_nothing_heavy():
     assert "did you mean export?" in done.stderr
 
 
+# What the help of a command has no need of.
+SLOW = ("transformers", "datasets", "accelerate", "torchvision")
+NOT_FOR_HELP = {"push": ("torch", *SLOW), "features": SLOW}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_names_the_subcommand(command):
-    words = [sys.executable, "-m", "dinov2_hf_command", command, "--help"]
-    done = subprocess.run(words, capture_output=True, text=True)
+    code = "import sys; from dinov2_hf_command import main\ntry: main(sys.argv[1:])\n"
+    code += f"finally: assert not set({NOT_FOR_HELP.get(command, ())}) & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True)
     assert done.stdout.startswith(f"usage: dinov2-hf {command} ")
     assert "Traceback" not in done.stderr
 

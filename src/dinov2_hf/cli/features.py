@@ -3,18 +3,9 @@
 import sys
 from typing import Annotated, Literal
 
-import torch
-from transformers.utils import logging as transformers_logging
-
-from ..data import find_image_column, load_image_dataset, set_max_image_pixels
-from ..devices import find_device
-from ..feature_files import check_output, write_features
 from ..feature_kinds import FEATURE_FUNCTIONS, KINDS_OF_LAST_LAYERS
-from ..features import FeatureExtractor
-from ..model_source import find_model
 from ..options import given, refuse
 from ..value_ranges import AT_LEAST_ONE, NOT_NEGATIVE
-from .backbone import describe_processing, load_backbone
 
 
 def features(
@@ -54,6 +45,17 @@ def features(
         bf16: run the network under bf16 autocast.
         overwrite: replace what is at the output.
     """
+    # Here and not above: the help needs none of it.
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from ..data import find_image_column, load_image_dataset, set_max_image_pixels
+    from ..devices import find_device
+    from ..feature_files import check_output, write_features
+    from ..features import FeatureExtractor
+    from ..model_source import find_model
+    from .backbone import describe_processing, load_backbone
+
     # Mistakes first, then what takes long.
     set_max_image_pixels(max_image_pixels)
     if kind not in KINDS_OF_LAST_LAYERS:

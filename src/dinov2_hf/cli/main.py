@@ -16,7 +16,7 @@ from huggingface_hub.errors import HTTPError  # of the client that it uses, whic
 from dinov2_hf_command import main
 
 from ..command_lines import build_parser, read_words
-from ..conversion.exports.report import ExportCheckError
+from ..conversion.exports.formats import ExportCheckError
 from ..options import OptionError, options_of, refuse_missing
 from ..public_names import without_secrets
 from .user_words import in_users_words

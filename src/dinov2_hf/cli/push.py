@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from ..runs.hub_upload import push_folder
-
 
 def push(
     folder: Path,
@@ -26,6 +24,8 @@ def push(
         pretraining_model: upload student, teacher and heads of a run as well.
         commit_message: of the upload.
     """
+    from ..runs.hub_upload import push_folder
+
     print(
         push_folder(
             folder,

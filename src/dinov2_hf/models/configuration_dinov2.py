@@ -5,7 +5,6 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
 from ..value_ranges import (
@@ -158,6 +157,8 @@ class DINOv2Config(BackboneConfigMixin, PreTrainedConfig):
                 f"`image_size` is {self.image_size}, which is not a multiple of `patch_size` ({self.patch_size});"
                 f" the nearest that fits is {nearest}."
             )
+        from transformers.activations import ACT2FN  # slow to import
+
         if self.hidden_act not in ACT2FN:
             raise ValueError(f'`hidden_act` is "{self.hidden_act}", which is no activation that transformers knows.')
         for name in ("classifier_num_layers", "segmentation_num_layers"):

@@ -17,9 +17,9 @@ from dinov2_hf import (
     DINOv2ForSemanticSegmentation,
     DINOv2Model,
 )
+from dinov2_hf.conversion.exports.formats import ExportCheckError
 from dinov2_hf.conversion.exports.graph import FixedSizeEmbeddings, export_onnx, export_torch
 from dinov2_hf.conversion.exports.image_processor_values import for_fixed_size
-from dinov2_hf.conversion.exports.report import ExportCheckError
 from tests.conversion.model_folders import write_model, write_photograph
 
 

@@ -18,7 +18,7 @@ from dinov2_hf import (
     DINOv2Model,
     DINOv2PreTrainingConfig,
 )
-from dinov2_hf.conversion.exports.report import ExportCheckError
+from dinov2_hf.conversion.exports.formats import ExportCheckError
 from dinov2_hf.conversion.exports.stock_transformers import export_transformers
 from tests.conversion.model_folders import run_without_package, write_model, write_photograph
 

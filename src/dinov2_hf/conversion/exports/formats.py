@@ -18,3 +18,7 @@ EXPORTS = Registry(
         "torch-export": "dinov2_hf.conversion.exports.graph",
     },
 )
+
+
+class ExportCheckError(RuntimeError):
+    """The exported model does not compute what the model does; the message says by how much."""

@@ -31,9 +31,9 @@ from ...models import (
 from ...models.modeling_dinov2 import DINOv2Embeddings
 from ..card_code import HERE_ONLY, inputs, python_block
 from ..model_folder import load_model_folder
-from .formats import EXPORTS
+from .formats import EXPORTS, ExportCheckError
 from .image_processor_values import for_fixed_size, stock_image_processor_values, write_image_processor
-from .report import ExportCheckError, ExportReport, Measurement, export_card, measure
+from .report import ExportReport, Measurement, export_card, measure
 
 
 OUTPUT_NAMES = {

@@ -9,10 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ...public_names import without_secrets
 from ..card_code import without_code
-
-
-class ExportCheckError(RuntimeError):
-    """The exported model does not compute what the model does; the message says by how much."""
+from .formats import ExportCheckError
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ from ...model_source import find_model
 from ...models import DINOv2Backbone, DINOv2Config, DINOv2ForImageClassification, DINOv2Model
 from ..card_code import inputs, python_block
 from ..model_folder import load_model_folder
-from .formats import EXPORTS
+from .formats import EXPORTS, ExportCheckError
 from .image_processor_values import FILE_NAME, stock_image_processor_values, write_image_processor
-from .report import ExportCheckError, ExportReport, Measurement, export_card, measure
+from .report import ExportReport, Measurement, export_card, measure
 
 
 STOCK_CLASSES = {
