@@ -25,8 +25,9 @@ def main(arguments: list[str]) -> None:
         for step in run.steps():
             for batch in step.batches():
                 step.backward(model(**batch, **step.now.forward_arguments))
-            if step.update(optimizer):  # the average makes no targets here: it is what is exported
-                update_ema(average, student, step.now.teacher_momentum)
+            step.update(optimizer)
+            # The average makes no targets here: it is what is exported.
+            update_ema(average, student, step.now.teacher_momentum, step.left_out)
         run.finish()
 
 

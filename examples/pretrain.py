@@ -37,8 +37,8 @@ def train(run: Run, model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
     for step in run.steps():
         for batch in step.batches():
             step.backward(model(**batch, **step.now.forward_arguments))
-        if step.update(optimizer):
-            update_ema(module.teacher, module.student, step.now.teacher_momentum)
+        step.update(optimizer)
+        update_ema(module.teacher, module.student, step.now.teacher_momentum, step.left_out)
 
 
 if __name__ == "__main__":

@@ -112,6 +112,8 @@ class Costs(TorchDispatchMode):
     def _run(kernel, name, args, kwargs):
         if name == "_local_scalar_dense":
             return 1  # whatever it would be
+        if name == "_fused_sgd_":
+            return None  # in place, and fake tensors have no rule for it
         if name == "_to_copy" and kwargs.get("device", args[0].device) != args[0].device:
             # A fake tensor of a number remembers it, and would really be copied.
             return torch.empty(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device=kwargs["device"])
@@ -120,7 +122,7 @@ class Costs(TorchDispatchMode):
     @staticmethod
     def _waits(kernel, name, args, kwargs, inputs) -> bool:
         if name in WAITING:
-            return True
+            return any(tensor.device.type != "cpu" for tensor in inputs)
         if name == "index" or name == "index_put_":
             indices = [index for index in args[1] if index is not None]
             return any(index.dtype == torch.bool or index.device != args[0].device for index in indices)
@@ -168,16 +170,21 @@ def _moved_bytes(kernel, name, args, kwargs, inputs, new) -> int:
         whole = 0 if name.endswith("_") else 2 * _bytes(inputs[0])
         return whole + 3 * _bytes(rows) + sum(map(_bytes, inputs[1:-1]))
     mutated = []
-    for argument, value in zip(kernel._schema.arguments, args, strict=False):
-        if argument.alias_info is not None and argument.alias_info.is_write:
+    for argument, value in _arguments(kernel, args, kwargs):
+        # Fused optimizers write gradients only where they unscale them.
+        is_read = argument.name == "grads" and kwargs.get("grad_scale") is None
+        if argument.alias_info is not None and argument.alias_info.is_write and not is_read:
             mutated += _tensors(value)
-    for argument in kernel._schema.arguments:
-        if argument.name in kwargs and argument.alias_info is not None and argument.alias_info.is_write:
-            mutated += _tensors(kwargs[argument.name])
     written += sum(map(_bytes, mutated))
     if name in ("copy_", "fill_", "zero_") or argument_is_out(kernel):
         inputs = [tensor for tensor in inputs if all(tensor is not other for other in mutated)]
     return written + sum(map(_bytes, inputs))
+
+
+def _arguments(kernel, args, kwargs):
+    """Those that were given, and what the schema says of them."""
+    named = [(argument, kwargs[argument.name]) for argument in kernel._schema.arguments if argument.name in kwargs]
+    return [*zip(kernel._schema.arguments, args, strict=False), *named]
 
 
 def argument_is_out(kernel) -> bool:
@@ -206,9 +213,18 @@ def _nothing():
     yield
 
 
+class _Event:
+    """Of a stream that there is not."""
+
+    def record(self) -> None:
+        """Nothing is to be waited for."""
+
+
 @contextmanager
 def _cuda_answers():
-    replaced = {"is_available": True, "is_bf16_supported": True, "_lazy_init": None, "current_device": 0}
+    replaced = {
+        "is_available": True, "is_bf16_supported": True, "_lazy_init": None, "current_device": 0, "Event": _Event()
+    }  # fmt: skip
     before = {name: getattr(torch.cuda, name) for name in replaced}
     for name, answer in replaced.items():
         setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)

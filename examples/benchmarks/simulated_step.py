@@ -9,16 +9,20 @@ on fake tensors; see simulated_gpu.py for what is counted and how time follows. 
 
 import argparse
 import json
+from contextlib import nullcontext
 from math import ceil
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
+from accelerate.utils import DistributedType
 from simulated_gpu import Costs, fake_device
 from transformers.initialization import no_init_weights
 
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from dinov2_hf.models import residual_stream
+from dinov2_hf.runs.loop import Step, Steps
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
 from dinov2_hf.runs.recipe_parsing import parse_recipe
 from dinov2_hf.training.ema import update_ema
@@ -44,7 +48,7 @@ def main() -> None:
 
 def simulate(args: PreTrainingArguments, config: DINOv2PreTrainingConfig, device: str = "cpu") -> Costs:
     """
-    Costs of the second step of a run.
+    Costs of the second step of a run, by the lines of its loop.
 
     Args:
         device: `"cpu"`: the whole step, whose shapes are those of a GPU. `"cuda"`: without the backward pass, which
@@ -68,21 +72,43 @@ def simulate(args: PreTrainingArguments, config: DINOv2PreTrainingConfig, device
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         optimizer.zero_grad()
+        steps = Steps(run_of_one_batch(args, model, batch, device))
+        step = Step(steps, now=None)
         with Costs() as costs:
             costs.hold(*model.parameters(), *model.buffers(), list(optimizer.state.values()), batch)
-            with torch.autocast(device, torch.bfloat16):
-                loss = model(**batch, teacher_temperature=0.07).loss
-            if device == "cuda":
-                for parameter in model.student.parameters():
-                    parameter.grad = torch.empty_like(parameter)
-            else:
-                loss.backward()
-            for part in model.student.children():
-                torch.nn.utils.clip_grad_norm_(part.parameters(), args.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            update_ema(model.teacher, model.student, 0.99)
+            steps.nonfinite.begin()
+            for batch in step.batches():
+                with torch.autocast(device, torch.bfloat16):
+                    output = model(**batch, teacher_temperature=0.07)
+                step.backward(output)
+                del output
+            step.update(optimizer)
+            update_ema(model.teacher, model.student, 0.99, step.left_out)
     return costs
+
+
+def run_of_one_batch(
+    args: PreTrainingArguments, model: DINOv2ForPreTraining, batch: dict[str, torch.Tensor], device: str
+) -> SimpleNamespace:
+    """What the loop asks of a `Run`, of one process."""
+
+    def backward(loss: torch.Tensor) -> None:
+        if device == "cpu":
+            return loss.backward()
+        for parameter in model.student.parameters():
+            parameter.grad = torch.empty_like(parameter)
+
+    report = SimpleNamespace(row_ids=["a row"] * args.per_device_train_batch_size)
+    accelerator = SimpleNamespace(
+        device=torch.device(device), distributed_type=DistributedType.NO, num_processes=1, is_main_process=False,
+        scaler=None, accumulate=lambda _: nullcontext(), backward=backward, unscale_gradients=lambda: None,
+        reduce=lambda tensor, reduction: tensor, clip_grad_norm_=torch.nn.utils.clip_grad_norm_,
+    )  # fmt: skip
+    return SimpleNamespace(
+        accelerator=accelerator, module=model, model=model, args=args, output_dir=Path(),
+        state={"step": 1, "images_seen": args.per_device_train_batch_size},
+        batches=iter([(batch, report)]), skipped_images=SimpleNamespace(add=lambda _: None),
+    )  # fmt: skip
 
 
 def fake_batch(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> dict[str, torch.Tensor]:

@@ -79,12 +79,12 @@ def watch(pretrain, folder: Path) -> None:
             facts["gradient_clipping"] = model.gradient_clipping()
         (folder / f"facts_{accelerator.process_index}.json").write_text(json.dumps(facts))
 
-        def watching_update(average, student, momentum):
+        def watching_update(average, student, momentum, left_out):
             calls.append("update")
             if len(calls) != WATCHED_STEP:
-                return update_ema(average, student, momentum)
+                return update_ema(average, student, momentum, left_out)
             watched["before_update"] = whole(accelerator, model)
-            update_ema(average, student, momentum)
+            update_ema(average, student, momentum, left_out)
             watched["after_update"] = whole(accelerator, model)
             watched["momentum"] = momentum
 

@@ -319,3 +319,28 @@ def test_a_poisoned_step_is_left_out_and_resuming_stays_exact(
     assert not torch.equal(
         ended["student.backbone.embeddings.cls_token"], after["student.backbone.embeddings.cls_token"]
     )
+
+
+def test_a_run_is_the_same_however_late_the_host_reads_its_votes(pretrain, recipe, images, tmp_path, monkeypatch):
+    """With a log line after each step, which reads them at once, and with one at the end."""
+    calls = []
+
+    def poison(batch):
+        calls.append(batch)
+        if len(calls) % 6 in (3, 4):
+            batch["local_crops"][0, 1, 0, 3, 3] = torch.nan
+
+    without_pictures(monkeypatch)
+    monkeypatch.setattr(loop.Step, "batches", changed_batches(poison))
+    flags = ("--centering", "softmax", "--save_steps", "6", "--eval_steps", "6")
+    for name, logging_steps in (("at once", "1"), ("late", "6")):
+        run(pretrain, recipe, images, tmp_path / name, *flags, "--logging_steps", logging_steps)
+    ends = [tmp_path / name / "checkpoints" / "step_0000006" for name in ("at once", "late")]
+    one, other = (load_file(checkpoint / "model.safetensors") for checkpoint in ends)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    one, other = (json.loads((checkpoint / "run_state.json").read_text()) for checkpoint in ends)
+    assert one["nonfinite_steps"] == other["nonfinite_steps"] == 2
+    one, other = ((tmp_path / name / "nonfinite_steps.jsonl").read_text() for name in ("at once", "late"))
+    assert one == other
+    every_step, (whole,) = records(tmp_path / "at once"), records(tmp_path / "late")
+    assert whole["loss"] == pytest.approx(sum(r["loss"] for r in every_step if r["loss"]) / 4, rel=1e-6)

@@ -32,5 +32,6 @@ def test_attention():
 
 
 def test_mean_of_one_process_is_the_value():
-    means = mean_over_processes(Accelerator(cpu=True), {"loss": torch.tensor(1.5), "koleo": torch.tensor(-0.5)})
-    assert means == {"loss": 1.5, "koleo": -0.5}
+    values, alike = {"loss": torch.tensor(1.5), "koleo": torch.tensor(-0.5)}, {"grad_norm": torch.tensor(2.0)}
+    means = mean_over_processes(Accelerator(cpu=True), values, alike)
+    assert means == {"loss": 1.5, "koleo": -0.5, "grad_norm": 2.0}

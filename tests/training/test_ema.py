@@ -1,5 +1,6 @@
 """The teacher's average."""
 
+import pytest
 import torch
 
 from dinov2_hf.training.ema import update_ema
@@ -19,7 +20,16 @@ def test_momentum_one_stands_still_and_zero_copies():
     update_ema(teacher, student, 1.0)
     assert torch.equal(teacher.weight, before)
     update_ema(teacher, student, 0.0)
-    assert torch.equal(teacher.weight, student.weight)
+    torch.testing.assert_close(teacher.weight, student.weight, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("left_out", [0.0, 1.0])
+def test_a_step_that_is_left_out_moves_nothing_and_another_as_lerp_does(left_out):
+    """Bit for bit, under a vote that the device has."""
+    teacher, student = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)
+    before = teacher.weight.detach().clone()
+    update_ema(teacher, student, 0.9, torch.tensor(left_out))
+    assert torch.equal(teacher.weight, before if left_out else torch.lerp(before, student.weight, 1 - 0.9))
 
 
 def test_a_thousand_small_steps_still_move_float32():

@@ -91,6 +91,7 @@ def test_losses_are_summed_and_vectors_are_not():
     for output in passes(2):
         window.add(output, num_images=8)
     window.end_step()
+    window.decide(left_out=False)
     assert set(window.means()) == {"loss", "target_entropy"}
     assert "cls_effective_rank" in window.feature_statistics(Accelerator(cpu=True))
     window.restart()

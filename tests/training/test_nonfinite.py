@@ -8,7 +8,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from dinov2_hf.training.nonfinite import NonFiniteSteps
+from dinov2_hf.training.optimizer import step_unless
 from dinov2_hf.training.run_stopped import RunStopped
+from dinov2_hf.training.votes import CountsOnTheWay, count_processes
 
 
 class Centred(nn.Module):
@@ -36,12 +38,15 @@ def training_step(model, optimizer, guard, batches, names, scaler=None):
     if scaler:
         scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    left_out = guard.skip(*(int(flag) for flag in guard.found({"grad_norm": norm})))
-    if not left_out and scaler:
+    counts = count_processes(guard.accelerator, *guard.found({"grad_norm": norm}))
+    on_device = guard.leave_out(*counts)
+    left_out = guard.settle(guard.passes, *CountsOnTheWay(counts).read())
+    assert left_out == bool(on_device)
+    if not scaler:
+        step_unless(optimizer, on_device)
+    elif not left_out:
         scaler.step(optimizer)
         scaler.update()
-    elif not left_out:
-        optimizer.step()
     optimizer.zero_grad()
     guard.state["step"] += 1
     return left_out
@@ -50,7 +55,7 @@ def training_step(model, optimizer, guard, batches, names, scaler=None):
 def start(path, state, max_in_a_row=2):
     torch.manual_seed(0)
     model = Centred()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
     accelerator = Accelerator(cpu=True)
     return accelerator, model, optimizer, NonFiniteSteps(
         accelerator, model, state, max_in_a_row=max_in_a_row, path=path
@@ -119,7 +124,7 @@ def test_many_rows_are_shortened_in_the_log_only(tmp_path, caplog):
     _, model, _, guard = start(tmp_path / "steps.jsonl", {"step": 0})
     guard.begin()
     guard.add(torch.tensor(torch.inf), [f"row {number}" for number in range(20)])
-    assert guard.skip(1, 0)
+    assert guard.settle(guard.passes, 1, 0)
     assert "is inf; it is left out" in caplog.text
     assert "row 15 and 4 more in " in caplog.text
     assert json.loads((tmp_path / "steps.jsonl").read_text())["row_ids"][-1] == "row 19"

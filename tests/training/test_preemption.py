@@ -1,13 +1,11 @@
-"""Signals are noted, and only for a while; votes are counted."""
+"""Signals are noted, and only for a while."""
 
 import os
 import signal
 
 import pytest
-import torch
-from accelerate import Accelerator
 
-from dinov2_hf.training.preemption import PREEMPTION_SIGNALS, Preemption, count_processes
+from dinov2_hf.training.preemption import PREEMPTION_SIGNALS, Preemption
 from dinov2_hf.training.run_stopped import RunPreempted
 
 
@@ -37,7 +35,3 @@ def test_a_run_that_leaves_for_a_signal_is_not_killed_by_the_next():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def test_count_on_one_process():
-    assert count_processes(Accelerator(cpu=True), True, torch.tensor(False), torch.tensor(True)) == [1, 0, 1]

@@ -11,6 +11,7 @@ def test_means_and_rates():
     for loss in (1.0, 2.0, 6.0):
         window.add({"loss": torch.tensor(loss, requires_grad=True)}, num_images=4)
         window.end_step()
+        window.decide(left_out=False)
     assert window.means()["loss"].item() == pytest.approx(3.0)
     assert not window.means()["loss"].requires_grad
     window.add_wait(0.5)
@@ -28,12 +29,15 @@ def test_a_step_that_is_left_out_does_not_count_in_the_means():
     for losses, left_out in (((1.0, torch.nan), True), ((1.0, 2.0), False), ((6.0, torch.inf), True), ((4.0,), False)):
         for loss in losses:
             window.add({"loss": torch.tensor(loss)}, num_images=4)
-        window.end_step(left_out=left_out)
+        window.end_step()
+        window.decide(left_out=left_out)
     assert window.means()["loss"].item() == pytest.approx((1 + 2 + 4) / 3)
     assert window.num_images == 7 * 4
     window.restart()
     window.add({"loss": torch.tensor(torch.nan)}, num_images=4)
-    window.end_step(left_out=True)
+    window.end_step()
+    assert window.means() == {}
+    window.decide(left_out=True)
     assert window.means()["loss"].isnan()
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,13 @@ from tqdm.auto import tqdm
 
 from ..training.checkpoints import save_checkpoint
 from ..training.distributed import mean_over_processes
-from ..training.nonfinite import NonFiniteSteps
-from ..training.optimizer import clip_gradients, set_schedule
-from ..training.preemption import Preemption, count_processes
+from ..training.nonfinite import NonFiniteSteps, StepPasses
+from ..training.optimizer import clip_gradients, set_schedule, step_unless
+from ..training.preemption import Preemption
 from ..training.run_stopped import RunPreempted, RunStopped, bad_data_stops_run
 from ..training.schedules import ScheduleValues
 from ..training.step_window import StepWindow, format_progress
+from ..training.votes import CountsOnTheWay, count_processes
 
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ class Steps:
             max_in_a_row=run.args.max_nonfinite_steps,
             path=run.output_dir / "nonfinite_steps.jsonl",
         )
+        self.unsettled: deque[tuple[CountsOnTheWay, StepPasses]] = deque()
+        self.is_preempted = False
 
     def __iter__(self) -> Iterator["Step"]:
         with self.preemption:
@@ -70,17 +74,37 @@ class Steps:
             bar_format="{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
         )
 
+    def settle(self, but: int = 0) -> bool:
+        """
+        Read the votes on the steps that were not read yet, but for so many of the last ones, which the device may be
+        at. Whatever shows what these steps did needs all of them settled before.
+
+        Returns:
+            Whether the last step that was read is left out.
+        """
+        left_out = False
+        while len(self.unsettled) > but:
+            counts, passes = self.unsettled.popleft()
+            *bad, num_preempted = counts.read()
+            left_out = self.nonfinite.settle(passes, *bad)
+            self.window.decide(left_out=left_out)
+            self.is_preempted |= num_preempted > 0
+        return left_out
+
     def _between(self, step: "Step", progress: tqdm) -> None:
-        if self._is_due(self.args.logging_steps):
+        run, args = self.run, self.args
+        logs, evaluates, saves = map(self._is_due, (args.logging_steps, args.eval_steps, args.save_steps))
+        if logs or evaluates or saves or self.is_preempted:
+            self.settle()
+        if logs:
             self._log(step, progress)
-        if self._is_due(self.args.eval_steps):
+        if evaluates:
             self._evaluate()
-        if self._is_due(self.args.save_steps) or step.num_preempted:
-            run = self.run
-            save_checkpoint(run.accelerator, run.output_dir / "checkpoints", self.state, self.args.save_total_limit)
+        if saves or self.is_preempted:
+            save_checkpoint(run.accelerator, run.output_dir / "checkpoints", self.state, args.save_total_limit)
             run.draw_curves()
             self.window.restart()
-        if step.num_preempted:
+        if self.is_preempted:
             raise RunPreempted(
                 f"{self.preemption.received or 'a signal'} asked for it after step {self.state['step']}, which is"
                 " saved."
@@ -92,10 +116,9 @@ class Steps:
     def _log(self, step: "Step", progress: tqdm) -> None:
         accelerator = self.run.accelerator
         metrics = {**self.window.means(), **self.window.feature_statistics(accelerator)}
-        metrics = mean_over_processes(accelerator, metrics)
+        metrics = mean_over_processes(accelerator, metrics, alike=step.norms)
         rates = self.window.rates()
         progress.set_postfix_str(format_progress(metrics, rates["images_per_second"]), refresh=False)
-        metrics |= {name: norm.item() for name, norm in step.norms.items()}
         self.run.record({**metrics, **step.now.metrics, **rates, "nonfinite_steps": self.state["nonfinite_steps"]})
         self.window.restart()
         skipped = self.run.skipped_images
@@ -114,6 +137,9 @@ class Step:
 
     Args:
         now: the values of the schedules.
+
+    Attributes:
+        left_out: after `update`, 1 where the weights have not moved, else 0: a float32 scalar on the device.
     """
 
     def __init__(self, steps: Steps, now: ScheduleValues):
@@ -140,23 +166,24 @@ class Step:
         self._steps.window.add(output, num_images)
         run.state["images_seen"] += num_images
 
-    def update(self, optimizer: torch.optim.Optimizer) -> bool:
+    def update(self, optimizer: torch.optim.Optimizer) -> None:
         """
-        Clip the gradients and step the optimizer, unless a loss or gradient of any process is not finite.
-
-        Returns:
-            Whether the weights have moved; the same on all processes.
+        Clip the gradients and step the optimizer, unless a loss or gradient of any process is not finite. The device
+        decides that, the same on all processes, and the host reads of it a step later.
         """
-        accelerator, args = self._run.accelerator, self._run.args
+        accelerator, args, steps = self._run.accelerator, self._run.args, self._steps
         self.norms = clip_gradients(
             accelerator, self._run.module.students, args.max_grad_norm, per_part=args.clip_per_part
         )
-        *bad, self.num_preempted = count_processes(
-            accelerator, *self._steps.nonfinite.found(self.norms), self._steps.preemption.received is not None
+        counts = count_processes(
+            accelerator, *steps.nonfinite.found(self.norms), steps.preemption.received is not None
         )
-        left_out = self._steps.nonfinite.skip(*bad)
-        if not left_out:
+        self.left_out = steps.nonfinite.leave_out(*counts[:2])
+        steps.unsettled.append((CountsOnTheWay(counts), steps.nonfinite.passes))
+        steps.window.end_step()
+        if accelerator.scaler is None:
+            step_unless(optimizer, self.left_out)
+            steps.settle(but=1)
+        elif not steps.settle():  # the loss scaler of fp16 looks for its scale on the host
             optimizer.step()
         optimizer.zero_grad()
-        self._steps.window.end_step(left_out=left_out)
-        return not left_out

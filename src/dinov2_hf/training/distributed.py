@@ -43,11 +43,14 @@ def choose_attention(requested: str, mixed_precision: str, device: torch.device)
     return "eager" if device.type == "cpu" and mixed_precision == "bf16" else "sdpa"
 
 
-def mean_over_processes(accelerator: Accelerator, values: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Means of scalars over all processes, in one collective."""
-    stacked = torch.stack([value.detach().float() for value in values.values()])
-    means = accelerator.reduce(stacked, reduction="mean")
-    return dict(zip(values, means.tolist(), strict=True))
+def mean_over_processes(
+    accelerator: Accelerator, values: dict[str, torch.Tensor], alike: dict[str, torch.Tensor] | None = None
+) -> dict[str, float]:
+    """Means of scalars over all processes, and scalars that are `alike` on all, in one collective and one transfer."""
+    alike = alike or {}
+    means = accelerator.reduce(torch.stack([value.detach().float() for value in values.values()]), reduction="mean")
+    others = [value.detach().float().to(means.device).reshape(1) for value in alike.values()]
+    return dict(zip([*values, *alike], torch.cat([means, *others]).tolist(), strict=True))
 
 
 def on_main_for_all(accelerator: Accelerator | PartialState, work: Callable[[], Any]) -> Any:

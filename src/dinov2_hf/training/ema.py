@@ -7,7 +7,7 @@ from .sharded_weights import drop_stale_copies, local_share
 
 
 @torch.no_grad()
-def update_ema(average: nn.Module, module: nn.Module, momentum: float) -> None:
+def update_ema(average: nn.Module, module: nn.Module, momentum: float, left_out: torch.Tensor | None = None) -> None:
     """
     `ema = momentum * ema + (1 - momentum) * module`, for every parameter, in place.
 
@@ -17,8 +17,15 @@ def update_ema(average: nn.Module, module: nn.Module, momentum: float) -> None:
 
     Args:
         momentum: in [0, 1].
+        left_out: `Step.left_out`: a float32 scalar on the device. Where it is 1 nothing moves, for which the host does
+            not wait.
     """
     moved = [local_share(parameter) for parameter in average.parameters()]
     parameters = [local_share(parameter) for parameter in module.parameters()]
-    torch._foreach_lerp_(moved, parameters, 1 - momentum)
+    # ema + (1 - momentum) * (module - ema) is a step of SGD, whose fused kernel asks the device whether to take it.
+    torch._fused_sgd_(
+        moved, parameters, [], lr=1 - momentum, weight_decay=1.0, maximize=True, momentum=0.0, dampening=0.0,
+        nesterov=False, is_first_step=False,
+        found_inf=None if left_out is None else left_out.to(moved[0].device),
+    )  # fmt: skip
     drop_stale_copies(average)

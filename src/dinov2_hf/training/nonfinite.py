@@ -2,11 +2,13 @@
 Steps whose loss or gradient is not finite: they are left out and listed, and too many in a row end the run.
 
 A step that is left out changes neither weights nor optimizer nor teacher nor centres. Its images are seen and its
-place in the schedules is used up, so that a resumed run meets the same steps.
+place in the schedules is used up, so that a resumed run meets the same steps. The device decides and does not wait for
+the host, which counts and lists the step when it reads of it.
 """
 
 import json
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,10 +23,26 @@ logger = logging.getLogger(__name__)
 MAX_ROW_IDS_IN_LOG = 16
 
 
+@dataclass
+class StepPasses:
+    """
+    The forward passes of one step.
+
+    Args:
+        number: of the step, from 1.
+        losses: of each pass, on the device.
+        row_ids: of the images of each pass.
+    """
+
+    number: int
+    losses: list[torch.Tensor] = field(default_factory=list)
+    row_ids: list[list[str]] = field(default_factory=list)
+
+
 class NonFiniteSteps:
     """
-    For each step: `begin`, `add` for every forward pass, then `found` for the votes of this process, and `skip` with
-    the votes of all.
+    For each step: `begin`, `add` for every forward pass, `found` for the votes of this process, `leave_out` with the
+    counts of all on the device; and when the host has read these, be it a step later, `settle`.
 
     Args:
         module: the module without wrappers; its buffers (centres move in the forward pass) are put back after a step
@@ -51,25 +69,37 @@ class NonFiniteSteps:
     def begin(self) -> None:
         """Before the first forward pass of a step."""
         self.buffers_before = [buffer.clone() for buffer in self.buffers]
-        self.losses: list[torch.Tensor] = []
-        self.row_ids: list[list[str]] = []
+        self.passes = StepPasses(self.state["step"] + 1)
 
     def add(self, loss: torch.Tensor, row_ids: list[str]) -> None:
         """Note the loss of one forward pass, and what it was made of."""
-        self.losses.append(loss.detach())
-        self.row_ids.append(row_ids)
+        self.passes.losses.append(loss.detach())
+        self.passes.row_ids.append(row_ids)
 
     def found(self, norms: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Whether a loss of this process and whether a gradient (norms after the last backward pass) is not finite."""
         norms_on_device = [torch.as_tensor(norm, device=self.accelerator.device) for norm in norms.values()]
-        return ~torch.stack(self.losses).isfinite().all(), ~torch.stack(norms_on_device).isfinite().all()
+        return ~torch.stack(self.passes.losses).isfinite().all(), ~torch.stack(norms_on_device).isfinite().all()
 
-    def skip(self, num_losses: int, num_gradients: int) -> bool:
+    def leave_out(self, num_losses: torch.Tensor, num_gradients: torch.Tensor) -> torch.Tensor:
         """
-        Whether this step is to be left out; if so, buffers are put back, and it is counted and listed.
+        Decide on the device whether this step is left out, and put the buffers back there.
 
         Args:
             num_losses, num_gradients: on how many processes a loss and a gradient was not finite.
+
+        Returns:
+            Float32 scalar: 1 where it is left out, else 0.
+        """
+        left_out = num_losses + num_gradients > 0
+        for buffer, before in zip(self.buffers, self.buffers_before, strict=True):
+            buffer.copy_(torch.where(left_out, before, buffer))
+        return left_out.float()
+
+    def settle(self, passes: StepPasses, num_losses: int, num_gradients: int) -> bool:
+        """
+        Whether a step was left out, now that the host knows; if so, it is counted and listed. Steps come in their
+        order.
 
         Raises:
             RunStopped: on all processes, for more than `max_in_a_row` such steps.
@@ -77,13 +107,11 @@ class NonFiniteSteps:
         if not num_losses and not num_gradients:
             self.state["nonfinite_steps_in_a_row"] = 0
             return False
-        for buffer, before in zip(self.buffers, self.buffers_before, strict=True):
-            buffer.copy_(before)
         if self._is_scale_search(num_losses):
             return True
         self.state["nonfinite_steps"] += 1
         self.state["nonfinite_steps_in_a_row"] += 1
-        self._report(num_losses)
+        self._report(passes, num_losses)
         return True
 
     def _is_scale_search(self, num_losses: int) -> bool:
@@ -98,16 +126,16 @@ class NonFiniteSteps:
         self.accelerator.scaler.update()
         return not num_losses and scale >= 1
 
-    def _report(self, num_losses: int) -> None:
-        passes = [
+    def _report(self, passes: StepPasses, num_losses: int) -> None:
+        listed = [
             (loss.item(), row_ids)
-            for loss, row_ids in zip(self.losses, self.row_ids, strict=True)
+            for loss, row_ids in zip(passes.losses, passes.row_ids, strict=True)
             if not num_losses or not loss.isfinite()
         ]
-        passes = gather_object(passes)
-        row_ids = [row_id for _, ids in passes for row_id in ids]
-        losses = [str(loss) for loss, _ in passes] if num_losses else []
-        step, in_a_row = self.state["step"] + 1, self.state["nonfinite_steps_in_a_row"]
+        listed = gather_object(listed)
+        row_ids = [row_id for _, ids in listed for row_id in ids]
+        losses = [str(loss) for loss, _ in listed] if num_losses else []
+        step, in_a_row = passes.number, self.state["nonfinite_steps_in_a_row"]
         if self.accelerator.is_main_process:
             record = {"step": step, "losses": losses, "row_ids": row_ids}
             with self.path.open("a") as file:

@@ -85,6 +85,21 @@ def set_schedule(optimizer: torch.optim.Optimizer, now: ScheduleValues) -> None:
         group["weight_decay"] = now.weight_decay * group["weight_decay_multiplier"]
 
 
+def step_unless(optimizer: torch.optim.Optimizer, left_out: torch.Tensor) -> None:
+    """
+    A step that moves neither weights nor moments where `left_out`, a float32 scalar on the device, is 1: AdamW's fused
+    kernel asks the device, and the host does not wait.
+    """
+    adamw = getattr(optimizer, "optimizer", optimizer)  # in the wrapper that Accelerate makes
+    if isinstance(adamw, torch.optim.AdamW):  # DeepSpeed's own has stepped in the backward pass, or left that out
+        # Weights may be in the memory of the host (FSDP2 with offloading).
+        adamw.found_inf = left_out.to(adamw.param_groups[0]["params"][0].device)
+    try:
+        optimizer.step()
+    finally:
+        vars(adamw).pop("found_inf", None)
+
+
 def clip_gradients(
     accelerator: Accelerator, students: Mapping[str, nn.Module], max_grad_norm: float, *, per_part: bool
 ) -> dict[str, torch.Tensor]:

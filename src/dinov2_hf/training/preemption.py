@@ -1,16 +1,12 @@
 """
 Signals that ask a run to make room: SIGTERM (preemption, shutdown, launchers) and SIGUSR1 (batch systems, on request).
 
-The signal only leaves a note. The loop reads it once in each step, in the same all-reduce that decides whether the
-step is finite, so that all processes stop after the same step although they are signalled at different moments, or
-only one of them is.
+The signal only leaves a note, which is a vote of its process in the next step (see votes.py). So all processes stop
+after the same step, although they are signalled at different moments, or only one of them is.
 """
 
 import signal
 from types import FrameType
-
-import torch
-from accelerate import Accelerator
 
 from .run_stopped import RunPreempted
 
@@ -43,12 +39,3 @@ class Preemption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
-
-
-def count_processes(accelerator: Accelerator, *conditions: torch.Tensor | bool) -> list[int]:
-    """
-    The number of processes on which each condition holds, a bool or a scalar tensor on the device; the same on all of
-    them. One all-reduce, for which the host waits.
-    """
-    flags = torch.stack([torch.as_tensor(condition, device=accelerator.device).float() for condition in conditions])
-    return [round(count) for count in accelerator.reduce(flags, reduction="sum").tolist()]

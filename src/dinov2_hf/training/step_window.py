@@ -1,7 +1,7 @@
 """What the steps since the last log line were like: losses, features, images per second, time waiting for data."""
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping
 
 import torch
@@ -23,6 +23,7 @@ class StepWindow:
         self.counts: dict[str, int] = defaultdict(int)
         self.features: dict[str, FeatureWindow] = defaultdict(FeatureWindow)
         self.of_this_step: list[dict[str, torch.Tensor]] = []
+        self.undecided: deque[list[dict[str, torch.Tensor]]] = deque()
         self.num_images = 0
         self.waited = 0.0
         self.started = time.perf_counter()
@@ -35,9 +36,14 @@ class StepWindow:
         self.of_this_step.append({name: value.detach() for name, value in output.items()})
         self.num_images += num_images
 
-    def end_step(self, *, left_out: bool = False) -> None:
-        """Let what was added since the last step count in the means, or not: a NaN would take the others with it."""
-        for output in self.of_this_step:
+    def end_step(self) -> None:
+        """What was added since the last step is one step, of which `decide` will be told."""
+        self.undecided.append(self.of_this_step)
+        self.of_this_step = []
+
+    def decide(self, *, left_out: bool) -> None:
+        """Let the earliest undecided step count in the means, or not: a NaN would take the others with it."""
+        for output in self.undecided.popleft():
             for name, value in output.items():
                 if value.dim() == 0:
                     self.sums[name] = self.sums[name] + (torch.zeros_like(value) if left_out else value)
@@ -45,7 +51,6 @@ class StepWindow:
             if not left_out:
                 for student in names_of(output):
                     self.features[student].add(own_of_student(output, student))
-        self.of_this_step = []
 
     def add_wait(self, seconds: float) -> None:
         """Count time spent waiting for a batch."""
