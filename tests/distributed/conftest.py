@@ -3,14 +3,14 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import forked_python
 from tests.examples.conftest import images  # noqa: F401  (a fixture)
 
 from .one_process import train_alone
@@ -95,7 +95,7 @@ class Run:
     def dtypes(self) -> list[dict[str, list[str]]]:
         return [json.loads(path.read_text()) for path in sorted(self.witnessed.glob("dtypes_*.json"))]
 
-    @property
+    @cached_property
     def weights(self) -> dict:
         return torch.load(self.witnessed / "weights.pt")
 
@@ -115,7 +115,7 @@ def launch_command(config: str, num_processes: int, script: str) -> list[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
     command += ["--num_processes", str(num_processes), "--main_process_port", str(port)]
     return [*command, str(Path(__file__).parent / script)]
 
@@ -127,7 +127,7 @@ def launch(recipe, images):  # noqa: F811
         witnessed.mkdir(exist_ok=True)
         command = [*launch_command(config, num_processes, "witness.py"), str(witnessed), "--config", str(recipe)]
         command += ["--train_data", str(images), "--output_dir", str(output_dir), *flags]
-        finished = subprocess.run(command, capture_output=True, text=True, env=environment(config, **extra))
+        finished = forked_python.run(command, env=environment(config, **extra))
         return Run(output_dir, witnessed, finished.stdout + finished.stderr, finished.returncode)
 
     return launch

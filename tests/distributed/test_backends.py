@@ -170,6 +170,19 @@ SMALL_LAYERSCALE = (
 ROUNDED = 1e-2
 
 
+@pytest.fixture(scope="module")
+def replicated(launch, tmp_path_factory):
+    """The run of DDP that a backend is held to."""
+    runs = {}
+
+    def replicated(*flags: str):
+        if flags not in runs:
+            runs[flags] = launch("ddp", tmp_path_factory.mktemp("ddp") / "out", *flags)
+        return runs[flags]
+
+    return replicated
+
+
 @pytest.mark.parametrize(
     ("backend", "flags"),
     [
@@ -179,21 +192,21 @@ ROUNDED = 1e-2
         pytest.param("deepspeed_zero3", (), marks=deepspeed),
     ],
 )
-def test_bf16_keeps_the_residual_stream_in_float32(launch, tmp_path, backend, flags):
+def test_bf16_keeps_the_residual_stream_in_float32(launch, replicated, tmp_path, backend, flags):
     """Blocks, norms and LayerScales of student and teacher; then losses, KoLeo and weights are those of DDP."""
-    flags = ["--clip_per_part", str(clips_per_part(backend)).lower(), *SMALL_LAYERSCALE, *flags]
-    run, replicated = launch(backend, tmp_path / "out", *flags), launch("ddp", tmp_path / "ddp", *flags)
-    for ended in (run, replicated):
+    alike = ["--clip_per_part", str(clips_per_part(backend)).lower(), *SMALL_LAYERSCALE]
+    run, ddp = launch(backend, tmp_path / "out", *alike, *flags), replicated(*alike)
+    for ended in (run, ddp):
         assert ended.returncode == 0, ended.printed
         assert len(ended.dtypes) == 2
         for dtypes in ended.dtypes:
             assert len(dtypes) == 2 * (2 * 5 + 1)  # in each of two blocks itself, two norms and two LayerScales
             assert {dtype for found in dtypes.values() for dtype in found} == {"torch.float32"}, dtypes
     for name in ("loss", "koleo_loss"):
-        wanted = [record[name] for record in replicated.records(name)]
+        wanted = [record[name] for record in ddp.records(name)]
         assert [record[name] for record in run.records(name)] == pytest.approx(wanted, rel=ROUNDED)
     assert wanted[-1] < 0.7 * wanted[0]  # KoLeo of a residual stream in bf16 stays where it was
-    before, after, wanted = run.weights["before"], run.weights["after"], replicated.weights["after"]
+    before, after, wanted = run.weights["before"], run.weights["after"], ddp.weights["after"]
     for name, value in wanted.items():
         difference = (after[name] - value).abs().max()
         assert difference < ROUNDED, f"{name}: {difference}"

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from dinov2_hf.training.monitor import read_metrics
+from tests import forked_python
 from tests.examples.conftest import forget_accelerate, load_example, without_pictures
 
 from .conftest import RECIPE, clips_per_part, deepspeed, environment, launch_command
@@ -49,7 +50,7 @@ def launch(students_recipe, teacher, images):
         command = [*launch_command(config, 2, "distill_witness.py"), "--config", str(students_recipe)]
         command += ["--teacher", str(teacher), "--train_data", str(images), "--output_dir", str(output_dir)]
         command += ["--clip_per_part", str(clips_per_part(config)).lower(), *flags]
-        return subprocess.run(command, capture_output=True, text=True, env=environment(config), check=False)
+        return forked_python.run(command, env=environment(config))
 
     return launch
 

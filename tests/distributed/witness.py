@@ -1,5 +1,6 @@
 """
-What the tests of backends launch: `examples/pretrain.py` as it is, on a CPU, with witnesses around its training loop.
+What the tests of backends launch: `examples/pretrain.py` on a CPU, with witnesses around its training loop, and
+without its pictures, which take several times as long as its steps.
 
     accelerate launch ... tests/distributed/witness.py FOLDER [flags of pretrain.py]
 
@@ -21,7 +22,8 @@ from accelerate.utils import DistributedType, parse_flag_from_env
 from torch.distributed.tensor import DTensor
 
 from dinov2_hf.models.modeling_dinov2 import DINOv2Layer, DINOv2LayerScale
-from dinov2_hf.runs import loop
+from dinov2_hf.runs import finished_run as results
+from dinov2_hf.runs import loop, outputs
 from dinov2_hf.training.backends import allow_fsdp_on_cpu
 
 
@@ -117,5 +119,6 @@ if __name__ == "__main__":
     spec = importlib.util.spec_from_file_location("pretrain", script)
     pretrain = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pretrain)
+    outputs.plot_training_curves = results.save_patch_pca = lambda *_, **__: None
     watch(pretrain, Path(sys.argv[1]))
     pretrain.main(sys.argv[2:])
