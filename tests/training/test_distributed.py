@@ -1,5 +1,7 @@
 """Choices of precision and attention, and means over processes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -9,6 +11,7 @@ from dinov2_hf.training.distributed import (
     choose_mixed_precision,
     cpu_supports_bfloat16,
     mean_over_processes,
+    precision_in_words,
 )
 
 
@@ -21,6 +24,26 @@ from dinov2_hf.training.distributed import (
 )  # fmt: skip
 def test_precision(requested, launched, expected):
     assert choose_mixed_precision(requested, launched, use_cpu=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("major", "is_sharded", "expected", "said"),
+    [
+        (9, False, "bf16", "bf16"),
+        (8, True, "bf16", "bf16"),
+        (7, False, "fp16", "fp16, since this GPU would emulate bf16"),
+        (7, True, "no", "no"),
+    ],
+)
+def test_precision_of_gpus(monkeypatch, major, is_sharded, expected, said):
+    """By the major number of their compute capability: 7 is V100, T4 and RTX 20."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=major))
+    assert choose_mixed_precision("auto", "no", use_cpu=False, is_sharded=is_sharded) == expected
+    assert precision_in_words(expected, "cuda") == said
+    emulated = precision_in_words("bf16", "cuda")
+    assert emulated == "bf16" if major >= 8 else "which this device emulates slowly" in emulated
 
 
 def test_attention():

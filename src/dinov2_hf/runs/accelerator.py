@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from ..options import values_for
 from ..training.backends import configure_backend, launch_settings
 from ..training.distributed import choose_mixed_precision
+from ..training.tf32 import allow_tf32
 from .pretraining_arguments import PreTrainingArguments
 
 
@@ -26,7 +27,8 @@ def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerat
     """
     use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "")
-    mixed_precision = choose_mixed_precision(args.mixed_precision, launched, use_cpu)
+    is_sharded = any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")))
+    mixed_precision = choose_mixed_precision(args.mixed_precision, launched, use_cpu, is_sharded)
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=mixed_precision,
@@ -35,6 +37,7 @@ def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerat
         kwargs_handlers=launch_settings(use_cpu),
     )
     configure_backend(accelerator, **{**values_for(configure_backend, args), "mixed_precision": mixed_precision})
+    allow_tf32(accelerator.device)
     logging.basicConfig(
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",

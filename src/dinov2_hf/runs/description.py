@@ -9,6 +9,7 @@ import torch
 from ..public_names import without_secrets
 from ..training.backends import backend_name, compute_precision
 from ..training.collapse import SMALL_BATCH, small_batch_advice
+from ..training.distributed import precision_in_words
 from ..training.sharded_weights import num_parameters
 
 
@@ -52,7 +53,7 @@ def describe_run(run: "Run") -> None:
         "peak learning rate": f"{run.schedules.learning_rate.base:.4g} = {args.learning_rate:.4g} {rule}",
         "seen together": f"{args.per_device_train_batch_size} images by KoLeo (one device), {images_of_a_pass} by"
         " centering (all devices), in one forward pass",
-        "precision": compute_precision(accelerator),
+        "precision": precision_in_words(compute_precision(accelerator), accelerator.device.type),
         "backend": f"{backend_name(accelerator)}, {accelerator.num_processes} processes",
         "device": device,
         "output": args.output_dir,

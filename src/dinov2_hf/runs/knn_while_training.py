@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedConfig
 
@@ -13,6 +14,7 @@ from ..features import FeatureExtractor
 from ..models import DINOv2ImageProcessor
 from ..training.sharded_weights import whole_copy
 from ..training.students import prefixed
+from ..training.tf32 import without_tf32
 from .pretraining_arguments import PreTrainingArguments
 
 
@@ -61,33 +63,32 @@ def load_evaluation(args: PreTrainingArguments, train_dataset: Dataset | Iterabl
 
 def measure(run: "Run") -> dict[str, float]:
     """
-    k-NN accuracies of each backbone as it would be exported now; the main process measures, the others wait.
+    k-NN accuracies of each backbone as it would be exported now. All processes share the images, and all get the
+    numbers, which are those of one process.
 
     In float32 whatever the run trains in, as `dinov2-hf evaluate` measures the exported model.
     """
     metrics, evaluation, accelerator = {}, run.evaluation, run.accelerator
     for name, average in run.module.exported.items() if evaluation is not None else ():
-        backbone = whole_copy(average.backbone, keep=accelerator.is_main_process)
-        if backbone is None:
-            continue
         neighbours = [k for k in KNN_NEIGHBOURS if k <= len(evaluation.bank)]
         extractor = FeatureExtractor(
-            backbone,
+            whole_copy(average.backbone),
             run.image_processor,
             image_column=evaluation.image_column,
             batch_size=run.args.per_device_eval_batch_size,
             device=accelerator.device,
             num_workers=run.args.dataloader_num_workers,
+            processes=PartialState(),
         )
-        accuracies = evaluate_knn(
-            extractor,
-            evaluation.bank,
-            evaluation.queries,
-            label_column=run.args.label_column,
-            ks=neighbours or (len(evaluation.bank),),
-        )
+        with without_tf32():
+            accuracies = evaluate_knn(
+                extractor,
+                evaluation.bank,
+                evaluation.queries,
+                label_column=run.args.label_column,
+                ks=neighbours or (len(evaluation.bank),),
+            )
         metrics |= prefixed(accuracies, name)
-    accelerator.wait_for_everyone()
     return metrics
 
 

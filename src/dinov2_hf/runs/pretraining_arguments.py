@@ -165,7 +165,7 @@ class PreTrainingArguments:
     )
     mixed_precision: str = argument(
         "auto",
-        '"auto" (bf16 where the hardware has it), "no", "bf16" or "fp16".',
+        '"auto" (bf16 where the hardware multiplies it), "no", "bf16" or "fp16".',
         ("auto", "no", "bf16", "fp16"),
     )
     max_nonfinite_steps: int = argument(

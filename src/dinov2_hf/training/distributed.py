@@ -16,21 +16,40 @@ def cpu_supports_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def choose_mixed_precision(requested: str, launched: str, use_cpu: bool) -> str:
+def multiplies_bfloat16(device_type: str) -> bool:
+    """Whether a CPU or GPU does so in hardware. GPUs before Ampere (V100, T4, RTX 20) emulate it, slowly."""
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return cpu_supports_bfloat16()
+
+
+def choose_mixed_precision(requested: str, launched: str, use_cpu: bool, is_sharded: bool = False) -> str:
     """
     The precision of a run: `"no"`, `"bf16"` or `"fp16"`.
 
     Args:
-        requested: one of these, which is final, or `"auto"`.
+        requested: one of these, which is final, or `"auto"`: bf16 where the hardware multiplies it. Where it does not,
+            fp16 on a GPU, or `"no"` where the backend shards, and `"no"` on a CPU.
         launched: what `accelerate launch` was configured with; used by `"auto"` unless it is `"no"`, which is also
             what an unconfigured launch says.
+        is_sharded: whether the backend is FSDP2 or DeepSpeed, which do not train in fp16 here.
     """
     if requested != "auto":
         return requested
     if launched not in ("", "no"):
         return launched
-    supported = cpu_supports_bfloat16() if use_cpu else torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "bf16" if supported else "no"
+    if multiplies_bfloat16("cpu" if use_cpu else "cuda"):
+        return "bf16"
+    return "no" if use_cpu or is_sharded else "fp16"
+
+
+def precision_in_words(precision: str, device_type: str) -> str:
+    """`precision`, and what is to be known of it on this device."""
+    if precision == "bf16" and not multiplies_bfloat16(device_type):
+        return "bf16, which this device emulates slowly; `mixed_precision: auto` takes another"
+    if precision == "fp16" and device_type == "cuda" and not multiplies_bfloat16(device_type):
+        return "fp16, since this GPU would emulate bf16"
+    return precision
 
 
 def choose_attention(requested: str, mixed_precision: str, device: torch.device) -> str:

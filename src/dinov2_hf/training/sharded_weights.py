@@ -55,16 +55,14 @@ def whole_weights(module: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
     return weights
 
 
-def whole_copy(module: PreTrainedModel, keep: bool) -> PreTrainedModel | None:
+def whole_copy(module: PreTrainedModel) -> PreTrainedModel:
     """
-    A module that one process can run by itself: `module` where its weights are not sharded, else a copy with whole
-    weights in the memory of the host. Every process must call it; those that do not keep it get `None`.
+    A module that each process can run by itself: `module` where its weights are not sharded, else a copy with whole
+    weights in the memory of the host. Every process must call it.
     """
     if not is_sharded(module):
-        return module if keep else None
-    weights = whole_weights(module, keep)
-    if not keep:
-        return None
+        return module
+    weights = whole_weights(module, keep=True)
     with torch.device("meta"):
         copy = type(module)._from_config(module.config, attn_implementation=module.config._attn_implementation)
     copy.load_state_dict(weights, assign=True)
