@@ -6,7 +6,8 @@ How fast one full pretraining step is, and where its time goes.
 
 A step is teacher, student, losses, backward, clipping, optimizer and teacher update, on random crops of the recipe's
 sizes; any recipe, any device. Variants run in turn within one process, round after round, so that their ratios hold on
-a machine whose speed drifts: packed and separate student passes, in float32 and in bfloat16 where the hardware has it.
+a machine whose speed drifts: packed and separate student passes, in float32 and in bfloat16 where the hardware has it;
+with a third word, such as separate-no-blocks, `--variants` names one that is compiled as `compile` of a recipe says.
 `share_of_step` tells the forward time of backbones, heads and losses, the backward pass, and the update (clipping,
 optimizer, teacher) apart; `--train_data` adds the data: the time in which one process decodes and augments a batch.
 
@@ -38,6 +39,7 @@ from tqdm.auto import tqdm
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from dinov2_hf.data import PreTrainingCollator, PreTrainingSample, build_batches, load_image_dataset
 from dinov2_hf.options import values_for
+from dinov2_hf.pretraining.compilation import compile_objective
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
 from dinov2_hf.runs.recipe_parsing import parse_recipe
 from dinov2_hf.training.distributed import choose_attention, cpu_supports_bfloat16
@@ -72,12 +74,17 @@ def main() -> None:
         f"{way}-{dtype}" for dtype in ["no", "bf16"][: 1 + bf16] for way in ("packed", "separate")
     ]
 
-    batch = {name: value.to(device) for name, value in random_batch(args, config).items()}
+    batches = {
+        pad_masked: {name: value.to(device) for name, value in random_batch(args, config, pad_masked).items()}
+        for pad_masked in (False, True)
+    }
     variants = {name: Variant(name, args, config, device) for name in names}
     rounds = ["warm up"] + ["time"] * own.steps + ["split"] * 2
     for purpose in tqdm(rounds, desc="rounds", disable=not sys.stderr.isatty()):
         for variant in variants.values():
-            variant.step(batch, purpose)
+            if purpose == "split" and variant.compile == "step":
+                continue  # which has no parts, and would be compiled again with the clocks in it
+            variant.step(batches[variant.compile == "step"], purpose)
     results = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads",
         "torch": torch.__version__,
@@ -128,13 +135,14 @@ class Variant:
     """One way of taking the step, with a model and optimizer of its own."""
 
     def __init__(self, name: str, args: PreTrainingArguments, config: DINOv2PreTrainingConfig, device: torch.device):
-        self.way, self.dtype = name.split("-")
+        self.way, self.dtype, self.compile = f"{name}-no".split("-")[:3]
         self.device, self.max_grad_norm = device, args.max_grad_norm
         torch.manual_seed(0)
         attention = choose_attention(args.attn_implementation, self.dtype, device)
         self.model = DINOv2ForPreTraining._from_config(config, attn_implementation=attention).to(device).train()
         backbone = self.model.student.backbone
         backbone.forward_crops = partial(backbone.forward_crops, packed=self.way == "packed")
+        compile_objective(self.model, self.compile)
         groups = parameter_groups(
             self.model.student,
             layerwise_decay=args.layerwise_decay,
@@ -143,6 +151,7 @@ class Variant:
         self.optimizer = build_optimizer(groups, adam_beta1=args.adam_beta1, adam_beta2=args.adam_beta2)
         set_schedule(self.optimizer, ScheduleValues(1e-4, 1e-4, 0.04, 0.99, 0.07, 1e-4))
         self.seconds: list[float] = []
+        self.first_seconds = 0.0
         self.parts: dict[str, float] = defaultdict(float)
 
     def step(self, batch: dict[str, torch.Tensor], purpose: str) -> None:
@@ -163,7 +172,9 @@ class Variant:
         self.optimizer.zero_grad()
         update_ema(self.model.teacher, self.model.student, 0.99)
         done = self.now()
-        if purpose == "time":
+        if purpose == "warm up":
+            self.first_seconds = done - started
+        elif purpose == "time":
             self.seconds.append(done - started)
         elif split:
             self.parts["forward"] += forward_done - started
@@ -205,16 +216,20 @@ class Variant:
     def summary(self, batch_size: int) -> dict:
         seconds = statistics.median(self.seconds)
         parts = dict(self.parts)
-        parts["losses"] = parts.pop("forward") - parts["backbone"] - parts["heads"]
+        if parts:
+            parts["losses"] = parts.pop("forward") - parts["backbone"] - parts["heads"]
         shares = {name: value / sum(parts.values()) for name, value in parts.items()}
         return {
             "images_per_second": batch_size / seconds,
             "seconds_per_step": {"median": seconds, "min": min(self.seconds), "max": max(self.seconds)},
+            "seconds_of_first_step": self.first_seconds,
             "share_of_step": shares,
         }
 
 
-def random_batch(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> dict[str, torch.Tensor]:
+def random_batch(
+    args: PreTrainingArguments, config: DINOv2PreTrainingConfig, pad_masked: bool = False
+) -> dict[str, torch.Tensor]:
     backbone = config.backbone_config
     shape = (backbone.num_channels, backbone.image_size, backbone.image_size)
     local_shape = (backbone.num_channels, args.local_crop_size, args.local_crop_size)
@@ -222,11 +237,8 @@ def random_batch(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) ->
         PreTrainingSample(torch.randn(2, *shape), torch.randn(args.num_local_crops, *local_shape), f"row {i}", i, ())
         for i in range(args.per_device_train_batch_size)
     ]
-    return build_collator(args, config)(samples)[0]
-
-
-def build_collator(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> PreTrainingCollator:
-    return PreTrainingCollator(config.backbone_config.patch_size, **values_for(PreTrainingCollator, args))
+    values = values_for(PreTrainingCollator, args)
+    return PreTrainingCollator(config.backbone_config.patch_size, **values, pad_masked=pad_masked)(samples)[0]
 
 
 def seconds_per_batch_of_data(

@@ -131,6 +131,25 @@ def test_knn_is_that_of_one_process_on_the_same_backbone(straight, images, backe
     assert {name: measured[-1][name] for name in alone} == dict(alone)
 
 
+@pytest.mark.parametrize(("backend", "how"), [("ddp", "step"), ("fsdp2", "blocks")])
+def test_a_compiled_run_goes_on_as_the_plain_one(straight, launch, images, tmp_path, backend, how):
+    """From its checkpoint, to the same losses, norms and weights to rounding, under the same names."""
+    run = straight(backend)
+    shutil.copytree(run.output_dir, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "step_0000012")
+    flags = ["--compile", how, "--eval_data", str(images), "--eval_split", "train"]
+    flags += ["--resume_from_checkpoint", "latest"]
+    resumed = launch(backend, tmp_path / "out", *flags, TRACED_BY="aot_eager", POISONED_CALL=str(POISONED_STEP - 5))
+    assert resumed.returncode == 0, resumed.printed
+    for record, wanted in zip(resumed.records("loss")[6:], run.records("loss")[6:], strict=True):
+        assert record["step"] == wanted["step"]
+        for name in ["loss", *(name for name in wanted if name.startswith("grad_norm"))]:
+            assert record[name] == pytest.approx(wanted[name], rel=1e-4, nan_ok=True)
+    assert resumed.weights["after"].keys() == run.weights["after"].keys()
+    for name, value in run.weights["after"].items():
+        torch.testing.assert_close(resumed.weights["after"][name], value, rtol=0, atol=1e-5)
+
+
 @every_backend
 def test_resume_equals_the_uninterrupted_run(straight, launch, images, tmp_path, backend):
     run = straight(backend)

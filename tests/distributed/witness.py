@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from dinov2_hf.training.backends import allow_fsdp_on_cpu
 
 
 WATCHED_STEP = 4
+TRACED_BY = os.environ.get("TRACED_BY", "")  # the backend that a compiled run uses in the place of its own
 POISONED_CALL = int(os.environ.get("POISONED_CALL", "-1"))  # the batch of the second process that holds a NaN, from 1
 
 
@@ -92,7 +94,7 @@ def watch(pretrain, folder: Path) -> None:
 
         pretrain.update_ema = watching_update
         watched["before"] = whole(accelerator, model)
-        dtypes = watch_dtypes(module)
+        dtypes = {} if TRACED_BY else watch_dtypes(module)  # hooks would be compiled with the rest
         try:
             train(run, model, optimizer)
         finally:
@@ -121,4 +123,5 @@ if __name__ == "__main__":
     spec.loader.exec_module(pretrain)
     outputs.plot_training_curves = results.save_patch_pca = lambda *_, **__: None
     watch(pretrain, Path(sys.argv[1]))
-    pretrain.main(sys.argv[2:])
+    with torch.compiler.set_stance(force_backend=TRACED_BY) if TRACED_BY else nullcontext():
+        pretrain.main(sys.argv[2:])

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -288,24 +289,18 @@ def test_a_student_starts_from_weights(distill, small_recipe, finished_run, teac
     assert all(torch.equal(model[name], before[f"teacher.backbone.{name}"]) for name in model)
 
 
-def test_a_compiled_teacher_says_the_same(distill, small_recipe, teacher, images, tmp_path, monkeypatch):
-    """By the compiler that only traces, which needs no C++."""
-    from torch import nn
-
-    compile_, compiled = nn.Module.compile, []
-
-    def trace(module):
-        compiled.append(type(module).__name__)
-        compile_(module, backend="eager")
-
-    monkeypatch.setattr(nn.Module, "compile", trace)
-    losses = []
-    for flag in ("false", "true"):
-        flags = ("--max_steps", "2", "--warmup_steps", "1", "--teacher_compile", flag)
-        run(distill, small_recipe, teacher, images, tmp_path / flag, *flags)
-        losses.append([record["loss"] for record in read_metrics(tmp_path / flag / "metrics.jsonl")])
-    assert compiled == ["DINOv2Model"]
+def test_compiled_students_and_teacher_say_the_same(distill, two_recipe, teacher, images, tmp_path):
+    """By the compiler that only traces, which needs no C++; two students of two widths, whose blocks drop crops."""
+    losses, flags = [], ("--max_steps", "2", "--warmup_steps", "1", "--drop_path_rate", "0.3", "--eval_steps", "9")
+    for how in ("no", "blocks"):
+        counters.clear()
+        with torch.compiler.set_stance(force_backend="eager"):
+            run(distill, two_recipe, teacher, images, tmp_path / how, *flags, "--compile", how)
+        students = [tmp_path / how / "students" / name for name in ("half", "wide")]
+        losses.append([record["loss"] for folder in students for record in read_metrics(folder / "metrics.jsonl")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    # Of the teacher and each student, and the two sizes of crops that students see; other blocks share them.
+    assert counters["frames"]["total"] == 5
 
 
 def test_a_teacher_in_bf16_is_close(distill, small_recipe, teacher, images, finished_run, tmp_path):

@@ -80,7 +80,7 @@ SAME_RESULT = {
 }
 # Not run here.
 ELSEWHERE = {
-    "teacher_compile": "a compiled teacher says the same to rounding; test_distill.py",
+    "compile": "a compiled step says the same to rounding; test_compilation.py",
     "push_to_hub": "needs a Hub, which tests/hub stands in for",
 }
 SAME_IN_DISTILLATION = SAME_RESULT | {

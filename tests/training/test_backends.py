@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, DynamoBackend
 
 from dinov2_hf.training.backends import configure_backend, resume_launch
 from tests.examples.conftest import forget_accelerate, images, load_example, recipe  # noqa: F401
@@ -15,6 +15,7 @@ RECIPE = {
     "gradient_accumulation_steps": 2,
     "max_grad_norm": 3.0,
     "clip_per_part": False,
+    "compile": "no",
 }
 
 
@@ -22,7 +23,7 @@ def accelerator(backend: str, num_processes: int = 2, **plugin):
     """What is read of an `Accelerator` under a backend."""
     kinds = {"zero": DistributedType.DEEPSPEED, "fsdp": DistributedType.FSDP, "ddp": DistributedType.MULTI_GPU}
     kind = next((kind for name, kind in kinds.items() if backend.startswith(name)), DistributedType.NO)
-    state = SimpleNamespace()
+    state = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
     if kind == DistributedType.DEEPSPEED:
         state.deepspeed_plugin = SimpleNamespace(zero_stage=int(backend[-1]), **plugin)
     if kind == DistributedType.FSDP:
@@ -51,6 +52,7 @@ def test_deepspeed_gets_the_recipe(two_processes):
     [
         ("zero2", {"clip_per_part": True}, "`clip_per_part` is true, but DeepSpeed clips all gradients by one norm"),
         ("zero3", {"mixed_precision": "fp16"}, '`mixed_precision` is "fp16", which zero3 does not train with'),
+        ("zero1", {"compile": "blocks"}, '`compile` is "blocks", but DeepSpeed moves weights'),
         ("fsdp2", {"mixed_precision": "fp16"}, '`mixed_precision` is "fp16", which fsdp2 does not train with'),
     ],
 )

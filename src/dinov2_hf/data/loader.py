@@ -38,6 +38,7 @@ def build_batches(
     world_size: int = 1,
     start_sample: int = 0,
     has_masks: bool = True,
+    pad_masked: bool = False,
     device: torch.device | str = "cpu",
 ) -> Batches:
     """The batches of one process, as a recipe says, on its device and ready for the network; see `build_loader`.
@@ -49,19 +50,20 @@ def build_batches(
         rank, world_size: this process and the number of processes.
         start_sample: images that all processes together have seen before.
         has_masks: whether the objective reads masks; without it none are drawn.
+        pad_masked: as in `PreTrainingCollator`.
         device: where the batches go, and where the augmentation does its second part, if it has one.
 
     Raises:
         ValueError: as `build_transform` and `build_loader`, and where there are no such masks or no such order.
     """
-    ratios = {} if has_masks else {"mask_probability": 0.0}
+    more = {"pad_masked": pad_masked} | ({} if has_masks else {"mask_probability": 0.0})
     device = torch.device(device)
     transform = build_transform(recipe, network.image_size, network.num_channels)
     batches = build_loader(
         dataset,
         find_image_column(dataset, recipe.image_column),
         transform,
-        PreTrainingCollator(network.patch_size, **{**values_for(PreTrainingCollator, recipe), **ratios}),
+        PreTrainingCollator(network.patch_size, **{**values_for(PreTrainingCollator, recipe), **more}),
         batch_size=recipe.per_device_train_batch_size,
         seed=recipe.seed,
         rank=rank,

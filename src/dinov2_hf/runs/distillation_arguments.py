@@ -33,7 +33,6 @@ class DistillationArguments(PreTrainingArguments):
     teacher_mixed_precision: str = argument(
         "auto", '"auto" (as the run), "no" or "bf16", with half the memory.', ("auto", "no", "bf16")
     )
-    teacher_compile: bool = argument(False, "Make the teacher faster by torch.compile.")
     teacher_image_size: int | None = argument(
         None, "Side in pixels that crops are resized to for the teacher; by default as they are.", AT_LEAST_ONE
     )

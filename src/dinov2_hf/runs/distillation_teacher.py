@@ -80,8 +80,6 @@ class LoadedTeacher:
             tensors = [*teacher.parameters(), *teacher.buffers()]
             needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             check_memory("the teacher", needed, torch.cuda.mem_get_info(device)[0], f"{device}")
-        if args.teacher_compile:
-            teacher.backbone.compile()
         return teacher.to(device)
 
 

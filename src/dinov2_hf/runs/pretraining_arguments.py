@@ -14,6 +14,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..data.loader_workers import default_workers
 from ..options import REQUIRED, argument, check_options
+from ..pretraining.compilation import HOW
 from ..pretraining.teachers import TEACHERS
 from ..pretraining.terms import check_loss_terms
 from ..public_names import without_secrets
@@ -228,6 +229,12 @@ class PreTrainingArguments:
         1024, "Patches of which logits are held at once, by student and teacher.", AT_LEAST_ONE
     )
     gradient_checkpointing: bool = argument(False, "Recompute blocks: less memory, slower.")
+    compile: str = argument(
+        "no",
+        'What torch.compile makes faster: "blocks" of the networks, the whole "step", or "no"; the first steps take'
+        " minutes.",
+        HOW,
+    )
     report_to: str = argument("none", "Accelerate tracker for the curves, such as tensorboard, wandb or mlflow.")
     stop_on_collapse: bool = argument(False, "Stop, with exit code 3, where a collapse would only be warned of.")
     license: str | None = argument(None, "Licence of the weights for the model card, such as apache-2.0.")

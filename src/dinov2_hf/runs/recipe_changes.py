@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 FREE = (
     "logging_steps", "eval_steps", "save_steps", "save_total_limit", "dataloader_num_workers", "max_skipped_fraction",
     "max_nonfinite_steps", "attn_implementation", "gradient_checkpointing", "report_to", "stop_on_collapse", "license",
-    "per_device_eval_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "teacher_compile",
+    "per_device_eval_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "compile",
     "patch_chunk_size",
 )  # fmt: skip
 # Data may lie in another place by now. The number of images is compared (`DATA_SIZES`), and the log says so.

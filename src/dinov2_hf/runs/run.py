@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ..data import SkippedImageLog, build_batches, load_image_dataset, set_max_image_pixels
 from ..options import values_for
 from ..output_folders import write_text
+from ..pretraining.compilation import check_compiler, compile_objective, without_compiling
 from ..training.backends import compute_precision, prepare, resume_launch
 from ..training.checkpoints import load_checkpoint
 from ..training.distributed import choose_attention, end_run
@@ -82,6 +83,7 @@ class Run:
         args = plan.args
         self.output_dir = Path(args.output_dir)
         self.accelerator = build_accelerator(args, self.output_dir)
+        check_compiler(args.compile, self.accelerator.device)
         num_processes = self.accelerator.num_processes
         self.checkpoint = held.enter_context(claimed_folder(self.accelerator, args))
         set_max_image_pixels(args.max_image_pixels)
@@ -111,6 +113,7 @@ class Run:
             world_size=num_processes,
             start_sample=self.state["images_seen"],
             has_masks=plan.has_masks,
+            pad_masked=args.compile == "step",
             device=self.accelerator.device,
         )
         self.image_processor = build_image_processor(args, plan.config.backbone_config)
@@ -147,6 +150,7 @@ class Run:
         model.patch_chunk_size = args.patch_chunk_size
         for student in model.students.values() if args.gradient_checkpointing else ():
             student.backbone.gradient_checkpointing_enable()
+        compile_objective(model, args.compile)
         optimizer = build_optimizer(groups, **values_for(build_optimizer, args))
         set_seed(args.seed, device_specific=True)  # but stochastic depth of its own
         self.model, self.optimizer = prepare(accelerator, model, optimizer)
@@ -165,7 +169,7 @@ class Run:
 
     def evaluate(self) -> None:
         """Measure each backbone as it would be exported now, and note it."""
-        with bad_data_stops_run():
+        with bad_data_stops_run(), without_compiling(self.args.compile):
             metrics = measure(self)
         if not metrics:
             return
@@ -192,7 +196,8 @@ class Run:
 
     def finish(self) -> None:
         """Export models, cards and pictures, and upload what is to be uploaded."""
-        leave_results(self)
+        with without_compiling(self.args.compile):
+            leave_results(self)
         end_run(self.accelerator)
         self.is_training = False
         for output, repo_id in zip(self.outputs, self.repo_ids, strict=True):

@@ -15,6 +15,7 @@ from accelerate.state import PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
+    DynamoBackend,
     InitProcessGroupKwargs,
     KwargsHandler,
     parse_flag_from_env,
@@ -61,6 +62,7 @@ def configure_backend(
     gradient_accumulation_steps: int,
     max_grad_norm: float,
     clip_per_part: bool,
+    compile: str,
 ) -> None:
     """
     Tell the backend what the recipe says.
@@ -71,6 +73,16 @@ def configure_backend(
     """
     _check_launch(accelerator)
     backend = backend_name(accelerator)
+    if compile != "no" and (dynamo := accelerator.state.dynamo_plugin.backend) != DynamoBackend.NO:
+        raise ValueError(
+            f'`compile` is "{compile}", but the launch compiles too, by the dynamo backend {dynamo.value.lower()};'
+            ' launch without it, or set `compile` to "no".'
+        )
+    if compile != "no" and backend.startswith("zero"):
+        raise ValueError(
+            f'`compile` is "{compile}", but DeepSpeed moves weights in the middle of what is compiled; set it to "no",'
+            " or use the fsdp2 or ddp backend."
+        )
     if backend in ("single", "ddp"):
         return
     if mixed_precision == "fp16":
