@@ -17,6 +17,11 @@ from dinov2_hf.data import own_max_image_pixels
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("there is no GPU here")
+
+
 @pytest.fixture
 def tiny_config() -> DINOv2Config:
     """2 layers, 32 wide, 4 x 4 patches of 8 pixels."""

@@ -68,7 +68,7 @@ def test_crops_are_normalised(dataset):
         torch.testing.assert_close(batch[name], expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="copies to a GPU are made on a stream of their own")
+@pytest.mark.gpu
 @pytest.mark.parametrize("augmentation", ["multi_crop", "device"])
 def test_a_gpu_gets_the_same_batches(dataset, augmentation):
     recipe = replace(RECIPE, augmentation=augmentation)
