@@ -67,13 +67,21 @@ def test_files_of_the_original(tmp_path):
 
 def test_a_checkpoint_of_a_run(run):
     checkpoint = run / "checkpoints" / "step_0000004"
-    (run / "recipe.yaml").write_text("")
-    (checkpoint / "model.safetensors").write_bytes(b"")
-    assert find_model(checkpoint) == checkpoint
+    (checkpoint / "run_state.json").write_text("{}")
+    (run / "checkpoints" / "step_0000003").mkdir()
+    (run / "checkpoints" / "step_0000003" / "run_state.json").write_text("{}")
+    assert find_model(checkpoint) == find_model(run / "checkpoints" / "latest") == checkpoint
+    assert find_model(run / "checkpoints" / "latest" / "small") == checkpoint / "small"
     assert is_other_layout(checkpoint)
+    assert is_other_layout(checkpoint / "small")
     assert not is_other_layout(find_model(run))
-    with pytest.raises(ValueError, match=f"holds checkpoints.*name the model of that run, {run}/model"):
+    with pytest.raises(ValueError, match="is a checkpoint, but .* is needed; make a model folder of it with"):
         find_model(checkpoint, folder_only=True)
+    with pytest.raises(ValueError, match=f"holds checkpoints; name one of them, or {run}/checkpoints/latest"):
+        find_model(run / "checkpoints")
+    (run / "model" / "config.json").unlink()
+    with pytest.raises(ValueError, match=f"no model yet; .*name {run}/checkpoints/latest for its weights by now"):
+        find_model(run)
 
 
 def test_a_folder_of_timm(tmp_path):
@@ -96,10 +104,6 @@ def other_file(run):
 def unfinished(run):
     (run / "model" / "config.json").unlink()
     return run
-
-
-def unfinished_checkpoints(run):
-    return unfinished(run) / "checkpoints"
 
 
 def students(run):
@@ -138,10 +142,9 @@ def only_weights(run):
 
 OTHERS = {
     "pretraining_model": (lambda run: run / "pretraining_model", "student, teacher and heads.*; name {run}/model,"),
-    "checkpoints": (lambda run: run / "checkpoints", "holds checkpoints.*; name .*{run}/model"),
-    "checkpoint": (lambda run: run / "checkpoints" / "step_0000004", "holds checkpoints.*{run}/model"),
+    "checkpoints": (lambda run: run / "checkpoints", "has no config.json, so it is no model folder; name"),
+    "no checkpoint": (lambda run: run / "checkpoints" / "latest", "holds no checkpoint yet; a model folder"),
     "unfinished": (unfinished, "a run that has left no model yet; continue it"),
-    "unfinished checkpoints": (unfinished_checkpoints, "has left no model yet; continue it"),
     "students": (students, "several students; name one of {run}/students/base/model, {run}/students/small/model"),
     "web project": (web_project, "is no model folder: its config.json has no `model_type`; name"),
     "broken": (broken, "is not JSON"),

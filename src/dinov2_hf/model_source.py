@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .output_folders import KINDS, read_marker
+from .training.checkpoint_folders import STATE_FILE, list_checkpoints
 
 
 MODEL, PRETRAINING_MODEL = "model", "pretraining_model"  # of the output folder of a run
@@ -22,7 +23,7 @@ PRETRAINING_TYPE = "dinov2_hf_pretraining"
 # the id on the Hub in its place.
 HERE = '# In this folder; from elsewhere, give its path instead of ".".'
 NEEDED = "a model folder, the output folder of a run or an id on the Hub"
-CHECKPOINT_WEIGHTS = "model.safetensors"
+CHECKPOINTS, LATEST = "checkpoints", "latest"
 _HUB_ID = r"[\w.-]+(/[\w.-]+)?"
 _WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 
@@ -33,8 +34,8 @@ def find_model(source: str | os.PathLike, parts: Sequence[str] = (MODEL,), *, fo
     `conversion.other_layouts` reads (`is_other_layout`).
 
     Args:
-        source: a folder with config.json; the output folder of a run; one of its checkpoints; an id on the Hub; a file
-            of the original or of timm.
+        source: a folder with config.json; the output folder of a run; one of its checkpoints, `checkpoints/latest`
+            too, and of several students the name of one below it; an id on the Hub; a file of the original or of timm.
         parts: the folders of a run that will do, best first. Without "pretraining_model" among them, a folder with
             student, teacher and heads is refused; with it, `owner/name/pretraining_model` is taken for the Hub.
         folder_only: whether only what `from_pretrained` loads will do.
@@ -47,9 +48,9 @@ def find_model(source: str | os.PathLike, parts: Sequence[str] = (MODEL,), *, fo
     """
     name = os.fspath(source)
     path = Path(name).expanduser()
+    if not folder_only and (checkpoint := split_checkpoint(path)):
+        return Path(*checkpoint)
     if path.is_dir():
-        if not folder_only and _is_checkpoint(path):
-            return path
         if not folder_only and (timm := _weights_of_timm(path)):
             return timm
         folder = _folder_of_model(path, parts)
@@ -68,13 +69,28 @@ def find_model(source: str | os.PathLike, parts: Sequence[str] = (MODEL,), *, fo
 
 def is_other_layout(found: Path | str) -> bool:
     """Whether what `find_model` gave is none that `from_pretrained` loads: a file, or a checkpoint of a run."""
-    return isinstance(found, Path) and (found.is_file() or _is_checkpoint(found))
+    return isinstance(found, Path) and (found.is_file() or split_checkpoint(found) is not None)
 
 
-def _is_checkpoint(path: Path) -> bool:
-    """Whether it is a checkpoint of a run with its weights in one file, and not in shards."""
-    is_named = re.fullmatch(r"step_\d+", path.name) and path.parent.name == "checkpoints"
-    return bool(is_named) and (path / CHECKPOINT_WEIGHTS).is_file() and (path.parents[1] / "recipe.yaml").is_file()
+def split_checkpoint(path: Path) -> tuple[Path, str] | None:
+    """
+    The folder of a checkpoint, and the name of a student that may stand below it; `None` for anything else.
+
+    Args:
+        path: with "latest" for the newest of `checkpoints`, where no folder has that name.
+
+    Raises:
+        ValueError: the newest is asked for, and there is none yet.
+    """
+    for folder, student in ((path, ""), (path.parent, path.name)):
+        if folder.name == LATEST and folder.parent.name == CHECKPOINTS and not folder.exists():
+            found = list_checkpoints(folder.parent)
+            if not found:
+                raise ValueError(f"{folder.parent} holds no checkpoint yet; {NEEDED} is needed.")
+            return found[-1], student
+        if (folder / STATE_FILE).is_file() and not (student and path.exists()):
+            return folder, student
+    return None
 
 
 def _weights_of_timm(path: Path) -> Path | None:
@@ -150,23 +166,19 @@ def _about_file(path: Path) -> str:
 
 def _about_folder(path: Path, parts: Sequence[str]) -> str:
     """Why a folder is no model, and what to name instead."""
-    checkpoint = next((p for p in (path, path.parent) if p.name == "checkpoints" and _is_run(p.parent)), None)
-    if checkpoint is not None:
-        run = checkpoint.parent
-        found = next((run / part for part in parts if (run / part / "config.json").exists()), None)
-        if found is not None:
-            return f"{path} holds checkpoints, from which a run is continued; name the model of that run, {found}."
-        return (
-            f"{path} holds checkpoints, from which a run is continued, and that run has left no model yet; continue it"
-            " to its end with --resume_from_checkpoint latest."
-        )
+    if path.name == CHECKPOINTS and list_checkpoints(path):
+        return f"{path} holds checkpoints; name one of them, or {path / LATEST} for the newest."
+    if split_checkpoint(path) is not None:
+        return f"{path} is a checkpoint, but {NEEDED} is needed; make a model folder of it with `dinov2-hf convert`."
     students = sorted(str(found.parent) for found in path.glob(f"students/*/{MODEL}/config.json"))
     if students:
         return f"{path} is the output folder of a run with several students; name one of {', '.join(students)}."
     if _is_run(path):
+        checkpoints = path / CHECKPOINTS
+        now = f"; name {checkpoints / LATEST} for its weights by now" if list_checkpoints(checkpoints) else ""
         return (
             f"{path} is the output folder of a run that has left no model yet; continue it to its end with"
-            " --resume_from_checkpoint latest."
+            f" --resume_from_checkpoint latest{now}."
         )
     kind = (read_marker(path) or {}).get("kind")
     if kind:

@@ -1,9 +1,10 @@
 """What is no model folder, named where a model is: files of the original and of timm, checkpoints of a run."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -12,6 +13,7 @@ from dinov2_hf.cli import main
 from dinov2_hf.conversion.other_layouts import model_folder
 from dinov2_hf.conversion.saved_models import load_backbone, load_network, load_network_and_processor
 from dinov2_hf.runs.initial_weights import load_initial_model
+from dinov2_hf.training.checkpoint_manifest import write_manifest
 
 
 @pytest.fixture
@@ -26,17 +28,23 @@ def original(tmp_path, tiny_config, spread):
 
 @pytest.fixture
 def checkpoint(tmp_path, tiny_config, spread):
-    """As a run leaves it, with the recipe above it."""
+    """As a run leaves it."""
     config = DINOv2PreTrainingConfig(backbone_config=tiny_config.to_dict(), num_prototypes=8, head_hidden_size=8)
     model = spread(DINOv2ForPreTraining(config))
     folder = tmp_path / "run" / "checkpoints" / "step_0000004"
     folder.mkdir(parents=True)
-    save_file(model.state_dict(), folder / "model.safetensors")
     recipe = {"train_data": "x", "eval_resize_size": 40, "num_prototypes": 8, "head_hidden_size": 8}
     recipe |= {name: getattr(tiny_config, name) for name in ("hidden_size", "num_hidden_layers", "patch_size")}
     recipe |= {name: getattr(tiny_config, name) for name in ("num_attention_heads", "image_size", "layerscale_value")}
-    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "run_state.json").write_text(json.dumps({"step": 4, "recipe": recipe}))
+    keep(folder, model.state_dict())
     return folder
+
+
+def keep(checkpoint, weights):
+    """With the manifest that belongs to them."""
+    save_file(weights, checkpoint / "model.safetensors")
+    write_manifest(checkpoint)
 
 
 def features(model, images, output):
@@ -83,16 +91,29 @@ def test_a_checkpoint_of_a_run(tmp_path, checkpoint, images):
     np.testing.assert_array_equal(features(tmp_path / "x.pth", images, tmp_path / "c.npy"), expected)
 
 
+def test_a_folder_of_a_checkpoint(tmp_path, checkpoint):
+    main(["convert", str(checkpoint.parent / "latest"), str(tmp_path / "made")])
+    weights, made = load_file(checkpoint / "model.safetensors"), load_file(tmp_path / "made" / "model.safetensors")
+    assert all(torch.equal(tensor, weights[f"teacher.backbone.{name}"]) for name, tensor in made.items())
+    assert isinstance(load_initial_model(str(tmp_path / "made" / "pretraining_model")), DINOv2ForPreTraining)
+    assert DINOv2ImageProcessor.from_pretrained(tmp_path / "made").size["shortest_edge"] == 40
+
+
 def test_a_damaged_checkpoint_is_one_sentence(checkpoint):
     weights = load_file(checkpoint / "model.safetensors")
-    save_file({"students.small.x": torch.zeros(1)}, checkpoint / "model.safetensors")
-    with pytest.raises(ValueError, match="holds weights of another kind of run than a pretraining"):
+    keep(checkpoint, {"students.small.x": torch.zeros(1)})
+    with pytest.raises(ValueError, match="does not hold the network that its recipe describes"):
         load_backbone(checkpoint)
+    with pytest.raises(ValueError, match="a run with one student, which has no name; name .*4, without /small"):
+        load_backbone(checkpoint / "small")
     next(iter(weights.values())).fill_(torch.nan)
-    save_file(weights, checkpoint / "model.safetensors")
+    keep(checkpoint, weights)
     with pytest.raises(ValueError, match="NaN or infinite"):
         load_backbone(checkpoint)
     (checkpoint / "model.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match="is damaged: its model.safetensors has 100 bytes"):
+        load_backbone(checkpoint)
+    write_manifest(checkpoint)
     with pytest.raises(ValueError, match="cannot be read"):
         load_backbone(checkpoint)
 

@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoImageProcessor, AutoModel
 
+from dinov2_hf.conversion.saved_models import load_backbone
 from dinov2_hf.data import load_image_dataset
 from dinov2_hf.evaluation.knn import evaluate_knn
 from dinov2_hf.features import FeatureExtractor
+from dinov2_hf.runs.initial_weights import load_initial_model
 from dinov2_hf.training.checkpoint_manifest import write_manifest
 from tests.examples.conftest import forget_accelerate, load_example
 
@@ -115,6 +117,17 @@ def test_the_export_is_bit_equal_to_the_state(straight, backend):
     backbone = load_file(run.output_dir / "model" / "model.safetensors")
     assert backbone
     assert all(torch.equal(value, after[f"teacher.backbone.{name}"]) for name, value in backbone.items())
+
+
+@every_backend
+def test_its_checkpoint_is_the_model_that_it_leaves(straight, backend):
+    """The last one is of the last step; shards are read by one process, which has none of the launch."""
+    run = straight(backend)
+    latest = run.output_dir / "checkpoints" / "latest"
+    for network, folder in ((load_backbone(latest), "model"), (load_initial_model(latest), "pretraining_model")):
+        left = load_file(run.output_dir / folder / "model.safetensors")
+        assert network.state_dict().keys() == left.keys()
+        assert all(torch.equal(tensor, left[name]) for name, tensor in network.state_dict().items())
 
 
 @every_backend

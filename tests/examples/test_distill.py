@@ -26,7 +26,9 @@ from transformers import (
 
 from dinov2_hf import DINOv2ForPreTraining
 from dinov2_hf.conversion.exports.stock_transformers import export_transformers
+from dinov2_hf.conversion.saved_models import load_backbone
 from dinov2_hf.runs.distillation_plan import DistillationPlan
+from dinov2_hf.runs.initial_weights import load_initial_model
 from dinov2_hf.runs.run import start_run
 from dinov2_hf.training.monitor import read_metrics
 
@@ -135,6 +137,25 @@ def test_no_checkpoint_holds_the_teacher(finished_run):
     assert {name.split(".")[0] for name in saved} == {"student", "average"}
     widths = {value.shape[-1] for name, value in saved.items() if name.endswith("layernorm.weight")}
     assert widths == {16}
+
+
+def test_a_checkpoint_is_a_model(finished_run, two_students):
+    half = two_students / "checkpoints" / "latest" / "half"
+    for checkpoint, left in (
+        (finished_run / "checkpoints" / "latest", finished_run),
+        (half, two_students / "students" / "half"),
+    ):
+        for network, folder in (
+            (load_backbone(checkpoint), "model"),
+            (load_initial_model(checkpoint), "pretraining_model"),
+        ):
+            expected = load_file(left / folder / "model.safetensors")
+            assert network.state_dict().keys() == expected.keys()
+            assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+    with pytest.raises(ValueError, match=f"is of several students; name one of {half.parent.parent}/step_.*/half, "):
+        load_backbone(half.parent)
+    with pytest.raises(ValueError, match="is of several students; name one of"):
+        load_backbone(half.with_name("other"))
 
 
 def test_a_pretraining_goes_on_with_the_student(finished_run, pretrain, recipe, images, tmp_path):
@@ -276,6 +297,10 @@ def test_features_of_a_run_and_two_patch_sizes(distill, small_recipe, teacher, i
         for name in ("fine", "coarse")
     ]
     assert sizes == [4, 8]
+    coarse = load_backbone(tmp_path / "out" / "checkpoints" / "latest" / "coarse").state_dict()
+    left = load_file(tmp_path / "out" / "students" / "coarse" / "model" / "model.safetensors")
+    assert coarse.keys() == left.keys()
+    assert all(torch.equal(tensor, left[name]) for name, tensor in coarse.items())
 
 
 def test_a_student_starts_from_weights(distill, small_recipe, finished_run, teacher, images, tmp_path):

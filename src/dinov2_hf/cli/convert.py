@@ -5,23 +5,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..atomic_files import new_folder
 from ..conversion.original.from_original import convert_from_original
 from ..conversion.original.to_original import convert_to_original
-from ..conversion.other_layouts import model_folder
-from ..model_source import MODEL, PRETRAINING_MODEL
+from ..conversion.other_layouts import model_folder, read_other_layout
+from ..model_source import MODEL, PRETRAINING_MODEL, find_model, split_checkpoint
 from ..options import Option, keyword_options, refuse
 
 
 def convert(source: Path, destination: Path, *, overwrite: bool = False, **options: Any) -> None:
-    """From a checkpoint of the original implementation to a model folder, or back; weights stay bit for bit.
+    """From a file of the original implementation or a checkpoint of a run to a model folder, or back; weights stay
+    bit for bit.
 
     Args:
         source: a .pth file of the original or a file of timm; or a model folder, run folder or checkpoint of a run.
         destination: the model folder to write, or a .pth file.
         overwrite: replace the model or file at the destination.
     """
+    is_checkpoint = split_checkpoint(source) is not None
+    if is_checkpoint and destination.suffix not in (".pth", ".pt"):
+        refuse(options, f"{source} is a checkpoint of a run, of which a model folder is made")
+        with new_folder(destination, "model", overwrite=overwrite, sources=[source]) as folder:
+            read_other_layout(find_model(source)).save(folder)
+        print(destination)
+        return
     forth, back = keyword_options(convert_from_original), keyword_options(convert_to_original)
-    if source.is_dir():
+    if source.is_dir() or is_checkpoint:
         refuse(options.keys() & forth, f"{source} is a model folder to be converted to the original's layout")
         with model_folder(source, (MODEL, PRETRAINING_MODEL)) as folder:
             print(convert_to_original(folder, destination, **options, overwrite=overwrite))

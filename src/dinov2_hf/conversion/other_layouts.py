@@ -7,17 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from ..model_source import CHECKPOINT_WEIGHTS, MODEL, PRETRAINING_MODEL, find_model, is_other_layout
-from ..models import DINOv2Config, DINOv2ImageProcessor
-from ..options import options_of
-from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
-from ..recipe_files import read_recipe
-from .loaded_weights import refuse_not_finite
+from ..model_source import MODEL, PRETRAINING_MODEL, find_model, is_other_layout
+from ..models import DINOv2ImageProcessor
 from .original.from_original import read_models
 
 
@@ -36,6 +29,13 @@ class OtherLayout:
     @property
     def backbone(self) -> PreTrainedModel:
         return self.models[""].base_model
+
+    def save(self, folder: Path) -> None:
+        """Write what `from_pretrained` loads."""
+        for name, model in self.models.items():
+            model.save_pretrained(folder / name)
+            if self.image_processor is not None:
+                self.image_processor.save_pretrained(folder / name)
 
 
 def read_other_layout(path: Path) -> OtherLayout:
@@ -64,43 +64,22 @@ def model_folder(source: str | Path, parts: Sequence[str] = (MODEL,)) -> Iterato
         return
     read = read_other_layout(found)
     with TemporaryDirectory() as folder:
-        for name, model in read.models.items():
-            model.save_pretrained(Path(folder) / name)
-            if read.image_processor is not None:
-                read.image_processor.save_pretrained(Path(folder) / name)
+        read.save(Path(folder))
         del read
         yield Path(folder)
 
 
 def _read_checkpoint(path: Path) -> OtherLayout:
-    """The teacher's backbone, and the whole module, as the run would have left them at this step."""
-    recipe = read_recipe(path.parents[1] / "recipe.yaml")
-    backbone, objective = (
-        {name: recipe[name] for name in options_of(kind) if recipe.get(name) is not None}
-        for kind in (DINOv2Config, DINOv2PreTrainingConfig)
-    )
-    config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone), **objective)
-    try:
-        weights = load_file(path / CHECKPOINT_WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"The weights of {path} cannot be read ({error}); name an earlier checkpoint.") from error
-    refuse_not_finite(weights, path)
-    with torch.device("meta"):
-        whole = DINOv2ForPreTraining(config)
-    try:
-        whole.load_state_dict(weights, assign=True)
-    except RuntimeError:
-        raise ValueError(
-            f"{path} holds weights of another kind of run than a pretraining; continue it to its end, and name the"
-            " model that it leaves."
-        ) from None
-    size = config.backbone_config.image_size
-    values = {name: recipe[name] for name in ("image_mean", "image_std") if name in recipe}
+    from .run_checkpoints import read_checkpoint  # imports Accelerate and the readers of shards
+
+    read = read_checkpoint(path)
+    config, recipe = read.backbone.config, read.recipe
+    values = {name: recipe[name] for name in ("image_mean", "image_std") if recipe.get(name) is not None}
     image_processor = DINOv2ImageProcessor(
-        size={"shortest_edge": recipe.get("eval_resize_size") or round(size * 256 / 224)},
-        crop_size={"height": size, "width": size},
-        do_convert_rgb=config.backbone_config.num_channels == 3,
+        size={"shortest_edge": recipe.get("eval_resize_size") or round(config.image_size * 256 / 224)},
+        crop_size={"height": config.image_size, "width": config.image_size},
+        do_convert_rgb=config.num_channels == 3,
         **values,
     )
-    whole.eval()
-    return OtherLayout({"": whole.teacher.backbone, PRETRAINING_MODEL: whole}, image_processor)
+    models = {"": read.backbone} | ({PRETRAINING_MODEL: read.whole} if read.whole is not None else {})
+    return OtherLayout(models, image_processor)

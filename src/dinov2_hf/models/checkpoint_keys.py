@@ -6,6 +6,9 @@ those that `save_pretrained(save_original_format=False)` of transformers' own cl
 modules have in memory, and heads on a model with registers, whose prefix is `dinov2_with_registers.`.
 """
 
+from collections.abc import Mapping
+
+from torch import Tensor
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Concatenate, WeightConverter, WeightRenaming
 
@@ -41,3 +44,13 @@ class SavesCheckpointKeysAsTheyAre:
     def save_pretrained(self, *args, save_original_format: bool = False, **kwargs):
         """As in transformers, with another default: `save_original_format=True` would undo the rules of loading."""
         return super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+
+
+def renamed_below(state_dict: Mapping[str, Tensor], renamed: Mapping[str, str]) -> dict[str, Tensor]:
+    """The weights below the given paths, with others in their place; an empty path is above everything."""
+    return {
+        ".".join(filter(None, (new, key[len(old) :].removeprefix(".")))): value
+        for old, new in renamed.items()
+        for key, value in state_dict.items()
+        if not old or key.startswith(f"{old}.")
+    }

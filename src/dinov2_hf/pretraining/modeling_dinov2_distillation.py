@@ -64,7 +64,7 @@ class DINOv2ForDistillation(Objective, nn.Module):
             average = copy.deepcopy(student) if averages is None else averages[name]
             # Nothing is masked. A parameter without gradient would be missed by DDP.
             student.backbone.embeddings.mask_token.requires_grad_(False)
-            self.student[_key(name)], self.average[_key(name)] = student, average.requires_grad_(False)
+            self.student[student_key(name)], self.average[student_key(name)] = student, average.requires_grad_(False)
         self.dino_centering = self.ibot_centering = None
         if config.distillation_objective == "paper":
             self.dino_centering, self.ibot_centering = build_centerings(self.config)
@@ -76,12 +76,12 @@ class DINOv2ForDistillation(Objective, nn.Module):
     @property
     def students(self) -> dict[str, nn.Module]:
         """What is trained, by name; the only one has an empty name."""
-        return {name: self.student[_key(name)] for name in self.student_configs}
+        return {name: self.student[student_key(name)] for name in self.student_configs}
 
     @property
     def exported(self) -> dict[str, nn.Module]:
         """The averages of the students, by the same names."""
-        return {name: self.average[_key(name)] for name in self.student_configs}
+        return {name: self.average[student_key(name)] for name in self.student_configs}
 
     def continued_as(self, name: str) -> tuple[DINOv2ForPreTraining | None, dict[str, str]]:
         """
@@ -92,8 +92,7 @@ class DINOv2ForDistillation(Objective, nn.Module):
             return None, {}
         with torch.device("meta"):
             whole = DINOv2ForPreTraining._from_config(self.student_configs[name])
-        centers = {path: path for path in ("dino_centering", "ibot_centering")}
-        return whole, {f"student.{_key(name)}": "student", f"average.{_key(name)}": "teacher", **centers}
+        return whole, continued_paths(name)
 
     def train(self, mode: bool = True):
         """The averages stay in evaluation mode."""
@@ -113,6 +112,12 @@ class DINOv2ForDistillation(Objective, nn.Module):
         }
 
 
-def _key(name: str) -> str:
+def student_key(name: str) -> str:
     """Of a `ModuleDict`, whose keys must not be names of its methods, such as "half"."""
     return f"{name}_student" if name else "student"
+
+
+def continued_paths(name: str) -> dict[str, str]:
+    """Of a student, its average and the centres: their paths here, with those in a `DINOv2ForPreTraining`."""
+    centers = {path: path for path in ("dino_centering", "ibot_centering")}
+    return {f"student.{student_key(name)}": "student", f"average.{student_key(name)}": "teacher", **centers}

@@ -1,6 +1,5 @@
 """What a run leaves for others: the backbone that users load, and the whole module with teacher and heads."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +7,7 @@ from huggingface_hub import ModelCard
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..models.checkpoint_keys import renamed_below
 from ..output_folders import check_kind
 from ..training.sharded_weights import whole_weights
 from ..training.shared_folders import replace_folder
@@ -40,17 +40,7 @@ def export_models(run: "Run") -> None:
     for output in run.outputs:
         backbone, name = module.exported[output.name].backbone, output.folder.resolve().name
         card = model_card(backbone.config, name, steps=run.state["step"], recipe=output.recipe, knn=output.knn())
-        write(output.folder / "model", backbone, _under(state_dict, {paths[backbone]: ""}), card)
+        write(output.folder / "model", backbone, renamed_below(state_dict, {paths[backbone]: ""}), card)
         whole, renamed = module.continued_as(output.name)
         if whole is not None:
-            write(output.folder / "pretraining_model", whole, _under(state_dict, renamed), None)
-
-
-def _under(state_dict: dict[str, Tensor], renamed: Mapping[str, str]) -> dict[str, Tensor]:
-    """The weights below the given paths, with others in their place; an empty path is above everything."""
-    return {
-        ".".join(filter(None, (new, key[len(old) :].removeprefix(".")))): value
-        for old, new in renamed.items()
-        for key, value in state_dict.items()
-        if not old or key.startswith(f"{old}.")
-    }
+            write(output.folder / "pretraining_model", whole, renamed_below(state_dict, renamed), None)

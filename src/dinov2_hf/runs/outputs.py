@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..output_folders import write_text
 from ..pictures.training_curves import plot_training_curves
 from ..public_names import without_secrets
 from ..training.collapse import CollapseMonitor
 from ..training.monitor import append_metrics, read_metrics, truncate_metrics
-from ..training.students import of_student, own_of_student
+from ..training.students import of_student, own_of_student, recipe_of_student
 from .run_folder import STUDENTS_FOLDER
 
 
@@ -32,7 +32,7 @@ class Output:
     def __init__(self, run: "Run", name: str):
         self.run, self.name = run, name
         self.folder = run.output_dir / STUDENTS_FOLDER / name if name else run.output_dir
-        self.recipe = _recipe_of_student(run.plan.recipe, name)
+        self.recipe = recipe_of_student(run.plan.recipe, name)
         self.metrics_path = self.folder / "metrics.jsonl"
         memory = run.state.setdefault("collapse", {})
         self.monitor = CollapseMonitor(
@@ -100,12 +100,3 @@ class Output:
         summary = {"steps": self.run.state["step"], "knn": self.knn(), "last_training_record": last}
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
-
-
-def _recipe_of_student(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The recipe that trains one of the `students` of a recipe alone."""
-    own = {key: value for key, value in recipe.items() if key != "students"}
-    for entry in recipe.get("students") or ():
-        if entry["name"] == name:
-            own |= {key: value for key, value in entry.items() if key not in ("name", "num_processes")}
-    return own

@@ -29,3 +29,12 @@ def own_of_student(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 def names_of(values: Iterable[str]) -> list[str]:
     """The students that values have prefixes of; the one without a name where none has."""
     return list(dict.fromkeys(key.split("/")[0] for key in values if "/" in key)) or [""]
+
+
+def recipe_of_student(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The recipe that trains one of the `students` of a recipe alone."""
+    own = {key: value for key, value in recipe.items() if key != "students"}
+    for entry in recipe.get("students") or ():
+        if entry["name"] == name:
+            own |= {key: value for key, value in entry.items() if key not in ("name", "num_processes")}
+    return own
