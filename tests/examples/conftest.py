@@ -69,8 +69,8 @@ def run_until_saved(step: int, run: Callable[[], None]) -> None:
     """Let a run end by no fault of its own, as soon as it has saved the checkpoint of that step."""
     save_checkpoint = loop.save_checkpoint
 
-    def save_and_stop(accelerator, folder, state, limit):
-        save_checkpoint(accelerator, folder, state, limit)
+    def save_and_stop(accelerator, folder, state, limit, **options):
+        save_checkpoint(accelerator, folder, state, limit, **options)
         if state["step"] == step:
             raise Interrupted
 

@@ -15,6 +15,7 @@ RECIPE = {
     "eval_split": "test",
     "eval_bank_data": None,
     "license": None,
+    "max_steps": 7,
 }
 KNN = {
     "before": {"knn_top1_k10": 0.25, "knn_top5_k10": 0.6, "knn_top1_k20": 0.3},

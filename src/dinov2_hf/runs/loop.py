@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from ..training.checkpoint_folders import checkpoint_name
 from ..training.checkpoints import save_checkpoint
 from ..training.distributed import mean_over_processes
 from ..training.nonfinite import NonFiniteSteps, StepPasses
@@ -19,6 +20,8 @@ from ..training.run_stopped import RunPreempted, RunStopped, bad_data_stops_run
 from ..training.schedules import ScheduleValues
 from ..training.step_window import StepWindow, format_progress
 from ..training.votes import CountsOnTheWay, count_processes
+from .model_export import export_backbone, export_models
+from .run_folder import BEST, CHECKPOINTS, MODELS_OF_STEPS
 
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ class Steps:
             max_in_a_row=run.args.max_nonfinite_steps,
             path=run.output_dir / "nonfinite_steps.jsonl",
         )
+        self.last = min(run.args.stop_after_steps or run.args.max_steps, run.args.max_steps)
         self.unsettled: deque[tuple[CountsOnTheWay, StepPasses]] = deque()
         self.is_preempted = False
 
@@ -53,7 +57,7 @@ class Steps:
             if self.state["step"] == 0:
                 self._evaluate()
             progress = self._progress_bar()
-            for number in range(self.state["step"], self.args.max_steps):
+            for number in range(self.state["step"], self.last):
                 step = Step(self, self.run.schedules.at(number))
                 set_schedule(self.run.optimizer, step.now)
                 self.nonfinite.begin()
@@ -65,7 +69,7 @@ class Steps:
 
     def _progress_bar(self) -> tqdm:
         return tqdm(
-            total=self.args.max_steps,
+            total=self.last,
             initial=self.state["step"],
             desc=self.run.module.task,
             disable=not self.run.accelerator.is_local_main_process,
@@ -94,24 +98,39 @@ class Steps:
     def _between(self, step: "Step", progress: tqdm) -> None:
         run, args = self.run, self.args
         logs, evaluates, saves = map(self._is_due, (args.logging_steps, args.eval_steps, args.save_steps))
-        if logs or evaluates or saves or self.is_preempted:
+        exports = args.export_every and self.state["step"] % args.export_every == 0
+        if logs or evaluates or saves or exports or self.is_preempted:
             self.settle()
         if logs:
             self._log(step, progress)
         if evaluates:
             self._evaluate()
-        if saves or self.is_preempted:
-            save_checkpoint(run.accelerator, run.output_dir / "checkpoints", self.state, args.save_total_limit)
+        is_best, run.best.reached = run.best.reached, False
+        if saves or is_best or self.is_preempted:
+            save_checkpoint(
+                run.accelerator,
+                run.output_dir / CHECKPOINTS,
+                self.state,
+                args.save_total_limit,
+                kept=run.best.step,
+            )
             run.draw_curves()
             self.window.restart()
+        for output in run.outputs:
+            if is_best and output.name == run.best.student:
+                export_backbone(run, output, BEST)
+            if exports:
+                export_backbone(run, output, f"{MODELS_OF_STEPS}/{checkpoint_name(self.state['step'])}")
         if self.is_preempted:
+            if args.export_on_stop:
+                export_models(run)
             raise RunPreempted(
                 f"{self.preemption.received or 'a signal'} asked for it after step {self.state['step']}, which is"
                 " saved."
             )
 
     def _is_due(self, every: int) -> bool:
-        return self.state["step"] % every == 0 or self.state["step"] == self.args.max_steps
+        return self.state["step"] % every == 0 or self.state["step"] == self.last
 
     def _log(self, step: "Step", progress: tqdm) -> None:
         accelerator = self.run.accelerator

@@ -33,7 +33,13 @@ model = AutoModelForPreTraining.from_pretrained({source}, subfolder="pretraining
 
 
 def model_card(
-    config: PreTrainedConfig, name: str, *, steps: int, recipe: dict[str, Any], knn: dict[str, dict | None]
+    config: PreTrainedConfig,
+    name: str,
+    *,
+    steps: int,
+    recipe: dict[str, Any],
+    knn: dict[str, dict | None],
+    best: str = "",
 ) -> ModelCard:
     """
     The card of a backbone, whose example loads from the folder of the card itself.
@@ -42,6 +48,7 @@ def model_card(
         name: of the run.
         recipe: of paths in it only the last part reaches the card.
         knn: `before` and `after` training the accuracies in [0, 1] by name, such as `knn_top1_k20`, or `None`.
+        best: the metric, value and step of the best model of the run, where it is kept.
     """
     public = {
         key: public_name(value) if value and (key.endswith("_data") or key in ("init_from", "teacher")) else value
@@ -59,6 +66,8 @@ def model_card(
         name=name,
         here=HERE,
         steps=steps,
+        max_steps=recipe["max_steps"],
+        best=best,
         train_data=public["train_data"],
         teacher=public.get("teacher"),
         objective=", by its features" if recipe.get("distillation_objective") == "features" else "",

@@ -63,8 +63,11 @@ class Output:
         plot_training_curves(self.metrics_path, picture, num_prototypes=self.run.config.num_prototypes)
 
     def knn(self) -> dict[str, dict[str, float] | None]:
-        """Accuracies of the backbone `before` and `after` training; `None` when not measured."""
-        found = {moment: self.run.state.get(f"knn_{moment}") for moment in ("before", "after")}
+        """Accuracies of the backbone `before` training and `after` the last step; `None` when not measured."""
+        state = self.run.state
+        found = {moment: state.get(f"knn_{moment}") for moment in ("before", "after")}
+        if state.get("knn_step", state["step"]) != state["step"]:  # that of an earlier one
+            found["after"] = None
         return {moment: own_of_student(metrics, self.name) if metrics else None for moment, metrics in found.items()}
 
     def format_knn(self, metrics: Mapping[str, float]) -> str:
@@ -97,6 +100,7 @@ class Output:
         records = read_metrics(self.metrics_path) if self.metrics_path.exists() else []
         training = [record for record in records if "loss" in record]
         last = training[-1] if training else None
-        summary = {"steps": self.run.state["step"], "knn": self.knn(), "last_training_record": last}
+        best = {"best": self.run.state["best"]} if "best" in self.run.state else {}
+        summary = {"steps": self.run.state["step"], **best, "knn": self.knn(), "last_training_record": last}
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "metrics.json", json.dumps(summary, indent=2) + "\n")

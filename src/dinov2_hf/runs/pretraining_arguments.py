@@ -209,6 +209,24 @@ class PreTrainingArguments:
     allow_recipe_change: bool = argument(
         False, "Resume with other values, such as learning_rate or max_steps. A fresh start has no use for it."
     )
+    stop_after_steps: int | None = argument(
+        None,
+        "End after this step with all that a finished run leaves; schedules stay those of max_steps, and the run can"
+        " be continued.",
+        AT_LEAST_ONE,
+    )
+    export_on_stop: bool = argument(False, "Export the model also where a signal ends the run.")
+    export_every: int | None = argument(
+        None, "Steps between two exports of the averaged backbone to models/step_N; by default none.", AT_LEAST_ONE
+    )
+    keep_best: str | None = argument(
+        None,
+        "A metric of metrics.jsonl, such as knn_top1_k20: the step where it is best keeps its checkpoint and is"
+        " exported to model_best.",
+    )
+    greater_is_better: bool | None = argument(
+        None, "Of keep_best; by default true, but for a loss.", needs={"keep_best": True}
+    )
     logging_steps: int = argument(50, "Steps between two lines of metrics.jsonl.", AT_LEAST_ONE)
     eval_steps: int = argument(
         5000, "Steps between two k-NN evaluations, where eval_data turns them on.", AT_LEAST_ONE
@@ -272,6 +290,16 @@ class PreTrainingArguments:
             smallest, largest = getattr(self, name)
             if smallest > largest:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; the smaller number comes first.")
+        if self.stop_after_steps and self.stop_after_steps > self.max_steps:
+            raise ValueError(
+                f"`stop_after_steps` is {self.stop_after_steps}, but `max_steps`, which schedules are made for, is"
+                f" {self.max_steps}; lower the first or raise the second."
+            )
+        if self.keep_best and self.keep_best.rpartition("/")[2].startswith("knn_") and self.eval_data is None:
+            raise ValueError(
+                f"`keep_best` is {self.keep_best}, but no k-NN accuracy is measured; give labelled images as"
+                " --eval_data."
+            )
         if self.freeze_backbone_steps and self.init_from is None:
             raise ValueError(
                 f"`freeze_backbone_steps` is {self.freeze_backbone_steps}, but the backbone would be kept at random"
@@ -282,8 +310,8 @@ class PreTrainingArguments:
 # Of one start, not of the recipe: repeating a run from its recipe must not write over what an earlier one left or
 # uploaded, and a token belongs in no file.
 OF_ONE_START = (
-    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "allow_recipe_change", "push_to_hub",
-    "hub_model_id", "hub_private_repo", "hub_revision", "hub_pretraining_model", "hub_token",
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "allow_recipe_change", "stop_after_steps",
+    "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_pretraining_model", "hub_token",
 )  # fmt: skip
 
 

@@ -20,12 +20,14 @@ from ..options import values_for
 from ..output_folders import write_text
 from ..pretraining.compilation import check_compiler, compile_objective, without_compiling
 from ..training.backends import compute_precision, prepare, resume_launch
+from ..training.checkpoint_folders import list_checkpoints
 from ..training.checkpoints import load_checkpoint
 from ..training.distributed import choose_attention, end_run
 from ..training.optimizer import build_optimizer
 from ..training.run_stopped import bad_data_stops_run
 from ..training.schedules import build_schedules, scale_learning_rate
 from .accelerator import build_accelerator
+from .best_model import BestStep
 from .description import describe_run
 from .endings import end_in_words
 from .finished_run import leave_results
@@ -36,7 +38,7 @@ from .model_card import card_metadata
 from .outputs import Output
 from .pretraining_plan import PreTrainingPlan
 from .recipe_changes import DATA_SIZES, check_recipe
-from .run_folder import claimed_folder, start_output_dir
+from .run_folder import CHECKPOINTS, claimed_folder, start_output_dir
 from .state import start_state
 
 
@@ -116,6 +118,7 @@ class Run:
             pad_masked=args.compile == "step",
             device=self.accelerator.device,
         )
+        self.best = BestStep(args.keep_best, args.greater_is_better, self.state, evaluates=self.evaluation is not None)
         self.image_processor = build_image_processor(args, plan.config.backbone_config)
         set_seed(args.seed)  # the same weights on every process
 
@@ -147,6 +150,7 @@ class Run:
         metadata = card_metadata(self.plan.recipe)
         self.repo_ids = [prepare_upload(accelerator, args, metadata, name) for name in model.students]
         self.outputs = [Output(self, name) for name in model.students]
+        self.best.check_student(model.students)
         model.patch_chunk_size = args.patch_chunk_size
         for student in model.students.values() if args.gradient_checkpointing else ():
             student.backbone.gradient_checkpointing_enable()
@@ -176,7 +180,7 @@ class Run:
         self.record(metrics)
         if self.state["step"] == 0:
             self.state["knn_before"] = metrics
-        self.state["knn_after"] = metrics
+        self.state["knn_after"], self.state["knn_step"] = metrics, self.state["step"]
         for output in self.outputs:
             tqdm.write(f"step {self.state['step']}: {output.format_knn(metrics)}", file=sys.stdout)
 
@@ -186,6 +190,7 @@ class Run:
         for output in self.outputs if self.accelerator.is_main_process else ():
             output.record(step, metrics)
         self.accelerator.log(metrics, step=step)
+        self.best.see(step, metrics)
         for output in self.outputs:
             output.look_for_collapse(step, metrics)
 
@@ -207,11 +212,12 @@ class Run:
     def _start_writing(self) -> None:
         accelerator, args = self.accelerator, self.args
         if accelerator.is_main_process:
-            start_output_dir(self.output_dir, fresh=self.checkpoint is None)
+            start_output_dir(self.output_dir, fresh=self.checkpoint is None, step=self.state["step"])
             write_text(self.output_dir / "recipe.yaml", yaml.safe_dump(self.plan.recipe, sort_keys=False))
             for output in self.outputs:
                 output.continue_from(self.state["step"])
         accelerator.wait_for_everyone()
+        self.best.forget_without(list_checkpoints(self.output_dir / CHECKPOINTS))
         suffix = "" if accelerator.is_main_process else f"_{accelerator.process_index}"
         self.skipped_images = SkippedImageLog(
             self.output_dir / f"skipped_images{suffix}.jsonl",

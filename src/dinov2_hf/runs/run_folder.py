@@ -5,6 +5,7 @@ A run's folder carries a marker, and its files are known by name. Anything else 
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +23,7 @@ from ..output_folders import (
     sole_writer,
     write_marker,
 )
-from ..training.checkpoint_folders import CHECKPOINT_NAME, list_checkpoints
+from ..training.checkpoint_folders import CHECKPOINT_NAME, checkpoint_name, list_checkpoints
 from ..training.checkpoint_manifest import remove_if_empty
 from ..training.checkpoints import find_checkpoint, refuse_foreign, remove_checkpoint
 from ..training.distributed import on_main_for_all
@@ -30,8 +31,9 @@ from .pretraining_arguments import PreTrainingArguments
 
 
 CHECKPOINTS, TRACKERS, STUDENTS_FOLDER = "checkpoints", "trackers", "students"
-MODELS = ("model", "pretraining_model")
-FOLDERS = (CHECKPOINTS, TRACKERS, STUDENTS_FOLDER, *MODELS)
+BEST, MODELS_OF_STEPS = "model_best", "models"
+MODELS = ("model", "pretraining_model", BEST)
+FOLDERS = (CHECKPOINTS, TRACKERS, STUDENTS_FOLDER, MODELS_OF_STEPS, *MODELS)
 FILES = (
     "recipe.yaml", "metrics.jsonl", "metrics.json", "training_curves.png", "patch_pca.png", "skipped_images*.jsonl",
     "nonfinite_steps.jsonl",
@@ -58,11 +60,19 @@ def claimed_folder(accelerator: Accelerator, args: PreTrainingArguments) -> Iter
         yield on_main_for_all(accelerator, lambda: _claim(held, args))
 
 
-def start_output_dir(output_dir: Path, fresh: bool) -> None:
-    """Mark the folder as a run's; for a fresh start remove what an earlier run left, and nothing else."""
+def start_output_dir(output_dir: Path, fresh: bool, step: int) -> None:
+    """
+    Mark the folder as a run's. For a fresh start remove what an earlier run left; for another the models of steps that
+    are done anew, those after `step`; and nothing else.
+    """
     write_marker(output_dir, "run")
     if fresh:
         _remove_run(output_dir)
+        return
+    for folder in _folders(output_dir):
+        for model in _models_of_steps(folder):
+            if model.name > checkpoint_name(step):
+                _remove_model(model)
 
 
 def _claim(held: ExitStack, args: PreTrainingArguments) -> Path | None:
@@ -76,6 +86,8 @@ def _claim(held: ExitStack, args: PreTrainingArguments) -> Path | None:
     held.enter_context(sole_writer(output_dir))
     for folder in _folders(output_dir):
         remove_leftovers(folder, "|".join(MODELS))
+        if (folder / MODELS_OF_STEPS).is_dir():
+            remove_leftovers(folder / MODELS_OF_STEPS, CHECKPOINT_NAME)
     if (output_dir / CHECKPOINTS).is_dir():
         remove_leftovers(output_dir / CHECKPOINTS, CHECKPOINT_NAME)
     return _look(output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
@@ -130,6 +142,21 @@ def _files(folder: Path) -> list[Path]:
     return [path for pattern in FILES for path in folder.glob(pattern)]
 
 
+def _models(folder: Path) -> list[Path]:
+    """Those that a run left there, at its end and on its way."""
+    return [*(folder / name for name in MODELS if (folder / name).exists()), *_models_of_steps(folder)]
+
+
+def _models_of_steps(folder: Path) -> list[Path]:
+    of_steps = folder / MODELS_OF_STEPS
+    return [p for p in of_steps.iterdir() if re.fullmatch(CHECKPOINT_NAME, p.name)] if of_steps.is_dir() else []
+
+
+def _remove_model(folder: Path) -> None:
+    check_kind(folder, "model")
+    shutil.rmtree(folder)
+
+
 def _left_by_run(output_dir: Path) -> list[Path]:
     """What is there under the names of a run."""
     folders = [output_dir / name for name in FOLDERS]
@@ -143,9 +170,8 @@ def _names(output_dir: Path) -> str:
 def _refuse_foreign_files(output_dir: Path) -> None:
     """What will be replaced or deleted must be all a run's own."""
     for folder in _folders(output_dir):
-        for name in MODELS:
-            if (folder / name).exists():
-                check_kind(folder / name, "model")
+        for model in _models(folder):
+            check_kind(model, "model")
     for checkpoint in list_checkpoints(output_dir / CHECKPOINTS):
         refuse_foreign(checkpoint)
 
@@ -156,10 +182,9 @@ def _remove_run(output_dir: Path) -> None:
         remove_checkpoint(checkpoint)
     files = [path for pattern in TRACKER_FILES for path in trackers.rglob(pattern)]
     for folder in _folders(output_dir):
-        for name in MODELS:
-            if (folder / name).exists():
-                check_kind(folder / name, "model")
-                shutil.rmtree(folder / name)
+        for model in _models(folder):
+            _remove_model(model)
+        remove_if_empty(folder / MODELS_OF_STEPS)
         files += _files(folder)
     for path in files:
         path.unlink()

@@ -32,10 +32,15 @@ LOAD_ERRORS = (
 )  # fmt: skip
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, state: dict, save_total_limit: int) -> Path:
+def save_checkpoint(
+    accelerator: Accelerator, folder: Path, state: dict, save_total_limit: int, *, kept: int | None = None
+) -> Path:
     """
     Save everything a run needs to go on: weights of student, teacher, heads and centres, optimizer, random state of
     every process, and `state`, which must hold `step`. Then delete what `remove_others` says.
+
+    Args:
+        kept: a step of which the checkpoint is not deleted, beside the newest.
 
     Raises:
         RunStopped: on all processes, when it could not be written; earlier checkpoints are untouched.
@@ -54,14 +59,15 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, state: dict, save_to
         check=refuse_foreign,
     )
     if accelerator.is_main_process:
-        remove_others(checkpoint, save_total_limit)
+        remove_others(checkpoint, save_total_limit, kept)
     accelerator.wait_for_everyone()
     return checkpoint
 
 
-def remove_others(checkpoint: Path, save_total_limit: int) -> None:
+def remove_others(checkpoint: Path, save_total_limit: int, kept: int | None = None) -> None:
     """
-    After `checkpoint` was saved: if it reads back whole, delete all but the `save_total_limit` newest, it included.
+    After `checkpoint` was saved: if it reads back whole, delete all but the `save_total_limit` newest, it included,
+    and that of the step that is `kept`.
 
     Checkpoints of later steps go as well: the run was resumed from before them, and "latest" must mean its own. What a
     killed process left of its save goes, too. Of each, only what a run wrote.
@@ -73,8 +79,10 @@ def remove_others(checkpoint: Path, save_total_limit: int) -> None:
     checkpoints = list_checkpoints(checkpoint.parent)
     position = checkpoints.index(checkpoint)
     earlier, later = checkpoints[: position + 1], checkpoints[position + 1 :]
+    spared = [] if kept is None else [checkpoint_name(kept)]
     for path in [*later, *earlier[:-save_total_limit]]:
-        remove_checkpoint(path)
+        if path.name not in spared:
+            remove_checkpoint(path)
     remove_leftovers(checkpoint.parent, CHECKPOINT_NAME)
 
 
