@@ -111,7 +111,7 @@ def _of_fsdp(folder: Path) -> dict[str, Tensor]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is what is wanted
         load(weights, storage_reader=reader, no_dist=True)
-    return weights
+    return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
 
 
 def _of_deepspeed(path: Path) -> dict[str, Tensor]:
