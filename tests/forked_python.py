@@ -24,8 +24,8 @@ from pathlib import Path
 
 
 EVERYTHING = (
-    "accelerate.commands.launch", "datasets", "deepspeed", "dinov2_hf.cli", "dinov2_hf.runs.run",
-    "matplotlib.backends.backend_agg", "torch.distributed.run", "transformers.pipelines",
+    "accelerate.commands.launch", "cv2", "datasets", "deepspeed", "dinov2_hf.cli", "dinov2_hf.runs.run",
+    "matplotlib.backends.backend_agg", "matplotlib.figure", "torch.distributed.run", "transformers.pipelines",
 )  # fmt: skip
 TRANSFORMERS = ("torch", "transformers.pipelines")
 

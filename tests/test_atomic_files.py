@@ -2,9 +2,8 @@
 
 import os
 import signal
-import subprocess
-import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from dinov2_hf.output_folders import (
     write_marker,
     write_text,
 )
+from tests import forked_python
 
 
 def write_model(folder, text="weights", **options):
@@ -207,20 +207,24 @@ def test_overlap_is_refused(tmp_path, monkeypatch, output, source, relation):
 
 
 def test_second_writer_is_refused(tmp_path):
-    program = f"""
-        import sys
+    program = """
+        import sys, time
+        from pathlib import Path
         from dinov2_hf.atomic_files import new_folder
-        with new_folder({str(tmp_path / "model")!r}, "model") as partial:
-            print("in", flush=True)
-            sys.stdin.read()
+        folder = Path(sys.argv[1])
+        with new_folder(folder / "model", "model"):
+            (folder / "first").touch()
+            while (folder / "first").exists():
+                time.sleep(0.01)
     """
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
-        assert first.stdout.readline() == b"in\n"
-        with pytest.raises(ValueError, match="is being written by another process"):
-            write_model(tmp_path / "model")
-        first.stdin.close()
-    assert first.returncode == 0
+    first = forked_python.start(["-c", textwrap.dedent(program), tmp_path])
+    while not (tmp_path / "first").exists():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.01)
+    with pytest.raises(ValueError, match="is being written by another process"):
+        write_model(tmp_path / "model")
+    (tmp_path / "first").unlink()
+    assert first.wait() == 0
     write_model(tmp_path / "model", overwrite=True)
 
 

@@ -16,6 +16,7 @@ from dinov2_hf import feature_files
 from dinov2_hf.feature_files import write_features
 from dinov2_hf.features import FeatureExtractor
 from dinov2_hf.output_folders import sole_writer
+from tests import forked_python
 
 
 FORMATS = ("features.parquet", "features.npy", "features")
@@ -343,8 +344,8 @@ def test_a_kill_leaves_what_was_there_and_the_next_run_cleans_up(model, processo
     for output in outputs:
         write_features_of(model, dataset, processor, output)
     before = [read(output)[0] for output in outputs]
-    command = [sys.executable, "-c", KILLED_IN_SECOND_BATCH, tmp_path / "model", tmp_path / "images", *outputs]
-    subprocess.run(command, check=True)
+    command = ["-c", KILLED_IN_SECOND_BATCH, tmp_path / "model", tmp_path / "images", *outputs]
+    assert forked_python.run(command).returncode == 0
     assert sum(path.name.endswith(".unfinished") for path in (tmp_path / "out").iterdir()) == 3
     for output, features in zip(outputs, before, strict=True):
         np.testing.assert_array_equal(read(output)[0], features)

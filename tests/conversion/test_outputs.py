@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from dinov2_hf.conversion.exports import remote_code, stock_transformers
 from dinov2_hf.conversion.original import from_original, to_original
 from dinov2_hf.conversion.original.to_original import convert_to_original
 from dinov2_hf.output_folders import MARKER, read_marker
+from tests import forked_python
 
 from .model_folders import write_model
 
@@ -165,9 +165,7 @@ def test_two_writers_of_one_name(tmp_path, source, command, monkeypatch):
 
     def second(*args, **kwargs):
         monkeypatch.setattr(module, name, original)
-        done = subprocess.run(
-            [sys.executable, "-m", "dinov2_hf.cli", *words(command, path, output)], capture_output=True, text=True
-        )
+        done = forked_python.run(["-m", "dinov2_hf.cli", *words(command, path, output)])
         answers.append((done.returncode, done.stderr))
         return original(*args, **kwargs)
 
@@ -201,9 +199,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_one_sentence(source, small_disk, command):
     """In another process, since torch's writer can end the whole of it."""
     path, output = source(command, **LARGE), small_disk / ("new.pth" if command == "convert back" else "new")
-    done = subprocess.run(
-        [sys.executable, "-m", "dinov2_hf.cli", *words(command, path, output)], capture_output=True, text=True
-    )
+    done = forked_python.run(["-m", "dinov2_hf.cli", *words(command, path, output)])
     last_line = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1, done.stderr[-2000:]
     assert last_line.startswith(f"error: {output} could not be written, as the disk is full")

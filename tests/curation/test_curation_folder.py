@@ -1,15 +1,13 @@
 """Whose the output folder is: nothing is deleted or replaced that a curation did not write."""
 
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import yaml
 
 from dinov2_hf.curation.launch import _note_recipe
 from dinov2_hf.output_folders import part_writer, read_marker, sole_writer, write_marker
+from tests import forked_python
 
 from .scenes import write_scenes
 
@@ -132,9 +130,9 @@ def test_two_commands_at_once(planted, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     values = {name: value for name, value in vars(planted.arguments()).items() if value is not None}
     recipe.write_text(yaml.safe_dump(values))
-    command = [sys.executable, "-m", "dinov2_hf.cli", "curate", "--config", str(recipe)]
+    command = ["-m", "dinov2_hf.cli", "curate", "--config", str(recipe)]
     with sole_writer(tmp_path / "out"):
-        second = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        second = forked_python.run(command)
     assert second.returncode == 1
     assert second.stderr.splitlines()[-1].startswith("error: ")
     assert "is being written by another process" in second.stderr.splitlines()[-1]

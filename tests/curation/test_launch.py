@@ -1,11 +1,11 @@
 """Two processes of one launch, which share the shards and cluster together, make what one process makes."""
 
 import os
-import subprocess
-import sys
 
 import yaml
 from pyarrow import parquet
+
+from tests import forked_python
 
 
 def test_two_processes_of_accelerate(planted, tmp_path, free_port):
@@ -16,11 +16,11 @@ def test_two_processes_of_accelerate(planted, tmp_path, free_port):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({name: value for name, value in vars(arguments).items() if value is not None}))
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+        "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port),
         "-m", "dinov2_hf.cli", "curate", "--config", str(recipe),
     ]  # fmt: skip
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = forked_python.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("in the dataset") == 1
     rows = [

@@ -1,8 +1,6 @@
 """`dinov2-hf evaluate` under accelerate launch: two processes share the images, and measure what one does."""
 
 import json
-import subprocess
-import sys
 
 import datasets
 import pytest
@@ -12,6 +10,7 @@ from transformers import AutoModelForImageClassification
 from dinov2_hf import DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.cli import main
 from dinov2_hf.output_folders import sole_writer
+from tests import forked_python
 from tests.evaluation.coloured_images import COLOURS, coloured_rows
 
 from .conftest import CONFIGS, environment
@@ -40,10 +39,10 @@ def words(tmp_path, tiny_config, spread):
 
 
 def test_two_processes_measure_what_one_does(tmp_path, words, free_port):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp.yaml")]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp.yaml")]
     launch += ["--num_processes", "2", "--main_process_port", str(free_port), "-m", "dinov2_hf.cli"]
     of_two = ["--output_dir", str(tmp_path / "two"), "--linear_train_batch_size", "8"]
-    finished = subprocess.run([*launch, *words, *of_two], capture_output=True, text=True, env=environment("ddp"))
+    finished = forked_python.run([*launch, *words, *of_two], env=environment("ddp"))
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert finished.stdout.count("metrics.json") == 1  # the main process speaks alone
 
@@ -73,22 +72,20 @@ def test_an_undecodable_image_to_classify_ends_both(tmp_path, words, free_port):
     datasets.Dataset.from_list(broken, rows.features).cast_column("image", datasets.Image()).to_parquet(
         tmp_path / "test.parquet"
     )
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp.yaml")]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp.yaml")]
     launch += ["--num_processes", "2", "--main_process_port", str(free_port), "-m", "dinov2_hf.cli"]
     words = [*words[:4], "knn", *words[5:11], "--knn_ks", "1", "--output_dir", str(tmp_path / "out")]
-    finished = subprocess.run([*launch, *words], capture_output=True, text=True, env=environment("ddp"), timeout=120)
+    finished = forked_python.run([*launch, *words], env=environment("ddp"))
     assert finished.returncode != 0
     assert "of row 6 cannot be decoded" in finished.stderr
 
 
 def test_a_refusal_of_the_main_process_ends_both(tmp_path, words, free_port):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp.yaml")]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp.yaml")]
     launch += ["--num_processes", "2", "--main_process_port", str(free_port), "-m", "dinov2_hf.cli"]
     words = [*words[:4], "knn", *words[5:11], "--knn_ks", "1", "--output_dir", str(tmp_path / "out")]
     with sole_writer(tmp_path / "out"):
-        finished = subprocess.run(
-            [*launch, *words], capture_output=True, text=True, env=environment("ddp"), timeout=120
-        )
+        finished = forked_python.run([*launch, *words], env=environment("ddp"))
     assert finished.returncode != 0
     assert "is being written by another process" in finished.stderr
     assert not (tmp_path / "out" / "metrics.json").exists()

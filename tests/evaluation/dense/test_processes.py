@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from dinov2_hf import DINOv2Model
+from tests import forked_python
 from tests.evaluation.dense.processes import measure
 
 
@@ -17,11 +16,11 @@ def test_two_processes_measure_what_one_does(tiny_config, tmp_path, free_port):
     model.save_pretrained(tmp_path / "model")
     root = Path(__file__).parents[3]
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port),
+        "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port),
         "-m", "tests.evaluation.dense.processes", str(tmp_path / "model"),
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=root)
+    result = forked_python.run(command, env=environment, cwd=root)
     assert result.returncode == 0, result.stderr[-2000:]
     found, of_other = (json.loads((tmp_path / "model" / f"metrics{rank}.json").read_text()) for rank in (0, 1))
     assert found == of_other  # each knows the result of all images
