@@ -169,26 +169,23 @@ def _moved_bytes(kernel, name, args, kwargs, inputs, new) -> int:
         rows = inputs[-1]
         whole = 0 if name.endswith("_") else 2 * _bytes(inputs[0])
         return whole + 3 * _bytes(rows) + sum(map(_bytes, inputs[1:-1]))
-    mutated = []
+    read = []
     for argument, value in _arguments(kernel, args, kwargs):
+        tensors = _tensors(value)
         # Fused optimizers write gradients only where they unscale them.
-        is_read = argument.name == "grads" and kwargs.get("grad_scale") is None
-        if argument.alias_info is not None and argument.alias_info.is_write and not is_read:
-            mutated += _tensors(value)
-    written += sum(map(_bytes, mutated))
-    if name in ("copy_", "fill_", "zero_") or argument_is_out(kernel):
-        inputs = [tensor for tensor in inputs if all(tensor is not other for other in mutated)]
-    return written + sum(map(_bytes, inputs))
+        is_only_read = argument.name == "grads" and kwargs.get("grad_scale") is None
+        is_written = argument.alias_info is not None and argument.alias_info.is_write and not is_only_read
+        if is_written:
+            written += sum(map(_bytes, tensors))
+        if not (argument.is_out or (is_written and name in ("copy_", "fill_", "zero_"))):
+            read += tensors
+    return written + sum(map(_bytes, read))
 
 
 def _arguments(kernel, args, kwargs):
     """Those that were given, and what the schema says of them."""
     named = [(argument, kwargs[argument.name]) for argument in kernel._schema.arguments if argument.name in kwargs]
     return [*zip(kernel._schema.arguments, args, strict=False), *named]
-
-
-def argument_is_out(kernel) -> bool:
-    return any(argument.is_out for argument in kernel._schema.arguments)
 
 
 def _place() -> str:

@@ -5,10 +5,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from dinov2_hf.pretraining.centering import NoCentering, SinkhornKnoppCentering, SoftmaxCentering, sinkhorn_knopp
+from dinov2_hf.pretraining.centering import NoCentering, SinkhornKnoppCentering, SoftmaxCentering
 from dinov2_hf.pretraining.logit_chunks import LogitChunks
 
-from .test_losses import waves, whole
+from .test_losses import sinkhorn_targets, waves, whole
 
 
 def targets_of(centering: torch.nn.Module, logits: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -31,7 +31,7 @@ def textbook_sinkhorn(logits: torch.Tensor, temperature: float) -> torch.Tensor:
 def test_equals_the_textbook(temperature):
     logits = torch.randn(13, 29).clamp(-1, 1)
     torch.testing.assert_close(
-        sinkhorn_knopp(logits, temperature).double(), textbook_sinkhorn(logits, temperature), atol=1e-6, rtol=1e-4
+        sinkhorn_targets(logits, temperature).double(), textbook_sinkhorn(logits, temperature), atol=1e-6, rtol=1e-4
     )
 
 
@@ -39,7 +39,7 @@ def test_large_logits_do_not_overflow():
     """exp(4 / 0.04) is infinite in float32; in float64 the textbook still works."""
     logits = torch.randn(16, 8).clamp(-2, 2) * 2
     assert torch.isinf(torch.exp(logits / 0.04)).any()
-    targets = sinkhorn_knopp(logits, 0.04)
+    targets = sinkhorn_targets(logits, 0.04)
     torch.testing.assert_close(targets.double(), textbook_sinkhorn(logits, 0.04), atol=1e-6, rtol=1e-3)
 
 
@@ -58,7 +58,7 @@ def test_rows_far_apart_in_temperatures(temperature):
     assert (maxima.max() - maxima.min()) / temperature > 88
     expected = textbook_sinkhorn(logits - logits.max(), temperature)
     assert (expected.sum(dim=1) - 1).abs().max() < 1e-12
-    targets = sinkhorn_knopp(logits, temperature)
+    targets = sinkhorn_targets(logits, temperature)
     torch.testing.assert_close(targets.double(), expected, atol=1e-6, rtol=1e-4)
     for chunk_size in (1, 5, 12):
         chunks = LogitChunks(logits, torch.eye(9), chunk_size)
@@ -68,7 +68,7 @@ def test_rows_far_apart_in_temperatures(temperature):
 
 
 def test_rows_sum_to_one_and_prototypes_are_shared():
-    targets = sinkhorn_knopp(torch.randn(512, 16), 0.5)
+    targets = sinkhorn_targets(torch.randn(512, 16), 0.5)
     torch.testing.assert_close(targets.sum(1), torch.ones(512))
     plain = torch.softmax(torch.randn(512, 16) / 0.5 + 3 * torch.arange(16) / 16, -1)
     torch.testing.assert_close(targets.mean(0), torch.full((16,), 1 / 16), rtol=0.05, atol=0)
@@ -76,7 +76,7 @@ def test_rows_sum_to_one_and_prototypes_are_shared():
 
 
 def test_no_rows():
-    assert sinkhorn_knopp(torch.zeros(0, 7), 0.1).shape == (0, 7)
+    assert sinkhorn_targets(torch.zeros(0, 7), 0.1).shape == (0, 7)
 
 
 def test_no_centering_is_softmax_centering_whose_centre_stays_zero():
@@ -144,7 +144,7 @@ def half_of_the_batch(rank: int, port: int, results) -> None:
     chunks = LogitChunks(far, torch.eye(9), 3)
     targets = SinkhornKnoppCentering()(chunks, 0.04)
     by_chunks = [row for rows in chunks.chunks() for row in targets(rows).tolist()]
-    answers = sinkhorn_knopp(rows, 0.07).tolist(), sinkhorn_knopp(far, 0.04).tolist(), by_chunks
+    answers = sinkhorn_targets(rows, 0.07).tolist(), sinkhorn_targets(far, 0.04).tolist(), by_chunks
     results.put((rank, *answers, centering.center.tolist(), one_sided.center.tolist()))
     dist.destroy_process_group()
 
@@ -160,7 +160,7 @@ def test_two_processes_equal_one(free_port):
         process.join()
     logits, alone, without = waves(12, 9, 0.7, 1.3, 0.11), SoftmaxCentering(9, 0.9), SoftmaxCentering(9, 0.9)
     together, *far_apart = (torch.tensor(answers[0][form] + answers[1][form]) for form in (1, 2, 3))
-    torch.testing.assert_close(together, sinkhorn_knopp(logits, 0.07), atol=1e-7, rtol=1e-5)
+    torch.testing.assert_close(together, sinkhorn_targets(logits, 0.07), atol=1e-7, rtol=1e-5)
     for targets in far_apart:
         expected = textbook_sinkhorn(rows_far_apart() - rows_far_apart().max(), 0.04)
         torch.testing.assert_close(targets.double(), expected, atol=1e-6, rtol=1e-4)

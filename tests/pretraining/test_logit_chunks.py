@@ -4,16 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from dinov2_hf.pretraining.centering import (
-    NoCentering,
-    SinkhornKnoppCentering,
-    SoftmaxCentering,
-    sinkhorn_knopp,
-    sinkhorn_log_prototype_scale,
-)
+from dinov2_hf.pretraining.centering import NoCentering, SinkhornKnoppCentering, SoftmaxCentering, sinkhorn_knopp
+from dinov2_hf.pretraining.cross_entropy import weighted_cross_entropy
 from dinov2_hf.pretraining.heads import ProjectionHead
-from dinov2_hf.pretraining.logit_chunks import LogitChunks, ibot_loss
-from dinov2_hf.pretraining.losses import cross_entropy
+from dinov2_hf.pretraining.logit_chunks import LogitChunks
+from dinov2_hf.pretraining.losses import ibot_loss
 
 
 ROWS, BOTTLENECK, PROTOTYPES = 37, 6, 11
@@ -43,18 +38,20 @@ def test_sinkhorn_over_chunks_is_that_over_all_rows(chunk_size):
     targets = SinkhornKnoppCentering()(logits, 0.07)
     in_chunks = torch.cat([targets(rows) for rows in logits.chunks()])
     whole = logits.rows(slice(None))
-    torch.testing.assert_close(in_chunks, sinkhorn_knopp(whole, 0.07), rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(in_chunks, spec_sinkhorn(whole, 0.07).float(), rtol=1e-4, atol=1e-6)
 
 
 def test_sinkhorn_over_chunks_does_not_overflow():
     """Logits of up to 40 at a temperature of 0.04, whose exponential has no float."""
     logits = factors(5, scale=40.0)
-    scale = sinkhorn_log_prototype_scale(logits, 0.04)
-    assert scale.isfinite().all()
+    assert sinkhorn_knopp(logits, 0.04).isfinite().all()
     targets = SinkhornKnoppCentering()(logits, 0.04)
     in_chunks = torch.cat([targets(rows) for rows in logits.chunks()])
-    torch.testing.assert_close(in_chunks, sinkhorn_knopp(logits.rows(slice(None)), 0.04), rtol=1e-3, atol=1e-6)
+    scores = logits.rows(slice(None)).double() / 0.04
+    for _ in range(3):
+        scores = scores - scores.logsumexp(dim=0)
+        scores = scores - scores.logsumexp(dim=1, keepdim=True)
+    torch.testing.assert_close(in_chunks, scores.exp().float(), rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(in_chunks.sum(dim=1), torch.ones(ROWS))
 
 
@@ -85,7 +82,7 @@ def test_without_centering_a_row_is_its_softmax():
 @pytest.mark.parametrize("chunk_size", [1, 8, 100])
 def test_the_loss_and_its_gradients_are_those_of_whole_logits(chunk_size):
     student = factors(chunk_size, seed=1)
-    targets = sinkhorn_knopp(factors(chunk_size).rows(slice(None)), 0.07)
+    targets = spec_sinkhorn(factors(chunk_size).rows(slice(None)), 0.07).float()
     weights = torch.rand(ROWS)
     results = []
     for chunked in (True, False):
@@ -93,7 +90,8 @@ def test_the_loss_and_its_gradients_are_those_of_whole_logits(chunk_size):
         if chunked:
             loss = ibot_loss(LogitChunks(rows, prototypes, chunk_size), targets.__getitem__, weights, 4, 0.1)
         else:
-            loss = (cross_entropy(rows @ prototypes.T, targets, 0.1) * weights).sum() / 4
+            log_probabilities = torch.log_softmax(rows @ prototypes.T / 0.1, dim=-1)
+            loss = -((targets * log_probabilities).sum(dim=-1) * weights).sum() / 4
         (3 * loss).backward()
         results.append((loss.detach(), rows.grad, prototypes.grad))
     for one, other in zip(*results, strict=True):
@@ -124,3 +122,35 @@ def test_a_head_gives_the_factors_of_its_logits():
     tokens = torch.randn(4, 8)
     rows, prototypes = head(tokens, factored=True)
     torch.testing.assert_close(rows @ prototypes.T, head(tokens))
+
+
+def test_a_bias_is_added_to_more_than_half_precision():
+    logits, bias = factors(8), 30 * torch.randn(PROTOTYPES, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(logits.plus(bias).rows(slice(4)), logits.rows(slice(4)) + bias)
+    nothing = torch.zeros(1, BOTTLENECK, dtype=torch.bfloat16)
+    half = LogitChunks(nothing, torch.zeros(PROTOTYPES, BOTTLENECK, dtype=torch.bfloat16), 8).plus(bias)
+    columns = half.prototypes[:, BOTTLENECK:].float() @ half.bottleneck[0, BOTTLENECK:].float()
+    torch.testing.assert_close(columns, bias, rtol=2**-16, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_loses_little_more_than_its_logits(dtype):
+    """Beside float64 from the same rounded factors; float32 probabilities of rounded logits are what it may lose."""
+    generator = torch.Generator().manual_seed(5)
+    rows, prototypes = torch.randn(32, 64, generator=generator), torch.randn(4096, 64, generator=generator)
+    rows, prototypes = (nn.functional.normalize(value, dim=-1).to(dtype) for value in (rows, prototypes))
+    teacher = torch.softmax(rows.double() @ prototypes.double().T / 0.06, dim=-1)
+    scores = rows.double() @ prototypes.double().T / 0.1
+    true_loss = -(teacher * scores.log_softmax(dim=-1)).sum() / 32
+    true_gradient = (scores.softmax(dim=-1) - teacher) @ prototypes.double() / 0.1 / 32
+    rounded = scores.to(dtype).float()
+    target = teacher.float().to(dtype) if dtype == torch.bfloat16 else teacher.float()
+    usual = ((rounded.softmax(dim=-1) - teacher.float()).to(dtype) @ prototypes).double() / 0.1 / 32
+
+    leaf = rows.clone().requires_grad_()
+    loss = weighted_cross_entropy(LogitChunks(leaf, prototypes, 8), target.__getitem__, torch.full((32,), 1 / 32), 0.1)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(true_loss.item(), rel=3e-4)
+    errors = [(gradient.double() - true_gradient).norm() for gradient in (leaf.grad, usual)]
+    assert errors[0] < 1.5 * errors[1]

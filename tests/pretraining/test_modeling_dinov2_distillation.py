@@ -189,8 +189,8 @@ def test_no_more_than_a_chunk_of_patch_logits_is_ever_made(monkeypatch):
     model(**batch())["loss"].backward()
     assert 2 * IMAGES * PATCHES == 96
     assert max(made) == 10
-    cls = 2 * IMAGES + (2 + LOCAL) * IMAGES  # of the teacher and of the student
-    assert sum(made) == 96 * (3 + 1 + 1) + cls  # three iterations, the targets, and the student
+    teacher, student = 96 + 2 * IMAGES, 96 + (2 + LOCAL) * IMAGES
+    assert sum(made) == (3 + 1) * teacher + student  # three iterations and the targets
 
 
 def test_the_gradient_reaches_the_student_alone():

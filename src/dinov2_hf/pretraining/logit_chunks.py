@@ -1,15 +1,15 @@
 """
-Logits of more rows than memory can hold at once, and the patch-level loss over them.
+Logits of more rows than memory can hold at once.
 
 Distillation compares all patches of both global crops: 64 images of 224 pixels are 32,768 rows, which at 131,072
 prototypes are 17 GB for the teacher and as many for the student. Their factors, rows before the prototypes and the
 prototypes, are 0.2 GB; from these a chunk of logits is made whenever it is needed, and forgotten.
 
-Shapes: `n` rows (patches), `d` bottleneck size, `K` prototypes.
+Shapes: `n` rows (crops or patches), `d` bottleneck size, `K` prototypes.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -35,89 +35,57 @@ class LogitChunks:
         """Where the factors are."""
         return self.bottleneck.device
 
-    @property
-    def fit_at_once(self) -> bool:
-        """Whether all rows are one chunk."""
-        return len(self) <= self.chunk_size
-
     def chunks(self) -> Iterator[slice]:
         """The rows of each chunk."""
         return (slice(start, start + self.chunk_size) for start in range(0, len(self), self.chunk_size))
 
+    def some(self, rows: slice) -> "LogitChunks":
+        """Logits of these rows only."""
+        return replace(self, bottleneck=self.bottleneck[rows])
+
+    def plus(self, bias: torch.Tensor) -> "LogitChunks":
+        """
+        Logits with `bias` `(K,)`, float32, added to each row by the product that makes them: in two columns, since one
+        of half precision would round it. Eight columns are added, of which fast products need a multiple.
+        """
+        high = bias.to(self.prototypes.dtype)
+        columns = self.prototypes.new_zeros(len(bias), 8)
+        columns[:, 0], columns[:, 1] = high, bias - high
+        ones = columns.new_ones(len(self), 8)
+        return replace(
+            self,
+            bottleneck=torch.cat([self.bottleneck, ones], dim=1),
+            prototypes=torch.cat([self.prototypes, columns], dim=1),
+        )
+
     def rows(self, rows: slice, temperature: float | torch.Tensor = 1.0) -> torch.Tensor:
-        """Logits over `temperature`, `(rows, K)`, in the dtype of the factors; over a scalar tensor in float32."""
+        """
+        Logits over `temperature`, `(rows, K)`, in the dtype of the factors, but float32 in place of float16; over a
+        scalar tensor in float32.
+        """
         with torch.autocast(self.device.type, enabled=False):
             if isinstance(temperature, torch.Tensor):  # of a compiled step, which fuses the division
                 return (self.bottleneck[rows] @ self.prototypes.T).float() / temperature
             # Scaled by the product itself, which is rounded once; `beta=0` ignores the first argument.
             nothing = self.prototypes.new_empty(())
-            return torch.addmm(nothing, self.bottleneck[rows], self.prototypes.T, beta=0, alpha=1 / temperature)
+            logits = torch.addmm(nothing, self.bottleneck[rows], self.prototypes.T, beta=0, alpha=1 / temperature)
+            # Of 65,536 probabilities many are too small for float16.
+            return logits.float() if logits.dtype == torch.float16 else logits
 
 
-def ibot_loss(
-    student: LogitChunks,
-    targets: Callable[[slice], torch.Tensor],
-    row_weights: torch.Tensor,
-    num_crops: int,
-    student_temperature: float,
-) -> torch.Tensor:
+def softmax_in_place(logits: torch.Tensor) -> torch.Tensor:
+    """Softmax over the last dimension, where nobody else needs the logits; a compiler finds that out by itself."""
+    if torch.compiler.is_compiling():
+        return torch.softmax(logits, dim=-1)
+    return torch.softmax(logits, dim=-1, out=logits)
+
+
+def log_sum_exp(largest: torch.Tensor, probabilities: torch.Tensor, dim: int) -> torch.Tensor:
     """
-    Patch-level loss (paper, section 4): cross-entropy averaged over the patches of a crop that count, then summed over
-    crops and divided by the number of all crops. Logits are never held at once; number and gradient do not depend on
-    the chunks.
+    The logarithm of the sum of `exp(logits)`, in float32, from their softmax over `dim`: it lies as far above a logit
+    as the logarithm of its probability lies below 0. No other buffer of the size of the logits is needed.
 
     Args:
-        student: the factors of the student's logits, `n` rows.
-        targets: the teacher's targets `(rows, K)` for some of these rows, probabilities in float32.
-        row_weights: `(n,)`; one over the rows that count of that crop.
-        num_crops: all global crops of the batch.
-        student_temperature: above 0.
+        largest: of the logits over `dim`.
     """
-    loss = _IBOTLoss.apply(
-        student.bottleneck, student.prototypes, targets, row_weights, student_temperature, student.chunk_size
-    )
-    return loss / num_crops
-
-
-class _IBOTLoss(torch.autograd.Function):
-    """
-    Makes the gradient of a chunk while its logits are there, so that the backward pass does not make them again.
-
-    What leaves it is accumulated over the chunks in float32; the products themselves are in the dtype of the factors.
-    The weight of a row, which may be small for half precision, comes last.
-    """
-
-    @staticmethod
-    def forward(ctx, bottleneck, prototypes, targets, row_weights, temperature, chunk_size):
-        student = LogitChunks(bottleneck.detach(), prototypes.detach(), chunk_size)
-        loss = torch.zeros((), device=bottleneck.device)
-        needs_gradient = any(ctx.needs_input_grad[:2])
-        if needs_gradient:
-            bottleneck_gradient = torch.empty_like(bottleneck, dtype=torch.float32)
-            prototype_gradient = torch.zeros_like(prototypes, dtype=torch.float32)
-        with torch.autocast(bottleneck.device.type, enabled=False):
-            for rows in student.chunks():
-                weights, target = row_weights[rows].float(), targets(rows)
-                log_probabilities = student.rows(rows, temperature).float().log_softmax(dim=-1)
-                agreement = torch.bmm(target.unsqueeze(1), log_probabilities.unsqueeze(2)).flatten()
-                loss -= weights @ agreement
-                if not needs_gradient:
-                    continue
-                weights = weights[:, None] / temperature
-                gradient = torch.empty_like(target, dtype=bottleneck.dtype)
-                torch.sub(log_probabilities.exp_(), target, out=gradient)
-                torch.mul(gradient @ student.prototypes, weights, out=bottleneck_gradient[rows])
-                weighted = (student.bottleneck[rows] * weights).to(bottleneck.dtype)
-                prototype_gradient += gradient.T @ weighted
-                del target, log_probabilities, gradient  # before those of the next rows are made
-        if needs_gradient:
-            ctx.save_for_backward(bottleneck_gradient, prototype_gradient)
-            ctx.dtypes = bottleneck.dtype, prototypes.dtype
-        return loss
-
-    @staticmethod
-    def backward(ctx, gradient):
-        bottleneck_gradient, prototype_gradient = (
-            (saved * gradient).to(dtype) for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        )
-        return bottleneck_gradient, prototype_gradient, None, None, None, None
+    return largest.float() - probabilities.amax(dim).float().log()

@@ -1,95 +1,84 @@
 """
-The image-level losses of DINOv2 (paper, section 4), in float32 whatever the inputs are. The patch-level one is in
-`logit_chunks.py`, since its logits are too many to be held at once.
+The losses of DINOv2 (paper, section 4). Sums and exponentials are float32 whatever the inputs are.
 
-Shapes: `S` student crops, `T` teacher crops, `B` images, `K` prototypes, `D` hidden size.
+Shapes: `S` student crops, `B` images, `M` patches that count, `K` prototypes, `D` hidden size.
 """
+
+from dataclasses import replace
 
 import torch
 
-
-def cross_entropy(student_logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
-    """
-    `-sum_k targets_k * log_softmax(student_logits / temperature)_k`, row by row.
-
-    `targets` need not sum to 1, so the cross-entropies of one student crop with several teacher crops are one with the
-    sum of their targets. No gradient flows to `targets`.
-
-    Args:
-        student_logits: `(..., K)`.
-        targets: the same, or with dimensions of 1, which all student crops share.
-
-    Returns:
-        `(...)`.
-    """
-    return _CrossEntropy.apply(student_logits, targets, temperature)
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """
-    Its gradient, `(sum(targets) * softmax - targets) / temperature`, is made at once, in one buffer, and kept in the
-    dtype of the logits; autograd would keep each row of 65,536 prototypes twice and rewrite it four times more.
-    """
-
-    @staticmethod
-    def forward(ctx, logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
-        log_probabilities = (logits.float() / temperature).log_softmax(dim=-1)
-        agreement = torch.einsum("...k,...k->...", log_probabilities, targets)
-        if ctx.needs_input_grad[0]:
-            gradient = log_probabilities.exp_().mul_(targets.sum(dim=-1, keepdim=True)).sub_(targets)
-            ctx.save_for_backward(gradient.to(logits.dtype))
-            ctx.temperature = temperature
-        return -agreement
-
-    @staticmethod
-    def backward(ctx, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * (grad_output / ctx.temperature).unsqueeze(-1)).to(gradient.dtype), None, None
+from .cross_entropy import RowTargets, weighted_cross_entropy
+from .logit_chunks import LogitChunks
 
 
 def dino_loss(
-    student_logits: torch.Tensor,
-    teacher_targets: torch.Tensor,
-    student_temperature: float,
-    *,
-    same_crops: bool = False,
+    student: LogitChunks, teacher_targets: torch.Tensor, student_temperature: float, *, same_crops: bool = False
 ) -> torch.Tensor:
     """
     Image-level loss: cross-entropy summed over pairs of (student crop, teacher crop), averaged over images.
 
     Args:
-        student_logits: `(S, B, K)`.
+        student: logits of `S * B` rows, crop after crop.
         teacher_targets: `(2, B, K)` probabilities of the two global crops.
         student_temperature: above 0.
         same_crops: the student's crops are the teacher's two; a crop is then compared with the other one only.
     """
-    targets = teacher_targets.flip(0) if same_crops else teacher_targets.sum(0, keepdim=True)
-    with torch.autocast(student_logits.device.type, enabled=False):
-        losses = cross_entropy(student_logits, targets, student_temperature)
-    return losses.sum() / student_logits.shape[1]
+    num_images = teacher_targets.shape[1]
+    weights = student.bottleneck.new_full((len(student),), 1 / num_images, dtype=torch.float32)
+    if same_crops:
+        others = teacher_targets.flip(0).flatten(0, 1)
+        return weighted_cross_entropy(student, others.__getitem__, weights, student_temperature)
+    # The cross-entropies with two targets are twice that with their mean, which all crops of a chunk share.
+    mean, crops_at_once = teacher_targets.mean(dim=0), max(student.chunk_size // num_images, 1)
+
+    def targets(rows: slice) -> torch.Tensor:
+        return mean.repeat((min(rows.stop, len(student)) - rows.start) // num_images, 1)
+
+    whole_crops = replace(student, chunk_size=crops_at_once * num_images)
+    return 2 * weighted_cross_entropy(whole_crops, targets, weights, student_temperature)
 
 
 def image_level_losses(
-    local_logits: torch.Tensor, global_logits: torch.Tensor, teacher_targets: torch.Tensor, student_temperature: float
+    local: LogitChunks, global_: LogitChunks, teacher_targets: torch.Tensor, student_temperature: float
 ) -> dict[str, torch.Tensor]:
     """
     `dino_local_loss` (where there are local crops) and `dino_global_loss`: each a sum over its pairs of crops, divided
     by the number of all pairs, `2 L + 2`.
 
     Args:
-        local_logits: `(L, B, K)`; `L` may be 0.
-        global_logits: `(2, B, K)`.
+        local: logits of the student's `L * B` local crops; `L` may be 0.
+        global_: logits of its `2 * B` global crops.
         teacher_targets, student_temperature: as in `dino_loss`.
     """
-    num_global, num_local = len(global_logits), len(local_logits)
+    num_global, num_local = (len(logits) // teacher_targets.shape[1] for logits in (global_, local))
     num_pairs = num_global * num_local + num_global * (num_global - 1)
     losses = {}
     if num_local:
-        losses["dino_local_loss"] = dino_loss(local_logits, teacher_targets, student_temperature) / num_pairs
-    losses["dino_global_loss"] = (
-        dino_loss(global_logits, teacher_targets, student_temperature, same_crops=True) / num_pairs
-    )
+        losses["dino_local_loss"] = dino_loss(local, teacher_targets, student_temperature) / num_pairs
+    losses["dino_global_loss"] = dino_loss(global_, teacher_targets, student_temperature, same_crops=True) / num_pairs
     return losses
+
+
+def ibot_loss(
+    student: LogitChunks,
+    targets: RowTargets,
+    row_weights: torch.Tensor,
+    num_crops: int,
+    student_temperature: float,
+) -> torch.Tensor:
+    """
+    Patch-level loss: cross-entropy averaged over the patches of a crop that count, then summed over crops and divided
+    by the number of all crops.
+
+    Args:
+        student: logits of the `M` patches.
+        targets: the teacher's targets `(rows, K)` for some of these rows.
+        row_weights: `(M,)`; one over the patches that count of that crop.
+        num_crops: all global crops of the batch.
+        student_temperature: above 0.
+    """
+    return weighted_cross_entropy(student, targets, row_weights, student_temperature) / num_crops
 
 
 def koleo_loss(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:

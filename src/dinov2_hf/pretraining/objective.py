@@ -14,6 +14,9 @@ from .terms import needs_of, weighted_sum
 from .views import Crops, Views
 
 
+ROWS_AT_ONCE = 32  # of the targets that entropies are told of, in float32
+
+
 @dataclass(init=False)
 class DINOv2ForPreTrainingOutput(ModelOutput):
     """
@@ -175,6 +178,7 @@ class Objective:
         }
         if views.targets is None:
             return signs
-        targets = views.targets.cls
-        entropy = torch.special.entr(targets).sum(dim=-1).mean()
-        return {"target_entropy": entropy, "mean_target": targets.flatten(0, 1).mean(dim=0), **signs}
+        targets = views.targets.cls.flatten(0, 1)
+        entropies = [torch.special.entr(rows.float()).sum(dim=-1) for rows in targets.split(ROWS_AT_ONCE)]
+        mean_target = targets.mean(dim=0, dtype=torch.float32)
+        return {"target_entropy": torch.cat(entropies).mean(), "mean_target": mean_target, **signs}

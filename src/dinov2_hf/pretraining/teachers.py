@@ -15,7 +15,8 @@ from torch import nn
 
 from ..models.modeling_dinov2 import patch_map
 from ..named_objects import Registry
-from .centering import Centering, RowTargets
+from .centering import Centering
+from .cross_entropy import RowTargets
 from .heads import BackboneWithHeads
 
 
@@ -39,7 +40,7 @@ class TeacherTokens:
 @dataclass(frozen=True)
 class Targets:
     """
-    What students should predict: probabilities, float32.
+    What students should predict: probabilities, in the dtype of the teacher's logits.
 
     Args:
         cls: `(G, B, K)`.

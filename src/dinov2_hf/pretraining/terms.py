@@ -13,8 +13,7 @@ import torch
 from ..named_objects import Registry
 from ..training.schedules import loss_name
 from .features_objective import feature_loss, resample_grid
-from .logit_chunks import ibot_loss
-from .losses import image_level_losses, koleo_loss
+from .losses import ibot_loss, image_level_losses, koleo_loss
 from .views import Views
 
 

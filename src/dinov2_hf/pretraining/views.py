@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from ..models.modeling_dinov2 import patch_map
-from .centering import RowTargets
 from .configuration_dinov2_distillation import DINOv2DistillationConfig
 from .configuration_dinov2_pretraining import DINOv2PreTrainingConfig
+from .cross_entropy import RowTargets
 from .logit_chunks import LogitChunks
 from .teachers import Targets, TeacherTokens
 
@@ -102,16 +102,16 @@ class Views:
         return self.student_cls.shape[:2].numel()
 
     @property
-    def global_logits(self) -> torch.Tensor:
-        """The student's, of the CLS tokens of global crops, `(G, B, K)`."""
+    def global_logits(self) -> LogitChunks:
+        """The student's, of the CLS tokens of global crops: `G * B` rows."""
         self._check_declared("cls")
-        return self._logits[0].rows(slice(self.num_global_crops)).unflatten(0, self.student_cls.shape[:2])
+        return self._logits[0].some(slice(self.num_global_crops))
 
     @property
-    def local_logits(self) -> torch.Tensor:
-        """The student's, of the CLS tokens of local crops, `(L, B, K)`."""
+    def local_logits(self) -> LogitChunks:
+        """The student's, of the CLS tokens of local crops: `L * B` rows."""
         self._check_declared("cls")
-        return self._logits[0].rows(slice(self.num_global_crops, None)).unflatten(0, self.local_cls.shape[:2])
+        return self._logits[0].some(slice(self.num_global_crops, None))
 
     @property
     def patch_logits(self) -> LogitChunks:
