@@ -24,7 +24,15 @@ from .checkpoint_keys import SavesCheckpointKeysAsTheyAre, register_stock_keys
 from .configuration_dinov2 import DINOv2Config
 from .crop_packing import CropPacking, KeptCrops, draw_kept_crops, pack_crops, split_heads, unpack_crops
 from .position_interpolation import interpolate_position_embeddings
-from .residual_stream import ResidualStream, add_in_stream, add_plainly, is_eager_training, last_of_branch, may_fuse
+from .residual_stream import (
+    ResidualStream,
+    add_in_stream,
+    add_plainly,
+    first_of_branch,
+    is_eager_training,
+    last_of_branch,
+    may_fuse,
+)
 from .swiglu import swiglu
 
 
@@ -129,7 +137,11 @@ class DINOv2SelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
 
     def forward(
-        self, hidden_states: torch.Tensor, crop_packing: CropPacking | None = None, **kwargs
+        self,
+        hidden_states: torch.Tensor,
+        crop_packing: CropPacking | None = None,
+        stream: ResidualStream | None = None,
+        **kwargs,
     ) -> tuple[torch.Tensor | tuple[torch.Tensor, ...], torch.Tensor | None]:
         """
         `(B, T, D)` to `(B, T, D)` and what the attention gives as weights; packed, to `(n_i, t_i, D)` of each
@@ -139,19 +151,18 @@ class DINOv2SelfAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         outputs, weights = [], None
-        for heads in self.heads(hidden_states, crop_packing):
+        for heads in self.heads(hidden_states, crop_packing, stream):
             context, weights = attention(self, *heads, None, scaling=self.head_dim**-0.5, dropout=0.0, **kwargs)
             outputs.append(context.flatten(-2))
         return (outputs[0], weights) if crop_packing is None else (tuple(outputs), None)
 
-    def heads(self, hidden_states: torch.Tensor, crop_packing: CropPacking | None) -> list[tuple[torch.Tensor, ...]]:
+    def heads(
+        self, hidden_states: torch.Tensor, crop_packing: CropPacking | None, stream: ResidualStream | None
+    ) -> list[tuple[torch.Tensor, ...]]:
         """Query, key and value `(n, heads, t, head_dim)` of each resolution."""
         projections = (self.query, self.key, self.value)
         if torch.is_grad_enabled() and all(map(may_fuse, projections)):
-            # One product: one cast of the input, and one gradient of it, summed in float32.
-            weight = torch.cat([projection.weight for projection in projections])
-            bias = torch.cat([projection.bias for projection in projections]) if self.config.qkv_bias else None
-            qkv = nn.functional.linear(hidden_states, weight, bias)
+            qkv = first_of_branch(projections, hidden_states, stream)
             if crop_packing is not None:
                 return split_heads(qkv, crop_packing, self.head_dim)
             return [qkv.unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()]
@@ -196,7 +207,7 @@ class DINOv2Attention(nn.Module):
         stream: ResidualStream | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        context, _ = self.attention(hidden_states, crop_packing, **kwargs)
+        context, _ = self.attention(hidden_states, crop_packing, stream, **kwargs)
         return self.output(context, stream)
 
 
@@ -226,7 +237,8 @@ class DINOv2MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_features, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, stream: ResidualStream | None = None) -> torch.Tensor:
-        return last_of_branch(self.fc2, self.activation(self.fc1(hidden_states)), stream)
+        hidden_states = first_of_branch((self.fc1,), hidden_states, stream)
+        return last_of_branch(self.fc2, self.activation(hidden_states), stream)
 
 
 class DINOv2SwiGLUFFN(nn.Module):
@@ -239,7 +251,8 @@ class DINOv2SwiGLUFFN(nn.Module):
         self.weights_out = nn.Linear(hidden_features, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, stream: ResidualStream | None = None) -> torch.Tensor:
-        return last_of_branch(self.weights_out, swiglu(self.weights_in(hidden_states)), stream)
+        hidden_states = first_of_branch((self.weights_in,), hidden_states, stream)
+        return last_of_branch(self.weights_out, swiglu(hidden_states), stream)
 
 
 class DINOv2Layer(GradientCheckpointingLayer):
@@ -303,8 +316,10 @@ class DINOv2Layer(GradientCheckpointingLayer):
 
     def is_eager_training(self) -> bool:
         """Whether the branches may take the short way of residual_stream.py."""
-        last_of_mlp = self.mlp.weights_out if isinstance(self.mlp, DINOv2SwiGLUFFN) else self.mlp.fc2
-        return is_eager_training(self, (self.attention.output.dense, last_of_mlp))
+        mlp, attention = self.mlp, self.attention.attention
+        of_mlp = (mlp.weights_in, mlp.weights_out) if isinstance(mlp, DINOv2SwiGLUFFN) else (mlp.fc1, mlp.fc2)
+        of_attention = attention.query, attention.key, attention.value, self.attention.output.dense
+        return is_eager_training(self, (*of_attention, *of_mlp))
 
 
 class DINOv2PreTrainedModel(SavesCheckpointKeysAsTheyAre, PreTrainedModel):

@@ -8,8 +8,9 @@ the gain:
 
     G = gradient.T @ inputs        d weight = gain * G        d gain = sum_j weight_j * G_j + bias * sum(gradient)
 
-Under autocast the norm keeps its input in the dtype in which its output is multiplied, and its gradient is made in it.
-The stream itself is float32 under every precision, and so is everything added to it.
+Nor is what the norm gives: the first layer of a branch takes it, and its backward pass makes it again. Under autocast
+the norm reads rows in the dtype in which its output is multiplied, and keeps these. The stream itself is float32 under
+every precision, and so is everything added to it.
 
 Shapes: `T` tokens of all crops, `T'` of those that a branch keeps, `D` channels of the stream, `d` of the inputs.
 """
@@ -22,7 +23,8 @@ from torch import nn
 from .crop_packing import CropPacking, KeptCrops
 
 
-# Where the kernel of a norm's gradient, given half precision, sums those of its weights in it: there it gets float32.
+# Where a norm of rows in half precision may have float32 weights, and the kernel of its gradient sums those of its
+# weights in half precision: there it gets float32. Elsewhere all are of one dtype, and the sums are float32.
 SUM_IN_HALF_PRECISION = {"cpu"}
 
 
@@ -38,8 +40,6 @@ class ResidualStream:
         is_own: `hidden_states` was made by the branch before this one, and nobody else has it.
         is_gradient_own: what `add` returns goes to the branch after this one, and nobody else has it.
 
-    Attributes:
-        normed: what the branch sees, `(..., D)`, or of the kept crops `(1, T', D)`.
     """
 
     def __init__(
@@ -51,11 +51,20 @@ class ResidualStream:
         is_own: bool,
         is_gradient_own: bool,
     ):
-        self.gain, self.kept, self.is_own = gain, kept, is_own
-        tokens = None if kept is None else kept.tokens
-        self.hidden_states, self.normed = _TakeNormed.apply(
-            hidden_states, tokens, norm.weight, norm.bias, norm.eps, is_gradient_own
+        self.hidden_states, self.norm, self.gain, self.kept = hidden_states, norm, gain, kept
+        self.is_own, self.is_gradient_own = is_own, is_gradient_own
+
+    def take(self, linears: tuple[nn.Linear, ...]) -> torch.Tensor:
+        """
+        The first layer of the branch, of all rows or of those of the kept crops: `linears` side by side, `(..., d)`.
+        """
+        tokens = None if self.kept is None else self.kept.tokens
+        norm = self.norm.weight, self.norm.bias, self.norm.eps
+        parameters = [linear.weight for linear in linears] + [linear.bias for linear in linears]
+        self.hidden_states, product = _TakeNormed.apply(
+            self.hidden_states, tokens, *norm, self.is_gradient_own, *parameters
         )
+        return product
 
     def add(self, linear: nn.Linear, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """
@@ -69,6 +78,20 @@ class ResidualStream:
         return _AddToStream.apply(
             self.hidden_states, linear.weight, linear.bias, self.gain, self.kept, in_place, *inputs
         )
+
+
+def first_of_branch(
+    linears: tuple[nn.Module, ...], hidden_states: torch.Tensor, stream: ResidualStream | None
+) -> torch.Tensor:
+    """What the first layer of a branch, of one part or several side by side, makes of the norm or of the stream."""
+    if stream is not None:
+        return stream.take(linears)
+    if len(linears) == 1:
+        return linears[0](hidden_states)
+    # One product: one cast of the input, and one gradient of it, summed in float32.
+    biases = [linear.bias for linear in linears]
+    bias = None if biases[0] is None else torch.cat(biases)
+    return nn.functional.linear(hidden_states, torch.cat([linear.weight for linear in linears]), bias)
 
 
 def last_of_branch(
@@ -92,52 +115,88 @@ def may_fuse(linear: nn.Module) -> bool:
     return linear.weight.requires_grad and linear.weight.numel() > 0
 
 
-def is_eager_training(block: nn.Module, last_layers: tuple[nn.Module, ...]) -> bool:
+def is_eager_training(block: nn.Module, layers: tuple[nn.Module, ...]) -> bool:
     """
     Whether gradients are wanted, nothing is traced or compiled (compilers fuse by themselves), and nobody observes or
     replaces a part of this block. The hooks of FSDP2 observe nothing.
 
     Args:
-        last_layers: those of its branches, of which `ResidualStream.add` uses the weights.
+        layers: the first and the last ones of its branches, of which `ResidualStream` uses the weights.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    return all(map(may_fuse, last_layers)) and all(
+    return all(map(may_fuse, layers)) and all(
         hasattr(module, "unshard") or not module._forward_hooks for module in block.modules() if module is not block
     )
 
 
 class _TakeNormed(torch.autograd.Function):
     """
-    The stream as it is, and the norm of some or all of its rows. The two gradients meet here: those of the rows are
-    added where they belong, in place of zeros that are filled and then added.
+    The stream as it is, and some linear maps, side by side, of the norm of some or all of its rows. The two gradients
+    meet here: those of the rows are added where they belong, in place of zeros that are filled and then added.
     """
 
     @staticmethod
-    def forward(ctx, hidden_states, tokens, weight, bias, eps, is_gradient_own):
+    def forward(ctx, hidden_states, tokens, norm_weight, norm_bias, eps, is_gradient_own, *parameters):
         device = hidden_states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
-        rows = hidden_states if tokens is None else hidden_states.index_select(1, tokens)
-        normed, mean, rstd = torch.native_layer_norm(rows, weight.shape, weight, bias, eps)
-        kept_rows = rows if device in SUM_IN_HALF_PRECISION else rows.to(dtype)
-        ctx.save_for_backward(kept_rows, mean, rstd, weight, bias, tokens)
-        ctx.is_gradient_own = is_gradient_own
+        rows = (hidden_states if tokens is None else hidden_states.index_select(1, tokens)).to(dtype)
+        normed, mean, rstd = torch.native_layer_norm(rows, *_norm_parameters(norm_weight, norm_bias, rows), eps)
+        weights, biases = parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
+        weight = _side_by_side(weights, dtype)
+        with torch.autocast(device, enabled=False):
+            bias = None if biases[0] is None else _side_by_side(biases, dtype)
+            product = nn.functional.linear(normed, weight, bias)
+        ctx.save_for_backward(rows, mean, rstd, norm_weight, norm_bias, weight, tokens)
+        ctx.eps, ctx.is_gradient_own = eps, is_gradient_own
+        ctx.lengths, ctx.dtype = [len(part) for part in weights], weights[0].dtype
+        ctx.bias_dtype = None if bias is None else biases[0].dtype
         # `data`: not a view, which could not be added to in place.
-        return hidden_states.data, normed.to(dtype)
+        return hidden_states.data, product
 
     @staticmethod
-    def backward(ctx, gradient, normed_gradient):
-        rows, mean, rstd, weight, bias, tokens = ctx.saved_tensors
-        normed_gradient = normed_gradient.to(rows.dtype).contiguous()
-        rows_gradient, weight_gradient, bias_gradient = torch.ops.aten.native_layer_norm_backward(
-            normed_gradient, rows, weight.shape, mean, rstd, weight.to(rows.dtype), bias.to(rows.dtype), [True] * 3
+    def backward(ctx, gradient, product_gradient):
+        rows, mean, rstd, norm_weight, norm_bias, weight, tokens = ctx.saved_tensors
+        norm = _norm_parameters(norm_weight, norm_bias, rows)
+        with torch.autocast(gradient.device.type, enabled=False):
+            by_row = product_gradient.flatten(0, -2)
+            normed = torch.native_layer_norm(rows, *norm, ctx.eps)[0]
+            parts = (by_row.T @ normed.flatten(0, -2)).split(ctx.lengths)
+            del normed
+            weight_gradients = [part.to(ctx.dtype) for part in parts]
+            bias_gradients = [None] * len(parts)
+            if ctx.bias_dtype is not None:
+                bias_gradients = by_row.sum(dim=0, dtype=ctx.bias_dtype).split(ctx.lengths)
+            normed_gradient = (by_row @ weight).view(rows.shape)
+        shape, *norm = norm
+        rows_gradient, norm_weight_gradient, norm_bias_gradient = torch.ops.aten.native_layer_norm_backward(
+            normed_gradient.to(norm[0].dtype), rows.to(norm[0].dtype), shape, mean, rstd, *norm, [True] * 3
         )
         if tokens is None:
             gradient = gradient + rows_gradient
         else:
             gradient = gradient if ctx.is_gradient_own else gradient.clone()
             gradient.index_add_(1, tokens, rows_gradient.to(gradient.dtype))
-        return gradient, None, weight_gradient.to(weight.dtype), bias_gradient.to(bias.dtype), None, None
+        of_norm = norm_weight_gradient.to(norm_weight.dtype), norm_bias_gradient.to(norm_bias.dtype)
+        return gradient, None, *of_norm, None, None, *weight_gradients, *bias_gradients
+
+
+def _norm_parameters(
+    weight: torch.Tensor, bias: torch.Tensor, rows: torch.Tensor
+) -> tuple[torch.Size, torch.Tensor, torch.Tensor]:
+    """Shape, weight and bias of a norm as its kernels take them for these rows."""
+    dtype = torch.promote_types(rows.dtype, torch.float32) if rows.device.type in SUM_IN_HALF_PRECISION else rows.dtype
+    return weight.shape, weight.to(dtype), bias.to(dtype)
+
+
+def _side_by_side(parts: tuple[torch.Tensor, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Concatenated and cast, in one pass over memory."""
+    if len(parts) == 1:
+        return parts[0].to(dtype)
+    out = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=dtype)
+    for rows, part in zip(out.split([len(part) for part in parts]), parts, strict=True):
+        rows.copy_(part)
+    return out
 
 
 class _AddToStream(torch.autograd.Function):
@@ -187,7 +246,7 @@ class _AddToStream(torch.autograd.Function):
             if ctx.dtype == torch.float16:  # in which a weight times a LayerScale of 1e-5 is rounded to nothing
                 parts, scaled_weight = [(part * gain).to(ctx.dtype) for part in parts], weight.to(ctx.dtype)
             else:
-                scaled_weight = (gain[:, None] * weight).to(ctx.dtype)
+                scaled_weight = torch.mul(gain[:, None], weight, out=torch.empty_like(weight, dtype=ctx.dtype))
             return (
                 gradient,
                 (gain[:, None] * product).to(weight.dtype),
@@ -228,7 +287,7 @@ def add_in_stream(
 ) -> torch.Tensor:
     """`hidden_states + scale * layer_scale(branch(norm(rows)))` for the kept rows, in training."""
     stream = ResidualStream(hidden_states, norm, layer_scale.lambda1, kept, is_own, is_gradient_own)
-    return branch(stream.normed, packing if kept is None else kept.packing, stream)
+    return branch(hidden_states, packing if kept is None else kept.packing, stream)
 
 
 def add_plainly(

@@ -5,23 +5,25 @@ from torch import nn
 
 
 class _SwiGLU(torch.autograd.Function):
-    """`silu(a) * gate` of `(a, gate)` side by side; keeps these two, and writes both gradients into one tensor."""
+    """
+    `silu(a) * gate` of `(a, gate)` side by side. Keeps, in place of these two, what the gradient is multiplied by:
+    `silu(a)` for that of the gate, `gate * silu'(a)` for that of `a`.
+    """
 
     @staticmethod
     def forward(ctx, both):
-        ctx.save_for_backward(both)
         activated, gate = both.chunk(2, dim=-1)
-        return nn.functional.silu(activated).mul_(gate)
+        factors = torch.empty_like(both)
+        of_activated, of_gate = factors.chunk(2, dim=-1)
+        torch.ops.aten.silu.out(activated, out=of_gate)
+        torch.ops.aten.silu_backward.grad_input(gate, activated, grad_input=of_activated)
+        ctx.save_for_backward(factors)
+        return of_gate * gate
 
     @staticmethod
     def backward(ctx, gradient):
-        (both,) = ctx.saved_tensors
-        activated, gate = both.chunk(2, dim=-1)
-        out = torch.empty_like(both)
-        of_activated, of_gate = out.chunk(2, dim=-1)
-        torch.mul(gradient, nn.functional.silu(activated), out=of_gate)
-        torch.ops.aten.silu_backward.grad_input(gradient * gate, activated, grad_input=of_activated)
-        return out
+        (factors,) = ctx.saved_tensors
+        return (factors.unflatten(-1, (2, -1)) * gradient.unsqueeze(-2)).flatten(-2)
 
 
 def swiglu(both: torch.Tensor) -> torch.Tensor:

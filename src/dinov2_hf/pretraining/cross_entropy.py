@@ -23,8 +23,8 @@ def weighted_cross_entropy(
     student: LogitChunks, targets: RowTargets, row_weights: torch.Tensor, temperature: float
 ) -> torch.Tensor:
     """
-    `-sum_n row_weights_n * sum_k targets_nk * log_softmax(logits_n / temperature)_k`. Number and gradient do not depend
-    on the chunks; no gradient flows to targets and weights.
+    `-sum_n row_weights_n * sum_k targets_nk * log_softmax(logits_n / temperature)_k`. Number and gradient do not
+    depend on the chunks; no gradient flows to targets and weights.
 
     Args:
         student: the factors of the student's logits, `n` rows.
@@ -67,7 +67,9 @@ class _CrossEntropy(torch.autograd.Function):
                 torch.mul(gradient @ student.prototypes, weights, out=bottleneck_gradient[rows])
                 weighted = (student.bottleneck[rows] * weights).to(bottleneck.dtype)
                 product = gradient.T @ weighted
-                prototype_gradient = product.float() if prototype_gradient is None else prototype_gradient.add_(product)
+                prototype_gradient = (
+                    product.float() if prototype_gradient is None else prototype_gradient.add_(product)
+                )
                 del target, logits, probabilities, gradient, product  # before those of the next rows are made
         if needs_gradient:
             ctx.save_for_backward(bottleneck_gradient, prototype_gradient)
