@@ -24,15 +24,8 @@ from .checkpoint_keys import SavesCheckpointKeysAsTheyAre, register_stock_keys
 from .configuration_dinov2 import DINOv2Config
 from .crop_packing import CropPacking, KeptCrops, draw_kept_crops, pack_crops, split_heads, unpack_crops
 from .position_interpolation import interpolate_position_embeddings
-from .residual_stream import (
-    ResidualStream,
-    add_in_stream,
-    add_plainly,
-    first_of_branch,
-    is_eager_training,
-    last_of_branch,
-    may_fuse,
-)
+from .residual_stream import ResidualStream, add_in_stream, add_plainly, first_of_branch, last_of_branch, may_fuse
+from .residual_stream import is_eager_training as is_eager_training_of
 from .swiglu import swiglu
 
 
@@ -316,10 +309,8 @@ class DINOv2Layer(GradientCheckpointingLayer):
 
     def is_eager_training(self) -> bool:
         """Whether the branches may take the short way of residual_stream.py."""
-        mlp, attention = self.mlp, self.attention.attention
-        of_mlp = (mlp.weights_in, mlp.weights_out) if isinstance(mlp, DINOv2SwiGLUFFN) else (mlp.fc1, mlp.fc2)
-        of_attention = attention.query, attention.key, attention.value, self.attention.output.dense
-        return is_eager_training(self, (*of_attention, *of_mlp))
+        layers = [*self.attention.attention.children(), *self.attention.output.children(), *self.mlp.children()]
+        return is_eager_training_of(self, [layer for layer in layers if list(layer.parameters())])
 
 
 class DINOv2PreTrainedModel(SavesCheckpointKeysAsTheyAre, PreTrainedModel):
