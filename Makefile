@@ -5,7 +5,7 @@ QUICKSTART := outputs/quickstart
 # Without this, `accelerate launch` gives a process on a CPU one thread.
 CPU_THREADS := $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: quickstart test fuzz quality style clean
+.PHONY: quickstart test test-fast fuzz quality style clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/write_digits.py outputs/digits
@@ -15,9 +15,17 @@ quickstart: .venv/installed
 		--train_data outputs/digits/train.parquet --eval_data outputs/digits/test.parquet \
 		--output_dir $(QUICKSTART) --overwrite_output_dir
 
-# No network and no accelerator are needed: the tests make their own images and models.
+# No network and no accelerator are needed: the tests make their own images and models. The tests of a file share what
+# they made, so a process takes whole files.
+TEST_PROCESSES ?= 2
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 test: .venv/installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	$(PYTEST)
+
+# What a change needs again and again: all but whole runs, launches, uploads, wheels and pages.
+SLOW_TESTS := distributed docs/test_snippets.py examples hub packaging transformers_suite
+test-fast: .venv/installed
+	$(PYTEST) $(addprefix --ignore=tests/,$(SLOW_TESTS))
 
 # Damaged image files, for so many seconds of each format; the suite has a short round of it.
 FUZZ_SECONDS ?= 60
@@ -37,7 +45,8 @@ style: .venv/installed
 		echo "error: .venv is there already and was not made by make; move it away, or use it yourself." >&2; exit 1; fi
 	mkdir -p .venv && touch .venv/made_by_make
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[quickstart,test]"
+	# Python compiles what it imports, which is a small part of this.
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable ".[quickstart,test]"
 	touch $@
 
 # Removes the environment that `make` made, and nothing else: `outputs` is where people train.

@@ -74,6 +74,7 @@ setup(
             *ONNX,
             "parameterized>=0.9",  # transformers' own tests use it
             "pytest>=8.0",
+            "pytest-xdist>=3.6",
             "ruff>=0.9",
             "setuptools>=77",  # pip needs it to download them
             "tensorboard>=2.15",

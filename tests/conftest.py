@@ -5,6 +5,8 @@ import socket
 
 # Before anything of Hugging Face is imported: the tests need no network and must not wait for one.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Before torch is imported: threads take longer to meet than these small tensors take, and tests run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

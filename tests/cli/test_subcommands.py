@@ -28,6 +28,7 @@ from dinov2_hf import (
 from dinov2_hf.cli.features import features
 from dinov2_hf.options import options_of
 from dinov2_hf_command import COMMANDS, summary
+from tests import forked_python
 from tests.cli.typed_commands import mistake, run
 
 
@@ -346,12 +347,7 @@ def test_an_interruption_is_one_line(tmp_path, folder):
         (tmp_path / "images" / f"{number}.png").symlink_to(tmp_path / "picture.png")
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     words = ["features", folder, "--data", tmp_path / "images", "--output", tmp_path / "out" / "new.npy"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dinov2_hf.cli", *words, "--batch_size", "2", "--num_workers", "1"],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = forked_python.start(["-m", "dinov2_hf.cli", *words, "--batch_size", "2", "--num_workers", "1"])
     while process.poll() is None and not list(tmp_path.glob("out/.new.npy.*.unfinished/new.npy")):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)

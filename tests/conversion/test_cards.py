@@ -1,9 +1,6 @@
 """Every block of Python in a card runs as it stands, in the folder of the card, where the reader's image.jpg is."""
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -25,6 +22,7 @@ from dinov2_hf.conversion.original.from_original import convert_from_original
 from dinov2_hf.conversion.original.to_original import convert_to_original
 from dinov2_hf.model_source import HERE
 from dinov2_hf.runs.model_card import card_for_repo
+from tests import forked_python
 from tests.conversion.model_folders import write_model, write_photograph
 from tests.conversion.original.layouts import backbone_shapes, fill
 
@@ -59,11 +57,9 @@ def run_all(folder, count):
     assert all(block.startswith((f"{HERE}\n", f"{HERE_ONLY}\n")) for block in found)
     write_photograph(folder / "photograph.png")
     Image.open(folder / "photograph.png").convert("RGB").save(folder / "image.jpg")
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "cache")}
     for block in found:
-        done = subprocess.run(
-            [sys.executable, "-c", block], cwd=folder, env=environment, capture_output=True, text=True
-        )
+        # The block itself imports this package, where it needs it.
+        done = forked_python.run(["-c", block], cwd=folder, imported=forked_python.TRANSFORMERS)
         assert done.returncode == 0, f"{block}\n{done.stderr[-2000:]}"
 
 
