@@ -7,7 +7,7 @@ import torch
 
 from dinov2_hf.pretraining.centering import SinkhornKnoppCentering
 from dinov2_hf.pretraining.logit_chunks import LogitChunks
-from dinov2_hf.pretraining.losses import dino_loss, ibot_loss, koleo_loss
+from dinov2_hf.pretraining.losses import dino_loss, ibot_loss, kde_loss, koleo_loss
 
 
 def waves(rows: int, columns: int, a: float, b: float, c: float) -> torch.Tensor:
@@ -104,6 +104,34 @@ def test_koleo_equals_loops():
     assert koleo_loss(features).item() == pytest.approx(total, rel=1e-5)
 
 
+def test_koleo_of_groups_and_more_neighbors_equals_loops():
+    features = torch.randn(2, 5, 4)
+    total = 0.0
+    for group in torch.nn.functional.normalize(features, dim=-1):
+        for i in range(5):
+            distances = sorted((group[i] - group[j]).norm().item() for j in range(5) if j != i)
+            total -= sum(math.log(distance) for distance in distances[:2]) / (2 * 5 * 2)
+    assert koleo_loss(features, num_neighbors=2).item() == pytest.approx(total, rel=1e-5)
+
+
+def test_kde_equals_loops():
+    features = torch.randn(2, 4, 3)
+    total = 0.0
+    for group in torch.nn.functional.normalize(features, dim=-1):
+        for i in range(4):
+            kernels = [math.exp(5 * float(group[i] @ group[j])) for j in range(4)]
+            total += math.log(sum(kernels) / 4) / 8
+    assert kde_loss(features, concentration=5.0).item() == pytest.approx(total, rel=1e-5)
+
+
+def test_kde_is_largest_for_equal_images_and_finite_there():
+    twins = torch.ones(4, 8, requires_grad=True)
+    loss = kde_loss(twins, concentration=5.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(5.0, rel=1e-6)
+    assert torch.isfinite(twins.grad).all()
+
+
 def test_koleo_of_twins_is_finite_in_half_precision():
     features = torch.randn(4, 8, dtype=torch.float16).repeat(2, 1).requires_grad_()
     loss = koleo_loss(features)
@@ -113,7 +141,7 @@ def test_koleo_of_twins_is_finite_in_half_precision():
 
 
 def test_koleo_of_one_image_is_refused():
-    with pytest.raises(ValueError, match="holds 1 image; KoLeo needs at least 2"):
+    with pytest.raises(ValueError, match=r"holds 1 image\(s\); KoLeo needs at least 2"):
         koleo_loss(torch.randn(1, 8))
 
 

@@ -1,11 +1,15 @@
 """Terms: which of them run, what is computed for them, and that chunks of logits change no number."""
 
+import re
+
 import pytest
 import torch
 
 from dinov2_hf import DINOv2ForPreTraining, DINOv2PreTrainingConfig
-from dinov2_hf.pretraining.terms import TERMS, check_loss_terms
+from dinov2_hf.pretraining.losses import kde_loss
+from dinov2_hf.pretraining.terms import TERMS, check_loss_terms, term_options
 from dinov2_hf.pretraining.views import Views
+from dinov2_hf.training.schedules import weight_schedule
 
 
 IMAGES, LOCAL, MASKED = 3, 2, 5
@@ -104,3 +108,34 @@ def test_names_that_metrics_could_not_tell_apart_are_refused():
         check_loss_terms({"test_parts_loss": 1, "test_parts": 1})
     with pytest.raises(ValueError, match="has ibot, whose weight is `ibot_loss_weight`"):
         check_loss_terms({"ibot": 1})
+    check_loss_terms({"kde": 0.1})
+
+
+def test_keywords_of_a_term_stand_beside_its_weight(build, batch):
+    line = {"kde": {"weight": {"start": 0, "end": 1}, "concentration": "2", "group_size": 3}}
+    check_loss_terms(line)
+    model = build(koleo_loss_weight=0)
+    model.term_options = term_options(line)
+    assert model.term_options == {"kde": {"concentration": 2.0, "group_size": 3}}
+    output = model(**batch, loss_weights={"kde": 0.5})
+    features = model.student.backbone.forward_crops([batch["global_crops"].flatten(0, 1)], [batch["bool_masked_pos"]])[
+        0
+    ][:, 0]
+    torch.testing.assert_close(output["kde_loss"], sum(kde_loss(crop, 2.0) for crop in features.view(2, IMAGES, -1)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight": 1, "concentratoin": 2}, "kde in `loss_terms` has the unknown key `concentratoin`. Did you mean"),
+        ({"weight": 1, "concentration": 0}, "`concentration` is 0.0; it must be"),
+        ({"concentration": 2}, "the weight of kde in `loss_terms` has the unknown key `concentration`"),
+    ],
+)
+def test_mistakes_in_keywords(options, message):
+    def read() -> None:
+        check_loss_terms({"kde": options})
+        weight_schedule("kde", options, 10)
+
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read()

@@ -102,3 +102,10 @@ def test_the_tables_name_what_there_is():
     names |= set(DistillationArguments.__dataclass_fields__)
     assert {*FREE, *MOVABLE, *FIXED_FIELDS, *OF_EVALUATION} - {*DATA_SIZES} <= names
     assert not {*FREE} & {*MOVABLE, *FIXED_FIELDS, *OF_EVALUATION}
+
+
+def test_a_checkpoint_in_the_middle_of_a_new_cooldown_is_refused(state):
+    """Where it begins at the checkpoint or later it is a change like another."""
+    check(dict(state), {"max_steps": 5, "cooldown_steps": 2}, allow_changes=True)
+    with pytest.raises(ValueError, match="begun to fall at step 2, but the checkpoint is of step 3, .* be 6 to begin"):
+        check(dict(state), {"max_steps": 5, "cooldown_steps": 3}, allow_changes=True)

@@ -134,3 +134,31 @@ def test_scaling_rules():
 def test_a_warmup_beyond_the_run_is_refused():
     with pytest.raises(ValueError, match="`warmup_steps` is 12500, more than `max_steps` \\(100\\)"):
         build_schedules(peak_learning_rate=1e-3, **{**SHORT, "max_steps": 100})
+
+
+def test_a_cooldown_begins_where_the_schedule_was():
+    """A constant rate falls in a straight line over the last 20 of 100 steps; a cosine goes on from its own value."""
+    rates = [Schedule(2.0, 1.0, 100, kind=SCHEDULES.find("constant"), cooldown_steps=20).at(s) for s in range(101)]
+    assert rates[:81] == [2.0] * 81
+    assert rates[80:] == pytest.approx([2 - place / 20 for place in range(21)])
+    plain, cooled = Schedule(2.0, 1.0, 100), Schedule(2.0, 1.0, 100, cooldown_steps=50)
+    assert [cooled.at(step) for step in range(51)] == [plain.at(step) for step in range(51)]
+    assert cooled.at(75) == pytest.approx((plain.at(50) + 1) / 2)
+
+
+def test_a_cooldown_is_the_same_from_any_checkpoint():
+    """A run of another length has the same constant rate, up to the step where its cool-down begins."""
+    constant = {**SHORT, "learning_rate_schedule": "constant"}
+    whole, ended = (
+        build_schedules(peak_learning_rate=1e-3, **constant | {"max_steps": steps}, cooldown_steps=cooldown)
+        for steps, cooldown in ((125_000, 0), (50_000, 10_000))
+    )
+    for step in (0, 5_000, 20_000, 40_000):
+        assert ended.at(step).learning_rate == whole.at(step).learning_rate
+        assert ended.at(step).backbone_learning_rate == whole.at(step).backbone_learning_rate
+    assert ended.at(45_000).learning_rate == pytest.approx((1e-3 + 1e-6) / 2)
+
+
+def test_a_cooldown_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="`cooldown_steps` is 120000, which does not fit into `max_steps`"):
+        build_schedules(peak_learning_rate=1e-3, **SHORT, cooldown_steps=120_000)

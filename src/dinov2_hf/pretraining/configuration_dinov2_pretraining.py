@@ -33,6 +33,9 @@ class DINOv2PreTrainingConfig(PreTrainedConfig):
         ibot_loss_weight (`float`, defaults to 1.0): Weight of the patch-level loss; 0 leaves it out.
         koleo_loss_weight (`float`, defaults to 0.1): Weight of the KoLeo regulariser on both global crops; 0 leaves
             it out.
+        koleo_group_size (`int`, *optional*): Images that KoLeo looks for neighbours among; `None` means those of a
+            device, as in the paper, and 0 all of a forward pass, over all devices. DINOv3 has 16, over devices.
+        koleo_num_neighbors (`int`, defaults to 1): Nearest neighbours that an image is pushed away from.
 
     Raises:
         `ValueError`: when a size, a weight, a temperature or `centering` is out of range.
@@ -55,6 +58,8 @@ class DINOv2PreTrainingConfig(PreTrainedConfig):
     dino_loss_weight: float | int = ranged(1.0, NOT_NEGATIVE)
     ibot_loss_weight: float | int = ranged(1.0, NOT_NEGATIVE)
     koleo_loss_weight: float | int = ranged(0.1, NOT_NEGATIVE)
+    koleo_group_size: int | None = ranged(None, NOT_NEGATIVE)
+    koleo_num_neighbors: int = ranged(1, AT_LEAST_ONE)
 
     def __post_init__(self, **kwargs):
         if self.backbone_config is None:

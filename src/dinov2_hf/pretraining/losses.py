@@ -4,6 +4,7 @@ The losses of DINOv2 (paper, section 4). Sums and exponentials are float32 whate
 Shapes: `S` student crops, `B` images, `M` patches that count, `K` prototypes, `D` hidden size.
 """
 
+import math
 from dataclasses import replace
 
 import torch
@@ -81,28 +82,52 @@ def ibot_loss(
     return weighted_cross_entropy(student, targets, row_weights, student_temperature) / num_crops
 
 
-def koleo_loss(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
+def koleo_loss(features: torch.Tensor, num_neighbors: int = 1, eps: float = 1e-8) -> torch.Tensor:
     """
-    Kozachenko-Leonenko regulariser: minus the mean log distance of L2-normalised features to their nearest neighbour
-    in this batch; the gradient flows to both.
+    Kozachenko-Leonenko regulariser: minus the mean log distance of L2-normalised features to the nearest neighbours
+    in their group; the gradient flows to both.
 
     Args:
-        features: `(B, D)` CLS tokens of one global crop, `B` at least 2.
+        features: `(n, D)` CLS tokens of one global crop, or `(groups, n, D)`.
+        num_neighbors: of each image, fewer than `n`.
 
     Raises:
-        `ValueError`: for a single image, which has no neighbour.
+        `ValueError`: there are too few images for so many neighbours.
     """
-    if len(features) < 2:
+    if features.shape[-2] <= num_neighbors:
         raise ValueError(
-            f"`features` holds {len(features)} image; KoLeo needs at least 2 per device: raise the batch size, or set"
-            " `koleo_loss_weight` to 0."
+            f"`features` holds {features.shape[-2]} image(s); KoLeo needs at least {num_neighbors + 1}: raise the"
+            " batch size, or set `koleo_loss_weight` to 0."
         )
     with torch.autocast(features.device.type, enabled=False):
         features = torch.nn.functional.normalize(features.float(), dim=-1, eps=eps)
         with torch.no_grad():
-            similarity = features @ features.T
-            similarity.fill_diagonal_(-1)
-            neighbours = similarity.argmax(dim=1)
+            similarity = features @ features.mT
+            similarity.diagonal(dim1=-2, dim2=-1).fill_(-1)
+            neighbors = similarity.topk(num_neighbors, dim=-1).indices
+            if features.dim() > 2:  # places in a group, to places in all
+                num_groups, size = features.shape[:2]
+                neighbors += torch.arange(0, num_groups * size, size, device=features.device)[:, None, None]
+            neighbors = neighbors.flatten(0, -2)
+        features = features.flatten(0, -2)
         # eps inside the norm keeps its gradient finite for two equal images, where the distance is 0.
-        distances = torch.linalg.vector_norm(features - features[neighbours] + eps, dim=-1)
+        distances = torch.linalg.vector_norm(features[:, None] - features[neighbors] + eps, dim=-1)
         return -torch.log(distances + eps).mean()
+
+
+def kde_loss(features: torch.Tensor, concentration: float) -> torch.Tensor:
+    """
+    The mean log density of L2-normalised features `z`, estimated by a von Mises-Fisher kernel over their group (Wang
+    and Isola 2020, section 4.1; in place of KoLeo in Virchow2, Zimmermann et al. 2024). Unlike KoLeo it looks at all
+    images of the group, and stays finite where two are equal:
+
+    `mean_i log(mean_j exp(concentration * (z_i . z_j)))`
+
+    Args:
+        features: `(n, D)` CLS tokens of one global crop, or `(groups, n, D)`.
+        concentration: of the kernel, above 0; the larger, the nearer are the images that push each other.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        features = torch.nn.functional.normalize(features.float(), dim=-1)
+        densities = torch.logsumexp(concentration * (features @ features.mT), dim=-1)
+        return densities.mean() - math.log(features.shape[-2])

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from transformers.utils import ModelOutput
 
 from .centering import Centering
+from .frozen_teacher import FrozenTeacher
 from .teachers import TeacherTokens
 from .terms import needs_of, weighted_sum
 from .views import Crops, Views
@@ -68,11 +69,14 @@ class Objective:
         loss_weights: of the terms that its configuration weighs, by name.
         patch_chunk_size: patches of which logits are held at once; changes memory and speed, not results.
         rank_groups: for students that are each computed by ranks of their own; `None`: every rank computes all.
+        term_options: keywords of further loss terms, by the names of these; see `term_options`.
     """
 
     distillation_config = None
     patch_chunk_size = 1024
     rank_groups = None
+    term_options: Mapping[str, Mapping[str, Any]] = {}
+    _gram_teacher: tuple[FrozenTeacher | None] = (None,)
 
     @property
     def teacher_role(self) -> Any:
@@ -82,6 +86,10 @@ class Objective:
     def teach_with(self, teacher: Any) -> None:
         """Let `teacher`, an `EmaTeacher` or another that answers `tokens` and `targets`, make the targets."""
         self._teacher_role = (teacher,)  # in a tuple, where nn.Module does not see it
+
+    def anchor_to(self, gram_teacher: FrozenTeacher) -> None:
+        """Let terms compare with a network that is no submodule, and so in no checkpoint."""
+        self._gram_teacher = (gram_teacher,)  # as `_teacher_role`
 
     def forward(
         self,
@@ -158,9 +166,9 @@ class Objective:
             if self.rank_groups is None or name == self.rank_groups.name:
                 views = Views(
                     self.config, self.distillation_config, student, crops, tokens, targets, needs,
-                    self.patch_chunk_size,
+                    self.patch_chunk_size, *self._gram_teacher, group,
                 )  # fmt: skip
-                of_student = weighted_sum(weights, views) | self._signs_of_collapse(views)
+                of_student = weighted_sum(weights, views, self.term_options) | self._signs_of_collapse(views)
                 output |= {f"{name}/{key}" if name else key: value for key, value in of_student.items()}
         return output
 

@@ -6,22 +6,27 @@ curves and the progress line it goes by its name: "gram_loss" for `gram` and for
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from ..named_objects import Registry
+from ..options import keyword_options, read_mapping
 from ..training.schedules import loss_name
+from ..value_ranges import ABOVE_ZERO, NOT_NEGATIVE
 from .features_objective import feature_loss, resample_grid
-from .losses import ibot_loss, image_level_losses, koleo_loss
+from .gram_anchoring import gram_anchoring_loss
+from .losses import ibot_loss, image_level_losses, kde_loss, koleo_loss
 from .views import Views
 
 
-# `needs` says which logits a term reads, of "cls" and of "patches": heads that no term needs are not run.
+# `needs` says which logits a term reads, of "cls" and of "patches": heads that no term needs are not run; and whether
+# it reads the features of a "gram_teacher". `weight` is the field of a configuration that a term has its weight in;
+# others have it in the recipe's `loss_terms`, with the keywords that they take.
 TERMS = Registry("loss term")
 
 
-@TERMS.register("dino", needs={"cls"})
+@TERMS.register("dino", needs={"cls"}, weight="dino_loss_weight")
 def dino(views: Views) -> dict[str, torch.Tensor]:
     """Image level: cross-entropy with the targets of the other crops."""
     return image_level_losses(
@@ -29,7 +34,7 @@ def dino(views: Views) -> dict[str, torch.Tensor]:
     )
 
 
-@TERMS.register("ibot", needs={"patches"})
+@TERMS.register("ibot", needs={"patches"}, weight="ibot_loss_weight")
 def ibot(views: Views) -> torch.Tensor:
     """Patch level: cross-entropy with the targets of the same patches."""
     return ibot_loss(
@@ -41,13 +46,37 @@ def ibot(views: Views) -> torch.Tensor:
     )
 
 
-@TERMS.register("koleo")
+@TERMS.register("koleo", weight="koleo_loss_weight")
 def koleo(views: Views) -> torch.Tensor:
     """Sum of the regulariser over the global crops."""
-    return sum(koleo_loss(tokens) for tokens in views.student_cls)
+    groups = views.cls_in_groups(views.config.koleo_group_size)
+    return len(views.student_cls) * koleo_loss(groups, views.config.koleo_num_neighbors)
 
 
-@TERMS.register("cls_feature")
+@TERMS.register("kde")
+def kde(
+    views: Views,
+    *,
+    concentration: Annotated[float, ABOVE_ZERO] = 5.0,
+    group_size: Annotated[int | None, NOT_NEGATIVE] = None,
+) -> torch.Tensor:
+    """
+    Sum over the global crops of a regulariser that takes the place of KoLeo.
+
+    Args:
+        concentration: of the kernel; the larger, the nearer are the images that push each other.
+        group_size: images that look at each other; by default those of a device; 0 is all of a forward pass.
+    """
+    return len(views.student_cls) * kde_loss(views.cls_in_groups(group_size), concentration)
+
+
+@TERMS.register("gram_anchoring", needs={"gram_teacher"})
+def gram_anchoring(views: Views) -> torch.Tensor:
+    """Patches of a global crop are held to be as alike to each other as to an earlier network."""
+    return gram_anchoring_loss(views.student_patches.flatten(0, 1), views.anchor_patches.flatten(0, 1))
+
+
+@TERMS.register("cls_feature", weight="cls_feature_loss_weight")
 def cls_feature(views: Views) -> torch.Tensor:
     """Distance of projected CLS features from the teacher's; not the paper's."""
     return feature_loss(
@@ -55,7 +84,7 @@ def cls_feature(views: Views) -> torch.Tensor:
     )
 
 
-@TERMS.register("patch_feature")
+@TERMS.register("patch_feature", weight="patch_feature_loss_weight")
 def patch_feature(views: Views) -> torch.Tensor:
     """Distance of projected patch features from the teacher's on the student's grid; not the paper's."""
     patches = views.student_patches.flatten(0, 1)
@@ -68,16 +97,34 @@ def needs_of(weights: Mapping[str, float]) -> frozenset[str]:
     return frozenset().union(*(TERMS.named(name).facts.get("needs", ()) for name in weights))
 
 
-def weighted_sum(weights: Mapping[str, float], views: Views) -> dict[str, torch.Tensor]:
+def weighted_sum(
+    weights: Mapping[str, float], views: Views, options: Mapping[str, Mapping[str, Any]]
+) -> dict[str, torch.Tensor]:
     """`loss`, the sum of the terms times their weights; and the parts that it is made of, by name and without them."""
     parts: dict[str, torch.Tensor] = {}
     loss = 0.0
     for name, weight in weights.items():
-        value = TERMS.find(name)(views)
+        value = TERMS.find(name)(views, **options.get(name, {}))
         own = value if isinstance(value, Mapping) else {loss_name(name): value}
         loss = loss + weight * sum(own.values())
         parts |= own
     return {"loss": loss, **parts}
+
+
+def term_options(loss_terms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """
+    The keywords of a recipe's `loss_terms`, by the names of terms that have any: what stands beside `weight`, as in
+    `{kde: {weight: 0.05, concentration: 10}}`.
+
+    Raises:
+        `ValueError`: a term takes no such keyword, or it has another type or range.
+    """
+    found = {}
+    for name, value in loss_terms.items():
+        if isinstance(value, Mapping) and "weight" in value:
+            given = {key: own for key, own in value.items() if key != "weight"}
+            found[name] = read_mapping(keyword_options(TERMS.find(name)), given, f"{name} in `loss_terms`")
+    return found
 
 
 BUILT_IN = tuple(TERMS.names())
@@ -87,16 +134,17 @@ def check_loss_terms(loss_terms: Mapping[str, Any]) -> None:
     """
     Raises:
         `ValueError`: a name of a recipe's `loss_terms` is of no term, has a weight of its own elsewhere, or is called
-            in metrics like another.
+            in metrics like another; or `term_options` refuses its options.
     """
     called: dict[str, str] = {loss_name(name): name for name in BUILT_IN}
     for name in loss_terms:
-        TERMS.named(name)
-        if name in BUILT_IN:
-            raise ValueError(f"`loss_terms` has {name}, whose weight is `{name}_loss_weight`; set that.")
-        if loss_name(name) in called:
+        field = TERMS.named(name).facts.get("weight")
+        if field is not None:
+            raise ValueError(f"`loss_terms` has {name}, whose weight is `{field}`; set that.")
+        if called.get(loss_name(name), name) != name:
             raise ValueError(
                 f"`loss_terms` has {name}, which metrics would call {loss_name(name)}, as {called[loss_name(name)]};"
                 " give its function another name."
             )
         called[loss_name(name)] = name
+    term_options(loss_terms)

@@ -9,12 +9,15 @@ from collections.abc import Set
 from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from ..models.modeling_dinov2 import patch_map
 from .configuration_dinov2_distillation import DINOv2DistillationConfig
 from .configuration_dinov2_pretraining import DINOv2PreTrainingConfig
 from .cross_entropy import RowTargets
+from .frozen_teacher import FrozenTeacher
+from .images_together import in_groups
 from .logit_chunks import LogitChunks
 from .teachers import Targets, TeacherTokens
 
@@ -71,6 +74,8 @@ class Views:
         targets: what the student should predict; `None` of a teacher without heads.
         needs: what the terms of this step have declared: "cls" or "patches".
         chunk_size: patches of which logits are held at once.
+        gram_teacher: an earlier network, where the recipe names one.
+        ranks: that compute this student; `None` is all.
         student_cls, local_cls: CLS tokens of the global crops, `(G, B, D)`, and of the local ones, `(L, B, D)`.
         student_patches: patch tokens of the global crops, `(G, B, h, w, D)`.
     """
@@ -83,6 +88,8 @@ class Views:
     targets: Targets | None
     needs: Set[str]
     chunk_size: int
+    gram_teacher: FrozenTeacher | None = None
+    ranks: dist.ProcessGroup | None = None
 
     def __post_init__(self):
         crops, network = self.crops, self.student.backbone
@@ -124,6 +131,17 @@ class Views:
         """For these patches the teacher's targets; see `Targets`."""
         self._check_declared("patches")
         return self.targets.patches
+
+    @property
+    def anchor_patches(self) -> torch.Tensor:
+        """Patch features of the Gram teacher, of global crops, `(G, B, h', w', D')`, without a gradient."""
+        if self.gram_teacher is None:
+            raise ValueError("a loss term reads features of a Gram teacher, but there is none; set `gram_teacher`.")
+        return self.gram_teacher.tokens(self.crops.global_crops).patches
+
+    def cls_in_groups(self, group_size: int | None) -> torch.Tensor:
+        """The student's CLS tokens of global crops in groups of images, `(groups, g, D)`; see `in_groups`."""
+        return in_groups(self.student_cls, group_size, self.ranks)
 
     @property
     def _logits(self) -> tuple[LogitChunks, LogitChunks | None]:

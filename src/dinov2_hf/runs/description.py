@@ -37,6 +37,10 @@ def describe_run(run: "Run") -> None:
         if torch.get_num_threads() < os.cpu_count() // accelerator.num_processes:
             device += " (accelerate launch --num_cpu_threads_per_process sets them)"
     images_of_a_pass = args.per_device_train_batch_size * accelerator.num_processes
+    group_size = run.plan.config.koleo_group_size
+    compared = f"{group_size or images_of_a_pass} images by KoLeo"
+    if group_size is None:
+        compared = f"{args.per_device_train_batch_size} images by KoLeo (one device)"
     rule = f"x sqrt({global_batch_size} / 1024)" if args.learning_rate_scaling == "sqrt_wrt_1024" else "as given"
     num_channels = next(iter(students.values())).backbone.config.num_channels
     lines = {
@@ -51,8 +55,7 @@ def describe_run(run: "Run") -> None:
         f" x {args.gradient_accumulation_steps} accumulated x {accelerator.num_processes} processes",
         "steps": f"{run.state['step']} of {args.max_steps}{passes}",
         "peak learning rate": f"{run.schedules.learning_rate.base:.4g} = {args.learning_rate:.4g} {rule}",
-        "seen together": f"{args.per_device_train_batch_size} images by KoLeo (one device), {images_of_a_pass} by"
-        " centering (all devices), in one forward pass",
+        "seen together": f"{compared}, {images_of_a_pass} by centering (all devices), in one forward pass",
         "precision": precision_in_words(compute_precision(accelerator), accelerator.device.type),
         "backend": f"{backend_name(accelerator)}, {accelerator.num_processes} processes",
         "device": device,

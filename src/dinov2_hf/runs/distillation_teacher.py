@@ -83,7 +83,7 @@ class LoadedTeacher:
         return teacher.to(device)
 
 
-def load_teacher(source: str, objective: str) -> LoadedTeacher:
+def load_teacher(source: str, objective: str, option: str = "teacher") -> LoadedTeacher:
     """
     Read a teacher.
 
@@ -92,6 +92,7 @@ def load_teacher(source: str, objective: str) -> LoadedTeacher:
             Hub (`owner/name/pretraining_model`), or a teacher of the original with its heads; for that of features
             also any model that `AutoModel` loads.
         objective: `"paper"` or `"features"`.
+        option: what a sentence calls it.
 
     Raises:
         `ValueError`: there is no such model, it has no heads but the objective needs them, its weights are damaged or
@@ -99,7 +100,7 @@ def load_teacher(source: str, objective: str) -> LoadedTeacher:
     """
     # Of a run, the part that the objective needs.
     parts = (PRETRAINING_MODEL, MODEL) if objective == "paper" else (MODEL, PRETRAINING_MODEL)
-    with _said_of_teacher():
+    with _said_of(option):
         folder = find_model(source, parts)
         has_config = not is_other_layout(folder) and not _is_part_on_the_hub(folder)
         config = read_config(folder) if has_config else None
@@ -109,7 +110,7 @@ def load_teacher(source: str, objective: str) -> LoadedTeacher:
         needed = 4 * sum(parameter.numel() for parameter in network.parameters())
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         check_memory(source, needed, psutil.virtual_memory().available // processes, "this machine", processes)
-    with _said_of_teacher():
+    with _said_of(option):
         if config is None or config.model_type in OURS:
             network = load_initial_model(str(folder))
         else:
@@ -138,12 +139,12 @@ def _is_part_on_the_hub(folder: Path | str) -> bool:
 
 
 @contextmanager
-def _said_of_teacher() -> Iterator[None]:
+def _said_of(option: str) -> Iterator[None]:
     """Name the option in the sentence of an error."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"`teacher`: {error}") from None
+        raise ValueError(f"`{option}`: {error}") from None
 
 
 def _on_meta(config: PreTrainedConfig) -> torch.nn.Module | None:

@@ -51,7 +51,9 @@ def model_card(
         best: the metric, value and step of the best model of the run, where it is kept.
     """
     public = {
-        key: public_name(value) if value and (key.endswith("_data") or key in ("init_from", "teacher")) else value
+        key: public_name(value)
+        if value and (key.endswith("_data") or key in ("init_from", "teacher", "gram_teacher"))
+        else value
         for key, value in recipe.items()
     }
     data = card_metadata(recipe)

@@ -16,7 +16,7 @@ from ..data.loader_workers import default_workers
 from ..options import REQUIRED, argument, check_options
 from ..pretraining.compilation import HOW
 from ..pretraining.teachers import TEACHERS
-from ..pretraining.terms import check_loss_terms
+from ..pretraining.terms import check_loss_terms, needs_of
 from ..public_names import without_secrets
 from ..value_ranges import ABOVE_ZERO, AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, SEEDS, SHARE, WIDTH, Range
 
@@ -116,8 +116,14 @@ class PreTrainingArguments:
     # --- objective, beside the configuration's
     loss_terms: dict[str, Any] | None = argument(
         None,
-        "Further loss terms and their weights, as package.module:function=1.0. A weight may be a schedule: {kind:"
-        " linear, start: 0, end: 1, steps: 1000}.",
+        "Further loss terms and their weights: kde=0.05, gram_anchoring=2.0, or package.module:function=1.0. A weight"
+        " may be a schedule: {kind: linear, start: 0, end: 1, steps: 1000}. Keywords of a term stand beside it:"
+        " {weight: 0.1, concentration: 10}.",
+    )
+    gram_teacher: str | None = argument(
+        None,
+        "Of gram_anchoring, the earlier network whose similarities of patches are kept: a model folder, a run, one of"
+        " its checkpoints, or a model on the Hub.",
     )
     teacher_class: str | None = argument(
         None,
@@ -141,6 +147,15 @@ class PreTrainingArguments:
         "cosine",
         "From the peak learning rate to the final one: cosine, linear, constant, warmup_stable_decay, or"
         " package.module:function.",
+    )
+    cooldown_steps: int = argument(
+        0,
+        "Last steps, in which the learning rate falls to the final one from where its schedule was; of a constant one"
+        " they may begin at any checkpoint.",
+        NOT_NEGATIVE,
+    )
+    cooldown_schedule: str = argument(
+        "linear", "The way of that fall, as learning_rate_schedule.", needs={"cooldown_steps": True}
     )
     weight_decay: float = argument(0.04, "AdamW's weight decay in the first step.", NOT_NEGATIVE)
     final_weight_decay: float = argument(0.4, "AdamW's weight decay in the last step.", NOT_NEGATIVE)
@@ -281,6 +296,14 @@ class PreTrainingArguments:
             self.dataloader_num_workers = default_workers()
         check_options(self)
         check_loss_terms(self.loss_terms or {})
+        anchored = "gram_teacher" in needs_of(self.loss_terms or {})
+        if anchored != (self.gram_teacher is not None):
+            raise ValueError(
+                "`loss_terms` has gram_anchoring, but `gram_teacher` is not set; name the network to keep to."
+                if anchored
+                else f"`gram_teacher` is {self.gram_teacher}, but no loss term reads it; add gram_anchoring to"
+                " `loss_terms`."
+            )
         if self.teacher_class:
             TEACHERS.find(self.teacher_class)
         for name in ("global_crop_scale", "local_crop_scale", "global_blur_probabilities", "mask_ratio"):

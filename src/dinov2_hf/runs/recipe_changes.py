@@ -43,7 +43,8 @@ def check_recipe(
         allow_changes: `--allow_recipe_change`.
 
     Raises:
-        ValueError: with names, earlier and new values, when something changed that cannot, or needs the flag.
+        ValueError: with names, earlier and new values, when something changed that cannot, or needs the flag; or when
+            the change would put the checkpoint into the middle of a cool-down.
     """
     now = json.loads(json.dumps({**recipe, **sizes}))  # as it is read from a checkpoint
     old, new = _flat(state.get("recipe", now)), _flat(now)
@@ -62,6 +63,8 @@ def check_recipe(
             f"{_said(others, old, new)}, so the run would go on as another one; leave it as it was, or add"
             " --allow_recipe_change."
         )
+    if {"max_steps", "cooldown_steps"} & set(others):
+        _check_cooldown(state["step"], new["max_steps"], new.get("cooldown_steps") or 0)
     for name in others:
         logger.warning("%s from here on.", _said([name], old, new))
     for name in moved:
@@ -69,6 +72,15 @@ def check_recipe(
     if any(kinds[name] in OF_EVALUATION for name in others):
         forget_accuracies(state)
     state["recipe"] = now
+
+
+def _check_cooldown(step: int, max_steps: int, cooldown_steps: int) -> None:
+    if step > max_steps - cooldown_steps and cooldown_steps:
+        raise ValueError(
+            f"`cooldown_steps` is {cooldown_steps} and `max_steps` is {max_steps}, so the learning rate would have"
+            f" begun to fall at step {max_steps - cooldown_steps}, but the checkpoint is of step {step}, where it"
+            f" would jump; let `max_steps` be {step + cooldown_steps} to begin there."
+        )
 
 
 def forget_accuracies(state: dict) -> None:

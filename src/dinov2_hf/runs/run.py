@@ -19,6 +19,7 @@ from ..data import SkippedImageLog, build_batches, load_image_dataset, set_max_i
 from ..options import values_for
 from ..output_folders import write_text
 from ..pretraining.compilation import check_compiler, compile_objective, without_compiling
+from ..pretraining.terms import term_options
 from ..training.backends import compute_precision, prepare, resume_launch
 from ..training.checkpoint_folders import list_checkpoints
 from ..training.checkpoints import load_checkpoint
@@ -31,6 +32,7 @@ from .best_model import BestStep
 from .description import describe_run
 from .endings import end_in_words
 from .finished_run import leave_results
+from .gram_teacher import load_gram_teacher
 from .hub_upload import prepare_upload, push_run
 from .knn_while_training import build_image_processor, load_evaluation, measure
 from .loop import Step, Steps
@@ -38,6 +40,7 @@ from .model_card import card_metadata
 from .outputs import Output
 from .pretraining_plan import PreTrainingPlan
 from .recipe_changes import DATA_SIZES, check_recipe
+from .recipe_checks import check_groups
 from .run_folder import CHECKPOINTS, claimed_folder, start_output_dir
 from .state import start_state
 
@@ -87,6 +90,7 @@ class Run:
         self.accelerator = build_accelerator(args, self.output_dir)
         check_compiler(args.compile, self.accelerator.device)
         num_processes = self.accelerator.num_processes
+        check_groups(args, plan.config, num_processes)
         self.checkpoint = held.enter_context(claimed_folder(self.accelerator, args))
         set_max_image_pixels(args.max_image_pixels)
         self.dataset = load_image_dataset(
@@ -152,6 +156,10 @@ class Run:
         self.outputs = [Output(self, name) for name in model.students]
         self.best.check_student(model.students)
         model.patch_chunk_size = args.patch_chunk_size
+        model.term_options = term_options(args.loss_terms or {})
+        if args.gram_teacher:
+            bf16, channels = compute_precision(accelerator) == "bf16", self.plan.config.backbone_config.num_channels
+            model.anchor_to(load_gram_teacher(args, channels, bf16=bf16, device=accelerator.device))
         for student in model.students.values() if args.gradient_checkpointing else ():
             student.backbone.gradient_checkpointing_enable()
         compile_objective(model, args.compile)

@@ -128,7 +128,10 @@ def _look(output_dir: Path, wanted: str | None, overwrite: bool) -> Path | None:
 def _sources(args: PreTrainingArguments) -> list[str]:
     """What the run reads; of a distillation also its teacher, and what its students start from."""
     students = getattr(args, "students", None) or []
-    named = [args.train_data, args.eval_data, args.eval_bank_data, args.init_from, getattr(args, "teacher", None)]
+    named = [
+        args.train_data, args.eval_data, args.eval_bank_data, args.init_from, args.gram_teacher,
+        getattr(args, "teacher", None),
+    ]  # fmt: skip
     return [source for source in (*named, *(entry.get("init_from") for entry in students)) if source]
 
 

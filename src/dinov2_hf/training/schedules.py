@@ -46,7 +46,7 @@ def warmup_stable_decay(progress: float) -> float:
 @dataclass(frozen=True)
 class Schedule:
     """
-    A linear warm-up with both ends included, then the way from `base` to `final`.
+    A linear warm-up with both ends included, then the way from `base` to `final`, of which a cool-down may be the end.
 
     Args:
         base: value at the end of the warm-up (reached twice: by its last step and by the first after it).
@@ -57,6 +57,8 @@ class Schedule:
         frozen_steps: steps at the beginning where the value is 0 whatever the schedule says.
         delay_steps: steps at the beginning where the value is 0, before the warm-up begins.
         kind: one of `SCHEDULES`.
+        cooldown_steps: steps at the end in which the value goes to `final` from where the schedule was before them.
+        cooldown_kind: one of `SCHEDULES`, the way of the cool-down.
     """
 
     base: float
@@ -67,11 +69,21 @@ class Schedule:
     frozen_steps: int = 0
     delay_steps: int = 0
     kind: Callable[[float], float] = cosine
+    cooldown_steps: int = 0
+    cooldown_kind: Callable[[float], float] = linear
 
     def at(self, step: int) -> float:
         """The value at `step`, counted from 0."""
         if step < max(self.frozen_steps, self.delay_steps):
             return 0.0
+        begin = self.total_steps - self.cooldown_steps
+        if not self.cooldown_steps or step < begin:
+            return self._on_the_way(step)
+        share = self.cooldown_kind(min(1.0, (step - begin) / self.cooldown_steps))
+        return (1 - share) * self._on_the_way(begin) + share * self.final
+
+    def _on_the_way(self, step: int) -> float:
+        """Without a cool-down, and after the steps in which it is 0."""
         step, total_steps = step - self.delay_steps, self.total_steps - self.delay_steps
         if step < self.warmup_steps:
             share = step / (self.warmup_steps - 1) if self.warmup_steps > 1 else 0.0
@@ -141,6 +153,8 @@ def build_schedules(
     min_learning_rate: float,
     learning_rate_schedule: str,
     warmup_steps: int,
+    cooldown_steps: int = 0,
+    cooldown_schedule: str = "linear",
     freeze_last_layer_steps: int,
     freeze_backbone_steps: int,
     weight_decay: float,
@@ -162,7 +176,8 @@ def build_schedules(
     of its own, as long as that of the heads.
 
     Raises:
-        `ValueError`: when a warm-up, after the steps before it, is longer than the run; or there is no such kind.
+        `ValueError`: when a warm-up, after the steps before it, or with the cool-down, is longer than the run; or
+            there is no such kind.
     """
     if warmup_steps > max_steps:
         raise ValueError(
@@ -173,12 +188,19 @@ def build_schedules(
             f"`freeze_backbone_steps` is {freeze_backbone_steps}, after which `warmup_steps` ({warmup_steps}) do not"
             f" fit into `max_steps` ({max_steps}); lower one of the two or train longer."
         )
+    if freeze_backbone_steps + warmup_steps + cooldown_steps > max_steps:
+        raise ValueError(
+            f"`cooldown_steps` is {cooldown_steps}, which does not fit into `max_steps` ({max_steps}) after"
+            f" {freeze_backbone_steps + warmup_steps} steps of warm-up; lower it or train longer."
+        )
     learning_rate = {
         "base": peak_learning_rate,
         "final": min_learning_rate,
         "total_steps": max_steps,
         "warmup_steps": warmup_steps,
         "kind": SCHEDULES.find(learning_rate_schedule),
+        "cooldown_steps": cooldown_steps,
+        "cooldown_kind": SCHEDULES.find(cooldown_schedule),
     }
     return PreTrainingSchedules(
         learning_rate=Schedule(**learning_rate),
@@ -205,11 +227,14 @@ def weight_schedule(term: str, value: float | Mapping[str, Any], max_steps: int)
 
     Args:
         value: a number; or `{kind: linear, start: 0, end: 1, steps: 1000, delay_steps: 0}`, where `steps` are counted
-            from the first of the run, those with a weight of 0 included, and are all of them by default.
+            from the first of the run, those with a weight of 0 included, and are all of them by default; or a mapping
+            with one of these as `weight`, beside which are keywords of the term.
 
     Raises:
         `ValueError`: a key is unknown, a number is negative or none, or there is no such kind.
     """
+    if isinstance(value, Mapping) and "weight" in value:
+        value = value["weight"]
     if not isinstance(value, Mapping):
         return Schedule(_weight(term, value), _weight(term, value), total_steps=0)
     values = {"kind": "linear", "start": None, "end": None, "steps": max_steps, "delay_steps": 0}
