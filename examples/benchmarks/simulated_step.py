@@ -108,6 +108,7 @@ def run_of_one_batch(
         accelerator=accelerator, module=model, model=model, args=args, output_dir=Path(),
         state={"step": 1, "images_seen": args.per_device_train_batch_size},
         batches=iter([(batch, report)]), skipped_images=SimpleNamespace(add=lambda _: None),
+        saver=SimpleNamespace(has_failed=lambda: False),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dinov2_hf.runs import finished_run as results
 from dinov2_hf.runs import loop, outputs
+from dinov2_hf.training.checkpoints import CheckpointSaver
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -67,15 +68,15 @@ class Interrupted(Exception):
 
 def run_until_saved(step: int, run: Callable[[], None]) -> None:
     """Let a run end by no fault of its own, as soon as it has saved the checkpoint of that step."""
-    save_checkpoint = loop.save_checkpoint
+    save = CheckpointSaver.save
 
-    def save_and_stop(accelerator, folder, state, limit, **options):
-        save_checkpoint(accelerator, folder, state, limit, **options)
+    def save_and_stop(saver, state, **options):
+        save(saver, state, **options)
         if state["step"] == step:
             raise Interrupted
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", save_and_stop)
+        patch.setattr(CheckpointSaver, "save", save_and_stop)
         with pytest.raises(Interrupted):
             run()
 

@@ -59,3 +59,12 @@ def test_data_path(tmp_path, monkeypatch):
     groups = results["milliseconds of CPU time an image"]
     assert list(groups) == ["paths", "pieces", "hand-over", "large, 640 x 480"]
     assert all(milliseconds > 0 for group in groups.values() for milliseconds in group.values())
+
+
+def test_checkpoint_stall(recipe, tmp_path, monkeypatch, capsys):
+    flags = ["--config", recipe, "--folder", str(tmp_path), "--times", "2"]
+    monkeypatch.setattr(sys, "argv", ["checkpoint_stall.py", *flags])
+    load_example("benchmarks/checkpoint_stall").main()
+    numbers = json.loads(capsys.readouterr().out)
+    assert 0 < numbers["seconds_waited"] < numbers["seconds_until_complete"]
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 """What runs survive: kills, signals, other numbers of processes, full disks, losses that are not finite."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from dinov2_hf.data import SkippedImageLog
 from dinov2_hf.runs import loop
+from dinov2_hf.training import checkpoints
 from dinov2_hf.training.checkpoints import find_checkpoint
 from dinov2_hf.training.preemption import PREEMPTION_SIGNALS
 
@@ -275,6 +277,25 @@ def test_a_disk_that_is_full_from_the_start_is_one_sentence(pretrain, recipe, im
     assert "Traceback" not in finished.stderr
     (sentence,) = (line for line in finished.stderr.splitlines() if "stopped: " in line)
     assert "could not be written" in sentence
+
+
+def test_a_checkpoint_that_fails_behind_the_run_stops_it(pretrain, recipe, images, tmp_path, monkeypatch):
+    """With the sentence of one that fails before it, and before the next one."""
+
+    def write_manifest(partial):
+        if partial.name == "step_0000004":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(partial)
+
+    write = checkpoints.write_manifest
+    monkeypatch.setattr(checkpoints, "write_manifest", write_manifest)
+    without_pictures(monkeypatch)
+    with pytest.raises(SystemExit) as stop:
+        run(pretrain, recipe, images, tmp_path / "out", "--max_steps", "50", "--logging_steps", "50")
+    assert "step_0000004 could not be written ([Errno 28] No space left on device) on a disk" in str(stop.value)
+    (kept,) = (tmp_path / "out" / "checkpoints").iterdir()
+    assert str(stop.value).endswith(f"--resume_from_checkpoint latest continues from {kept}.")
+    assert kept.name == "step_0000002"
 
 
 @pytest.mark.parametrize("centering", ["sinkhorn_knopp", "softmax"])

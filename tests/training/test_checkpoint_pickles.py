@@ -12,7 +12,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from dinov2_hf.training.checkpoint_manifest import write_manifest
 from dinov2_hf.training.checkpoint_pickles import data_only, refuse_code
-from dinov2_hf.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from dinov2_hf.training.checkpoints import find_checkpoint, load_checkpoint
+
+from .saved_checkpoints import save_checkpoint
 
 
 class Planted:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from accelerate import Accelerator
 from dinov2_hf.training import shared_folders
 from dinov2_hf.training.checkpoint_folders import list_checkpoints, read_state
 from dinov2_hf.training.checkpoint_manifest import write_manifest
-from dinov2_hf.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from dinov2_hf.training.checkpoints import CheckpointSaver, find_checkpoint, load_checkpoint
 from dinov2_hf.training.run_stopped import RunStopped
 from dinov2_hf.training.shared_folders import replace_folder
+
+from .saved_checkpoints import save_checkpoint
 
 
 @pytest.fixture
@@ -85,8 +88,9 @@ def test_an_unfinished_checkpoint_is_not_seen(tmp_path, prepared, monkeypatch):
 def test_replacing_a_folder_never_mixes_old_and_new(tmp_path, prepared):
     folder = tmp_path / "model"
     for name in ("old.txt", "new.txt"):
-        replace_folder(prepared[0], folder, lambda partial, name=name: (partial / name).write_text(name))
-    assert [path.name for path in folder.iterdir()] == ["new.txt"]
+        write = lambda partial, name=name: (partial / name).write_text(name)  # noqa: E731
+        replace_folder(prepared[0], folder, write, kind="model")
+    assert sorted(path.name for path in folder.iterdir()) == [".dinov2_hf.json", "new.txt"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -184,3 +188,43 @@ def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path, prep
             save_checkpoint(accelerator, tmp_path, {"step": 2}, save_total_limit=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step_0000001"]
     assert find_checkpoint(tmp_path, "latest").name == "step_0000001"
+
+
+def test_a_checkpoint_is_completed_while_the_run_goes_on(tmp_path, prepared, monkeypatch):
+    """By the weights and the state that it was saved with, whatever becomes of them."""
+    accelerator, model, optimizer = prepared
+    saver, gone_on, state = CheckpointSaver(accelerator, tmp_path, 1), threading.Event(), {"step": 1}
+
+    def write_later(partial):
+        assert gone_on.wait(60)
+        write_manifest(partial)
+
+    monkeypatch.setattr("dinov2_hf.training.checkpoints.write_manifest", write_later)
+    saved = [parameter.clone() for parameter in model.parameters()]
+    saver.save(state)
+    step(*prepared)
+    state["step"] = 2
+    assert list_checkpoints(tmp_path) == []
+    assert not saver.has_failed()
+    gone_on.set()
+    saver.wait()
+    checkpoint = find_checkpoint(tmp_path, "latest")
+    assert read_state(checkpoint) == {"step": 1}
+    load_checkpoint(accelerator, checkpoint)
+    assert all(torch.equal(one, other) for one, other in zip(saved, model.parameters(), strict=True))
+
+
+def test_an_error_in_the_background_is_voted_on_and_raised(tmp_path, prepared, monkeypatch):
+    saver = CheckpointSaver(prepared[0], tmp_path, 1)
+
+    def disk_is_full(partial):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dinov2_hf.training.checkpoints.write_manifest", disk_is_full)
+    saver.save({"step": 1})
+    saver.close()
+    assert saver.has_failed()
+    with pytest.raises(RunStopped, match=r"step_0000001 could not be written \(.*No space left.* GB free"):
+        saver.wait()
+    assert not saver.has_failed()
+    assert list(tmp_path.iterdir()) == []

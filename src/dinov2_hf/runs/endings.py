@@ -24,13 +24,14 @@ def end_in_words(error: BaseException, run: "Run | None") -> None:
         run: `None` when it could not even be set up.
     """
     if run is None or not run.is_training:
-        _before_or_after_training(error)
-    elif isinstance(error, RunCollapsed):
+        return _before_or_after_training(error)
+    run.saver.close()  # so that its checkpoint is there to be named
+    if isinstance(error, RunCollapsed):
         run.draw_curves()
         print(f"\nstopped: {error} {error.advice(run.output_dir / 'checkpoints')}", file=sys.stderr)
         end_run(run.accelerator)
         sys.exit(COLLAPSED_EXIT_CODE)
-    elif stop := as_run_stopped(error):
+    if stop := as_run_stopped(error):
         _in_training(stop, run)
 
 

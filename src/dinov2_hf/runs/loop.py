@@ -4,6 +4,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,6 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ..training.checkpoint_folders import checkpoint_name
-from ..training.checkpoints import save_checkpoint
 from ..training.distributed import mean_over_processes
 from ..training.nonfinite import NonFiniteSteps, StepPasses
 from ..training.optimizer import clip_gradients, set_schedule, step_unless
@@ -21,7 +21,7 @@ from ..training.schedules import ScheduleValues
 from ..training.step_window import StepWindow, format_progress
 from ..training.votes import CountsOnTheWay, count_processes
 from .model_export import export_backbone, export_models
-from .run_folder import BEST, CHECKPOINTS, MODELS_OF_STEPS
+from .run_folder import BEST, MODELS_OF_STEPS
 
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Steps:
         self.is_preempted = False
 
     def __iter__(self) -> Iterator["Step"]:
-        with self.preemption:
+        with self.preemption, closing(self.run.saver):
             self.run.model.train()
             if self.state["step"] == 0:
                 self._evaluate()
@@ -66,6 +66,7 @@ class Steps:
                 progress.update()
                 self._between(step, progress)
             progress.close()
+            self.run.saver.wait()
 
     def _progress_bar(self) -> tqdm:
         return tqdm(
@@ -89,7 +90,9 @@ class Steps:
         left_out = False
         while len(self.unsettled) > but:
             counts, passes = self.unsettled.popleft()
-            *bad, num_preempted = counts.read()
+            *bad, num_preempted, num_failed = counts.read()
+            if num_failed:
+                self.run.saver.wait()  # which raises
             left_out = self.nonfinite.settle(passes, *bad)
             self.window.decide(left_out=left_out)
             self.is_preempted |= num_preempted > 0
@@ -107,13 +110,7 @@ class Steps:
             self._evaluate()
         is_best, run.best.reached = run.best.reached, False
         if saves or is_best or self.is_preempted:
-            save_checkpoint(
-                run.accelerator,
-                run.output_dir / CHECKPOINTS,
-                self.state,
-                args.save_total_limit,
-                kept=run.best.step,
-            )
+            run.saver.save(self.state, kept=run.best.step)
             run.draw_curves()
             self.window.restart()
         for output in run.outputs:
@@ -122,6 +119,7 @@ class Steps:
             if exports:
                 export_backbone(run, output, f"{MODELS_OF_STEPS}/{checkpoint_name(self.state['step'])}")
         if self.is_preempted:
+            run.saver.wait()
             if args.export_on_stop:
                 export_models(run)
             raise RunPreempted(
@@ -195,7 +193,10 @@ class Step:
             accelerator, self._run.module.students, args.max_grad_norm, per_part=args.clip_per_part
         )
         counts = count_processes(
-            accelerator, *steps.nonfinite.found(self.norms), steps.preemption.received is not None
+            accelerator,
+            *steps.nonfinite.found(self.norms),
+            steps.preemption.received is not None,
+            self._run.saver.has_failed(),
         )
         self.left_out = steps.nonfinite.leave_out(*counts[:2])
         steps.unsettled.append((CountsOnTheWay(counts), steps.nonfinite.passes))

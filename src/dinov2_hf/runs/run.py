@@ -22,7 +22,7 @@ from ..pretraining.compilation import check_compiler, compile_objective, without
 from ..pretraining.terms import term_options
 from ..training.backends import compute_precision, prepare, resume_launch
 from ..training.checkpoint_folders import list_checkpoints
-from ..training.checkpoints import load_checkpoint
+from ..training.checkpoints import CheckpointSaver, load_checkpoint
 from ..training.distributed import choose_attention, end_run
 from ..training.optimizer import build_optimizer
 from ..training.run_stopped import bad_data_stops_run
@@ -169,6 +169,7 @@ class Run:
         # Where a run starts, in order: its own checkpoint, else `init_from`, else fresh weights.
         if self.checkpoint:
             load_checkpoint(accelerator, self.checkpoint)
+        self.saver = CheckpointSaver(accelerator, self.output_dir / CHECKPOINTS, args.save_total_limit)
         self.is_training = True
         self._start_writing()
         return self.model, self.optimizer

@@ -25,7 +25,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def read_state(checkpoint: Path) -> dict:
-    """The `state` that `save_checkpoint` was given; `ValueError` where the file holds something else."""
+    """The `state` that `CheckpointSaver.save` was given; `ValueError` where the file holds something else."""
     path = checkpoint / STATE_FILE
     try:
         state = json.loads(path.read_text())

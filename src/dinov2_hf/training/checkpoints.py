@@ -9,6 +9,8 @@ files are in it. Position in the data is a number in the state, the images seen:
 import json
 import logging
 import pickle
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -20,7 +22,7 @@ from .checkpoint_folders import CHECKPOINT_NAME, STATE_FILE, checkpoint_name, li
 from .checkpoint_manifest import find_damage, foreign_files, remove_listed, write_manifest
 from .checkpoint_pickles import data_only, refuse_code
 from .random_states import check_restored, find_damage_of_random_states
-from .shared_folders import on_main, replace_folder
+from .shared_folders import put_on_disk, together, write_unfinished
 
 
 logger = logging.getLogger(__name__)
@@ -32,36 +34,72 @@ LOAD_ERRORS = (
 )  # fmt: skip
 
 
-def save_checkpoint(
-    accelerator: Accelerator, folder: Path, state: dict, save_total_limit: int, *, kept: int | None = None
-) -> Path:
+class CheckpointSaver:
     """
-    Save everything a run needs to go on: weights of student, teacher, heads and centres, optimizer, random state of
-    every process, and `state`, which must hold `step`. Then delete what `remove_others` says.
+    Saves checkpoints of a run into `folder`. Files are written while the run waits; checksums, the wait for the disk,
+    the move to their place and the reading back are done by a thread of the main process while the run goes on.
 
     Args:
-        kept: a step of which the checkpoint is not deleted, beside the newest.
-
-    Raises:
-        RunStopped: on all processes, when it could not be written; earlier checkpoints are untouched.
+        save_total_limit: how many are kept, see `remove_others`.
     """
-    checkpoint = folder / checkpoint_name(state["step"])
 
-    def seal(partial: Path) -> None:
-        (partial / STATE_FILE).write_text(json.dumps(state, indent=2))
-        write_manifest(partial)
+    def __init__(self, accelerator: Accelerator, folder: Path, save_total_limit: int):
+        self.accelerator, self.folder, self.save_total_limit = accelerator, folder, save_total_limit
+        self._background = ThreadPoolExecutor(1)
+        self._completing: Future[None] | None = None
+        self._checkpoint = folder
 
-    replace_folder(
-        accelerator,
-        checkpoint,
-        lambda partial: accelerator.save_state(str(partial)),
-        on_main(accelerator, seal),
-        check=refuse_foreign,
-    )
-    if accelerator.is_main_process:
-        remove_others(checkpoint, save_total_limit, kept)
-    accelerator.wait_for_everyone()
-    return checkpoint
+    def save(self, state: dict, *, kept: int | None = None) -> Path:
+        """
+        Save everything a run needs to go on: weights of student, teacher, heads and centres, optimizer, random state
+        of every process, and `state`, which must hold `step`. The one before is completed first.
+
+        Args:
+            kept: a step of which the checkpoint is not deleted, beside the newest.
+
+        Raises:
+            RunStopped: on all processes, when this one or the one before could not be written; earlier checkpoints are
+                untouched.
+        """
+        self.wait()
+        self._checkpoint = self.folder / checkpoint_name(state["step"])
+        partial, held = write_unfinished(
+            self.accelerator,
+            self._checkpoint,
+            lambda partial: self.accelerator.save_state(str(partial)),
+            check=refuse_foreign,
+        )
+        if self.accelerator.is_main_process:
+            text = json.dumps(state, indent=2)
+            self._completing = self._background.submit(self._complete, self._checkpoint, partial, held, text, kept)
+        return self._checkpoint
+
+    def has_failed(self) -> bool:
+        """Whether what this process does in the background has ended in an error, which `wait` raises."""
+        return bool(self._completing and self._completing.done() and self._completing.exception())
+
+    def wait(self) -> None:
+        """
+        Until the last checkpoint is complete. Every process must call it.
+
+        Raises:
+            RunStopped: on all processes, when it could not be written; earlier checkpoints are untouched.
+        """
+        completing, self._completing = self._completing, None
+        together(self.accelerator, self._checkpoint, completing.result if completing else lambda: None)
+
+    def close(self) -> None:
+        """Let this process end what it has begun, whatever the others do. Nothing is saved after it."""
+        self._background.shutdown()
+
+    def _complete(self, checkpoint: Path, partial: Path, held: ExitStack, state: str, kept: int | None) -> None:
+        try:
+            (partial / STATE_FILE).write_text(state)
+            write_manifest(partial)
+            put_on_disk(partial, checkpoint)
+        finally:
+            held.close()
+        remove_others(checkpoint, self.save_total_limit, kept)
 
 
 def remove_others(checkpoint: Path, save_total_limit: int, kept: int | None = None) -> None:

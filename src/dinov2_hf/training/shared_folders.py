@@ -17,16 +17,17 @@ from .run_stopped import RunStopped
 def replace_folder(
     accelerator: Accelerator,
     folder: Path,
-    *writers: Callable[[Path], None],
-    kind: str | None = None,
+    write: Callable[[Path], None],
+    *,
+    kind: str,
     check: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """
     Put a folder that all processes have written in the place of `folder`, when it is complete and on the disk.
 
     Args:
-        writers: each is called with the unfinished folder on every process, when all have finished the one before.
-        kind: that of the marker, which names all files; `None` writes none.
+        write: called with the unfinished folder on every process.
+        kind: that of its marker, which names all files.
         check: called with `folder` where one is there, before anything is written; it raises a `ValueError` when that
             may not be replaced.
 
@@ -34,37 +35,51 @@ def replace_folder(
         RunStopped: on all processes, when one of them could not write. The unfinished folder is removed then, and the
             old folder as it was.
     """
+    partial, held = write_unfinished(accelerator, folder, write, check=check)
+
+    def finish() -> None:
+        if accelerator.is_main_process:
+            write_marker(partial, kind, list_files=True)
+            put_on_disk(partial, folder)
+
+    with held:
+        together(accelerator, folder, finish)
+
+
+def write_unfinished(
+    accelerator: Accelerator, folder: Path, write: Callable[[Path], None], *, check: Callable[[Path], None]
+) -> tuple[Path, ExitStack]:
+    """
+    The unfinished folder that all processes have written, for `put_on_disk` on the main process, and what removes the
+    rest of it when it is closed. Arguments and errors are those of `replace_folder`.
+    """
     with ExitStack() as stack:
         partial: list[Path | None] = [None]
 
         def make() -> None:
+            if not accelerator.is_main_process:
+                return
             folder.parent.mkdir(parents=True, exist_ok=True)
             if folder.exists():
                 check(folder)
             partial[0] = stack.enter_context(unfinished(folder)) / folder.name
             partial[0].mkdir()
 
-        def finish() -> None:
-            if kind is not None:
-                write_marker(partial[0], kind, list_files=True)
-            sync_folder(partial[0])
-            put_in_place(partial[0], folder)
-            sync(folder.parent)
-
-        _together(accelerator, folder, make if accelerator.is_main_process else lambda: None)
+        together(accelerator, folder, make)
         partial = broadcast_object_list(partial)
-        for write in writers:
-            _together(accelerator, folder, lambda write=write: write(partial[0]))
-        _together(accelerator, folder, finish if accelerator.is_main_process else lambda: None)
+        together(accelerator, folder, lambda: write(partial[0]))
+        return partial[0], stack.pop_all()
 
 
-def on_main(accelerator: Accelerator, write: Callable[[Path], None]) -> Callable[[Path], None]:
-    """`write` on the main process, nothing on the others."""
-    return write if accelerator.is_main_process else lambda _: None
+def put_on_disk(partial: Path, folder: Path) -> None:
+    """Wait until `partial` is on the disk, give it its place, and wait until that is on the disk."""
+    sync_folder(partial)
+    put_in_place(partial, folder)
+    sync(folder.parent)
 
 
-def _together(accelerator: Accelerator, folder: Path, work: Callable[[], None]) -> None:
-    """Do it on every process, and stop all when one of them failed."""
+def together(accelerator: Accelerator, folder: Path, work: Callable[[], None]) -> None:
+    """Do on every process what writes `folder`, and stop all with a `RunStopped` when one of them failed."""
     complaint, cause = None, None
     try:
         work()
