@@ -9,8 +9,12 @@ from functools import cache
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from dinov2_hf import DINOv2Config, DINOv2PreTrainingConfig
+from dinov2_hf.pretraining.rank_groups import RankGroups
+from dinov2_hf.pretraining.teachers import TeacherTokens
+from dinov2_hf.pretraining.views import Crops
 from dinov2_hf.runs import loop
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
 from dinov2_hf.runs.recipe_parsing import parse_recipe
@@ -75,6 +79,22 @@ def simulate_on_cuda(*flags: str):
 def test_a_step_never_waits_for_the_host(name):
     """From the first kernel of the teacher to the last of the average, the vote on what is not finite included."""
     assert simulate_on_cuda(*RECIPES[name]).synchronisations == []
+
+
+def test_an_exchange_of_images_never_waits_for_the_host(monkeypatch):
+    """Between ranks of two students, however many patches of which image are masked."""
+    from simulated_gpu import Costs, fake_device
+
+    answers = {"get_world_size": 2, "get_rank": 1, "new_group": None, "all_to_all_single": None}
+    for name, answer in answers.items():
+        monkeypatch.setattr(dist, name, lambda *_, answer=answer: answer)
+    with fake_device("cuda"):
+        pixels, masks = torch.empty(2, 4, 3, 8, 8), torch.empty(8, 16, dtype=torch.bool)
+        crops = Crops(pixels, pixels, masks, torch.empty(20).long(), torch.empty(20), torch.empty(()).long())
+        with Costs() as costs:
+            found, _ = RankGroups({"a": 1, "b": 1}).exchange_step(crops, TeacherTokens(pixels[..., 0, 0], pixels))
+            assert found.is_counted.shape == (2 * 20,)
+    assert costs.synchronisations == []
 
 
 def test_a_wait_that_is_planted_in_the_loop_is_caught(monkeypatch):

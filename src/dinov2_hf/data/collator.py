@@ -55,7 +55,7 @@ class PreTrainingCollator:
         mask_probability: share of the global crops that are masked.
         mask_ratio: smallest and largest share of masked patches in such a crop.
         pad_masked: give every batch as many masked patches, the most that there can be, of which the last have a
-            weight of 0: for a compiled step, which is compiled for one number.
+            weight of 0: for a compiled step, which is compiled for one number, and for images that are exchanged.
 
     Raises:
         ValueError: there are no such masks, or the probability or the ratios are out of range.
@@ -122,8 +122,8 @@ class PreTrainingCollator:
         if missing < 0:
             raise ValueError(
                 f"the masks of {self.masks.__qualname__} hide {len(indices)} patches of a batch, but at most"
-                f" {len(indices) + missing} were asked for, which is what a whole step is compiled for; set `compile`"
-                ' to "blocks", or mask no more than asked for.'
+                f" {len(indices) + missing} were asked for; mask no more, which `compile: step` and students with"
+                " `num_processes` need, or do without these."
             )
         padded = {
             name: torch.nn.functional.pad(values, (0, missing))

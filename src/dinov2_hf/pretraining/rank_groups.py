@@ -65,15 +65,23 @@ class RankGroups:
                 )
 
     def exchange_step(self, crops: Crops, tokens: TeacherTokens) -> tuple[Crops, TeacherTokens]:
-        """What the collator made, and what the teacher saw of it, for the images that the group gives this rank."""
+        """
+        What the collator made, and what the teacher saw of it, for the images that the group gives this rank.
+
+        Args:
+            crops: with as many masked patches on every rank, padded, or the host would wait for their number.
+        """
         masks = crops.bool_masked_pos.unflatten(0, (len(crops.global_crops), -1))
         global_crops, local_crops, masks, cls, patches = (
             self.exchange(tensor, dim=1)
             for tensor in (crops.global_crops, crops.local_crops, masks, tokens.cls, tokens.patches)
         )
         masks = masks.flatten(0, 1)
-        weights = (1 / masks.sum(dim=1, keepdim=True)).expand_as(masks)[masks]
-        crops = Crops(global_crops, local_crops, masks, masks.flatten().nonzero().squeeze(1), weights)
+        most = len(crops.masked_indices) * self._num_sources(crops.global_crops.shape[1])
+        indices, num_masked = positions_of_true(masks.flatten(), most)
+        weights = 1 / masks.sum(dim=1)[indices // masks.shape[1]]
+        weights = torch.where(torch.arange(most, device=weights.device) < num_masked, weights, 0.0)
+        crops = Crops(global_crops, local_crops, masks, indices, weights, num_masked)
         return crops, TeacherTokens(cls, patches)
 
     def output_of_all_ranks(
@@ -126,6 +134,11 @@ class RankGroups:
     def __len__(self) -> int:
         return self.world_size
 
+    def _num_sources(self, per_rank: int) -> int:
+        """From how many ranks this one gets images."""
+        start, stop = self._span(self.rank, per_rank)
+        return (stop - 1) // per_rank - start // per_rank + 1
+
     def _span(self, rank: int, per_rank: int) -> tuple[int, int]:
         """First image, and the one after the last, of the global batch that `rank` computes."""
         position, size = self.spans[rank]
@@ -136,3 +149,21 @@ class RankGroups:
     def _overlap(start: int, stop: int, other_start: int, other_stop: int) -> tuple[int, int]:
         first = max(start, other_start)
         return first, max(first, min(stop, other_stop))
+
+
+def positions_of_true(flags: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    `flags.nonzero()`, for which the host does not wait.
+
+    Args:
+        flags: `(n,)` booleans, of which at most `most` are true.
+
+    Returns:
+        `(most,)` positions, ascending, then zeros; and how many there are, a scalar.
+    """
+    order = flags.cumsum(dim=0)
+    # What is false goes to one place more, which is cut off.
+    place = torch.where(flags, order - 1, most)
+    positions = torch.arange(len(flags), device=flags.device)
+    found = positions.new_zeros(most + 1).scatter_(0, place, positions)
+    return found[:most], order[-1]

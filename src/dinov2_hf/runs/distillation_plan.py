@@ -82,10 +82,11 @@ class DistillationPlan:
         self.recipe = {**values, **distillation, **recipe_values(args)}
         # Elsewhere masks hide nothing, and there is nothing to choose.
         self.has_masks = self.objective == "paper" and self.distillation.ibot_tokens != "all"
+        self.shares_images = bool(self.groups)
         if args.compile == "step" and self.groups and self.has_masks:
             raise ValueError(
-                '`compile` is "step", which needs as many masked patches in every batch, but processes that share the'
-                ' images of a student have now more and now less; set it to "blocks", or `ibot_tokens` to "all".'
+                '`compile` is "step", which is not yet tried with masks of images that the processes of a student'
+                ' share; set it to "blocks", or `ibot_tokens` to "all".'
             )
         if self.objective == "features" and args.hub_pretraining_model:
             raise ValueError(

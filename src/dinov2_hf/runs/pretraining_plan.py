@@ -68,11 +68,13 @@ class PreTrainingPlan(NetworkPlan):
         recipe: names and values that give the same run again.
         fixed: names that cannot change within a run.
         has_masks: whether patches are hidden or chosen.
+        shares_images: whether processes exchange images, for which each must have as many masked patches.
         description: more lines for the log.
     """
 
     fixed: tuple[str, ...] = FIXED_FIELDS
     has_masks: bool = True
+    shares_images: bool = False
     description: Mapping[str, str] = {}
 
     def __init__(self, arguments: list[str]):

@@ -119,7 +119,7 @@ class Run:
             world_size=num_processes,
             start_sample=self.state["images_seen"],
             has_masks=plan.has_masks,
-            pad_masked=args.compile == "step",
+            pad_masked=args.compile == "step" or plan.shares_images,
             device=self.accelerator.device,
         )
         self.best = BestStep(args.keep_best, args.greater_is_better, self.state, evaluates=self.evaluation is not None)
