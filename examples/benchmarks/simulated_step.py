@@ -27,6 +27,7 @@ from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
 from dinov2_hf.runs.recipe_parsing import parse_recipe
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.optimizer import build_optimizer, parameter_groups
+from dinov2_hf.training.recomputation import recompute_blocks
 
 
 def main() -> None:
@@ -59,6 +60,7 @@ def simulate(args: PreTrainingArguments, config: DINOv2PreTrainingConfig, device
         with no_init_weights():
             model = DINOv2ForPreTraining._from_config(config, attn_implementation="sdpa").train()
         backbone = model.student.backbone
+        recompute_blocks(backbone, args.gradient_checkpointing)
         forward_crops = backbone.forward_crops
         backbone.forward_crops = lambda crops, masks: forward_crops(crops, masks, packed=True)
         groups = parameter_groups(

@@ -115,6 +115,8 @@ class Option:
             value = parse_mapping(value, f"`{self.name}`")
         if isinstance(value, dict) and self.may_be_mapping:
             return value
+        if isinstance(value, bool) and str(value).lower() in self.choices:  # the word, which YAML has read
+            return str(value).lower()
         try:
             return _converted(value, self.kind)
         except ValueError:

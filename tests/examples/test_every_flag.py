@@ -72,7 +72,7 @@ SAME_RESULT = {
     "overwrite_output_dir": "there is nothing to delete; test_output_folder.py has a folder with a run",
     "dataloader_num_workers": "batches do not depend on who makes them; test_loader.py",
     "per_device_eval_batch_size": "features do not depend on the batch that they are made in",
-    "gradient_checkpointing": "recomputed numbers are the same; it saves memory",
+    "gradient_checkpointing": "recomputed numbers are the same; test_recomputation.py",
     "max_nonfinite_steps": "every step is finite here; test_nonfinite.py",
     "max_skipped_fraction": "every image can be decoded; test_skipped_images.py",
     "stop_on_collapse": "nothing collapses in two steps; test_collapse_guard.py",

@@ -18,6 +18,7 @@ from ..pretraining.compilation import HOW
 from ..pretraining.teachers import TEACHERS
 from ..pretraining.terms import check_loss_terms, needs_of
 from ..public_names import without_secrets
+from ..training.recomputation import HOW as RECOMPUTATIONS
 from ..value_ranges import ABOVE_ZERO, AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, SEEDS, SHARE, WIDTH, Range
 
 
@@ -261,7 +262,12 @@ class PreTrainingArguments:
     patch_chunk_size: int = argument(
         1024, "Patches of which logits are held at once, by student and teacher.", AT_LEAST_ONE
     )
-    gradient_checkpointing: bool = argument(False, "Recompute blocks: less memory, slower.")
+    gradient_checkpointing: str = argument(
+        "no",
+        'What the backward pass makes again in place of keeping it: whole blocks ("full", or "true"), or what is quick'
+        ' to make ("selective"). Less memory, slower.',
+        RECOMPUTATIONS,
+    )
     compile: str = argument(
         "no",
         'What torch.compile makes faster: "blocks" of the networks, the whole "step", or "no"; the first steps take'

@@ -25,6 +25,7 @@ from ..training.checkpoint_folders import list_checkpoints
 from ..training.checkpoints import CheckpointSaver, load_checkpoint
 from ..training.distributed import choose_attention, end_run
 from ..training.optimizer import build_optimizer
+from ..training.recomputation import recompute_blocks
 from ..training.run_stopped import bad_data_stops_run
 from ..training.schedules import build_schedules, scale_learning_rate
 from .accelerator import build_accelerator
@@ -160,8 +161,8 @@ class Run:
         if args.gram_teacher:
             bf16, channels = compute_precision(accelerator) == "bf16", self.plan.config.backbone_config.num_channels
             model.anchor_to(load_gram_teacher(args, channels, bf16=bf16, device=accelerator.device))
-        for student in model.students.values() if args.gradient_checkpointing else ():
-            student.backbone.gradient_checkpointing_enable()
+        for student in model.students.values():
+            recompute_blocks(student.backbone, args.gradient_checkpointing)
         compile_objective(model, args.compile)
         optimizer = build_optimizer(groups, **values_for(build_optimizer, args))
         set_seed(args.seed, device_specific=True)  # but stochastic depth of its own
