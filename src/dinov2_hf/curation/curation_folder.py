@@ -20,10 +20,11 @@ from ..output_folders import (
 from .arguments import CurationArguments
 from .embedders import EMBEDDERS
 from .publishing import REPORT_FILES
+from .storage.source_listing import LISTING
 
 
 RECIPE_FILE = "curation.yaml"
-OWN_NAMES = ("stages", "dataset", "logs", RECIPE_FILE, *REPORT_FILES)
+OWN_NAMES = ("stages", LISTING, "dataset", "logs", RECIPE_FILE, *REPORT_FILES)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from .executors import remove_changed, run_collective, run_stage, start_pool
 from .plan import chosen_stages, plan
 from .publishing import publish
 from .run_context import Curation, opened_store
+from .storage.source_listing import LISTING, StoredListings
 
 
 @own_max_image_pixels()
@@ -57,7 +58,8 @@ def curate(
 
 
 def _run(arguments: CurationArguments, launch: "_Launch", stage: str | None, *, alone: bool) -> Curation:
-    curation, stages = plan(launch.arguments)
+    listing = Path(arguments.output_dir) / LISTING
+    curation, stages = plan(launch.arguments, StoredListings(listing) if alone else None)
     chosen = chosen_stages(stages, stage, alone=alone)
     check_models(curation, {one.name for one in chosen if one.folder.absent()})
     if launch.is_writer:
@@ -67,7 +69,9 @@ def _run(arguments: CurationArguments, launch: "_Launch", stage: str | None, *, 
     launch.wait()
     for earlier in stages[: stages.index(chosen[-1]) + 1]:
         earlier.folder.open()
-    if launch.is_first:  # not of a run that is refused
+    if launch.is_writer:  # not of a run that is refused
+        curation.sources.store(listing, is_sole_writer=not alone)
+    if launch.is_first:
         _note_recipe(arguments, curation.output_dir)
     if arguments.executor != "in_process":
         from .cluster_executors import run_on_cluster

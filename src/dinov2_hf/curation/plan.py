@@ -23,6 +23,7 @@ from .stages.select import assign_clusters_of_pool, kmeans, retrieve, sample_hie
 from .stages.stage import POOL, Stage, find_stage
 from .storage.dataset_files import dataset_features
 from .storage.manifests import StageFolder
+from .storage.source_listing import StoredListings
 
 
 STAGES = (
@@ -35,15 +36,18 @@ STAGES = (
 )  # fmt: skip
 
 
-def plan(arguments: CurationArguments) -> tuple[Curation, list[PlannedStage]]:
+def plan(arguments: CurationArguments, listings: StoredListings | None = None) -> tuple[Curation, list[PlannedStage]]:
     """The stages that these arguments ask for.
+
+    Args:
+        listings: of the sources, if they shall not be looked through where they were before.
 
     Raises:
         ValueError: a source, a filter, an embedder or a stage cannot be used.
     """
     # Bars of several processes in one terminal would overwrite each other: there the stage shows one.
     alone = arguments.num_processes == 1 and arguments.executor == "in_process"
-    curation = Curation(dataclasses.replace(arguments, progress=arguments.progress and alone))
+    curation = Curation(dataclasses.replace(arguments, progress=arguments.progress and alone), listings=listings)
     dataset_features(curation)  # a wrong column is found now
     planned_filters(arguments)
     for spec in specs_of(arguments):

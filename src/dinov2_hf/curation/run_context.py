@@ -15,7 +15,8 @@ from .arguments import CurationArguments
 from .storage.dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE, Dropped
 from .storage.embeddings import EmbeddingStore
 from .storage.manifests import StageFolder
-from .storage.sources import OpenSources
+from .storage.source_listing import StoredListings
+from .storage.sources import OpenSources, reopened
 
 
 # A shard of so many photographs takes minutes to decode and describe on one core.
@@ -31,15 +32,17 @@ class Curation:
     Attributes:
         arguments: what it was told.
         folders: of the stages, by name, in their order; a stage sees those before it.
+        listings: of sources, which another process stored.
     """
 
     arguments: CurationArguments
     folders: dict[str, StageFolder] = field(default_factory=dict)
+    listings: StoredListings | None = None
 
     @cached_property
     def sources(self) -> OpenSources:
         set_max_image_pixels(self.arguments.max_image_pixels)  # every process that reads images comes through here
-        return OpenSources(self.arguments.sources)
+        return reopened(tuple(self.arguments.sources), self.listings)
 
     @property
     def num_shards(self) -> int:
@@ -57,7 +60,8 @@ class Curation:
         return seen
 
     def __getstate__(self) -> dict:
-        return {"arguments": self.arguments, "folders": self.folders}
+        listings = self.sources.stored if "sources" in self.__dict__ else self.listings
+        return {"arguments": self.arguments, "folders": self.folders, "listings": listings}
 
     # --- what finished stages left
 

@@ -37,6 +37,7 @@ class RowsOfSources(Sequence):
     """Undecoded images of some row ids, as rows of a dataset."""
 
     def __init__(self, sources: OpenSources, row_ids: np.ndarray):
+        sources.refuse_changed(row_ids)
         self.sources, self.row_ids = sources, row_ids
 
     def __len__(self) -> int:

@@ -67,6 +67,7 @@ def ingest(
     are.
     """
     arguments, sources = curation.arguments, curation.sources
+    sources.refuse_changed(shard.rows_of(len(sources)))
     chain = FilterChain(planned_filters(arguments), arguments.device)
     kept, scored, dropped, waiting = [], [], [], []
 

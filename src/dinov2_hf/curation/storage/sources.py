@@ -8,8 +8,9 @@ import bisect
 import glob
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +18,13 @@ import datasets
 
 from ...data import find_image_column, load_image_dataset
 from ...data.reading.image_dataset import ALL_SPLITS
+from ...data.reading.metadata_files import METADATA_NAMES
 from ...data.reading.row_paths import refuse_unreadable_files, undecoded, with_content
 from ...options import options_of, read_mapping, refuse_missing
 from ...public_names import without_secrets
 from ...value_ranges import AT_LEAST_ONE, ranged
-from .file_fingerprints import files_of_rows, fingerprint_of, paths_below
+from .file_fingerprints import ABSENT, FileStates, files_of_rows, paths_below, paths_in, state_of
+from .source_listing import SourceListing, StoredListings, remove_partial, times_of, write_listing
 
 
 RETRIEVAL_MODES = ("sample", "cluster")
@@ -96,15 +99,24 @@ class OpenSources:
 
     Args:
         sources: (role, source) in the order of the numbering.
+        stored: where folders may have been listed before; other sources, and what is not there, is looked through.
 
     Raises:
-        ValueError: a source cannot be loaded, holds no images, or lacks a column.
+        ValueError: a source cannot be loaded, holds no images, or lacks a column; or it has other fingerprints than
+            those stored.
     """
 
-    def __init__(self, sources: Sequence[tuple[str, ImageSource]]):
+    def __init__(self, sources: Sequence[tuple[str, ImageSource]], stored: StoredListings | None = None):
+        self.stored = stored
         self.roles = [role for role, _ in sources]
         self.sources = [source for _, source in sources]
-        self.datasets = [_load(source) for source in self.sources]
+        self.listings: list[SourceListing | None] = [
+            stored and stored.read(number, _what_is_listed(source)) for number, source in enumerate(self.sources)
+        ]
+        self.datasets = [
+            _checked(source, listing.dataset) if listing else _load(source)
+            for source, listing in zip(self.sources, self.listings, strict=True)
+        ]
         self.starts = [0]
         for dataset in self.datasets:
             self.starts.append(self.starts[-1] + len(dataset))
@@ -112,12 +124,24 @@ class OpenSources:
             find_image_column(dataset, source.image_column)
             for dataset, source in zip(self.datasets, self.sources, strict=True)
         ]
+        self._refuse_other_folders()
         self._chosen: dict[tuple[int, tuple[str, ...]], datasets.Dataset] = {}
         # Only the columns that are asked for are read: captions and metadata of a row can be larger than its image.
         self._images = [
             dataset.select_columns([column]).with_format(None)
             for dataset, column in zip(self.datasets, self.image_columns, strict=True)
         ]
+
+    def _refuse_other_folders(self) -> None:
+        """That folders whose listing was lost are those that were listed."""
+        expected = self.stored and self.stored.fingerprints
+        for number, listing in enumerate(self.listings) if expected else ():
+            is_listed = listing is None and _is_folder_of_files(self.sources[number], self.datasets[number])
+            if is_listed and self.fingerprints[number] != expected[number]:
+                raise ValueError(
+                    f"the source {self.sources[number].path!r} has changed since it was listed (names, sizes or times"
+                    " of its files), and its listing is gone: run the curation again, which says how to go on."
+                )
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -194,21 +218,80 @@ class OpenSources:
         """How many rows the sources of a role have."""
         return sum(len(dataset) for dataset, other in zip(self.datasets, self.roles, strict=True) if other == role)
 
+    @cached_property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Of the sources' files. Of a folder of images this looks at every file, unless its listing was stored."""
+        for number, listing in enumerate(self.listings):
+            if listing is None and _is_folder_of_files(self.sources[number], self.datasets[number]):
+                self.listings[number] = _listed(
+                    self.sources[number], self.datasets[number], self.image_columns[number]
+                )
+        return tuple(
+            listing.fingerprint if listing else _fingerprint(source, dataset, column)
+            for listing, source, dataset, column in zip(
+                self.listings, self.sources, self.datasets, self.image_columns, strict=True
+            )
+        )
+
     def describe(self) -> list[dict[str, Any]]:
         """What each source is, for comparison with a later run: the part of a configuration that sources are."""
         return [
             {
                 "name": source.name, "role": role, "rows": len(dataset), "split": source.split,
                 "config_name": source.config_name, "image_column": source.image_column, "id_column": source.id_column,
-                "fingerprint": _fingerprint(source, dataset, column),
+                "fingerprint": fingerprint,
             }
-            for source, role, dataset, column in zip(
-                self.sources, self.roles, self.datasets, self.image_columns, strict=True
+            for source, role, dataset, fingerprint in zip(
+                self.sources, self.roles, self.datasets, self.fingerprints, strict=True
             )
         ]  # fmt: skip
 
-    def __reduce__(self):  # opened anew in another process: a memory-mapped table has no other way there
-        return OpenSources, (list(zip(self.roles, self.sources, strict=True)),)
+    def store(self, folder: Path, *, is_sole_writer: bool) -> None:
+        """Store the listings of folders, so that no other process of this curation looks through them."""
+        self.stored = StoredListings(folder, self.fingerprints)
+        if is_sole_writer:
+            remove_partial(folder)
+        for number, (source, listing) in enumerate(zip(self.sources, self.listings, strict=True)):
+            if listing is not None:
+                write_listing(folder, number, listing, _what_is_listed(source))
+
+    def refuse_changed(self, row_ids: Iterable[int]) -> None:
+        """
+        That the files of some rows are those that were listed. One that is gone is met when it is read.
+
+        Raises:
+            ValueError: the size or the time of one is another.
+        """
+        rows_of_source: dict[int, list[int]] = {}
+        for source, row in map(self.locate, row_ids):
+            rows_of_source.setdefault(source, []).append(row)
+        for source, rows in rows_of_source.items():
+            listing = self.listings[source]
+            if listing is None:
+                continue
+            paths = self.datasets[source].data.column(self.image_columns[source]).take(rows)
+            for file, state in zip(paths_in(paths.chunks), listing.states[rows].tolist(), strict=True):
+                now = state_of(file)
+                if now not in (tuple(state), ABSENT):
+                    raise ValueError(
+                        f"the file {file} of the source {self.sources[source].name!r} has changed since the source was"
+                        " listed (its size or time): run the curation again without --rank, which looks at all files"
+                        " and says how to go on."
+                    )
+
+    def __reduce__(self):  # a memory-mapped table has no other way to another process
+        return reopened, (tuple(zip(self.roles, self.sources, strict=True)), self.stored)
+
+
+@lru_cache(maxsize=1)
+def _kept_open(sources: tuple[tuple[str, ImageSource], ...], stored: StoredListings) -> OpenSources:
+    return OpenSources(sources, stored)
+
+
+def reopened(sources: tuple[tuple[str, ImageSource], ...], stored: StoredListings | None) -> OpenSources:
+    """Sources that another process opened. If it is known which they are, a process opens them once for all shards."""
+    is_known = stored is not None and stored.fingerprints is not None
+    return _kept_open(sources, stored) if is_known else OpenSources(sources, stored)
 
 
 def _load(source: ImageSource) -> datasets.Dataset:
@@ -270,13 +353,40 @@ def _name_of(path: str) -> str:
     return re.sub(r"[^\w.-]+", "_", os.path.splitext(os.path.basename(path))[0]) or "source"
 
 
+def _what_is_listed(source: ImageSource) -> dict[str, Any]:
+    path = os.path.abspath(os.path.expanduser(source.path))
+    return {"path": path, "split": source.split, "image_column": source.image_column}
+
+
+def _is_folder_of_files(source: ImageSource, dataset: datasets.Dataset) -> bool:
+    """Whether the rows are the files of a folder: not what `datasets` has in files of its own, saved or cached."""
+    path = os.path.expanduser(source.path)
+    saved = ("state.json", "dataset_dict.json")
+    return (
+        source.config_name is None
+        and os.path.isdir(path)
+        and not dataset.cache_files
+        and not any(os.path.exists(os.path.join(path, name)) for name in saved)
+    )
+
+
+def _listed(source: ImageSource, dataset: datasets.Dataset, image_column: str) -> SourceListing:
+    """The dataset of a folder of files, with the states of all files."""
+    files, folders = paths_below(os.path.expanduser(source.path))
+    metadata = [file for file in files if os.path.basename(file).lower() in METADATA_NAMES]
+    rows = list(files_of_rows(dataset, image_column))
+    states = FileStates([*files, *rows])
+    times = times_of(map(os.path.abspath, [*folders, *metadata]))
+    return SourceListing(dataset, states.of(rows), states.fingerprint(), times)
+
+
 def _fingerprint(source: ImageSource, dataset: datasets.Dataset, image_column: str) -> str:
     """Changes when files of a local source change, or those that its rows name, or a Hub dataset its version."""
     path = os.path.expanduser(source.path)
     if os.path.isdir(path):
-        files = paths_below(path)
+        files, _ = paths_below(path)
     elif os.path.exists(path) or "*" in path:
         files = [path] if os.path.exists(path) else glob.glob(path, recursive=True)
     else:
         return dataset._fingerprint
-    return fingerprint_of([], [*files, *files_of_rows(dataset, image_column)])
+    return FileStates([*files, *files_of_rows(dataset, image_column)]).fingerprint()

@@ -96,7 +96,7 @@ def read_folder(folder: str) -> FolderContent:
     Raises:
         ValueError: it holds no data, data of two kinds, or what could be splits or something else.
     """
-    files, loops = files_below(folder)
+    files, _, loops = files_below(folder)
     metadata = [file for file in files if os.path.basename(file).lower() in METADATA_NAMES]
     of_kind: dict[str, list[str]] = {}
     unread = Counter()
@@ -130,11 +130,15 @@ def read_folder(folder: str) -> FolderContent:
     return FolderContent(folder, kind, splits, has_split_folders, metadata, left_out, unread, loops)
 
 
-def files_below(folder: str) -> tuple[list[str], list[str]]:
-    """All files below a folder but hidden ones, as paths relative to it in alphabetical order, and links that loop."""
-    files, loops = [], []
+def files_below(folder: str) -> tuple[list[str], list[str], list[str]]:
+    """All files below a folder but hidden ones, the folders they are in, and links that loop.
+
+    Paths are relative to the folder, which is "" itself, in alphabetical order.
+    """
+    files, folders, loops = [], [], []
 
     def walk(parent: str, prefix: str, above: tuple[tuple[int, int], ...]) -> None:
+        folders.append(prefix)
         with os.scandir(parent) as entries:
             for entry in entries:
                 name = prefix + entry.name
@@ -151,7 +155,7 @@ def files_below(folder: str) -> tuple[list[str], list[str]]:
                     walk(entry.path, name + os.sep, (*above, *(_up_from(entry.path) if entry.is_symlink() else [own])))
 
     walk(folder, "", tuple(_up_from(folder)))
-    return sorted(files), sorted(loops)
+    return sorted(files), sorted(folders), sorted(loops)
 
 
 def _up_from(folder: str) -> list[tuple[int, int]]:

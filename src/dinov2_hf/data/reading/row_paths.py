@@ -62,7 +62,7 @@ def allowed_path(path: str, roots: Sequence[str]) -> str:
         return OUTSIDE + path
     absolute = os.path.normpath(os.path.join(roots[0], path))
     for root in roots:
-        if "://" not in root and os.path.commonpath([root, absolute]) == root:
+        if "://" not in root and (absolute == root or absolute.startswith(os.path.join(root, ""))):
             return absolute
     return OUTSIDE + path
 
