@@ -29,7 +29,8 @@ def dino_loss(
     weights = student.bottleneck.new_full((len(student),), 1 / num_images, dtype=torch.float32)
     if same_crops:
         others = teacher_targets.flip(0).flatten(0, 1)
-        return weighted_cross_entropy(student, others.__getitem__, weights, student_temperature)
+        # A bound method of a tensor would stop a compiler.
+        return weighted_cross_entropy(student, lambda rows: others[rows], weights, student_temperature)
     # The cross-entropies with two targets are twice that with their mean, which all crops of a chunk share.
     mean, crops_at_once = teacher_targets.mean(dim=0), max(student.chunk_size // num_images, 1)
 
