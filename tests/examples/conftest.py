@@ -1,5 +1,6 @@
+import contextlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,28 @@ def without_pictures(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(outputs, "plot_training_curves", lambda *_, **__: None)
     patch.setattr(results, "save_patch_pca", lambda *_, **__: None)
     patch.setattr(results, "pipeline", lambda *_, **__: lambda *_, **__: torch.zeros(1))
+
+
+@contextlib.contextmanager
+def drawn(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undo `without_pictures` for a block."""
+    patch.undo()
+    yield
+    without_pictures(patch)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def no_pictures():
+    """Of runs in tests and fixtures, but those of a session."""
+    with pytest.MonkeyPatch.context() as patch:
+        without_pictures(patch)
+        yield patch
+
+
+@pytest.fixture
+def with_pictures(no_pictures):
+    with drawn(no_pictures):
+        yield
 
 
 class Interrupted(Exception):

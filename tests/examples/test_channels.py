@@ -42,6 +42,7 @@ def five_bands(*more: str) -> tuple[str, ...]:
     return ("--num_channels", "5", *normalisation, *more)
 
 
+@pytest.mark.usefixtures("with_pictures")
 def test_five_bands_from_files_to_features(pretrain, recipe, bands, tmp_path, caplog, capsys):
     caplog.set_level("INFO")
     flags = five_bands("--eval_data", str(bands), "--eval_split", "train", "--color_jitter_probability", "1")

@@ -31,6 +31,7 @@ def run(pretrain, recipe, images, output_dir, *flags: str) -> None:
     )
 
 
+@pytest.mark.usefixtures("with_pictures")
 def test_without_centering_the_run_stops_and_names_a_checkpoint(pretrain, recipe, images, tmp_path, capsys):
     saves = ("--save_steps", "10", "--save_total_limit", "9")
     with pytest.raises(SystemExit) as stop:

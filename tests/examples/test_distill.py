@@ -32,7 +32,7 @@ from dinov2_hf.runs.initial_weights import load_initial_model
 from dinov2_hf.runs.run import start_run
 from dinov2_hf.training.monitor import read_metrics
 
-from .conftest import TINY, forget_accelerate, load_example, run_until_saved, without_pictures
+from .conftest import TINY, drawn, forget_accelerate, load_example, run_until_saved
 from .test_pretrain import assert_same_run, weights
 
 
@@ -73,12 +73,6 @@ def two_recipe(small_recipe) -> str:
     return str(path)
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """But of the runs of the module's fixtures."""
-    without_pictures(monkeypatch)
-
-
 def run(distill, recipe, teacher, images, output_dir, *flags: str) -> None:
     forget_accelerate()
     given = ["--config", recipe, "--teacher", str(teacher), "--train_data", str(images)]
@@ -86,16 +80,18 @@ def run(distill, recipe, teacher, images, output_dir, *flags: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished_run(distill, small_recipe, teacher, images, tmp_path_factory):
+def finished_run(distill, small_recipe, teacher, images, tmp_path_factory, no_pictures):
     output_dir = tmp_path_factory.mktemp("run") / "out"
-    run(distill, small_recipe, teacher, images, output_dir, "--eval_data", str(images), "--eval_split", "train")
+    with drawn(no_pictures):
+        run(distill, small_recipe, teacher, images, output_dir, "--eval_data", str(images), "--eval_split", "train")
     return output_dir
 
 
 @pytest.fixture(scope="module")
-def two_students(distill, two_recipe, teacher, images, tmp_path_factory):
+def two_students(distill, two_recipe, teacher, images, tmp_path_factory, no_pictures):
     output_dir = tmp_path_factory.mktemp("two") / "out"
-    run(distill, two_recipe, teacher, images, output_dir, "--eval_data", str(images), "--eval_split", "train")
+    with drawn(no_pictures):
+        run(distill, two_recipe, teacher, images, output_dir, "--eval_data", str(images), "--eval_split", "train")
     return output_dir
 
 

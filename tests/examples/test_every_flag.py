@@ -20,7 +20,7 @@ from dinov2_hf.runs.distillation_arguments import DistillationArguments
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
 from dinov2_hf.runs.recipe_parsing import options_of_run, parse_recipe
 
-from .conftest import TINY, forget_accelerate, load_example, without_pictures
+from .conftest import TINY, forget_accelerate, load_example
 
 
 PRETRAINING = (PreTrainingArguments, DINOv2Config, DINOv2PreTrainingConfig)
@@ -42,6 +42,7 @@ VALUES = {
     "augmentation": ["tests.extension.extensions.plain_crops:plain_crops"],
     "dataset_config_name": ["v2"], "init_from": ["{run}"], "mask_ratio": ["0.3", "0.6"], "mask_probability": ["1.0"],
     "image_mean": ["0.4", "0.4", "0.4"], "image_std": ["0.2", "0.2", "0.2"], "max_steps": ["3"],
+    "cooldown_schedule": ["cosine"], "gram_teacher": ["{run}"], "koleo_group_size": ["2"],
     "learning_rate_scaling": ["sqrt_wrt_1024"], "layer_norm_eps": ["0.1"], "mixed_precision": ["bf16"],
     "global_blur_probabilities": ["1.0", "0.0"], "local_blur_probability": ["0.0"], "solarize_probability": ["1.0"],
     "grayscale_probability": ["1.0"], "horizontal_flip_probability": ["1.0"], "color_jitter_probability": ["0.0"],
@@ -68,6 +69,7 @@ VALUES = {
     "ibot_tokens": ["masked"], "feature_loss": ["smooth_l1"], "shuffle_buffer_size": ["9"], "save_total_limit": ["1"],
 }  # fmt: skip
 SAME_RESULT = {
+    "cooldown_steps": "a cool-down of one step begins where the schedule was; test_schedules.py",
     "allow_recipe_change": "a fresh start has no earlier recipe to change; test_resume.py",
     "overwrite_output_dir": "there is nothing to delete; test_output_folder.py has a folder with a run",
     "dataloader_num_workers": "batches do not depend on who makes them; test_loader.py",
@@ -141,13 +143,6 @@ def other_value(kinds: tuple, name: str, base: dict, **paths: str) -> list[str]:
     if isinstance(value, bool):
         return [f"--{name}", str(not value).lower()]
     return [f"--{name}", str(value * 2 if isinstance(value, int) and value else value / 2 or 1)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    with pytest.MonkeyPatch.context() as patch:
-        without_pictures(patch)
-        yield
 
 
 @pytest.fixture(scope="module")

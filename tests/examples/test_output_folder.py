@@ -4,22 +4,16 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from dinov2_hf.output_folders import read_marker, sole_writer, write_marker
+from tests import forked_python
 
-from .conftest import Interrupted, forget_accelerate, without_pictures
+from .conftest import Interrupted, forget_accelerate
 from .test_pretrain import run
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    without_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -175,16 +169,16 @@ def test_a_second_launch_is_refused_on_all_processes_until_the_first_is_killed(
     out = tmp_path / "out"
     flags = ["--config", recipe, "--train_data", str(images), "--output_dir", str(out), "--eval_steps", "5000"]
     flags += ["--save_steps", "2", "--save_total_limit", "100"]
-    first = [sys.executable, pretrain.__file__, *flags, "--max_steps", "5000", "--dataloader_num_workers", "1"]
-    process = subprocess.Popen(first, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    first = [pretrain.__file__, *flags, "--max_steps", "5000", "--dataloader_num_workers", "1"]
+    process = forked_python.start(first)
     try:
         while process.poll() is None and not (out / "checkpoints" / "step_0000002").exists():
             time.sleep(0.05)
         assert process.poll() is None, process.communicate()[1]
-        second = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
+        second = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
         second += [str(free_port), pretrain.__file__, *flags, "--resume_from_checkpoint", "latest"]
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        refused = subprocess.run(second, capture_output=True, text=True, env=environment)
+        refused = forked_python.run(second, env=environment)
         assert refused.returncode == 1
         assert refused.stderr.count("out is being written by another process; wait until") == 2
         assert process.poll() is None
@@ -220,11 +214,7 @@ def test_ctrl_c_is_one_line_and_130(pretrain, recipe, images, tmp_path):
     """To the whole group of processes, workers included, as a terminal sends it."""
     flags = ["--config", recipe, "--train_data", str(images), "--output_dir", str(tmp_path / "out")]
     flags += ["--max_steps", "5000", "--save_steps", "2", "--eval_steps", "5000", "--dataloader_num_workers", "1"]
-    process = subprocess.Popen(
-        [sys.executable, pretrain.__file__, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        # A shell has Ctrl-C ignored in what it starts in the background, such as these tests.
-        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    process = forked_python.start([pretrain.__file__, *flags])
     while process.poll() is None and not (tmp_path / "out" / "checkpoints" / "step_0000002").exists():
         time.sleep(0.05)
     assert process.poll() is None, process.communicate()[1]

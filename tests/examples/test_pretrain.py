@@ -22,6 +22,7 @@ from dinov2_hf.features import FeatureExtractor
 from dinov2_hf.output_folders import write_marker
 from dinov2_hf.runs import knn_while_training as evaluation
 from dinov2_hf.runs import loop
+from tests import forked_python
 
 from .conftest import changed_batches, forget_accelerate, run_until_saved
 
@@ -168,9 +169,7 @@ def test_a_killed_save_leaves_the_checkpoint_before(finished_run, pretrain, reci
     """SIGKILL in the middle of the second save; then resume, and end where the others do."""
     flags = ["--config", recipe, "--train_data", str(images), "--output_dir", str(tmp_path / "killed")]
     flags += ["--eval_data", str(images), "--eval_split", "train"]
-    process = subprocess.run(
-        [sys.executable, "-c", DIES_WHILE_SAVING, pretrain.__file__, *flags], capture_output=True, text=True
-    )
+    process = forked_python.run(["-c", DIES_WHILE_SAVING, pretrain.__file__, *flags])
     assert process.returncode == -signal.SIGKILL, process.stderr
     left = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
     assert [name[:14] for name in left] == [".step_0000004.", "step_0000002"[:14]]
@@ -310,6 +309,7 @@ def test_knn_of_a_bf16_run_is_that_of_the_exported_model(pretrain, recipe, image
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["knn"]["after"] == expected
 
 
+@pytest.mark.usefixtures("with_pictures")
 def test_a_checkpoint_before_the_first_record(pretrain, recipe, images, tmp_path):
     """Without k-NN nothing is measured yet, so there is nothing to draw."""
     flags = ("--save_steps", "2", "--logging_steps", "3", "--max_steps", "3")
@@ -345,7 +345,7 @@ def test_a_stream_resumes_with_the_same_readers_only(pretrain, recipe, images, t
 
 def test_two_processes_train_resume_and_export(pretrain, recipe, images, tmp_path, free_port):
     """DDP over gloo: one global order of the data, equal weights, and models that load at the end."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["--master_port", str(free_port), pretrain.__file__, "--config", recipe, "--train_data", str(images)]
     command += ["--output_dir", str(tmp_path / "out"), "--per_device_train_batch_size", "4"]
     command += ["--eval_data", str(images), "--eval_split", "train"]
@@ -353,7 +353,7 @@ def test_two_processes_train_resume_and_export(pretrain, recipe, images, tmp_pat
     resumed = ["--resume_from_checkpoint", str(tmp_path / "out" / "checkpoints" / "step_0000004")]
     results = []
     for flags in ([], resumed):
-        finished = subprocess.run([*command, *flags], capture_output=True, text=True, env=environment)
+        finished = forked_python.run([*command, *flags], env=environment)
         assert finished.returncode == 0, finished.stderr
         assert "8 = 4 per device x 1 accumulated x 2 processes" in finished.stdout
         assert "returns (1, 17, 32)" in finished.stdout

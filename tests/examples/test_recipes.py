@@ -138,7 +138,7 @@ MISTAKES = {
     "other heads": (["--init_from", "{earlier}", "--num_prototypes", "64"], "`num_prototypes` is 64, .* fresh heads"),
     "no source": (
         ["--init_from", "{earlier}/checkpoints"],
-        "holds checkpoints, .*; name the model of that run",
+        "holds checkpoints; name one of them, or .*/checkpoints/latest for the newest",
     ),
     "frozen at random": (["--freeze_backbone_steps", "2"], "`freeze_backbone_steps` is 2, but .* random"),
     "long freeze": (

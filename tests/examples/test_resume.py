@@ -12,7 +12,7 @@ import yaml
 from dinov2_hf.training.checkpoint_manifest import write_manifest
 
 from .conftest import forget_accelerate
-from .test_output_folder import finished, refused, without_pictures  # noqa: F401  (fixtures)
+from .test_output_folder import finished, refused  # noqa: F401  (fixtures)
 from .test_pretrain import run
 
 

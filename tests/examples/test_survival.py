@@ -19,8 +19,9 @@ from dinov2_hf.runs import loop
 from dinov2_hf.training import checkpoints
 from dinov2_hf.training.checkpoints import find_checkpoint
 from dinov2_hf.training.preemption import PREEMPTION_SIGNALS
+from tests import forked_python
 
-from .conftest import changed_batches, without_pictures
+from .conftest import changed_batches
 from .test_pretrain import assert_same_run, run
 
 
@@ -77,17 +78,12 @@ def flags_of(recipe, images, output_dir, *flags: str) -> list[str]:
     return ["--config", recipe, "--train_data", str(images), "--output_dir", str(output_dir), *flags]
 
 
-def test_ten_kills_change_nothing(pretrain, recipe, images, tmp_path, monkeypatch):
+def test_ten_kills_change_nothing(pretrain, recipe, images, tmp_path):
     """SIGKILL at random moments of random steps; ends bit-equal to the run that nobody disturbed."""
-    without_pictures(monkeypatch)
     flags = ("--max_steps", "100", "--save_steps", "3", "--eval_steps", "1000")
     run(pretrain, recipe, images, tmp_path / "straight", *flags)
-    finished = subprocess.run(
-        [sys.executable, "-c", KILLED_TEN_TIMES, pretrain.__file__, str(tmp_path / "killed")]
-        + flags_of(recipe, images, tmp_path / "killed", *flags),
-        capture_output=True,
-        text=True,
-    )
+    command = ["-c", KILLED_TEN_TIMES, pretrain.__file__, tmp_path / "killed"]
+    finished = forked_python.run([*command, *flags_of(recipe, images, tmp_path / "killed", *flags)])
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("killed after") == 10
     assert (tmp_path / "killed" / "model" / "model.safetensors").is_file()
@@ -130,7 +126,7 @@ def test_a_preempted_run_saves_and_continues_exactly(
 
 
 def launch(pretrain, port, *flags: str) -> tuple[list[str], dict[str, str]]:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["--main_process_port", str(port), pretrain.__file__, *flags, "--per_device_train_batch_size", "2"]
     return command, {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -149,6 +145,7 @@ def test_two_processes_stop_after_the_same_step(pretrain, recipe, images, tmp_pa
     flags = flags_of(recipe, images, tmp_path / "out", "--max_steps", "5000", "--save_steps", "5000")
     flags += ["--eval_steps", "5000", "--dataloader_num_workers", "1"]
     command, environment = launch(pretrain, free_port, *flags)
+    command = [sys.executable, *command]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "out" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
@@ -183,7 +180,7 @@ def test_one_process_then_two_then_one(pretrain, recipe, images, tmp_path, free_
     flags = flags_of(recipe, images, tmp_path / "two", *alike, "--resume_from_checkpoint", str(tmp_path / "start"))
     command, environment = launch(pretrain, free_port, *flags)
     command[command.index("--per_device_train_batch_size") + 1] = "4"
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+    finished = forked_python.run(command, env=environment)
     assert finished.returncode == 0, finished.stderr
     assert "8 = 4 per device x 1 accumulated x 2 processes" in finished.stdout
     shutil.copytree(tmp_path / "two" / "checkpoints" / "step_0000004", tmp_path / "again")
@@ -289,7 +286,6 @@ def test_a_checkpoint_that_fails_behind_the_run_stops_it(pretrain, recipe, image
 
     write = checkpoints.write_manifest
     monkeypatch.setattr(checkpoints, "write_manifest", write_manifest)
-    without_pictures(monkeypatch)
     with pytest.raises(SystemExit) as stop:
         run(pretrain, recipe, images, tmp_path / "out", "--max_steps", "50", "--logging_steps", "50")
     assert "step_0000004 could not be written ([Errno 28] No space left on device) on a disk" in str(stop.value)
@@ -351,7 +347,6 @@ def test_a_run_is_the_same_however_late_the_host_reads_its_votes(pretrain, recip
         if len(calls) % 6 in (3, 4):
             batch["local_crops"][0, 1, 0, 3, 3] = torch.nan
 
-    without_pictures(monkeypatch)
     monkeypatch.setattr(loop.Step, "batches", changed_batches(poison))
     flags = ("--centering", "softmax", "--save_steps", "6", "--eval_steps", "6")
     for name, logging_steps in (("at once", "1"), ("late", "6")):

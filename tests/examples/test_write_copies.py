@@ -1,12 +1,12 @@
 """Originals and edited copies of them, in a form that copy detection reads."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
 from PIL import Image
+
+from tests import forked_python
 
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "write_copies.py"
@@ -18,8 +18,8 @@ def test_copies_have_the_label_of_their_original(tmp_path):
     for index in range(8):
         pixels = rng.integers(0, 255, size=(30, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
-    command = [sys.executable, SCRIPT, tmp_path / "images", tmp_path / "out", "--num_copies", "3"]
-    subprocess.run(command, check=True, capture_output=True)
+    command = [SCRIPT, tmp_path / "images", tmp_path / "out", "--num_copies", "3"]
+    assert forked_python.run(command).returncode == 0
     originals, queries = (
         datasets.Dataset.from_parquet(str(tmp_path / "out" / f"{name}.parquet"), cache_dir=str(tmp_path / "cache"))
         for name in ("originals", "queries")

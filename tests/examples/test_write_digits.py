@@ -1,16 +1,16 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
+
+from tests import forked_python
 
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "write_digits.py"
 
 
 def test_digits_are_written_as_images_with_labels(tmp_path):
-    result = subprocess.run([sys.executable, SCRIPT, tmp_path / "digits"], capture_output=True, text=True, check=True)
+    result = forked_python.run([SCRIPT, tmp_path / "digits"])
     assert len(result.stdout.splitlines()) == 2
     splits = datasets.load_dataset(
         "parquet",

@@ -1,13 +1,14 @@
 """The rendered scenes: depth against the geometry by hand, and files that the protocols read."""
 
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+
+from tests import forked_python
 
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "write_rendered_scenes.py"
@@ -53,8 +54,8 @@ def test_depth_of_the_floor_is_that_of_its_points(scenes):
 
 
 def test_files_hold_images_masks_and_millimetres(scenes, tmp_path):
-    command = [sys.executable, SCRIPT, tmp_path, "--num_train", "3", "--num_test", "1", "--height", "24"]
-    result = subprocess.run([*command, "--width", "32"], capture_output=True, text=True, check=True)
+    command = [SCRIPT, tmp_path, "--num_train", "3", "--num_test", "1", "--height", "24"]
+    result = forked_python.run([*command, "--width", "32"])
     assert result.stdout.splitlines()[0].endswith("train.parquet: 3 scenes of 24 x 32 pixels")
     files = {name: str(tmp_path / f"{name}.parquet") for name in ("train", "test")}
     splits = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))

@@ -1,7 +1,6 @@
 """The ground truth of the revisited buildings as files that the retrieval protocol reads."""
 
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests import forked_python
 
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "write_revisited.py"
@@ -25,8 +26,8 @@ def test_lists_and_boxes_come_with_their_images(tmp_path):
         "gnd": [{"bbx": [1.5, 2, 30, 20], "easy": np.array([2]), "hard": np.array([], int), "junk": np.array([0, 1])}],
     }
     (tmp_path / "gnd.pkl").write_bytes(pickle.dumps(truth))
-    command = [sys.executable, SCRIPT, tmp_path / "gnd.pkl", tmp_path / "jpg", tmp_path / "out"]
-    subprocess.run(command, check=True, capture_output=True)
+    command = [SCRIPT, tmp_path / "gnd.pkl", tmp_path / "jpg", tmp_path / "out"]
+    assert forked_python.run(command).returncode == 0
     database, queries = (
         datasets.Dataset.from_parquet(str(tmp_path / "out" / f"{name}.parquet"), cache_dir=str(tmp_path / "cache"))
         for name in ("database", "queries")
@@ -41,7 +42,7 @@ def test_lists_and_boxes_come_with_their_images(tmp_path):
     }  # fmt: skip
 
     (tmp_path / "jpg" / "c.jpg").unlink()
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = forked_python.run(command)
     assert result.returncode == 1
     assert "error: 1 of 3 images are missing, such as" in result.stderr
 
@@ -58,8 +59,8 @@ class Runs:
 def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path, protocol):
     witness = tmp_path / "it ran"
     (tmp_path / "gnd.pkl").write_bytes(pickle.dumps({"imlist": [], "gnd": Runs(witness)}, protocol))
-    command = [sys.executable, SCRIPT, tmp_path / "gnd.pkl", tmp_path, tmp_path / "out"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [SCRIPT, tmp_path / "gnd.pkl", tmp_path, tmp_path / "out"]
+    result = forked_python.run(command)
     assert result.returncode == 1
     assert result.stderr.endswith(
         "gnd.pkl cannot be read: it asks for "
@@ -68,7 +69,7 @@ def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path, protocol):
     )
     assert not witness.exists()
     (tmp_path / "gnd.pkl").write_bytes(b"junk")
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = forked_python.run(command)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
 

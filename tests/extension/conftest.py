@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.examples.conftest import TINY, forget_accelerate, load_example
+from tests.examples.conftest import TINY, forget_accelerate, load_example, no_pictures  # noqa: F401  (a fixture)
 
 
 EXTENSIONS = Path(__file__).parent / "extensions"
