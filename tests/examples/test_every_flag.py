@@ -66,6 +66,7 @@ VALUES = {
     "teacher_mixed_precision": ["bf16"], "teacher_image_size": ["32"], "distillation_objective": ["features"],
     "loss_terms": ["tests.extension.extensions.gram_anchoring:gram_loss=1.0"],
     "teacher_class": ["tests.extension.extensions.agreeing_teacher:AgreeingTeacher"],
+    "crop_sizes": ["{{global_crop_size: 24}}"],
     "ibot_tokens": ["masked"], "feature_loss": ["smooth_l1"], "shuffle_buffer_size": ["9"], "save_total_limit": ["1"],
 }  # fmt: skip
 SAME_RESULT = {

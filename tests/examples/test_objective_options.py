@@ -1,11 +1,14 @@
 """Options of the objective that are off by default, from a line of the recipe to the metrics."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from dinov2_hf.training.monitor import read_metrics
 
-from .conftest import forget_accelerate, without_pictures
-from .test_pretrain import run
+from .conftest import forget_accelerate, run_until_saved, without_pictures
+from .test_pretrain import assert_same_run, run
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +47,48 @@ def test_kde_groups_and_gram_anchoring_to_an_earlier_run(pretrain, recipe, image
     forget_accelerate()
     with pytest.raises(SystemExit, match="is 4, but KoLeo compares only 4 images with each other"):
         run(pretrain, recipe, images, tmp_path / "refused", "--koleo_num_neighbors", "4")
+
+
+def test_data_sets_by_weights_and_crops_of_several_sizes_resume_exactly(pretrain, recipe, images, tmp_path):
+    """What decides which data set and which size a step has is known from its number."""
+    lines = tmp_path / "mixed.yaml"
+    entries = [{"path": str(images / "lying"), "weight": 2}, {"path": str(images / "standing")}]
+    sizes = [{"global_crop_size": 16, "local_crop_size": 8}, {"global_crop_size": 24, "weight": 2}]
+    mixed = {"train_data": entries, "one_set_a_step": True, "crop_sizes": sizes}
+    lines.write_text(Path(recipe).read_text() + yaml.safe_dump(mixed))
+
+    def start(folder, *flags):
+        forget_accelerate()
+        pretrain.main(["--config", str(lines), "--output_dir", str(tmp_path / folder), *flags])
+
+    start("straight")
+    run_until_saved(4, lambda: start("resumed"))
+    start("resumed", "--resume_from_checkpoint", "latest")
+    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+    card = (tmp_path / "straight" / "model" / "README.md").read_text()
+    assert "`lying`, `standing`" in card
+    assert str(images) not in card
+    changed = ("--resume_from_checkpoint", "latest", "--one_set_a_step", "false")
+    with pytest.raises(SystemExit, match="`one_set_a_step` was True and is False, so the run would go on as another"):
+        start("straight", *changed)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"one_set_a_step": True}, "`one_set_a_step` is true, but `train_data` is one data set"),
+        (
+            {"crop_sizes": [{"global_crop_size": 18}]},
+            "`global_crop_size` of `crop_sizes` is 18; it must",
+        ),
+        ({"crop_sizes": [{"global_crop_size": 16, "local_crop_size": 6}]}, "`local_crop_size` of `crop_sizes` is 6"),
+        ({"crop_sizes": [{"global_size": 16}]}, "`crop_sizes` has the unknown key `global_size`"),
+        ({"train_data": ["a", "b"], "streaming": True}, "only one data set can be read as a stream"),
+    ],
+)
+def test_mistakes_are_one_sentence(pretrain, recipe, images, tmp_path, values, message):
+    lines = tmp_path / "wrong.yaml"
+    lines.write_text(Path(recipe).read_text() + yaml.safe_dump({"train_data": str(images)} | values))
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        pretrain.main(["--config", str(lines), "--output_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()

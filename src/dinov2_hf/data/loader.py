@@ -8,6 +8,7 @@ import inspect
 import itertools
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -20,17 +21,21 @@ from ..options import options_of, values_for
 from .collator import PreTrainingCollator
 from .device_batches import Batches, batches_on_device
 from .loader_workers import check_shared_memory, describe_workers, outlive_preemption
+from .mixture import Mixture
 from .multi_crop import AUGMENTATIONS, MultiCropTransform
 from .pretraining_images import PreTrainingImages, PreTrainingStream, Transform
 from .reading.image_columns import find_image_column
+from .reading.mixed_images import COLUMN, MixedImages
 from .sample_order import PreTrainingBatchSampler
+from .sample_seeds import mix_seed
+from .weighted_turns import WeightedTurns
 
 
 logger = logging.getLogger(__name__)
 
 
 def build_batches(
-    dataset: datasets.Dataset | datasets.IterableDataset,
+    dataset: datasets.Dataset | datasets.IterableDataset | MixedImages,
     recipe: Any,
     network: Any,
     *,
@@ -44,7 +49,7 @@ def build_batches(
     """The batches of one process, as a recipe says, on its device and ready for the network; see `build_loader`.
 
     Args:
-        dataset: the images, from `load_image_dataset`, streamed or not.
+        dataset: the images, from `load_image_dataset`, streamed or not; or from `load_mixed_images`.
         recipe: arguments of a run: those of data, crops and masks are read here.
         network: the configuration of a backbone, whose `image_size`, `patch_size` and `num_channels` the crops have.
         rank, world_size: this process and the number of processes.
@@ -58,11 +63,14 @@ def build_batches(
     """
     more = {"pad_masked": pad_masked} | ({} if has_masks else {"mask_probability": 0.0})
     device = torch.device(device)
-    transform = build_transform(recipe, network.image_size, network.num_channels)
+    sizes = recipe.crop_sizes or [{}]
+    transforms = [build_transform(recipe, network.image_size, network.num_channels, **of_step) for of_step in sizes]
+    images_per_step = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * world_size
+    is_mixed = isinstance(dataset, MixedImages)
     batches = build_loader(
         dataset,
-        find_image_column(dataset, recipe.image_column),
-        transform,
+        COLUMN if is_mixed else find_image_column(dataset, recipe.image_column),
+        transforms,
         PreTrainingCollator(network.patch_size, **{**values_for(PreTrainingCollator, recipe), **more}),
         batch_size=recipe.per_device_train_batch_size,
         seed=recipe.seed,
@@ -74,19 +82,36 @@ def build_batches(
         shuffle_buffer_size=recipe.shuffle_buffer_size,
         num_channels=network.num_channels,
         pin_memory=device.type == "cuda",
+        crop_weights=[of_step.get("weight", 1.0) for of_step in sizes],
+        images_per_step=images_per_step,
+        one_set_a_step=is_mixed and recipe.one_set_a_step,
     )
-    return batches_on_device(batches, device, getattr(transform, "on_device", None))
+    return batches_on_device(batches, device, getattr(transforms[0], "on_device", None))
 
 
-def build_transform(recipe: Any, global_crop_size: int, num_channels: int) -> Transform:
+def build_transform(
+    recipe: Any,
+    image_size: int,
+    num_channels: int,
+    *,
+    global_crop_size: int | None = None,
+    local_crop_size: int | None = None,
+    weight: float | None = None,
+) -> Transform:
     """The augmentation that a recipe names, with those of its values that the augmentation takes.
+
+    Args:
+        image_size, num_channels: of the network.
+        global_crop_size, local_crop_size: in place of the network's and the recipe's; of one entry of `crop_sizes`, as
+            is the `weight`, which is read elsewhere.
 
     Raises:
         ValueError: there is no such augmentation, a value is out of its range, or one was set that this augmentation
             does not take.
     """
     augmentation = AUGMENTATIONS.find(recipe.augmentation)
-    sizes = {"global_crop_size": global_crop_size, "num_channels": num_channels}
+    sizes = {"global_crop_size": global_crop_size or image_size, "num_channels": num_channels}
+    sizes |= {"local_crop_size": local_crop_size} if local_crop_size else {}
     taken = inspect.signature(augmentation).parameters
     options = options_of(type(recipe))
     for name, value in values_for(MultiCropTransform, recipe).items():
@@ -96,13 +121,13 @@ def build_transform(recipe: Any, global_crop_size: int, num_channels: int) -> Tr
                 f"`{name}` is {value}, but the augmentation {recipe.augmentation} takes no such option; leave it out."
             )
     sizes = {name: size for name, size in sizes.items() if name in taken}
-    return augmentation(**values_for(augmentation, recipe), **sizes)
+    return augmentation(**values_for(augmentation, recipe) | sizes)
 
 
 def build_loader(
-    dataset: datasets.Dataset | datasets.IterableDataset,
+    dataset: datasets.Dataset | datasets.IterableDataset | MixedImages,
     image_column: str,
-    transform: Transform,
+    transform: Transform | Sequence[Transform],
     collator: PreTrainingCollator,
     *,
     batch_size: int,
@@ -115,6 +140,9 @@ def build_loader(
     shuffle_buffer_size: int = 1000,
     num_channels: int = 3,
     pin_memory: bool = False,
+    crop_weights: Sequence[float] = (1.0,),
+    images_per_step: int | None = None,
+    one_set_a_step: bool = False,
 ) -> Batches:
     """Endless batches for one process, from sample number `start_sample` of all processes on.
 
@@ -124,7 +152,8 @@ def build_loader(
     Args:
         dataset, rank, world_size, pin_memory: as in `build_batches`.
         image_column: the column that holds the images, from `find_image_column`.
-        transform: makes the crops of one image, such as `MultiCropTransform`.
+        transform: makes the crops of one image, such as `MultiCropTransform`; or several of them, of which each step
+            has one.
         collator: makes a batch of samples.
         batch_size: B, images per process and batch.
         seed: the run's seed.
@@ -135,6 +164,9 @@ def build_loader(
         sample_order: see `PreTrainingBatchSampler`; a stream has an order of its own.
         shuffle_buffer_size: see `PreTrainingStream`; a data set with random access has no use for it.
         num_channels: channels to decode, see `image_decoder`.
+        crop_weights: how often a step has each of several transforms, as ratios.
+        images_per_step: of an optimizer step, over all processes; by default of one forward pass.
+        one_set_a_step: whether all images of a step come of one of several data sets.
 
     Returns:
         An iterator over (batch, report), as made by the collator.
@@ -144,6 +176,9 @@ def build_loader(
             of an image, and where the batches that workers make ahead do not fit into shared memory.
     """
     share = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size}
+    images_per_step = images_per_step or batch_size * world_size
+    # Of a seed that is not that of the turns of several data sets.
+    crop_sizes = WeightedTurns(crop_weights, mix_seed(seed, -1), images_per_step) if len(crop_weights) > 1 else None
     passed = 0
     if isinstance(dataset, datasets.IterableDataset):
         start_batch, rest = divmod(start_sample, batch_size * world_size)
@@ -159,6 +194,7 @@ def build_loader(
             shuffle_buffer_size=shuffle_buffer_size,
             num_channels=num_channels,
             start_batch=start_batch,
+            crop_sizes=crop_sizes,
             **share,
         )
         if num_workers > images.max_workers:
@@ -170,10 +206,17 @@ def build_loader(
             num_workers = images.max_workers
         batching, passed = {"batch_size": batch_size}, start_batch % max(num_workers, 1)
     else:
+        order = {"start_sample": start_sample, "order": sample_order, "dataset": dataset, "crop_sizes": crop_sizes}
+        if isinstance(dataset, MixedImages):
+            turns = images_per_step if one_set_a_step else 1
+            mixed = {"batch_images": batch_size * world_size, "images_per_turn": turns}
+            order["mixture"] = Mixture(dataset, sample_order, seed=seed, **mixed)
+            dataset = dataset.images
         images = PreTrainingImages(dataset, image_column, transform, num_channels)
-        order = {"start_sample": start_sample, "order": sample_order, "dataset": dataset}
         batching = {"batch_sampler": PreTrainingBatchSampler(len(images), **share, **order)}
-    needed = check_shared_memory(num_workers, batch_size * _sample_bytes(transform, num_channels))
+    transforms = transform if isinstance(transform, Sequence) else [transform]
+    sample_bytes = max(_sample_bytes(one, num_channels) for one in transforms)
+    needed = check_shared_memory(num_workers, batch_size * sample_bytes)
     logger.info("data loading: %s", describe_workers(num_workers, needed))
     loader = DataLoader(
         images,

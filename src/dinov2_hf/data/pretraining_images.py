@@ -3,7 +3,7 @@
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -18,10 +18,13 @@ from .collator import PreTrainingSample, SkippedImage
 from .decoding.channels import image_decoder
 from .reading.image_columns import describe_row
 from .replacements import first_decodable
-from .sample_order import SampleKey, check_share, mix_seed
+from .sample_order import SampleKey, check_share
+from .sample_seeds import mix_seed
+from .weighted_turns import WeightedTurns
 
 
 Transform = Callable[[Image.Image | np.ndarray], tuple[torch.Tensor, ...]]
+Decode = Callable[[Any], Any]
 
 
 class PreTrainingImages(Dataset):
@@ -30,15 +33,21 @@ class PreTrainingImages(Dataset):
     Args:
         dataset: the images, from `load_image_dataset`.
         image_column: the column that holds them.
-        transform: makes the global and local crops of one image, such as `MultiCropTransform`.
+        transform: makes the global and local crops of one image, such as `MultiCropTransform`; or several, for crops
+            of several sizes.
         num_channels: channels to decode, see `image_decoder`.
     """
 
-    def __init__(self, dataset: datasets.Dataset, image_column: str, transform: Transform, num_channels: int = 3):
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        image_column: str,
+        transform: Transform | Sequence[Transform],
+        num_channels: int = 3,
+    ):
         self.dataset = _undecoded_images(dataset, image_column)
         self.image_column = image_column
-        self.transform = transform
-        self.decode = image_decoder(num_channels, getattr(transform, "reduction", None))
+        self.crop_makers = _crop_makers(transform, num_channels)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -52,7 +61,7 @@ class PreTrainingImages(Dataset):
         Raises:
             ValueError: if 20 rows in a row cannot be decoded.
         """
-        return _sample_of_first(self._candidates(key), self.decode, self.transform, key.seed)
+        return _sample_of_first(self._candidates(key), *self.crop_makers[key.crop_sizes], key.seed)
 
     def _candidates(self, key: SampleKey) -> Iterator[tuple[str, Any]]:
         replacements = random.Random(key.seed)
@@ -80,6 +89,7 @@ class PreTrainingStream(IterableDataset):
         shuffle_buffer_size: rows that a worker holds in memory to shuffle them.
         start_batch: the batch to begin with. Worker w of n yields batches w, w + n, w + 2n and so on, and all of them
             begin in the round of n batches that contains `start_batch`; `build_loader` drops what is before it.
+        crop_sizes: see `PreTrainingBatchSampler`.
 
     Raises:
         ValueError: if a number is out of range; while iterating, if a worker gets no rows or 20 rows in a row that
@@ -88,7 +98,7 @@ class PreTrainingStream(IterableDataset):
 
     dataset: datasets.IterableDataset
     image_column: str
-    transform: Transform
+    transform: Transform | Sequence[Transform]
     _: KW_ONLY
     batch_size: int
     seed: int
@@ -97,6 +107,7 @@ class PreTrainingStream(IterableDataset):
     shuffle_buffer_size: int = 1000
     num_channels: int = 3
     start_batch: int = 0
+    crop_sizes: WeightedTurns | None = None
 
     def __post_init__(self):
         check_share(self.batch_size, self.rank, self.world_size)
@@ -106,7 +117,7 @@ class PreTrainingStream(IterableDataset):
                 "must be at least 1 and 0."
             )
         self.dataset = _undecoded_images(self.dataset, self.image_column)
-        self.decode = image_decoder(self.num_channels, getattr(self.transform, "reduction", None))
+        self.crop_makers = _crop_makers(self.transform, self.num_channels)
 
     @property
     def max_workers(self) -> int:
@@ -131,7 +142,8 @@ class PreTrainingStream(IterableDataset):
             own_batch, index = divmod(place, self.batch_size)
             batch = own_batch * num_workers + worker
             position = (batch * self.world_size + self.rank) * self.batch_size + index
-            sample = _sample_of_first(candidates(), self.decode, self.transform, mix_seed(self.seed, position))
+            maker = self.crop_makers[self.crop_sizes.at(position)[0] if self.crop_sizes else 0]
+            sample = _sample_of_first(candidates(), *maker, mix_seed(self.seed, position))
             upcoming.popleft()
             # Any further images that failed are reported in their own places.
             yield sample._replace(skipped=sample.skipped[:1])
@@ -153,6 +165,12 @@ class PreTrainingStream(IterableDataset):
                 )
 
 
+def _crop_makers(transform: Transform | Sequence[Transform], num_channels: int) -> list[tuple[Decode, Transform]]:
+    """For each transform also what decodes an image for it, which may be smaller than the image is."""
+    transforms = transform if isinstance(transform, Sequence) else [transform]
+    return [(image_decoder(num_channels, getattr(one, "reduction", None)), one) for one in transforms]
+
+
 def _undecoded_images(
     dataset: datasets.Dataset | datasets.IterableDataset, image_column: str
 ) -> datasets.Dataset | datasets.IterableDataset:
@@ -161,7 +179,7 @@ def _undecoded_images(
 
 
 def _sample_of_first(
-    candidates: Iterator[tuple[str, Any]], decode: Callable[[Any], Any], transform: Transform, seed: int
+    candidates: Iterator[tuple[str, Any]], decode: Decode, transform: Transform, seed: int
 ) -> PreTrainingSample:
     """The sample made from the first of the candidates, pairs of a row id and an image, that can be decoded."""
     row_id, image, skipped = first_decodable(candidates, decode)

@@ -1,43 +1,30 @@
 """The order in which images are seen: endless, fixed by a seed, and entered at any position at no cost."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from ..named_objects import Registry
+from .sample_seeds import mix_seed
+from .weighted_turns import WeightedTurns
 
 
 # An order is a function (dataset, pass_index, seed) -> row numbers of one pass over the data, as many as there are
 # rows. One that is registered with `per_process` also takes rank and world_size, and gives the rows of that process.
 SAMPLE_ORDERS = Registry("order of samples")
-_MASK_64 = 2**64 - 1
-_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 
 
 class SampleKey(NamedTuple):
-    """One entry of the order: which row to read, and the seed of everything random that is done to it."""
+    """One entry of the order: which row to read, the seed of everything random that is done to it, and the number of
+    the crop sizes that its step has, of several."""
 
     row: int
     seed: int
-
-
-def mix_seed(seed: int, position: int) -> int:
-    """A 64-bit seed for one position of a run (SplitMix64, output number `position` of the generator `seed`).
-
-    Stateless, so the augmentation of a sample depends on the run's seed and the sample's position only, and not on
-    workers, on the number of processes, or on where a run was resumed.
-    """
-    return _finalize(_finalize(seed & _MASK_64) + (position + 1) * _GOLDEN_GAMMA & _MASK_64)
-
-
-def _finalize(value: int) -> int:
-    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK_64
-    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK_64
-    return value ^ (value >> 31)
+    crop_sizes: int = 0
 
 
 @SAMPLE_ORDERS.register("global")
@@ -64,6 +51,55 @@ def sharded_order(dataset: Any, pass_index: int, seed: int, rank: int, world_siz
     return shuffled
 
 
+class Passes:
+    """The rows of a data set in an order, one pass after the other without end.
+
+    Args:
+        order: a function of `SAMPLE_ORDERS`, with its `name` there.
+        dataset: what the function is told of the rows.
+        rows_per_pass: how many it must give.
+        seed: of the order.
+        of_process: rank and world size, of an order `per_process`.
+    """
+
+    def __init__(
+        self,
+        order: Callable[..., Sequence[int]],
+        dataset: Any,
+        *,
+        name: str,
+        rows_per_pass: int,
+        seed: int,
+        of_process: tuple[int, ...] = (),
+    ):
+        self.order, self.dataset, self.name = order, dataset, name
+        self.rows_per_pass, self.seed, self.of_process = rows_per_pass, seed, of_process
+        self._pass, self._rows = -1, None
+
+    def at(self, index: int) -> int:
+        """The row of place `index`, counted over all passes.
+
+        Raises:
+            ValueError: the order gives another number of rows than there are.
+        """
+        pass_index, place = divmod(index, self.rows_per_pass)
+        if pass_index != self._pass:
+            self._rows = self.order(self.dataset, pass_index, self.seed, *self.of_process)
+            self._pass = pass_index
+            if len(self._rows) != self.rows_per_pass:
+                raise ValueError(
+                    f"the order {self.name} gave {len(self._rows)} rows for a pass over {self.rows_per_pass}; it must"
+                    " give as many, with repetitions where rows are left out."
+                )
+        return int(self._rows[place])
+
+
+class Rows(Protocol):
+    """What says which row is at a position, as `Passes` does."""
+
+    def at(self, position: int) -> int: ...
+
+
 @dataclass
 class PreTrainingBatchSampler:
     """Endless batches of `SampleKey` for one process.
@@ -82,6 +118,8 @@ class PreTrainingBatchSampler:
             through the earlier ones. With an order `per_process`, a multiple of W.
         order: one of `SAMPLE_ORDERS`, or "package.module:function".
         dataset: what the order is told of the rows, such as their labels; by default their number.
+        mixture: of several data sets, the rows in place of `order` and `dataset`.
+        crop_sizes: whose turn says the number of the crop sizes at a position; by default it is 0.
 
     Raises:
         ValueError: if there are no rows, if a global batch is larger than the data set, if there is no such order or
@@ -97,6 +135,8 @@ class PreTrainingBatchSampler:
     start_sample: int = 0
     order: str = "global"
     dataset: Any = None
+    mixture: Rows | None = None
+    crop_sizes: WeightedTurns | None = None
 
     def __post_init__(self):
         if self.num_rows < 1:
@@ -111,16 +151,22 @@ class PreTrainingBatchSampler:
         if self.start_sample < 0:
             raise ValueError(f"start_sample is {self.start_sample}, but it must be 0 or more.")
         named = SAMPLE_ORDERS.named(self.order)
-        self.rows_of_pass, self.is_per_process = named.object, named.facts.get("per_process", False)
+        self.is_per_process = named.facts.get("per_process", False)
         if self.is_per_process and self.start_sample % self.world_size:
             raise ValueError(
                 f"start_sample is {self.start_sample}, but with the order {self.order!r} it must be a multiple of "
                 f"world_size ({self.world_size})."
             )
-        self.rows_per_pass = self.num_rows // (self.world_size if self.is_per_process else 1)
+        self.rows = self.mixture or Passes(
+            named.object,
+            range(self.num_rows) if self.dataset is None else self.dataset,
+            name=self.order,
+            rows_per_pass=self.num_rows // (self.world_size if self.is_per_process else 1),
+            seed=self.seed,
+            of_process=(self.rank, self.world_size) if self.is_per_process else (),
+        )
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        current_pass, rows = -1, None
         for batch in itertools.count():
             first_position = self.start_sample + (batch * self.world_size + self.rank) * self.batch_size
             first_index = first_position
@@ -128,22 +174,10 @@ class PreTrainingBatchSampler:
                 first_index = self.start_sample // self.world_size + batch * self.batch_size
             keys = []
             for i in range(self.batch_size):
-                pass_index, index = divmod(first_index + i, self.rows_per_pass)
-                if pass_index != current_pass:
-                    current_pass, rows = pass_index, self._pass(pass_index)
-                keys.append(SampleKey(int(rows[index]), mix_seed(self.seed, first_position + i)))
+                position = first_position + i
+                sizes = self.crop_sizes.at(position)[0] if self.crop_sizes else 0
+                keys.append(SampleKey(self.rows.at(first_index + i), mix_seed(self.seed, position), sizes))
             yield keys
-
-    def _pass(self, pass_index: int) -> Sequence[int]:
-        dataset = range(self.num_rows) if self.dataset is None else self.dataset
-        of_process = (self.rank, self.world_size) if self.is_per_process else ()
-        rows = self.rows_of_pass(dataset, pass_index, self.seed, *of_process)
-        if len(rows) != self.rows_per_pass:
-            raise ValueError(
-                f"the order {self.order} gave {len(rows)} rows for a pass over {self.rows_per_pass}; it "
-                "must give as many, with repetitions where rows are left out."
-            )
-        return rows
 
 
 def check_share(batch_size: int, rank: int, world_size: int) -> None:

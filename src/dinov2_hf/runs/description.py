@@ -27,6 +27,9 @@ def describe_run(run: "Run") -> None:
         name: ", ".join(f"{part} {num_parameters(module) / 1e6:.2f}M" for part, module in student.named_children())
         for name, student in students.items()
     }
+    data = args.train_data
+    if not isinstance(data, str):
+        data = ", ".join(f"{entry['path']} (weight {entry['weight']:g})" for entry in data)
     images, passes = "a stream", ""
     if num_images is not None:
         images = f"{num_images:,}"
@@ -44,7 +47,7 @@ def describe_run(run: "Run") -> None:
     rule = f"x sqrt({global_batch_size} / 1024)" if args.learning_rate_scaling == "sqrt_wrt_1024" else "as given"
     num_channels = next(iter(students.values())).backbone.config.num_channels
     lines = {
-        "images": f"{images} from {args.train_data}",
+        "images": f"{images} from {data}",
         "crops and masks": f"{args.augmentation}, {args.masks}, in the order {args.sample_order}",
         "channels": "RGB" if num_channels == 3 else f"{num_channels}, without colour jitter, greyscale and solarize",
         **{f"student {name}".strip(): size for name, size in sizes.items()},

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from transformers import AutoImageProcessor, AutoModel, pipeline
 
-from ..data import find_image_column, first_images
+from ..data import MixedImages, find_image_column, first_images
 from ..models import DINOv2Config
 from ..pictures.patch_pca import save_patch_pca
 from .model_export import export_models
@@ -21,8 +21,11 @@ def leave_results(run: "Run") -> None:
         output.write_summary()
         folder, model_folder = output.folder, output.folder / "model"
         backbone = AutoModel.from_pretrained(model_folder)
-        column, num_channels = find_image_column(run.dataset, run.args.image_column), backbone.config.num_channels
-        images = first_images(run.dataset, column, count=8, num_channels=num_channels)
+        dataset, column = run.dataset, run.args.image_column
+        if isinstance(dataset, MixedImages):
+            dataset, column = dataset.images, None
+        column, num_channels = find_image_column(dataset, column), backbone.config.num_channels
+        images = first_images(dataset, column, count=8, num_channels=num_channels)
         save_patch_pca(
             backbone,
             images,

@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
+from ..data.reading.mixed_images import paths_of
 from ..model_source import HERE
 from ..public_names import is_hub_name, public_name, without_secrets
 
@@ -52,10 +53,12 @@ def model_card(
     """
     public = {
         key: public_name(value)
-        if value and (key.endswith("_data") or key in ("init_from", "teacher", "gram_teacher"))
+        if isinstance(value, str) and (key.endswith("_data") or key in ("init_from", "teacher", "gram_teacher"))
         else value
         for key, value in recipe.items()
     }
+    if not isinstance(recipe["train_data"], str):
+        public["train_data"] = [{**entry, "path": public_name(entry["path"])} for entry in recipe["train_data"]]
     data = card_metadata(recipe)
     measured = "Not measured."
     if knn["after"] and recipe["eval_data"]:  # else it is of weights before this continuation of the run
@@ -70,7 +73,7 @@ def model_card(
         steps=steps,
         max_steps=recipe["max_steps"],
         best=best,
-        train_data=public["train_data"],
+        train_data="`, `".join(paths_of(public["train_data"])),
         teacher=public.get("teacher"),
         objective=", by its features" if recipe.get("distillation_objective") == "features" else "",
         measured=measured,
@@ -84,13 +87,13 @@ def model_card(
 
 def card_metadata(recipe: dict[str, Any]) -> ModelCardData:
     """What is known of a card before the first step: `license` and data set of the recipe, task and tags."""
-    train_data, init_from = recipe["train_data"], recipe.get("init_from")
+    init_from = recipe.get("init_from")
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         tags=["dinov2", "dinov2_hf", "self-supervised"],
         license=recipe["license"],
-        datasets=[train_data] if is_hub_name(train_data) else None,
+        datasets=[path for path in paths_of(recipe["train_data"]) if is_hub_name(path)] or None,
         base_model=init_from if init_from and is_hub_name(init_from) else None,
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..data.loader_workers import default_workers
+from ..data.reading.mixed_images import read_entries
 from ..options import REQUIRED, argument, check_options
 from ..pretraining.compilation import HOW
 from ..pretraining.teachers import TEACHERS
@@ -37,10 +38,14 @@ class PreTrainingArguments:
     """
 
     # --- data
-    train_data: str = argument(
+    train_data: list[str | dict[str, Any]] = argument(
         REQUIRED,
         "Images to train on, labels not needed: a folder, parquet file(s) or a glob of them, a folder written by"
-        " save_to_disk, WebDataset tar(s), or a dataset name on the Hub.",
+        " save_to_disk, WebDataset tar(s), or a dataset name on the Hub. Several data sets are mixed, each as {path:"
+        " images, weight: 2}, with split, dataset_config_name and image_column of its own where needed.",
+    )
+    one_set_a_step: bool = argument(
+        False, "Of several data sets: all images of a step come of one, which the weights choose."
     )
     train_split: str = argument("train", "Split of train_data, where it has splits.")
     dataset_config_name: str | None = argument(
@@ -81,6 +86,11 @@ class PreTrainingArguments:
         "multi_crop",
         "From an image to its crops: multi_crop; device, the same with all but decoding and cropping on the training's"
         " device; or package.module:function, which takes what follows.",
+    )
+    crop_sizes: list[dict[str, Any]] | None = argument(
+        None,
+        "Several sizes in one run, of which each step has one, by their weights: {global_crop_size: 224,"
+        " local_crop_size: 98, weight: 2}. By default image_size and local_crop_size.",
     )
     local_crop_size: int = argument(98, "Side of a local crop in pixels, where there are any.", WIDTH)
     num_local_crops: int = argument(8, "Local crops of each image.", NOT_NEGATIVE)
@@ -300,7 +310,15 @@ class PreTrainingArguments:
     def __post_init__(self):
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = default_workers()
+        self.train_data = read_entries(self.train_data)
         check_options(self)
+        if isinstance(self.train_data, str) and self.one_set_a_step:
+            raise ValueError("`one_set_a_step` is true, but `train_data` is one data set; leave it out.")
+        if not isinstance(self.train_data, str) and self.streaming:
+            raise ValueError(
+                "`streaming` is true, but only one data set can be read as a stream, and `train_data` has"
+                f" {len(self.train_data)}; leave it out, or put the data sets together."
+            )
         check_loss_terms(self.loss_terms or {})
         anchored = "gram_teacher" in needs_of(self.loss_terms or {})
         if anchored != (self.gram_teacher is not None):

@@ -56,7 +56,7 @@ def check_recipe(
             f"{_said(never, old, new)}, which cannot change within a run; leave it as it was, or start a new run from"
             " these weights with --init_from."
         )
-    moved = [name for name in changed if kinds[name] in MOVABLE and old.get(name) and new.get(name)]
+    moved = [name for name in changed if kinds[name] in MOVABLE and _is_moved(old.get(name), new.get(name))]
     others = [name for name in changed if kinds[name] not in FREE and name not in moved]
     if others and not allow_changes:
         raise ValueError(
@@ -81,6 +81,13 @@ def _check_cooldown(step: int, max_steps: int, cooldown_steps: int) -> None:
             f" begun to fall at step {max_steps - cooldown_steps}, but the checkpoint is of step {step}, where it"
             f" would jump; let `max_steps` be {step + cooldown_steps} to begin there."
         )
+
+
+def _is_moved(old: Any, new: Any) -> bool:
+    """Whether the same data sets lie elsewhere: what stands beside the paths of several, as weights, is the same."""
+    if isinstance(old, list) and isinstance(new, list):
+        return [{**entry, "path": ""} for entry in old] == [{**entry, "path": ""} for entry in new]
+    return isinstance(old, str) and isinstance(new, str)
 
 
 def forget_accuracies(state: dict) -> None:

@@ -15,7 +15,7 @@ import yaml
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
-from ..data import SkippedImageLog, build_batches, load_image_dataset, set_max_image_pixels
+from ..data import SkippedImageLog, build_batches, load_image_dataset, load_mixed_images, set_max_image_pixels
 from ..options import values_for
 from ..output_folders import write_text
 from ..pretraining.compilation import check_compiler, compile_objective, without_compiling
@@ -94,13 +94,13 @@ class Run:
         check_groups(args, plan.config, num_processes)
         self.checkpoint = held.enter_context(claimed_folder(self.accelerator, args))
         set_max_image_pixels(args.max_image_pixels)
-        self.dataset = load_image_dataset(
-            args.train_data,
-            split=args.train_split,
-            config_name=args.dataset_config_name,
-            image_column=args.image_column,
-            streaming=args.streaming,
-        )
+        reading = {
+            "split": args.train_split, "config_name": args.dataset_config_name, "image_column": args.image_column,
+        }  # fmt: skip
+        if isinstance(args.train_data, str):
+            self.dataset = load_image_dataset(args.train_data, streaming=args.streaming, **reading)
+        else:
+            self.dataset = load_mixed_images(args.train_data, **reading)
         self.evaluation = load_evaluation(args, self.dataset)
         self.global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
         peak = scale_learning_rate(args.learning_rate, self.global_batch_size, args.learning_rate_scaling)

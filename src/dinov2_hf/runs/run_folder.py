@@ -14,6 +14,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from ..atomic_files import remove_leftovers
+from ..data.reading.mixed_images import paths_of
 from ..output_folders import (
     check_kind,
     read_marker,
@@ -129,7 +130,7 @@ def _sources(args: PreTrainingArguments) -> list[str]:
     """What the run reads; of a distillation also its teacher, and what its students start from."""
     students = getattr(args, "students", None) or []
     named = [
-        args.train_data, args.eval_data, args.eval_bank_data, args.init_from, args.gram_teacher,
+        *paths_of(args.train_data), args.eval_data, args.eval_bank_data, args.init_from, args.gram_teacher,
         getattr(args, "teacher", None),
     ]  # fmt: skip
     return [source for source in (*named, *(entry.get("init_from") for entry in students)) if source]
