@@ -15,6 +15,7 @@ DATATROVE = ["datatrove>=0.10"]  # 0.10 goes with huggingface-hub 1
 DEEPSPEED = ["deepspeed>=0.19.8", "ninja>=1.11"]  # it compiles its operators when they are first used
 EVALUATION = ["av>=12.0", "scikit-learn>=1.4", "torchmetrics>=1.4"]  # video files, logistic regression, mIoU
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
+LORA = ["peft>=0.18"]
 MULTIBAND = ["tifffile>=2024.1"]  # TIFF files of other channels than Pillow reads
 
 setup(
@@ -60,6 +61,7 @@ setup(
         "deepspeed": DEEPSPEED,
         "evaluation": EVALUATION,
         "faiss-gpu": ["faiss-gpu>=1.15", *CLUSTERING],  # in place of `curation`: both have the module `faiss`
+        "lora": LORA,
         "multiband": MULTIBAND,
         "onnx": ONNX,
         "quickstart": ["scikit-learn>=1.4"],  # its handwritten digits
@@ -70,6 +72,7 @@ setup(
             *DATATROVE,
             *EVALUATION,
             *DEEPSPEED,
+            *LORA,
             *MULTIBAND,
             *ONNX,
             "parameterized>=0.9",  # transformers' own tests use it

@@ -25,6 +25,7 @@ from ..training.checkpoint_manifest import find_damage
 from ..training.checkpoint_pickles import data_only, refuse_code
 from ..training.checkpoints import LOAD_ERRORS
 from ..training.students import recipe_of_student
+from ..training.trained_parts import merged_weights
 from .loaded_weights import refuse_not_finite
 
 
@@ -66,7 +67,7 @@ def read_checkpoint(source: Path) -> ReadCheckpoint:
     if damage:
         raise ValueError(f"{path} is damaged: {damage}; name another checkpoint.")
     refuse_code(path)
-    weights = _flat_weights(path)
+    weights = merged_weights(_flat_weights(path))
     refuse_not_finite(weights, path)
     backbone, objective = (
         {name: recipe[name] for name in options_of(kind) if recipe.get(name) is not None}

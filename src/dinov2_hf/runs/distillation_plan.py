@@ -47,6 +47,7 @@ class StudentPlan(NetworkPlan):
         student = BackboneWithProjectors(self.config.backbone_config, attn_implementation=attention, **feature_widths)
         if self.initial is not None:
             initialise_backbone(student.backbone, self.initial)
+        self.choose_trained(student.backbone)
         return student, None
 
 
@@ -78,7 +79,7 @@ class DistillationPlan:
         )
         self.config = next(iter(self.configs.values()))  # crops and loss weights are those of all
         check_mask_grid(self.config.backbone_config)
-        self.fixed = (*FIXED_FIELDS, "distillation_objective", "projector_hidden_size")
+        self.fixed = (*FIXED_FIELDS, "train_blocks", "lora_rank", "distillation_objective", "projector_hidden_size")
         self.recipe = {**values, **distillation, **recipe_values(args)}
         # Elsewhere masks hide nothing, and there is nothing to choose.
         self.has_masks = self.objective == "paper" and self.distillation.ibot_tokens != "all"

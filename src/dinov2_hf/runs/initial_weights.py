@@ -78,11 +78,24 @@ def refuse_other_architecture(
     """`ValueError` where `recipe` describes another network or, where `initial` has heads, other heads."""
     known = recipe_of(initial)
     advice = dict.fromkeys(BACKBONE_FIELDS, "leave it out of the recipe")
+    if not recipe["num_register_tokens"]:
+        advice["num_register_tokens"] += ", or add --allow_recipe_change to go on without registers"
     if isinstance(initial, DINOv2ForPreTraining):
         advice |= dict.fromkeys(HEAD_FIELDS, "leave it out, or continue from the backbone alone, with fresh heads")
     for name, text in advice.items():
         if recipe[name] != known[name]:
             raise ValueError(f"`{name}` is {recipe[name]}, but the weights of {source} have {known[name]}; {text}.")
+
+
+def drop_registers(initial: DINOv2Model | DINOv2ForPreTraining) -> None:
+    """Continue without the register tokens of the weights, in place; nothing where there are none."""
+    networks = [initial]
+    if isinstance(initial, DINOv2ForPreTraining):
+        networks = [initial.student.backbone, initial.teacher.backbone]
+        initial.config.backbone_config.num_register_tokens = 0
+    for network in networks:
+        network.config.num_register_tokens = 0
+        network.embeddings.register_tokens = None
 
 
 def initialise(model: DINOv2ForPreTraining, initial: DINOv2Model | DINOv2ForPreTraining) -> None:

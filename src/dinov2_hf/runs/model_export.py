@@ -11,6 +11,7 @@ from ..models.checkpoint_keys import renamed_below
 from ..output_folders import check_kind
 from ..training.sharded_weights import whole_weights
 from ..training.shared_folders import replace_folder
+from ..training.trained_parts import merged_weights
 from .best_model import describe_best
 from .model_card import model_card
 
@@ -25,7 +26,7 @@ def export_models(run: "Run") -> None:
     For each student write `model` (the backbone of its average, with image processor and model card) and, where it has
     heads to continue with, `pretraining_model` (student, average and heads). Every process must call it.
     """
-    state_dict = whole_weights(run.module, keep=run.accelerator.is_main_process)
+    state_dict = merged_weights(whole_weights(run.module, keep=run.accelerator.is_main_process))
     paths = {part: path for path, part in run.module.named_modules()}
     for output in run.outputs:
         backbone = run.module.exported[output.name].backbone
@@ -39,7 +40,7 @@ def export_models(run: "Run") -> None:
 def export_backbone(run: "Run", output: "Output", name: str) -> None:
     """Write the averaged backbone of one student to a folder of this name, as `model` is. All must call it."""
     backbone = run.module.exported[output.name].backbone
-    weights = whole_weights(backbone, keep=run.accelerator.is_main_process)
+    weights = merged_weights(whole_weights(backbone, keep=run.accelerator.is_main_process))
     _write(run, output.folder / name, backbone, weights, _card(run, output))
 
 

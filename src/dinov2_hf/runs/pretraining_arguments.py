@@ -81,6 +81,17 @@ class PreTrainingArguments:
         0, "First steps with the backbone of init_from at rate 0; the heads learn alone.", NOT_NEGATIVE
     )
 
+    train_blocks: int | None = argument(
+        None,
+        "Train only the last so many blocks of the backbone and the norm behind them; by default all of it.",
+        AT_LEAST_ONE,
+    )
+    lora_rank: int | None = argument(
+        None,
+        "Train only additions of this rank to the matrices of the blocks (LoRA, by peft); exports have them added.",
+        AT_LEAST_ONE,
+    )
+
     # --- crops and masks (paper, appendix B)
     augmentation: str = argument(
         "multi_crop",
@@ -233,7 +244,9 @@ class PreTrainingArguments:
     overwrite_output_dir: bool = argument(False, "Delete what an earlier run left there.")
     resume_from_checkpoint: str | None = argument(None, 'A checkpoint folder, or "latest".')
     allow_recipe_change: bool = argument(
-        False, "Resume with other values, such as learning_rate or max_steps. A fresh start has no use for it."
+        False,
+        "Resume with other values, such as learning_rate or max_steps; or start from weights with registers and go on"
+        " with num_register_tokens 0.",
     )
     stop_after_steps: int | None = argument(
         None,
@@ -347,11 +360,17 @@ class PreTrainingArguments:
                 f"`keep_best` is {self.keep_best}, but no k-NN accuracy is measured; give labelled images as"
                 " --eval_data."
             )
-        if self.freeze_backbone_steps and self.init_from is None:
+        if self.train_blocks and self.lora_rank:
             raise ValueError(
-                f"`freeze_backbone_steps` is {self.freeze_backbone_steps}, but the backbone would be kept at random"
-                " weights; set `init_from`, or leave it out."
+                f"`train_blocks` is {self.train_blocks} and `lora_rank` is {self.lora_rank}, which are two ways to"
+                " train a part; leave one of them out."
             )
+        for name in ("freeze_backbone_steps", "train_blocks", "lora_rank"):
+            if getattr(self, name) and self.init_from is None:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, but the backbone would be kept at random weights; set"
+                    " `init_from`, or leave it out."
+                )
 
 
 # Of one start, not of the recipe: repeating a run from its recipe must not write over what an earlier one left or

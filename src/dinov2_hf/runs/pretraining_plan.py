@@ -3,10 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..models import DINOv2Config
+from ..models import DINOv2Config, DINOv2Model
 from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from ..pretraining.teachers import TEACHERS
-from .initial_weights import FIXED_FIELDS, initialise, load_initial_model, recipe_of, refuse_other_architecture
+from ..training.trained_parts import add_adapters, train_last_blocks
+from .initial_weights import (
+    FIXED_FIELDS,
+    drop_registers,
+    initialise,
+    load_initial_model,
+    recipe_of,
+    refuse_other_architecture,
+)
 from .pretraining_arguments import PreTrainingArguments, recipe_values
 from .recipe_checks import check_crops, check_mask_grid
 from .recipe_parsing import parse_recipe
@@ -46,10 +54,17 @@ class NetworkPlan:
         self.initial = load_initial_model(self.args.init_from) if self.args.init_from else None
         if self.initial is not None:  # whose network is the recipe's, where it says nothing else
             self.args, backbone, objective, *_ = parse({**defaults, **recipe_of(self.initial)})
+            if self.args.allow_recipe_change and not backbone["num_register_tokens"]:
+                drop_registers(self.initial)
             refuse_other_architecture(self.initial, backbone | objective, self.args.init_from)
         self.values: dict[str, Any] = backbone | objective
         self.config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone), **objective)
         check_crops(self.args, self.config)
+        if (self.args.train_blocks or 0) > backbone["num_hidden_layers"]:
+            raise ValueError(
+                f"`train_blocks` is {self.args.train_blocks}, but the backbone has {backbone['num_hidden_layers']}"
+                " blocks; give at most as many."
+            )
 
     def build_network(self, attention: str) -> DINOv2ForPreTraining:
         """Student, teacher and heads, from `init_from` where the recipe has it; to be called once."""
@@ -57,7 +72,19 @@ class NetworkPlan:
         if self.initial is not None:
             initialise(model, self.initial)
         self.initial = None  # as large as the backbone, or as all
+        self.choose_trained(model.student.backbone, model.teacher.backbone)
         return model
+
+    def choose_trained(self, student: DINOv2Model, average: DINOv2Model | None = None) -> None:
+        """Leave still what the recipe does not train. An average, where there is one, gets the adapters too."""
+        if self.args.train_blocks:
+            train_last_blocks(student, self.args.train_blocks)
+        if self.args.lora_rank:
+            add_adapters(student, self.args.lora_rank)
+        if self.args.lora_rank and average is not None:
+            add_adapters(average, self.args.lora_rank)
+            average.load_state_dict(student.state_dict())
+            average.requires_grad_(False)
 
 
 class PreTrainingPlan(NetworkPlan):
@@ -72,7 +99,7 @@ class PreTrainingPlan(NetworkPlan):
         description: more lines for the log.
     """
 
-    fixed: tuple[str, ...] = FIXED_FIELDS
+    fixed: tuple[str, ...] = (*FIXED_FIELDS, "train_blocks", "lora_rank")
     has_masks: bool = True
     shares_images: bool = False
     description: Mapping[str, str] = {}

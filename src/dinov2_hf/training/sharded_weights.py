@@ -12,6 +12,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from .trained_parts import merged_weights
+
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether processes hold different parts of the weights of `module`."""
@@ -65,7 +67,7 @@ def whole_copy(module: PreTrainedModel) -> PreTrainedModel:
     weights = whole_weights(module, keep=True)
     with torch.device("meta"):
         copy = type(module)._from_config(module.config, attn_implementation=module.config._attn_implementation)
-    copy.load_state_dict(weights, assign=True)
+    copy.load_state_dict(merged_weights(weights), assign=True)
     return copy
 
 
