@@ -68,6 +68,8 @@ VALUES = {
     "teacher_class": ["tests.extension.extensions.agreeing_teacher:AgreeingTeacher"],
     "crop_sizes": ["{{global_crop_size: 24}}"],
     "ibot_tokens": ["masked"], "feature_loss": ["smooth_l1"], "shuffle_buffer_size": ["9"], "save_total_limit": ["1"],
+    "stop_after_steps": ["1"], "export_every": ["1"], "keep_best": ["knn_top1_k20"], "greater_is_better": ["false"],
+    "train_blocks": ["1"], "lora_rank": ["1"],
 }  # fmt: skip
 SAME_RESULT = {
     "cooldown_steps": "a cool-down of one step begins where the schedule was; test_schedules.py",
@@ -75,6 +77,7 @@ SAME_RESULT = {
     "overwrite_output_dir": "there is nothing to delete; test_output_folder.py has a folder with a run",
     "dataloader_num_workers": "batches do not depend on who makes them; test_loader.py",
     "per_device_eval_batch_size": "features do not depend on the batch that they are made in",
+    "export_on_stop": "nothing stops it; test_stop_and_keep.py",
     "gradient_checkpointing": "recomputed numbers are the same; test_recomputation.py",
     "max_nonfinite_steps": "every step is finite here; test_nonfinite.py",
     "max_skipped_fraction": "every image can be decoded; test_skipped_images.py",
