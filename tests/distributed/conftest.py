@@ -35,7 +35,8 @@ deepspeed = pytest.mark.skipif(WITHOUT_DEEPSPEED is not None, reason=str(WITHOUT
 POISONED_STEP = 10
 # A step takes milliseconds. Each head has one matrix above ZeRO-3's limit of 100,000 elements for what it keeps whole,
 # clipping is active in every step, and what differs between one process and two is off: KoLeo, stochastic depth, and
-# softmax centering, whose centre of patches is a mean of the means of processes.
+# softmax centering, whose centre of patches is a mean of the means of processes. Crops are packed, as on every GPU; in
+# the one process that all is compared with each size has a pass of its own.
 RECIPE = """
 hidden_size: 32
 num_hidden_layers: 2
@@ -68,6 +69,7 @@ eval_resize_size: 16
 dataloader_num_workers: 0
 mixed_precision: "no"
 attn_implementation: sdpa
+crop_packing: always
 """
 
 

@@ -70,6 +70,7 @@ VALUES = {
     "ibot_tokens": ["masked"], "feature_loss": ["smooth_l1"], "shuffle_buffer_size": ["9"], "save_total_limit": ["1"],
     "stop_after_steps": ["1"], "export_every": ["1"], "keep_best": ["knn_top1_k20"], "greater_is_better": ["false"],
     "train_blocks": ["1"], "lora_rank": ["1"],
+    "crop_packing": ["always"],
 }  # fmt: skip
 SAME_RESULT = {
     "cooldown_steps": "a cool-down of one step begins where the schedule was; test_schedules.py",

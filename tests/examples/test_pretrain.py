@@ -24,7 +24,7 @@ from dinov2_hf.runs import knn_while_training as evaluation
 from dinov2_hf.runs import loop
 from tests import forked_python
 
-from .conftest import changed_batches, forget_accelerate, run_until_saved
+from .conftest import changed_batches, forget_accelerate, run_until_saved, without_pictures
 
 
 def run(pretrain, recipe, images, output_dir, *flags: str) -> None:
@@ -360,3 +360,16 @@ def test_two_processes_train_resume_and_export(pretrain, recipe, images, tmp_pat
         results.append(weights(tmp_path / "out"))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
     assert AutoModel.from_pretrained(tmp_path / "out" / "model").config.hidden_size == 32
+
+
+def test_packed_crops_train_the_same(pretrain, recipe, images, tmp_path, monkeypatch):
+    """What every GPU does, to rounding; stochastic depth draws in another order there."""
+    without_pictures(monkeypatch)
+    losses = []
+    for packing in ("always", "never"):
+        forget_accelerate()
+        run(pretrain, recipe, images, tmp_path / packing, "--crop_packing", packing, "--drop_path_rate", "0")
+        lines = (tmp_path / packing / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] != losses[1]

@@ -75,9 +75,7 @@ def test_the_optimizer_keeps_nothing_of_what_is_still(pretrain, recipe, images, 
 
 def test_registers_are_dropped_on_purpose(pretrain, recipe, images, initial, tmp_path):
     flags = ("--init_from", str(initial), "--num_register_tokens", "0", "--max_steps", "1", "--warmup_steps", "1")
-    with pytest.raises(
-        SystemExit, match="is 0, but the weights of .* have 2; .*add --allow_recipe_change"
-    ):
+    with pytest.raises(SystemExit, match="is 0, but the weights of .* have 2; .*add --allow_recipe_change"):
         run(pretrain, recipe, images, tmp_path / "refused", *flags)
     run(pretrain, recipe, images, tmp_path / "out", *flags, "--allow_recipe_change")
     before, after = weights(initial), weights(tmp_path / "out")

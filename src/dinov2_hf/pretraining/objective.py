@@ -68,12 +68,14 @@ class Objective:
         teacher_role: what makes the targets. It is no submodule: whose weights it looks through is its own affair.
         loss_weights: of the terms that its configuration weighs, by name.
         patch_chunk_size: patches of which logits are held at once; changes memory and speed, not results.
+        is_packed: whether the student runs all resolutions as one sequence; `None` everywhere but on a CPU.
         rank_groups: for students that are each computed by ranks of their own; `None`: every rank computes all.
         term_options: keywords of further loss terms, by the names of these; see `term_options`.
     """
 
     distillation_config = None
     patch_chunk_size = 1024
+    is_packed = None
     rank_groups = None
     term_options: Mapping[str, Mapping[str, Any]] = {}
     _gram_teacher: tuple[FrozenTeacher | None] = (None,)
@@ -166,7 +168,7 @@ class Objective:
             if self.rank_groups is None or name == self.rank_groups.name:
                 views = Views(
                     self.config, self.distillation_config, student, crops, tokens, targets, needs,
-                    self.patch_chunk_size, *self._gram_teacher, group,
+                    self.patch_chunk_size, *self._gram_teacher, group, self.is_packed,
                 )  # fmt: skip
                 of_student = weighted_sum(weights, views, self.term_options) | self._signs_of_collapse(views)
                 output |= {f"{name}/{key}" if name else key: value for key, value in of_student.items()}

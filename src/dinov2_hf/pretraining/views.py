@@ -76,6 +76,7 @@ class Views:
         chunk_size: patches of which logits are held at once.
         gram_teacher: an earlier network, where the recipe names one.
         ranks: that compute this student; `None` is all.
+        is_packed: as `packed` of `DINOv2Model.forward_crops`.
         student_cls, local_cls: CLS tokens of the global crops, `(G, B, D)`, and of the local ones, `(L, B, D)`.
         student_patches: patch tokens of the global crops, `(G, B, h, w, D)`.
     """
@@ -90,13 +91,14 @@ class Views:
     chunk_size: int
     gram_teacher: FrozenTeacher | None = None
     ranks: dist.ProcessGroup | None = None
+    is_packed: bool | None = None
 
     def __post_init__(self):
         crops, network = self.crops, self.student.backbone
         images, masks = [crops.global_crops.flatten(0, 1)], [crops.bool_masked_pos]
         if len(crops.local_crops):
             images, masks = [*images, crops.local_crops.flatten(0, 1)], [*masks, None]
-        tokens, leading = network.forward_crops(images, masks), crops.global_crops.shape[:2]
+        tokens, leading = network.forward_crops(images, masks, self.is_packed), crops.global_crops.shape[:2]
         patches = patch_map(tokens[0], crops.global_crops, network.config).movedim(1, -1)
         self.student_cls, self.student_patches = (seen.unflatten(0, leading) for seen in (tokens[0][:, 0], patches))
         local_cls = tokens[1][:, 0] if len(tokens) > 1 else tokens[0][:0, 0]

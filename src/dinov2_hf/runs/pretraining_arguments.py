@@ -282,6 +282,11 @@ class PreTrainingArguments:
         0.01, "Stop when more than this share of the images cannot be decoded.", SHARE
     )
     attn_implementation: str = argument("auto", 'As in from_pretrained; "auto" is sdpa, but eager for bf16 on CPU.')
+    crop_packing: str = argument(
+        "auto",
+        "Run the student's crops of all sizes as one sequence: always, never, or auto: everywhere but on a CPU.",
+        ("auto", "always", "never"),
+    )
     patch_chunk_size: int = argument(
         1024, "Patches of which logits are held at once, by student and teacher.", AT_LEAST_ONE
     )

@@ -161,6 +161,7 @@ class Run:
         if args.gram_teacher:
             bf16, channels = compute_precision(accelerator) == "bf16", self.plan.config.backbone_config.num_channels
             model.anchor_to(load_gram_teacher(args, channels, bf16=bf16, device=accelerator.device))
+        model.is_packed = {"auto": None, "always": True, "never": False}[args.crop_packing]
         for student in model.students.values():
             recompute_blocks(student.backbone, args.gradient_checkpointing)
         compile_objective(model, args.compile)
