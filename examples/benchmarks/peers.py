@@ -110,7 +110,7 @@ def assigned(construct: Callable[[dict], nn.Module], fields: dict, state: dict) 
 
 PEERS = {
     "ours": Peer(
-        "dinov2_hf",
+        "dinov2_hf.models.modeling_dinov2",
         construct_ours,
         partial(assigned, construct_ours),
         lambda module, images: module(images),

@@ -23,7 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .checkpoint_keys import SavesCheckpointKeysAsTheyAre, register_stock_keys
 from .configuration_dinov2 import DINOv2Config
 from .crop_packing import CropPacking, KeptCrops, draw_kept_crops, pack_crops, split_heads, unpack_crops
-from .position_interpolation import interpolate_position_embeddings
+from .position_interpolation import interpolate_position_embeddings, remembered_position_embeddings
 from .residual_stream import ResidualStream, add_in_stream, add_plainly, first_of_branch, last_of_branch, may_fuse
 from .residual_stream import is_eager_training as is_eager_training_of
 from .swiglu import swiglu
@@ -87,7 +87,9 @@ class DINOv2Embeddings(nn.Module):
         tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         patch_size = self.patch_embeddings.patch_size
         grid = (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size)
-        tokens = tokens + self.positions(grid)
+        tokens = tokens + remembered_position_embeddings(
+            self, self.position_embeddings, grid, offset=self.interpolate_offset, antialias=self.interpolate_antialias
+        )
         if self.register_tokens is not None:
             # After the positions: registers have none.
             registers = self.register_tokens.expand(tokens.shape[0], -1, -1)
@@ -215,8 +217,8 @@ class DINOv2LayerScale(nn.Module):
         if added_to is None:
             return hidden_states * self.lambda1
         if added_to.dtype == hidden_states.dtype:
-            return added_to + hidden_states * self.lambda1
-        # One pass over memory, but another last bit in float32.
+            return torch.addcmul(added_to, hidden_states, self.lambda1)
+        # Autocast would make a copy of the other dtype first.
         with torch.autocast(hidden_states.device.type, enabled=False):
             return torch.addcmul(added_to, hidden_states, self.lambda1)
 
@@ -309,6 +311,8 @@ class DINOv2Layer(GradientCheckpointingLayer):
 
     def is_eager_training(self) -> bool:
         """Whether the branches may take the short way of residual_stream.py."""
+        if not torch.is_grad_enabled():
+            return False
         layers = [*self.attention.attention.children(), *self.attention.output.children(), *self.mlp.children()]
         return is_eager_training_of(self, [layer for layer in layers if list(layer.parameters())])
 

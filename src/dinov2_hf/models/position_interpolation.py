@@ -1,7 +1,58 @@
 """Position embeddings for the patch grid of an image of any size."""
 
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import nn
+
+
+@dataclass(frozen=True)
+class _Resized:
+    """The last positions that a module resized, and what they were made from."""
+
+    stored: torch.Tensor  # a copy: the weights may change in place
+    grid: tuple[int, int]
+    offset: float
+    antialias: bool
+    positions: torch.Tensor
+
+
+# Beside the modules and not in them: no state dict, copy or export of a module has it.
+_LAST_RESIZED: WeakKeyDictionary[nn.Module, _Resized] = WeakKeyDictionary()
+
+
+def remembered_position_embeddings(
+    owner: nn.Module, position_embeddings: torch.Tensor, grid: tuple[int, int], *, offset: float, antialias: bool
+) -> torch.Tensor:
+    """
+    As `interpolate_position_embeddings`, but what was made for `owner` the last time serves again, while everything
+    that it was made from is the same. The weights are compared, value by value, which takes a third of the time.
+
+    That is so on a CPU without gradients. A comparison would wait for another device, and a trace must hold the
+    resizing itself. What comes back must not be changed in place.
+    """
+    if (
+        position_embeddings.device.type != "cpu"
+        or type(position_embeddings) is not nn.Parameter  # a shard, or a tensor without memory
+        or torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+    ):
+        return interpolate_position_embeddings(position_embeddings, grid, offset=offset, antialias=antialias)
+    last = _LAST_RESIZED.get(owner)
+    if (
+        last is not None
+        and (last.grid, last.offset, last.antialias) == (grid, offset, antialias)
+        and last.stored.dtype == position_embeddings.dtype
+        and torch.equal(last.stored, position_embeddings)
+    ):
+        return last.positions
+    positions = interpolate_position_embeddings(position_embeddings, grid, offset=offset, antialias=antialias)
+    if positions is not position_embeddings and type(positions) is torch.Tensor:
+        stored = position_embeddings.detach().clone()
+        _LAST_RESIZED[owner] = _Resized(stored, grid, offset, antialias, positions)
+    return positions
 
 
 def interpolate_position_embeddings(

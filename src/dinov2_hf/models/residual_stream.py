@@ -264,10 +264,7 @@ def _add_all(hidden_states: torch.Tensor, products: list[torch.Tensor], gain: to
     sizes = [len(product) for product in products]
     before, after = (tensor.flatten(0, -2).split(sizes) for tensor in (hidden_states, out))
     for rows, product, out_rows in zip(before, products, after, strict=True):
-        if product.dtype == hidden_states.dtype:  # rounded as it is at inference, which `addcmul` does not
-            torch.add(rows, torch.mul(product, gain), out=out_rows)
-        else:
-            torch.addcmul(rows, product, gain, out=out_rows)
+        torch.addcmul(rows, product, gain, out=out_rows)
     return out
 
 
