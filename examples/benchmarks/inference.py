@@ -10,8 +10,8 @@ networks then take turns, round after round in changing order, so that the ratio
 speed drifts; the medians of those ratios are reported. A point whose forward pass would take longer than
 `--max_seconds_per_forward` is left out, and the output says so.
 
-At other sizes than the native one ours, stock transformers and the original resize their positions in every forward
-pass; timm has done it once, beforehand.
+At other sizes than the native one stock transformers and the original resize their positions in every forward pass;
+timm has done it once, beforehand, and ours on a CPU does it in the first pass, on a GPU in every one.
 
 Memory is weights and activations. On a GPU: the allocator's peak during a forward pass without what the other networks
 hold. On a CPU: the largest resident size of a process that makes one network and calls it once, less its size after
@@ -241,13 +241,14 @@ def forward_at(point: Point, name: str, module: nn.Module, device: torch.device,
 
 
 def timed(call: Callable, repeats: int, device: torch.device) -> float:
-    """Mean seconds of a call."""
+    """Mean seconds of a call; of one thread on a CPU its own, which others on the machine do not lengthen as much."""
+    clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     synchronize(device)
-    started = time.perf_counter()
+    started = clock()
     for _ in range(repeats):
         call()
     synchronize(device)
-    return (time.perf_counter() - started) / repeats
+    return (clock() - started) / repeats
 
 
 def synchronize(device: torch.device) -> None:
