@@ -14,7 +14,6 @@ from dinov2_hf import (
     DINOv2Model,
     adapt_num_channels,
 )
-from dinov2_hf.models.crop_packing import pack_crops
 
 
 @pytest.fixture
@@ -270,22 +269,3 @@ def test_images_of_other_dimensions_are_one_sentence(model, call, shape, message
     images = torch.zeros(shape)
     with pytest.raises(ValueError, match=message):
         getattr(model, call)([images] if call == "forward_crops" else images)
-
-
-@torch.no_grad()
-@torch.autocast("cpu", dtype=torch.bfloat16)
-def test_query_key_and_value_of_one_product_are_those_of_three(model):
-    """An observer of one of them makes it three."""
-    attention = model.encoder.layer[0].attention.attention
-    tokens = torch.randn(2, 5, 32)
-    packed, packing = pack_crops([tokens, torch.randn(3, 2, 32)])
-    together = [attention.heads(tokens, None, None), attention.heads(packed, packing, None)]
-    seen = []
-    attention.query.register_forward_hook(lambda *_: seen.append(True))
-    apart = [attention.heads(tokens, None, None), attention.heads(packed, packing, None)]
-    assert len(seen) == 2
-    for one, three in zip(together, apart, strict=True):
-        for of_one, of_three in zip(one, three, strict=True):
-            for first, second in zip(of_one, of_three, strict=True):
-                assert first.dtype == torch.bfloat16
-                torch.testing.assert_close(first, second)

@@ -24,16 +24,7 @@ from .checkpoint_keys import SavesCheckpointKeysAsTheyAre, register_stock_keys
 from .configuration_dinov2 import DINOv2Config
 from .crop_packing import CropPacking, KeptCrops, draw_kept_crops, pack_crops, split_heads, unpack_crops
 from .position_interpolation import interpolate_position_embeddings, remembered_position_embeddings
-from .residual_stream import (
-    ResidualStream,
-    add_in_stream,
-    add_plainly,
-    first_of_branch,
-    is_plain,
-    last_of_branch,
-    may_fuse,
-    one_product,
-)
+from .residual_stream import ResidualStream, add_in_stream, add_plainly, first_of_branch, last_of_branch, may_fuse
 from .residual_stream import is_eager_training as is_eager_training_of
 from .swiglu import swiglu
 
@@ -167,13 +158,13 @@ class DINOv2SelfAttention(nn.Module):
         projections = (self.query, self.key, self.value)
         if torch.is_grad_enabled() and all(map(may_fuse, projections)):
             qkv = first_of_branch(projections, hidden_states, stream)
-            return self.split(qkv, crop_packing)
+            if crop_packing is not None:
+                return split_heads(qkv, crop_packing, self.head_dim)
+            return [qkv.unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()]
         device_type = hidden_states.device.type
         if not torch.is_grad_enabled() and torch.is_autocast_enabled(device_type):
             # Once, where autocast would do it for each of the three. With gradients, their sum must stay float32.
             hidden_states = hidden_states.to(torch.get_autocast_dtype(device_type))
-            if all(map(is_plain, projections)):
-                return self.split(one_product(projections, hidden_states), crop_packing)
         parts = [
             projection(hidden_states).view(*hidden_states.shape[:-1], -1, self.head_dim) for projection in projections
         ]
@@ -183,12 +174,6 @@ class DINOv2SelfAttention(nn.Module):
             else zip(*(unpack_crops(part, crop_packing) for part in parts), strict=True)
         )
         return [tuple(part.transpose(1, 2) for part in group) for group in groups]
-
-    def split(self, qkv: torch.Tensor, crop_packing: CropPacking | None) -> list[tuple[torch.Tensor, ...]]:
-        """Query, key and value of each resolution, from a product that has them side by side."""
-        if crop_packing is not None:
-            return split_heads(qkv, crop_packing, self.head_dim)
-        return [qkv.unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()]
 
 
 class DINOv2SelfOutput(nn.Module):
@@ -231,9 +216,7 @@ class DINOv2LayerScale(nn.Module):
     def forward(self, hidden_states: torch.Tensor, added_to: torch.Tensor | None = None) -> torch.Tensor:
         if added_to is None:
             return hidden_states * self.lambda1
-        if added_to.dtype == hidden_states.dtype:
-            return torch.addcmul(added_to, hidden_states, self.lambda1)
-        # Autocast would make a copy of the other dtype first.
+        # One pass over memory; autocast would make a copy first.
         with torch.autocast(hidden_states.device.type, enabled=False):
             return torch.addcmul(added_to, hidden_states, self.lambda1)
 
@@ -326,8 +309,6 @@ class DINOv2Layer(GradientCheckpointingLayer):
 
     def is_eager_training(self) -> bool:
         """Whether the branches may take the short way of residual_stream.py."""
-        if not torch.is_grad_enabled():
-            return False
         layers = [*self.attention.attention.children(), *self.attention.output.children(), *self.mlp.children()]
         return is_eager_training_of(self, [layer for layer in layers if list(layer.parameters())])
 

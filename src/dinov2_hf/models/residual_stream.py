@@ -19,7 +19,6 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .crop_packing import CropPacking, KeptCrops
 
@@ -106,29 +105,14 @@ def last_of_branch(
     return linear(inputs)
 
 
-def is_plain(linear: nn.Module) -> bool:
+def may_fuse(linear: nn.Module) -> bool:
     """
-    Whether the weight of `linear` may be used without a call of it: no adapter is in its place, nobody observes it,
-    it does not come with the call (as it does under DeepSpeed ZeRO-3), and it is neither quantised nor a shard.
+    Whether the weight of `linear` may be used without a call of it: it is trained, no adapter is in its place, nobody
+    observes it, and it does not come with the call (as it does under DeepSpeed ZeRO-3).
     """
     if type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks:
         return False
-    return linear.weight.numel() > 0 and not is_traceable_wrapper_subclass(linear.weight)
-
-
-def may_fuse(linear: nn.Module) -> bool:
-    """Whether the weight of `linear` is trained, and may be used without a call of it."""
-    return is_plain(linear) and linear.weight.requires_grad
-
-
-def one_product(linears: tuple[nn.Module, ...], inputs: torch.Tensor) -> torch.Tensor:
-    """What several layers give side by side, without gradients; weights are rounded to the dtype of the inputs."""
-    sizes = [linear.out_features for linear in linears]
-    weight = inputs.new_empty(sum(sizes), inputs.shape[-1])
-    for rows, linear in zip(weight.split(sizes), linears, strict=True):
-        rows.copy_(linear.weight)
-    bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears]).to(inputs.dtype)
-    return nn.functional.linear(inputs, weight, bias)
+    return linear.weight.requires_grad and linear.weight.numel() > 0
 
 
 def is_eager_training(block: nn.Module, layers: tuple[nn.Module, ...]) -> bool:
