@@ -30,7 +30,6 @@ import time
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -140,8 +139,7 @@ class Variant:
         torch.manual_seed(0)
         attention = choose_attention(args.attn_implementation, self.dtype, device)
         self.model = DINOv2ForPreTraining._from_config(config, attn_implementation=attention).to(device).train()
-        backbone = self.model.student.backbone
-        backbone.forward_crops = partial(backbone.forward_crops, packed=self.way == "packed")
+        self.model.is_packed = self.way == "packed"
         compile_objective(self.model, self.compile)
         groups = parameter_groups(
             self.model.student,

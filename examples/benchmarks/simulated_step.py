@@ -59,10 +59,8 @@ def simulate(args: PreTrainingArguments, config: DINOv2PreTrainingConfig, device
     with fake_device(device), patch.object(residual_stream, "SUM_IN_HALF_PRECISION", frozenset()):
         with no_init_weights():
             model = DINOv2ForPreTraining._from_config(config, attn_implementation="sdpa").train()
-        backbone = model.student.backbone
-        recompute_blocks(backbone, args.gradient_checkpointing)
-        forward_crops = backbone.forward_crops
-        backbone.forward_crops = lambda crops, masks: forward_crops(crops, masks, packed=True)
+        recompute_blocks(model.student.backbone, args.gradient_checkpointing)
+        model.is_packed = True
         groups = parameter_groups(
             model.student,
             layerwise_decay=args.layerwise_decay,
