@@ -142,7 +142,7 @@ def only_weights(run):
 
 OTHERS = {
     "pretraining_model": (lambda run: run / "pretraining_model", "student, teacher and heads.*; name {run}/model,"),
-    "checkpoints": (lambda run: run / "checkpoints", "has no config.json, so it is no model folder; name"),
+    "checkpoints": (lambda run: run / "checkpoints", "holds no checkpoint; name the model of that run, {run}/model"),
     "no checkpoint": (lambda run: run / "checkpoints" / "latest", "holds no checkpoint yet; a model folder"),
     "unfinished": (unfinished, "a run that has left no model yet; continue it"),
     "students": (students, "several students; name one of {run}/students/base/model, {run}/students/small/model"),

@@ -168,6 +168,10 @@ def _about_folder(path: Path, parts: Sequence[str]) -> str:
     """Why a folder is no model, and what to name instead."""
     if path.name == CHECKPOINTS and list_checkpoints(path):
         return f"{path} holds checkpoints; name one of them, or {path / LATEST} for the newest."
+    if path.name == CHECKPOINTS and _is_run(path.parent):
+        found = next((path.parent / part for part in parts if (path.parent / part / "config.json").exists()), None)
+        instead = f"name the model of that run, {found}" if found else "continue that run, which has left no model yet"
+        return f"{path} holds no checkpoint; {instead}."
     if split_checkpoint(path) is not None:
         return f"{path} is a checkpoint, but {NEEDED} is needed; make a model folder of it with `dinov2-hf convert`."
     students = sorted(str(found.parent) for found in path.glob(f"students/*/{MODEL}/config.json"))

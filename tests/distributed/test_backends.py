@@ -157,7 +157,8 @@ def test_a_compiled_run_goes_on_as_the_plain_one(straight, launch, images, tmp_p
     for record, wanted in zip(resumed.records("loss")[6:], run.records("loss")[6:], strict=True):
         assert record["step"] == wanted["step"]
         for name in ["loss", *(name for name in wanted if name.startswith("grad_norm"))]:
-            assert record[name] == pytest.approx(wanted[name], rel=1e-4, nan_ok=True)
+            expected = wanted[name]  # `None` in the step that is left out
+            assert record[name] == (expected if expected is None else pytest.approx(expected, rel=1e-4))
     assert resumed.weights["after"].keys() == run.weights["after"].keys()
     for name, value in run.weights["after"].items():
         torch.testing.assert_close(resumed.weights["after"][name], value, rtol=0, atol=1e-5)
@@ -208,8 +209,10 @@ SMALL_LAYERSCALE = (
 )  # fmt: skip
 
 
-# Rounding in another order grows: DDP with a learning rate changed by a millionth differs by 8e-3 in KoLeo from DDP.
-ROUNDED = 1e-2
+# Rounding in another order grows, since AdamW's first step is the sign of gradients that may be rounding alone. DDP with
+# a learning rate changed by a millionth differs by 8e-3 in KoLeo from DDP, ZeRO-2 by 1.2e-2 in the loss of step 2. A
+# residual stream in bf16, which is looked for, leaves KoLeo where it was: 40 % off.
+ROUNDED = 2e-2
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +254,7 @@ def test_bf16_keeps_the_residual_stream_in_float32(launch, replicated, tmp_path,
     before, after, wanted = run.weights["before"], run.weights["after"], ddp.weights["after"]
     for name, value in wanted.items():
         difference = (after[name] - value).abs().max()
-        assert difference < ROUNDED, f"{name}: {difference}"
+        assert difference < 1e-2, f"{name}: {difference}"
         assert not torch.equal(value, before[name]), name
 
 

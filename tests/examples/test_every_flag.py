@@ -70,7 +70,7 @@ VALUES = {
     "ibot_tokens": ["masked"], "feature_loss": ["smooth_l1"], "shuffle_buffer_size": ["9"], "save_total_limit": ["1"],
     "stop_after_steps": ["1"], "export_every": ["1"], "keep_best": ["knn_top1_k20"], "greater_is_better": ["false"],
     "train_blocks": ["1"], "lora_rank": ["1"],
-    "crop_packing": ["always"],
+    "crop_packing": ["always"], "gradient_checkpointing": ["selective"],
 }  # fmt: skip
 SAME_RESULT = {
     "cooldown_steps": "a cool-down of one step begins where the schedule was; test_schedules.py",
@@ -179,7 +179,7 @@ def test_every_name_of_the_help_is_walked():
         help = build_parser(options_of_run(kinds)).format_help()
         assert set(re.findall(r"^  --(\w+)", help, re.MULTILINE)) == {*NAMES[kinds]}
     assert {*VALUES, *SAME_IN_DISTILLATION} <= {*NAMES[DISTILLATION]}
-    assert not {*VALUES} & {*SAME_RESULT} - {"max_skipped_fraction"}
+    assert not {*VALUES} & {*SAME_RESULT} - {"max_skipped_fraction", "gradient_checkpointing"}
 
 
 def walk(case, kinds, name, why_not, tmp_path, other_images) -> None:

@@ -1,6 +1,5 @@
 """A pretraining step on a GPU: its gradients, its waiting, its memory."""
 
-
 import pytest
 import torch
 
