@@ -115,10 +115,8 @@ def take_steps(way: str, images: str, original: str | None, steps: int) -> None:
     args, backbone, objective = parse_recipe(
         [*RECIPE, "--train_data", images], PreTrainingArguments, [DINOv2Config, DINOv2PreTrainingConfig]
     )
-    config, device = (
-        DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone), **objective),
-        torch.device("cpu"),
-    )
+    config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone), **objective)
+    device = torch.device("cpu")
     if way == "original":
         of_original(args, config, images, original, steps)
         return

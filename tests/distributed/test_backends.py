@@ -209,9 +209,9 @@ SMALL_LAYERSCALE = (
 )  # fmt: skip
 
 
-# Rounding in another order grows, since AdamW's first step is the sign of gradients that may be rounding alone. DDP with
-# a learning rate changed by a millionth differs by 8e-3 in KoLeo from DDP, ZeRO-2 by 1.2e-2 in the loss of step 2. A
-# residual stream in bf16, which is looked for, leaves KoLeo where it was: 40 % off.
+# Rounding in another order grows, since AdamW's first step is the sign of gradients that may be rounding alone. DDP
+# with a learning rate changed by a millionth differs by 8e-3 in KoLeo from DDP, ZeRO-2 by 1.2e-2 in the loss of step
+# 2. A residual stream in bf16, which is looked for, leaves KoLeo where it was: 40 % off.
 ROUNDED = 2e-2
 
 
