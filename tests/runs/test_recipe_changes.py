@@ -109,3 +109,19 @@ def test_a_checkpoint_in_the_middle_of_a_new_cooldown_is_refused(state):
     check(dict(state), {"max_steps": 5, "cooldown_steps": 2}, allow_changes=True)
     with pytest.raises(ValueError, match="begun to fall at step 2, but the checkpoint is of step 3, .* be 6 to begin"):
         check(dict(state), {"max_steps": 5, "cooldown_steps": 3}, allow_changes=True)
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(state, caplog):
+    """Options that came later are at their defaults in it; one that is gone is told, and no change."""
+    state["recipe"] |= {"gone": True}
+    later = {"crop_packing": "auto"}
+    with pytest.raises(ValueError, match="`crop_packing_2` was auto and is always, so the run would go on as another"):
+        check_later(dict(state), {"crop_packing_2": "always"}, {"crop_packing_2": "auto"})
+    check_later(state, later, later)
+    assert "`gone` was True, and is no option any more." in caplog.text
+    assert "gone" not in state["recipe"]
+    assert state["recipe"]["crop_packing"] == "auto"
+
+
+def check_later(state, more, defaults):
+    check_recipe(state, {**RECIPE, **more}, SIZES, fixed=(), allow_changes=False, defaults=defaults)

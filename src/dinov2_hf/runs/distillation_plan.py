@@ -54,6 +54,8 @@ class StudentPlan(NetworkPlan):
 class DistillationPlan:
     """A distillation; the attributes are those of `PreTrainingPlan`."""
 
+    kinds = KINDS
+
     def __init__(self, arguments: list[str]):
         self.args, _, _, distillation = parse_recipe(arguments, KINDS[0], KINDS[1:])
         args, self.distillation = self.args, DINOv2DistillationConfig(**distillation)

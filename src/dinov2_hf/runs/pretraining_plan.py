@@ -44,6 +44,7 @@ class NetworkPlan:
         defaults: Mapping[str, Any] | None = None,
         overrides: Mapping[str, Any] | None = None,
     ):
+        self.kinds = kinds
         arguments_type, *config_types = kinds
 
         def parse(defaults: Mapping[str, Any]) -> tuple:
@@ -92,6 +93,7 @@ class PreTrainingPlan(NetworkPlan):
     A pretraining.
 
     Attributes:
+        kinds: of the arguments and configurations, whose fields are the options.
         recipe: names and values that give the same run again.
         fixed: names that cannot change within a run.
         has_masks: whether patches are hidden or chosen.

@@ -31,6 +31,7 @@ def check_recipe(
     *,
     fixed: Iterable[str],
     allow_changes: bool,
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """
     Compare a run with what its checkpoint was made with, and note it in its state. Accuracies from before a change of
@@ -41,13 +42,20 @@ def check_recipe(
         sizes: number of images by the names of `DATA_SIZES`; `None` for a stream, and where there is no evaluation.
         fixed: names that describe what a checkpoint holds, or that nothing reads after the first step.
         allow_changes: `--allow_recipe_change`.
+        defaults: of all options. A checkpoint of an earlier version does not have those that came later, and was made
+            as their defaults say; it may have some that are gone.
 
     Raises:
         ValueError: with names, earlier and new values, when something changed that cannot, or needs the flag; or when
             the change would put the checkpoint into the middle of a cool-down.
     """
     now = json.loads(json.dumps({**recipe, **sizes}))  # as it is read from a checkpoint
-    old, new = _flat(state.get("recipe", now)), _flat(now)
+    known = json.loads(json.dumps({**(defaults or {}), **sizes}, default=str))
+    of_checkpoint = {**{name: known[name] for name in now if name in known}, **state.get("recipe", now)}
+    gone = [name for name in of_checkpoint if name not in now] if defaults else []
+    for name in gone:
+        logger.warning("`%s` was %s, and is no option any more.", name, of_checkpoint.pop(name))
+    old, new = _flat(of_checkpoint), _flat(now)
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     kinds = {name: name.rpartition("/")[2] for name in changed}
     never = [name for name in changed if kinds[name] in {*fixed, "students"}]

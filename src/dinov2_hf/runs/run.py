@@ -42,6 +42,7 @@ from .outputs import Output
 from .pretraining_plan import PreTrainingPlan
 from .recipe_changes import DATA_SIZES, check_recipe
 from .recipe_checks import check_groups
+from .recipe_parsing import options_of_run
 from .run_folder import CHECKPOINTS, claimed_folder, start_output_dir
 from .state import start_state
 
@@ -111,7 +112,14 @@ class Run:
         measured = (self.evaluation.queries, self.evaluation.bank) if self.evaluation else ()
         sizes = dict(zip_longest(DATA_SIZES, [self.num_images, *map(len, measured)]))
         allowed = args.allow_recipe_change
-        check_recipe(self.state, plan.recipe, sizes, fixed=plan.fixed, allow_changes=allowed)
+        check_recipe(
+            self.state,
+            plan.recipe,
+            sizes,
+            fixed=plan.fixed,
+            allow_changes=allowed,
+            defaults={name: option.default for name, option in options_of_run(plan.kinds).items()},
+        )
         self.batches = build_batches(
             self.dataset,
             args,
