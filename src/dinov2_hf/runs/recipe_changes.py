@@ -50,7 +50,7 @@ def check_recipe(
             the change would put the checkpoint into the middle of a cool-down.
     """
     now = json.loads(json.dumps({**recipe, **sizes}))  # as it is read from a checkpoint
-    known = json.loads(json.dumps({**(defaults or {}), **sizes}, default=str))
+    known = json.loads(json.dumps(dict(defaults or {}), default=str))
     of_checkpoint = {**{name: known[name] for name in now if name in known}, **state.get("recipe", now)}
     gone = [name for name in of_checkpoint if name not in now] if defaults else []
     for name in gone:
