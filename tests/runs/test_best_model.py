@@ -12,9 +12,8 @@ def best_of(values, metric="knn_top1_k20", greater_is_better=None):
     best, reached = BestStep(metric, greater_is_better, state, evaluates=False), []
     for step, value in enumerate(values):
         best.see(step, {metric: value})
-        if best.reached:
+        if best.step == step:
             reached.append(step)
-        best.reached = False
     return state["best"]["step"], reached
 
 

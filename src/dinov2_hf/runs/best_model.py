@@ -1,4 +1,4 @@
-"""The best step of a run by one of its metrics: which it was, and whether it has just been reached."""
+"""The best step of a run by one of its metrics, and which it was."""
 
 import logging
 import math
@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 
 class BestStep:
     """
-    Looks at the metrics of a run as they come; `reached` says that the weights as they are now are the best so far.
-    The first step is none: weights that no step has moved are those that the run started from.
+    Looks at the metrics of a run as they come. Step 0 is none: weights that no step has moved are those that the run
+    started from.
 
     Args:
         metric: a name in `metrics.jsonl`, such as "knn_top1_k20"; of several students with the name of one before it,
@@ -28,7 +28,7 @@ class BestStep:
     """
 
     def __init__(self, metric: str | None, greater_is_better: bool | None, state: dict[str, Any], *, evaluates: bool):
-        self.metric, self.state, self.reached, self._evaluates = metric, state, False, evaluates
+        self.metric, self.state, self._evaluates = metric, state, evaluates
         self.sign = 1 if (not str(metric).endswith("loss") if greater_is_better is None else greater_is_better) else -1
         self._names: set[str] = set()
         self._kinds: set[bool] = set()
@@ -64,7 +64,6 @@ class BestStep:
         best = self.state.get("best")
         if best is None or self.sign * value > self.sign * best["value"]:
             self.state["best"] = {"metric": self.metric, "value": value, "step": step}
-            self.reached = True
 
     def check_student(self, names: Iterable[str]) -> None:
         """`ValueError` where the metric is of none of the students of the run."""

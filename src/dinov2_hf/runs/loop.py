@@ -108,7 +108,7 @@ class Steps:
             self._log(step, progress)
         if evaluates:
             self._evaluate()
-        is_best, run.best.reached = run.best.reached, False
+        is_best = run.best.step == self.state["step"]
         if saves or is_best or self.is_preempted:
             run.saver.save(self.state, kept=run.best.step)
             run.draw_curves()
