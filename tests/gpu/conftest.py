@@ -1,19 +1,8 @@
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from dinov2_hf.training.tf32 import without_tf32
-
-
-@pytest.fixture(scope="session", autouse=True)
-def benchmarks_are_importable():
-    """Steps and their simulation are benchmarks, which import their neighbours."""
-    folder = str(Path(__file__).parents[2] / "examples" / "benchmarks")
-    sys.path.insert(0, folder)
-    yield
-    sys.path.remove(folder)
+from tests.importable_benchmarks import benchmarks_are_importable  # noqa: F401  (a fixture)
 
 
 @pytest.fixture(autouse=True)

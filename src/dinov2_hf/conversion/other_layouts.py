@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..model_source import MODEL, PRETRAINING_MODEL, find_model, is_other_layout
-from ..models import DINOv2ImageProcessor
+from ..models.image_processing_dinov2 import image_processor_of
 from .original.from_original import read_models
 
 
@@ -73,13 +73,8 @@ def _read_checkpoint(path: Path) -> OtherLayout:
     from .run_checkpoints import read_checkpoint  # imports Accelerate and the readers of shards
 
     read = read_checkpoint(path)
-    config, recipe = read.backbone.config, read.recipe
+    recipe = read.recipe
     values = {name: recipe[name] for name in ("image_mean", "image_std") if recipe.get(name) is not None}
-    image_processor = DINOv2ImageProcessor(
-        size={"shortest_edge": recipe.get("eval_resize_size") or round(config.image_size * 256 / 224)},
-        crop_size={"height": config.image_size, "width": config.image_size},
-        do_convert_rgb=config.num_channels == 3,
-        **values,
-    )
+    image_processor = image_processor_of(read.backbone.config, recipe.get("eval_resize_size"), **values)
     models = {"": read.backbone} | ({PRETRAINING_MODEL: read.whole} if read.whole is not None else {})
     return OtherLayout(models, image_processor)

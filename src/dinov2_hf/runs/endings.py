@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub.errors import StrictDataclassError
 
 from ..public_names import without_secrets
-from ..training.checkpoint_folders import list_checkpoints
+from ..training.checkpoint_folders import CHECKPOINTS, list_checkpoints
 from ..training.collapse import COLLAPSED_EXIT_CODE, RunCollapsed
 from ..training.distributed import end_run
 from ..training.run_stopped import INTERRUPTED_EXIT_CODE, RunPreempted, RunStopped, as_run_stopped
@@ -47,7 +47,7 @@ def _before_or_after_training(error: BaseException) -> None:
 
 
 def _in_training(stop: RunStopped, run: "Run") -> None:
-    checkpoints = list_checkpoints(run.output_dir / "checkpoints")
+    checkpoints = list_checkpoints(run.output_dir / CHECKPOINTS)
     advice = f" --resume_from_checkpoint latest continues from {checkpoints[-1]}." if checkpoints else ""
     why = without_secrets(str(stop))
     if stop.exit_code == RunStopped.exit_code:

@@ -5,13 +5,11 @@ from typing import TYPE_CHECKING
 
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedConfig
 
 from ..data import evaluation_split, find_image_column, load_image_dataset
 from ..evaluation.classification.labels import match_labels
 from ..evaluation.knn import evaluate_knn
 from ..features import FeatureExtractor
-from ..models import DINOv2ImageProcessor
 from ..training.sharded_weights import whole_copy
 from ..training.students import prefixed
 from ..training.tf32 import without_tf32
@@ -90,15 +88,3 @@ def measure(run: "Run") -> dict[str, float]:
             )
         metrics |= prefixed(accuracies, name)
     return metrics
-
-
-def build_image_processor(args: PreTrainingArguments, backbone: PreTrainedConfig) -> DINOv2ImageProcessor:
-    """For the recipe's resolution: the backbone's `image_size` after the usual margin of 256 / 224."""
-    size = backbone.image_size
-    return DINOv2ImageProcessor(
-        size={"shortest_edge": args.eval_resize_size or round(size * 256 / 224)},
-        crop_size={"height": size, "width": size},
-        image_mean=args.image_mean,
-        image_std=args.image_std,
-        do_convert_rgb=backbone.num_channels == 3,
-    )

@@ -16,12 +16,13 @@ from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
 from ..data import SkippedImageLog, build_batches, load_image_dataset, load_mixed_images, set_max_image_pixels
+from ..models.image_processing_dinov2 import image_processor_of
 from ..options import values_for
 from ..output_folders import write_text
 from ..pretraining.compilation import check_compiler, compile_objective, without_compiling
 from ..pretraining.terms import term_options
 from ..training.backends import compute_precision, prepare, resume_launch
-from ..training.checkpoint_folders import list_checkpoints
+from ..training.checkpoint_folders import CHECKPOINTS, list_checkpoints
 from ..training.checkpoints import CheckpointSaver, load_checkpoint
 from ..training.distributed import choose_attention, end_run
 from ..training.optimizer import build_optimizer
@@ -35,7 +36,7 @@ from .endings import end_in_words
 from .finished_run import leave_results
 from .gram_teacher import load_gram_teacher
 from .hub_upload import prepare_upload, push_run
-from .knn_while_training import build_image_processor, load_evaluation, measure
+from .knn_while_training import load_evaluation, measure
 from .loop import Step, Steps
 from .model_card import card_metadata
 from .outputs import Output
@@ -43,7 +44,7 @@ from .pretraining_plan import PreTrainingPlan
 from .recipe_changes import DATA_SIZES, check_recipe
 from .recipe_checks import check_groups
 from .recipe_parsing import options_of_run
-from .run_folder import CHECKPOINTS, claimed_folder, start_output_dir
+from .run_folder import claimed_folder, start_output_dir
 from .state import start_state
 
 
@@ -132,7 +133,9 @@ class Run:
             device=self.accelerator.device,
         )
         self.best = BestStep(args.keep_best, args.greater_is_better, self.state, evaluates=self.evaluation is not None)
-        self.image_processor = build_image_processor(args, plan.config.backbone_config)
+        self.image_processor = image_processor_of(
+            plan.config.backbone_config, args.eval_resize_size, image_mean=args.image_mean, image_std=args.image_std
+        )
         set_seed(args.seed)  # the same weights on every process
 
     @property

@@ -24,14 +24,14 @@ from ..output_folders import (
     sole_writer,
     write_marker,
 )
-from ..training.checkpoint_folders import CHECKPOINT_NAME, checkpoint_name, list_checkpoints
+from ..training.checkpoint_folders import CHECKPOINT_NAME, CHECKPOINTS, checkpoint_name, list_checkpoints
 from ..training.checkpoint_manifest import remove_if_empty
 from ..training.checkpoints import find_checkpoint, refuse_foreign, remove_checkpoint
 from ..training.distributed import on_main_for_all
 from .pretraining_arguments import PreTrainingArguments
 
 
-CHECKPOINTS, TRACKERS, STUDENTS_FOLDER = "checkpoints", "trackers", "students"
+TRACKERS, STUDENTS_FOLDER = "trackers", "students"
 BEST, MODELS_OF_STEPS = "model_best", "models"
 MODELS = ("model", "pretraining_model", BEST)
 FOLDERS = (CHECKPOINTS, TRACKERS, STUDENTS_FOLDER, MODELS_OF_STEPS, *MODELS)

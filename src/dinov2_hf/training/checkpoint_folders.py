@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 
+CHECKPOINTS = "checkpoints"  # of the output folder of a run
 STATE_FILE = "run_state.json"
 CHECKPOINT_NAME = r"step_\d+"
 
