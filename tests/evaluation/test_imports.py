@@ -10,7 +10,7 @@ from dinov2_hf.evaluation.protocols import PROTOCOLS
 def test_every_protocol_is_public():
     functions = map(PROTOCOLS.find, PROTOCOLS.names())  # a user's own may be among them
     names = {function.__name__ for function in functions if function.__module__.startswith("dinov2_hf.")}
-    assert len(names) == 8
+    assert len(names) == 9
     assert names <= set(dinov2_hf.evaluation.__all__)
     for name in dinov2_hf.evaluation.__all__:
         assert callable(getattr(dinov2_hf.evaluation, name)), name
@@ -23,7 +23,7 @@ def test_a_protocol_is_imported_when_it_is_asked_for():
 import sys
 import dinov2_hf.evaluation
 loaded = [name for name in sys.modules if name.startswith("dinov2_hf.evaluation.")]
-for name in ("knn", "linear", "segmentation", "depth", "retrieval", "video"):
+for name in ("knn", "linear", "segmentation", "patch_knn", "depth", "retrieval", "video"):
     assert f"dinov2_hf.evaluation.{name}" not in loaded, name
 from dinov2_hf.evaluation import evaluate_depth
 assert evaluate_depth.__module__ == "dinov2_hf.evaluation.depth"

@@ -129,8 +129,16 @@ def evaluate_depth(
     normalize = PixelNormalization(extractor.image_processor, extractor.num_channels)
     decode = partial(decode_depth, depth_scale=rules.depth_scale)
     train_pairs, eval_pairs = (
-        PixelPairs(extractor, dataset, depth_column, "depth_column", decode)
-        for dataset in (train_dataset, eval_dataset)
+        PixelPairs(
+            dataset,
+            image_column=extractor.image_column,
+            num_channels=extractor.num_channels,
+            map_column=depth_column,
+            map_field="depth_column",
+            decode_map=decode,
+            source=source,
+        )  # fmt: skip
+        for dataset, source in ((train_dataset, "the training data"), (eval_dataset, "the evaluation data"))
     )
     check_train_batch_size(extractor, train_batch_size, len(train_dataset))
     if output_dir is not None:

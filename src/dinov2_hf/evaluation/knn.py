@@ -22,12 +22,11 @@ from ..pictures.figures import draw_beside_numbers, draw_curves
 from ..value_ranges import AT_LEAST_ONE
 from .classification.labelled_features import labelled_features
 from .classification.labels import match_labels
+from .cosine_neighbors import check_finite, cosine_neighbors
 from .metrics import Metrics, listed
 from .protocols import folder_of_main, protocol
 
 
-# A wide tile of the similarity matrix keeps the number of top-k merges, and on a GPU of launches, small.
-_BANK_ROWS_PER_QUERY = 16
 # Queries whose neighbours so far are kept while the bank passes by: 150 MiB for 200 neighbours.
 _QUERIES_PER_PASS = 65536
 
@@ -232,50 +231,17 @@ def knn_class_scores(
 def _score_chunks(
     bank_features, bank_labels, query_features, *, num_classes, ks, temperature, chunk_size, device
 ) -> Iterator[tuple[slice, dict[int, Tensor]]]:
-    _check_finite(bank_features, "bank_features")
-    _check_finite(query_features, "query_features")
+    check_finite(bank_features, "bank_features")
+    check_finite(query_features, "query_features")
     for first in range(0, len(query_features), _QUERIES_PER_PASS):
         queries = F.normalize(query_features[first : first + _QUERIES_PER_PASS].to(device, torch.float32), dim=1)
-        similarities, neighbors = _nearest_neighbors(bank_features, queries, ks[-1], chunk_size)
+        similarities, neighbors = cosine_neighbors(bank_features, queries, ks[-1], chunk_size)
         for start in range(0, len(queries), chunk_size):
             weights = (similarities[start : start + chunk_size] / temperature).softmax(dim=1)
             # At a low temperature far neighbours would underflow to 0, and their votes would be none.
             weights = weights.clamp_min(torch.finfo(weights.dtype).tiny)
             labels = bank_labels[neighbors[start : start + chunk_size]].long()
             yield slice(first + start, first + start + len(weights)), _vote(weights, labels, num_classes, ks)
-
-
-def _check_finite(features: Tensor, field: str) -> None:
-    num_bad = sum(int((~part.isfinite().all(dim=1)).sum()) for part in features.split(_QUERIES_PER_PASS))
-    if num_bad:
-        raise ValueError(
-            f"{field} has {num_bad} of {len(features)} rows with NaN or infinite values, but must be finite; the "
-            "model that made them may have diverged."
-        )
-
-
-def _nearest_neighbors(bank: Tensor, queries: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """The `k` largest cosine similarities of each query, in descending order, and the bank rows they belong to.
-
-    Both are (Q, k), on the device of the queries, which are normalised. The bank, which is not, passes by tile by
-    tile: it may be larger than the device's memory, and no copy of it is made.
-    """
-    similarities = queries.new_full((len(queries), k), -torch.inf)
-    neighbors = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)
-    bank_chunk = _BANK_ROWS_PER_QUERY * chunk_size
-    for start in range(0, len(bank), bank_chunk):
-        tile = F.normalize(bank[start : start + bank_chunk].to(queries.device, torch.float32), dim=1).T
-        for first in range(0, len(queries), chunk_size):
-            rows = slice(first, first + chunk_size)
-            # An autocast around the call would compute the similarities in half precision.
-            with torch.autocast(queries.device.type, enabled=False):
-                candidates = queries[rows] @ tile
-            candidates, columns = candidates.topk(min(k, candidates.shape[1]), dim=1)
-            candidates = torch.cat([similarities[rows], candidates], dim=1)
-            columns = torch.cat([neighbors[rows], columns + start], dim=1)
-            similarities[rows], order = candidates.topk(k, dim=1)
-            neighbors[rows] = columns.gather(1, order)
-    return similarities, neighbors
 
 
 def _vote(weights: Tensor, labels: Tensor, num_classes: int, ks: list[int]) -> dict[int, Tensor]:

@@ -28,7 +28,8 @@ PROTOCOLS = Registry(
     {
         name: f"{__package__}.{name}"
         for name in (
-            "knn", "linear", "logistic_regression", "video", "segmentation", "depth", "retrieval", "copy_detection",
+            "knn", "linear", "logistic_regression", "video", "segmentation", "patch_knn", "depth", "retrieval",
+            "copy_detection",
         )
     },
 )  # fmt: skip

@@ -6,7 +6,6 @@ larger images and test-time augmentation ("multiscale", the paper's "+ms").
 Shapes: `B` images, `K` classes.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,26 +27,23 @@ from ..models.modeling_dinov2_heads import DINOv2SegmentationHead
 from ..pictures.masks_and_depths import draw_masks
 from ..value_ranges import AT_LEAST_ONE, NOT_NEGATIVE, SEEDS
 from .dense.head_training import learning_rate_factor, linear_decay, seeded, train_head
+from .dense.mask_metrics import mask_metrics
 from .dense.measured_head import train_and_measure
 from .dense.patch_features import check_image_size, segmentation_features
 from .dense.pixel_pairs import (
     PixelNormalization,
-    PixelPairs,
     check_train_batch_size,
     image_processor_for,
     pairs_to_measure,
     training_batches,
 )
 from .dense.segmentation_augmentation import SegmentationCrop
-from .dense.segmentation_masks import count_ids, decode_mask, mask_classes
+from .dense.segmentation_masks import MaskedImages
 from .dense.sliding_window import augmented_probabilities, sliding_window_logits
 from .metrics import Metrics, listed
 from .protocols import check_extra, protocol
 from .saved_heads import head_config, save_head
 from .unmeasured_heads import training_settings
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -150,9 +146,14 @@ def evaluate_segmentation(
     if num_blocks(model) < rules.num_layers:
         raise ValueError(f"`head` {head} reads {rules.num_layers} blocks, but the model has {num_blocks(model)}.")
     normalize = PixelNormalization(extractor.image_processor, extractor.num_channels)
-    decode = partial(decode_mask, ignore_index=ignore_index, do_reduce_labels=do_reduce_labels)
-    train_pairs, eval_pairs = (
-        PixelPairs(extractor, dataset, mask_column, "mask_column", decode) for dataset in (train_dataset, eval_dataset)
+    masks = MaskedImages(
+        train_dataset,
+        eval_dataset,
+        image_column=extractor.image_column,
+        num_channels=extractor.num_channels,
+        mask_column=mask_column,
+        ignore_index=ignore_index,
+        do_reduce_labels=do_reduce_labels,
     )
     check_train_batch_size(extractor, train_batch_size, len(train_dataset))
     if output_dir is not None:
@@ -162,20 +163,13 @@ def evaluate_segmentation(
     warmup_steps = num_steps * 1500 // 40_000 if warmup_steps is None else warmup_steps
     batches = training_batches(
         extractor,
-        train_pairs,
+        masks.train,
         SegmentationCrop(image_size, scale_range, ignore_index, normalize),
         train_batch_size=train_batch_size,
         seed=seed,
     )
-    train_pairs[0]  # channels and sizes that do not fit fail here
-    train_ids = count_ids(extractor, train_pairs, with_images=False, description="Checking training masks")
-    eval_ids = count_ids(extractor, eval_pairs, with_images=True, description="Checking evaluation images")
-    names = mask_classes(
-        train_ids, eval_ids, class_names=class_names, ignore_index=ignore_index, mask_column=mask_column
-    )
-    untrained = [name for number, name in enumerate(names) if not any(number in ids for ids in train_ids)]
-    if untrained:
-        logger.warning("no training mask has %s; their IoU can only be 0", ", ".join(untrained))
+    masks.train[0]  # channels and sizes that do not fit fail here
+    names = masks.read_classes(class_names, num_workers=extractor.num_workers, progress=extractor.progress)
     config = head_config(
         model,
         id2label=names,
@@ -244,7 +238,7 @@ def evaluate_segmentation(
             ),
         ),
         save=save,
-        measure=lambda: _measure(extractor, predict, eval_pairs, names, ignore_index),
+        measure=lambda: _measure(extractor, predict, masks.eval, names, ignore_index),
         draw=partial(draw_masks, names=names, ignore_index=ignore_index),
         settings=settings,
         findings=findings,
@@ -277,18 +271,5 @@ def _measure(extractor, predict, pairs, names, ignore_index):
     counts = confusion.compute()
     if extractor.processes is not None:
         counts = reduce(counts, "sum")
-    return mask_metrics(counts.cpu(), names), pictures
-
-
-def mask_metrics(confusion: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """The metrics of `evaluate_segmentation` from pixel counts (K, K), true classes in rows."""
-    confusion = confusion.double()
-    hits, truth, predicted = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
-    iou = hits / (truth + predicted - hits)  # NaN: the class is in neither
-    metrics = {
-        "segmentation_miou": iou.nanmean(),
-        "segmentation_mean_accuracy": (hits / truth).nanmean(),
-        "segmentation_pixel_accuracy": hits.sum() / truth.sum(),
-        **{f"segmentation_iou_{name}": value for name, value in zip(names, iou, strict=True) if not value.isnan()},
-    }
-    return {name: float(value) for name, value in metrics.items()}
+    hits, truth, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
+    return mask_metrics("segmentation", torch.stack([hits, truth, predicted]).cpu(), names), pictures

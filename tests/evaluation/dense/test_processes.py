@@ -31,4 +31,6 @@ def test_two_processes_measure_what_one_does(tiny_config, tmp_path, free_port):
             # in the loss) are those of half the images, as with several devices in the original.
             exact = learning_rate == 0 and name.startswith("depth_")
             tolerance = 1e-5 if exact else 0.05
+            if name.startswith("patch_knn"):  # nothing of an image depends on who looks at it
+                tolerance = 0
             assert found[index][name] == pytest.approx(value, abs=tolerance), (learning_rate, name)

@@ -67,12 +67,14 @@ class PixelPairs(Dataset):
     both alike.
 
     Args:
-        extractor: of the model, for whose channels images are decoded.
         dataset: a map-style `datasets.Dataset` or a sequence of dict rows. A format or transform set on a
             `datasets.Dataset` is not applied.
+        image_column: name of the column of images.
+        num_channels: of the images, which are decoded for a model of as many.
         map_column: name of the column of maps.
         map_field: the name under which the user passed it, for messages.
         decode_map: from the value of a row to an array (H, W); raises `UndecodableImage` with the reason if it cannot.
+        source: what messages call the dataset, such as "the training data".
 
     Raises:
         ValueError: at once, as `require_column`; for a row, if image or map cannot be decoded (`UnusableRow`), or
@@ -81,16 +83,19 @@ class PixelPairs(Dataset):
 
     def __init__(
         self,
-        extractor: FeatureExtractor,
         dataset: DatasetOrRows,
+        *,
+        image_column: str,
+        num_channels: int,
         map_column: str,
         map_field: str,
         decode_map: Callable[[Any], np.ndarray],
+        source: str,
     ):
-        self.image_column = extractor.image_column
-        self.dataset = undecoded_columns(dataset, {"image_column": self.image_column, map_field: map_column})
-        self.map_column, self.map_field = map_column, map_field
-        self.decode_image, self.decode_map = image_decoder(extractor.num_channels), decode_map
+        self.dataset = undecoded_columns(dataset, {"image_column": image_column, map_field: map_column})
+        self.image_column, self.map_column, self.map_field = image_column, map_column, map_field
+        self.decode_image, self.decode_map = image_decoder(num_channels), decode_map
+        self.source = source
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -102,9 +107,9 @@ class PixelPairs(Dataset):
         labels = self.labels(row, values)
         if pixels.shape[-2:] != labels.shape:
             raise ValueError(
-                f"`{self.map_field}` {self.map_column!r} of {describe_row(values[self.map_column], row)} is"
-                f" {labels.shape[0]} x {labels.shape[1]}, but its image is {pixels.shape[1]} x {pixels.shape[2]};"
-                " both must have the same size."
+                f"`{self.map_field}` {self.map_column!r} of {describe_row(values[self.map_column], row)} of"
+                f" {self.source} is {labels.shape[0]} x {labels.shape[1]}, but its image is {pixels.shape[1]} x"
+                f" {pixels.shape[2]}; both must have the same size."
             )
         return tv_tensors.Image(pixels), tv_tensors.Mask(labels)
 
@@ -118,8 +123,8 @@ class PixelPairs(Dataset):
             return decode(values[column])
         except UndecodableImage as reason:
             raise UnusableRow(
-                f"`{field}` {column!r} of {describe_row(values[column], row)} cannot be used ({reason}); repair it or"
-                " remove the row from the dataset."
+                f"`{field}` {column!r} of {describe_row(values[column], row)} of {self.source} cannot be used"
+                f" ({reason}); repair it or remove the row from the dataset."
             ) from None
 
 

@@ -1,6 +1,8 @@
 """Masks of class numbers: decoding, and the check that every number is a class (before anything is trained)."""
 
+import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,8 +10,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ...features import FeatureExtractor
+from ...features import DatasetOrRows
 from .pixel_pairs import PixelPairs, decode_map
+
+
+logger = logging.getLogger(__name__)
 
 
 def decode_mask(value: Any, ignore_index: int, do_reduce_labels: bool) -> np.ndarray:
@@ -33,6 +38,91 @@ def decode_mask(value: Any, ignore_index: int, do_reduce_labels: bool) -> np.nda
     return mask
 
 
+class MaskedImages:
+    """Images with masks of class numbers: some to learn from, some to measure on.
+
+    Args:
+        train_dataset, eval_dataset: as in `PixelPairs`.
+        image_column, num_channels: as in `PixelPairs`.
+        mask_column: a class number for each pixel, see `decode_mask`.
+        ignore_index, do_reduce_labels: as in `decode_mask`.
+        sources: what messages call the two.
+
+    Attributes:
+        train, eval: `PixelPairs`.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+
+    def __init__(
+        self,
+        train_dataset: DatasetOrRows,
+        eval_dataset: DatasetOrRows,
+        *,
+        image_column: str,
+        num_channels: int,
+        mask_column: str,
+        ignore_index: int,
+        do_reduce_labels: bool,
+        sources: tuple[str, str] = ("the training data", "the evaluation data"),
+    ):
+        self.mask_column, self.ignore_index, self.sources = mask_column, ignore_index, sources
+        self.train, self.eval = (
+            PixelPairs(
+                dataset,
+                image_column=image_column,
+                num_channels=num_channels,
+                map_column=mask_column,
+                map_field="mask_column",
+                decode_map=partial(decode_mask, ignore_index=ignore_index, do_reduce_labels=do_reduce_labels),
+                source=source,
+            )
+            for dataset, source in zip((train_dataset, eval_dataset), sources, strict=True)
+        )
+
+    def read_classes(
+        self,
+        class_names: Sequence[str] | None,
+        *,
+        open_set: bool = False,
+        with_train_images: bool = False,
+        num_workers: int = 0,
+        progress: bool = False,
+    ) -> list[str]:
+        """The names of the classes, after every mask has been read, and every image to measure on.
+
+        A class that no mask to learn from has is announced in a warning.
+
+        Args:
+            class_names: in the order of their numbers; None: `LABEL_0`, ... up to the largest number.
+            open_set: without names, numbers that only the masks to measure on hold are classes too.
+            with_train_images: whether the images to learn from are read as well, so that one that cannot be decoded is
+                an error.
+            num_workers, progress: as of a `FeatureExtractor`.
+
+        Raises:
+            ValueError: an image or mask cannot be decoded, they differ in size, or what `mask_classes` raises.
+        """
+        reading = {"num_workers": num_workers, "progress": progress}
+        train_ids = count_ids(self.train, with_images=with_train_images, **reading)
+        eval_ids = count_ids(self.eval, with_images=True, **reading)
+        if class_names is None and open_set:
+            class_names = numbered_classes([*train_ids, *eval_ids], self.ignore_index)
+        names = mask_classes(
+            train_ids,
+            eval_ids,
+            class_names=class_names,
+            ignore_index=self.ignore_index,
+            mask_column=self.mask_column,
+            sources=self.sources,
+        )
+        absent = [name for number, name in enumerate(names) if not any(number in ids for ids in train_ids)]
+        if absent:
+            logger.warning("no mask of %s has %s; their IoU can only be 0", self.sources[0], ", ".join(absent))
+        return names
+
+
 class _MaskIds(Dataset):
     def __init__(self, pairs: PixelPairs, with_images: bool):
         self.pairs, self.with_images = pairs, with_images
@@ -49,21 +139,23 @@ class _MaskIds(Dataset):
 
 
 def count_ids(
-    extractor: FeatureExtractor, pairs: PixelPairs, *, with_images: bool, description: str
+    pairs: PixelPairs, *, with_images: bool, num_workers: int = 0, progress: bool = False
 ) -> list[dict[int, int]]:
     """For each row, how many pixels each class number has.
 
     Args:
         with_images: decode the images as well, so that one that cannot be fails here.
+        num_workers, progress: as of a `FeatureExtractor`.
     """
     loader = DataLoader(
         _MaskIds(pairs, with_images),
         batch_size=None,
-        num_workers=extractor.num_workers,
+        num_workers=num_workers,
         generator=torch.Generator(),
         collate_fn=_as_it_is,
     )
-    return list(tqdm(loader, desc=description, unit="mask", disable=not extractor.progress))
+    description = f"Checking {'images and masks' if with_images else 'masks'} of {pairs.source}"
+    return list(tqdm(loader, desc=description, unit="mask", disable=not progress))
 
 
 def _as_it_is(value: Any) -> Any:
@@ -77,12 +169,14 @@ def mask_classes(
     class_names: Sequence[str] | None,
     ignore_index: int,
     mask_column: str,
+    sources: tuple[str, str],
 ) -> list[str]:
     """The names of the classes, after checking that the masks hold no others.
 
     Args:
         train_ids, eval_ids: of `count_ids`.
         class_names: in the order of their numbers; None: `LABEL_0`, ... up to the largest number in training.
+        sources: what messages call the two.
 
     Raises:
         ValueError: a mask holds a number that is neither a class nor `ignore_index`, or there are fewer than two
@@ -91,27 +185,35 @@ def mask_classes(
     used = {number for ids in train_ids for number in ids} - {ignore_index}
     if len(used) < 2:
         raise ValueError(
-            f"`mask_column` {mask_column!r} of the training data has {len(used)} classes besides"
+            f"`mask_column` {mask_column!r} of {sources[0]} has {len(used)} classes besides"
             f" `ignore_index` {ignore_index}, but at least 2 are needed."
         )
     if class_names is None:
-        class_names = [f"LABEL_{number}" for number in range(max(used) + 1)]
-        source = "the numbers in the training masks"
+        class_names = numbered_classes(train_ids, ignore_index)
+        source = f"the numbers in the masks of {sources[0]}"
     else:
         source = "`class_names`"
     known = {*range(len(class_names)), ignore_index}
-    for split, rows in (("training", train_ids), ("evaluation", eval_ids)):
+    for data, rows in zip(sources, (train_ids, eval_ids), strict=True):
         for row, ids in enumerate(rows):
             unknown = sorted(set(ids) - known)
             if unknown:
                 raise ValueError(
-                    f"`mask_column` {mask_column!r} of row {row} of the {split} data holds the numbers"
+                    f"`mask_column` {mask_column!r} of row {row} of {data} holds the numbers"
                     f" {', '.join(map(str, unknown[:5]))}, but the classes ({source}) go from 0 to"
                     f" {len(class_names) - 1} and `ignore_index` is {ignore_index}; set `class_names` or"
                     " `ignore_index`, or repair the mask."
                 )
     if not any(set(ids) - {ignore_index} for ids in eval_ids):
         raise ValueError(
-            f"`mask_column` {mask_column!r} of the evaluation data holds nothing but `ignore_index` {ignore_index}."
+            f"`mask_column` {mask_column!r} of {sources[1]} holds nothing but `ignore_index` {ignore_index}."
         )
     return list(class_names)
+
+
+def numbered_classes(ids: Sequence[dict[int, int]], ignore_index: int) -> list[str]:
+    """`LABEL_0`, ... up to the largest number of `count_ids` that is a class."""
+    return [
+        f"LABEL_{number}"
+        for number in range(max({number for of_row in ids for number in of_row} - {ignore_index}) + 1)
+    ]

@@ -1,0 +1,47 @@
+"""The nearest rows of a bank of features by cosine similarity, in float32 and in bounded memory.
+
+Shapes: `Q` queries, `n` rows of the bank, `D` feature size.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+# A wide tile of the similarity matrix keeps the number of top-k merges, and on a GPU of launches, small.
+_BANK_ROWS_PER_QUERY = 16
+_ROWS_PER_CHECK = 65536
+
+
+def check_finite(features: Tensor, field: str) -> None:
+    """`ValueError` where some of the features (n, D) are not; `field` is what the message calls them."""
+    num_bad = sum(int((~part.isfinite().all(dim=1)).sum()) for part in features.split(_ROWS_PER_CHECK))
+    if num_bad:
+        raise ValueError(
+            f"{field} has {num_bad} of {len(features)} rows with NaN or infinite values, but must be finite; the "
+            "model that made them may have diverged."
+        )
+
+
+def cosine_neighbors(bank: Tensor, queries: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """The `k` largest cosine similarities of each query, in descending order, and the bank rows they belong to.
+
+    Both are (Q, k), on the device of the queries, which are normalised. The bank, which is not, passes by tile by
+    tile: it may be larger than the device's memory, and no copy of it is made.
+    """
+    similarities = queries.new_full((len(queries), k), -torch.inf)
+    neighbors = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)
+    bank_chunk = _BANK_ROWS_PER_QUERY * chunk_size
+    for start in range(0, len(bank), bank_chunk):
+        tile = F.normalize(bank[start : start + bank_chunk].to(queries.device, torch.float32), dim=1).T
+        for first in range(0, len(queries), chunk_size):
+            rows = slice(first, first + chunk_size)
+            # An autocast around the call would compute the similarities in half precision.
+            with torch.autocast(queries.device.type, enabled=False):
+                candidates = queries[rows] @ tile
+            candidates, columns = candidates.topk(min(k, candidates.shape[1]), dim=1)
+            candidates = torch.cat([similarities[rows], candidates], dim=1)
+            columns = torch.cat([neighbors[rows], columns + start], dim=1)
+            similarities[rows], order = candidates.topk(k, dim=1)
+            neighbors[rows] = columns.gather(1, order)
+    return similarities, neighbors
