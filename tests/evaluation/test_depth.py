@@ -226,7 +226,8 @@ def test_bad_depths(model):
         short(model, data, nothing)
     with pytest.raises(ValueError, match="row 1 of the training data is 9 x 9, but its image is 40 x 48"):
         short(model, with_map(data, "depth_map", np.zeros((9, 9), dtype=np.uint16)), data)
-    with pytest.raises(ValueError, match=r"row 1 of the training data cannot be used \(it holds uint8 of shape \(40, 48, 3\)"):
+    colours = r"row 1 of the training data cannot be used \(it holds uint8 of shape \(40, 48, 3\)"
+    with pytest.raises(ValueError, match=colours):
         short(model, with_map(data, "depth_map", np.zeros((40, 48, 3), dtype=np.uint8)), data)
     with pytest.raises(ValueError, match="depth_column='depth' is not a column of the dataset"):
         short(model, data, data, depth_column="depth")

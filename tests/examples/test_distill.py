@@ -31,7 +31,6 @@ from dinov2_hf.runs.distillation_plan import DistillationPlan
 from dinov2_hf.runs.initial_weights import load_initial_model
 from dinov2_hf.runs.run import start_run
 from dinov2_hf.training.monitor import read_metrics
-
 from tests import forked_python
 
 from .conftest import TINY, drawn, forget_accelerate, load_example, run_until_saved
@@ -316,7 +315,9 @@ def test_compiled_students_and_teacher_say_the_same(two_recipe, teacher, images,
     """By the compiler that only traces, which needs no C++; two students of two widths, whose blocks drop crops."""
     # In a process of its own: what other tests of the process have compiled changes what is compiled here.
     given = tuple(map(str, (two_recipe, teacher, images, tmp_path)))
-    finished = forked_python.run(["-c", f"from {__name__} import compare; compare{given}"], cwd=Path(__file__).parents[2])
+    finished = forked_python.run(
+        ["-c", f"from {__name__} import compare; compare{given}"], cwd=Path(__file__).parents[2]
+    )
     assert finished.returncode == 0, finished.stderr
 
 
