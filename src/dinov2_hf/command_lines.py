@@ -3,7 +3,7 @@
 import argparse
 import math
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from .named_objects import did_you_mean
@@ -132,7 +132,11 @@ def _no_such_flag(word: str, options: Mapping[str, Option]) -> str:
 
 
 def read_recipe_and_words(
-    options: Mapping[str, Option], words: Sequence[str], *, known: Iterable[str] = ()
+    options: Mapping[str, Option],
+    words: Sequence[str],
+    *,
+    known: Iterable[str] = (),
+    without_config: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {},
 ) -> dict[str, Any]:
     """
     What the recipe of `--config` says, if there is one, and what flags of the same names say in its place. Of a flag
@@ -140,6 +144,7 @@ def read_recipe_and_words(
 
     Args:
         known: names that need not be given.
+        without_config: the recipe where there is no `--config`, of what the flags say.
 
     Raises:
         `ValueError`: as `read_mapping`, `read_words` and `recipe_files.read_recipe`.
@@ -147,7 +152,10 @@ def read_recipe_and_words(
     config = Option("config", str, "Recipe: the name of one of the package, or a YAML file of the names below.", None)
     given = read_words({"config": config, **options}, words, may_repeat=options)
     path = given.pop("config", None)
-    recipe = {} if path is None else read_mapping(options, read_recipe(path), without_secrets(path))
+    if path is None:
+        recipe = without_config(given)
+    else:
+        recipe = read_mapping(options, read_recipe(path), without_secrets(path))
     refuse_missing(options, {*known, *recipe, *given})
     return recipe | given
 

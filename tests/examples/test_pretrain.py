@@ -346,13 +346,13 @@ def test_a_stream_resumes_with_the_same_readers_only(pretrain, recipe, images, t
 def test_two_processes_train_resume_and_export(pretrain, recipe, images, tmp_path, free_port):
     """DDP over gloo: one global order of the data, equal weights, and models that load at the end."""
     command = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", str(free_port), pretrain.__file__, "--config", recipe, "--train_data", str(images)]
-    command += ["--output_dir", str(tmp_path / "out"), "--per_device_train_batch_size", "4"]
-    command += ["--eval_data", str(images), "--eval_split", "train"]
+    command += ["--master_port", str(free_port), pretrain.__file__, "--output_dir", str(tmp_path / "out")]
+    start = ["--config", recipe, "--train_data", str(images), "--per_device_train_batch_size", "4"]
+    start += ["--eval_data", str(images), "--eval_split", "train"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     resumed = ["--resume_from_checkpoint", str(tmp_path / "out" / "checkpoints" / "step_0000004")]
     results = []
-    for flags in ([], resumed):
+    for flags in (start, resumed):
         finished = forked_python.run([*command, *flags], env=environment)
         assert finished.returncode == 0, finished.stderr
         assert "8 = 4 per device x 1 accumulated x 2 processes" in finished.stdout

@@ -56,7 +56,8 @@ def describe_run(run: "Run") -> None:
         else "a fresh initialisation",
         "global batch": f"{global_batch_size} = {args.per_device_train_batch_size} per device"
         f" x {args.gradient_accumulation_steps} accumulated x {accelerator.num_processes} processes",
-        "steps": f"{run.state['step']} of {args.max_steps}{passes}",
+        **({"continued from": str(run.checkpoint)} if run.checkpoint else {}),
+        "steps": f"{run.state['step']} of {args.max_steps}{passes}{_ending(run)}",
         "peak learning rate": f"{run.schedules.learning_rate.base:.4g} = {args.learning_rate:.4g} {rule}",
         "seen together": f"{compared}, {images_of_a_pass} by centering (all devices), in one forward pass",
         "precision": precision_in_words(compute_precision(accelerator), accelerator.device.type),
@@ -74,3 +75,12 @@ def describe_run(run: "Run") -> None:
     logger.info("***** %s *****", run.module.task.capitalize())
     for name, text in (lines | run.plan.description).items():
         logger.info("  %-19s %s", name, without_secrets(text))
+
+
+def _ending(run: "Run") -> str:
+    """Where a run ends elsewhere than a user may think."""
+    last, step = run.args.stop_after_steps or run.args.max_steps, run.state["step"]
+    if step == last:
+        which = "max_steps" if last == run.args.max_steps else "stop_after_steps"
+        return f"; none is left by `{which}`, so what a finished run leaves is written again"
+    return "" if last == run.args.max_steps else f"; ends after {last}"

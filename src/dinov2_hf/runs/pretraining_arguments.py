@@ -242,7 +242,9 @@ class PreTrainingArguments:
     # --- how the run is carried out: does not change results
     output_dir: str = argument("outputs/pretraining", "Folder of everything the run writes.")
     overwrite_output_dir: bool = argument(False, "Delete what an earlier run left there.")
-    resume_from_checkpoint: str | None = argument(None, 'A checkpoint folder, or "latest".')
+    resume_from_checkpoint: str | None = argument(
+        None, 'A checkpoint folder, or "latest"; without --config the run goes on with its own recipe.'
+    )
     allow_recipe_change: bool = argument(
         False,
         "Resume with other values, such as learning_rate or max_steps; or start from weights with registers and go on"

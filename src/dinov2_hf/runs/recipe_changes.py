@@ -59,18 +59,10 @@ def check_recipe(
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     kinds = {name: name.rpartition("/")[2] for name in changed}
     never = [name for name in changed if kinds[name] in {*fixed, "students"}]
-    if never:
-        raise ValueError(
-            f"{_said(never, old, new)}, which cannot change within a run; leave it as it was, or start a new run from"
-            " these weights with --init_from."
-        )
     moved = [name for name in changed if kinds[name] in MOVABLE and _is_moved(old.get(name), new.get(name))]
-    others = [name for name in changed if kinds[name] not in FREE and name not in moved]
-    if others and not allow_changes:
-        raise ValueError(
-            f"{_said(others, old, new)}, so the run would go on as another one; leave it as it was, or add"
-            " --allow_recipe_change."
-        )
+    others = [name for name in changed if kinds[name] not in FREE and name not in (*moved, *never)]
+    if never or (others and not allow_changes):
+        raise ValueError(_refusal(never, [] if allow_changes else others, old, new))
     if {"max_steps", "cooldown_steps"} & set(others):
         _check_cooldown(state["step"], new["max_steps"], new.get("cooldown_steps") or 0)
     for name in others:
@@ -118,6 +110,21 @@ def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
         own = {key: value for key, value in entry.items() if key not in ("name", "num_processes")}
         flat |= {f"students/{entry['name']}/{key}": value for key, value in own.items()}
     return flat
+
+
+def _refusal(never: list[str], others: list[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    of_never = f"{_said(never, old, new)}, which cannot change within a run"
+    of_others = _said(others, old, new)
+    earlier = " (--stop_after_steps ends it earlier)" if new.get("max_steps", 0) < old.get("max_steps", 0) else ""
+    start = "start a new run from these weights with --init_from."
+    if not others:
+        return f"{of_never}; leave it as it was, or {start}"
+    if not never:
+        return (
+            f"{of_others}, so the run would go on as another one; leave it as it was{earlier}, or add"
+            " --allow_recipe_change."
+        )
+    return f"{of_never}, and {of_others}, which needs --allow_recipe_change; leave all as it was{earlier}, or {start}"
 
 
 def _said(names: list[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

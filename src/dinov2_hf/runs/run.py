@@ -44,8 +44,9 @@ from .pretraining_plan import PreTrainingPlan
 from .recipe_changes import DATA_SIZES, check_recipe
 from .recipe_checks import check_groups
 from .recipe_parsing import options_of_run
+from .resumed_recipe import RECIPE_FILE
 from .run_folder import claimed_folder, start_output_dir
-from .state import start_state
+from .state import check_steps_left, start_state
 
 
 @contextmanager
@@ -121,6 +122,7 @@ class Run:
             allow_changes=allowed,
             defaults={name: option.default for name, option in options_of_run(plan.kinds).items()},
         )
+        check_steps_left(args, self.state["step"])
         self.batches = build_batches(
             self.dataset,
             args,
@@ -182,6 +184,7 @@ class Run:
         # Where a run starts, in order: its own checkpoint, else `init_from`, else fresh weights.
         if self.checkpoint:
             load_checkpoint(accelerator, self.checkpoint)
+            accelerator.wait_for_everyone()  # nothing is written before every process could read its part
         self.saver = CheckpointSaver(accelerator, self.output_dir / CHECKPOINTS, args.save_total_limit)
         self.is_training = True
         self._start_writing()
@@ -235,7 +238,7 @@ class Run:
         accelerator, args = self.accelerator, self.args
         if accelerator.is_main_process:
             start_output_dir(self.output_dir, fresh=self.checkpoint is None, step=self.state["step"])
-            write_text(self.output_dir / "recipe.yaml", yaml.safe_dump(self.plan.recipe, sort_keys=False))
+            write_text(self.output_dir / RECIPE_FILE, yaml.safe_dump(self.plan.recipe, sort_keys=False))
             for output in self.outputs:
                 output.continue_from(self.state["step"])
         accelerator.wait_for_everyone()

@@ -29,6 +29,7 @@ from ..training.checkpoint_manifest import remove_if_empty
 from ..training.checkpoints import find_checkpoint, refuse_foreign, remove_checkpoint
 from ..training.distributed import on_main_for_all
 from .pretraining_arguments import PreTrainingArguments
+from .resumed_recipe import RECIPE_FILE
 
 
 TRACKERS, STUDENTS_FOLDER = "trackers", "students"
@@ -36,7 +37,7 @@ BEST, MODELS_OF_STEPS = "model_best", "models"
 MODELS = ("model", "pretraining_model", BEST)
 FOLDERS = (CHECKPOINTS, TRACKERS, STUDENTS_FOLDER, MODELS_OF_STEPS, *MODELS)
 FILES = (
-    "recipe.yaml", "metrics.jsonl", "metrics.json", "training_curves.png", "patch_pca.png", "skipped_images*.jsonl",
+    RECIPE_FILE, "metrics.jsonl", "metrics.json", "training_curves.png", "patch_pca.png", "skipped_images*.jsonl",
     "nonfinite_steps.jsonl",
 )  # fmt: skip
 TRACKER_FILES = ("events.out.tfevents.*", "hparams.yml")  # of TensorBoard; other trackers have places of their own

@@ -44,3 +44,17 @@ def start_state(args: PreTrainingArguments, num_processes: int, checkpoint: Path
                 " continues exactly only with the same."
             )
     return {**state, "readers": readers}
+
+
+def check_steps_left(args: PreTrainingArguments, step: int) -> None:
+    """`ValueError` where the run would have ended before the checkpoint that it continues from."""
+    if step > args.max_steps:
+        raise ValueError(
+            f"`max_steps` is {args.max_steps}, but the checkpoint is of step {step}; give more, or continue from an"
+            " earlier checkpoint."
+        )
+    if args.stop_after_steps and step > args.stop_after_steps:
+        raise ValueError(
+            f"`stop_after_steps` is {args.stop_after_steps}, but the checkpoint is of step {step}; give a later one,"
+            f" or leave it out to go on to `max_steps` ({args.max_steps})."
+        )

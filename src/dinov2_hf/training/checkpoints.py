@@ -155,32 +155,48 @@ def find_checkpoint(folder: Path, wanted: str) -> Path:
     return checkpoint
 
 
-def _find(folder: Path, wanted: str) -> Path:
+def checkpoints_meant(folder: Path, wanted: str) -> list[Path]:
+    """
+    Those that `--resume_from_checkpoint` may mean, unread: the one of that path, or for `"latest"` all in `folder`,
+    the newest first.
+
+    Raises:
+        `ValueError`: there is none.
+    """
     if wanted == "latest":
-        damages = []
-        for checkpoint in reversed(list_checkpoints(folder)):
-            damage = find_damage(checkpoint)
-            if damage is None:
-                for complaint in damages:
-                    logger.warning("%s; continuing from %s.", complaint, checkpoint.name)
-                return checkpoint
-            damages.append(f"{checkpoint} is damaged: {damage}")
-        complaint = f" ({'; '.join(damages)})" if damages else ""
-        raise ValueError(
-            f'--resume_from_checkpoint is "latest", but {folder} holds no complete checkpoint{complaint}; leave it out'
-            " to start from the beginning."
-        )
+        found = list_checkpoints(folder)[::-1]
+        if not found:
+            raise ValueError(_none_complete(folder))
+        return found
     if not (Path(wanted) / STATE_FILE).is_file():
         raise ValueError(
             f'--resume_from_checkpoint is {wanted}, which is not a checkpoint folder; give one, or "latest".'
         )
-    damage = find_damage(Path(wanted))
-    if damage:
-        raise ValueError(
-            f'--resume_from_checkpoint is {wanted}, which is damaged: {damage}; give another, or "latest" for the'
-            " newest that is whole."
-        )
-    return Path(wanted)
+    return [Path(wanted)]
+
+
+def _find(folder: Path, wanted: str) -> Path:
+    damages = []
+    for checkpoint in checkpoints_meant(folder, wanted):
+        damage = find_damage(checkpoint)
+        if damage is None:
+            for complaint in damages:
+                logger.warning("%s; continuing from %s.", complaint, checkpoint.name)
+            return checkpoint
+        damages.append(f"{checkpoint} is damaged: {damage}")
+    if wanted == "latest":
+        raise ValueError(_none_complete(folder, f" ({'; '.join(damages)})"))
+    raise ValueError(
+        f'--resume_from_checkpoint is {wanted}, which is damaged: {damage}; give another, or "latest" for the newest'
+        " that is whole."
+    )
+
+
+def _none_complete(folder: Path, complaint: str = "") -> str:
+    return (
+        f'--resume_from_checkpoint is "latest", but {folder} holds no complete checkpoint{complaint}; leave it out to'
+        " start from the beginning."
+    )
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
