@@ -15,7 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 
-COMMANDS = ("pretrain", "distill", "convert", "export", "push", "features", "curate", "evaluate", "visualize")
+COMMANDS = (
+    "pretrain", "distill", "replay", "convert", "export", "push", "features", "curate", "evaluate", "visualize",
+)  # fmt: skip
 INTERRUPTED = 128 + 2  # as of a process that SIGINT ended
 
 

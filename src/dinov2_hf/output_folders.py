@@ -30,6 +30,7 @@ KINDS = {
     "evaluation": "an evaluation",
     "model": "a model",
     "features": "features",
+    "nonfinite_step": "a step that was not finite",
     "unfinished": "unfinished output",
 }
 

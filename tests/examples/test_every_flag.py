@@ -81,6 +81,7 @@ SAME_RESULT = {
     "export_on_stop": "nothing stops it; test_stop_and_keep.py",
     "gradient_checkpointing": "recomputed numbers are the same; test_recomputation.py",
     "max_nonfinite_steps": "every step is finite here; test_nonfinite.py",
+    "save_nonfinite_batch": "every step is finite here; test_replay.py",
     "max_skipped_fraction": "every image can be decoded; test_skipped_images.py",
     "stop_on_collapse": "nothing collapses in two steps; test_collapse_guard.py",
     "patch_chunk_size": "chunks change memory and speed; test_logit_chunks.py",

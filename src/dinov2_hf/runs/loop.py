@@ -11,9 +11,11 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from ..training.backends import backend_name, compute_precision
 from ..training.checkpoint_folders import checkpoint_name
 from ..training.distributed import mean_over_processes
 from ..training.nonfinite import NonFiniteSteps, StepPasses
+from ..training.nonfinite_batches import FOLDER, NonFiniteBatches
 from ..training.optimizer import clip_gradients, set_schedule, step_unless
 from ..training.preemption import Preemption
 from ..training.run_stopped import RunPreempted, RunStopped, bad_data_stops_run
@@ -46,6 +48,7 @@ class Steps:
             run.state,
             max_in_a_row=run.args.max_nonfinite_steps,
             path=run.output_dir / "nonfinite_steps.jsonl",
+            batches=self._keep_batches() if run.args.save_nonfinite_batch else None,
         )
         self.last = min(run.args.stop_after_steps or run.args.max_steps, run.args.max_steps)
         self.unsettled: deque[tuple[CountsOnTheWay, StepPasses]] = deque()
@@ -67,6 +70,21 @@ class Steps:
                 self._between(step, progress)
             progress.close()
             self.run.saver.wait()
+
+    def _keep_batches(self) -> NonFiniteBatches:
+        run = self.run
+        return NonFiniteBatches(
+            run.accelerator,
+            run.module,
+            run.output_dir / FOLDER,
+            most=run.args.max_saved_nonfinite_steps,
+            facts={
+                "precision": compute_precision(run.accelerator),
+                "backend": backend_name(run.accelerator),
+                "compile": run.args.compile,
+            },
+            recipe=run.plan.recipe,
+        )
 
     def _progress_bar(self) -> tqdm:
         return tqdm(
@@ -172,6 +190,8 @@ class Step:
             window.add_wait(time.perf_counter() - waited)
             run.skipped_images.add(report)
             self._row_ids = report.row_ids
+            if self._steps.nonfinite.batches is not None:
+                self._steps.nonfinite.batches.see(batch, self.now.forward_arguments)
             with run.accelerator.accumulate(run.model):
                 yield batch
 
@@ -186,7 +206,8 @@ class Step:
     def update(self, optimizer: torch.optim.Optimizer) -> None:
         """
         Clip the gradients and step the optimizer, unless a loss or gradient of any process is not finite. The device
-        decides that, the same on all processes, and the host reads of it a step later.
+        decides that, the same on all processes, and the host reads of it a step later, or at once where such steps are
+        kept.
         """
         accelerator, args, steps = self._run.accelerator, self._run.args, self._steps
         self.norms = clip_gradients(
@@ -203,7 +224,8 @@ class Step:
         steps.window.end_step()
         if accelerator.scaler is None:
             step_unless(optimizer, self.left_out)
-            steps.settle(but=1)
+            # What is kept of a step are the weights before it, which the next one may move.
+            steps.settle(but=0 if args.save_nonfinite_batch else 1)
         elif not steps.settle():  # the loss scaler of fp16 looks for its scale on the host
             optimizer.step()
         optimizer.zero_grad()

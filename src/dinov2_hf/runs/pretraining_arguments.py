@@ -268,6 +268,14 @@ class PreTrainingArguments:
     greater_is_better: bool | None = argument(
         None, "Of keep_best; by default true, but for a loss.", needs={"keep_best": True}
     )
+    save_nonfinite_batch: bool = argument(
+        False,
+        "Keep steps whose loss or gradient is not finite, with batch and weights, in nonfinite_steps/, for"
+        " `dinov2-hf replay`. The host then waits for every step.",
+    )
+    max_saved_nonfinite_steps: int = argument(
+        3, "The most such steps that are kept; the first ones.", AT_LEAST_ONE, needs={"save_nonfinite_batch": True}
+    )
     logging_steps: int = argument(50, "Steps between two lines of metrics.jsonl.", AT_LEAST_ONE)
     eval_steps: int = argument(
         5000, "Steps between two k-NN evaluations, where eval_data turns them on.", AT_LEAST_ONE

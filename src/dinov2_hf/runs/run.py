@@ -20,13 +20,11 @@ from ..models.image_processing_dinov2 import image_processor_of
 from ..options import values_for
 from ..output_folders import write_text
 from ..pretraining.compilation import check_compiler, compile_objective, without_compiling
-from ..pretraining.terms import term_options
 from ..training.backends import compute_precision, prepare, resume_launch
 from ..training.checkpoint_folders import CHECKPOINTS, list_checkpoints
 from ..training.checkpoints import CheckpointSaver, load_checkpoint
 from ..training.distributed import choose_attention, end_run
 from ..training.optimizer import build_optimizer
-from ..training.recomputation import recompute_blocks
 from ..training.run_stopped import bad_data_stops_run
 from ..training.schedules import build_schedules, scale_learning_rate
 from .accelerator import build_accelerator
@@ -34,11 +32,11 @@ from .best_model import BestStep
 from .description import describe_run
 from .endings import end_in_words
 from .finished_run import leave_results
-from .gram_teacher import load_gram_teacher
 from .hub_upload import prepare_upload, push_run
 from .knn_while_training import load_evaluation, measure
 from .loop import Step, Steps
 from .model_card import card_metadata
+from .objective_options import apply_objective_options
 from .outputs import Output
 from .pretraining_plan import PreTrainingPlan
 from .recipe_changes import DATA_SIZES, check_recipe
@@ -169,14 +167,7 @@ class Run:
         self.repo_ids = [prepare_upload(accelerator, args, metadata, name) for name in model.students]
         self.outputs = [Output(self, name) for name in model.students]
         self.best.check_student(model.students)
-        model.patch_chunk_size = args.patch_chunk_size
-        model.term_options = term_options(args.loss_terms or {})
-        if args.gram_teacher:
-            bf16, channels = compute_precision(accelerator) == "bf16", self.plan.config.backbone_config.num_channels
-            model.anchor_to(load_gram_teacher(args, channels, bf16=bf16, device=accelerator.device))
-        model.is_packed = {"auto": None, "always": True, "never": False}[args.crop_packing]
-        for student in model.students.values():
-            recompute_blocks(student.backbone, args.gradient_checkpointing)
+        apply_objective_options(model, args, accelerator)
         compile_objective(model, args.compile)
         optimizer = build_optimizer(groups, **values_for(build_optimizer, args))
         set_seed(args.seed, device_specific=True)  # but stochastic depth of its own

@@ -28,6 +28,8 @@ from ..training.checkpoint_folders import CHECKPOINT_NAME, CHECKPOINTS, checkpoi
 from ..training.checkpoint_manifest import remove_if_empty
 from ..training.checkpoints import find_checkpoint, refuse_foreign, remove_checkpoint
 from ..training.distributed import on_main_for_all
+from ..training.nonfinite_batches import FOLDER as NONFINITE_STEPS
+from ..training.nonfinite_batches import KIND as NONFINITE_STEP
 from .pretraining_arguments import PreTrainingArguments
 from .resumed_recipe import RECIPE_FILE
 
@@ -35,7 +37,9 @@ from .resumed_recipe import RECIPE_FILE
 TRACKERS, STUDENTS_FOLDER = "trackers", "students"
 BEST, MODELS_OF_STEPS = "model_best", "models"
 MODELS = ("model", "pretraining_model", BEST)
-FOLDERS = (CHECKPOINTS, TRACKERS, STUDENTS_FOLDER, MODELS_OF_STEPS, *MODELS)
+# Folders in which single steps leave folders of their own, and the kind of these.
+OF_STEPS = {MODELS_OF_STEPS: "model", NONFINITE_STEPS: NONFINITE_STEP}
+FOLDERS = (CHECKPOINTS, TRACKERS, STUDENTS_FOLDER, *OF_STEPS, *MODELS)
 FILES = (
     RECIPE_FILE, "metrics.jsonl", "metrics.json", "training_curves.png", "patch_pca.png", "skipped_images*.jsonl",
     "nonfinite_steps.jsonl",
@@ -64,7 +68,7 @@ def claimed_folder(accelerator: Accelerator, args: PreTrainingArguments) -> Iter
 
 def start_output_dir(output_dir: Path, fresh: bool, step: int) -> None:
     """
-    Mark the folder as a run's. For a fresh start remove what an earlier run left; for another the models of steps that
+    Mark the folder as a run's. For a fresh start remove what an earlier run left; for another what steps left that
     are done anew, those after `step`; and nothing else.
     """
     write_marker(output_dir, "run")
@@ -72,9 +76,9 @@ def start_output_dir(output_dir: Path, fresh: bool, step: int) -> None:
         _remove_run(output_dir)
         return
     for folder in _folders(output_dir):
-        for model in _models_of_steps(folder):
-            if model.name > checkpoint_name(step):
-                _remove_model(model)
+        for left, kind in _left_by_steps(folder).items():
+            if left.name > checkpoint_name(step):
+                _remove(left, kind)
 
 
 def _claim(held: ExitStack, args: PreTrainingArguments) -> Path | None:
@@ -88,8 +92,9 @@ def _claim(held: ExitStack, args: PreTrainingArguments) -> Path | None:
     held.enter_context(sole_writer(output_dir))
     for folder in _folders(output_dir):
         remove_leftovers(folder, "|".join(MODELS))
-        if (folder / MODELS_OF_STEPS).is_dir():
-            remove_leftovers(folder / MODELS_OF_STEPS, CHECKPOINT_NAME)
+        for name in OF_STEPS:
+            if (folder / name).is_dir():
+                remove_leftovers(folder / name, CHECKPOINT_NAME)
     if (output_dir / CHECKPOINTS).is_dir():
         remove_leftovers(output_dir / CHECKPOINTS, CHECKPOINT_NAME)
     return _look(output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
@@ -147,18 +152,23 @@ def _files(folder: Path) -> list[Path]:
     return [path for pattern in FILES for path in folder.glob(pattern)]
 
 
-def _models(folder: Path) -> list[Path]:
-    """Those that a run left there, at its end and on its way."""
-    return [*(folder / name for name in MODELS if (folder / name).exists()), *_models_of_steps(folder)]
+def _written_whole(folder: Path) -> dict[Path, str]:
+    """Folders that a run left there as a whole, at its end and on its way, with their kinds."""
+    return {folder / name: "model" for name in MODELS if (folder / name).exists()} | _left_by_steps(folder)
 
 
-def _models_of_steps(folder: Path) -> list[Path]:
-    of_steps = folder / MODELS_OF_STEPS
-    return [p for p in of_steps.iterdir() if re.fullmatch(CHECKPOINT_NAME, p.name)] if of_steps.is_dir() else []
+def _left_by_steps(folder: Path) -> dict[Path, str]:
+    return {
+        path: kind
+        for name, kind in OF_STEPS.items()
+        if (folder / name).is_dir()
+        for path in (folder / name).iterdir()
+        if re.fullmatch(CHECKPOINT_NAME, path.name)
+    }
 
 
-def _remove_model(folder: Path) -> None:
-    check_kind(folder, "model")
+def _remove(folder: Path, kind: str) -> None:
+    check_kind(folder, kind)
     shutil.rmtree(folder)
 
 
@@ -175,8 +185,8 @@ def _names(output_dir: Path) -> str:
 def _refuse_foreign_files(output_dir: Path) -> None:
     """What will be replaced or deleted must be all a run's own."""
     for folder in _folders(output_dir):
-        for model in _models(folder):
-            check_kind(model, "model")
+        for left, kind in _written_whole(folder).items():
+            check_kind(left, kind)
     for checkpoint in list_checkpoints(output_dir / CHECKPOINTS):
         refuse_foreign(checkpoint)
 
@@ -187,9 +197,10 @@ def _remove_run(output_dir: Path) -> None:
         remove_checkpoint(checkpoint)
     files = [path for pattern in TRACKER_FILES for path in trackers.rglob(pattern)]
     for folder in _folders(output_dir):
-        for model in _models(folder):
-            _remove_model(model)
-        remove_if_empty(folder / MODELS_OF_STEPS)
+        for left, kind in _written_whole(folder).items():
+            _remove(left, kind)
+        for name in OF_STEPS:
+            remove_if_empty(folder / name)
         files += _files(folder)
     for path in files:
         path.unlink()

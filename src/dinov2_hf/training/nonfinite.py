@@ -3,7 +3,8 @@ Steps whose loss or gradient is not finite: they are left out and listed, and to
 
 A step that is left out changes neither weights nor optimizer nor teacher nor centres. Its images are seen and its
 place in the schedules is used up, so that a resumed run meets the same steps. The device decides and does not wait for
-the host, which counts and lists the step when it reads of it.
+the host, which counts and lists the step when it reads of it. What keeps such steps to be taken again is in
+`nonfinite_batches.py`.
 """
 
 import json
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from .monitor import truncate_metrics
+from .nonfinite_batches import NonFiniteBatches
 from .run_stopped import RunStopped
 
 
@@ -51,12 +53,22 @@ class NonFiniteSteps:
         max_in_a_row: the most that are left out one after the other; 0 stops at the first.
         path: JSON lines, one for each such step: `step`, `losses` of the forward passes that were not finite (as
             text; none where only a gradient was not) and `row_ids` of the images.
+        batches: what keeps such steps to be taken again; each step must then be settled before the next one. `None`
+            keeps none.
     """
 
     def __init__(
-        self, accelerator: Accelerator, module: torch.nn.Module, state: dict, *, max_in_a_row: int, path: Path
+        self,
+        accelerator: Accelerator,
+        module: torch.nn.Module,
+        state: dict,
+        *,
+        max_in_a_row: int,
+        path: Path,
+        batches: NonFiniteBatches | None = None,
     ):
         self.accelerator = accelerator
+        self.batches = batches
         self.state = state
         self.max_in_a_row = max_in_a_row
         self.path = path
@@ -70,6 +82,8 @@ class NonFiniteSteps:
         """Before the first forward pass of a step."""
         self.buffers_before = [buffer.clone() for buffer in self.buffers]
         self.passes = StepPasses(self.state["step"] + 1)
+        if self.batches is not None:
+            self.batches.begin()
 
     def add(self, loss: torch.Tensor, row_ids: list[str]) -> None:
         """Note the loss of one forward pass, and what it was made of."""
@@ -111,6 +125,8 @@ class NonFiniteSteps:
             return True
         self.state["nonfinite_steps"] += 1
         self.state["nonfinite_steps_in_a_row"] += 1
+        if self.batches is not None:
+            self.batches.write(passes.number, passes.losses, passes.row_ids)
         self._report(passes, num_losses)
         return True
 

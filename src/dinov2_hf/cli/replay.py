@@ -1,0 +1,17 @@
+"""`dinov2-hf replay`."""
+
+from pathlib import Path
+
+
+def replay(step: Path) -> None:
+    """Take a training step again that was not finite, and tell where its numbers come from.
+
+    Args:
+        step: nonfinite_steps/step_N of a run with --save_nonfinite_batch. A step of several processes is the same only
+            where as many replay it, by `accelerate launch`.
+    """
+    from ..runs.replay import replay_step
+
+    found = replay_step(step)
+    if found is not None:
+        print(found)

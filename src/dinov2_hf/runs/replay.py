@@ -1,0 +1,259 @@
+"""A step that was not finite, taken again alone: whether its loss is the same, and where the numbers come from."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from ..training.backends import backend_name
+from ..training.distributed import choose_attention, precision_in_words
+from ..training.finite_watch import FiniteWatch
+from ..training.nonfinite_batches import RECIPE, KeptPass, read_passes, read_step, read_weights
+from .accelerator import build_accelerator
+from .distillation_plan import DistillationPlan
+from .objective_options import apply_objective_options
+from .pretraining_arguments import PreTrainingArguments
+from .pretraining_plan import PreTrainingPlan
+
+
+@dataclass
+class ReplayedPass:
+    """
+    One forward and backward pass of the step.
+
+    Args:
+        process, number: whose, and which of its passes, from 0.
+        terms: `loss` and what it is made of, by name.
+        recorded: the loss that the run had.
+        is_same: whether the loss is that of the run, bit for bit.
+        not_finite: inputs that were not finite to begin with: images by their names, other tensors by theirs.
+        birthplaces: what first made numbers that are not finite of finite ones, in words.
+        in_float32: the loss without autocast; `None` where the run had none.
+    """
+
+    process: int
+    number: int
+    terms: dict[str, float]
+    recorded: float
+    is_same: bool
+    not_finite: list[str]
+    birthplaces: list[str]
+    in_float32: float | None
+
+
+@dataclass
+class ReplayedStep:
+    """
+    Args:
+        step: its number, from 1.
+        precision, device: of the replay, in words.
+        caveats: why a loss may be another than in the run; where there are none it is the same.
+        weights: names of weights and buffers that were not finite before the step.
+        passes: those of the processes that are looked at.
+    """
+
+    step: int
+    precision: str
+    device: str
+    caveats: list[str]
+    weights: list[str]
+    passes: list[ReplayedPass]
+
+    def __str__(self) -> str:
+        lines = [f"step {self.step}, replayed on {self.device} in {self.precision}"]
+        lines += [f"  {caveat}" for caveat in self.caveats]
+        lines.append(f"  weights before the step: {_some(self.weights) or 'all finite'}")
+        for one in self.passes:
+            same = "the same as in the run, bit for bit" if one.is_same else f"in the run {one.recorded}"
+            lines.append(f"pass {one.number} of process {one.process}: loss {one.terms['loss']} ({same})")
+            terms = ", ".join(f"{name} {value:.6g}" for name, value in one.terms.items() if name != "loss")
+            lines.append(f"  terms: {terms}")
+            lines.append(f"  batch: {_some(one.not_finite) or 'all finite'}")
+            lines += [f"  first not finite, {place}" for place in one.birthplaces]
+            if not one.birthplaces and not one.not_finite and not self.weights:
+                lines.append("  everything was finite in this replay")
+            if one.in_float32 is not None:
+                lines.append(f"  in float32: loss {one.in_float32}")
+        return "\n".join(lines)
+
+
+def replay_step(folder: Path) -> ReplayedStep | None:
+    """
+    Take a step again that `--save_nonfinite_batch` has kept, forward and backward, on the device of this launch.
+
+    Losses depend on all processes of the run. Launched with as many, each replays its own. Launched alone, a step of
+    several is replayed process by process, those first whose loss was not finite; its losses are then other ones.
+
+    Args:
+        folder: `nonfinite_steps/step_N` of a run. What its recipe starts from (`init_from`, `teacher`,
+            `gram_teacher`) must still be there.
+
+    Returns:
+        What was found; on the main process, `None` on others.
+
+    Raises:
+        `ValueError`: there is no such step, its files are damaged, or the launch does not suit it.
+    """
+    said = read_step(folder)
+    words = ["--config", str(folder / RECIPE), "--report_to", "none", "--compile", "no"]
+    words += ["--mixed_precision", said["precision"]]
+    is_distillation = "distillation_objective" in (folder / RECIPE).read_text()
+    plan = DistillationPlan(words) if is_distillation else PreTrainingPlan(words)
+    accelerator = build_accelerator(plan.args, folder)
+    logging.getLogger().setLevel(logging.WARNING)
+    backend, recorded = backend_name(accelerator), said["num_processes"]
+    if backend not in ("single", "ddp") or accelerator.num_processes not in (1, recorded):
+        raise ValueError(
+            f"this launch is {backend} with {accelerator.num_processes} processes, but a step of {recorded} is"
+            f" replayed by one process, or by {recorded} under ddp; launch it so."
+        )
+    module = _build(plan, accelerator)
+    weights = read_weights(folder)
+    module.load_state_dict(weights)
+    replay = _Replay(module, said, plan.args, accelerator)
+    passes = [one for process in _processes(folder, said, accelerator) for one in replay.of_process(folder, process)]
+    passes = gather_object(passes)
+    if not accelerator.is_main_process:
+        return None
+    precision = said["precision"]
+    return ReplayedStep(
+        step=said["step"],
+        precision="float32" if precision == "no" else precision_in_words(precision, accelerator.device.type),
+        device=accelerator.device.type,
+        caveats=_caveats(said, plan.args, accelerator),
+        weights=[name for name, tensor in weights.items() if not _is_finite(tensor)],
+        passes=passes,
+    )
+
+
+def _build(plan: PreTrainingPlan | DistillationPlan, accelerator: Accelerator) -> torch.nn.Module:
+    """The module as a run has it before it is compiled and spread over processes."""
+    precision = plan.args.mixed_precision
+    attention = choose_attention(plan.args.attn_implementation, precision, accelerator.device)
+    module = plan.build(SimpleNamespace(accelerator=accelerator, attention=attention))
+    apply_objective_options(module, plan.args, accelerator)
+    return module.to(accelerator.device).train()
+
+
+def _processes(folder: Path, said: Mapping[str, Any], accelerator: Accelerator) -> list[int]:
+    """Those whose passes this one replays: its own; alone, those with a loss that was not finite, or else all."""
+    everyone = range(said["num_processes"])
+    if accelerator.num_processes > 1:
+        return [accelerator.process_index]
+    bad = [index for index in everyone if not all(_is_finite(kept.loss) for kept in read_passes(folder, index))]
+    return bad or list(everyone)
+
+
+def _caveats(said: Mapping[str, Any], args: PreTrainingArguments, accelerator: Accelerator) -> list[str]:
+    found = []
+    if accelerator.num_processes != said["num_processes"]:
+        found.append(
+            f"the step was of {said['num_processes']} processes, whose targets depend on one another; one alone has"
+            f" other losses: `accelerate launch --num_processes {said['num_processes']} -m dinov2_hf replay ...`"
+        )
+    if accelerator.device.type != said["device"]:
+        found.append(f"the run was on {said['device']}: rounding is another, and random numbers may be")
+    if said["compile"] != "no":
+        found.append("the run was compiled, the replay is not: rounding is another")
+    if said["backend"] not in ("single", "ddp"):
+        found.append(f"the run was spread by {said['backend']}, the replay is not: rounding may be another")
+    return found
+
+
+class _Replay:
+    """
+    Args:
+        module: with the weights from before the step.
+        said: of `read_step`.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, said: Mapping[str, Any], args: PreTrainingArguments, accelerator: Accelerator
+    ):
+        self.module, self.said, self.accelerator = module, said, accelerator
+        self.share_of_pass = (said["loss_scale"] or 1.0) / args.gradient_accumulation_steps
+        self.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+    def of_process(self, folder: Path, process: int) -> list[ReplayedPass]:
+        """All passes of one process, three times: as in the run, watched, and without autocast."""
+        device, precision, recorded = self.accelerator.device, self.said["precision"], read_passes(folder, process)
+        passes = [
+            KeptPass({name: tensor.to(device) for name, tensor in kept.batch.items()}, kept.random_states)
+            for kept in recorded
+        ]
+        losses = [self._terms(output) for output in self._forward(passes, precision)]
+        watch, seen = FiniteWatch(self.module), []
+        with watch:
+            for output in self._forward(passes, precision):
+                (output["loss"] * self.share_of_pass).backward()
+                seen.append(len(watch.birthplaces))
+        self.module.zero_grad()
+        in_float32 = [None] * len(passes)
+        if precision != "no":
+            in_float32 = [output["loss"].item() for output in self._forward(passes, "no")]
+        return [
+            ReplayedPass(
+                process=process,
+                number=number,
+                terms={name: value.item() for name, value in terms.items()},
+                recorded=kept.loss.item(),
+                is_same=_is_same(terms["loss"], kept.loss),
+                not_finite=list(_not_finite(kept)),
+                birthplaces=[str(place) for place in watch.birthplaces[start:end]],
+                in_float32=other,
+            )
+            for number, (kept, terms, other, start, end) in enumerate(
+                zip(recorded, losses, in_float32, [0, *seen], seen, strict=False)
+            )
+        ]
+
+    def _forward(self, passes: Iterable[KeptPass], precision: str) -> Iterable[Mapping[str, torch.Tensor]]:
+        """What the objective says in each pass, one after the other: a pass may move the centres for the next."""
+        for name, buffer in self.module.named_buffers():
+            buffer.data.copy_(self.buffers[name])
+        device = self.accelerator.device.type
+        dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+        for kept in passes:
+            kept.restore_random_states()
+            with torch.autocast(device, dtype, enabled=precision != "no"):
+                output = self.module(**kept.batch, **self.said["told"])
+            yield output
+
+    def _terms(self, output: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        terms = {name: value for name, value in output.items() if name.rpartition("/")[2].endswith("loss")}
+        return {name: value.detach().float().cpu() for name, value in terms.items() if value.dim() == 0}
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Bit for bit; any NaN is like any other."""
+    return bool(torch.equal(one, other) or (one.isnan().all() and other.isnan().all()))
+
+
+def _not_finite(kept: KeptPass) -> Iterable[str]:
+    """What of a batch is not finite: "local_crops of 3.png"."""
+    for name, tensor in kept.batch.items():
+        if _is_finite(tensor):
+            continue
+        if tensor.dim() == 5:  # crops (crops, images, channels, height, width)
+            bad = ~tensor.isfinite().flatten(2).all(dim=2).all(dim=0)
+            yield from (f"{name} of {kept.row_ids[index]}" for index in bad.nonzero().flatten().tolist())
+        else:
+            yield name
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    """In words, how many of them are not finite and which."""
+    if not names:
+        return ""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"not finite: {', '.join(names[:most])}{more}"
