@@ -1,5 +1,6 @@
 from itertools import islice
 
+import datasets
 import pytest
 import torch
 from torch.utils.data import get_worker_info
@@ -60,13 +61,44 @@ def test_every_broken_image_is_reported_once_per_pass(dataset):
     assert sum(len(report.row_ids) for report in reports) == 24
 
 
-@pytest.mark.parametrize(("num_workers", "start_batch"), [(0, 7), (1, 3), (2, 4), (2, 7)])
-def test_a_stream_is_resumed_exactly(stream, num_workers, start_batch):
+@pytest.mark.parametrize("is_known", [True, False], ids=["its place is known", "it is read again"])
+@pytest.mark.parametrize(("num_workers", "start_batch"), [(0, 7), (1, 3), (2, 1), (2, 4), (2, 7)])
+def test_a_stream_is_resumed_exactly(stream, num_workers, start_batch, is_known):
+    """And once more, from what the resumed one tells."""
     options = {"num_workers": num_workers, "shuffle_buffer_size": 5, "batch_size": 3}
     uninterrupted = first_batches(14, stream, **options)
-    check_equal(
-        first_batches(14 - start_batch, stream, start_sample=3 * start_batch, **options), uninterrupted[start_batch:]
-    )
+    before = uninterrupted[:start_batch]
+    for start in (start_batch, start_batch + 3):
+        options["positions"] = before[-1][1].positions if is_known else None
+        again = first_batches(14 - start, stream, start_sample=3 * start, **options)
+        check_equal(*map(without_positions, (again, uninterrupted[start:])))
+        before = again[:3]
+
+
+def without_positions(batches):
+    return [(batch, report._replace(positions=None)) for batch, report in batches]
+
+
+def test_a_stream_of_one_of_two_processes_is_resumed_where_it_was(encoded_images):
+    """Without reading again what it has read; a row ahead of each shard, and what is in the buffer."""
+    names = []
+
+    def note(row):
+        names.append(row["image"]["path"])
+        return row
+
+    stream = make_dataset(encoded_images).cast_column("image", datasets.Image(decode=False))
+    stream = stream.to_iterable_dataset(num_shards=4)
+    stream = stream.map(note, features=stream.features)
+    options = {"batch_size": 2, "rank": 1, "world_size": 2, "shuffle_buffer_size": 4}
+    uninterrupted = first_batches(20, stream, **options)
+    names.clear()
+    options["positions"] = uninterrupted[16][1].positions
+    again = first_batches(3, stream, start_sample=17 * 4, **options)
+    check_equal(*map(without_positions, (again, uninterrupted[17:])))
+    assert len(names) <= 3 * 2 + 2 + 4 + 4
+    with pytest.raises(ValueError, match="position .* worker 0 is after 34 images, but the run has taken 32 of it"):
+        first_batches(1, stream, start_sample=16 * 4, **options)
 
 
 def test_a_stream_starts_at_whole_batches(stream):

@@ -17,11 +17,13 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining,
 
 from dinov2_hf import DINOv2ForPreTraining, DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.data import load_image_dataset
+from dinov2_hf.data.stream_rows import StreamRows
 from dinov2_hf.evaluation.knn import evaluate_knn
 from dinov2_hf.features import FeatureExtractor
 from dinov2_hf.output_folders import write_marker
 from dinov2_hf.runs import knn_while_training as evaluation
 from dinov2_hf.runs import loop
+from dinov2_hf.training.checkpoint_manifest import write_manifest
 from tests import forked_python
 
 from .conftest import changed_batches, forget_accelerate, run_until_saved, without_pictures
@@ -137,7 +139,13 @@ def test_the_resolved_recipe_gives_the_same_run(finished_run, pretrain, tmp_path
 
 
 @pytest.mark.parametrize(
-    "flags", [(), ("--gradient_accumulation_steps", "2", "--dataloader_num_workers", "2"), ("--streaming", "true")]
+    "flags",
+    [
+        (),
+        ("--gradient_accumulation_steps", "2", "--dataloader_num_workers", "2"),
+        ("--streaming", "true", "--shuffle_buffer_size", "5"),
+        ("--streaming", "true", "--shuffle_buffer_size", "3", "--dataloader_num_workers", "3"),
+    ],
 )
 def test_resume_equals_the_uninterrupted_run(pretrain, recipe, images, tmp_path, flags):
     run(pretrain, recipe, images, tmp_path / "straight", *flags)
@@ -341,6 +349,51 @@ def test_a_stream_resumes_with_the_same_readers_only(pretrain, recipe, images, t
     flags += ("--resume_from_checkpoint", "latest", "--dataloader_num_workers", "1")
     with pytest.raises(SystemExit, match="`dataloader_num_workers` is 1, but .* was made with 0, and a stream"):
         run(pretrain, recipe, images, tmp_path / "out", *flags)
+
+
+def test_a_stream_goes_on_where_it_was(pretrain, recipe, images, tmp_path, caplog):
+    """What it had before the checkpoint is not read; where the checkpoint does not tell the place, all of it is."""
+    flags = ("--streaming", "--shuffle_buffer_size", "4", "--max_steps", "24", "--save_steps", "22")
+    run(pretrain, recipe, images, tmp_path / "straight", *flags)
+    counts, read = [], StreamRows._read
+
+    def counted(rows, *arguments):
+        dataset, values = read(rows, *arguments)
+        return dataset, (counts.append(1) or value for value in values)
+
+    for name in ("again", "of an earlier version"):
+        shutil.copytree(tmp_path / "straight", tmp_path / name)
+        shutil.rmtree(tmp_path / name / "checkpoints" / "step_0000024")
+    checkpoint = tmp_path / "of an earlier version" / "checkpoints" / "step_0000022"
+    (checkpoint / "data_position_0.json").unlink()
+    write_manifest(checkpoint)
+    numbers = []
+    for name in ("again", "of an earlier version"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(StreamRows, "_read", counted)
+            forget_accelerate()
+            run(pretrain, recipe, images, tmp_path / name, *flags, "--resume_from_checkpoint", "latest")
+        assert_same_run(tmp_path / "straight", tmp_path / name)
+        numbers.append(len(counts))
+        counts.clear()
+    assert 2 * 4 <= numbers[0] <= 2 * 4 + 5 * 4
+    assert numbers[1] >= 24 * 4
+    assert "step_0000022 does not tell where the stream was: up to there it is read again" in caplog.text
+
+
+def test_a_stream_of_other_data_begins_anew(pretrain, recipe, images, tmp_path, caplog):
+    shutil.copytree(images, tmp_path / "images")
+    flags = ("--streaming", "--save_steps", "2")
+    run_until_saved(4, lambda: run(pretrain, recipe, tmp_path / "images", tmp_path / "out", *flags))
+    next((tmp_path / "images").rglob("*.png")).unlink()
+    flags += ("--resume_from_checkpoint", "latest")
+    with pytest.raises(SystemExit, match="`train_data shards` was 24 and is 23, so .* add --allow_recipe_change"):
+        run(pretrain, recipe, tmp_path / "images", tmp_path / "out", *flags)
+    run(pretrain, recipe, tmp_path / "images", tmp_path / "out", *flags, "--allow_recipe_change")
+    assert "with another `train_data shards` the stream is another: a new pass over it begins" in caplog.text
+    (of_worker,) = json.loads((tmp_path / "out/checkpoints/step_0000006/data_position_0.json").read_text())
+    place, pass_index, *_ = of_worker[0]
+    assert (place, pass_index) == (6 * 4, 1)
 
 
 def test_two_processes_train_resume_and_export(pretrain, recipe, images, tmp_path, free_port):

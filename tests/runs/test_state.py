@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from dinov2_hf.data.stream_positions import StreamPosition
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
-from dinov2_hf.runs.state import start_state
+from dinov2_hf.runs.state import find_data_position, start_state
 
 
 def arguments(batch_size=4, accumulation=1, **values):
@@ -61,3 +62,16 @@ def test_orders_that_depend_on_the_readers(tmp_path, settings, batch_size, worke
     else:
         with pytest.raises(ValueError, match=complaint):
             start_state(resumed, num_processes, checkpoint)
+
+
+def test_where_a_stream_goes_on(tmp_path, caplog):
+    """Where it was; with another seed in a new pass; and from the beginning where nothing tells it."""
+    before = {"train_data shards": 4, "seed": 0, "learning_rate": 1.0}
+    assert find_data_position(tmp_path, 1, before, before) is None
+    assert "does not tell where the stream was: up to there it is read again" in caplog.text
+    position = StreamPosition(place=12, pass_index=2, rounds=1, given=3, row=4, source={"shard_idx": 1})
+    (tmp_path / "data_position_1.json").write_text(json.dumps([[position], [position]]))
+    assert find_data_position(tmp_path, 1, before, {**before, "learning_rate": 2.0}) == [[position], [position]]
+    anew = StreamPosition(place=12, pass_index=3)
+    assert find_data_position(tmp_path, 1, before, {**before, "seed": 3}) == [[anew], [anew]]
+    assert "with another `seed` the stream is another: a new pass over it begins" in caplog.text

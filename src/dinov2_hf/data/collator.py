@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import default_collate
 
 from .masking import MASKS, check_mask_settings, draw_masks, most_masked
+from .stream_positions import Positions, StreamPosition
 
 
 class SkippedImage(NamedTuple):
@@ -26,7 +27,8 @@ class PreTrainingSample(NamedTuple):
 
     `global_crops` is (G, C, S, S) and `local_crops` (L, C, s, s), of the type that the augmentation gives; `row_id`
     names the image for people; `seed` is the sample's own; `skipped` are images that were tried before this one;
-    `distortions` (G + L, numbers) are what remains to be done to the crops on the device, if anything does.
+    `distortions` (G + L, numbers) are what remains to be done to the crops on the device, if anything does;
+    `positions` are where the worker of a stream is after it, in each of its data sets.
     """
 
     global_crops: torch.Tensor
@@ -35,13 +37,16 @@ class PreTrainingSample(NamedTuple):
     seed: int
     skipped: tuple[SkippedImage, ...]
     distortions: torch.Tensor | None = None
+    positions: list[StreamPosition] | None = None
 
 
 class BatchReport(NamedTuple):
-    """What a batch was made of: the id of each image, and the images that could not be decoded."""
+    """What a batch was made of: the id of each image, and the images that could not be decoded; and where the workers
+    of a stream are, see `build_loader`."""
 
     row_ids: list[str]
     skipped: list[SkippedImage]
+    positions: Positions | None = None
 
 
 class PreTrainingCollator:
@@ -114,7 +119,8 @@ class PreTrainingCollator:
         if self.pad_masked:
             batch |= self._padded(indices, weights, masks.shape)
         skipped = [image for sample in samples for image in sample.skipped]
-        return batch, BatchReport([sample.row_id for sample in samples], skipped)
+        positions = None if samples[-1].positions is None else [samples[-1].positions]
+        return batch, BatchReport([sample.row_id for sample in samples], skipped, positions)
 
     def _padded(self, indices: torch.Tensor, weights: torch.Tensor, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
         ratios = {"mask_probability": self.mask_probability, "mask_ratio": self.mask_ratio}

@@ -28,6 +28,7 @@ from .reading.image_columns import find_image_column
 from .reading.mixed_images import COLUMN, MixedImages
 from .sample_order import PreTrainingBatchSampler
 from .sample_seeds import mix_seed
+from .stream_positions import Positions, before_rounds
 from .weighted_turns import WeightedTurns
 
 
@@ -42,6 +43,7 @@ def build_batches(
     rank: int = 0,
     world_size: int = 1,
     start_sample: int = 0,
+    positions: Positions | None = None,
     has_masks: bool = True,
     pad_masked: bool = False,
     device: torch.device | str = "cpu",
@@ -54,6 +56,7 @@ def build_batches(
         network: the configuration of a backbone, whose `image_size`, `patch_size` and `num_channels` the crops have.
         rank, world_size: this process and the number of processes.
         start_sample: images that all processes together have seen before.
+        positions: of a stream, see `build_loader`.
         has_masks: whether the objective reads masks; without it none are drawn.
         pad_masked: as in `PreTrainingCollator`.
         device: where the batches go, and where the augmentation does its second part, if it has one.
@@ -77,6 +80,7 @@ def build_batches(
         rank=rank,
         world_size=world_size,
         start_sample=start_sample,
+        positions=positions,
         num_workers=recipe.dataloader_num_workers,
         sample_order=recipe.sample_order,
         shuffle_buffer_size=recipe.shuffle_buffer_size,
@@ -135,6 +139,7 @@ def build_loader(
     rank: int = 0,
     world_size: int = 1,
     start_sample: int = 0,
+    positions: Positions | None = None,
     num_workers: int = 0,
     sample_order: str = "global",
     shuffle_buffer_size: int = 1000,
@@ -146,8 +151,8 @@ def build_loader(
 ) -> Batches:
     """Endless batches for one process, from sample number `start_sample` of all processes on.
 
-    A stream is read again up to there, without decoding, and continues exactly only with the number of workers
-    and processes it had before. A data set with random access needs neither.
+    A stream continues exactly only with the number of workers and processes it had before; and where its `positions`
+    are not known, it is read again up to there, without decoding. A data set with random access needs neither.
 
     Args:
         dataset, rank, world_size, pin_memory: as in `build_batches`.
@@ -159,6 +164,7 @@ def build_loader(
         seed: the run's seed.
         start_sample: images that all processes together have seen before; of a stream, a multiple of B times
             `world_size`.
+        positions: of a stream, what the report of the last batch before had.
         num_workers: processes that decode and augment, each on one thread; 0 does it in this process. A stream cannot
             use more of them than it has shards; a warning says so.
         sample_order: see `PreTrainingBatchSampler`; a stream has an order of its own.
@@ -169,7 +175,8 @@ def build_loader(
         one_set_a_step: whether all images of a step come of one of several data sets.
 
     Returns:
-        An iterator over (batch, report), as made by the collator.
+        An iterator over (batch, report), as made by the collator. Of a stream the report has the `positions` of the
+        workers before the round of batches that the next one is of, each worker making one; None in the first round.
 
     Raises:
         ValueError: as `PreTrainingBatchSampler` and `PreTrainingStream`, where the transform does not give the crops
@@ -194,6 +201,7 @@ def build_loader(
             shuffle_buffer_size=shuffle_buffer_size,
             num_channels=num_channels,
             start_batch=start_batch,
+            positions=positions,
             crop_sizes=crop_sizes,
             **share,
         )
@@ -228,6 +236,8 @@ def build_loader(
         worker_init_fn=outlive_preemption,
         **batching,
     )
+    if "batch_sampler" not in batching:
+        loader = before_rounds(iter(loader), positions, max(num_workers, 1))
     return itertools.islice(loader, passed, None)
 
 

@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import datasets
+import fsspec.asyn
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
@@ -20,6 +21,8 @@ from .reading.image_columns import describe_row
 from .replacements import first_decodable
 from .sample_order import SampleKey, check_share
 from .sample_seeds import mix_seed
+from .stream_positions import Positions, StreamPosition
+from .stream_rows import StreamRow, StreamRows
 from .weighted_turns import WeightedTurns
 
 
@@ -76,10 +79,10 @@ class PreTrainingImages(Dataset):
 class PreTrainingStream(IterableDataset):
     """An endless stream of samples for one process, split over its data loader workers.
 
-    Each pass shuffles the shards and, in a buffer, the rows. Every row takes up one place: an image that cannot be
-    decoded is listed in `skipped` of the sample that takes its place, the next image of the stream that can (which
-    comes again in its own place). So the place of a sample follows from counting, and a run is resumed exactly by
-    passing over rows without decoding them. Row ids count the places of a worker.
+    Rows come in the order of `StreamRows`. Every row takes up one place: an image that cannot be decoded is listed in
+    `skipped` of the sample that takes its place, the next image of the stream that can (which comes again in its own
+    place). So the place of a sample follows from counting. Every sample tells the `positions` of its worker after it,
+    from which the stream goes on exactly. Row ids count the places of a worker.
 
     Args:
         dataset, image_column, transform, num_channels: as of `PreTrainingImages`; the data set is streamed.
@@ -89,11 +92,12 @@ class PreTrainingStream(IterableDataset):
         shuffle_buffer_size: rows that a worker holds in memory to shuffle them.
         start_batch: the batch to begin with. Worker w of n yields batches w, w + n, w + 2n and so on, and all of them
             begin in the round of n batches that contains `start_batch`; `build_loader` drops what is before it.
+        positions: of every worker, where it was before that round; without them it reads again what was before.
         crop_sizes: see `PreTrainingBatchSampler`.
 
     Raises:
         ValueError: if a number is out of range; while iterating, if a worker gets no rows or 20 rows in a row that
-            cannot be decoded.
+            cannot be decoded, or if a position is of another place or of other data.
     """
 
     dataset: datasets.IterableDataset
@@ -107,6 +111,7 @@ class PreTrainingStream(IterableDataset):
     shuffle_buffer_size: int = 1000
     num_channels: int = 3
     start_batch: int = 0
+    positions: Positions | None = None
     crop_sizes: WeightedTurns | None = None
 
     def __post_init__(self):
@@ -126,43 +131,38 @@ class PreTrainingStream(IterableDataset):
 
     def __iter__(self) -> Iterator[PreTrainingSample]:
         worker_info = get_worker_info()
-        worker, num_workers = (worker_info.id, worker_info.num_workers) if worker_info else (0, 1)
-        first_place = self.start_batch // num_workers * self.batch_size
-        rows = itertools.islice(enumerate(self._rows()), first_place, None)
-        upcoming = deque()
+        worker, num_workers = (worker_info.id, worker_info.num_workers) if worker_info else (0, 0)
+        # A worker is forked, maybe while the process held this lock of its remote files, which nobody would return.
+        fsspec.asyn.reset_lock()
+        first_place = self.start_batch // max(num_workers, 1) * self.batch_size
+        position = self.positions[worker][0] if self.positions else StreamPosition()
+        rows = StreamRows(
+            self.dataset, self.seed, self.shuffle_buffer_size, self.rank, self.world_size, worker, num_workers
+        ).start_at(position)
+        if self.positions is None:
+            rows = itertools.islice(rows, first_place, None)
+        elif position.place != first_place:
+            raise ValueError(
+                f"the position of data loader worker {worker} is after {position.place} images, but the run has taken"
+                f" {first_place} of it; continue from another checkpoint."
+            )
+        upcoming: deque[StreamRow] = deque()
 
         def candidates() -> Iterator[tuple[str, Any]]:
             for ahead in itertools.count():
                 if ahead == len(upcoming):
                     upcoming.append(next(rows))
-                place, value = upcoming[ahead]
-                yield describe_row(value, f"{worker}:{place}"), value
+                value = upcoming[ahead].value[self.image_column]
+                yield describe_row(value, f"{worker}:{upcoming[ahead].place}"), value
 
         for place in itertools.count(first_place):
             own_batch, index = divmod(place, self.batch_size)
-            batch = own_batch * num_workers + worker
-            position = (batch * self.world_size + self.rank) * self.batch_size + index
-            maker = self.crop_makers[self.crop_sizes.at(position)[0] if self.crop_sizes else 0]
-            sample = _sample_of_first(candidates(), *maker, mix_seed(self.seed, position))
-            upcoming.popleft()
+            batch = own_batch * max(num_workers, 1) + worker
+            in_run = (batch * self.world_size + self.rank) * self.batch_size + index
+            maker = self.crop_makers[self.crop_sizes.at(in_run)[0] if self.crop_sizes else 0]
+            sample = _sample_of_first(candidates(), *maker, mix_seed(self.seed, in_run))
             # Any further images that failed are reported in their own places.
-            yield sample._replace(skipped=sample.skipped[:1])
-
-    def _rows(self) -> Iterator[Any]:
-        for pass_index in itertools.count():
-            # A new shuffle per pass, not `set_epoch`: workers share the memory of the epoch, but not their passes.
-            shuffled = self.dataset.shuffle(
-                seed=mix_seed(self.seed, -1 - pass_index), buffer_size=self.shuffle_buffer_size
-            )
-            is_empty = True
-            for row in split_dataset_by_node(shuffled, self.rank, self.world_size):
-                is_empty = False
-                yield row[self.image_column]
-            if is_empty:
-                raise ValueError(
-                    f"the data set gave no images to a data loader worker of rank {self.rank} of {self.world_size}; "
-                    "use fewer workers or processes, or more images."
-                )
+            yield sample._replace(skipped=sample.skipped[:1], positions=[upcoming.popleft().position])
 
 
 def _crop_makers(transform: Transform | Sequence[Transform], num_channels: int) -> list[tuple[Decode, Transform]]:

@@ -128,7 +128,7 @@ class Steps:
             self._evaluate()
         is_best = run.best.step == self.state["step"]
         if saves or is_best or self.is_preempted:
-            run.saver.save(self.state, kept=run.best.step)
+            run.saver.save(self.state, kept=run.best.step, data_position=run.data_position)
             run.draw_curves()
             self.window.restart()
         for output in run.outputs:
@@ -187,6 +187,7 @@ class Step:
             waited = time.perf_counter()
             with bad_data_stops_run():
                 batch, report = next(run.batches)
+            run.data_position = report.positions
             window.add_wait(time.perf_counter() - waited)
             run.skipped_images.add(report)
             self._row_ids = report.row_ids

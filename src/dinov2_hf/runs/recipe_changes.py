@@ -17,7 +17,7 @@ FREE = (
 )  # fmt: skip
 # Data may lie in another place by now. The number of images is compared (`DATA_SIZES`), and the log says so.
 MOVABLE = ("train_data", "eval_data", "eval_bank_data")
-DATA_SIZES = ("train_data images", "eval_data images", "eval_bank_data images")
+DATA_SIZES = ("train_data images", "train_data shards", "eval_data images", "eval_bank_data images")
 # What k-NN accuracies are measured with: those from before a change are none to compare with.
 OF_EVALUATION = (
     "eval_split", "eval_bank_split", "label_column", "image_column", "max_eval_bank_images", "max_eval_images",
@@ -40,7 +40,8 @@ def check_recipe(
 
     Args:
         state: of `start_state`.
-        sizes: number of images by the names of `DATA_SIZES`; `None` for a stream, and where there is no evaluation.
+        sizes: by the names of `DATA_SIZES`, numbers of images, `None` for a stream and where there is no evaluation,
+            and shards of a stream. One that the checkpoint does not tell was as it is now.
         fixed: names that describe what a checkpoint holds, or that nothing reads after the first step.
         allow_changes: `--allow_recipe_change`.
         defaults: of all options. A checkpoint of an earlier version does not have those that came later, and was made
@@ -52,7 +53,7 @@ def check_recipe(
     """
     now = json.loads(json.dumps({**recipe, **sizes}))  # as it is read from a checkpoint
     known = json.loads(json.dumps(dict(defaults or {}), default=str))
-    of_checkpoint = {**{name: known[name] for name in now if name in known}, **state.get("recipe", now)}
+    of_checkpoint = {name: known[name] for name in now if name in known} | dict(sizes) | state.get("recipe", now)
     gone = [name for name in of_checkpoint if name not in now] if defaults else []
     for name in gone:
         logger.warning("`%s` was %s, and is no option any more.", name, of_checkpoint.pop(name))

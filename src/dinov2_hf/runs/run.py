@@ -44,7 +44,7 @@ from .recipe_checks import check_groups
 from .recipe_parsing import options_of_run
 from .resumed_recipe import RECIPE_FILE
 from .run_folder import claimed_folder, start_output_dir
-from .state import check_steps_left, start_state
+from .state import check_steps_left, find_data_position, start_state
 
 
 @contextmanager
@@ -78,6 +78,7 @@ class Run:
 
     Attributes:
         state: what a checkpoint keeps beside weights: steps, images seen, accuracies.
+        data_position: where this process is in a stream, for the next checkpoint; None of data that is no stream.
         is_training: whether files are written, from `prepare` to the end of `finish`.
 
     Raises:
@@ -109,8 +110,10 @@ class Run:
         self.state = start_state(args, num_processes, self.checkpoint)
         resume_launch(self.accelerator, self.state)
         self.num_images = None if args.streaming else len(self.dataset)
+        shards = self.dataset.num_shards if args.streaming else None
+        recipe_before = self.state.get("recipe", {})
         measured = (self.evaluation.queries, self.evaluation.bank) if self.evaluation else ()
-        sizes = dict(zip_longest(DATA_SIZES, [self.num_images, *map(len, measured)]))
+        sizes = dict(zip_longest(DATA_SIZES, [self.num_images, shards, *map(len, measured)]))
         allowed = args.allow_recipe_change
         check_recipe(
             self.state,
@@ -121,6 +124,11 @@ class Run:
             defaults={name: option.default for name, option in options_of_run(plan.kinds).items()},
         )
         check_steps_left(args, self.state["step"])
+        self.data_position = None
+        if self.checkpoint and args.streaming:
+            self.data_position = find_data_position(
+                self.checkpoint, self.accelerator.process_index, recipe_before, self.state["recipe"]
+            )
         self.batches = build_batches(
             self.dataset,
             args,
@@ -128,6 +136,7 @@ class Run:
             rank=self.accelerator.process_index,
             world_size=num_processes,
             start_sample=self.state["images_seen"],
+            positions=self.data_position,
             has_masks=plan.has_masks,
             pad_masked=args.compile == "step" or plan.shares_images,
             device=self.accelerator.device,

@@ -1,10 +1,22 @@
 """What a run knows of itself, and when a checkpoint can be continued with other processes, workers or batches."""
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..data.sample_order import SAMPLE_ORDERS
+from ..data.stream_positions import Positions, positions_from
 from ..training.checkpoint_folders import read_state
+from ..training.checkpoints import read_data_position
 from .pretraining_arguments import PreTrainingArguments
+
+
+logger = logging.getLogger(__name__)
+# What the rows of a stream and their order are made of.
+ORDER_OF_STREAM = (
+    "train_data shards", "train_split", "dataset_config_name", "image_column", "shuffle_buffer_size", "seed",
+)  # fmt: skip
 
 
 def start_state(args: PreTrainingArguments, num_processes: int, checkpoint: Path | None) -> dict:
@@ -44,6 +56,28 @@ def start_state(args: PreTrainingArguments, num_processes: int, checkpoint: Path
                 " continues exactly only with the same."
             )
     return {**state, "readers": readers}
+
+
+def find_data_position(
+    checkpoint: Path, process_index: int, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> Positions | None:
+    """
+    Where this process goes on in a stream: `None` where a checkpoint does not tell, so that it is read again.
+
+    Args:
+        before, now: the recipe of the checkpoint, and that of the run. Where another order of rows follows from what
+            has changed, a new pass begins.
+    """
+    positions = positions_from(read_data_position(checkpoint, process_index))
+    changed = [name for name in ORDER_OF_STREAM if name in before and before[name] != now[name]]
+    if positions is None:
+        logger.warning(
+            "%s does not tell where the stream was: up to there it is read again, without decoding.", checkpoint
+        )
+    elif changed:
+        logger.warning("with another `%s` the stream is another: a new pass over it begins.", "`, `".join(changed))
+        return [[position.at_next_pass() for position in of_worker] for of_worker in positions]
+    return positions
 
 
 def check_steps_left(args: PreTrainingArguments, step: int) -> None:

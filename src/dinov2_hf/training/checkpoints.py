@@ -3,7 +3,8 @@ Full-state checkpoints that are either whole or not there.
 
 A checkpoint appears under its name when it is complete and on the disk, so a process killed at any moment, or a full
 disk, leaves the previous one usable. Its manifest of checksums tells a damaged one from a whole one later, and whose
-files are in it. Position in the data is a number in the state, the images seen: the sampler is a function of it.
+files are in it. Position in the data is a number in the state, the images seen: the sampler is a function of it. Of a
+stream each process has a position of its own beside it.
 """
 
 import json
@@ -49,13 +50,14 @@ class CheckpointSaver:
         self._completing: Future[None] | None = None
         self._checkpoint = folder
 
-    def save(self, state: dict, *, kept: int | None = None) -> Path:
+    def save(self, state: dict, *, kept: int | None = None, data_position: list | None = None) -> Path:
         """
         Save everything a run needs to go on: weights of student, teacher, heads and centres, optimizer, random state
         of every process, and `state`, which must hold `step`. The one before is completed first.
 
         Args:
             kept: a step of which the checkpoint is not deleted, beside the newest.
+            data_position: what this process, and no other, tells of its place in the data; see `read_data_position`.
 
         Raises:
             RunStopped: on all processes, when this one or the one before could not be written; earlier checkpoints are
@@ -66,13 +68,18 @@ class CheckpointSaver:
         partial, held = write_unfinished(
             self.accelerator,
             self._checkpoint,
-            lambda partial: self.accelerator.save_state(str(partial)),
+            lambda partial: self._write(partial, data_position),
             check=refuse_foreign,
         )
         if self.accelerator.is_main_process:
             text = json.dumps(state, indent=2)
             self._completing = self._background.submit(self._complete, self._checkpoint, partial, held, text, kept)
         return self._checkpoint
+
+    def _write(self, partial: Path, data_position: list | None) -> None:
+        self.accelerator.save_state(str(partial))
+        if data_position is not None:
+            _data_position_file(partial, self.accelerator.process_index).write_text(json.dumps(data_position))
 
     def has_failed(self) -> bool:
         """Whether what this process does in the background has ended in an error, which `wait` raises."""
@@ -197,6 +204,16 @@ def _none_complete(folder: Path, complaint: str = "") -> str:
         f'--resume_from_checkpoint is "latest", but {folder} holds no complete checkpoint{complaint}; leave it out to'
         " start from the beginning."
     )
+
+
+def read_data_position(checkpoint: Path, process_index: int) -> list | None:
+    """What that process told of its place in the data; None where it told nothing."""
+    path = _data_position_file(checkpoint, process_index)
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _data_position_file(checkpoint: Path, process_index: int) -> Path:
+    return checkpoint / f"data_position_{process_index}.json"
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:

@@ -1,0 +1,158 @@
+"""The rows of a stream that one data loader worker reads: endless, shuffled, and entered where they were left."""
+
+import itertools
+import logging
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+from datasets.distributed import split_dataset_by_node
+
+from .sample_seeds import mix_seed
+from .stream_positions import StreamPosition
+
+
+class StreamRow(NamedTuple):
+    """A row, the number of rows that the worker has given out before it, and where the worker is after it."""
+
+    place: int
+    value: dict[str, Any]
+    position: StreamPosition
+
+
+@dataclass
+class StreamRows:
+    """The rows of one worker, pass after pass. Each pass shuffles the shards and, in a buffer, the rows.
+
+    When the buffer is full it is shuffled, one half is given out and the other kept, as `IterableDataset.shuffle` of
+    datasets 5.2 does it. Which row numbers are in the buffer follows from the seed alone. So a position need not hold
+    what is in it: the rows are read again, from the oldest on that is still wanted. That is about log2(S) x S / 2 rows
+    before, with a buffer of S.
+
+    Args:
+        dataset: the stream, with the columns that are wanted.
+        seed: of the order.
+        buffer_size: S, rows that are held.
+        rank, world_size: the process and the number of processes, which share the shards; or the rows, where their
+            number is no multiple of that of the processes.
+        worker, num_workers: of the process; `num_workers` 0 is the process itself.
+    """
+
+    dataset: datasets.IterableDataset
+    seed: int
+    buffer_size: int
+    rank: int = 0
+    world_size: int = 1
+    worker: int = 0
+    num_workers: int = 0
+
+    def start_at(self, position: StreamPosition) -> Iterator[StreamRow]:
+        """The rows from a position on, without end.
+
+        Raises:
+            ValueError: there are none in a pass, or fewer than when the position was noted.
+        """
+        for pass_index in itertools.count(position.pass_index):
+            for row in self._one_pass(position):
+                position = row.position
+                yield row
+            position = StreamPosition(position.place, pass_index + 1)
+
+    def _one_pass(self, position: StreamPosition) -> Iterator[StreamRow]:
+        generator, rounds, given = self._generator(position.pass_index), position.rounds, position.given
+        per_round = self.buffer_size - self.buffer_size // 2
+        kept, known = np.empty(0, dtype=int), 0  # numbers of rows in the buffer, and how many were read for it
+        for _ in range(rounds):
+            upto = known + self.buffer_size - len(kept)
+            numbers = np.concatenate([kept, np.arange(known, upto)])
+            kept, known = numbers[generator.permutation(self.buffer_size)][per_round:], upto
+        dataset, rows = self._read(position.pass_index, position.source)
+        place, read, wanted, held = position.place, position.row, set(kept.tolist()), {}
+        states = deque([(read, position.source)])
+        is_full = True
+        while is_full:
+            numbers = kept.tolist()
+            while len(numbers) < self.buffer_size and (row := next(rows, None)) is not None:
+                if read >= known:
+                    numbers.append(read)
+                if read >= known or read in wanted:
+                    held[read] = row
+                read += 1
+            is_full, known = len(numbers) == self.buffer_size, read
+            if read == 0:
+                raise ValueError(
+                    f"the data set gave no images to a data loader worker of rank {self.rank} of {self.world_size}; "
+                    "use fewer workers or processes, or more images."
+                )
+            numbers = np.array(numbers, dtype=int)[generator.permutation(len(numbers))]
+            count = per_round if is_full else len(numbers)
+            oldest = np.append(np.minimum.accumulate(numbers[::-1])[::-1], read)
+            for number in numbers[:given].tolist():
+                held.pop(number, None)
+            for index in range(given, count):
+                while len(states) > 1 and states[1][0] <= oldest[index + 1]:
+                    states.popleft()
+                value = held.pop(int(numbers[index]), None)
+                if value is None:
+                    raise ValueError(
+                        f"the data set ends after {read} rows of this worker, fewer than there were when the run was"
+                        " saved; give it the data that it had."
+                    )
+                position = StreamPosition(place + 1, position.pass_index, rounds, index + 1, *states[0])
+                yield StreamRow(place, value, position)
+                place += 1
+            kept, rounds, given = numbers[count:], rounds + 1, 0
+            states.append((read, dataset.state_dict()))
+
+    def _generator(self, pass_index: int) -> np.random.Generator:
+        """Of the order in the buffer; as `datasets` draws it, so that runs go on that were made before."""
+        generator = np.random.default_rng(mix_seed(self.seed, -1 - pass_index))
+        if not self.num_workers:
+            return generator
+        return np.random.default_rng(generator.integers(0, 1 << 63) - self.worker)
+
+    def _read(
+        self, pass_index: int, state: dict[str, Any] | None
+    ) -> tuple[datasets.IterableDataset, Iterator[dict[str, Any]]]:
+        """The share of a pass in the order of the shards, and its rows from a state on."""
+        # A new shuffle per pass, not `set_epoch`: workers share the memory of the epoch, but not their passes.
+        dataset = self.dataset.shuffle(seed=mix_seed(self.seed, -1 - pass_index), buffer_size=1)
+        if dataset.num_shards % self.world_size == 0:
+            dataset = dataset.shard(self.world_size, self.rank, contiguous=False)
+        else:
+            dataset = split_dataset_by_node(dataset, self.rank, self.world_size)
+        if self.num_workers:
+            dataset = dataset.shard(self.num_workers, self.worker, contiguous=False)
+        if state is not None:
+            dataset.load_state_dict(state)
+
+        def rows() -> Iterator[dict[str, Any]]:
+            # Not `iter(dataset)`, which would in a worker share the shards out once more.
+            batches = dataset.iter(batch_size=1)
+            with _loading_state():
+                first = list(itertools.islice(batches, 1))
+            for batch in itertools.chain(first, batches):
+                yield {column: values[0] for column, values in batch.items()}
+
+        return dataset, rows()
+
+
+@contextmanager
+def _loading_state() -> Iterator[None]:
+    """No warning of rows that are lost with a buffer: one of a single row is empty between two rows."""
+    logger = logging.getLogger(datasets.iterable_dataset.__name__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"the stream cannot be entered where it was left ({type(error).__name__}: {error}), since the data or the"
+            " version of `datasets` is another than then; take those that it had."
+        ) from error
+    finally:
+        logger.setLevel(level)
