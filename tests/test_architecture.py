@@ -24,7 +24,7 @@ ROOMS = (
 # How anything is imported, written, read from a recipe, and told; and where networks run.
 GROUND = {
     "lazy_names", "output_folders", "atomic_files", "recipe_files", "public_names", "named_objects", "value_ranges",
-    "options", "command_lines", "devices", "hub_repos",
+    "options", "declarations", "command_lines", "devices", "hub_repos", "progress",
 }  # fmt: skip
 # Imports go down only. A room may import those named here and the ground.
 ALLOWED = {
@@ -37,7 +37,9 @@ ALLOWED = {
     "value_ranges": set(),
     "command_lines": {"named_objects", "options", "public_names", "recipe_files"},
     "options": {"named_objects", "public_names", "recipe_files", "value_ranges"},
+    "declarations": set(),
     "devices": set(),
+    "progress": set(),
     "hub_repos": set(),
     "data": set(),
     "models": {"data"},  # one way to decode an image

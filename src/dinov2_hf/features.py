@@ -23,7 +23,6 @@ from accelerate.utils import gather, gather_object
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from .data.decoded_images import DatasetOrRows, DecodedImages, process_images, require_column
 from .data.decoding.channels import image_decoder
@@ -32,6 +31,7 @@ from .data.loader_workers import check_shared_memory, leave_interruption_to_pare
 from .feature_kinds import CLS_RULE, ONE_TOKEN_RULE, FeatureKind, image_features, take_features, vision_part
 from .fingerprints import dataset_fingerprint, processor_values, weights_fingerprint
 from .keyed_tensors import keep_tensors, read_tensors
+from .progress import Progress
 
 
 __all__ = [
@@ -327,7 +327,7 @@ class FeatureBatches(Iterator[tuple[list[int], Tensor]]):
         batches = self._own_batches()
         if extractor.world_size > 1:
             batches = _shared_batches(batches, len(all_rows), extractor.processes)
-        bar = tqdm(batches, desc=description, unit="batch", total=len(all_rows), disable=not extractor.progress)
+        bar = Progress(batches, desc=description, unit="batch", total=len(all_rows), disable=not extractor.progress)
         self._batches = self._checked(bar)
 
     def __next__(self) -> tuple[list[int], Tensor]:

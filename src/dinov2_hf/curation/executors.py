@@ -14,8 +14,8 @@ from multiprocessing import get_all_start_methods, get_context, parent_process, 
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
+from ..progress import Progress
 from .storage.manifests import STAGE_FILE, StageFolder, UnfinishedShard, foreign_files, remove_stage
 
 
@@ -111,7 +111,7 @@ def run_stage(
         _remove_torn(stage.folder.path)
     done = stage.folder.num_shards - len(missing) if world_size == 1 else 0
     is_silent = not progress or len(missing) < 2
-    with tqdm(total=len(missing) + done, initial=done, desc=stage.name, unit="shard", disable=is_silent) as bar:
+    with Progress(total=len(missing) + done, initial=done, desc=stage.name, unit="shard", disable=is_silent) as bar:
         for _ in _run_shards(stage, missing, pool):
             bar.update()
     return len(missing)

@@ -12,13 +12,13 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import interpolate
-from tqdm.auto import tqdm
 
 from ..atomic_files import check_new_folder
 from ..feature_kinds import num_blocks
 from ..features import DatasetOrRows, FeatureExtractor
 from ..models.depth_layers import four_depth_layers
 from ..pictures.masks_and_depths import draw_depths
+from ..progress import Progress
 from ..value_ranges import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, SEEDS
 from .dense.depth_benchmarks import BENCHMARKS, DepthBenchmark
 from .dense.depth_heads import DPTDepth, LinearDepth, check_dpt, frozen_features
@@ -238,7 +238,7 @@ def check_depths(
             are out of the range.
     """
     measured = []
-    for row in tqdm(rows, desc=f"Checking {split} depth", unit="map", disable=not progress):
+    for row in Progress(rows, desc=f"Checking {split} depth", unit="map", disable=not progress):
         image, depth = pairs[row]
         if min(image.shape[-2:]) < patch_size:
             raise ValueError(

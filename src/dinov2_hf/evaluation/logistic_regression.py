@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 
 from ..features import DatasetOrRows, FeatureExtractor
 from ..pictures.figures import draw_beside_numbers, draw_curves
+from ..progress import Progress
 from ..value_ranges import AT_LEAST_ONE, NOT_NEGATIVE, SEEDS
 from .classification.labelled_features import labelled_features, random_split
 from .classification.labels import match_labels
@@ -159,7 +159,7 @@ def _path_of_c(extractor, fit, cs, features, labels, validation_features, valida
     """Validation accuracy of each C. Each process fits its share, from small to large, each from the one before."""
     found, previous = [], None
     own_cs = cs[extractor.rank :: extractor.world_size]
-    for c in tqdm(own_cs, desc="Fitting the path of C", disable=not extractor.progress):
+    for c in Progress(own_cs, desc="Fitting the path of C", disable=not extractor.progress):
         previous = fit(features, labels, c=c, start=previous)
         predicted = torch.from_numpy(previous.predict(validation_features.double().numpy()))
         found.append((c, (predicted == validation_labels).double().mean().item()))

@@ -1,6 +1,5 @@
 """The steps of a run, and what happens between two of them: logging, evaluation, saving, stopping when asked to."""
 
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -9,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 
+from ..progress import Progress
 from ..training.backends import backend_name, compute_precision
 from ..training.checkpoint_folders import checkpoint_name
 from ..training.distributed import mean_over_processes
@@ -86,14 +85,15 @@ class Steps:
             recipe=run.plan.recipe,
         )
 
-    def _progress_bar(self) -> tqdm:
-        return tqdm(
+    def _progress_bar(self) -> Progress:
+        return Progress(
             total=self.last,
             initial=self.state["step"],
             desc=self.run.module.task,
             disable=not self.run.accelerator.is_local_main_process,
             dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 30,
+            mininterval=0.5,
+            delay=0,  # the last line tells of a short run too
             bar_format="{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
         )
 
@@ -116,7 +116,7 @@ class Steps:
             self.is_preempted |= num_preempted > 0
         return left_out
 
-    def _between(self, step: "Step", progress: tqdm) -> None:
+    def _between(self, step: "Step", progress: Progress) -> None:
         run, args = self.run, self.args
         logs, evaluates, saves = map(self._is_due, (args.logging_steps, args.eval_steps, args.save_steps))
         exports = args.export_every and self.state["step"] % args.export_every == 0
@@ -148,7 +148,7 @@ class Steps:
     def _is_due(self, every: int) -> bool:
         return self.state["step"] % every == 0 or self.state["step"] == self.last
 
-    def _log(self, step: "Step", progress: tqdm) -> None:
+    def _log(self, step: "Step", progress: Progress) -> None:
         accelerator = self.run.accelerator
         metrics = {**self.window.means(), **self.window.feature_statistics(accelerator)}
         metrics = mean_over_processes(accelerator, metrics, alike=step.norms)

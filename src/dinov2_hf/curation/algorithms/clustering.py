@@ -16,8 +16,8 @@ import torch
 from faiss.contrib.clustering import reassign_centroids
 from sklearn.cluster import kmeans_plusplus
 from torch import distributed
-from tqdm.auto import tqdm
 
+from ...progress import Progress
 from .faiss_gpus import on_gpus
 from .neighbors import IndexSettings, search
 from .unit_vectors import ArrayEmbeddings, UnitVectors, row_blocks, shard_range
@@ -84,7 +84,7 @@ def spherical_kmeans(
 
     part = _own_part(chosen)
     objective, num_reassigned = [], 0
-    with tqdm(total=num_iterations * len(part), unit="row", desc="K-means", disable=not progress) as bar:
+    with Progress(total=num_iterations * len(part), unit="row", desc="K-means", disable=not progress) as bar:
         for _ in range(num_iterations):
             sums, counts, total = _cluster_sums(vectors, sample, part, centroids, gpus, bar)
             for values in (sums, counts, total):

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import faiss
 import numpy as np
-from tqdm.auto import tqdm
 
 from ...atomic_files import new_file
+from ...progress import Progress
 from .faiss_gpus import GPU_CODES, MOST_CANDIDATES, on_gpus
 from .unit_vectors import UnitVectors, row_blocks
 
@@ -216,7 +216,7 @@ def add_rows(
     is_on_gpu = index is not trained
     if not is_on_gpu:
         index = faiss.clone_index(trained)
-    with tqdm(total=stop - start, unit="row", desc="Index", disable=not progress) as bar:
+    with Progress(total=stop - start, unit="row", desc="Index", disable=not progress) as bar:
         for first, end in row_blocks(start, stop):
             block = vectors.read(first, end)
             if isinstance(trained, faiss.IndexFlat):
@@ -307,7 +307,7 @@ def search(
         index = on_gpus(index, gpus, split=True)
     rows = np.full((stop - start, k), -1, np.int64)
     similarities = np.full((stop - start, k), -np.inf, np.float32)
-    with tqdm(total=stop - start, unit="row", desc="Search", disable=not progress) as bar:
+    with Progress(total=stop - start, unit="row", desc="Search", disable=not progress) as bar:
         for first, end in row_blocks(start, stop, _QUERY_ROWS):
             block = queries.read(first, end)
             scores, candidates = index.search(block, num_candidates)

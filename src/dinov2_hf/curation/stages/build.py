@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
-from tqdm.auto import tqdm
 
 from ...data.decoding.undecodable import UndecodableImage
+from ...progress import Progress
 from ..algorithms.image_hashes import content_hash
 from ..run_context import Curation
 from ..storage.dataset_files import DatasetWriter, dataset_features
@@ -67,7 +67,7 @@ def build(
     before = chosen["row_id"][rows.start - 1].as_py() if rows.start else None
     reasons: dict[int, str] = {}
     written = []
-    bar = tqdm(part, desc=f"build {shard.label}", unit="image", disable=not arguments.progress)
+    bar = Progress(part, desc=f"build {shard.label}", unit="image", disable=not arguments.progress)
     with DatasetWriter(shard.folder, dataset_features(curation), rows_per_file) as writer:
         for row, fact in zip(bar, facts, strict=True):
             row_id = row["row_id"]

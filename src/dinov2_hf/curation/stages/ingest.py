@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet
-from tqdm.auto import tqdm
 
 from ...data.decoding.file_content import outside_path
 from ...data.decoding.rgb import decode_image
 from ...data.decoding.undecodable import UndecodableImage
+from ...progress import Progress
 from ..algorithms.image_hashes import content_hash, perceptual_hash
 from ..filters import Columns, FilterChain, planned_filters
 from ..run_context import Curation
@@ -86,7 +86,9 @@ def ingest(
                 drop(fact, reason)
         waiting.clear()
 
-    bar = tqdm(shard.rows_of(len(sources)), desc=f"ingest {shard.label}", unit="image", disable=not arguments.progress)
+    bar = Progress(
+        shard.rows_of(len(sources)), desc=f"ingest {shard.label}", unit="image", disable=not arguments.progress
+    )
     for row_id in bar:
         source, _ = sources.locate(row_id)
         value = sources.image(row_id)

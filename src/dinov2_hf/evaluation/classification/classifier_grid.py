@@ -17,7 +17,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
+
+from ...progress import Progress
 
 
 # Before their scaling by the batch size. The original's code and the paper name different grids.
@@ -147,7 +148,9 @@ def train_grid(
         ValueError: the features are not finite.
     """
     description = f"Training {len(grid.choices)} classifiers"
-    bar = tqdm(zip(range(num_steps), batches, strict=False), desc=description, total=num_steps, disable=not progress)
+    bar = Progress(
+        zip(range(num_steps), batches, strict=False), desc=description, total=num_steps, disable=not progress
+    )
     for step, (features, labels) in bar:
         losses = grid.step(features, labels, (1 + math.cos(math.pi * step / num_steps)) / 2)
         if step == 0 and not losses.isfinite().all():

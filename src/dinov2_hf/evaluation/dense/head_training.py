@@ -7,9 +7,9 @@ from math import cos, isfinite, pi
 import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ...features import FeatureExtractor
+from ...progress import Progress
 
 
 def linear_decay(progress: float) -> float:
@@ -85,7 +85,7 @@ def train_head(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     several, device = extractor.world_size > 1, extractor.device
     losses = []
-    bar = tqdm(range(num_steps), desc="Training the head", unit="step", disable=not extractor.progress)
+    bar = Progress(range(num_steps), desc="Training the head", unit="step", disable=not extractor.progress)
     for step, (pixel_values, labels) in zip(bar, batches, strict=False):
         for group, learning_rate in zip(optimizer.param_groups, peak, strict=True):
             group["lr"] = learning_rate * learning_rate_factor(step)

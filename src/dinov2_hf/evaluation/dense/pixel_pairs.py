@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
-from tqdm.auto import tqdm
 
 from ...data.decoded_images import undecoded_columns
 from ...data.decoding.channels import NPY_BEGINNING, image_decoder, read_npy
@@ -24,6 +23,7 @@ from ...data.replacements import first_decodable
 from ...data.sample_order import PreTrainingBatchSampler, SampleKey
 from ...features import DatasetOrRows, FeatureExtractor
 from ...models import DINOv2ImageProcessor
+from ...progress import Progress
 from .head_training import seeded
 
 
@@ -189,7 +189,7 @@ def pairs_to_measure(
     loader = DataLoader(
         Subset(pairs, rows), batch_size=None, num_workers=extractor.num_workers, generator=torch.Generator()
     )
-    bar = tqdm(loader, desc=description, unit="image", disable=not extractor.progress)
+    bar = Progress(loader, desc=description, unit="image", disable=not extractor.progress)
     for row, (image, labels) in zip(rows, bar, strict=True):
         yield image.as_subclass(Tensor), labels.as_subclass(Tensor), row in drawn
 

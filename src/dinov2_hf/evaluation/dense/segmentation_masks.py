@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from ...features import DatasetOrRows
+from ...progress import Progress
 from .pixel_pairs import PixelPairs, decode_map
 
 
@@ -155,7 +155,7 @@ def count_ids(
         collate_fn=_as_it_is,
     )
     description = f"Checking {'images and masks' if with_images else 'masks'} of {pairs.source}"
-    return list(tqdm(loader, desc=description, unit="mask", disable=not progress))
+    return list(Progress(loader, desc=description, unit="mask", disable=not progress))
 
 
 def _as_it_is(value: Any) -> Any:

@@ -1,0 +1,41 @@
+"""How far a loop is: a bar on a terminal; elsewhere, such as in the log of a job, a line every half minute."""
+
+import os
+import sys
+from typing import Any
+
+from tqdm.auto import tqdm
+
+
+SECONDS_BETWEEN_LINES = 30
+
+
+class Progress(tqdm):
+    """
+    A `tqdm`, whose arguments it takes. Where nobody watches, a loop of less than half a minute writes nothing,
+    but with `delay=0`.
+
+    TQDM_DISABLE, which tqdm reads and `-q` sets, silences it too where `disable` is false.
+    """
+
+    def __init__(self, *arguments: Any, disable: bool = False, **given: Any):
+        if not sys.stderr.isatty():
+            given |= {"file": _Lines(), "mininterval": SECONDS_BETWEEN_LINES, "miniters": 1}
+            given.setdefault("delay", SECONDS_BETWEEN_LINES)
+        is_silenced = os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
+        super().__init__(*arguments, disable=disable or is_silenced, **given)
+
+
+class _Lines:
+    """A file for a bar: what would stand in the place of what stands there becomes a line, unless it is the same."""
+
+    last = ""
+
+    def write(self, text: str) -> None:
+        text = text.strip()
+        if text and text != self.last:
+            self.last = text
+            sys.stderr.write(f"{text}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
