@@ -10,6 +10,7 @@ root = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (root / "src/dinov2_hf/__init__.py").read_text()).group(1)
 
 CLUSTERING = ["scikit-learn>=1.4", "scipy>=1.11"]  # first centroids, connected components
+COMPLETION = ["shtab>=1.7"]  # scripts for shells
 CURATION = ["faiss-cpu>=1.9", *CLUSTERING]
 DATATROVE = ["datatrove>=0.10"]  # 0.10 goes with huggingface-hub 1
 DEEPSPEED = ["deepspeed>=0.19.8", "ninja>=1.11"]  # it compiles its operators when they are first used
@@ -56,6 +57,7 @@ setup(
         "transformers>=5.17",
     ],
     extras_require={
+        "completion": COMPLETION,
         "curation": CURATION,
         "datatrove": DATATROVE,
         "deepspeed": DEEPSPEED,
@@ -68,6 +70,7 @@ setup(
         "ray": [*DATATROVE, "ray>=2.40"],
         "tensorboard": ["tensorboard>=2.15"],
         "test": [
+            *COMPLETION,
             *CURATION,
             *DATATROVE,
             *EVALUATION,

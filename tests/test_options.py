@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from dinov2_hf.command_lines import build_parser, read_recipe_and_words, read_words, value_of
+from dinov2_hf.command_lines import build_parser, read_recipe_and_words, read_words, values_of
 from dinov2_hf.options import REQUIRED, OptionError, argument, check_options, keyword_options, options_of, read_mapping
 from dinov2_hf.value_ranges import AT_LEAST_ONE, NOT_NEGATIVE
 
@@ -45,7 +45,7 @@ def test_a_signature_says_what_its_options_are():
     assert OPTIONS["strokes"].help == OPTIONS["layers"].help == "how many."
     assert list(keyword_options(paint, without=["dry"])) == [name for name in OPTIONS if name not in ("canvas", "dry")]
     said = " ".join(build_parser(OPTIONS, "paint").format_help().split())
-    assert said.startswith("usage: paint canvas --colour ... [options]")
+    assert said.startswith("usage: paint CANVAS --colour ... [options]")
     for text in ("50 % of it", "--colour red|blue of the paint.", "It is at least 1. (default: 3)", "(default: 1 4)"):
         assert text in said
 
@@ -59,6 +59,8 @@ def test_a_signature_says_what_its_options_are():
         (["c", "--dry", "false"], {"canvas": Path("c"), "dry": False}),
         (["c", "--layers", "2", "3"], {"canvas": Path("c"), "layers": [2, 3]}),
         (["c", "--size", "1.5", "-2.5"], {"canvas": Path("c"), "size": [1.5, -2.5]}),
+        (["c", "--layers", "2,3", "4"], {"canvas": Path("c"), "layers": [2, 3, 4]}),
+        (["--canvas", "c", "--dry"], {"canvas": Path("c"), "dry": True}),
         (["c", "--size=null"], None),
         (["c", "--weight", "2"], {"canvas": Path("c"), "weight": 2.0}),
         (["c", "--weight", "{kind: linear}"], {"canvas": Path("c"), "weight": {"kind": "linear"}}),
@@ -83,7 +85,6 @@ def test_words(words, expected):
         (["--stroke", "1"], "there is no flag --stroke. Did you mean `strokes`"),
         (["--dry=maybe"], "`dry` is maybe; it must be true or false"),
         (["--extras", "a"], "`extras` has 'a', which must be NAME=VALUE"),
-        (["--canvas", "c"], "there is no flag --canvas"),
         (["-x"], "a word on the command line belongs to no flag"),
         (["other"], "a word on the command line belongs to no flag"),
     ],
@@ -119,8 +120,9 @@ def test_a_recipe_and_flags(tmp_path):
     (tmp_path / "recipe.yaml").write_text("size: '4'\nrates: 1e-3\nlimit: null\nitems: [a, {b: {c: 1}}]\n")
     read = read_recipe_and_words(FIELDS, ["--config", str(tmp_path / "recipe.yaml"), "--size", "5", "--size", "6"])
     assert read == {"size": 6, "rates": [0.001], "limit": None, "items": ["a", {"b": {"c": 1}}]}
-    assert value_of("config", ["--config=x", "y"]) == value_of("config", ["--config", "x"]) == "x"
-    assert value_of("config", ["--other", "x"]) is None
+    assert values_of("config", ["--config=x", "y"]) == values_of("config", ["--config", "x", "--y"]) == ["x"]
+    assert values_of("config", ["--other", "x"]) == []
+    assert values_of("batch_size", ["--batch-size", "3", "4"]) == ["3", "4"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from .named_objects import did_you_mean
@@ -18,18 +19,38 @@ NOT_A_FLAG = (
 )
 
 
+# What other commands, and other packages, call the same thing; typed, it is taken, and no help names it.
+OTHER_NAMES = {
+    "output": "output_dir", "output_dir": "output", "destination": "output",
+    "source": "model", "folder": "model", "model_name_or_path": "model",
+}  # fmt: skip
+
+
+CONFIG = Option("config", str, "Recipe: the name of one of the package, or a YAML file of the names below.", None)
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse with one sentence for a mistake, in place of the usage, which is longer than a screen."""
+    """
+    argparse with one sentence for a mistake, in place of the usage, which is longer than a screen.
+
+    Attributes:
+        below: lines at the end of the help.
+    """
+
+    below = ""
+
+    def format_help(self) -> str:
+        return super().format_help() + (f"\n{self.below}\n" if self.below else "")
 
     def error(self, message: str) -> None:
         raise OptionError(f"{without_secrets(message)}.")
 
 
 def build_parser(options: Mapping[str, Option], prog: str | None = None, description: str | None = None) -> Parser:
-    """The parser of these options, with their `--help`."""
-    needed = [option for option in options.values() if option.default is REQUIRED]
-    words = [option.name if option.is_positional else f"--{option.name} ..." for option in needed]
-    usage = " ".join(["%(prog)s", *words, "[options]"])
+    """The parser of these options, with their `--help`. Words that belong to no flag are left over."""
+    needed = [option for option in options.values() if option.default is REQUIRED and not option.is_positional]
+    words = [_place(option) for option in options.values() if option.is_positional]
+    usage = " ".join(["%(prog)s", *words, *(f"--{option.name} ..." for option in needed), "[options]"])
     parser = Parser(prog=prog, usage=usage, description=description, allow_abbrev=False, add_help=False)
     groups: dict[tuple[str, str] | None, Any] = {None: parser}
     parser.add_argument("-h", "--help", action="help", help="Show this help and exit.")
@@ -38,6 +59,11 @@ def build_parser(options: Mapping[str, Option], prog: str | None = None, descrip
             groups[option.group] = parser.add_argument_group(*option.group)
         _add(option, groups[option.group])
     return parser
+
+
+def _place(option: Option) -> str:
+    """How the usage shows a word without a flag."""
+    return option.name.upper() if option.default is REQUIRED else f"[{option.name.upper()}]"
 
 
 def _add(option: Option, parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -49,10 +75,7 @@ def _add(option: Option, parser: argparse.ArgumentParser | argparse._ArgumentGro
         metavar = "NAME=VALUE" if option.kind is dict else (metavar,) * option.length if option.length else metavar
     elif option.kind is bool:
         about["nargs"], metavar = "?", "true|false"
-    if option.is_positional:
-        parser.add_argument(option.name, **about)
-    else:
-        parser.add_argument(f"--{option.name}", metavar=metavar, **about)
+    parser.add_argument(f"--{option.name}", metavar=metavar, **about)
 
 
 def read_words(
@@ -65,7 +88,8 @@ def read_words(
     """
     What is given on a command line, in the types of the options.
 
-    `--batch-size` is `--batch_size`; `--no-progress` is `--progress false`; no flag may be shortened.
+    `--batch-size` is `--batch_size`; `--no-progress` is `--progress false`; no flag may be shortened. Options that are
+    positional may be given by their flag too; words without a flag are those of the others, in their order.
 
     Args:
         words: of the command line.
@@ -79,9 +103,13 @@ def read_words(
     found, unknown = (parser or build_parser(options)).parse_known_args(
         _spelled_as_declared(options, words, may_repeat)
     )
-    if unknown:
+    given = vars(found)
+    places = [name for name, option in options.items() if option.is_positional and name not in given]
+    by_place = [word for word in unknown if word != "--"]
+    if len(by_place) > len(places):
         raise OptionError(NOT_A_FLAG)
-    return {name: options[name].read(value) for name, value in vars(found).items()}
+    given |= dict(zip(places, by_place, strict=False))
+    return {name: options[name].read(value) for name, value in given.items()}
 
 
 def _spelled_as_declared(options: Mapping[str, Option], words: Sequence[str], may_repeat: Container[str]) -> list[str]:
@@ -98,7 +126,9 @@ def _spelled_as_declared(options: Mapping[str, Option], words: Sequence[str], ma
         name = name.replace("-", "_")
         is_negated = name not in options and name.startswith("no_") and _is_switch(options.get(name[3:]))
         name = name[3:] if is_negated else name
-        if name not in options or options[name].is_positional:
+        if name not in options:
+            name = OTHER_NAMES.get(name, name)
+        if name not in options:
             raise OptionError(_no_such_flag(word, options))
         if name in given and name not in may_repeat:
             raise OptionError(f"`--{name}` is given twice; give it once, with all its values.")
@@ -127,13 +157,14 @@ def _no_such_flag(word: str, options: Mapping[str, Option]) -> str:
     name = word.partition("=")[0].lstrip("-").replace("-", "_")
     if not re.fullmatch(r"[a-z_]{1,40}\d?", name):
         return NOT_A_FLAG
-    near = did_you_mean(name, [known for known, option in options.items() if not option.is_positional])
+    near = did_you_mean(name, options)
     return f"there is no flag --{name}.{near or ' --help lists those that there are.'}"
 
 
 def read_recipe_and_words(
     options: Mapping[str, Option],
     words: Sequence[str],
+    parser: Parser | None = None,
     *,
     known: Iterable[str] = (),
     without_config: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {},
@@ -143,14 +174,14 @@ def read_recipe_and_words(
     that is given again the last one counts, as launch scripts need it.
 
     Args:
+        parser: of these options and `CONFIG`, by default a plain one.
         known: names that need not be given.
         without_config: the recipe where there is no `--config`, of what the flags say.
 
     Raises:
         `ValueError`: as `read_mapping`, `read_words` and `recipe_files.read_recipe`.
     """
-    config = Option("config", str, "Recipe: the name of one of the package, or a YAML file of the names below.", None)
-    given = read_words({"config": config, **options}, words, may_repeat=options)
+    given = read_words({"config": CONFIG, **options}, words, parser, may_repeat=options)
     path = given.pop("config", None)
     if path is None:
         recipe = without_config(given)
@@ -160,10 +191,11 @@ def read_recipe_and_words(
     return recipe | given
 
 
-def value_of(name: str, words: Sequence[str]) -> str | None:
-    """The value of a flag, for what must be known before the options are."""
-    for word, following in zip(words, [*words[1:], None], strict=True):
+def values_of(name: str, words: Sequence[str]) -> list[str]:
+    """The values of a flag, for what must be known before the options are; none where it is not given."""
+    for place, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag.startswith("--") and flag[2:].replace("-", "_") == name:
-            return value if equals else following
-    return None
+            following = takewhile(lambda word: not word.startswith("-"), words[place + 1 :])
+            return [value] if equals else list(following)
+    return []

@@ -48,7 +48,7 @@ class Registry:
 
     def __init__(self, kind: str, places: Mapping[str, str] | None = None) -> None:
         self.kind = kind
-        self._places = dict(places or {})
+        self.places = dict(places or {})
         self._named: dict[str, Named] = {}
 
     def register(self, name: str, **facts: Any) -> Callable[[Any], Any]:
@@ -72,7 +72,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """The names that there are, in the order of their registration: those of `places` first."""
-        return list(dict.fromkeys([*self._places, *self._named]))
+        return list(dict.fromkeys([*self.places, *self._named]))
 
     def find(self, name: str) -> Any:
         """The object of that name; see `named`."""
@@ -89,8 +89,8 @@ class Registry:
                 while it is imported is left as it is.
         """
         if ":" not in name:
-            if name not in self._named and name in self._places:
-                import_module(self._places[name])
+            if name not in self._named and name in self.places:
+                import_module(self.places[name])
             if name not in self._named:
                 raise ValueError(self._unknown(name))
             return self._named[name]

@@ -49,7 +49,7 @@ class Option:
         allowed: the range of a number, or of each in a list.
         needs: values of other options, by name, without which this one has no effect (`True` is any that is set).
         is_secret: whether its value is never to be shown.
-        is_positional: whether it is given by its place on the command line, without a flag.
+        is_positional: whether it may be given by its place on the command line, without its flag.
         group: title and description of its part of `--help`.
     """
 
@@ -82,7 +82,7 @@ class Option:
         if self.kind is dict and not self.is_list:
             read = self._mapping(value)
         elif self.is_list:
-            read = [self._one(item) for item in (value if isinstance(value, list | tuple) else [value])]
+            read = [self._one(item) for item in self._items(value)]
             if self.length not in (None, len(read)):
                 raise OptionError(f"`{self.name}` has {len(read)} values; it must have {self.length}.")
         elif isinstance(value, list):
@@ -105,6 +105,13 @@ class Option:
         for one in value if isinstance(value, list | tuple) else [value]:
             if self.choices and one is not None and one not in self.choices:
                 raise OptionError(f'`{self.name}` is "{without_secrets(str(one))}"; it must be {self._wanted()}.')
+
+    def _items(self, value: Any) -> list:
+        """The values of a list; numbers may have commas between them, and one value is a list of it."""
+        items = list(value) if isinstance(value, list | tuple) else [value]
+        if self.kind not in (int, float) or self.may_be_mapping:
+            return items
+        return [part for item in items for part in (item.split(",") if isinstance(item, str) else [item])]
 
     def _one(self, value: Any) -> Any:
         if self.kind is Any:
@@ -189,8 +196,8 @@ def options_of(described: type | Callable) -> dict[str, Option]:
     The options that a dataclass or the signature of a function describes, by name.
 
     The help of a field is its `argument`'s, or what the docstring says of it; that of a keyword is in the docstring. A
-    range, or a tuple of choices, may stand in an annotation: `Annotated[int, AT_LEAST_ONE]`. Arguments without a
-    default that are no keywords are given by their place.
+    range, or a tuple of choices, may stand in an annotation: `Annotated[int, AT_LEAST_ONE]`. Arguments that are no
+    keywords may be given by their place.
 
     Args:
         described: a function, a dataclass, or a configuration of transformers, of which the fields are taken that it
@@ -203,7 +210,7 @@ def options_of(described: type | Callable) -> dict[str, Option]:
         for name, parameter in inspect.signature(described).parameters.items():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
-            by_place = parameter.kind is not parameter.KEYWORD_ONLY and parameter.default is REQUIRED
+            by_place = parameter.kind is not parameter.KEYWORD_ONLY
             about = {"help": texts.get(name, ""), "default": parameter.default, "is_positional": by_place}
             found[name] = Option(name, **about | _facts_of(hints.get(name, str)))
         return found
@@ -236,16 +243,15 @@ def keyword_options(
     return {
         name: replace(option, group=group)
         for name, option in options_of(function).items()
-        if not option.is_positional and name not in without
+        if not (option.is_positional and option.default is REQUIRED) and name not in without
     }
 
 
 def _fields(kind: type) -> list[dataclasses.Field]:
-    if not hasattr(kind, "sub_configs"):
-        return list(dataclasses.fields(kind))
-    left_out = {*kind.sub_configs, *getattr(kind, "downstream_fields", ())}
-    own = kind.__annotations__.keys() - left_out
-    return [entry for entry in dataclasses.fields(kind) if entry.name in own]
+    left_out = {*getattr(kind, "sub_configs", ()), *getattr(kind, "downstream_fields", ())}
+    if hasattr(kind, "sub_configs"):  # a configuration has fields of transformers too
+        left_out |= {entry.name for entry in dataclasses.fields(kind)} - kind.__annotations__.keys()
+    return [entry for entry in dataclasses.fields(kind) if entry.name not in left_out]
 
 
 def _facts_of(annotation: Any) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """Recipes: YAML files of names and values, read so that nothing in them is lost and nothing of them is repeated."""
 
+import re
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ def read_recipe(source: str | Path) -> dict[str, Any]:
         `ValueError`: it is no file and no such name, no text, no YAML or no list of `name: value` lines, or has a name
             twice. The sentence tells the line, but not what is in it, which may be a token.
     """
-    path, shown = _find_recipe(str(source)), without_secrets(str(source))
+    path, shown = find_recipe(str(source)), without_secrets(str(source))
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -45,16 +48,62 @@ def read_recipe(source: str | Path) -> dict[str, Any]:
     return parse_mapping(text, shown)
 
 
-def _find_recipe(source: str) -> Path:
+def recipe_names() -> list[str]:
+    """The recipes of the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(source: str, flag: str = "--config") -> Path:
+    """
+    The file of a recipe, by its path or its name.
+
+    Args:
+        flag: what named it, for the sentence of an error.
+
+    Raises:
+        `ValueError`: it is neither.
+    """
     if Path(source).is_file():
         return Path(source)
-    names = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    names = recipe_names()
     if source in names:
-        return names[source]
+        return RECIPES / f"{source}.yaml"
     near = did_you_mean(Path(source).name.removesuffix(".yaml"), names)
     hint = near or f" Give the path of a YAML recipe, or {', '.join(names)}."
-    raise ValueError(
-        f"`--config` is {without_secrets(source)}, which is not a file and no recipe of the package.{hint}"
+    raise ValueError(f"`{flag}` is {without_secrets(source)}, which is not a file and no recipe of the package.{hint}")
+
+
+@dataclass(frozen=True)
+class RecipeHeader:
+    """
+    What the comment at the top of a recipe says.
+
+    Args:
+        purpose: what it is.
+        command: the subcommand that reads it.
+        hardware, time, expected: what a run needs and takes, and the numbers that it should reach. What was not
+            measured with this package says so.
+    """
+
+    purpose: str
+    command: str
+    hardware: str
+    time: str
+    expected: str
+
+
+def read_header(name: str) -> RecipeHeader:
+    """The header of a recipe of the package, whose labels stand at the beginning of a line, such as "# Time: ..."."""
+    text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+    lines = [
+        line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), text.splitlines())
+    ]
+    command = re.search(r"examples/(pretrain|distill)\.py|dinov2-hf (\w+)", "\n".join(lines))
+    labelled = dict(re.findall(r"^(Hardware|Time|Expected): (.*?)$(?=\n\w+: |\n\n|\Z)", "\n".join(lines), re.M | re.S))
+    return RecipeHeader(
+        purpose=" ".join(takewhile(bool, lines)),
+        command=command[1] or command[2],
+        **{label.lower(): " ".join(said.split()) for label, said in labelled.items()},
     )
 
 

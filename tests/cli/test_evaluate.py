@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AutoModelForImageClassification
 
 from dinov2_hf import DINOv2ImageProcessor
-from dinov2_hf.cli.evaluate import as_typed, flags_of, more_options
+from dinov2_hf.cli.more_options.evaluate import as_typed, flags_of, more_options
 from dinov2_hf.evaluation.protocols import PROTOCOLS
 from tests.cli.typed_commands import mistake, run
 from tests.evaluation.coloured_images import COLOURS, coloured_dataset
@@ -55,7 +55,7 @@ def test_three_protocols_and_a_card(tmp_path, folder, data, capsys):
     assert of_knn["findings"]["num_classes"] == 6
     assert of_knn["findings"]["num_bank_images"] == found["num_train_rows"] == 36
     assert of_knn["command"].startswith(
-        f"dinov2-hf evaluate --model {folder} --protocol knn,linear,logistic_regression"
+        f"dinov2-hf evaluate --protocol knn,linear,logistic_regression --model {folder}"
     )
     assert "--knn_ks 1 5 --knn_shots 2" in of_knn["command"]
     assert torch.__version__.startswith(of_knn["versions"]["torch"])
@@ -138,19 +138,20 @@ def test_words_that_cannot_be_read(tmp_path, folder, data, capsys, words, messag
 
 
 def test_help_is_of_the_protocols_that_are_named(capsys):
-    for words, shown in (((), False), (("--protocol", "knn"), True)):
+    for words, shown in (((), False), (("--protocol", "knn"), True), (("knn",), True)):
         with pytest.raises(SystemExit):
             run("evaluate", *words, "--help")
         helped = capsys.readouterr().out
         assert "--keep_features" in helped
         assert ("--knn_temperature" in helped) == shown
         assert "--linear_grid" not in helped
+        assert ("  copy_detection " in helped) != shown
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.names())
 def test_every_option_of_a_protocol_is_explained(protocol):
     options = more_options(["--protocol", protocol])
-    assert list(options) == ["protocol", *flags_of(PROTOCOLS.named(protocol))]
+    assert list(options) == list(flags_of(PROTOCOLS.named(protocol)))
     for name, option in options.items():
         assert len(option.help) > 10, name
 

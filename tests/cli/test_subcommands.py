@@ -33,15 +33,16 @@ from tests.cli.typed_commands import mistake, run
 
 
 def unreadable(capsys, *words) -> str:
-    """The one line about a command line that cannot be read."""
+    """The line about a command line that cannot be read; another one has the usage of the subcommand."""
     with pytest.raises(SystemExit) as stop:
         run(*words)
     assert stop.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert said.endswith(f"`dinov2-hf {words[0]} --help` lists the options.\n")
-    assert said.count("\n") == 1
-    return said
+    sentence, usage = said.splitlines()
+    assert sentence.startswith("error: ")
+    assert usage.startswith(f"usage: dinov2-hf {words[0]} ")
+    assert usage.endswith(f"[options]; `dinov2-hf {words[0]} --help` lists them.")
+    return sentence
 
 
 def test_convert_there_and_back(tmp_path, capsys, folder):
@@ -264,7 +265,48 @@ def test_a_command_line_that_cannot_be_read_is_one_line(capsys, words, message):
 
 def test_what_must_be_given_is_named(capsys):
     assert "`--data` and `--output` must be given" in unreadable(capsys, "features", "model")
-    assert "arguments are required: model" in unreadable(capsys, "features")
+    assert "`--model` and `--data` and `--output` must be given" in unreadable(capsys, "features")
+    assert unreadable(capsys, "pretrain") == "error: `--train_data` must be given."
+    assert "no flag --learning_rat. Did you mean `--learning_rate`" in unreadable(
+        capsys, "distill", "--learning_rat", 1
+    )
+
+
+def test_a_model_and_an_output_are_named_in_one_way(tmp_path, folder, images):
+    """By place or by flag, and by the names that other commands, or earlier versions, have for them."""
+    outputs = [tmp_path / f"{number}.npy" for number in range(3)]
+    run("features", folder, "--data", images, "--output", outputs[0])
+    run("features", "--model", folder, "--data", images, "--output-dir", outputs[1])
+    run("features", "--data", images, "--output", outputs[2], "--", folder)
+    assert len({output.read_bytes() for output in outputs}) == 1
+    run("convert", "--source", folder, "--destination", tmp_path / "a.pth")
+    run("convert", folder, "--output", tmp_path / "b.pth")
+    assert torch.load(tmp_path / "a.pth").keys() == torch.load(tmp_path / "b.pth").keys()
+    run("export", "--format", "transformers", "--folder", folder, "--output", tmp_path / "stock")
+    assert (tmp_path / "stock" / "config.json").is_file()
+
+
+def test_results_as_json(tmp_path, capsys, folder, images):
+    """And nothing else on standard output."""
+    run("features", folder, "--data", images, "--output", tmp_path / "a.npy", "--json")
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert (found["num_rows"], found["shape"], found["output"]) == (4, [32], str(tmp_path / "a.npy"))
+    assert "4 rows of shape" in said.err
+    run("convert", folder, tmp_path / "a.pth", "--json", "-q")
+    said = capsys.readouterr()
+    assert json.loads(said.out)["output"] == str(tmp_path / "a.pth")
+    assert said.err == ""
+    assert "there is no flag --json" in unreadable(capsys, "pretrain", "--train_data", images, "--json")
+
+
+def test_more_and_less_is_said(tmp_path, capsys, folder, images):
+    run("features", folder, "--data", images, "--output", tmp_path / "a.npy", "-q")
+    assert capsys.readouterr().out == ""
+    assert mistake("features", folder, "--data", images, "--output", tmp_path / "a.npy", "-v")
+    assert "Traceback" in capsys.readouterr().err
+    assert "TQDM_DISABLE" not in os.environ  # the next command of this process says what it says
+    assert "leave one of them out" in unreadable(capsys, "features", "-q", "-v")
 
 
 def test_hyphens_and_switches(tmp_path, folder, images):
@@ -283,18 +325,20 @@ def test_the_command_itself_imports_nothing_heavy():
     assert "did you mean export?" in done.stderr
 
 
-# What the help of a command has no need of.
-SLOW = ("transformers", "datasets", "accelerate", "torchvision")
-NOT_FOR_HELP = {"push": ("torch", *SLOW), "features": SLOW}
+# What takes seconds to import.
+SLOW = ("torch", "transformers", "datasets", "accelerate", "torchvision", "huggingface_hub", "numpy")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_names_the_subcommand(command):
+@pytest.mark.parametrize("words", [*([command] for command in COMMANDS), ["evaluate", "knn,depth"]], ids="-".join)
+def test_help_waits_for_no_import(words):
+    """Nor does a mistake in the words."""
     code = "import sys; from dinov2_hf_command import main\ntry: main(sys.argv[1:])\n"
-    code += f"finally: assert not set({NOT_FOR_HELP.get(command, ())}) & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True)
-    assert done.stdout.startswith(f"usage: dinov2-hf {command} ")
-    assert "Traceback" not in done.stderr
+    code += f"finally: assert not set({SLOW}) & set(sys.modules)"
+    for end, printed in (("--help", f"usage: dinov2-hf {words[0]} "), ("--modle", "")):
+        done = subprocess.run([sys.executable, "-c", code, *words, end], capture_output=True, text=True)
+        assert done.stdout.startswith(printed)
+        assert "Traceback" not in done.stderr
+        assert done.returncode == (0 if printed else 2)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["evaluate", "--help"]])
@@ -379,7 +423,7 @@ def test_mistakes_are_one_sentence(tmp_path, folder):
 
 
 def test_every_command_explains_itself(capsys):
-    for command in COMMANDS[2:]:  # the first two are scripts: tests/packaging
+    for command in COMMANDS:
         with pytest.raises(SystemExit) as stop:
             run(command, "--help")
         assert stop.value.code == 0

@@ -10,7 +10,8 @@ import yaml
 
 from dinov2_hf import DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.cli import main
-from dinov2_hf.cli.curate import curate, more_options
+from dinov2_hf.cli.curate import curate
+from dinov2_hf.cli.more_options.curate import more_options
 from dinov2_hf.curation import Dropped, stage
 from dinov2_hf.curation.arguments import LAUNCH_FIELDS, CurationArguments
 from dinov2_hf.curation.plan import plan

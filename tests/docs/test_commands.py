@@ -43,6 +43,7 @@ def help_of(*command: str) -> str:
 def start(command: tuple[str, ...]) -> None:
     if command[0] == "dinov2-hf":
         main([*command[1:], "--help"])
+        return
     script = ROOT / command[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(script), *command[1:], "--help"])
@@ -58,9 +59,8 @@ def test_there_are_commands():
 def test_command_names_what_exists(words):
     has_subcommand = words[0] == "dinov2-hf" or words[0].endswith("curation.py")
     command = words[: 2 if has_subcommand else 1]
-    if "--protocol" in words:  # whose options are explained where it is named
-        place = words.index("--protocol")
-        command += words[place : place + 2]
+    if words[1:2] == ["evaluate"] and not words[2].startswith("-"):  # options of protocols, where they are named
+        command = words[:3]
     explained = help_of(*command)
     if words[0] in BEHIND:
         explained += help_of(BEHIND[words[0]])

@@ -1,7 +1,6 @@
 """`dinov2-hf convert`."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,46 +9,40 @@ from ..conversion.original.from_original import convert_from_original
 from ..conversion.original.to_original import convert_to_original
 from ..conversion.other_layouts import model_folder, read_other_layout
 from ..model_source import MODEL, PRETRAINING_MODEL, find_model, split_checkpoint
-from ..options import Option, keyword_options, refuse
+from ..options import keyword_options, refuse
 
 
-def convert(source: Path, destination: Path, *, overwrite: bool = False, **options: Any) -> None:
-    """From a file of the original implementation or a checkpoint of a run to a model folder, or back; weights stay
-    bit for bit.
+def convert(model: Path, output: Path, *, overwrite: bool = False, **options: Any) -> dict[str, Any]:
+    """From a file of the original, or a checkpoint of a run, to a model folder, or back; weights stay bit for bit.
 
     Args:
-        source: a .pth file of the original or a file of timm; or a model folder, run folder or checkpoint of a run.
-        destination: the model folder to write, or a .pth file.
-        overwrite: replace the model or file at the destination.
+        model: a .pth file of the original or a file of timm; or a model folder, run folder or checkpoint of a run.
+        output: the model folder to write, or a .pth file.
+        overwrite: replace the model or file that is there.
     """
-    is_checkpoint = split_checkpoint(source) is not None
-    if is_checkpoint and destination.suffix not in (".pth", ".pt"):
-        refuse(options, f"{source} is a checkpoint of a run, of which a model folder is made")
-        with new_folder(destination, "model", overwrite=overwrite, sources=[source]) as folder:
-            read_other_layout(find_model(source)).save(folder)
-        print(destination)
-        return
+    is_checkpoint = split_checkpoint(model) is not None
+    if is_checkpoint and output.suffix not in (".pth", ".pt"):
+        refuse(options, f"{model} is a checkpoint of a run, of which a model folder is made")
+        with new_folder(output, "model", overwrite=overwrite, sources=[model]) as folder:
+            read_other_layout(find_model(model)).save(folder)
+        print(output)
+        return {"output": str(output)}
     forth, back = keyword_options(convert_from_original), keyword_options(convert_to_original)
-    if source.is_dir() or is_checkpoint:
-        refuse(options.keys() & forth, f"{source} is a model folder to be converted to the original's layout")
-        with model_folder(source, (MODEL, PRETRAINING_MODEL)) as folder:
-            print(convert_to_original(folder, destination, **options, overwrite=overwrite))
-        return
-    refuse(options.keys() & back, f"{source} is a file to be converted from the original's layout")
+    if model.is_dir() or is_checkpoint:
+        refuse(options.keys() & forth, f"{model} is a model folder to be converted to the original's layout")
+        with model_folder(model, (MODEL, PRETRAINING_MODEL)) as folder:
+            file = convert_to_original(folder, output, **options, overwrite=overwrite)
+        print(file)
+        return {"output": str(file.path), "network": file.network}
+    refuse(options.keys() & back, f"{model} is a file to be converted from the original's layout")
     if options.get("id2label") is not None:
         options["id2label"] = read_labels(options["id2label"])
-    report = convert_from_original(source, destination, **options, overwrite=overwrite)
-    print(f"{source.name} holds a {report.kind}: {describe(report.config)}")
+    report = convert_from_original(model, output, **options, overwrite=overwrite)
+    print(f"{model.name} holds a {report.kind}: {describe(report.config)}")
     print("What its tensors do not tell:", *report.choices, sep="\n  ")
     print(*report.folders, sep="\n")
-
-
-def more_options(words: Sequence[str]) -> dict[str, Option]:
-    """Those of both directions."""
-    forth = keyword_options(convert_from_original, without=["overwrite"], group=("from the original", ""))
-    labels = "a JSON file with the names of the classes, in their order, or by their numbers."
-    forth["id2label"] = Option("id2label", Path, labels, None, group=forth["id2label"].group)
-    return forth | keyword_options(convert_to_original, without=["overwrite"], group=("to the original", ""))
+    folders = [str(folder) for folder in report.folders]
+    return {"output": folders[0], "kind": report.kind, "folders": folders, "choices": [*map(str, report.choices)]}
 
 
 def read_labels(path: Path) -> list[str] | dict[int, str]:

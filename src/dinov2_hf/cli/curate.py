@@ -2,21 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from inspect import signature
 from typing import Any
 
-from ..command_lines import value_of
 from ..curation import curate as run_curation
-from ..curation.arguments import STEPS, CurationArguments, read_arguments, read_named
-from ..curation.filters import FILTERS
+from ..curation.arguments import read_arguments
 from ..curation.hub_dataset import push_dataset
-from ..curation.stages.stage import find_stage
 from ..curation.unread_options import refuse_unread_options
 from ..hub_repos import prepare_repo
-from ..options import Option, options_of
-from ..recipe_files import read_recipe
 
 
 def curate(
@@ -28,7 +20,7 @@ def curate(
     push_to_hub: str | None = None,
     private: bool | None = None,
     **values: Any,
-) -> None:
+) -> dict[str, Any] | None:
     """From a pile of images to a curated dataset: the recipe of LVD-142M.
 
     Args:
@@ -51,44 +43,25 @@ def curate(
         push_to_hub = prepare_repo(push_to_hub, repo_type="dataset", private=private)
     curation = run_curation(arguments, stage, rank=rank, world_size=world_size)
     if not is_first:
-        return
-    describe(curation)
+        return None
+    found = describe(curation)
     if push_to_hub:
-        print(push_dataset(curation.output_dir, push_to_hub, private=private))
+        found["url"] = push_dataset(curation.output_dir, push_to_hub, private=private)
+        print(found["url"])
+    return {"output": str(curation.output_dir), **found}
 
 
-def more_options(words: Sequence[str]) -> dict[str, Option]:
-    """Those of a recipe, and the names of the stages."""
-    steps = f"run one step: {', '.join(STEPS)}, or one of the stages that they are made of."
-    options = {"stage": Option("stage", str, steps, None)} | options_of(CurationArguments)
-    if {"-h", "--help"} & set(words):
-        recipe = value_of("config", words)
-        values = read_recipe(recipe) if recipe is not None else {}
-        for name, find in (("stages", lambda path: find_stage(path).function), ("filters", FILTERS.find)):
-            named = value_of(name, words) or values.get(name) or []
-            named = options[name].read(named)
-            about = "".join(f" {path} has {_keywords(find(path))}." for path, _ in read_named(name, named))
-            options[name] = replace(options[name], help=options[name].help + about)
-    return options
-
-
-def _keywords(function: Callable) -> str:
-    """The options of a stage or filter, with their defaults."""
-    parameters = [one for one in signature(function).parameters.values() if one.default is not one.empty]
-    return (
-        f"the options {', '.join(f'{one.name}={one.default}' for one in parameters)}" if parameters else "no options"
-    )
-
-
-def describe(curation) -> None:
-    """Print how far each stage is, and of a finished curation the funnel."""
+def describe(curation) -> dict[str, Any]:
+    """Print how far each stage is, and of a finished curation the funnel; and return that."""
     path = curation.output_dir / "report.json"
     if "report" not in curation.folders or curation.folders["report"].missing():
+        stages = {}
         for name, folder in curation.folders.items():
             done = folder.num_shards - len(folder.missing())
+            stages[name] = {"shards_done": done, "shards": folder.num_shards}
             rows = f", {folder.rows():,} rows" if done == folder.num_shards else ""
             print(f"{name:24s} {done} of {folder.num_shards} shards{rows}")
-        return
+        return {"stages": stages}
     report = json.loads(path.read_text())
     total = report["funnel"][0]["images_in"]
     print(f"{'the pool':28s}{total:12,}")
@@ -99,3 +72,4 @@ def describe(curation) -> None:
     print(f"{'in the dataset':28s}{report['dataset']['images']:12,}")
     print(f"{curation.output_dir / 'dataset'}: load_dataset, or examples/pretrain.py --train_data")
     print(f"{curation.output_dir / 'report.html'}: the report; dropped.parquet has a row for every dropped image")
+    return {"funnel": report["funnel"], "dataset": report["dataset"]}

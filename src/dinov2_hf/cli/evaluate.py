@@ -3,9 +3,8 @@
 import inspect
 import shlex
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,31 +13,29 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from transformers.utils import logging as transformers_logging
 
-from ..command_lines import value_of
 from ..data import evaluation_split, find_image_column, load_image_dataset, set_max_image_pixels
 from ..data.reading.video_dataset import load_video_dataset
 from ..devices import find_device
 from ..evaluation.environment import environment_of, image_size_of
-from ..evaluation.protocols import PROTOCOLS, check_extra
+from ..evaluation.protocols import check_extra
 from ..evaluation.result_card import check_card, update_model_card
 from ..evaluation.results import FEATURES, EvaluationResults, check_output, format_metrics
 from ..features import FeatureExtractor
 from ..fingerprints import processor_values, weights_fingerprint
 from ..model_source import find_model
-from ..named_objects import Named
-from ..options import Option, given, keyword_options, refuse
+from ..options import given, refuse
 from ..output_folders import sole_writer, write_marker
 from ..public_names import without_secrets
 from ..training.distributed import let_gloo_finish, on_main_for_all
 from ..value_ranges import AT_LEAST_ONE, NOT_NEGATIVE
 from .backbone import load_backbone
-from .user_words import flags_for, in_users_words
+from .more_options.evaluate import as_typed, flags_of, in_words_of_the_command, named_protocol, names_in, purpose
 
 
 def evaluate(
-    *,
+    protocol: list[str],
     model: str,
-    protocol: str,
+    *,
     train_data: str,
     eval_data: str,
     output_dir: Path,
@@ -56,10 +53,11 @@ def evaluate(
     keep_features: bool = False,
     update_card: bool = False,
     **options: Any,
-) -> None:
+) -> dict[str, Any] | None:
     """Measure the frozen features of a model by the protocols of the paper; several devices: accelerate launch.
 
     Args:
+        protocol: one or several, or the package.module:function of your own.
         model: any vision transformer: model folder, run folder, checkpoint of a run, Hub id, or file of the original.
         train_data: labelled images to learn from (as `--data` of features).
         eval_data: labelled images to measure on.
@@ -80,7 +78,7 @@ def evaluate(
     """
     command = command_line(**{name: value for name, value in locals().items() if name != "options"}, **options)
     set_max_image_pixels(max_image_pixels)
-    protocols = named_protocols(protocol)
+    protocols = {one.name: one for one in map(named_protocol, names_in(protocol))}
     functions = {name: one.object for name, one in protocols.items()}
     ignored = [*options, *given(label_column=label_column, image_column=image_column)]
     own = {}
@@ -172,52 +170,16 @@ def evaluate(
                 )
             for sentence in notes:
                 say(f"{name}: {sentence}.")
+    found = None
     if processes.is_main_process:
         if update_card:
             update_model_card(model, results.values)
+        found = {"output": str(results.path), "metrics": results.metrics}
         precision = {name: found["precision"] for name, found in results.values["protocols"].items()}
         say(f"\n{format_metrics(results.metrics, precision)}\n\n{results.path}")
     let_gloo_finish(processes)
     processes.destroy_process_group()
-
-
-def more_options(words: Sequence[str]) -> dict[str, Option]:
-    """Those of the protocols that are named; and of others where they are typed, to be refused in their words."""
-    names = f"one or several of {','.join(PROTOCOLS.names())}, or the package.module:function of your own; --help"
-    protocols = named_protocols(value_of("protocol", words) or "")
-    typed = [word.lstrip("-").replace("-", "_") for word in words if word.startswith("--")]
-    for name in PROTOCOLS.names():
-        if any(word.startswith(f"{name}_") for word in typed):
-            protocols.setdefault(name, PROTOCOLS.named(name))
-    found = {"protocol": Option("protocol", str, f"{names} after it lists the options of those")}
-    for name, one in protocols.items():
-        options = keyword_options(one.object, group=(name, purpose(one)))
-        found |= {flag: replace(options[keyword], name=flag) for flag, keyword in flags_of(one).items()}
     return found
-
-
-def named_protocols(text: str) -> dict[str, Named]:
-    """The protocols of a list such as "knn,my_module:evaluate_x", each once, by their names.
-
-    Raises:
-        ValueError: one of them is not there, or not registered by `evaluation.protocol`.
-    """
-    found = {}
-    for word in filter(None, (word.strip() for word in text.split(","))):
-        one = PROTOCOLS.named(word)
-        if not one.facts:
-            raise ValueError(
-                f"`--protocol` names {word}, which is no protocol: register the function with"
-                " `@dinov2_hf.evaluation.protocol(name, task=..., metrics=...)`."
-            )
-        found[one.name] = one
-    return found
-
-
-def flags_of(protocol: Named) -> dict[str, str]:
-    """The keywords of a protocol, but those of all, by their flags: `knn_temperature`; `depth_scale` stays itself."""
-    keywords = keyword_options(protocol.object, without=("label_column", "output_dir"))
-    return {name if name.startswith(f"{protocol.name}_") else f"{protocol.name}_{name}": name for name in keywords}
 
 
 def options_in_force(function: Callable, given: dict[str, Any]) -> dict[str, Any]:
@@ -227,22 +189,6 @@ def options_in_force(function: Callable, given: dict[str, Any]) -> dict[str, Any
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name != "output_dir"
     }
-
-
-def purpose(protocol: Named) -> str:
-    """What a protocol does, in a sentence."""
-    return as_typed(protocol, protocol.object.__doc__.splitlines()[0])
-
-
-def as_typed(protocol: Named, sentence: str) -> str:
-    """What a protocol says of its arguments, with the options that they are: `--train_data` for `train_dataset`."""
-    own = {keyword: f"--{flag}" for flag, keyword in flags_of(protocol).items()}
-    return in_users_words(sentence, {**own, "train_dataset": "--train_data", "eval_dataset": "--eval_data"})
-
-
-def in_words_of_the_command(protocol: Named) -> AbstractContextManager[None]:
-    """Mistakes that a protocol finds name its own options as they are typed: `--knn_ks` for `ks`."""
-    return flags_for(**{keyword: flag for flag, keyword in flags_of(protocol).items()})
 
 
 def command_line(**options: Any) -> str:

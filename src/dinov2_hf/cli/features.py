@@ -1,7 +1,8 @@
 """`dinov2-hf features`."""
 
 import sys
-from typing import Annotated, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
 from ..feature_kinds import FEATURE_FUNCTIONS, KINDS_OF_LAST_LAYERS
 from ..options import given, refuse
@@ -25,7 +26,7 @@ def features(
     device: str | None = None,
     bf16: bool = False,
     overwrite: bool = False,
-) -> None:
+) -> dict[str, Any]:
     """Features of every image of a dataset to one file or folder.
 
     Args:
@@ -91,3 +92,4 @@ def features(
     print(f"{output}: {written.num_rows} rows of shape {written.shape}")
     for row, reason in written.undecodable_rows.items():
         print(f"row {row} has no feature, since its image cannot be decoded: {reason}", file=sys.stderr)
+    return {"output": output, "kind": kind, **asdict(written)}

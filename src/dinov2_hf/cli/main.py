@@ -1,28 +1,33 @@
 """
 Calling a subcommand: a function of `cli` whose signature and docstring are its options and its help.
 
-A user's mistake is one sentence on standard error and exit status 1 (2, where the command line cannot be read).
-Anything else is a fault of the package, with its traceback.
+Both are read from its file, which is imported when the command line has been understood: help, and a mistake in the
+words, wait for nothing. A user's mistake is one sentence on standard error and exit status 1; 2 with the usage of the
+subcommand, where the command line cannot be read. Anything else is a fault of the package, with its traceback.
 """
 
 import errno
 import inspect
+import json
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from importlib import import_module
-
-from huggingface_hub.errors import HTTPError  # of the client that it uses, which depends on its version
+from pathlib import Path
+from typing import Any
 
 from dinov2_hf_command import main
 
-from ..command_lines import build_parser, read_words
+from ..command_lines import Parser, build_parser, read_recipe_and_words, read_words, values_of
 from ..conversion.exports.formats import ExportCheckError
-from ..options import OptionError, options_of, refuse_missing
+from ..declarations import declared
+from ..options import Option, OptionError, options_of, refuse_missing
 from ..public_names import without_secrets
+from .talk import Talk, add_help, split_talk
 from .user_words import in_users_words
 
 
-__all__ = ["call", "main"]
+__all__ = ["call", "main", "options_of_command"]
 # Of files and folders that a user named: not there, not readable, not writable, of another kind; and full disks.
 MISTAKES = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR,
@@ -34,43 +39,89 @@ def call(name: str, words: list[str]) -> None:
     """
     Run the subcommand `name`, the function of that name in the file of that name.
 
-    A function of `*words` reads them itself. `more_options(words)` in its file gives options beside those of the
-    signature, by name, which depend on what the words name; the function gets those that are given as keywords.
+    What it prints is for people. What it returns, if its signature says that it returns something, is for `--json`. A
+    function of `*words` reads them itself. `more_options` has options beside those of a signature; the function gets
+    those that are given as keywords.
     """
-    flags: dict[str, str] = {}
+    options: dict[str, Option] = {}
+    parser, talk = None, Talk()
     try:
-        module = import_module(f".{name}", __package__)
-        function = getattr(module, name)
-        if takes_words(function):
-            sys.argv[0] = f"dinov2-hf {name}"  # what its help calls it
-            function(*words)
-            return
-        options = options_of(function)
-        if hasattr(module, "more_options"):
-            options |= module.more_options(words)
-        flags |= {option: f"--{option}" for option in options if not options[option].is_positional}
-        parser = build_parser(options, f"dinov2-hf {name}", function.__doc__.split("\n\n")[0])
-        given = read_words(options, words, parser)
-        refuse_missing(options, given)
-        function(**given)
+        function = declared(f"cli.{name}:{name}")
+        words, talk = split_talk(words, has_results=_returns(function))
+        options = options_of_command(name, words)
+        parser = parser_of(name, options, words)
+        if _takes_words(function):
+            is_resumed = values_of("resume_from_checkpoint", words)  # and has a recipe of its own
+            read_recipe_and_words(options, words, parser, known=options if is_resumed else ())
+            given, places = {}, words
+        else:
+            given, places = read_words(options, words, parser), []
+            refuse_missing(options, given)
+        with talk.in_force():
+            results = getattr(import_module(f".{name}", __package__), name)(*places, **given)
+        if talk.json and results is not None:  # of several processes the first has them
+            print(json.dumps(without_secrets(results), indent=2, default=str))
     except BrokenPipeError:
         raise  # no mistake: `dinov2_hf_command` ends on it
-    except OptionError as error:
-        sentence = in_users_words(str(error), flags)
-        print(f"error: {sentence} `dinov2-hf {name} --help` lists the options.", file=sys.stderr)
-        sys.exit(2)
-    except (ValueError, ImportError, ExportCheckError) as error:  # ImportError: an extra that is not installed
-        sys.exit(f"error: {without_secrets(in_users_words(str(error), flags))}")
-    except (OSError, HTTPError) as error:
-        # Without a number it is a library's sentence on something that it cannot read, or find on the Hub.
-        number = getattr(error, "errno", None)
-        if number is not None and number not in MISTAKES and not isinstance(error, ConnectionError | TimeoutError):
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
             raise
-        has_name = getattr(error, "filename", None) is not None and error.strerror
-        sentence = f"{error.filename}: {error.strerror}" if has_name else str(error)
-        sys.exit(f"error: {without_secrets(in_users_words(sentence, flags))}")
+        if talk.verbose:
+            traceback.print_exc()
+        sentence = f"error: {without_secrets(in_users_words(sentence, {name: f'--{name}' for name in options}))}"
+        if not isinstance(error, OptionError):
+            sys.exit(sentence)
+        print(sentence, file=sys.stderr)
+        usage = parser.format_usage() if parser else f"usage: dinov2-hf {name} [options]\n"
+        print(f"{' '.join(usage.split())}; `dinov2-hf {name} --help` lists them.", file=sys.stderr)
+        sys.exit(2)
 
 
-def takes_words(function: Callable) -> bool:
+def options_of_command(name: str, words: Sequence[str]) -> dict[str, Option]:
+    """The options of a subcommand, with those that depend on its words; nothing heavy is imported for them."""
+    options = options_of(declared(f"cli.{name}:{name}"))
+    more = _more(name)
+    return options | more.more_options(words) if more else options
+
+
+def _more(name: str) -> Any | None:
+    """The module of a subcommand in `more_options`, if it has one."""
+    is_there = (Path(__file__).parent / "more_options" / f"{name}.py").is_file()
+    return import_module(f".more_options.{name}", __package__) if is_there else None
+
+
+def parser_of(name: str, options: dict[str, Option], words: Sequence[str]) -> Parser:
+    """The parser of a subcommand with these options, for its help."""
+    function = declared(f"cli.{name}:{name}")
+    parser = build_parser(options, f"dinov2-hf {name}", function.__doc__.split("\n\n")[0])
+    add_help(parser, has_results=_returns(function))
+    if hasattr(_more(name), "more_help"):
+        parser.below = _more(name).more_help(words)
+    return parser
+
+
+def _sentence(error: Exception) -> str | None:
+    """What a user did wrong; None for a fault of the package."""
+    if isinstance(error, ValueError | ImportError | ExportCheckError):  # ImportError: an extra that is not installed
+        return str(error)
+    from huggingface_hub.errors import HTTPError  # of the client that it uses, which depends on its version
+
+    if not isinstance(error, OSError | HTTPError):
+        return None
+    # Without a number it is a library's sentence on something that it cannot read, or find on the Hub.
+    number = getattr(error, "errno", None)
+    if number is not None and number not in MISTAKES and not isinstance(error, ConnectionError | TimeoutError):
+        return None
+    has_name = getattr(error, "filename", None) is not None and error.strerror
+    return f"{error.filename}: {error.strerror}" if has_name else str(error)
+
+
+def _takes_words(function: Callable) -> bool:
     """Whether a subcommand reads its words itself."""
     return any(one.kind is one.VAR_POSITIONAL for one in inspect.signature(function).parameters.values())
+
+
+def _returns(function: Callable) -> bool:
+    """Whether a subcommand has results beside what it prints."""
+    return inspect.signature(function).return_annotation is not None

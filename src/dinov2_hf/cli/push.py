@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def push(
-    folder: Path,
+    model: Path,
     *,
     repo_id: str,
     private: bool | None = None,
@@ -12,11 +12,11 @@ def push(
     token: str | None = None,
     pretraining_model: bool = False,
     commit_message: str = "Upload model",
-) -> None:
+) -> dict[str, str]:
     """Upload a model folder, or a finished run, to the Hub.
 
     Args:
-        folder: a model folder, or the output folder of a run.
+        model: a model folder, or the output folder of a run.
         repo_id: "namespace/name" on the Hub; made where it is missing.
         private: make a new repository private.
         revision: branch to upload to (default: main).
@@ -26,14 +26,14 @@ def push(
     """
     from ..runs.hub_upload import push_folder
 
-    print(
-        push_folder(
-            folder,
-            repo_id,
-            private=private,
-            revision=revision,
-            token=token,
-            pretraining_model=pretraining_model,
-            commit_message=commit_message,
-        )
+    url = push_folder(
+        model,
+        repo_id,
+        private=private,
+        revision=revision,
+        token=token,
+        pretraining_model=pretraining_model,
+        commit_message=commit_message,
     )
+    print(url)
+    return {"url": url}

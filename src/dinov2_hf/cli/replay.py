@@ -1,9 +1,11 @@
 """`dinov2-hf replay`."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 
-def replay(step: Path) -> None:
+def replay(step: Path) -> dict[str, Any] | None:
     """Take a training step again that was not finite, and tell where its numbers come from.
 
     Args:
@@ -13,5 +15,7 @@ def replay(step: Path) -> None:
     from ..runs.replay import replay_step
 
     found = replay_step(step)
-    if found is not None:
-        print(found)
+    if found is None:  # of several processes the first has it
+        return None
+    print(found)
+    return asdict(found)

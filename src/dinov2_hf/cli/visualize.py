@@ -61,7 +61,7 @@ def visualize(
     label_column: str | None = None,
     batch_size: Annotated[int | None, AT_LEAST_ONE] = None,
     num_workers: Annotated[int | None, NOT_NEGATIVE] = None,
-) -> None:
+) -> dict[str, str]:
     """Pictures of what a model sees: patch PCA, attention maps, patch matching, nearest neighbours.
 
     Args:
@@ -127,6 +127,7 @@ def visualize(
         with flags_for(k="num_neighbors"):
             DRAW[kind](network, image_processor, pictures, partial, title=title, **options)
     print(output)
+    return {"output": str(output)}
 
 
 def load_collection(data: str, split: str, image_column: str | None):

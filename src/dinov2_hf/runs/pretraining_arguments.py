@@ -10,8 +10,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
 from ..data.loader_workers import default_workers
 from ..data.reading.mixed_images import read_entries
 from ..options import REQUIRED, argument, check_options
@@ -23,6 +21,8 @@ from ..training.recomputation import HOW as RECOMPUTATIONS
 from ..value_ranges import ABOVE_ZERO, AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, SEEDS, SHARE, WIDTH, Range
 
 
+# Of ImageNet, as transformers has them, whose import takes seconds.
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 MEASURED, UPLOADED = {"eval_data": True}, {"push_to_hub": True}
 CROP_AREA = Range(0, 1, low_included=False)
 
@@ -126,10 +126,10 @@ class PreTrainingArguments:
         0.2, "Probability that the second global crop is solarized; of RGB only.", SHARE
     )
     image_mean: list[float] = argument(
-        list(IMAGENET_DEFAULT_MEAN), "Mean of each channel, of values from 0 to 1, that is taken away.", Range()
+        IMAGENET_MEAN, "Mean of each channel, of values from 0 to 1, that is taken away.", Range()
     )
     image_std: list[float] = argument(
-        list(IMAGENET_DEFAULT_STD), "Standard deviation of each channel, that is divided by.", ABOVE_ZERO
+        IMAGENET_STD, "Standard deviation of each channel, that is divided by.", ABOVE_ZERO
     )
     masks: str = argument("block", "Which patches of a global crop are masked: block, or package.module:function.")
     mask_probability: float = argument(0.5, "Share of the global crops that are masked.", SHARE)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from .run import Run
 
 
+KINDS = (PreTrainingArguments, DINOv2Config, DINOv2PreTrainingConfig)
+
+
 class NetworkPlan:
     """
     A network that is trained: the values of its recipe, and the weights that it starts from.
@@ -107,7 +110,7 @@ class PreTrainingPlan(NetworkPlan):
     description: Mapping[str, str] = {}
 
     def __init__(self, arguments: list[str]):
-        super().__init__(arguments, (PreTrainingArguments, DINOv2Config, DINOv2PreTrainingConfig))
+        super().__init__(arguments, KINDS)
         self.recipe = {**self.values, **recipe_values(self.args)}
         check_mask_grid(self.config.backbone_config)
 
