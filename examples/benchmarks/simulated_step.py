@@ -22,6 +22,7 @@ from transformers.initialization import no_init_weights
 
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from dinov2_hf.models import residual_stream
+from dinov2_hf.pretraining.step_flops import StepFlops
 from dinov2_hf.runs.loop import Step, Steps
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
 from dinov2_hf.runs.recipe_parsing import parse_recipe
@@ -73,7 +74,8 @@ def simulate(args: PreTrainingArguments, config: DINOv2PreTrainingConfig, device
         optimizer.step()
         optimizer.zero_grad()
         steps = Steps(run_of_one_batch(args, model, batch, device))
-        step = Step(steps, now=None)
+        steps.flops = StepFlops(model)  # as on a GPU whose peak is known
+        step = Step(steps, now=SimpleNamespace(loss_weights={}))
         with Costs() as costs:
             costs.hold(*model.parameters(), *model.buffers(), list(optimizer.state.values()), batch)
             steps.nonfinite.begin()

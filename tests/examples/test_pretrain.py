@@ -426,3 +426,22 @@ def test_packed_crops_train_the_same(pretrain, recipe, images, tmp_path, monkeyp
         losses.append([json.loads(line)["loss"] for line in lines])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[0] != losses[1]
+
+
+def test_the_share_of_the_peak_is_that_of_what_the_networks_need(
+    pretrain, recipe, images, tmp_path, monkeypatch, capfd
+):
+    """On a device of a known peak; images per second and the share are of the same seconds."""
+    monkeypatch.setattr(loop, "peak_flops", lambda device, precision: 1e9)
+    needed, of_pass = [], loop.StepFlops.of_pass
+    monkeypatch.setattr(loop.StepFlops, "of_pass", lambda *told: needed.append(of_pass(*told)) or needed[-1])
+    flags = ("--logging_steps", "2", "--gradient_accumulation_steps", "2", "--eval_steps", "6", "--save_steps", "6")
+    run(pretrain, recipe, images, tmp_path / "out", *flags)
+    found = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert len(needed) == 12
+    for number, record in enumerate(record for record in found if "loss" in record):
+        assert record["mfu"] * 1e9 / record["images_per_second"] == pytest.approx(
+            sum(needed[4 * number : 4 * number + 4]) / (4 * 4)
+        )
+        assert "peak_memory_gib" not in record
+    assert "% of peak" in capfd.readouterr().err

@@ -10,9 +10,11 @@ from functools import cache
 import pytest
 import torch
 import torch.distributed as dist
+from transformers.initialization import no_init_weights
 
-from dinov2_hf import DINOv2Config, DINOv2PreTrainingConfig
+from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from dinov2_hf.pretraining.rank_groups import RankGroups
+from dinov2_hf.pretraining.step_flops import StepFlops
 from dinov2_hf.pretraining.teachers import TeacherTokens
 from dinov2_hf.pretraining.views import Crops
 from dinov2_hf.runs import loop
@@ -59,6 +61,19 @@ BUDGETS = {
 def test_a_step_stays_within_its_budget(network):
     for reached, budget in zip(extrapolate(*network), BUDGETS[network], strict=True):
         assert reached <= 1.01 * budget
+
+
+def test_what_is_multiplied_is_what_the_networks_need_and_little_more():
+    """Attention and logits are made again in the backward pass, and logits of patches for Sinkhorn-Knopp; no more."""
+    import simulated_step
+    from simulated_gpu import fake_device
+
+    args, config = arguments_of("vits14_short", "--num_hidden_layers", "2")
+    costs = simulated_step.simulate(args, config)
+    with fake_device("cpu"), no_init_weights():
+        module = DINOv2ForPreTraining._from_config(config).train()
+        needed = StepFlops(module).of_pass(simulated_step.fake_batch(args, config), {})
+    assert 1 < costs.product_flops / needed < 1.4
 
 
 RECIPES = {

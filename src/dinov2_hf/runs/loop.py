@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate.utils import gather_object
 
+from ..pretraining.step_flops import StepFlops
 from ..progress import Progress
 from ..training.backends import backend_name, compute_precision
 from ..training.checkpoint_folders import checkpoint_name
@@ -16,6 +17,7 @@ from ..training.distributed import mean_over_processes
 from ..training.nonfinite import NonFiniteSteps, StepPasses
 from ..training.nonfinite_batches import FOLDER, NonFiniteBatches
 from ..training.optimizer import clip_gradients, set_schedule, step_unless
+from ..training.peak_flops import peak_flops
 from ..training.preemption import Preemption
 from ..training.run_stopped import RunPreempted, RunStopped, bad_data_stops_run
 from ..training.schedules import ScheduleValues
@@ -40,7 +42,7 @@ class Steps:
     def __init__(self, run: "Run"):
         self.run, self.args, self.state = run, run.args, run.state
         self.preemption = Preemption()
-        self.window = StepWindow()
+        self.window, self.flops = StepWindow(), None
         self.nonfinite = NonFiniteSteps(
             run.accelerator,
             run.module,
@@ -56,6 +58,7 @@ class Steps:
     def __iter__(self) -> Iterator["Step"]:
         with self.preemption, closing(self.run.saver):
             self.run.model.train()
+            self._count_flops()
             if self.state["step"] == 0:
                 self._evaluate()
             progress = self._progress_bar()
@@ -69,6 +72,13 @@ class Steps:
                 self._between(step, progress)
             progress.close()
             self.run.saver.wait()
+
+    def _count_flops(self) -> None:
+        """Where they are known, and the peak of the device is."""
+        accelerator, flops = self.run.accelerator, StepFlops(self.run.module)
+        peak = peak_flops(accelerator.device, compute_precision(accelerator))
+        if peak is not None and flops.is_known:
+            self.window.peak_flops, self.flops = peak, flops
 
     def _keep_batches(self) -> NonFiniteBatches:
         run = self.run
@@ -152,8 +162,8 @@ class Steps:
         accelerator = self.run.accelerator
         metrics = {**self.window.means(), **self.window.feature_statistics(accelerator)}
         metrics = mean_over_processes(accelerator, metrics, alike=step.norms)
-        rates = self.window.rates()
-        progress.set_postfix_str(format_progress(metrics, rates["images_per_second"]), refresh=False)
+        rates = self.window.rates(accelerator.device)
+        progress.set_postfix_str(format_progress(metrics, rates), refresh=False)
         self.run.record({**metrics, **step.now.metrics, **rates, "nonfinite_steps": self.state["nonfinite_steps"]})
         self.window.restart()
         skipped = self.run.skipped_images
@@ -191,6 +201,8 @@ class Step:
             window.add_wait(time.perf_counter() - waited)
             run.skipped_images.add(report)
             self._row_ids = report.row_ids
+            if self._steps.flops is not None:
+                window.add_flops(self._steps.flops.of_pass(batch, self.now.loss_weights))
             if self._steps.nonfinite.batches is not None:
                 self._steps.nonfinite.batches.see(batch, self.now.forward_arguments)
             with run.accelerator.accumulate(run.model):

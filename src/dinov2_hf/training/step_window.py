@@ -1,4 +1,4 @@
-"""What the steps since the last log line were like: losses, features, images per second, time waiting for data."""
+"""What the steps since the last log line were like: losses, features, speed, memory, time waiting for data."""
 
 import time
 from collections import defaultdict, deque
@@ -12,9 +12,15 @@ from .students import names_of, own_of_student, prefixed
 
 
 class StepWindow:
-    """Sums stay on the device until they are asked for, so that adding a step does not wait for it."""
+    """
+    Sums stay on the device until they are asked for, so that adding a step does not wait for it.
 
-    def __init__(self):
+    Args:
+        peak_flops: FLOP/s that the device of this process reaches at most; `None` where that is not known.
+    """
+
+    def __init__(self, peak_flops: float | None = None):
+        self.peak_flops = peak_flops
         self.restart()
 
     def restart(self) -> None:
@@ -25,6 +31,7 @@ class StepWindow:
         self.of_this_step: list[dict[str, torch.Tensor]] = []
         self.undecided: deque[list[dict[str, torch.Tensor]]] = deque()
         self.num_images = 0
+        self.flops: int | torch.Tensor = 0
         self.waited = 0.0
         self.started = time.perf_counter()
 
@@ -56,6 +63,10 @@ class StepWindow:
         """Count time spent waiting for a batch."""
         self.waited += seconds
 
+    def add_flops(self, flops: int | torch.Tensor) -> None:
+        """Count what the networks of this process multiply in a pass; a scalar on the device, or a number."""
+        self.flops = self.flops + flops
+
     def means(self) -> dict[str, torch.Tensor]:
         """Mean of every scalar over the forward passes that had it and count; NaN if all were left out."""
         return {name: value / self.counts[name] for name, value in self.sums.items()}
@@ -67,14 +78,27 @@ class StepWindow:
             statistics |= prefixed(features.statistics(accelerator), student)
         return statistics
 
-    def rates(self) -> dict[str, float]:
-        """`images_per_second`, and `data_wait_share`, the share of the time in [0, 1] spent waiting for data."""
+    def rates(self, device: torch.device) -> dict[str, float]:
+        """
+        To be asked after the device was waited for. `images_per_second` is that of all processes; of this one,
+        `data_wait_share` is the share of the time in [0, 1] spent waiting for data; `mfu`, where the peak is known, is
+        the share of its FLOP/s that the networks needed; on a GPU `peak_memory_gib` is the most that tensors have
+        taken since the process started.
+        """
         elapsed = time.perf_counter() - self.started
-        return {"images_per_second": self.num_images / elapsed, "data_wait_share": self.waited / elapsed}
+        rates = {"images_per_second": self.num_images / elapsed, "data_wait_share": self.waited / elapsed}
+        if self.peak_flops is not None:
+            rates["mfu"] = float(self.flops) / elapsed / self.peak_flops
+        if device.type == "cuda":
+            rates["peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        return rates
 
 
-def format_progress(metrics: dict[str, float], images_per_second: float) -> str:
-    """One line with every part of the loss, or with the loss of every student, for a progress bar."""
+def format_progress(metrics: Mapping[str, float], rates: Mapping[str, float]) -> str:
+    """
+    One line for a progress bar: every part of the loss, or the loss of every student; images per second, and of the
+    other rates what there is. Waiting for data is told from a twentieth of the time on.
+    """
     parts = {
         name.removesuffix("/loss").removesuffix("_loss"): value
         for name, value in metrics.items()
@@ -83,4 +107,11 @@ def format_progress(metrics: dict[str, float], images_per_second: float) -> str:
     line = f" loss {metrics['loss']:.3f} ({' '.join(f'{name} {value:.3f}' for name, value in parts.items())})"
     if "target_entropy" in metrics:
         line += f" entropy {metrics['target_entropy']:.2f}"
-    return f"{line}, {images_per_second:.3g} images/s"
+    line += f", {rates['images_per_second']:.3g} images/s"
+    if "mfu" in rates:
+        line += f", {rates['mfu']:.0%} of peak"
+    if "peak_memory_gib" in rates:
+        line += f", {rates['peak_memory_gib']:.1f} GiB"
+    if rates["data_wait_share"] >= 0.05:
+        line += f", {rates['data_wait_share']:.0%} waiting for data"
+    return line
