@@ -97,7 +97,7 @@ def test_a_stream_of_one_of_two_processes_is_resumed_where_it_was(encoded_images
     again = first_batches(3, stream, start_sample=17 * 4, **options)
     check_equal(*map(without_positions, (again, uninterrupted[17:])))
     assert len(names) <= 3 * 2 + 2 + 4 + 4
-    with pytest.raises(ValueError, match="position .* worker 0 is after 34 images, but the run has taken 32 of it"):
+    with pytest.raises(ValueError, match="worker 0 are after 34 images of 1 .*, but the run has taken 32 of 1"):
         first_batches(1, stream, start_sample=16 * 4, **options)
 
 

@@ -137,3 +137,54 @@ def test_impossible_mixtures_are_refused(mixed):
         Mixture(mixed, "global", seed=0, batch_images=48)
     with pytest.raises(ValueError, match="would have 16 of it"):
         Mixture(mixed, "global", seed=0, batch_images=16, images_per_turn=16)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The same two, as files: at the end of every pass over a parquet file `datasets` waits."""
+    path = tmp_path_factory.mktemp("folders")
+    for name, count in (("few", 10), ("many", 30)):
+        (path / name).mkdir()
+        for number in range(count):
+            noise_image(100 * count + number).save(path / name / f"{number}.png")
+    return [{"path": str(path / "few"), "weight": 1}, {"path": str(path / "many"), "weight": 3}]
+
+
+def streamed(folders, num_batches, **options):
+    images = load_mixed_images(folders, streaming=True)
+    crops = MultiCropTransform(global_crop_size=16, local_crop_size=8, num_local_crops=1)
+    loader = build_loader(
+        images, COLUMN, crops, PreTrainingCollator(4), batch_size=4, seed=5, shuffle_buffer_size=6, **options
+    )
+    return list(islice(loader, num_batches))
+
+
+def test_streams_are_mixed_by_the_same_turns(folders, mixed):
+    """Over two processes together, each data set in passes of its own."""
+    ranks = [streamed(folders, 40, rank=rank, world_size=2) for rank in range(2)]
+    found = [report.row_ids for both in zip(*ranks, strict=True) for _, report in both]
+    turns = Mixture(mixed, "global", seed=5, batch_images=8).turns
+    assert [row_id.split()[1].startswith("0:") for ids in found for row_id in ids] == [
+        turns.at(position)[0] == 0 for position in range(2 * 40 * 4)
+    ]
+    for number, count in ((0, 10), (1, 30)):
+        of_one = [row_id.split("(")[1] for ids in found for row_id in ids if row_id.startswith(f"row {number}:")]
+        assert set(Counter(of_one[: count * (len(of_one) // count)]).values()) >= {len(of_one) // count}
+
+
+@pytest.mark.parametrize(("num_workers", "start", "options"), [
+    (0, 5, {}), (1, 7, {}), (0, 6, {"one_set_a_step": True, "images_per_step": 8}),
+])  # fmt: skip
+def test_mixed_streams_are_resumed_exactly(folders, num_workers, start, options):
+    uninterrupted = streamed(folders, 12, num_workers=num_workers, **options)
+    if options:
+        kinds = [{row_id.split(":")[0] for row_id in report.row_ids} for _, report in uninterrupted]
+        assert all(len(kind) == 1 for kind in kinds)
+        assert kinds[::2] == kinds[1::2]
+    for positions in (uninterrupted[start - 1][1].positions, None):
+        again = streamed(
+            folders, 12 - start, num_workers=num_workers, start_sample=4 * start, positions=positions, **options
+        )
+        for (batch, report), (other, other_report) in zip(again, uninterrupted[start:], strict=True):
+            assert report.row_ids == other_report.row_ids
+            assert all(torch.equal(value, other[name]) for name, value in batch.items())

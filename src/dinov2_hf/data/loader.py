@@ -187,7 +187,10 @@ def build_loader(
     # Of a seed that is not that of the turns of several data sets.
     crop_sizes = WeightedTurns(crop_weights, mix_seed(seed, -1), images_per_step) if len(crop_weights) > 1 else None
     passed = 0
-    if isinstance(dataset, datasets.IterableDataset):
+    is_mixed = isinstance(dataset, MixedImages)
+    is_stream = dataset.is_streamed if is_mixed else isinstance(dataset, datasets.IterableDataset)
+    images_per_turn = images_per_step if one_set_a_step else 1
+    if is_stream:
         start_batch, rest = divmod(start_sample, batch_size * world_size)
         if rest:
             raise ValueError(
@@ -203,6 +206,7 @@ def build_loader(
             start_batch=start_batch,
             positions=positions,
             crop_sizes=crop_sizes,
+            images_per_turn=images_per_turn,
             **share,
         )
         if num_workers > images.max_workers:
@@ -215,9 +219,8 @@ def build_loader(
         batching, passed = {"batch_size": batch_size}, start_batch % max(num_workers, 1)
     else:
         order = {"start_sample": start_sample, "order": sample_order, "dataset": dataset, "crop_sizes": crop_sizes}
-        if isinstance(dataset, MixedImages):
-            turns = images_per_step if one_set_a_step else 1
-            mixed = {"batch_images": batch_size * world_size, "images_per_turn": turns}
+        if is_mixed:
+            mixed = {"batch_images": batch_size * world_size, "images_per_turn": images_per_turn}
             order["mixture"] = Mixture(dataset, sample_order, seed=seed, **mixed)
             dataset = dataset.images
         images = PreTrainingImages(dataset, image_column, transform, num_channels)
@@ -236,7 +239,7 @@ def build_loader(
         worker_init_fn=outlive_preemption,
         **batching,
     )
-    if "batch_sampler" not in batching:
+    if is_stream:
         loader = before_rounds(iter(loader), positions, max(num_workers, 1))
     return itertools.islice(loader, passed, None)
 

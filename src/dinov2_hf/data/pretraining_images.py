@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from .collator import PreTrainingSample, SkippedImage
 from .decoding.channels import image_decoder
 from .reading.image_columns import describe_row
+from .reading.mixed_images import MixedImages
 from .replacements import first_decodable
 from .sample_order import SampleKey, check_share
 from .sample_seeds import mix_seed
@@ -85,7 +86,8 @@ class PreTrainingStream(IterableDataset):
     from which the stream goes on exactly. Row ids count the places of a worker.
 
     Args:
-        dataset, image_column, transform, num_channels: as of `PreTrainingImages`; the data set is streamed.
+        dataset, image_column, transform, num_channels: as of `PreTrainingImages`; the data set is streamed. Of several
+            each has passes of its own, and whose turn it is says `WeightedTurns`, for all processes together.
         batch_size: B, images per process and batch.
         seed: the run's seed.
         rank, world_size: this process and the number of processes.
@@ -94,13 +96,14 @@ class PreTrainingStream(IterableDataset):
             begin in the round of n batches that contains `start_batch`; `build_loader` drops what is before it.
         positions: of every worker, where it was before that round; without them it reads again what was before.
         crop_sizes: see `PreTrainingBatchSampler`.
+        images_per_turn: of several data sets, images in a row that come of the same one: 1, or those of a step.
 
     Raises:
         ValueError: if a number is out of range; while iterating, if a worker gets no rows or 20 rows in a row that
             cannot be decoded, or if a position is of another place or of other data.
     """
 
-    dataset: datasets.IterableDataset
+    dataset: datasets.IterableDataset | MixedImages
     image_column: str
     transform: Transform | Sequence[Transform]
     _: KW_ONLY
@@ -113,6 +116,7 @@ class PreTrainingStream(IterableDataset):
     start_batch: int = 0
     positions: Positions | None = None
     crop_sizes: WeightedTurns | None = None
+    images_per_turn: int = 1
 
     def __post_init__(self):
         check_share(self.batch_size, self.rank, self.world_size)
@@ -121,13 +125,17 @@ class PreTrainingStream(IterableDataset):
                 f"shuffle_buffer_size is {self.shuffle_buffer_size} and start_batch is {self.start_batch}, but they "
                 "must be at least 1 and 0."
             )
-        self.dataset = _undecoded_images(self.dataset, self.image_column)
+        parts, self.turns = [self.dataset], None
+        if isinstance(self.dataset, MixedImages):
+            parts = self.dataset.parts
+            self.turns = WeightedTurns(self.dataset.weights, self.seed, self.images_per_turn)
+        self.parts = [_undecoded_images(part, self.image_column) for part in parts]
         self.crop_makers = _crop_makers(self.transform, self.num_channels)
 
     @property
     def max_workers(self) -> int:
         """The number of shards this process reads, beyond which a worker would get no rows."""
-        return split_dataset_by_node(self.dataset, self.rank, self.world_size).num_shards
+        return min(split_dataset_by_node(part, self.rank, self.world_size).num_shards for part in self.parts)
 
     def __iter__(self) -> Iterator[PreTrainingSample]:
         worker_info = get_worker_info()
@@ -135,34 +143,55 @@ class PreTrainingStream(IterableDataset):
         # A worker is forked, maybe while the process held this lock of its remote files, which nobody would return.
         fsspec.asyn.reset_lock()
         first_place = self.start_batch // max(num_workers, 1) * self.batch_size
-        position = self.positions[worker][0] if self.positions else StreamPosition()
-        rows = StreamRows(
-            self.dataset, self.seed, self.shuffle_buffer_size, self.rank, self.world_size, worker, num_workers
-        ).start_at(position)
-        if self.positions is None:
-            rows = itertools.islice(rows, first_place, None)
-        elif position.place != first_place:
+        share = (self.shuffle_buffer_size, self.rank, self.world_size, worker, num_workers)
+        rows = [StreamRows(part, self.seed + number, *share) for number, part in enumerate(self.parts)]
+        positions = self.positions[worker] if self.positions else [StreamPosition()] * len(rows)
+        taken = sum(position.place for position in positions)
+        if len(positions) != len(rows) or (self.positions and taken != first_place):
             raise ValueError(
-                f"the position of data loader worker {worker} is after {position.place} images, but the run has taken"
-                f" {first_place} of it; continue from another checkpoint."
+                f"the positions of data loader worker {worker} are after {taken} images of {len(positions)} data"
+                f" set(s), but the run has taken {first_place} of {len(rows)}; continue from another checkpoint."
             )
-        upcoming: deque[StreamRow] = deque()
-
-        def candidates() -> Iterator[tuple[str, Any]]:
-            for ahead in itertools.count():
-                if ahead == len(upcoming):
-                    upcoming.append(next(rows))
-                value = upcoming[ahead].value[self.image_column]
-                yield describe_row(value, f"{worker}:{upcoming[ahead].place}"), value
-
-        for place in itertools.count(first_place):
+        streams = [_Upcoming(*pair) for pair in zip(rows, positions, strict=True)]
+        for place in itertools.count(taken):
             own_batch, index = divmod(place, self.batch_size)
             batch = own_batch * max(num_workers, 1) + worker
             in_run = (batch * self.world_size + self.rank) * self.batch_size + index
+            number = self.turns.at(in_run)[0] if self.turns else 0
+            stream = streams[number]
+            if place < first_place:  # it is read again
+                stream.take()
+                continue
+            name = f"{number}:{worker}" if self.turns else f"{worker}"
+            candidates = (
+                (describe_row(row.value[self.image_column], f"{name}:{row.place}"), row.value[self.image_column])
+                for row in stream.ahead()
+            )
             maker = self.crop_makers[self.crop_sizes.at(in_run)[0] if self.crop_sizes else 0]
-            sample = _sample_of_first(candidates(), *maker, mix_seed(self.seed, in_run))
+            sample = _sample_of_first(candidates, *maker, mix_seed(self.seed, in_run))
+            stream.take()
             # Any further images that failed are reported in their own places.
-            yield sample._replace(skipped=sample.skipped[:1], positions=[upcoming.popleft().position])
+            yield sample._replace(skipped=sample.skipped[:1], positions=[stream.position for stream in streams])
+
+
+class _Upcoming:
+    """Rows from a position on, which can be looked at before they are taken."""
+
+    def __init__(self, rows: StreamRows, position: StreamPosition):
+        self.position = position
+        self._rows, self._seen = rows.start_at(position), deque()
+
+    def ahead(self) -> Iterator[StreamRow]:
+        """Those that are to be taken next, without end."""
+        for index in itertools.count():
+            if index == len(self._seen):
+                self._seen.append(next(self._rows))
+            yield self._seen[index]
+
+    def take(self) -> None:
+        """Take the next one, after which `position` is then."""
+        row = self._seen.popleft() if self._seen else next(self._rows)
+        self.position = row.position
 
 
 def _crop_makers(transform: Transform | Sequence[Transform], num_channels: int) -> list[tuple[Decode, Transform]]:

@@ -342,11 +342,6 @@ class PreTrainingArguments:
         check_options(self)
         if isinstance(self.train_data, str) and self.one_set_a_step:
             raise ValueError("`one_set_a_step` is true, but `train_data` is one data set; leave it out.")
-        if not isinstance(self.train_data, str) and self.streaming:
-            raise ValueError(
-                "`streaming` is true, but only one data set can be read as a stream, and `train_data` has"
-                f" {len(self.train_data)}; leave it out, or put the data sets together."
-            )
         check_loss_terms(self.loss_terms or {})
         anchored = "gram_teacher" in needs_of(self.loss_terms or {})
         if anchored != (self.gram_teacher is not None):

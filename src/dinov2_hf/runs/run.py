@@ -98,9 +98,10 @@ class Run:
         set_max_image_pixels(args.max_image_pixels)
         reading = {
             "split": args.train_split, "config_name": args.dataset_config_name, "image_column": args.image_column,
+            "streaming": args.streaming,
         }  # fmt: skip
         if isinstance(args.train_data, str):
-            self.dataset = load_image_dataset(args.train_data, streaming=args.streaming, **reading)
+            self.dataset = load_image_dataset(args.train_data, **reading)
         else:
             self.dataset = load_mixed_images(args.train_data, **reading)
         self.evaluation = load_evaluation(args, self.dataset)

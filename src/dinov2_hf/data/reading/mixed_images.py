@@ -19,14 +19,21 @@ KEYS = ("path", "weight", "split", "dataset_config_name", "image_column")
 class MixedImages:
     """
     Args:
-        parts: the data sets as they were loaded.
+        parts: the data sets as they were loaded; of streams the column "image" alone.
         weights: how often an image of each is taken, as ratios.
         images: of all of them, one after the other, in the column "image" alone.
+        is_streamed: whether they are read as streams.
     """
 
-    parts: list[datasets.Dataset]
+    parts: list[datasets.Dataset] | list[datasets.IterableDataset]
     weights: list[float]
-    images: datasets.Dataset
+    images: datasets.Dataset | datasets.IterableDataset
+    is_streamed: bool = False
+
+    @property
+    def num_shards(self) -> list[int]:
+        """Of each of several streams."""
+        return [part.num_shards for part in self.parts]
 
     @property
     def column_names(self) -> list[str]:
@@ -73,6 +80,7 @@ def load_mixed_images(
     split: str = "train",
     config_name: str | None = None,
     image_column: str | None = None,
+    streaming: bool = False,
 ) -> MixedImages:
     """
     Load the data sets of a mixture.
@@ -80,7 +88,7 @@ def load_mixed_images(
     Args:
         entries: `path` and `weight` of each; `split`, `dataset_config_name` and `image_column` where they are others
             than those of all.
-        split, config_name, image_column: see `load_image_dataset`.
+        split, config_name, image_column, streaming: see `load_image_dataset`.
 
     Raises:
         ValueError: as `load_image_dataset` and `find_image_column`.
@@ -93,9 +101,12 @@ def load_mixed_images(
             split=entry.get("split", split),
             config_name=entry.get("dataset_config_name", config_name),
             image_column=column,
+            streaming=streaming,
         )
         column = find_image_column(part, column)
         only = part.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         parts.append(part)
         columns.append(only if column == COLUMN else only.rename_column(column, COLUMN))
-    return MixedImages(parts, [entry["weight"] for entry in entries], datasets.concatenate_datasets(columns))
+    weights = [entry["weight"] for entry in entries]
+    images = datasets.concatenate_datasets(columns)
+    return MixedImages(columns if streaming else parts, weights, images, is_streamed=streaming)
