@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(name: str, *words: str) -> None:
-    if name in ("-h", "--help"):
+    if name == "help" and words:
+        name, words = words[0], ("--help",)
+    if name in ("-h", "--help", "help"):
         print("usage: dinov2-hf command [options]\n\nDINOv2 for Hugging Face transformers.\n\ncommands:")
         for command in COMMANDS:
             print(f"  {command:10} {summary(command)}")

@@ -312,7 +312,8 @@ def refuse_missing(options: Mapping[str, Option], given: Iterable[str]) -> None:
     """`OptionError` when an option that must be given is not."""
     missing = [f"`--{name}`" for name, option in options.items() if option.default is REQUIRED and name not in given]
     if missing:
-        raise OptionError(f"{' and '.join(missing)} must be given.")
+        listed = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
+        raise OptionError(f"{listed} must be given.")
 
 
 def read_mapping(options: Mapping[str, Option], values: Mapping[str, Any], source: str) -> dict[str, Any]:

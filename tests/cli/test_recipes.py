@@ -33,6 +33,14 @@ def test_its_header_says_what_it_needs_and_takes(listed, name):
     assert values.keys() <= options_of_command(said["command"], []).keys()
 
 
+def test_a_recipe_of_another_command_is_named(capsys):
+    for command, name in (("pretrain", "curate_small"), ("pretrain", "vits14_distilled"), ("curate", "vits14_short")):
+        with pytest.raises(SystemExit):
+            run(command, "--config", name)
+        other = "curate" if "curate" in name else "distill" if "distilled" in name else "pretrain"
+        assert f"`--config` is {name}, a recipe for `dinov2-hf {other}`." in capsys.readouterr().err
+
+
 def test_one_is_shown_as_it_is(capsys):
     run("recipes", "show", "vits14_short")
     assert capsys.readouterr().out == (RECIPES / "vits14_short.yaml").read_text()

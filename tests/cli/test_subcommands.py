@@ -26,6 +26,7 @@ from dinov2_hf import (
     DINOv2PreTrainingConfig,
 )
 from dinov2_hf.cli.features import features
+from dinov2_hf.cli.talk import Talk
 from dinov2_hf.options import options_of
 from dinov2_hf_command import COMMANDS, summary
 from tests import forked_python
@@ -265,7 +266,7 @@ def test_a_command_line_that_cannot_be_read_is_one_line(capsys, words, message):
 
 def test_what_must_be_given_is_named(capsys):
     assert "`--data` and `--output` must be given" in unreadable(capsys, "features", "model")
-    assert "`--model` and `--data` and `--output` must be given" in unreadable(capsys, "features")
+    assert "`--model`, `--data` and `--output` must be given" in unreadable(capsys, "features")
     assert unreadable(capsys, "pretrain") == "error: `--train_data` must be given."
     assert "no flag --learning_rat. Did you mean `--learning_rate`" in unreadable(
         capsys, "distill", "--learning_rat", 1
@@ -300,6 +301,16 @@ def test_results_as_json(tmp_path, capsys, folder, images):
     assert "there is no flag --json" in unreadable(capsys, "pretrain", "--train_data", images, "--json")
 
 
+def test_libraries_show_bars_on_terminals_only(monkeypatch):
+    name = "HF_HUB_DISABLE_PROGRESS_BARS"
+    monkeypatch.delenv(name, raising=False)
+    for is_terminal, talk in ((False, Talk()), (True, Talk()), (True, Talk(quiet=True))):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda is_terminal=is_terminal: is_terminal)
+        with talk.in_force():
+            assert (name in os.environ) == (talk.quiet or not is_terminal)
+        assert name not in os.environ
+
+
 def test_more_and_less_is_said(tmp_path, capsys, folder, images):
     run("features", folder, "--data", images, "--output", tmp_path / "a.npy", "-q")
     assert capsys.readouterr().out == ""
@@ -317,12 +328,21 @@ def test_hyphens_and_switches(tmp_path, folder, images):
 def test_the_command_itself_imports_nothing_heavy():
     code = "import sys; from dinov2_hf_command import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
     code += "; assert 'dinov2_hf' not in sys.modules"
-    for words in ([], ["--help"], ["--version"], ["exprt"]):
+    for words in ([], ["--help"], ["help"], ["--version"], ["exprt"]):
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
         assert "Traceback" not in done.stderr
-        assert done.returncode == (0 if words and words[0].startswith("-") else 2)
-        assert all(command in done.stdout for command in COMMANDS) == (words == ["--help"])
+        assert done.returncode == (2 if words in ([], ["exprt"]) else 0)
+        assert all(command in done.stdout for command in COMMANDS) == (words in (["--help"], ["help"]))
     assert "did you mean export?" in done.stderr
+
+
+def test_the_module_is_the_command():
+    for words in (["--version"], ["help", "push"]):
+        said = [
+            subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True, check=True).stdout
+            for module in ("dinov2_hf", "dinov2_hf.cli", "dinov2_hf_command")
+        ]
+        assert said[0] == said[1] == said[2] != ""
 
 
 # What takes seconds to import.

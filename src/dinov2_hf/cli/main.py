@@ -23,6 +23,7 @@ from ..conversion.exports.formats import ExportCheckError
 from ..declarations import declared
 from ..options import Option, OptionError, options_of, refuse_missing
 from ..public_names import without_secrets
+from ..recipe_files import read_header, read_recipe, recipe_names
 from .talk import Talk, add_help, split_talk
 from .user_words import in_users_words
 
@@ -50,6 +51,7 @@ def call(name: str, words: list[str]) -> None:
         words, talk = split_talk(words, has_results=_returns(function))
         options = options_of_command(name, words)
         parser = parser_of(name, options, words)
+        _refuse_other_recipe(options, words)
         if _takes_words(function):
             is_resumed = values_of("resume_from_checkpoint", words)  # and has a recipe of its own
             read_recipe_and_words(options, words, parser, known=options if is_resumed else ())
@@ -99,6 +101,13 @@ def parser_of(name: str, options: dict[str, Option], words: Sequence[str]) -> Pa
     if hasattr(_more(name), "more_help"):
         parser.below = _more(name).more_help(words)
     return parser
+
+
+def _refuse_other_recipe(options: dict[str, Option], words: Sequence[str]) -> None:
+    """`OptionError` for a recipe of the package that another command reads."""
+    recipe = values_of("config", words)[:1] if "config" in options else []
+    if recipe and recipe[0] in recipe_names() and not read_recipe(recipe[0]).keys() <= options.keys():
+        raise OptionError(f"`config` is {recipe[0]}, a recipe for `dinov2-hf {read_header(recipe[0]).command}`.")
 
 
 def _sentence(error: Exception) -> str | None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from ..options import OptionError
 
 
-# Bars of tqdm, and of the libraries that do not ask it.
-NO_BARS = ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS")
+# Bars of libraries, which know no other place than a terminal; transformers goes by the Hub's.
+NO_BARS_OF_OTHERS = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS")
+NO_BARS = "TQDM_DISABLE"  # ours
 MUCH = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
 
 
@@ -34,7 +35,9 @@ class Talk:
         """What is printed meanwhile goes where it should. What libraries say is settled before they are imported."""
         with contextlib.ExitStack() as held:
             if self.quiet:
-                held.enter_context(_environment(dict.fromkeys(NO_BARS, "1")))
+                held.enter_context(_environment({NO_BARS: "1"}))
+            if self.quiet or not sys.stderr.isatty():
+                held.enter_context(_environment(dict.fromkeys(NO_BARS_OF_OTHERS, "1")))
             if self.verbose:
                 held.enter_context(_environment(dict.fromkeys(MUCH, "info")))
                 logging.basicConfig(level=logging.INFO)
