@@ -140,6 +140,12 @@ class FeatureExtractor:
     def is_main_process(self) -> bool:
         return self.processes is None or self.processes.is_main_process
 
+    def alone(self) -> "FeatureExtractor":
+        """The same for this process alone, with the features that are kept by now in memory."""
+        other = replace(self, processes=None)
+        other._kept = self._kept
+        return other
+
     @contextmanager
     def only_checks(self) -> Iterator[None]:
         """Inside it a protocol ends where its work would begin: what it refuses is known before any work.

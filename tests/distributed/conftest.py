@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests import forked_python
-from tests.examples.conftest import images  # noqa: F401  (a fixture)
+from tests.examples.conftest import evaluations, images, masks  # noqa: F401  (fixtures)
 
 from .one_process import train_alone
 
@@ -140,7 +140,7 @@ def clips_per_part(backend: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def straight(launch, images, tmp_path_factory):  # noqa: F811
+def straight(launch, evaluations, tmp_path_factory):  # noqa: F811
     """
     An uninterrupted run under a backend, made when it is first asked for. In step 10, counted from 0, the second
     process meets a NaN.
@@ -152,10 +152,7 @@ def straight(launch, images, tmp_path_factory):  # noqa: F811
             flags = [
                 "--clip_per_part",
                 str(clips_per_part(backend)).lower(),
-                "--eval_data",
-                str(images),
-                "--eval_split",
-                "train",
+                *evaluations,
             ]
             poisoned = str(POISONED_STEP + 1)
             runs[backend] = launch(backend, tmp_path_factory.mktemp(backend) / "out", *flags, POISONED_CALL=poisoned)

@@ -19,6 +19,8 @@ from transformers import AutoImageProcessor, AutoModel
 from dinov2_hf.conversion.saved_models import load_backbone
 from dinov2_hf.data import load_image_dataset
 from dinov2_hf.evaluation.knn import evaluate_knn
+from dinov2_hf.evaluation.linear import evaluate_linear
+from dinov2_hf.evaluation.patch_knn import evaluate_patch_knn
 from dinov2_hf.features import FeatureExtractor
 from dinov2_hf.runs.initial_weights import load_initial_model
 from dinov2_hf.training.checkpoint_manifest import write_manifest
@@ -131,26 +133,34 @@ def test_its_checkpoint_is_the_model_that_it_leaves(straight, backend):
 
 
 @every_backend
-def test_knn_is_that_of_one_process_on_the_same_backbone(straight, images, backend):
+def test_knn_and_probes_are_those_of_one_process_on_the_same_backbone(straight, images, masks, backend):
     """Two processes share the images, and measure sharded backbones by whole copies; exactly, and undisturbed."""
-    measured = straight(backend).records("knn_top1_k20")
-    assert [record["step"] for record in measured] == [0, 12]
+    run = straight(backend)
+    for metric, steps in {"knn_top1_k20": [0, 12], "linear_top1": [0, 6, 12], "patch_knn_miou": [0, 12]}.items():
+        assert [record["step"] for record in run.records(metric)] == steps
     extractor = FeatureExtractor(
-        AutoModel.from_pretrained(straight(backend).output_dir / "model"),
-        AutoImageProcessor.from_pretrained(straight(backend).output_dir / "model"),
+        AutoModel.from_pretrained(run.output_dir / "model"),
+        AutoImageProcessor.from_pretrained(run.output_dir / "model"),
     )
     dataset = load_image_dataset(str(images))
-    alone = evaluate_knn(extractor, dataset, dataset, ks=(10, 20))
-    assert {name: measured[-1][name] for name in alone} == dict(alone)
+    bank, queries = (load_image_dataset(str(masks), split=split) for split in ("train", "test"))
+    alone = evaluate_knn(extractor, dataset, dataset, ks=(10, 20)) | evaluate_patch_knn(extractor, bank, queries)
+    alone |= evaluate_linear(
+        extractor, dataset, dataset, grid="paper", num_layers=(1,), num_steps=1000, train_batch_size=24,
+        cache_features=True,
+    )  # fmt: skip
+    measured = {name: value for name, value in run.records("patch_knn_miou")[-1].items() if name != "step"}
+    assert {"knn_top1_k20", "linear_top1", "patch_knn_miou", "patch_knn_miou_stderr"} <= measured.keys()
+    assert measured == {name: alone[name] for name in measured}
 
 
 @pytest.mark.parametrize(("backend", "how"), [("ddp", "step"), ("fsdp2", "blocks")])
-def test_a_compiled_run_goes_on_as_the_plain_one(straight, launch, images, tmp_path, backend, how):
+def test_a_compiled_run_goes_on_as_the_plain_one(straight, launch, evaluations, tmp_path, backend, how):
     """From its checkpoint, to the same losses, norms and weights to rounding, under the same names."""
     run = straight(backend)
     shutil.copytree(run.output_dir, tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "checkpoints" / "step_0000012")
-    flags = ["--compile", how, "--eval_data", str(images), "--eval_split", "train"]
+    flags = ["--compile", how, *evaluations]
     flags += ["--resume_from_checkpoint", "latest"]
     resumed = launch(backend, tmp_path / "out", *flags, TRACED_BY="aot_eager", POISONED_CALL=str(POISONED_STEP - 5))
     assert resumed.returncode == 0, resumed.printed
@@ -165,12 +175,12 @@ def test_a_compiled_run_goes_on_as_the_plain_one(straight, launch, images, tmp_p
 
 
 @every_backend
-def test_resume_equals_the_uninterrupted_run(straight, launch, images, tmp_path, backend):
+def test_resume_equals_the_uninterrupted_run(straight, launch, evaluations, tmp_path, backend):
     run = straight(backend)
     shutil.copytree(run.output_dir, tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "checkpoints" / "step_0000012")
     flags = ["--clip_per_part", str(clips_per_part(backend)).lower(), "--resume_from_checkpoint", "latest"]
-    flags += ["--eval_data", str(images), "--eval_split", "train"]
+    flags += evaluations
     poisoned = str(POISONED_STEP + 1 - 6)
     resumed = launch(backend, tmp_path / "out", *flags, POISONED_CALL=poisoned)
     assert resumed.returncode == 0, resumed.printed
@@ -258,10 +268,10 @@ def test_bf16_keeps_the_residual_stream_in_float32(launch, replicated, tmp_path,
         assert not torch.equal(value, before[name]), name
 
 
-def test_fsdp2_is_resumed_by_another_number_of_processes(straight, launch, images, tmp_path):
+def test_fsdp2_is_resumed_by_another_number_of_processes(straight, launch, evaluations, tmp_path):
     checkpoint = straight("fsdp2").output_dir / "checkpoints" / "step_0000006"
     flags = ["--per_device_train_batch_size", "8", "--resume_from_checkpoint", str(checkpoint), "--save_steps", "12"]
-    flags += ["--eval_data", str(images), "--eval_split", "train"]
+    flags += evaluations
     alone = launch("fsdp2", tmp_path / "out", *flags, num_processes=1)
     assert alone.returncode == 0, alone.printed
     assert alone.facts[0]["num_processes"] == 1

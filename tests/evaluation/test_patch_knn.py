@@ -90,7 +90,7 @@ def test_an_image_of_the_bank_finds_itself(extractor):
 def test_a_class_that_the_bank_lacks_is_announced(extractor, caplog):
     data, other = banded_images(4), np.full((40, 48), 5, dtype=np.uint8)
     metrics = evaluate_patch_knn(extractor, data, with_map(data, "annotation", other))
-    assert "no mask of the bank has LABEL_3, LABEL_4, LABEL_5; their IoU can only be 0" in caplog.text
+    assert "no mask of the bank has LABEL_5; their IoU can only be 0" in caplog.text
     assert metrics["patch_knn_iou_LABEL_5"] == 0
     assert "patch_knn_iou_LABEL_4" not in metrics
 
@@ -110,6 +110,11 @@ def test_bad_input(extractor, model):
     one_class = [dict(row, annotation=Image.fromarray(np.zeros((40, 48), dtype=np.uint8))) for row in data]
     with pytest.raises(ValueError, match="of the bank has 1 classes besides `ignore_index` 255"):
         evaluate_patch_knn(extractor, one_class, data)
+    with pytest.raises(ValueError, match="of the bank has 0 classes besides `ignore_index` 0"):
+        evaluate_patch_knn(extractor, one_class, one_class, ignore_index=0)
+    many = with_map(data, "annotation", np.full((40, 48), 5000, dtype=np.uint16))
+    with pytest.raises(ValueError, match="holds the number 5000, but masks hold the numbers of at most 4096 classes"):
+        evaluate_patch_knn(extractor, data, many)
     with pytest.raises(ValueError, match="mask_column='mask' is not a column"):
         evaluate_patch_knn(extractor, data, data, mask_column="mask")
     with pytest.raises(ValueError, match="`image_size` is 7, less than a patch"):

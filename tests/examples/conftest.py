@@ -12,6 +12,7 @@ from PIL import Image
 from dinov2_hf.runs import finished_run as results
 from dinov2_hf.runs import loop, outputs
 from dinov2_hf.training.checkpoints import CheckpointSaver
+from tests.evaluation.dense.data import banded_images
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -137,6 +138,22 @@ def recipe(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     path.write_text(TINY)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def masks(tmp_path_factory) -> Path:
+    """A folder with the splits train (5 images) and test (3), of three bands of colour and their masks."""
+    folder = tmp_path_factory.mktemp("masks")
+    for seed, (split, count) in enumerate({"train": 5, "test": 3}.items()):
+        banded_images(count, seed).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def evaluations(images, masks) -> list[str]:
+    """The flags of every evaluation that a run may have."""
+    labelled = ["--eval_data", str(images), "--eval_split", "train", "--linear_eval_steps", "6"]
+    return [*labelled, "--dense_eval_data", str(masks)]
 
 
 @pytest.fixture(scope="session")

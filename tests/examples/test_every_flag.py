@@ -68,6 +68,11 @@ VALUES = {
     "teacher_class": ["tests.extension.extensions.agreeing_teacher:AgreeingTeacher"],
     "crop_sizes": ["{{global_crop_size: 24}}"],
     "ibot_tokens": ["masked"], "feature_loss": ["smooth_l1"], "shuffle_buffer_size": ["9"], "save_total_limit": ["1"],
+    "linear_eval_steps": ["1"], "dense_eval_data": ["{other}"], "dense_eval_split": ["validation"],
+    "dense_eval_bank_data": ["/nowhere"], "dense_eval_bank_split": ["validation"], "dense_eval_steps": ["1"],
+    "dense_eval_image_column": ["annotation"], "dense_eval_mask_column": ["depth_map"],
+    "dense_eval_ignore_index": ["1"], "dense_eval_image_size": ["24"], "max_dense_eval_bank_images": ["2"],
+    "max_dense_eval_images": ["2"],
     "stop_after_steps": ["1"], "export_every": ["1"], "keep_best": ["knn_top1_k20"], "greater_is_better": ["false"],
     "train_blocks": ["1"], "lora_rank": ["1"],
     "crop_packing": ["always"], "gradient_checkpointing": ["selective"],
@@ -152,11 +157,11 @@ def other_value(kinds: tuple, name: str, base: dict, **paths: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def pretraining(no_pictures, recipe, images, tmp_path_factory):
+def pretraining(no_pictures, recipe, images, masks, tmp_path_factory):
     """`main`, the flags that runs have in common, their values and what they leave."""
     module, folder = load_example("pretrain"), tmp_path_factory.mktemp("pretraining") / "run"
     flags = ["--config", recipe, "--train_data", str(images), *BASE]
-    flags += ["--eval_data", str(images), "--eval_split", "train"]
+    flags += ["--eval_data", str(images), "--eval_split", "train", "--dense_eval_data", str(masks)]
     args, *configs = parse_recipe(flags, PreTrainingArguments, [*PRETRAINING[1:]])
     values = dataclasses.asdict(args) | {name: value for config in configs for name, value in config.items()}
     return module.main, flags, values, outcome(module.main, flags, folder), folder

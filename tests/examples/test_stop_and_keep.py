@@ -97,6 +97,8 @@ MISTAKES = {
         "`stop_after_steps` is 7, but `max_steps`, .* is 6; lower",
     ),
     "not evaluated": (("--keep_best", "knn_top1_k20"), "no k-NN accuracy is measured; give labelled images"),
+    "no probe": (("--keep_best", "linear_top1"), "no linear probe is measured; .* as --linear_eval_steps."),
+    "no masks": (("--keep_best", "patch_knn_miou"), "no patch k-NN is measured; .* as --dense_eval_data."),
     "no student": (("--keep_best", "small/loss"), "small/loss, but this run trains one student, which has no name"),
     "nothing kept": (("--greater_is_better", "false"), "`greater_is_better`.*`keep_best`"),
 }

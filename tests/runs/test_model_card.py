@@ -23,9 +23,10 @@ KNN = {
 }
 
 
-def card(config=None, *, steps: int = 7, recipe: dict | None = None, knn: dict | None = None) -> ModelCard:
+def card(config=None, *, steps: int = 7, recipe: dict | None = None, **measured: dict) -> ModelCard:
     config = config or DINOv2Config(image_size=28, hidden_size=32, num_attention_heads=2)
-    return model_card(config, "my_run", steps=steps, recipe={**RECIPE, **(recipe or {})}, knn=knn or KNN)
+    recipe = {**RECIPE, **(recipe or {})}
+    return model_card(config, "my_run", steps=steps, recipe=recipe, measured={"knn": KNN, **measured})
 
 
 def written(made: ModelCard) -> tuple[dict, str]:
@@ -42,7 +43,7 @@ def test_what_it_holds():
     assert "datasets" not in metadata
     assert "after 7\nsteps on `train.parquet`" in text
     assert "(1, 5, 32): CLS, then patches" in text
-    assert "| 20 | 0.938 | 0.300 |" in text
+    assert "| k=20 | 0.938 | 0.300 |" in text
     assert "with the labels of `train.parquet`" in text
     assert "hidden_size: 32" in text
     assert "/home" not in str(card())
@@ -53,10 +54,32 @@ def test_accuracies_are_a_model_index():
     (result,) = written(card())[0]["model-index"][0]["results"]
     assert result["dataset"] == {"name": "ada/digits", "type": "ada/digits", "split": "test"}
     assert [(metric["name"], metric["value"]) for metric in result["metrics"]] == [
-        ("top-1, k=10", 0.875), ("top-1, k=20", 0.9375),
+        ("k-NN top-1, k=10", 0.875), ("k-NN top-1, k=20", 0.9375),
     ]  # fmt: skip
     again = ModelCard(str(card())).data.eval_results
     assert [result.metric_value for result in again] == [0.875, 0.9375]
+
+
+def test_every_evaluation_is_in_it():
+    """The Hub puts the metrics of one task and data set together, so their names say what they are of."""
+    linear = {
+        "before": {"linear_top1": 0.25, "linear_top5": 0.75},
+        "after": {"linear_top1": 0.5, "linear_top5": 0.875},
+    }
+    patch_knn = {"before": None, "after": {"patch_knn_miou": 0.125, "patch_knn_mean_accuracy": 0.5}}
+    recipe = {"dense_eval_data": "/data/street/test.parquet", "dense_eval_split": None, "dense_eval_bank_data": None}
+    metadata, text = written(card(recipe=recipe, linear=linear, patch_knn=patch_knn))
+    assert "| k=20 | 0.938 | 0.300 |" in text
+    assert "the best of 26 on `ada/digits`, trained on `train.parquet` without" in text
+    assert "| top-1 | 0.500 | 0.250 |\n| top-5 | 0.875 | 0.750 |" in text
+    assert "Segmentation of `test.parquet` by the nearest frozen patch features of `test.parquet`" in text
+    assert "| mIoU | 0.125 | not measured |" in text
+    labelled, masked = metadata["model-index"][0]["results"]
+    names = [metric["name"] for metric in labelled["metrics"]]
+    assert names == ["k-NN top-1, k=10", "k-NN top-1, k=20", "linear probe top-1", "linear probe top-5"]
+    assert masked["task"]["type"] == "image-segmentation"
+    assert masked["dataset"] == {"name": "test.parquet", "type": "private"}
+    assert masked["metrics"] == [{"type": "mean_iou", "value": 0.125, "name": "patch k-NN mIoU"}]
 
 
 def test_the_query_of_a_url_is_not_in_it():
@@ -68,7 +91,7 @@ def test_the_query_of_a_url_is_not_in_it():
 
 def test_before_training_may_be_unknown():
     text = written(card(knn={"before": None, "after": KNN["after"]}))[1]
-    assert "| 20 | 0.938 | not measured |" in text
+    assert "| k=20 | 0.938 | not measured |" in text
 
 
 def test_the_example_needs_no_path_of_a_machine():

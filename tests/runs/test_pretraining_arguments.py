@@ -182,6 +182,9 @@ def test_what_belongs_to_one_start_stays_out_of_the_recipe():
         (["--eval_bank_data", "/nowhere"], "`eval_bank_data` is /nowhere, but has no effect without `eval_data`"),
         (["--label_column", "kind"], "`label_column` is kind, but has no effect without `eval_data`"),
         (["--eval_data", "a", "--eval_bank_split", "b"], "`eval_bank_split` is b, but .* without `eval_bank_data`"),
+        (["--linear_eval_steps", "9"], "`linear_eval_steps` is 9, but has no effect without `eval_data`"),
+        (["--dense_eval_steps", "9"], "`dense_eval_steps` is 9, but has no effect without `dense_eval_data`"),
+        (["--max_dense_eval_images", "9"], "`max_dense_eval_images` is 9, but .* without `dense_eval_data`"),
         (["--shuffle_buffer_size", "9"], "`shuffle_buffer_size` is 9, but has no effect without `streaming`"),
         (["--streaming", "--sample_order", "sharded"], "`sample_order` is sharded, but .* with `streaming`; leave it"),
         (

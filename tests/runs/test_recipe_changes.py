@@ -78,6 +78,20 @@ def test_accuracies_of_another_evaluation_are_not_compared_with(state):
     assert state["collapse"] == {"start": {"cls_pair_cosine": 0.9}, "best": {}}
 
 
+def test_a_change_of_the_masks_leaves_accuracies_of_labels_as_they_are(state):
+    found = {"patch_knn_miou": 0.5, "patch_knn_miou_stderr": 0.1}
+    state |= {"patch_knn_before": found, "patch_knn_after": found, "linear_after": {"linear_top1": 0.7}}
+    state["collapse"]["best"] |= found
+    state["collapse"]["knn_holds"] = True
+    check(state, {"dense_eval_image_size": 448}, allow_changes=True)
+    assert not {"patch_knn_before", "patch_knn_after"} & state.keys()
+    assert {"knn_before", "knn_after", "linear_after"} <= state.keys()
+    assert state["collapse"]["best"] == {"knn_top1_k20": 0.6}
+    check(state, {"label_column": "kind"}, allow_changes=True)
+    assert not {"knn_before", "knn_after", "linear_after"} & state.keys()
+    assert state["collapse"] == {"start": {"cls_pair_cosine": 0.9}, "best": {}}
+
+
 def test_of_students_each_value_is_compared():
     students = [{"name": "small", "hidden_size": 16}, {"name": "wide", "learning_rate": 0.1}]
     state = {}
@@ -100,8 +114,9 @@ def test_the_tables_name_what_there_is():
     configs = (DINOv2Config, DINOv2PreTrainingConfig, DINOv2DistillationConfig)
     names = {name for config in configs for name in config.__annotations__}
     names |= set(DistillationArguments.__dataclass_fields__)
-    assert {*FREE, *MOVABLE, *FIXED_FIELDS, *OF_EVALUATION} - {*DATA_SIZES} <= names
-    assert not {*FREE} & {*MOVABLE, *FIXED_FIELDS, *OF_EVALUATION}
+    of_evaluations = {name for options in OF_EVALUATION.values() for name in options}
+    assert {*FREE, *MOVABLE, *FIXED_FIELDS, *of_evaluations} - {*DATA_SIZES} <= names
+    assert not {*FREE} & {*MOVABLE, *FIXED_FIELDS, *of_evaluations}
 
 
 def test_a_checkpoint_in_the_middle_of_a_new_cooldown_is_refused(state):

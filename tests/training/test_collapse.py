@@ -165,6 +165,51 @@ def test_knn_of_few_images_is_noise():
     assert [watch.observe(step, {"knn_top1_k8": value}) for step, value in enumerate((0.5, 0.8, 0.5))] == [[]] * 3
 
 
+def measured(miou: float, knn: float | None = None, stderr: float = 0.005) -> dict[str, float]:
+    found = {"patch_knn_miou": miou, "patch_knn_miou_stderr": stderr, "patch_knn_pixel_accuracy": 0.9}
+    return found if knn is None else found | {"knn_top1_k20": knn}
+
+
+def test_dense_features_that_decay_while_knn_holds():
+    watch = monitor(num_eval_images=500)
+    for step, numbers in enumerate([(0.2, 0.4), (0.5, 0.8), (0.48, 0.82), (0.487, 0.85)]):
+        assert watch.observe(step, measured(*numbers)) == []
+    (warning,) = watch.observe(4, measured(0.44, 0.86))
+    assert not warning.collapse
+    assert warning.healthy_step == 3
+    for words in (
+        "dense features decay: patch k-NN mIoU is 0.440, more than 5% below its best, 0.500 (0.2 at the start), while"
+        " k-NN accuracy holds; what usually helps: Gram anchoring",
+        "gram_teacher", "lower learning_rate", "keep_best patch_knn_miou",
+    ):  # fmt: skip
+        assert words in warning.sentence
+    assert watch.observe(5, measured(0.30, 0.86)) == []
+
+
+def test_dense_features_within_the_noise_of_few_images():
+    """Two standard errors of a difference: of 0.03 each, 0.085."""
+    watch = monitor()
+    assert watch.observe(0, measured(0.5, stderr=0.03)) == []
+    assert watch.observe(1, measured(0.42, stderr=0.03)) == []
+    (warning,) = watch.observe(2, measured(0.41, stderr=0.03))
+    assert "k-NN accuracy holds" not in warning.sentence  # which is not measured
+    one_image = {"patch_knn_miou": 0.1, "patch_knn_miou_stderr": math.nan}
+    assert observe(monitor(), range(3), measured(0.5, stderr=math.nan)) == []
+    assert observe(monitor(), range(3), one_image) == []
+
+
+def test_where_knn_falls_too_its_own_sentence_speaks():
+    """k-NN may be measured at other steps than the dense features."""
+    watch = monitor(num_eval_images=50_000)
+    assert watch.observe(0, measured(0.5)) + watch.observe(1, {"knn_top1_k20": 0.8}) == []
+    both = watch.observe(2, {"knn_top1_k20": 0.7})
+    assert {"k-NN accuracy" in warning.sentence for warning in both} == {True}
+    assert watch.observe(3, measured(0.4)) == []
+    assert watch.observe(4, {"knn_top1_k20": 0.81}) == []
+    (warning,) = watch.observe(5, measured(0.4))
+    assert "dense features decay" in warning.sentence
+
+
 def test_a_resumed_run_remembers():
     """Through JSON, as a checkpoint keeps it: the start, the count, and what has been said."""
     collapsed = TRAINED | {"cls_pair_cosine": 0.999}

@@ -106,6 +106,8 @@ def _panels(names: Iterable[str], num_prototypes: int | None) -> list[_Panel]:
     panels = [
         _Panel("Losses", present({"loss": "total"}) | like(suffix="_loss"), wide=True, smooth=True),
         _Panel("k-NN top-1 accuracy", knn_labels, percent=True),
+        _Panel("Linear probe, top-1 accuracy", present({"linear_top1": ""}), percent=True),
+        _Panel("Patch k-NN, mean IoU", present({"patch_knn_miou": ""}), percent=True),
         _Panel("Teacher targets (nats)", present(_TARGETS), smooth=True, line=uniform),
         _Panel("Prototypes in use", present({"prototypes_in_use": "effective number"}), logarithmic=True, line=every),
         _Panel("Effective rank of features", present(_RANKS), smooth=True),

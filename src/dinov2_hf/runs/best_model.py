@@ -24,14 +24,20 @@ class BestStep:
             as in "small/knn_top1_k20". `None` keeps nothing.
         greater_is_better: by default not for a metric whose name ends with "loss".
         state: of the run; holds `best` with `metric`, `value` and `step`, and is saved with it.
-        evaluates: whether numbers of evaluations come beside those of training.
+        evaluations: with which the names of metrics begin that come beside those of training, such as "knn".
     """
 
-    def __init__(self, metric: str | None, greater_is_better: bool | None, state: dict[str, Any], *, evaluates: bool):
-        self.metric, self.state, self._evaluates = metric, state, evaluates
+    def __init__(
+        self,
+        metric: str | None,
+        greater_is_better: bool | None,
+        state: dict[str, Any],
+        evaluations: Iterable[str] = (),
+    ):
+        self.metric, self.state = metric, state
+        self._awaited = {"loss", *(f"{name}_" for name in evaluations)}
         self.sign = 1 if (not str(metric).endswith("loss") if greater_is_better is None else greater_is_better) else -1
         self._names: set[str] = set()
-        self._kinds: set[bool] = set()
         known = state.get("best")
         if known is not None and known["metric"] != metric:
             del state["best"]
@@ -51,11 +57,13 @@ class BestStep:
         Note numbers of a step; those that are not finite are none.
 
         Raises:
-            RunStopped: there were numbers of training and of an evaluation by now, and the metric was not among them.
+            RunStopped: there were numbers of training and of all evaluations by now, and the metric was not among
+                them.
         """
         self._names |= metrics.keys()
-        self._kinds.add("loss" in metrics)
-        if self.metric not in (None, *self._names) and len(self._kinds) == 1 + self._evaluates:
+        own = [name.rpartition("/")[2] for name in metrics]
+        self._awaited = {begin for begin in self._awaited if not any(name.startswith(begin) for name in own)}
+        if self.metric not in (None, *self._names) and not self._awaited:
             known = ", ".join(sorted(self._names))
             raise RunStopped(f"`keep_best` is {self.metric}, which this run does not measure; it measures {known}.")
         value = metrics.get(self.metric)

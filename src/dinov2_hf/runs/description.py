@@ -65,6 +65,8 @@ def describe_run(run: "Run") -> None:
         "device": device,
         "output": args.output_dir,
     }
+    if run.evaluations.names:
+        lines["measured"] = "; ".join(f"{one} every {one.every} steps" for one in run.evaluations)
     if global_batch_size < SMALL_BATCH:
         logger.warning(
             "warning: a step has %d images (per_device_train_batch_size %d x gradient_accumulation_steps %d x %d"

@@ -34,7 +34,7 @@ def leave_results(run: "Run") -> None:
             image_size=picture_size(backbone.config),
             device=run.accelerator.device,
         )
-        print(f"\n{output.format_knn_gain()}", end="")
+        print(f"\n{output.format_gains()}", end="")
         if num_channels == 3:  # which is what a pipeline reads
             extract = pipeline("image-feature-extraction", model=str(model_folder), device=run.accelerator.device)
             features = extract(images[0], return_tensors=True)

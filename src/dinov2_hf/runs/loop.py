@@ -60,7 +60,7 @@ class Steps:
             self.run.model.train()
             self._count_flops()
             if self.state["step"] == 0:
-                self._evaluate()
+                self._evaluate(self.run.evaluations.names)
             progress = self._progress_bar()
             for number in range(self.state["step"], self.last):
                 step = Step(self, self.run.schedules.at(number))
@@ -128,14 +128,15 @@ class Steps:
 
     def _between(self, step: "Step", progress: Progress) -> None:
         run, args = self.run, self.args
-        logs, evaluates, saves = map(self._is_due, (args.logging_steps, args.eval_steps, args.save_steps))
+        logs, saves = map(self._is_due, (args.logging_steps, args.save_steps))
+        evaluations = run.evaluations.due(self._is_due)
         exports = args.export_every and self.state["step"] % args.export_every == 0
-        if logs or evaluates or saves or exports or self.is_preempted:
+        if logs or evaluations or saves or exports or self.is_preempted:
             self.settle()
         if logs:
             self._log(step, progress)
-        if evaluates:
-            self._evaluate()
+        if evaluations:
+            self._evaluate(evaluations)
         is_best = run.best.step == self.state["step"]
         if saves or is_best or self.is_preempted:
             run.saver.save(self.state, kept=run.best.step, data_position=run.data_position)
@@ -171,8 +172,8 @@ class Steps:
         if complaint:
             raise RunStopped(complaint)
 
-    def _evaluate(self) -> None:
-        self.run.evaluate()
+    def _evaluate(self, names: list[str]) -> None:
+        self.run.evaluate(names)
         self.window.restart()  # time spent here is not training time
 
 

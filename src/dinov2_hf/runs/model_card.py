@@ -1,7 +1,7 @@
-"""The README of an exported backbone: recipe, data, steps, k-NN accuracy, and how to load it."""
+"""The README of an exported backbone: recipe, data, steps, what was measured, and how to load it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from ..data.reading.mixed_images import paths_of
 from ..model_source import HERE
 from ..public_names import is_hub_name, public_name, without_secrets
+from .evaluation_words import WORDS, bank_of
 
 
 CARD = Path(__file__).with_name("model_card.md.jinja")
@@ -39,7 +40,7 @@ def model_card(
     *,
     steps: int,
     recipe: dict[str, Any],
-    knn: dict[str, dict | None],
+    measured: Mapping[str, Mapping[str, dict[str, float] | None]],
     best: str = "",
 ) -> ModelCard:
     """
@@ -48,7 +49,8 @@ def model_card(
     Args:
         name: of the run.
         recipe: of paths in it only the last part reaches the card.
-        knn: `before` and `after` training the accuracies in [0, 1] by name, such as `knn_top1_k20`, or `None`.
+        measured: by the name of each evaluation the metrics in [0, 1] by name, such as `knn_top1_k20`, `before` and
+            `after` training, or `None`.
         best: the metric, value and step of the best model of the run, where it is kept.
     """
     public = {
@@ -60,10 +62,13 @@ def model_card(
     if not isinstance(recipe["train_data"], str):
         public["train_data"] = [{**entry, "path": public_name(entry["path"])} for entry in recipe["train_data"]]
     data = card_metadata(recipe)
-    measured = "Not measured."
-    if knn["after"] and recipe["eval_data"]:  # else it is of weights before this continuation of the run
-        data.model_name, data.eval_results = name, _eval_results(recipe, public, knn["after"])
-        measured = _knn_table(public, knn)
+    # Else they are of weights before this continuation of the run.
+    now = {key: found for key, found in measured.items() if found["after"] and recipe[WORDS[key].data]}
+    if now:
+        results = [
+            result for key, found in now.items() for result in _eval_results(key, recipe, public, found["after"])
+        ]
+        data.model_name, data.eval_results = name, results
     num_registers = config.num_register_tokens
     return ModelCard.from_template(
         data,
@@ -76,7 +81,7 @@ def model_card(
         train_data="`, `".join(paths_of(public["train_data"])),
         teacher=public.get("teacher"),
         objective=", by its features" if recipe.get("distillation_objective") == "features" else "",
-        measured=measured,
+        measured="\n\n".join(_table(key, public, found) for key, found in now.items()) or "Not measured.",
         recipe=yaml.safe_dump(without_secrets(public), sort_keys=False).strip(),
         num_tokens=1 + num_registers + (config.image_size // config.patch_size) ** 2,
         hidden_size=config.hidden_size,
@@ -121,35 +126,33 @@ def card_for_repo(
     return card
 
 
-def _eval_results(recipe: dict, public: dict, accuracies: dict[str, float]) -> list[EvalResult]:
-    """k-NN accuracies as the `model-index` that the Hub shows beside the card."""
+def _eval_results(evaluation: str, recipe: dict, public: dict, metrics: dict[str, float]) -> list[EvalResult]:
+    """The metrics of an evaluation as the `model-index` that the Hub shows beside the card."""
+    words = WORDS[evaluation]
+    task_type, task_name = words.task
     return [
         EvalResult(
-            task_type="image-classification",
-            task_name="k-NN classification of frozen features, by the training run",
-            dataset_type=recipe["eval_data"] if is_hub_name(recipe["eval_data"]) else "private",
-            dataset_name=public["eval_data"],
-            dataset_split=recipe["eval_split"],
-            metric_type="accuracy",
-            metric_name=f"top-1, k={name.removeprefix('knn_top1_k')}",
+            task_type=task_type,
+            task_name=task_name,
+            dataset_type=recipe[words.data] if is_hub_name(recipe[words.data]) else "private",
+            dataset_name=public[words.data],
+            dataset_split=recipe[words.data.replace("_data", "_split")],
+            metric_type="mean_iou" if name.endswith("miou") else "accuracy",
+            metric_name=words.on_hub.format(label),
             metric_value=round(value, 4),
         )
-        for name, value in accuracies.items()
-        if name.startswith("knn_top1_k")
+        for name, (label, value) in words.shown(metrics).items()
     ]
 
 
-def _knn_table(public: dict, knn: dict[str, dict[str, float]]) -> str:
-    bank = public["eval_bank_data"] or public["train_data"]
+def _table(evaluation: str, public: dict, found: Mapping[str, dict[str, float] | None]) -> str:
+    words, before = WORDS[evaluation], found["before"]
     lines = [
-        f"k-NN top-1 accuracy of the frozen CLS features on `{public['eval_data']}`, with the labels of `{bank}`,"
-        " measured in float32 by the training run:",
+        words.described.format(data=public[words.data], bank=bank_of(words, public)),
         "",
-        f"| k | trained | {'before this run' if public.get('init_from') else 'untrained'} |",
+        f"| | trained | {'before this run' if public.get('init_from') else 'untrained'} |",
         "|---|---|---|",
     ]
-    for name, trained in knn["after"].items():
-        if name.startswith("knn_top1_k"):
-            before = f"{knn['before'][name]:.3f}" if knn["before"] else "not measured"
-            lines.append(f"| {name.removeprefix('knn_top1_k')} | {trained:.3f} | {before} |")
+    for name, (label, trained) in words.shown(found["after"]).items():
+        lines.append(f"| {label} | {trained:.3f} | {f'{before[name]:.3f}' if before else 'not measured'} |")
     return "\n".join(lines)

@@ -50,7 +50,7 @@ def _card(run: "Run", output: "Output") -> ModelCard:
         output.folder.resolve().name,
         steps=run.state["step"],
         recipe=output.recipe,
-        knn=output.knn(),
+        measured=output.measured(),
         best=describe_best(run.state.get("best")),
     )
 

@@ -1,8 +1,11 @@
 """What a run leaves of each network that it trains: metrics, curves and results, as if of a run of its own."""
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from tqdm.auto import tqdm
 
 from ..output_folders import write_text
 from ..pictures.training_curves import plot_training_curves
@@ -10,7 +13,9 @@ from ..public_names import without_secrets
 from ..training.collapse import CollapseMonitor
 from ..training.monitor import append_metrics, read_metrics, truncate_metrics
 from ..training.students import of_student, own_of_student, recipe_of_student
+from .evaluation_words import WORDS
 from .run_folder import STUDENTS_FOLDER
+from .state import measured_by
 
 
 if TYPE_CHECKING:
@@ -41,7 +46,7 @@ class Output:
             warmup_steps=run.args.warmup_steps,
             image_level=run.config.dino_loss_weight > 0,
             patch_level=run.config.ibot_loss_weight > 0,
-            num_eval_images=len(run.evaluation.queries) if run.evaluation else 0,
+            num_eval_images=run.evaluations.sizes().get("eval_data images", 0),
             num_images_per_step=run.global_batch_size,
         )
 
@@ -62,45 +67,50 @@ class Output:
         picture = self.folder / "training_curves.png"
         plot_training_curves(self.metrics_path, picture, num_prototypes=self.run.config.num_prototypes)
 
-    def knn(self) -> dict[str, dict[str, float] | None]:
-        """Accuracies of the backbone `before` training and `after` the last step; `None` when not measured."""
-        state = self.run.state
-        found = {moment: state.get(f"knn_{moment}") for moment in ("before", "after")}
-        if state.get("knn_step", state["step"]) != state["step"]:  # that of an earlier one
-            found["after"] = None
-        return {moment: own_of_student(metrics, self.name) if metrics else None for moment, metrics in found.items()}
+    def measured(self) -> dict[str, dict[str, dict[str, float] | None]]:
+        """Of each evaluation of the run, by its name, what it found `before` training and `after` the last step."""
+        return {
+            name: {
+                moment: own_of_student(metrics, self.name) if metrics else None
+                for moment, metrics in measured_by(self.run.state, name).items()
+            }
+            for name in WORDS
+            if name in self.run.evaluations.names
+        }
 
-    def format_knn(self, metrics: Mapping[str, float]) -> str:
-        """Top-1 accuracies, `knn_top1_k20: 0.93` as "k=20 0.930"."""
-        own = own_of_student(metrics, self.name).items()
-        shown = [
-            f"k={key.removeprefix('knn_top1_k')} {value:.3f}" for key, value in own if key.startswith("knn_top1_")
-        ]
-        return f"{f'{self.name} ' if self.name else ''}k-NN {', '.join(shown)}"
+    def say_measured(self, found: Mapping[str, Mapping[str, float]], seconds: float) -> None:
+        """Print what evaluations have found, by their names, in one line, and how long they took."""
+        said = [words.line(own_of_student(found[name], self.name)) for name, words in WORDS.items() if name in found]
+        student = f"{self.name} " if self.name else ""
+        tqdm.write(f"step {self.run.state['step']}: {student}{'; '.join(said)} ({seconds:.0f} s)", file=sys.stdout)
 
-    def format_knn_gain(self) -> str:
-        """Before and after for one number of neighbours, 20 where measured; nothing when k-NN was not measured."""
-        knn = self.knn()
-        if not knn["after"]:
-            return ""
-        key = "knn_top1_k20" if "knn_top1_k20" in knn["after"] else next(iter(knn["after"]))
-        before = f"{knn['before'][key]:.3f}" if knn["before"] else "not measured"
-        measured_on = without_secrets(str(self.run.args.eval_data)) + (f", student {self.name}" if self.name else "")
-        return (
-            f"k-NN accuracy (k={key.rpartition('k')[2]}) on {measured_on}\n"
-            f"  before training   {before}\n"
-            f"  after training    {knn['after'][key]:.3f}\n"
-        )
+    def format_gains(self) -> str:
+        """Before and after for the main number of each evaluation; nothing of those that were not measured."""
+        student = f", student {self.name}" if self.name else ""
+        lines = []
+        for name, found in self.measured().items():
+            if not found["after"]:
+                continue
+            words = WORDS[name]
+            key, called = words.main(found["after"])
+            before = f"{found['before'][key]:.3f}" if found["before"] else "not measured"
+            lines += [
+                f"{called} on {without_secrets(str(getattr(self.run.args, words.data)))}{student}\n",
+                f"  before training   {before}\n",
+                f"  after training    {found['after'][key]:.3f}\n",
+            ]
+        return "".join(lines)
 
     def write_summary(self) -> None:
         """
-        Write `metrics.json`: the steps, k-NN before and after, and the last training record of `metrics.jsonl`; `None`
-        where there is none, as when a finished run is continued in another folder.
+        Write `metrics.json`: the steps, what evaluations found before and after, and the last training record of
+        `metrics.jsonl`; `None` where there is none, as when a finished run is continued in another folder.
         """
         records = read_metrics(self.metrics_path) if self.metrics_path.exists() else []
         training = [record for record in records if "loss" in record]
         last = training[-1] if training else None
         best = {"best": self.run.state["best"]} if "best" in self.run.state else {}
-        summary = {"steps": self.run.state["step"], **best, "knn": self.knn(), "last_training_record": last}
+        found = {"knn": {"before": None, "after": None}, **self.measured()}
+        summary = {"steps": self.run.state["step"], **best, **found, "last_training_record": last}
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "metrics.json", json.dumps(summary, indent=2) + "\n")

@@ -23,8 +23,14 @@ from ..value_ranges import ABOVE_ZERO, AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, SE
 
 # Of ImageNet, as transformers has them, whose import takes seconds.
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-MEASURED, UPLOADED = {"eval_data": True}, {"push_to_hub": True}
+MEASURED, DENSE, UPLOADED = {"eval_data": True}, {"dense_eval_data": True}, {"push_to_hub": True}
 CROP_AREA = Range(0, 1, low_included=False)
+# What measures the metrics whose names begin so.
+KEPT_BEST = {
+    "knn_": ("eval_data", "no k-NN accuracy is measured; give labelled images as"),
+    "linear_": ("linear_eval_steps", "no linear probe is measured; give the steps between two as"),
+    "patch_knn_": ("dense_eval_data", "no patch k-NN is measured; give images with masks as"),
+}
 
 
 @dataclass
@@ -236,7 +242,45 @@ class PreTrainingArguments:
         AT_LEAST_ONE,
     )
     per_device_eval_batch_size: int = argument(
-        64, "Images of a forward pass of the k-NN evaluation, where there is one.", AT_LEAST_ONE
+        64, "Images of a forward pass where eval_data is measured.", AT_LEAST_ONE
+    )
+    linear_eval_steps: int | None = argument(
+        None,
+        "Steps between two linear probes of eval_data, trained on the bank; by default none.",
+        AT_LEAST_ONE,
+        needs=MEASURED,
+    )
+    dense_eval_data: str | None = argument(
+        None, "Images with masks of class numbers: turns segmentation by the nearest patches of other images on."
+    )
+    dense_eval_split: str | None = argument(
+        None, "Split of dense_eval_data to segment; by default test, else validation, else the only one.", needs=DENSE
+    )
+    dense_eval_bank_data: str | None = argument(
+        None, "Images with masks to compare with; by default dense_eval_data.", needs=DENSE
+    )
+    dense_eval_bank_split: str = argument("train", "Split of the images with masks to compare with.", needs=DENSE)
+    dense_eval_image_column: str | None = argument(
+        None, "Their column of images; by default the only one, or the one named like an image.", needs=DENSE
+    )
+    dense_eval_mask_column: str = argument("annotation", "Their column of masks.", needs=DENSE)
+    dense_eval_ignore_index: int = argument(
+        255, "The number in masks of pixels that do not count.", Range(-(2**31), 2**31 - 1), needs=DENSE
+    )
+    dense_eval_do_reduce_labels: bool = argument(
+        False, "0 in masks does not count, and class c is stored as c + 1 (ADE20K).", needs=DENSE
+    )
+    dense_eval_image_size: int | None = argument(
+        None,
+        "Short side in pixels that images with masks are resized to; by default image_size.",
+        AT_LEAST_ONE,
+        needs=DENSE,
+    )
+    max_dense_eval_bank_images: int | None = argument(
+        200, "Images with masks to compare with, evenly spaced; null: all.", AT_LEAST_ONE, needs=DENSE
+    )
+    max_dense_eval_images: int | None = argument(
+        100, "Images with masks to segment, evenly spaced; null: all.", AT_LEAST_ONE, needs=DENSE
     )
 
     # --- how the run is carried out: does not change results
@@ -279,6 +323,9 @@ class PreTrainingArguments:
     logging_steps: int = argument(50, "Steps between two lines of metrics.jsonl.", AT_LEAST_ONE)
     eval_steps: int = argument(
         5000, "Steps between two k-NN evaluations, where eval_data turns them on.", AT_LEAST_ONE
+    )
+    dense_eval_steps: int | None = argument(
+        None, "Steps between two dense evaluations; by default eval_steps.", AT_LEAST_ONE, needs=DENSE
     )
     save_steps: int = argument(2500, "Steps between two checkpoints.", AT_LEAST_ONE)
     save_total_limit: int = argument(3, "Checkpoints kept.", AT_LEAST_ONE)
@@ -365,11 +412,9 @@ class PreTrainingArguments:
                 f"`stop_after_steps` is {self.stop_after_steps}, but `max_steps`, which schedules are made for, is"
                 f" {self.max_steps}; lower the first or raise the second."
             )
-        if self.keep_best and self.keep_best.rpartition("/")[2].startswith("knn_") and self.eval_data is None:
-            raise ValueError(
-                f"`keep_best` is {self.keep_best}, but no k-NN accuracy is measured; give labelled images as"
-                " --eval_data."
-            )
+        for begin, (needed, missing) in KEPT_BEST.items():
+            if (self.keep_best or "").rpartition("/")[2].startswith(begin) and getattr(self, needed) is None:
+                raise ValueError(f"`keep_best` is {self.keep_best}, but {missing} --{needed}.")
         if self.train_blocks and self.lora_rank:
             raise ValueError(
                 f"`train_blocks` is {self.train_blocks} and `lora_rank` is {self.lora_rank}, which are two ways to"

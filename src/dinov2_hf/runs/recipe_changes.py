@@ -14,15 +14,26 @@ FREE = (
     "per_device_eval_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "compile",
     "crop_packing", "patch_chunk_size", "export_on_stop", "export_every", "keep_best", "greater_is_better",
     "save_nonfinite_batch", "max_saved_nonfinite_steps",
+    "linear_eval_steps", "dense_eval_steps",
 )  # fmt: skip
 # Data may lie in another place by now. The number of images is compared (`DATA_SIZES`), and the log says so.
-MOVABLE = ("train_data", "eval_data", "eval_bank_data")
-DATA_SIZES = ("train_data images", "train_data shards", "eval_data images", "eval_bank_data images")
-# What k-NN accuracies are measured with: those from before a change are none to compare with.
-OF_EVALUATION = (
+MOVABLE = ("train_data", "eval_data", "eval_bank_data", "dense_eval_data", "dense_eval_bank_data")
+DATA_SIZES = ("train_data shards", *(f"{name} images" for name in MOVABLE))
+# What evaluations measure with: numbers from before a change are none to compare with.
+OF_LABELLED = (
     "eval_split", "eval_bank_split", "label_column", "image_column", "max_eval_bank_images", "max_eval_images",
     "eval_resize_size", "image_mean", "image_std", "eval_data images", "eval_bank_data images",
 )  # fmt: skip
+OF_EVALUATION = {
+    "knn": OF_LABELLED,
+    "linear": OF_LABELLED,
+    "patch_knn": (
+        "dense_eval_split", "dense_eval_bank_split", "dense_eval_image_column", "dense_eval_mask_column",
+        "dense_eval_ignore_index", "dense_eval_do_reduce_labels", "dense_eval_image_size",
+        "max_dense_eval_bank_images", "max_dense_eval_images", "image_mean", "image_std", "dense_eval_data images",
+        "dense_eval_bank_data images",
+    ),
+}  # fmt: skip
 
 
 def check_recipe(
@@ -35,8 +46,8 @@ def check_recipe(
     defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """
-    Compare a run with what its checkpoint was made with, and note it in its state. Accuracies from before a change of
-    the evaluation are removed from the state.
+    Compare a run with what its checkpoint was made with, and note it in its state. Metrics from before a change of
+    their evaluation are removed from the state.
 
     Args:
         state: of `start_state`.
@@ -71,8 +82,9 @@ def check_recipe(
         logger.warning("%s from here on.", _said([name], old, new))
     for name in moved:
         logger.warning("%s: taken for the same images in another place.", _said([name], old, new))
-    if any(kinds[name] in OF_EVALUATION for name in others):
-        forget_accuracies(state)
+    for evaluation, options in OF_EVALUATION.items():
+        if any(kinds[name] in options for name in others):
+            forget_measured(state, evaluation)
     state["recipe"] = now
 
 
@@ -92,15 +104,15 @@ def _is_moved(old: Any, new: Any) -> bool:
     return isinstance(old, str) and isinstance(new, str)
 
 
-def forget_accuracies(state: dict) -> None:
-    """Remove k-NN accuracies from a run's state, with what `CollapseMonitor` remembers of them."""
-    for name in ("knn_before", "knn_after"):
-        state.pop(name, None)
+def forget_measured(state: dict, evaluation: str) -> None:
+    """Remove the metrics of an evaluation from a run's state, with what `CollapseMonitor` remembers of them."""
+    for moment in ("before", "after"):
+        state.pop(f"{evaluation}_{moment}", None)
     collapse = state.get("collapse", {})
     for memory in (collapse, *(value for value in collapse.values() if isinstance(value, dict))):
-        for kept in ("start", "best"):
-            for name in [name for name in memory.get(kept, {}) if name.startswith("knn_")]:
-                del memory[kept][name]
+        for kept in (memory, memory.get("start", {}), memory.get("best", {})):
+            for name in [name for name in kept if name.startswith(f"{evaluation}_")]:
+                del kept[name]
 
 
 def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,17 +3,15 @@ A run: recipe, images, backend, output folder and checkpoint before the first st
 the last.
 """
 
-import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate.utils import set_seed
-from tqdm.auto import tqdm
 
 from ..data import SkippedImageLog, build_batches, load_image_dataset, load_mixed_images, set_max_image_pixels
 from ..models.image_processing_dinov2 import image_processor_of
@@ -31,9 +29,9 @@ from .accelerator import build_accelerator
 from .best_model import BestStep
 from .description import describe_run
 from .endings import end_in_words
+from .evaluation_while_training import Evaluations
 from .finished_run import leave_results
 from .hub_upload import prepare_upload, push_run
-from .knn_while_training import load_evaluation, measure
 from .loop import Step, Steps
 from .model_card import card_metadata
 from .objective_options import apply_objective_options
@@ -44,7 +42,7 @@ from .recipe_checks import check_groups
 from .recipe_parsing import options_of_run
 from .resumed_recipe import RECIPE_FILE
 from .run_folder import claimed_folder, start_output_dir
-from .state import check_steps_left, find_data_position, start_state
+from .state import check_steps_left, find_data_position, note_measured, start_state
 
 
 @contextmanager
@@ -104,17 +102,19 @@ class Run:
             self.dataset = load_image_dataset(args.train_data, **reading)
         else:
             self.dataset = load_mixed_images(args.train_data, **reading)
-        self.evaluation = load_evaluation(args, self.dataset)
+        self.evaluations = Evaluations(args, self.dataset, plan.config.backbone_config)
         self.global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
         peak = scale_learning_rate(args.learning_rate, self.global_batch_size, args.learning_rate_scaling)
         self.schedules = build_schedules(peak_learning_rate=peak, **values_for(build_schedules, args))
         self.state = start_state(args, num_processes, self.checkpoint)
         resume_launch(self.accelerator, self.state)
         self.num_images = None if args.streaming else len(self.dataset)
-        shards = self.dataset.num_shards if args.streaming else None
         recipe_before = self.state.get("recipe", {})
-        measured = (self.evaluation.queries, self.evaluation.bank) if self.evaluation else ()
-        sizes = dict(zip_longest(DATA_SIZES, [self.num_images, shards, *map(len, measured)]))
+        sizes = dict.fromkeys(DATA_SIZES) | {
+            "train_data images": self.num_images,
+            "train_data shards": self.dataset.num_shards if args.streaming else None,
+            **self.evaluations.sizes(),
+        }
         allowed = args.allow_recipe_change
         check_recipe(
             self.state,
@@ -142,7 +142,7 @@ class Run:
             pad_masked=args.compile == "step" or plan.shares_images,
             device=self.accelerator.device,
         )
-        self.best = BestStep(args.keep_best, args.greater_is_better, self.state, evaluates=self.evaluation is not None)
+        self.best = BestStep(args.keep_best, args.greater_is_better, self.state, self.evaluations.names)
         self.image_processor = image_processor_of(
             plan.config.backbone_config, args.eval_resize_size, image_mean=args.image_mean, image_std=args.image_std
         )
@@ -197,18 +197,22 @@ class Run:
         self._held.callback(steps.close)  # signals are deadly again, also where the loop's own lines failed
         return steps
 
-    def evaluate(self) -> None:
-        """Measure each backbone as it would be exported now, and note it."""
-        with bad_data_stops_run(), without_compiling(self.args.compile):
-            metrics = measure(self)
-        if not metrics:
+    def evaluate(self, names: list[str]) -> None:
+        """
+        Measure each backbone as it would be exported now, and note it.
+
+        Args:
+            names: of those of the `evaluations` that are due.
+        """
+        if not names:
             return
-        self.record(metrics)
-        if self.state["step"] == 0:
-            self.state["knn_before"] = metrics
-        self.state["knn_after"], self.state["knn_step"] = metrics, self.state["step"]
+        start = time.perf_counter()
+        with bad_data_stops_run(), without_compiling(self.args.compile):
+            found = self.evaluations.measure(self, names)
+        self.record({name: value for metrics in found.values() for name, value in metrics.items()})
+        note_measured(self.state, found)
         for output in self.outputs:
-            tqdm.write(f"step {self.state['step']}: {output.format_knn(metrics)}", file=sys.stdout)
+            output.say_measured(found, time.perf_counter() - start)
 
     def record(self, metrics: dict[str, float]) -> None:
         """Write numbers to the metrics of every student and to the tracker, and look for a collapse in them."""

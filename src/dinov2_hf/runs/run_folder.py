@@ -136,8 +136,8 @@ def _sources(args: PreTrainingArguments) -> list[str]:
     """What the run reads; of a distillation also its teacher, and what its students start from."""
     students = getattr(args, "students", None) or []
     named = [
-        *paths_of(args.train_data), args.eval_data, args.eval_bank_data, args.init_from, args.gram_teacher,
-        getattr(args, "teacher", None),
+        *paths_of(args.train_data), args.eval_data, args.eval_bank_data, args.dense_eval_data,
+        args.dense_eval_bank_data, args.init_from, args.gram_teacher, getattr(args, "teacher", None),
     ]  # fmt: skip
     return [source for source in (*named, *(entry.get("init_from") for entry in students)) if source]
 

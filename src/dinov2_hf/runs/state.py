@@ -92,3 +92,24 @@ def check_steps_left(args: PreTrainingArguments, step: int) -> None:
             f"`stop_after_steps` is {args.stop_after_steps}, but the checkpoint is of step {step}; give a later one,"
             f" or leave it out to go on to `max_steps` ({args.max_steps})."
         )
+
+
+def note_measured(state: dict, found: Mapping[str, dict[str, float]]) -> None:
+    """
+    Keep the metrics of evaluations at the step of the state.
+
+    Args:
+        found: by the name of each evaluation. They are kept under `<name>_after` and, of step 0, `<name>_before`.
+    """
+    for name, metrics in found.items():
+        if state["step"] == 0:
+            state[f"{name}_before"] = metrics
+        state[f"{name}_after"], state[f"{name}_step"] = metrics, state["step"]
+
+
+def measured_by(state: dict, name: str) -> dict[str, dict[str, float] | None]:
+    """Of the evaluation of that name the metrics `before` training and `after` the last step; `None` when unknown."""
+    found = {moment: state.get(f"{name}_{moment}") for moment in ("before", "after")}
+    if state.get(f"{name}_step", state["step"]) != state["step"]:  # that of an earlier one
+        found["after"] = None
+    return found

@@ -1,5 +1,5 @@
 """
-Is a run collapsing? Rules over the numbers of the log lines and over k-NN accuracy, that answer in a sentence.
+Is a run collapsing? Rules over the numbers of the log lines and of evaluations, that answer in a sentence.
 
 A collapsed model gives every image the same target, or the same feature. The loss does not show it: without centering
 it falls to 0 within 200 steps, and KoLeo keeps the CLS features apart meanwhile.
@@ -37,6 +37,8 @@ DISTINCT_COSINE = 0.9
 MIN_SHARE_OF_BEST_RANK = 0.25
 # Of the best k-NN accuracy so far that may be lost.
 MAX_KNN_LOSS = 0.05
+# Of the best mean IoU of patch k-NN so far that may be lost.
+MAX_MIOU_LOSS = 0.05
 # Images of one step below which training made trained features worse, on digits: from 0.942, 50 steps of 4 images
 # ended at 0.818, of 4 x 8 accumulated at 0.930, and of 32 in one pass at 0.960.
 SMALL_BATCH = 32
@@ -49,6 +51,11 @@ REMEDIES = (
 KNN_REMEDIES = (
     "what usually helps: {batch}a lower learning_rate, more warmup_steps, a higher teacher_momentum, and, when"
     " continuing from trained weights, heads that are trained first on a frozen backbone"
+)
+DENSE_REMEDIES = (
+    "what usually helps: Gram anchoring to an earlier network (loss_terms gram_anchoring with gram_teacher, such as an"
+    " earlier checkpoint of this run), a lower learning_rate, and to stop earlier (keep_best patch_knn_miou keeps the"
+    " best step)"
 )
 KINDS = {"cls": "CLS features", "patch": "patch features"}
 
@@ -182,7 +189,7 @@ class CollapseMonitor:
         for name in metrics:
             if name.startswith(("cls_", "patch_", "target_information", "knn_top1")):
                 self.memory["start"].setdefault(name, metrics[name])
-        verdicts = [*self._knn(metrics)]
+        verdicts = [*self._knn(metrics), *self._dense(metrics)]
         if self.patch_level:
             verdicts = [*self._features("patch", step, metrics), *verdicts]
         if self.image_level:
@@ -258,12 +265,35 @@ class CollapseMonitor:
             collapse=False,
             patient=False,
         )
+        has_fallen = accuracy < best - max(MAX_KNN_LOSS * best, self._knn_noise(best))
+        self.memory["knn_holds"] = not has_fallen
         yield Verdict(
             "knn_below_best",
-            accuracy < best - max(MAX_KNN_LOSS * best, self._knn_noise(best)),
+            has_fallen,
             f"{described}, more than {MAX_KNN_LOSS:.0%} below its best, {best:.3f}{self._at_start(name)};"
             f" {self.knn_remedies}.",
             collapse=False,
+            patient=False,
+        )
+
+    def _dense(self, metrics: Mapping[str, float]) -> Iterator[Verdict]:
+        """Mean IoU of patch k-NN that has fallen well below its best, by more than the noise, while k-NN holds."""
+        name, error_name = "patch_knn_miou", "patch_knn_miou_stderr"
+        if not {name, error_name} <= metrics.keys():  # of one image there is no error to compare with
+            return
+        best, miou = self.memory["best"], metrics[name]
+        if miou >= best.get(name, miou):
+            best.update({name: miou, error_name: metrics[error_name]})
+        noise = 2 * math.hypot(metrics[error_name], best[error_name])
+        knn_holds = self.memory.get("knn_holds")
+        yield Verdict(
+            "dense_below_best",
+            miou < best[name] - max(MAX_MIOU_LOSS * best[name], noise),
+            f"the dense features decay: patch k-NN mIoU is {miou:.3f}, more than {MAX_MIOU_LOSS:.0%} below its best,"
+            f" {best[name]:.3f}{self._at_start(name)}{', while k-NN accuracy holds' if knn_holds else ''};"
+            f" {DENSE_REMEDIES}.",
+            collapse=False,
+            armed=knn_holds is not False,  # else its own sentence says that all features get worse
             patient=False,
         )
 

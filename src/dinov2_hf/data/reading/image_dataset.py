@@ -97,7 +97,7 @@ def load_image_dataset(
     return confined(dataset.cast_column(column, datasets.Image(decode=False)), roots_of(path, cache_dir))
 
 
-def evaluation_split(path_or_name: str) -> str:
+def evaluation_split(path_or_name: str, option: str = "--eval_split") -> str:
     """The split to evaluate on where the user names none: "test", else "validation", else the only split there is.
 
     A parquet file or tar is one split under any name, and what the Hub has is not asked: both are "test". So is what
@@ -105,6 +105,7 @@ def evaluation_split(path_or_name: str) -> str:
 
     Args:
         path_or_name: as in `load_image_dataset`.
+        option: by which the user names one.
 
     Raises:
         ValueError: a folder has several splits and none of these.
@@ -124,7 +125,7 @@ def evaluation_split(path_or_name: str) -> str:
             return split
     raise ValueError(
         f"the data set {path_or_name!r} has the splits {', '.join(splits)}, and none of them is called test or"
-        " validation: name the one to evaluate on, --eval_split."
+        f" validation: name the one to evaluate on, {option}."
     )
 
 

@@ -15,6 +15,7 @@ from .pixel_pairs import PixelPairs, decode_map
 
 
 logger = logging.getLogger(__name__)
+MAX_NUMBERED_CLASSES = 4096  # the whole of ADE20K has 3,688
 
 
 def decode_mask(value: Any, ignore_index: int, do_reduce_labels: bool) -> np.ndarray:
@@ -107,19 +108,21 @@ class MaskedImages:
         reading = {"num_workers": num_workers, "progress": progress}
         train_ids = count_ids(self.train, with_images=with_train_images, **reading)
         eval_ids = count_ids(self.eval, with_images=True, **reading)
-        if class_names is None and open_set:
-            class_names = numbered_classes([*train_ids, *eval_ids], self.ignore_index)
         names = mask_classes(
             train_ids,
             eval_ids,
             class_names=class_names,
+            open_set=open_set,
             ignore_index=self.ignore_index,
             mask_column=self.mask_column,
             sources=self.sources,
         )
-        absent = [name for number, name in enumerate(names) if not any(number in ids for ids in train_ids)]
+        learned, measured = ({number for ids in rows for number in ids} for rows in (train_ids, eval_ids))
+        looked_for = range(len(names)) if class_names is not None else sorted(measured - {self.ignore_index})
+        absent = [names[number] for number in looked_for if number not in learned]
         if absent:
-            logger.warning("no mask of %s has %s; their IoU can only be 0", self.sources[0], ", ".join(absent))
+            few = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+            logger.warning("no mask of %s has %s; their IoU can only be 0", self.sources[0], few)
         return names
 
 
@@ -167,6 +170,7 @@ def mask_classes(
     eval_ids: Sequence[dict[int, int]],
     *,
     class_names: Sequence[str] | None,
+    open_set: bool,
     ignore_index: int,
     mask_column: str,
     sources: tuple[str, str],
@@ -176,11 +180,12 @@ def mask_classes(
     Args:
         train_ids, eval_ids: of `count_ids`.
         class_names: in the order of their numbers; None: `LABEL_0`, ... up to the largest number in training.
+        open_set: or up to the largest number in any mask.
         sources: what messages call the two.
 
     Raises:
-        ValueError: a mask holds a number that is neither a class nor `ignore_index`, or there are fewer than two
-            classes in training.
+        ValueError: a mask holds a number that is neither a class nor `ignore_index`, there are fewer than two classes
+            in training, or so many without names that the numbers are hardly those of classes.
     """
     used = {number for ids in train_ids for number in ids} - {ignore_index}
     if len(used) < 2:
@@ -188,11 +193,19 @@ def mask_classes(
             f"`mask_column` {mask_column!r} of {sources[0]} has {len(used)} classes besides"
             f" `ignore_index` {ignore_index}, but at least 2 are needed."
         )
+    source, advice = "`class_names`", "`class_names` or `ignore_index`"
     if class_names is None:
-        class_names = numbered_classes(train_ids, ignore_index)
         source = f"the numbers in the masks of {sources[0]}"
-    else:
-        source = "`class_names`"
+        if open_set:
+            used |= {number for ids in eval_ids for number in ids} - {ignore_index}
+            source, advice = "the numbers in all masks", "`ignore_index`"
+        largest = max(used)
+        if largest >= MAX_NUMBERED_CLASSES:
+            raise ValueError(
+                f"`mask_column` {mask_column!r} holds the number {largest}, but masks hold the numbers of at most"
+                f" {MAX_NUMBERED_CLASSES} classes; set `ignore_index`, or give masks of class numbers."
+            )
+        class_names = [f"LABEL_{number}" for number in range(largest + 1)]
     known = {*range(len(class_names)), ignore_index}
     for data, rows in zip(sources, (train_ids, eval_ids), strict=True):
         for row, ids in enumerate(rows):
@@ -201,19 +214,10 @@ def mask_classes(
                 raise ValueError(
                     f"`mask_column` {mask_column!r} of row {row} of {data} holds the numbers"
                     f" {', '.join(map(str, unknown[:5]))}, but the classes ({source}) go from 0 to"
-                    f" {len(class_names) - 1} and `ignore_index` is {ignore_index}; set `class_names` or"
-                    " `ignore_index`, or repair the mask."
+                    f" {len(class_names) - 1} and `ignore_index` is {ignore_index}; set {advice}, or repair the mask."
                 )
     if not any(set(ids) - {ignore_index} for ids in eval_ids):
         raise ValueError(
             f"`mask_column` {mask_column!r} of {sources[1]} holds nothing but `ignore_index` {ignore_index}."
         )
     return list(class_names)
-
-
-def numbered_classes(ids: Sequence[dict[int, int]], ignore_index: int) -> list[str]:
-    """`LABEL_0`, ... up to the largest number of `count_ids` that is a class."""
-    return [
-        f"LABEL_{number}"
-        for number in range(max({number for of_row in ids for number in of_row} - {ignore_index}) + 1)
-    ]
