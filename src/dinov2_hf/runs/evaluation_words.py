@@ -12,7 +12,7 @@ class Words:
 
     Args:
         title: in the progress line.
-        main: the metric that stands for it, which is the first that is there, and what it is called.
+        main: of the metrics, the name of the one that stands for all, and what it is called.
         labels: the short name of a metric, `None` for one that is not shown.
         data, bank: the options of the images that are measured on, and of those that are learned from or compared
             with, where the recipe names any.

@@ -277,10 +277,10 @@ class PreTrainingArguments:
         needs=DENSE,
     )
     max_dense_eval_bank_images: int | None = argument(
-        200, "Images with masks to compare with, evenly spaced; null: all.", AT_LEAST_ONE, needs=DENSE
+        100, "Images with masks to compare with, evenly spaced; null: all.", AT_LEAST_ONE, needs=DENSE
     )
     max_dense_eval_images: int | None = argument(
-        100, "Images with masks to segment, evenly spaced; null: all.", AT_LEAST_ONE, needs=DENSE
+        50, "Images with masks to segment, evenly spaced; null: all.", AT_LEAST_ONE, needs=DENSE
     )
 
     # --- how the run is carried out: does not change results
