@@ -115,7 +115,16 @@ def test_masks_alone_will_do(pretrain, recipe, images, masks, tmp_path, caplog):
         )
     assert "patch k-NN of 3 images by the masks of 2 (3 classes, 24 pixels) every 3 steps" in caplog.text
     assert [record["step"] for record in records(tmp_path / "out", "patch_knn_miou")] == [0, 2]
+    assert len(records(tmp_path / "out", "patch_knn_miou_stderr")) == 2
     assert records(tmp_path / "out", "knn_top1_k20") == []
+
+
+def test_of_one_image_there_is_no_standard_error(pretrain, recipe, images, masks, tmp_path):
+    flags = ("--dense_eval_data", str(masks), "--max_dense_eval_images", "1", "--max_steps", "2")
+    run(pretrain, recipe, images, tmp_path / "out", *flags)
+    assert len(records(tmp_path / "out", "patch_knn_miou")) == 2
+    assert records(tmp_path / "out", "patch_knn_miou_stderr") == []
+    assert "NaN" not in (tmp_path / "out" / "metrics.json").read_text()
 
 
 def test_images_are_spread_over_the_data():

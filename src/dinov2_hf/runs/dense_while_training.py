@@ -5,6 +5,7 @@ images. CLS features do not show it: in long runs they get better while those of
 
 import hashlib
 import logging
+import math
 import re
 from dataclasses import dataclass
 from typing import ClassVar
@@ -42,7 +43,9 @@ class DenseEvaluation:
     def measure(self, extractor: FeatureExtractor) -> dict[str, float]:
         """Mean IoU, its standard error, and accuracies: exactly those of one process and of `dinov2-hf evaluate`."""
         metrics, _ = measure_patch_knn(extractor, self.masks, self.class_names, image_size=self.image_size)
-        return {name: value for name, value in metrics.items() if not name.startswith("patch_knn_iou_")}
+        # Of one image there is no standard error, and JSON has no NaN.
+        shown = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        return {name: value for name, value in shown.items() if not name.startswith("patch_knn_iou_")}
 
 
 def load_dense_evaluation(args: PreTrainingArguments, backbone: DINOv2Config) -> DenseEvaluation | None:
