@@ -161,6 +161,10 @@ MISTAKES = {
         ("--dense_eval_data", "{bad}/photo.parquet"),
         "dense_eval_image_column is not given, and 3 columns",
     ),
+    "one column": (
+        ("--dense_eval_data", "{bad}/good.parquet", "--dense_eval_image_column", "annotation"),
+        "`dense_eval_mask_column` is 'annotation', which is the column of the images too; name another",
+    ),
     "itself": (
         ("--dense_eval_data", "{bad}/good.parquet", "--dense_eval_bank_data", "{bad}/good.parquet"),
         "have 3 of 3 images in common, which would find themselves; give other images with masks as --dense_eval_ba",

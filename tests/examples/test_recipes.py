@@ -92,7 +92,7 @@ def test_knn_is_measured_before_the_first_step(pretrain, recipe, images, earlier
     assert first[0]["step"] == 0
     assert first[0]["knn_top1_k10"] == last[-1]["knn_top1_k10"]
     card = (tmp_path / "out" / "model" / "README.md").read_text()
-    assert "| k | trained | before this run |" in card
+    assert "| | trained | before this run |" in card
     assert "init_from: model" in card
     assert str(earlier) not in card
 

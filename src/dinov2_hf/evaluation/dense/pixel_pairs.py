@@ -77,8 +77,8 @@ class PixelPairs(Dataset):
         source: what messages call the dataset, such as "the training data".
 
     Raises:
-        ValueError: at once, as `require_column`; for a row, if image or map cannot be decoded (`UnusableRow`), or
-            their sizes differ.
+        ValueError: at once, as `require_column`, or both columns are the same; for a row, if image or map cannot be
+            decoded (`UnusableRow`), or their sizes differ.
     """
 
     def __init__(
@@ -92,6 +92,8 @@ class PixelPairs(Dataset):
         decode_map: Callable[[Any], np.ndarray],
         source: str,
     ):
+        if map_column == image_column:
+            raise ValueError(f"`{map_field}` is {map_column!r}, which is the column of the images too; name another.")
         self.dataset = undecoded_columns(dataset, {"image_column": image_column, map_field: map_column})
         self.image_column, self.map_column, self.map_field = image_column, map_column, map_field
         self.decode_image, self.decode_map = image_decoder(num_channels), decode_map
