@@ -70,7 +70,7 @@ VALUES = {
     "ibot_tokens": ["masked"], "feature_loss": ["smooth_l1"], "shuffle_buffer_size": ["9"], "save_total_limit": ["1"],
     "linear_eval_steps": ["1"], "dense_eval_data": ["{other}"], "dense_eval_split": ["validation"],
     "dense_eval_bank_data": ["/nowhere"], "dense_eval_bank_split": ["validation"], "dense_eval_steps": ["1"],
-    "dense_eval_image_column": ["annotation"], "dense_eval_mask_column": ["depth_map"],
+    "dense_eval_image_column": ["annotation"], "dense_eval_mask_column": ["kind"],
     "dense_eval_ignore_index": ["1"], "dense_eval_image_size": ["24"], "max_dense_eval_bank_images": ["2"],
     "max_dense_eval_images": ["2"],
     "stop_after_steps": ["1"], "export_every": ["1"], "keep_best": ["knn_top1_k20"], "greater_is_better": ["false"],
