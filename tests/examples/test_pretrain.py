@@ -1,5 +1,7 @@
 """The script that users run: what it leaves, that it resumes exactly, and what it says to bad input."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -26,7 +28,7 @@ from dinov2_hf.runs import loop
 from dinov2_hf.training.checkpoint_manifest import write_manifest
 from tests import forked_python
 
-from .conftest import changed_batches, forget_accelerate, run_until_saved, without_pictures
+from .conftest import changed_batches, drawn, forget_accelerate, run_until_saved, without_pictures
 
 
 def run(pretrain, recipe, images, output_dir, *flags: str) -> None:
@@ -56,14 +58,11 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert records[0] == records[1]
 
 
-@pytest.fixture(scope="session")
-def finished_run(pretrain, recipe, images, tmp_path_factory):
-    """One uninterrupted run with k-NN evaluation, and what it printed."""
-    import contextlib
-    import io
-
+@pytest.fixture(scope="package")
+def finished_run(no_pictures, pretrain, recipe, images, tmp_path_factory):
+    """One uninterrupted run with k-NN evaluation and pictures, and what it printed."""
     output_dir, printed = tmp_path_factory.mktemp("run") / "out", io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with drawn(no_pictures), contextlib.redirect_stdout(printed):
         run(pretrain, recipe, images, output_dir, "--eval_data", str(images), "--eval_split", "train")
     return output_dir, printed.getvalue()
 
