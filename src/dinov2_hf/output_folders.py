@@ -31,6 +31,7 @@ KINDS = {
     "model": "a model",
     "features": "features",
     "nonfinite_step": "a step that was not finite",
+    "pictures": "pictures of a step",
     "unfinished": "unfinished output",
 }
 

@@ -65,6 +65,7 @@ teacher_temperature_warmup_steps: 3
 logging_steps: 1
 save_steps: 6
 eval_steps: 12
+eval_pictures: 0
 eval_resize_size: 16
 dataloader_num_workers: 0
 mixed_precision: "no"

@@ -14,25 +14,27 @@ from tests.examples.conftest import forget_accelerate
 from .conftest import clips_per_part, deepspeed, environment, launch_command
 
 
-SHORT = ("--save_nonfinite_batch", "--max_steps", "3", "--save_steps", "1", "--eval_steps", "3")
+STEPS = ("--max_steps", "3", "--save_steps", "1", "--eval_steps", "3")
 
 
 def kept_step(launch, backend: str, folder):
     """Of a run whose second process meets a NaN in step 2."""
     clip = str(clips_per_part(backend)).lower()
-    run = launch(backend, folder / "out", *SHORT, "--clip_per_part", clip, POISONED_CALL="2")
+    flags = ("--save_nonfinite_batch", "--eval_pictures", "1", *STEPS, "--clip_per_part", clip)
+    run = launch(backend, folder / "out", *flags, POISONED_CALL="2")
     assert run.returncode == 0, run.printed
     return run.output_dir / "nonfinite_steps" / "step_0000002"
 
 
 @pytest.mark.parametrize("backend", ["fsdp2", pytest.param("deepspeed_zero3", marks=deepspeed)])
 def test_shards_are_kept_whole(launch, tmp_path, backend):
-    """The weights are those of the checkpoint before the step; one process can replay them."""
+    """The weights are those of the checkpoint before the step; one process can replay them. Pictures are drawn too."""
     kept = kept_step(launch, backend, tmp_path)
     expected = read_checkpoint(tmp_path / "out" / "checkpoints" / "step_0000001").whole.state_dict()
     weights = load_file(kept / "weights.safetensors")
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert (tmp_path / "out" / "pictures" / "step_0000003" / "patch_pca.png").is_file()
     forget_accelerate()
     found = replay_step(kept)
     assert len(found.caveats) == 2  # other processes, another backend

@@ -143,3 +143,20 @@ def test_save_patch_pca_from_pictures_of_any_shape(tmp_path):
     with pytest.raises(ValueError, match="2 pictures and pca 3 maps"):
         draw_patch_pca(images[:2], np.zeros((3, 2, 2, 3)), tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
+
+
+def test_components_have_the_order_and_signs_of_earlier_colours():
+    """Of other images of the same patches they differ; of an earlier picture, turned and mirrored, it comes back."""
+    rng = np.random.default_rng(0)
+    pixels = pixels_of(rng.random((2, 6, 5, 3)) * [3, 2, 1], 4, 4)
+    pca = patch_pca(PixelsAsFeatures(4), pixels)
+    earlier = 1 - pca[..., [2, 0, 1]]
+    earlier[..., 1] = 1 - earlier[..., 1]
+    np.testing.assert_allclose(patch_pca(PixelsAsFeatures(4), pixels, like=earlier), earlier, atol=1e-9)
+    np.testing.assert_array_equal(patch_pca(PixelsAsFeatures(4), pixels, like=pca), pca)
+
+
+def test_earlier_colours_that_do_not_differ_say_nothing():
+    pixels = pixels_of(np.random.default_rng(0).random((1, 4, 4, 3)), 4, 4)
+    found = patch_pca(PixelsAsFeatures(4), pixels, like=np.ones((1, 4, 4, 3)))
+    np.testing.assert_array_equal(found, patch_pca(PixelsAsFeatures(4), pixels))

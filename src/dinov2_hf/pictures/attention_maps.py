@@ -69,7 +69,11 @@ def eager_attention(model: nn.Module) -> Iterator[None]:
 
 
 def draw_attention_maps(
-    images: Sequence[Image.Image], maps: np.ndarray, path: str | os.PathLike, title: str | None = None
+    images: Sequence[Image.Image],
+    maps: np.ndarray,
+    path: str | os.PathLike,
+    title: str | None = None,
+    max_heads: int | None = None,
 ) -> Path:
     """Draw each picture, the mean of its heads, and every head beside it, to a PNG.
 
@@ -81,6 +85,7 @@ def draw_attention_maps(
         maps: (n, heads, h, w), from `attention_maps`.
         path: the PNG.
         title: a line above the pictures.
+        max_heads: draw the first so many heads beside the mean, which is that of all.
 
     Raises:
         ValueError: there is no picture, or there are not as many maps as pictures.
@@ -89,8 +94,8 @@ def draw_attention_maps(
         raise ValueError(f"images has {len(images)} pictures and maps {len(maps)}, but as many of both are needed.")
     rows = []
     for image, heads in zip(images, maps, strict=True):
-        rows.append([Cell(image), *(Cell(colour_map(one)) for one in (heads.mean(axis=0), *heads))])
-    headings = ["", "mean of heads", *(f"head {number}" for number in range(maps.shape[1]))]
+        rows.append([Cell(image), *(Cell(colour_map(one)) for one in (heads.mean(axis=0), *heads[:max_heads]))])
+    headings = ["", "mean of heads", *(f"head {number}" for number in range(maps[:, :max_heads].shape[1]))]
     return PictureGrid(rows, headings=headings, title=title).save(path)
 
 

@@ -5,6 +5,7 @@ Shapes: `n` images, `h` x `w` patches of an image, `D` hidden size.
 
 import os
 from collections.abc import Sequence
+from itertools import permutations
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from .grid import Cell, PictureGrid
 from .seen_images import prepare_pictures
 
 
-def patch_pca(model: nn.Module, pixel_values: Tensor, *, foreground: bool = False) -> np.ndarray:
+def patch_pca(
+    model: nn.Module, pixel_values: Tensor, *, foreground: bool = False, like: np.ndarray | None = None
+) -> np.ndarray:
     """The first three principal components of the patch features, as colours.
 
     The components are those of the patches of all images together, so equal colours mean similar features across
@@ -31,6 +34,8 @@ def patch_pca(model: nn.Module, pixel_values: Tensor, *, foreground: bool = Fals
             `config.num_register_tokens` registers (none if the config has no such field), then the patches row by row.
         pixel_values: (n, channels, height, width).
         foreground: colour the patches of `foreground_mask` only, by components of their own; the others are black.
+        like: what this function gave for the same images and an earlier state of the network. Components then have the
+            order and the signs in which they are most like these colours, so that pictures can be compared.
 
     Returns:
         (n, h, w, 3) float64 in [0, 1].
@@ -41,6 +46,8 @@ def patch_pca(model: nn.Module, pixel_values: Tensor, *, foreground: bool = Fals
     features = patch_features(model, pixel_values)
     mask = foreground_mask(features) if foreground else np.ones(features.shape[:3], dtype=bool)
     components = principal_components(features[torch.from_numpy(mask)], 3)
+    if like is not None:
+        components = matched_to(like[mask], components)
     low, high = np.percentile(components, [1, 99], axis=0)
     colours = np.zeros((*features.shape[:3], 3))
     colours[mask] = ((components - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
@@ -84,6 +91,20 @@ def principal_components(features: Tensor, count: int) -> np.ndarray:
     directions = directions[:, -count:].flip(1)
     largest_loadings = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
     return (centred @ (directions * largest_loadings.sign())).numpy()
+
+
+def matched_to(earlier: np.ndarray, components: np.ndarray) -> np.ndarray:
+    """Components (rows, 3) in the order and with the signs that correlate most with earlier ones of the same rows.
+
+    A basis that was kept from an earlier state would not do: while a network learns, the directions of its features
+    turn. What can be compared is how the patches lie to each other, which the components say.
+    """
+    deviations = [values - values.mean(axis=0) for values in (earlier, components)]
+    norms = [np.maximum(np.linalg.norm(values, axis=0), 1e-12) for values in deviations]
+    correlations = (deviations[0].T @ deviations[1]) / np.outer(*norms)
+    count = components.shape[1]
+    order = max(permutations(range(count)), key=lambda order: np.abs(correlations[range(count), order]).sum())
+    return components[:, order] * np.where(correlations[range(count), order] < 0, -1.0, 1.0)
 
 
 def draw_patch_pca(

@@ -60,7 +60,7 @@ class Steps:
             self.run.model.train()
             self._count_flops()
             if self.state["step"] == 0:
-                self._evaluate(self.run.evaluations.names)
+                self._evaluate(self.run.evaluations.names, draws=True)
             progress = self._progress_bar()
             for number in range(self.state["step"], self.last):
                 step = Step(self, self.run.schedules.at(number))
@@ -131,12 +131,13 @@ class Steps:
         logs, saves = map(self._is_due, (args.logging_steps, args.save_steps))
         evaluations = run.evaluations.due(self._is_due)
         exports = args.export_every and self.state["step"] % args.export_every == 0
-        if logs or evaluations or saves or exports or self.is_preempted:
+        draws = args.eval_pictures > 0 and self._is_due(args.eval_steps)
+        if logs or evaluations or draws or saves or exports or self.is_preempted:
             self.settle()
         if logs:
             self._log(step, progress)
-        if evaluations:
-            self._evaluate(evaluations)
+        if evaluations or draws:
+            self._evaluate(evaluations, draws=draws)
         is_best = run.best.step == self.state["step"]
         if saves or is_best or self.is_preempted:
             run.saver.save(self.state, kept=run.best.step, data_position=run.data_position)
@@ -172,8 +173,10 @@ class Steps:
         if complaint:
             raise RunStopped(complaint)
 
-    def _evaluate(self, names: list[str]) -> None:
+    def _evaluate(self, names: list[str], *, draws: bool) -> None:
         self.run.evaluate(names)
+        if draws:
+            self.run.draw_pictures()
         self.window.restart()  # time spent here is not training time
 
 

@@ -322,7 +322,13 @@ class PreTrainingArguments:
     )
     logging_steps: int = argument(50, "Steps between two lines of metrics.jsonl.", AT_LEAST_ONE)
     eval_steps: int = argument(
-        5000, "Steps between two k-NN evaluations, where eval_data turns them on.", AT_LEAST_ONE
+        5000, "Steps between two evaluations: pictures, and k-NN where eval_data turns it on.", AT_LEAST_ONE
+    )
+    eval_pictures: int = argument(
+        4,
+        "Images, of eval_data or else of the training, that are drawn at each evaluation into pictures/ and to the"
+        " tracker: patch features and attention. 0 draws none.",
+        NOT_NEGATIVE,
     )
     dense_eval_steps: int | None = argument(
         None, "Steps between two dense evaluations; by default eval_steps.", AT_LEAST_ONE, needs=DENSE

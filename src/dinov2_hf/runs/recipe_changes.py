@@ -14,7 +14,7 @@ FREE = (
     "per_device_eval_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "compile",
     "crop_packing", "patch_chunk_size", "export_on_stop", "export_every", "keep_best", "greater_is_better",
     "save_nonfinite_batch", "max_saved_nonfinite_steps",
-    "linear_eval_steps", "dense_eval_steps",
+    "linear_eval_steps", "dense_eval_steps", "eval_pictures",
 )  # fmt: skip
 # Data may lie in another place by now. The number of images is compared (`DATA_SIZES`), and the log says so.
 MOVABLE = ("train_data", "eval_data", "eval_bank_data", "dense_eval_data", "dense_eval_bank_data")

@@ -36,6 +36,7 @@ from .loop import Step, Steps
 from .model_card import card_metadata
 from .objective_options import apply_objective_options
 from .outputs import Output
+from .pictures_while_training import WatchedImages
 from .pretraining_plan import PreTrainingPlan
 from .recipe_changes import DATA_SIZES, check_recipe
 from .recipe_checks import check_groups
@@ -176,6 +177,7 @@ class Run:
         metadata = card_metadata(self.plan.recipe)
         self.repo_ids = [prepare_upload(accelerator, args, metadata, name) for name in model.students]
         self.outputs = [Output(self, name) for name in model.students]
+        self.watched = WatchedImages(self, args.eval_pictures)
         self.best.check_student(model.students)
         apply_objective_options(model, args, accelerator)
         compile_objective(model, args.compile)
@@ -213,6 +215,11 @@ class Run:
         note_measured(self.state, found)
         for output in self.outputs:
             output.say_measured(found, time.perf_counter() - start)
+
+    def draw_pictures(self) -> None:
+        """Of what each backbone sees, as it would be exported now."""
+        with without_compiling(self.args.compile):
+            self.watched.draw()
 
     def record(self, metrics: dict[str, float]) -> None:
         """Write numbers to the metrics of every student and to the tracker, and look for a collapse in them."""
