@@ -62,6 +62,13 @@ def test_flags_say_other_than_the_run(out):
     assert steps == [1, 2, 4]
 
 
+def test_a_flag_may_leave_values_of_the_run_without_effect(pretrain, recipe, images, tmp_path):
+    streamed = ("--streaming", "--shuffle_buffer_size", "4")
+    run(pretrain, recipe, images, tmp_path / "out", *streamed, "--stop_after_steps", "2")
+    resume(tmp_path / "out", "--streaming", "false", "--stop_after_steps", "3", "--allow_recipe_change")
+    assert (values(tmp_path / "out")["streaming"], values(tmp_path / "out")["shuffle_buffer_size"]) == (False, 4)
+
+
 def test_what_changed_is_one_sentence(out, images):
     others = "`koleo_loss_weight` was 0.1 and is 0.0, `max_steps` was 4 and is 3, `seed` was 0 and is 3"
     flags = ("--seed", "3", "--max_steps", "3", "--koleo_loss_weight", "0", "--logging_steps", "2")

@@ -1,7 +1,6 @@
 """Reading a run's recipe: a flat YAML file of names and values, overridden by flags of the same names."""
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -40,9 +39,14 @@ def parse_recipe(
     options = options_of_run(kinds)
     defaults = {name: value for name, value in (defaults or {}).items() if name in options}
     values = {name: option.default for name, option in options.items()} | defaults
-    of_run = partial(recipe_of_run, options)
-    values |= read_recipe_and_words(options, arguments, known=defaults, without_config=of_run)
+    of_run: dict[str, Any] = {}
+
+    def recipe_of_resumed(given: dict[str, Any]) -> dict[str, Any]:
+        of_run.update(recipe_of_run(options, given))
+        return of_run
+
+    values |= read_recipe_and_words(options, arguments, known=defaults, without_config=recipe_of_resumed)
     values |= read_mapping(options, overrides or {}, "`students`")
     parsed = [{name: values[name] for name in options_of(kind)} for kind in kinds]
-    refuse_without_effect(options, values, defaults)
+    refuse_without_effect(options, values, defaults | of_run)  # a flag may take the effect of what a run had
     return arguments_type(**parsed[0]), *parsed[1:]
