@@ -45,6 +45,7 @@ from dinov2_hf.training.distributed import choose_attention, cpu_supports_bfloat
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.optimizer import build_optimizer, parameter_groups, set_schedule
 from dinov2_hf.training.schedules import ScheduleValues
+from dinov2_hf.training.trained_parts import choose_trained
 
 
 BACKENDS = ("ddp", "fsdp2", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
@@ -140,6 +141,7 @@ class Variant:
         attention = choose_attention(args.attn_implementation, self.dtype, device)
         self.model = DINOv2ForPreTraining._from_config(config, attn_implementation=attention).to(device).train()
         self.model.is_packed = self.way == "packed"
+        choose_trained(self.model.student.backbone, self.model.teacher.backbone, **values_for(choose_trained, args))
         compile_objective(self.model, self.compile)
         groups = parameter_groups(
             self.model.student,

@@ -22,6 +22,7 @@ from transformers.initialization import no_init_weights
 
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from dinov2_hf.models import residual_stream
+from dinov2_hf.options import values_for
 from dinov2_hf.pretraining.step_flops import StepFlops
 from dinov2_hf.runs.loop import Step, Steps
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
@@ -29,6 +30,7 @@ from dinov2_hf.runs.recipe_parsing import parse_recipe
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.optimizer import build_optimizer, parameter_groups
 from dinov2_hf.training.recomputation import recompute_blocks
+from dinov2_hf.training.trained_parts import choose_trained
 
 
 def main() -> None:
@@ -60,6 +62,7 @@ def simulate(args: PreTrainingArguments, config: DINOv2PreTrainingConfig, device
     with fake_device(device), patch.object(residual_stream, "SUM_IN_HALF_PRECISION", frozenset()):
         with no_init_weights():
             model = DINOv2ForPreTraining._from_config(config, attn_implementation="sdpa").train()
+        choose_trained(model.student.backbone, model.teacher.backbone, **values_for(choose_trained, args))
         recompute_blocks(model.student.backbone, args.gradient_checkpointing)
         model.is_packed = True
         groups = parameter_groups(
@@ -69,7 +72,7 @@ def simulate(args: PreTrainingArguments, config: DINOv2PreTrainingConfig, device
         )
         optimizer = build_optimizer(groups, adam_beta1=args.adam_beta1, adam_beta2=args.adam_beta2)
         batch = fake_batch(args, config)
-        for parameter in model.student.parameters():
+        for parameter in trained(model):
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         optimizer.zero_grad()
@@ -89,6 +92,10 @@ def simulate(args: PreTrainingArguments, config: DINOv2PreTrainingConfig, device
     return costs
 
 
+def trained(model: DINOv2ForPreTraining) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.student.parameters() if parameter.requires_grad]
+
+
 def run_of_one_batch(
     args: PreTrainingArguments, model: DINOv2ForPreTraining, batch: dict[str, torch.Tensor], device: str
 ) -> SimpleNamespace:
@@ -97,7 +104,7 @@ def run_of_one_batch(
     def backward(loss: torch.Tensor) -> None:
         if device == "cpu":
             return loss.backward()
-        for parameter in model.student.parameters():
+        for parameter in trained(model):
             parameter.grad = torch.empty_like(parameter)
 
     report = SimpleNamespace(row_ids=["a row"] * args.per_device_train_batch_size)

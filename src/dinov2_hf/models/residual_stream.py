@@ -23,8 +23,8 @@ from torch import nn
 from .crop_packing import CropPacking, KeptCrops
 
 
-# Where a norm of rows in half precision may have float32 weights, and the kernel of its gradient sums those of its
-# weights in half precision: there it gets float32. Elsewhere all are of one dtype, and the sums are float32.
+# Where the kernel of a norm's gradient sums those of its weights in the dtype of the rows, unless it gets float32, and
+# where a sum of half precision that is to be float32 first makes a copy of all rows. Elsewhere sums are float32.
 SUM_IN_HALF_PRECISION = {"cpu"}
 
 
@@ -166,7 +166,7 @@ class _TakeNormed(torch.autograd.Function):
             weight_gradients = [part.to(ctx.dtype) for part in parts]
             bias_gradients = [None] * len(parts)
             if ctx.bias_dtype is not None:
-                bias_gradients = by_row.sum(dim=0, dtype=ctx.bias_dtype).split(ctx.lengths)
+                bias_gradients = _sum_of_rows(by_row, ctx.bias_dtype).split(ctx.lengths)
             normed_gradient = (by_row @ weight).view(rows.shape)
         shape, *norm = norm
         rows_gradient, norm_weight_gradient, norm_bias_gradient = torch.ops.aten.native_layer_norm_backward(
@@ -187,6 +187,13 @@ def _norm_parameters(
     """Shape, weight and bias of a norm as its kernels take them for these rows."""
     dtype = torch.promote_types(rows.dtype, torch.float32) if rows.device.type in SUM_IN_HALF_PRECISION else rows.dtype
     return weight.shape, weight.to(dtype), bias.to(dtype)
+
+
+def _sum_of_rows(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Summed in float32; where that takes a copy of the rows, and 3 times as long, rounded once to their dtype."""
+    if rows.device.type in SUM_IN_HALF_PRECISION:
+        return rows.sum(dim=0).to(dtype)
+    return rows.sum(dim=0, dtype=dtype)
 
 
 def _side_by_side(parts: tuple[torch.Tensor, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -239,7 +246,7 @@ class _AddToStream(torch.autograd.Function):
             product = parts[0].T @ inputs[0]
             for part, values in zip(parts[1:], inputs[1:], strict=True):
                 product = torch.addmm(product, part.T, values)
-            total = scaled.sum(dim=0, dtype=gain.dtype)
+            total = _sum_of_rows(scaled, gain.dtype)
             gain_gradient = (weight * product).sum(dim=1, dtype=gain.dtype)
             if bias is not None:
                 gain_gradient += bias * total

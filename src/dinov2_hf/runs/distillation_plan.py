@@ -13,6 +13,7 @@ from ..pretraining.features_objective import BackboneWithProjectors
 from ..pretraining.rank_groups import RankGroups
 from ..training.backends import backend_name, compute_precision
 from ..training.optimizer import parameter_groups
+from ..training.trained_parts import choose_trained
 from .distillation_arguments import DistillationArguments, values_of_student
 from .distillation_teacher import load_teacher
 from .initial_weights import BACKBONE_FIELDS, FIXED_FIELDS, FREE_BACKBONE_FIELDS, initialise_backbone
@@ -47,7 +48,7 @@ class StudentPlan(NetworkPlan):
         student = BackboneWithProjectors(self.config.backbone_config, attn_implementation=attention, **feature_widths)
         if self.initial is not None:
             initialise_backbone(student.backbone, self.initial)
-        self.choose_trained(student.backbone)
+        choose_trained(student.backbone, **values_for(choose_trained, self.args))
         return student, None
 
 

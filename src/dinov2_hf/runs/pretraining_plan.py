@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..models import DINOv2Config, DINOv2Model
+from ..models import DINOv2Config
+from ..options import values_for
 from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from ..pretraining.teachers import TEACHERS
-from ..training.trained_parts import add_adapters, train_last_blocks
+from ..training.trained_parts import choose_trained
 from .initial_weights import (
     FIXED_FIELDS,
     drop_registers,
@@ -76,19 +77,8 @@ class NetworkPlan:
         if self.initial is not None:
             initialise(model, self.initial)
         self.initial = None  # as large as the backbone, or as all
-        self.choose_trained(model.student.backbone, model.teacher.backbone)
+        choose_trained(model.student.backbone, model.teacher.backbone, **values_for(choose_trained, self.args))
         return model
-
-    def choose_trained(self, student: DINOv2Model, average: DINOv2Model | None = None) -> None:
-        """Leave still what the recipe does not train. An average, where there is one, gets the adapters too."""
-        if self.args.train_blocks:
-            train_last_blocks(student, self.args.train_blocks)
-        if self.args.lora_rank:
-            add_adapters(student, self.args.lora_rank)
-        if self.args.lora_rank and average is not None:
-            add_adapters(average, self.args.lora_rank)
-            average.load_state_dict(student.state_dict())
-            average.requires_grad_(False)
 
 
 class PreTrainingPlan(NetworkPlan):

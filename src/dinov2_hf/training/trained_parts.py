@@ -5,6 +5,32 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 
+def choose_trained(
+    student: nn.Module,
+    average: nn.Module | None = None,
+    *,
+    train_blocks: int | None = None,
+    lora_rank: int | None = None,
+) -> None:
+    """
+    Leave still what is not named here; all is trained where nothing is named.
+
+    Args:
+        student: a backbone.
+        average: its average, where there is one; it is never trained, and gets the adapters of the student.
+        train_blocks: as in `train_last_blocks`.
+        lora_rank: as in `add_adapters`.
+    """
+    if train_blocks:
+        train_last_blocks(student, train_blocks)
+    if lora_rank:
+        add_adapters(student, lora_rank)
+    if lora_rank and average is not None:
+        add_adapters(average, lora_rank)
+        average.load_state_dict(student.state_dict())
+        average.requires_grad_(False)
+
+
 def train_last_blocks(backbone: nn.Module, num_blocks: int) -> None:
     """
     Leave only the last blocks and the norm behind them to be trained; embeddings and earlier blocks are still.
