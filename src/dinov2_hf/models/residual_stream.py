@@ -246,7 +246,7 @@ class _AddToStream(torch.autograd.Function):
             product = parts[0].T @ inputs[0]
             for part, values in zip(parts[1:], inputs[1:], strict=True):
                 product = torch.addmm(product, part.T, values)
-            total = _sum_of_rows(scaled, gain.dtype)
+            total = scaled.sum(dim=0, dtype=gain.dtype)
             gain_gradient = (weight * product).sum(dim=1, dtype=gain.dtype)
             if bias is not None:
                 gain_gradient += bias * total
