@@ -107,7 +107,7 @@ def run_of_one_batch(
         for parameter in trained(model):
             parameter.grad = torch.empty_like(parameter)
 
-    report = SimpleNamespace(row_ids=["a row"] * args.per_device_train_batch_size)
+    report = SimpleNamespace(row_ids=["a row"] * args.per_device_train_batch_size, positions=None)
     accelerator = SimpleNamespace(
         device=torch.device(device), distributed_type=DistributedType.NO, num_processes=1, is_main_process=False,
         scaler=None, accumulate=lambda _: nullcontext(), backward=backward, unscale_gradients=lambda: None,
