@@ -132,6 +132,22 @@ def test_num_prototypes_adds_the_line_of_uniform_targets(path, tmp_path):
     assert (tmp_path / "without.png").read_bytes() != (tmp_path / "with.png").read_bytes()
 
 
+def test_a_standard_error_is_a_band(path, tmp_path):
+    """Noise is not to look like a change: the axis is as wide as the band."""
+    for step in range(10):
+        append_metrics(path, {"step": step, "patch_knn_miou": 0.5 + step / 1e6})
+    plot_training_curves(path, tmp_path / "without.png")
+    path.unlink()
+    for step in range(10):
+        append_metrics(path, {"step": step, "patch_knn_miou": 0.5 + step / 1e6, "patch_knn_miou_stderr": 0.02})
+    plot_training_curves(path, tmp_path / "with.png")
+    pale = []
+    for name in ("without.png", "with.png"):
+        red, _, blue = np.moveaxis(np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int), -1, 0)
+        pale.append(int(((blue - red > 15) & (red > 200)).sum()))
+    assert pale[1] > pale[0] + 10_000
+
+
 def test_before_the_first_record_there_is_nothing_to_draw(path, tmp_path):
     assert not plot_training_curves(path, tmp_path / "curves.png")
     append_metrics(path, {"step": 1, "unrelated": 2.0})

@@ -30,7 +30,8 @@ _MIN_POINTS_TO_SMOOTH = 60
 def plot_training_curves(metrics_path: str | Path, png_path: str | Path, *, num_prototypes: int | None = None) -> bool:
     """Draw the curves of a metrics file to a PNG, one panel for each kind of metric that the file has.
 
-    Noisy curves of many points are drawn pale, with their running mean on top.
+    Noisy curves of many points are drawn pale, with their running mean on top. A metric whose standard error is there
+    too, as `{metric}_stderr`, has a band of that width.
 
     Args:
         metrics_path: a file of `append_metrics`.
@@ -131,6 +132,10 @@ def _draw_panel(axes, panel: _Panel, curves: dict) -> None:
         else:
             marker = "o" if len(values) <= 40 else None
             axes.plot(steps, values, color=color, linewidth=1.8, marker=marker, markersize=3.5, label=label)
+        errors = curves.get(f"{name}_stderr")
+        if errors is not None and np.array_equal(errors[0], steps):  # so that noise does not look like a change
+            low, high = values - errors[1], values + errors[1]
+            axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0, label="± standard error")
     if panel.line:
         height, label = panel.line
         axes.axhline(height, color="#555555", linewidth=1.2, linestyle="--", label=label)
@@ -138,7 +143,7 @@ def _draw_panel(axes, panel: _Panel, curves: dict) -> None:
         axes.legend(
             frameon=False, fontsize=9, ncols=len(panel.labels), loc="lower right", bbox_to_anchor=(1, 1), borderpad=0
         )
-    elif any(panel.labels.values()):
+    elif axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, fontsize=9)
 
     axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold")
