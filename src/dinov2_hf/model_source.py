@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .output_folders import KINDS, read_marker
-from .training.checkpoint_folders import CHECKPOINTS, STATE_FILE, list_checkpoints
+from .training.checkpoint_folders import CHECKPOINTS, LATEST, STATE_FILE, list_checkpoints
 
 
 MODEL, PRETRAINING_MODEL = "model", "pretraining_model"  # of the output folder of a run
@@ -23,7 +23,6 @@ PRETRAINING_TYPE = "dinov2_hf_pretraining"
 # the id on the Hub in its place.
 HERE = '# In this folder; from elsewhere, give its path instead of ".".'
 NEEDED = "a model folder, the output folder of a run or an id on the Hub"
-LATEST = "latest"  # in the place of the newest checkpoint
 _HUB_ID = r"[\w.-]+(/[\w.-]+)?"
 _WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 

@@ -53,6 +53,7 @@ def test_a_run_is_resumed_by_its_folder_alone(pretrain, recipe, images, tmp_path
     assert_same_run(tmp_path / "straight", tmp_path / "resumed")
     assert values(tmp_path / "straight") == values(tmp_path / "resumed")
     assert f"continued from      {tmp_path / 'resumed' / 'checkpoints' / 'step_0000004'}" in caplog.text
+    assert "weights from" not in caplog.text
 
 
 def test_flags_say_other_than_the_run(out):

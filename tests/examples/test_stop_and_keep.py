@@ -34,19 +34,24 @@ def equal(one, other) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_run_that_stops_early_is_finished_and_goes_on(pretrain, recipe, images, tmp_path, finished_run):  # noqa: F811
+def test_a_run_that_stops_early_is_finished_and_goes_on(
+    pretrain, recipe, images, tmp_path, finished_run, capsys  # noqa: F811
+):  # fmt: skip
     out = tmp_path / "out"
     run(pretrain, recipe, images, out, *evaluated(images), "--stop_after_steps", "3")
+    said = f"stopped after 3 of 6 steps; --output_dir {out} --resume_from_checkpoint latest goes on to the last"
+    assert capsys.readouterr().out.splitlines()[-1] == said
     assert json.loads((out / "metrics.json").read_text())["steps"] == 3
     assert "the averaged teacher after 3 of 6\nsteps" in (out / "model" / "README.md").read_text()
     assert equal(load_backbone(out / "checkpoints" / "latest").state_dict(), backbone(out / "model"))
     run(pretrain, recipe, images, out, *evaluated(images), "--resume_from_checkpoint", "latest")
+    assert "stopped after" not in capsys.readouterr().out
     assert json.loads((out / "metrics.json").read_text())["steps"] == 6
     assert equal(weights(out), weights(finished_run[0]))
     assert "of 6" not in (out / "model" / "README.md").read_text().partition("## Measured")[0]
 
 
-def test_the_best_step_keeps_its_checkpoint_and_is_exported(pretrain, recipe, images, tmp_path):
+def test_the_best_step_keeps_its_checkpoint_and_is_exported(pretrain, recipe, images, tmp_path, capsys):
     out = tmp_path / "out"
     flags = ("--save_steps", "1", "--save_total_limit", "1", "--eval_steps", "1", "--export_every", "4")
     run(pretrain, recipe, images, out, *evaluated(images), *flags, "--keep_best", "knn_top1_k20")
@@ -60,6 +65,7 @@ def test_the_best_step_keeps_its_checkpoint_and_is_exported(pretrain, recipe, im
     of_best = load_backbone(out / "checkpoints" / f"step_{best['step']:07d}").state_dict()
     assert equal(of_best, backbone(out / "model_best"))
     said = f"knn_top1_k20 {best['knn_top1_k20']:.4f} at step {best['step']}."
+    assert f"best step: {said[:-1]}, in {out / 'model_best'}\n" in capsys.readouterr().out
     assert said in (out / "model" / "README.md").read_text()
     assert f"after {best['step']}" in (out / "model_best" / "README.md").read_text()
     assert [path.name for path in (out / "models").iterdir()] == ["step_0000004"]

@@ -57,6 +57,7 @@ def test_only_the_newest_are_kept(tmp_path, prepared):
         save_checkpoint(prepared[0], tmp_path, {"step": number}, save_total_limit=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_0000010", "step_0000100"]
     assert find_checkpoint(tmp_path, "latest").name == "step_0000100"
+    assert find_checkpoint(tmp_path / "another", str(tmp_path / "latest")) == find_checkpoint(tmp_path, "latest")
 
 
 def test_an_unfinished_checkpoint_is_not_seen(tmp_path, prepared, monkeypatch):
@@ -100,6 +101,8 @@ def test_what_cannot_be_resumed_is_named(tmp_path):
     (tmp_path / "step_0000005").mkdir()
     with pytest.raises(ValueError, match="holds no complete checkpoint"):
         find_checkpoint(tmp_path, "latest")
+    with pytest.raises(ValueError, match='/latest", but .* holds no complete checkpoint; .* --overwrite_output_dir'):
+        find_checkpoint(tmp_path / "another", str(tmp_path / "latest"))
     with pytest.raises(ValueError, match="which is not a checkpoint folder"):
         find_checkpoint(tmp_path, str(tmp_path / "step_0000005"))
     (tmp_path / "step_0000005" / "run_state.json").write_text(json.dumps({"step": 5}))

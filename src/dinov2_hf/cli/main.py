@@ -9,6 +9,7 @@ subcommand, where the command line cannot be read. Anything else is a fault of t
 import errno
 import inspect
 import json
+import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -62,7 +63,7 @@ def call(name: str, words: list[str]) -> None:
         with talk.in_force():
             results = getattr(import_module(f".{name}", __package__), name)(*places, **given)
         if talk.json and results is not None:  # of several processes the first has them
-            print(json.dumps(without_secrets(results), indent=2, default=str))
+            print(json.dumps(without_secrets(_in_words(results)), indent=2, default=str, allow_nan=False))
     except BrokenPipeError:
         raise  # no mistake: `dinov2_hf_command` ends on it
     except Exception as error:
@@ -124,6 +125,15 @@ def _sentence(error: Exception) -> str | None:
         return None
     has_name = getattr(error, "filename", None) is not None and error.strerror
     return f"{error.filename}: {error.strerror}" if has_name else str(error)
+
+
+def _in_words(results: Any) -> Any:
+    """Results with numbers that are not finite as "nan", "inf" and "-inf": JSON has no such numbers."""
+    if isinstance(results, dict):
+        return {name: _in_words(value) for name, value in results.items()}
+    if isinstance(results, list | tuple):
+        return [_in_words(value) for value in results]
+    return str(results) if isinstance(results, float) and not math.isfinite(results) else results
 
 
 def _takes_words(function: Callable) -> bool:

@@ -99,8 +99,8 @@ class StreamRows:
                 value = held.pop(int(numbers[index]), None)
                 if value is None:
                     raise ValueError(
-                        f"the data set ends after {read} rows of this worker, fewer than there were when the run was"
-                        " saved; give it the data that it had."
+                        "the data set has fewer rows for this worker than there were when the run was saved; give it"
+                        " the data that it had."
                     )
                 position = StreamPosition(place + 1, position.pass_index, rounds, index + 1, *states[0])
                 yield StreamRow(place, value, position)

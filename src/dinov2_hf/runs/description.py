@@ -51,12 +51,9 @@ def describe_run(run: "Run") -> None:
         "crops and masks": f"{args.augmentation}, {args.masks}, in the order {args.sample_order}",
         "channels": "RGB" if num_channels == 3 else f"{num_channels}, without colour jitter, greyscale and solarize",
         **{f"student {name}".strip(): size for name, size in sizes.items()},
-        "weights from": f"{args.init_from}, backbone frozen for {args.freeze_backbone_steps} steps"
-        if args.init_from
-        else "a fresh initialisation",
+        **_beginning(run),
         "global batch": f"{global_batch_size} = {args.per_device_train_batch_size} per device"
         f" x {args.gradient_accumulation_steps} accumulated x {accelerator.num_processes} processes",
-        **({"continued from": str(run.checkpoint)} if run.checkpoint else {}),
         "steps": f"{run.state['step']} of {args.max_steps}{passes}{_ending(run)}",
         "peak learning rate": f"{run.schedules.learning_rate.base:.4g} = {args.learning_rate:.4g} {rule}",
         "seen together": f"{compared}, {images_of_a_pass} by centering (all devices), in one forward pass",
@@ -77,6 +74,16 @@ def describe_run(run: "Run") -> None:
     logger.info("***** %s *****", run.module.task.capitalize())
     for name, text in (lines | run.plan.description).items():
         logger.info("  %-19s %s", name, without_secrets(text))
+
+
+def _beginning(run: "Run") -> dict[str, str]:
+    """What a run goes on from, or where its weights come from at its start."""
+    if run.checkpoint:
+        return {"continued from": str(run.checkpoint)}
+    weights = "a fresh initialisation"
+    if run.args.init_from:
+        weights = f"{run.args.init_from}, backbone frozen for {run.args.freeze_backbone_steps} steps"
+    return {"weights from": weights}
 
 
 def _ending(run: "Run") -> str:

@@ -1,5 +1,6 @@
 """What a finished run leaves: models, numbers and pictures; and what it says of them, loaded as a user would."""
 
+import shlex
 from typing import TYPE_CHECKING
 
 from transformers import AutoImageProcessor, AutoModel, pipeline
@@ -7,7 +8,9 @@ from transformers import AutoImageProcessor, AutoModel, pipeline
 from ..data import MixedImages, find_image_column, first_images
 from ..models import DINOv2Config
 from ..pictures.patch_pca import save_patch_pca
+from .best_model import describe_best
 from .model_export import export_models
+from .run_folder import BEST
 
 
 if TYPE_CHECKING:
@@ -39,7 +42,14 @@ def leave_results(run: "Run") -> None:
             extract = pipeline("image-feature-extraction", model=str(model_folder), device=run.accelerator.device)
             features = extract(images[0], return_tensors=True)
             print(f'pipeline("image-feature-extraction", model="{model_folder}") returns {tuple(features.shape)}')
-        print(f"curves and pictures: {folder / 'training_curves.png'}, {folder / 'patch_pca.png'}")
+        pictures = [folder / name for name in ("training_curves.png", "patch_pca.png", "patch_pca_over_steps.png")]
+        print(f"curves and pictures: {', '.join(str(path) for path in pictures if path.is_file())}")
+        if "best" in run.state and run.best.student == output.name:
+            print(f"best step: {describe_best(run.state['best'])}, in {folder / BEST}")
+    step, last = run.state["step"], run.args.max_steps
+    if step < last and run.accelerator.is_main_process:
+        go_on = f"--output_dir {shlex.quote(str(run.output_dir))} --resume_from_checkpoint latest"
+        print(f"stopped after {step} of {last} steps; {go_on} goes on to the last")
 
 
 def picture_size(config: DINOv2Config) -> int:

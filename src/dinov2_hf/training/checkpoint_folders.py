@@ -7,6 +7,7 @@ from pathlib import Path
 
 CHECKPOINTS = "checkpoints"  # of the output folder of a run
 STATE_FILE = "run_state.json"
+LATEST = "latest"  # in the place of the newest checkpoint
 CHECKPOINT_NAME = r"step_\d+"
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ..atomic_files import remove_leftovers
-from .checkpoint_folders import CHECKPOINT_NAME, STATE_FILE, checkpoint_name, list_checkpoints, read_state
+from .checkpoint_folders import CHECKPOINT_NAME, LATEST, STATE_FILE, checkpoint_name, list_checkpoints, read_state
 from .checkpoint_manifest import find_damage, foreign_files, remove_listed, write_manifest
 from .checkpoint_pickles import data_only, refuse_code
 from .random_states import check_restored, find_damage_of_random_states
@@ -164,16 +164,17 @@ def find_checkpoint(folder: Path, wanted: str) -> Path:
 
 def checkpoints_meant(folder: Path, wanted: str) -> list[Path]:
     """
-    Those that `--resume_from_checkpoint` may mean, unread: the one of that path, or for `"latest"` all in `folder`,
-    the newest first.
+    Those that `--resume_from_checkpoint` may mean, unread: the one of that path, or for `"latest"` all in `folder`
+    (for `a/latest` all in `a`), the newest first.
 
     Raises:
         `ValueError`: there is none.
     """
-    if wanted == "latest":
+    if _is_latest(wanted):
+        folder = folder if wanted == LATEST else Path(wanted).parent
         found = list_checkpoints(folder)[::-1]
         if not found:
-            raise ValueError(_none_complete(folder))
+            raise ValueError(_none_complete(wanted, folder))
         return found
     if not (Path(wanted) / STATE_FILE).is_file():
         raise ValueError(
@@ -191,18 +192,22 @@ def _find(folder: Path, wanted: str) -> Path:
                 logger.warning("%s; continuing from %s.", complaint, checkpoint.name)
             return checkpoint
         damages.append(f"{checkpoint} is damaged: {damage}")
-    if wanted == "latest":
-        raise ValueError(_none_complete(folder, f" ({'; '.join(damages)})"))
+    if _is_latest(wanted):
+        raise ValueError(_none_complete(wanted, checkpoint.parent, f" ({'; '.join(damages)})"))
     raise ValueError(
         f'--resume_from_checkpoint is {wanted}, which is damaged: {damage}; give another, or "latest" for the newest'
         " that is whole."
     )
 
 
-def _none_complete(folder: Path, complaint: str = "") -> str:
+def _is_latest(wanted: str) -> bool:
+    return Path(wanted).name == LATEST and not Path(wanted).is_dir()
+
+
+def _none_complete(wanted: str, folder: Path, complaint: str = "") -> str:
     return (
-        f'--resume_from_checkpoint is "latest", but {folder} holds no complete checkpoint{complaint}; leave it out to'
-        " start from the beginning."
+        f'--resume_from_checkpoint is "{wanted}", but {folder} holds no complete checkpoint{complaint}; leave it out'
+        " to start from the beginning, with --overwrite_output_dir where a run is there already."
     )
 
 
