@@ -16,7 +16,7 @@ from .conftest import changed_batches, forget_accelerate, load_example
 from .test_pretrain import assert_same_run, run
 
 
-EXTENSIONS = "tests.extension.extensions.breaking_loss"
+EXTENSIONS = "tests.examples.breaking_loss"
 KEEP = ("--save_nonfinite_batch", "--gradient_accumulation_steps", "2")
 
 
@@ -101,7 +101,7 @@ def test_the_line_that_breaks_is_named(pretrain, recipe, images, tmp_path, term,
     place = found.passes[0].birthplaces[0]
     assert place.startswith("backward: " if is_backward else f"forward: {operation} ")
     assert operation in place
-    assert "extensions/breaking_loss.py:" in place
+    assert "examples/breaking_loss.py:" in place
 
 
 def test_a_module_that_overflows_is_named(pretrain, recipe, images, tmp_path, monkeypatch):
