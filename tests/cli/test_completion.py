@@ -33,7 +33,7 @@ def completed(tmp_path, capsys):
 def test_words_are_completed(completed):
     assert completed("") == list(COMMANDS)
     assert completed("evaluate", "lo") == ["logistic_regression"]
-    assert completed("evaluate", "--protocol", "") == PROTOCOLS.names()
+    assert completed("evaluate", "--protocol", "") == list(PROTOCOLS.places)  # those of the package
     assert "--knn_temperature" in completed("evaluate", "knn", "model", "--knn_")
     assert completed("pretrain", "--config", "vits14_s") == ["vits14_short"]
     assert completed("recipes", "show", "curate") == ["curate_lvd", "curate_small"]
