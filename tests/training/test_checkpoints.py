@@ -52,12 +52,15 @@ def test_save_and_load_bring_everything_back(tmp_path, prepared):
     assert all(torch.equal(one, other) for one, other in zip(expected, model.parameters(), strict=True))
 
 
-def test_only_the_newest_are_kept(tmp_path, prepared):
+def test_only_the_newest_are_kept(tmp_path, prepared, monkeypatch):
     for number in (9, 10, 100):
         save_checkpoint(prepared[0], tmp_path, {"step": number}, save_total_limit=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_0000010", "step_0000100"]
     assert find_checkpoint(tmp_path, "latest").name == "step_0000100"
     assert find_checkpoint(tmp_path / "another", str(tmp_path / "latest")) == find_checkpoint(tmp_path, "latest")
+    (tmp_path / "elsewhere" / "latest").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert find_checkpoint(tmp_path, "latest").name == "step_0000100"
 
 
 def test_an_unfinished_checkpoint_is_not_seen(tmp_path, prepared, monkeypatch):

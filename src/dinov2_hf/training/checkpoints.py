@@ -201,7 +201,8 @@ def _find(folder: Path, wanted: str) -> Path:
 
 
 def _is_latest(wanted: str) -> bool:
-    return Path(wanted).name == LATEST and not Path(wanted).is_dir()
+    """Alone it is never a folder of that name in the working directory."""
+    return wanted == LATEST or (Path(wanted).name == LATEST and not Path(wanted).is_dir())
 
 
 def _none_complete(wanted: str, folder: Path, complaint: str = "") -> str:
