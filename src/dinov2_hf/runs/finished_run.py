@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 from transformers import AutoImageProcessor, AutoModel, pipeline
 
-from ..data import MixedImages, find_image_column, first_images
+from ..data import find_image_column, first_images
 from ..models import DINOv2Config
 from ..pictures.patch_pca import save_patch_pca
 from .best_model import describe_best
 from .model_export import export_models
-from .run_folder import BEST
+from .run_folder import BEST, OVER_STEPS
 
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ def leave_results(run: "Run") -> None:
         output.write_summary()
         folder, model_folder = output.folder, output.folder / "model"
         backbone = AutoModel.from_pretrained(model_folder)
-        dataset, column = run.dataset, run.args.image_column
-        if isinstance(dataset, MixedImages):
-            dataset, column = dataset.images, None
+        dataset, column = run.pictured
         column, num_channels = find_image_column(dataset, column), backbone.config.num_channels
         images = first_images(dataset, column, count=8, num_channels=num_channels)
         save_patch_pca(
@@ -42,7 +40,7 @@ def leave_results(run: "Run") -> None:
             extract = pipeline("image-feature-extraction", model=str(model_folder), device=run.accelerator.device)
             features = extract(images[0], return_tensors=True)
             print(f'pipeline("image-feature-extraction", model="{model_folder}") returns {tuple(features.shape)}')
-        pictures = [folder / name for name in ("training_curves.png", "patch_pca.png", "patch_pca_over_steps.png")]
+        pictures = [folder / name for name in ("training_curves.png", "patch_pca.png", OVER_STEPS)]
         print(f"curves and pictures: {', '.join(str(path) for path in pictures if path.is_file())}")
         if "best" in run.state and run.best.student == output.name:
             print(f"best step: {describe_best(run.state['best'])}, in {folder / BEST}")

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from ..atomic_files import new_folder
-from ..data import MixedImages, find_image_column, first_images
+from ..data import find_image_column, first_images
 from ..pictures.attention_maps import attention_maps, draw_attention_maps
 from ..pictures.figures import draw_beside_numbers
 from ..pictures.grid import Cell, PictureGrid
@@ -20,14 +20,13 @@ from ..pictures.seen_images import prepare_pictures
 from ..training.checkpoint_folders import checkpoint_name
 from ..training.sharded_weights import whole_copy
 from ..training.students import prefixed
-from .run_folder import OF_STEPS, PICTURES
+from .run_folder import OF_STEPS, OVER_STEPS, PICTURES
 
 
 if TYPE_CHECKING:
     from .outputs import Output
     from .run import Run
 
-OVER_STEPS = "patch_pca_over_steps.png"
 COLOURS, PCA, ATTENTION = "patch_pca.npy", "patch_pca.png", "attention_maps.png"
 PATCHES = 16  # a side, whatever the crops: all attention of one image of a ViT-g is 0.25 GB
 MOST_HEADS, MOST_STEPS = 6, 8
@@ -77,13 +76,10 @@ class WatchedImages:
 
     def _read(self) -> list[Image.Image] | list[np.ndarray]:
         if self._images is None:
-            run, column = self.run, None
+            run = self.run
+            dataset, column = run.pictured
             if (labelled := run.evaluations.labelled) is not None:
                 dataset, column = labelled.queries, labelled.image_column
-            elif isinstance(run.dataset, MixedImages):
-                dataset = run.dataset.images
-            else:
-                dataset, column = run.dataset, run.args.image_column
             if not isinstance(dataset, IterableDataset):  # classes may lie one behind the other
                 stride = max(len(dataset) // self.count, 1)
                 dataset = dataset.select(range(0, len(dataset), stride))

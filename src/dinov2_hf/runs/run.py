@@ -12,8 +12,16 @@ from typing import Any
 import torch
 import yaml
 from accelerate.utils import set_seed
+from datasets import Dataset, IterableDataset
 
-from ..data import SkippedImageLog, build_batches, load_image_dataset, load_mixed_images, set_max_image_pixels
+from ..data import (
+    MixedImages,
+    SkippedImageLog,
+    build_batches,
+    load_image_dataset,
+    load_mixed_images,
+    set_max_image_pixels,
+)
 from ..models.image_processing_dinov2 import image_processor_of
 from ..options import values_for
 from ..output_folders import write_text
@@ -154,6 +162,13 @@ class Run:
         """The attention of the networks that are trained."""
         precision = compute_precision(self.accelerator)
         return choose_attention(self.args.attn_implementation, precision, self.accelerator.device)
+
+    @property
+    def pictured(self) -> tuple[Dataset | IterableDataset, str | None]:
+        """The images of the training, for pictures, and the column of the recipe; mixed sets have their own."""
+        if isinstance(self.dataset, MixedImages):
+            return self.dataset.images, None
+        return self.dataset, self.args.image_column
 
     def prepare(
         self, model: torch.nn.Module, groups: list[dict[str, Any]]

@@ -2,8 +2,8 @@
 
 import math
 import sys
+import traceback
 from bisect import bisect_right
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,15 +132,8 @@ def _all_finite(values: Any) -> bool:
 
 def _line() -> str:
     """The line of Python outside of torch that is running, with two folders of its path."""
-    for frame in _frames():
+    for frame, number in traceback.walk_stack(sys._getframe()):
         name = frame.f_code.co_filename
         if name != __file__ and not name.startswith((TORCH, "<")):
-            return f"{'/'.join(Path(name).parts[-3:])}:{frame.f_lineno}"
+            return f"{'/'.join(Path(name).parts[-3:])}:{number}"
     return ""
-
-
-def _frames() -> Iterator[Any]:
-    frame = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
