@@ -32,7 +32,9 @@ setup(
     package_data={
         "dinov2_hf": ["recipes/*.yaml"],
         "dinov2_hf.curation.report": ["*.jinja"],
+        "dinov2_hf.pictures": ["*.jinja", "*.js"],
         "dinov2_hf.runs": ["*.jinja"],
+        "dinov2_hf.runs.page": ["*.jinja"],
         "dinov2_hf.examples": ["accelerate_configs/*.yaml", "slurm/*.sbatch"],
     },
     py_modules=["dinov2_hf_command"],
@@ -79,6 +81,7 @@ setup(
             *MULTIBAND,
             *ONNX,
             "parameterized>=0.9",  # transformers' own tests use it
+            "playwright>=1.45",  # pages, in the Chromium of the system
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "ruff>=0.9",

@@ -16,8 +16,8 @@ from pathlib import Path
 
 
 COMMANDS = (
-    "pretrain", "distill", "replay", "curate", "evaluate", "features", "visualize", "convert", "export", "push",
-    "doctor", "recipes", "completion",
+    "pretrain", "distill", "replay", "curate", "evaluate", "features", "visualize", "convert", "export",
+    "push", "report", "doctor", "recipes", "completion",
 )  # fmt: skip
 INTERRUPTED = 128 + 2  # as of a process that SIGINT ended
 

@@ -13,7 +13,7 @@ from .figures import new_figure, save_figure
 
 
 # Of the Okabe-Ito palette, which colour-blind readers can tell apart.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _TARGETS = {"target_entropy": "mean entropy", "target_information": "information on the image"}
 _RANKS = {"cls_effective_rank": "CLS", "patch_effective_rank": "patches"}
 _COSINES = {"cls_pair_cosine": "CLS", "patch_pair_cosine": "patches"}
@@ -42,8 +42,8 @@ def plot_training_curves(metrics_path: str | Path, png_path: str | Path, *, num_
     Returns:
         Whether there was anything to draw: not before the first record of a run.
     """
-    curves = _curves(read_metrics(metrics_path)) if Path(metrics_path).exists() else {}
-    panels = _panels(curves, num_prototypes)
+    curves = curves_of(read_metrics(metrics_path)) if Path(metrics_path).exists() else {}
+    panels = panels_of(curves, num_prototypes)
     if not panels:
         return False
 
@@ -67,7 +67,7 @@ def plot_training_curves(metrics_path: str | Path, png_path: str | Path, *, num_
     return True
 
 
-def _curves(records: list[dict]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def curves_of(records: list[dict]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Steps and values of each metric, over the records that have it; NaN where the value was not finite."""
     names = dict.fromkeys(name for record in records for name in record if name != "step")
     curves = {}
@@ -79,7 +79,19 @@ def _curves(records: list[dict]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 @dataclass
-class _Panel:
+class Panel:
+    """Curves that are drawn over each other.
+
+    Attributes:
+        title: above them.
+        labels: of each metric in it.
+        wide: whether it takes a whole row.
+        smooth: whether curves of many points are noisy, and have a running mean.
+        percent: whether values are shares.
+        logarithmic: the axis of the values.
+        line: a value to compare with, and what it is.
+    """
+
     title: str
     labels: dict[str, str]
     wide: bool = False
@@ -88,8 +100,12 @@ class _Panel:
     logarithmic: bool = False
     line: tuple[float, str] | None = None
 
+    def mean_of(self, values: np.ndarray) -> np.ndarray | None:
+        """The running mean of a curve that is drawn with one."""
+        return running_mean(values) if self.smooth and len(values) >= _MIN_POINTS_TO_SMOOTH else None
 
-def _panels(names: Iterable[str], num_prototypes: int | None) -> list[_Panel]:
+
+def panels_of(names: Iterable[str], num_prototypes: int | None) -> list[Panel]:
     """The panels for the metrics there are, each with the label of every metric in it."""
 
     def present(labels: dict[str, str]) -> dict[str, str]:
@@ -105,36 +121,37 @@ def _panels(names: Iterable[str], num_prototypes: int | None) -> list[_Panel]:
     uniform = (math.log(num_prototypes), "uniform targets (ln K)") if num_prototypes else None
     every = (num_prototypes, "all (K)") if num_prototypes else None
     panels = [
-        _Panel("Losses", present({"loss": "total"}) | like(suffix="_loss"), wide=True, smooth=True),
-        _Panel("k-NN top-1 accuracy", knn_labels, percent=True),
-        _Panel("Linear probe, top-1 accuracy", present({"linear_top1": ""}), percent=True),
-        _Panel("Patch k-NN, mean IoU", present({"patch_knn_miou": ""}), percent=True),
-        _Panel("Teacher targets (nats)", present(_TARGETS), smooth=True, line=uniform),
-        _Panel("Prototypes in use", present({"prototypes_in_use": "effective number"}), logarithmic=True, line=every),
-        _Panel("Effective rank of features", present(_RANKS), smooth=True),
-        _Panel("Cosine between images", present(_COSINES), smooth=True),
-        _Panel("Gradient norm", like(prefix="grad_norm"), smooth=True),
-        _Panel("Images per second", present({"images_per_second": ""}), smooth=True),
-        *(_Panel(title, present({name: ""})) for name, title in _SCHEDULES.items()),
-        _Panel("Loss weights", like(suffix="_loss_weight")),
+        Panel("Losses", present({"loss": "total"}) | like(suffix="_loss"), wide=True, smooth=True),
+        Panel("k-NN top-1 accuracy", knn_labels, percent=True),
+        Panel("Linear probe, top-1 accuracy", present({"linear_top1": ""}), percent=True),
+        Panel("Patch k-NN, mean IoU", present({"patch_knn_miou": ""}), percent=True),
+        Panel("Teacher targets (nats)", present(_TARGETS), smooth=True, line=uniform),
+        Panel("Prototypes in use", present({"prototypes_in_use": "effective number"}), logarithmic=True, line=every),
+        Panel("Effective rank of features", present(_RANKS), smooth=True),
+        Panel("Cosine between images", present(_COSINES), smooth=True),
+        Panel("Gradient norm", like(prefix="grad_norm"), smooth=True),
+        Panel("Images per second", present({"images_per_second": ""}), smooth=True),
+        *(Panel(title, present({name: ""})) for name, title in _SCHEDULES.items()),
+        Panel("Loss weights", like(suffix="_loss_weight")),
     ]
     return [panel for panel in panels if panel.labels]
 
 
-def _draw_panel(axes, panel: _Panel, curves: dict) -> None:
+def _draw_panel(axes, panel: Panel, curves: dict) -> None:
     from matplotlib.ticker import EngFormatter, FuncFormatter, PercentFormatter
 
-    for color, (name, label) in zip(cycle(_COLORS), panel.labels.items(), strict=False):
+    for color, (name, label) in zip(cycle(COLORS), panel.labels.items(), strict=False):
         steps, values = curves[name]
-        if panel.smooth and len(values) >= _MIN_POINTS_TO_SMOOTH:
+        mean = panel.mean_of(values)
+        if mean is not None:
             axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-            axes.plot(steps, _running_mean(values), color=color, linewidth=1.8, label=label)
+            axes.plot(steps, mean, color=color, linewidth=1.8, label=label)
         else:
             marker = "o" if len(values) <= 40 else None
             axes.plot(steps, values, color=color, linewidth=1.8, marker=marker, markersize=3.5, label=label)
-        errors = curves.get(f"{name}_stderr")
-        if errors is not None and np.array_equal(errors[0], steps):  # so that noise does not look like a change
-            low, high = values - errors[1], values + errors[1]
+        errors = errors_of(name, curves)
+        if errors is not None:  # so that noise does not look like a change
+            low, high = values - errors, values + errors
             axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0, label="± standard error")
     if panel.line:
         height, label = panel.line
@@ -161,7 +178,13 @@ def _draw_panel(axes, panel: _Panel, curves: dict) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1) if panel.percent else plain_numbers)
 
 
-def _running_mean(values: np.ndarray) -> np.ndarray:
+def errors_of(name: str, curves: dict) -> np.ndarray | None:
+    """The standard errors of a curve, where they are known at all of its steps."""
+    steps, errors = curves.get(f"{name}_stderr", ((), None))
+    return errors if np.array_equal(steps, curves[name][0]) else None
+
+
+def running_mean(values: np.ndarray) -> np.ndarray:
     """Mean over a centred window of a thirtieth of the points; NaN points do not count and stay NaN."""
     window = np.ones(max(5, len(values) // 30) | 1)
     finite = np.isfinite(values)

@@ -53,14 +53,7 @@ def model_card(
             `after` training, or `None`.
         best: the metric, value and step of the best model of the run, where it is kept.
     """
-    public = {
-        key: public_name(value)
-        if isinstance(value, str) and (key.endswith("_data") or key in ("init_from", "teacher", "gram_teacher"))
-        else value
-        for key, value in recipe.items()
-    }
-    if not isinstance(recipe["train_data"], str):
-        public["train_data"] = [{**entry, "path": public_name(entry["path"])} for entry in recipe["train_data"]]
+    public = public_recipe(recipe)
     data = card_metadata(recipe)
     # Else they are of weights before this continuation of the run.
     now = {key: found for key, found in measured.items() if found["after"] and recipe[WORDS[key].data]}
@@ -82,12 +75,29 @@ def model_card(
         teacher=public.get("teacher"),
         objective=", by its features" if recipe.get("distillation_objective") == "features" else "",
         measured="\n\n".join(_table(key, public, found) for key, found in now.items()) or "Not measured.",
-        recipe=yaml.safe_dump(without_secrets(public), sort_keys=False).strip(),
+        recipe=yaml.safe_dump(public, sort_keys=False).strip(),
         num_tokens=1 + num_registers + (config.image_size // config.patch_size) ** 2,
         hidden_size=config.hidden_size,
         num_channels=config.num_channels,
         token_order=f"CLS, {num_registers} registers, patches" if num_registers else "CLS, then patches",
     )
+
+
+def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as others may read it: of paths only the last part, and no secrets."""
+    public = {
+        key: public_name(value)
+        if isinstance(value, str) and (key.endswith("_data") or key in ("init_from", "teacher", "gram_teacher"))
+        else value
+        for key, value in recipe.items()
+    }
+    if not isinstance(recipe["train_data"], str):
+        public["train_data"] = [{**entry, "path": public_name(entry["path"])} for entry in recipe["train_data"]]
+    if recipe.get("students"):
+        public["students"] = [public_recipe({"train_data": "", **entry}) for entry in recipe["students"]]
+        for entry in public["students"]:
+            del entry["train_data"]
+    return without_secrets(public)
 
 
 def card_metadata(recipe: dict[str, Any]) -> ModelCardData:

@@ -37,13 +37,14 @@ from .resumed_recipe import RECIPE_FILE
 TRACKERS, STUDENTS_FOLDER = "trackers", "students"
 BEST, MODELS_OF_STEPS, PICTURES = "model_best", "models", "pictures"
 OVER_STEPS = "patch_pca_over_steps.png"
+PAGE = "report.html"
 MODELS = ("model", "pretraining_model", BEST)
 # Folders in which single steps leave folders of their own, and the kind of these.
 OF_STEPS = {MODELS_OF_STEPS: "model", NONFINITE_STEPS: NONFINITE_STEP, PICTURES: "pictures"}
 FOLDERS = (CHECKPOINTS, TRACKERS, STUDENTS_FOLDER, *OF_STEPS, *MODELS)
 FILES = (
     RECIPE_FILE, "metrics.jsonl", "metrics.json", "training_curves.png", "patch_pca.png", "skipped_images*.jsonl",
-    "nonfinite_steps.jsonl", OVER_STEPS,
+    "nonfinite_steps.jsonl", OVER_STEPS, PAGE,
 )  # fmt: skip
 TRACKER_FILES = ("events.out.tfevents.*", "hparams.yml")  # of TensorBoard; other trackers have places of their own
 

@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCardData
 
+from ...pictures.html_pages import templates
 from ..arguments import CurationArguments
-from .page import templates
 
 
 SIZES = (
@@ -39,7 +39,7 @@ def dataset_card(arguments: CurationArguments, report: dict[str, Any], repo_id: 
     )
     configuration = yaml.safe_dump(report["configuration"], sort_keys=False).strip()
     longest = max((len(run) for run in re.findall("`+", configuration)), default=0)
-    environment = templates(autoescape=False)
+    environment = templates(__package__, autoescape=False)
     environment.filters["cell"] = _as_text
     return environment.get_template("card.md.jinja").render(
         {**report, "configuration": configuration},

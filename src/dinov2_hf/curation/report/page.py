@@ -2,16 +2,8 @@
 
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
-
+from ...pictures.html_pages import templates
 from .examples import SIDE, ExampleGroup
-
-
-def templates(*, autoescape: bool) -> Environment:
-    """The templates of this folder; their filter `number` writes 1234 as 1,234."""
-    environment = Environment(loader=PackageLoader(__package__, "."), autoescape=autoescape, trim_blocks=True)
-    environment.filters["number"] = "{:,}".format
-    return environment
 
 
 def render_page(
@@ -29,7 +21,7 @@ def render_page(
         kept, dropped: titles and groups of pictures.
     """
     return (
-        templates(autoescape=True)
+        templates(__package__, autoescape=True)
         .get_template("page.html.jinja")
         .render(report=report, histograms=histograms, kept=kept, dropped=dropped, side=SIDE)
     )
