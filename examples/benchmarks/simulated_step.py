@@ -122,11 +122,11 @@ def run_of_one_batch(
 
 
 def fake_batch(args: PreTrainingArguments, config: DINOv2PreTrainingConfig) -> dict[str, torch.Tensor]:
-    """A batch as the collator makes it, with as many masked patches as it masks on average."""
+    """A batch as a run of bfloat16 has it on its device, with as many masked patches as are masked on average."""
     backbone, images = config.backbone_config, args.per_device_train_batch_size
     sizes = backbone.image_size, args.local_crop_size
     global_crops, local_crops = (
-        torch.empty(count, images, backbone.num_channels, size, size)
+        torch.empty(count, images, backbone.num_channels, size, size, dtype=torch.bfloat16)
         for count, size in zip((2, args.num_local_crops), sizes, strict=True)
     )
     num_patches = (backbone.image_size // backbone.patch_size) ** 2

@@ -25,9 +25,8 @@ def dataset() -> Dataset:
 
 
 def first_batches(dataset, num_batches=3, **values):
-    recipe = replace(RECIPE, **{name: value for name, value in values.items() if name != "start_sample"})
-    start = {"start_sample": values["start_sample"]} if "start_sample" in values else {}
-    return list(islice(build_batches(dataset, recipe, NETWORK, **start), num_batches))
+    own = {name: values.pop(name) for name in ("start_sample", "crops_dtype") if name in values}
+    return list(islice(build_batches(dataset, replace(RECIPE, **values), NETWORK, **own), num_batches))
 
 
 @pytest.mark.parametrize("augmentation", ["multi_crop", "device"])
@@ -55,6 +54,17 @@ def test_both_augmentations_give_the_same_crops(dataset):
             assert levels.mean() < 1.5
             assert levels.quantile(0.99) < 10
         assert torch.equal(batch["masked_indices"], other["masked_indices"])
+
+
+@pytest.mark.parametrize("augmentation", ["multi_crop", "device"])
+def test_crops_are_rounded_at_the_very_end(dataset, augmentation):
+    exact = first_batches(dataset, augmentation=augmentation)
+    rounded = first_batches(dataset, augmentation=augmentation, crops_dtype=torch.bfloat16)
+    for (batch, _), (other, _) in zip(exact, rounded, strict=True):
+        for name, value in batch.items():
+            expected = value.bfloat16() if name in ("global_crops", "local_crops") else value
+            assert other[name].dtype == expected.dtype, name
+            assert torch.equal(other[name], expected), name
 
 
 def test_crops_are_normalised(dataset):

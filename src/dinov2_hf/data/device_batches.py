@@ -10,9 +10,15 @@ from .collator import BatchReport
 Tensors = dict[str, torch.Tensor]
 Batches = Iterator[tuple[Tensors, BatchReport]]
 ON_CPU = "distortions"  # numbers that choose what the device does
+CROPS = ("global_crops", "local_crops")
 
 
-def batches_on_device(batches: Batches, device: torch.device, prepare: Callable[[Tensors], Tensors] | None) -> Batches:
+def batches_on_device(
+    batches: Batches,
+    device: torch.device,
+    prepare: Callable[[Tensors], Tensors] | None,
+    crops_dtype: torch.dtype | None = None,
+) -> Batches:
     """Copy batches to a device, and do there what remains of their augmentation.
 
     For a GPU this is done one batch ahead and on a stream of its own, beside the training.
@@ -22,13 +28,15 @@ def batches_on_device(batches: Batches, device: torch.device, prepare: Callable[
         device: of the training.
         prepare: `on_device` of the augmentation, which gets the batch on the device, but `distortions` on the CPU;
             None: nothing remains.
+        crops_dtype: what crops are rounded to when all is done to them; None leaves them as they are.
     """
 
     def moved(batch: Tensors) -> Tensors:
         there = {
             name: value if name == ON_CPU else value.to(device, non_blocking=True) for name, value in batch.items()
         }
-        return prepare(there) if prepare else there
+        there = prepare(there) if prepare else there
+        return there | {name: there[name].to(crops_dtype) for name in CROPS if crops_dtype}
 
     if device.type != "cuda":
         for batch, report in batches:

@@ -47,6 +47,7 @@ def build_batches(
     has_masks: bool = True,
     pad_masked: bool = False,
     device: torch.device | str = "cpu",
+    crops_dtype: torch.dtype | None = None,
 ) -> Batches:
     """The batches of one process, as a recipe says, on its device and ready for the network; see `build_loader`.
 
@@ -60,6 +61,7 @@ def build_batches(
         has_masks: whether the objective reads masks; without it none are drawn.
         pad_masked: as in `PreTrainingCollator`.
         device: where the batches go, and where the augmentation does its second part, if it has one.
+        crops_dtype: what crops are rounded to at the end; None leaves them as the augmentation makes them.
 
     Raises:
         ValueError: as `build_transform` and `build_loader`, and where there are no such masks or no such order.
@@ -90,7 +92,7 @@ def build_batches(
         images_per_step=images_per_step,
         one_set_a_step=is_mixed and recipe.one_set_a_step,
     )
-    return batches_on_device(batches, device, getattr(transforms[0], "on_device", None))
+    return batches_on_device(batches, device, getattr(transforms[0], "on_device", None), crops_dtype)
 
 
 def build_transform(

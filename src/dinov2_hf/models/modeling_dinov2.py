@@ -23,6 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .checkpoint_keys import SavesCheckpointKeysAsTheyAre, register_stock_keys
 from .configuration_dinov2 import DINOv2Config
 from .crop_packing import CropPacking, KeptCrops, draw_kept_crops, pack_crops, split_heads, unpack_crops
+from .patch_map import patch_map
 from .position_interpolation import interpolate_position_embeddings, remembered_position_embeddings
 from .residual_stream import ResidualStream, add_in_stream, add_plainly, first_of_branch, last_of_branch, may_fuse
 from .residual_stream import is_eager_training as is_eager_training_of
@@ -47,7 +48,7 @@ class DINOv2PatchEmbeddings(nn.Module):
                 f"`pixel_values` has the shape {tuple(pixel_values.shape)}, but four dimensions are expected: images,"
                 f" {self.num_channels} channels, height and width{advice}."
             )
-        channels, height, width = pixel_values.shape[-3:]
+        _, channels, height, width = pixel_values.shape
         if channels != self.num_channels:
             raise ValueError(
                 f"`pixel_values` has {channels} channels; this model was configured for {self.num_channels}."
@@ -57,7 +58,9 @@ class DINOv2PatchEmbeddings(nn.Module):
                 f"`pixel_values` is {height} x {width} pixels; both must be multiples of the patch size,"
                 f" {self.patch_size}."
             )
-        return self.projection(pixel_values.to(self.projection.weight.dtype)).flatten(2).transpose(1, 2)
+        if not torch.is_autocast_enabled(pixel_values.device.type):  # which rounds them itself, without a detour
+            pixel_values = pixel_values.to(self.projection.weight.dtype)
+        return self.projection(pixel_values).flatten(2).transpose(1, 2)
 
 
 class DINOv2Embeddings(nn.Module):
@@ -381,12 +384,6 @@ class DINOv2Encoder(DINOv2PreTrainedModel):
             is_inner = (not is_observed and index > 0, not is_observed and index < last)
             hidden_states = layer(hidden_states, crop_packing, kept[index], is_inner, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
-
-
-def patch_map(tokens: torch.Tensor, pixel_values: torch.Tensor, config: DINOv2Config) -> torch.Tensor:
-    """Tokens `(B, 1 + R + h * w, D)` of the images to their patches, `(B, D, h, w)`."""
-    height = pixel_values.shape[-2] // config.patch_size
-    return tokens[:, 1 + config.num_register_tokens :].transpose(1, 2).unflatten(2, (height, -1))
 
 
 class DINOv2Model(DINOv2PreTrainedModel):

@@ -8,7 +8,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .checkpoint_keys import register_stock_keys
 from .configuration_dinov2 import DINOv2Config
-from .modeling_dinov2 import DINOv2Embeddings, DINOv2Encoder, DINOv2PreTrainedModel, patch_map
+from .modeling_dinov2 import DINOv2Embeddings, DINOv2Encoder, DINOv2PreTrainedModel
+from .patch_map import patch_map
 
 
 class DINOv2Backbone(BackboneMixin, DINOv2PreTrainedModel):

@@ -23,7 +23,8 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .checkpoint_keys import register_stock_keys
 from .configuration_dinov2 import DINOv2Config
-from .modeling_dinov2 import DINOv2Model, DINOv2PreTrainedModel, patch_map
+from .modeling_dinov2 import DINOv2Model, DINOv2PreTrainedModel
+from .patch_map import patch_map
 
 
 def run_backbone(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..models.modeling_dinov2 import patch_map
+from ..models.patch_map import patch_map
 from ..named_objects import Registry
 from .centering import Centering
 from .cross_entropy import RowTargets

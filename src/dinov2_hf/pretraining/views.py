@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..models.modeling_dinov2 import patch_map
+from ..models.patch_map import patch_map
 from .configuration_dinov2_distillation import DINOv2DistillationConfig
 from .configuration_dinov2_pretraining import DINOv2PreTrainingConfig
 from .cross_entropy import RowTargets

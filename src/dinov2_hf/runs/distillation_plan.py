@@ -56,6 +56,7 @@ class DistillationPlan:
     """A distillation; the attributes are those of `PreTrainingPlan`."""
 
     kinds = KINDS
+    networks_alone_see_crops = False  # the teacher has a precision of its own
 
     def __init__(self, arguments: list[str]):
         self.args, _, _, distillation = parse_recipe(arguments, KINDS[0], KINDS[1:])

@@ -91,6 +91,7 @@ class PreTrainingPlan(NetworkPlan):
         fixed: names that cannot change within a run.
         has_masks: whether patches are hidden or chosen.
         shares_images: whether processes exchange images, for which each must have as many masked patches.
+        networks_alone_see_crops: whether nothing of the user's, and no other network, is given the pixels.
         description: more lines for the log.
     """
 
@@ -103,6 +104,11 @@ class PreTrainingPlan(NetworkPlan):
         super().__init__(arguments, KINDS)
         self.recipe = {**self.values, **recipe_values(self.args)}
         check_mask_grid(self.config.backbone_config)
+
+    @property
+    def networks_alone_see_crops(self) -> bool:
+        args = self.args
+        return not (args.loss_terms or args.gram_teacher or args.teacher_class)
 
     def build(self, run: "Run") -> DINOv2ForPreTraining:
         """What is trained; to be called once."""

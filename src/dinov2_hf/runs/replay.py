@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ..training.backends import backend_name
+from ..training.backends import COMPUTE_DTYPES, backend_name
 from ..training.distributed import choose_attention, precision_in_words
 from ..training.finite_watch import FiniteWatch
 from ..training.nonfinite_batches import RECIPE, KeptPass, read_passes, read_step, read_weights
@@ -218,10 +218,9 @@ class _Replay:
         for name, buffer in self.module.named_buffers():
             buffer.data.copy_(self.buffers[name])
         device = self.accelerator.device.type
-        dtype = torch.float16 if precision == "fp16" else torch.bfloat16
         for kept in passes:
             kept.restore_random_states()
-            with torch.autocast(device, dtype, enabled=precision != "no"):
+            with torch.autocast(device, COMPUTE_DTYPES[precision], enabled=precision != "no"):
                 output = self.module(**kept.batch, **self.said["told"])
             yield output
 

@@ -26,7 +26,7 @@ from ..models.image_processing_dinov2 import image_processor_of
 from ..options import values_for
 from ..output_folders import write_text
 from ..pretraining.compilation import check_compiler, compile_objective, without_compiling
-from ..training.backends import compute_precision, prepare, resume_launch
+from ..training.backends import COMPUTE_DTYPES, compute_precision, prepare, resume_launch
 from ..training.checkpoint_folders import CHECKPOINTS, list_checkpoints
 from ..training.checkpoints import CheckpointSaver, load_checkpoint
 from ..training.distributed import choose_attention, end_run
@@ -150,6 +150,7 @@ class Run:
             has_masks=plan.has_masks,
             pad_masked=args.compile == "step" or plan.shares_images,
             device=self.accelerator.device,
+            crops_dtype=COMPUTE_DTYPES[self.precision] if plan.networks_alone_see_crops else None,
         )
         self.best = BestStep(args.keep_best, args.greater_is_better, self.state, self.evaluations.names)
         self.image_processor = image_processor_of(
@@ -158,10 +159,14 @@ class Run:
         set_seed(args.seed)  # the same weights on every process
 
     @property
+    def precision(self) -> str:
+        """What matrices are multiplied in: `"no"`, `"bf16"` or `"fp16"`."""
+        return compute_precision(self.accelerator)
+
+    @property
     def attention(self) -> str:
         """The attention of the networks that are trained."""
-        precision = compute_precision(self.accelerator)
-        return choose_attention(self.args.attn_implementation, precision, self.accelerator.device)
+        return choose_attention(self.args.attn_implementation, self.precision, self.accelerator.device)
 
     @property
     def pictured(self) -> tuple[Dataset | IterableDataset, str | None]:

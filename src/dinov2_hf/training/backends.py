@@ -47,6 +47,9 @@ def backend_name(accelerator: Accelerator) -> str:
     return "ddp" if accelerator.num_processes > 1 else "single"
 
 
+COMPUTE_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of `compute_precision`
+
+
 def compute_precision(accelerator: Accelerator) -> str:
     """`"no"`, `"bf16"` or `"fp16"`: what matrices are multiplied in; weights are float32 always."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:  # where Accelerate knows of cast weights only
