@@ -68,7 +68,7 @@ def test_every_image_is_in_the_dataset_or_dropped_for_the_right_reason(planted, 
     assert sum(nearest["bins"][148:152]) == 1  # cosine 0.5
     assert (nearest["above"], nearest["below"], nearest["unknown"]) == (1, 7, 0)
     page = (curation.output_dir / "report.html").read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
     assert "resembles a benchmark (cosine &gt; 0.45): 1" in page
     card = (curation.output_dir / "dataset" / "README.md").read_text()
     assert "5 images, curated with dinov2_hf: 3 from a pool of 12, and 2 curated ones as they are." in card
@@ -302,7 +302,7 @@ def test_a_change_is_refused_before_any_work_and_overwrite_keeps_what_it_can(pla
     again = {name: folder.shard(0).stat().st_mtime_ns for name, folder in curation.folders.items()}
     assert [name for name in made if made[name] == again[name]] == [
         "ingest", "hash_deduplicate", "embed", "copies_train_index", "copies_fill_index", "copies_merge_index",
-        "benchmarks_train_index", "benchmarks_fill_index", "benchmarks_merge_index",
+        "benchmarks_train_index", "benchmarks_fill_index", "benchmarks_merge_index", "search_leaks",
     ]  # fmt: skip
     assert "deduplicate" not in {stage for stage, _, _ in dropped(curation.output_dir).values()}
 

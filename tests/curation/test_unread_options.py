@@ -53,6 +53,8 @@ CHANGES = {
     "benchmark_threshold": (0.9, {"benchmarks": "benchmark"}),
     "representative": ("best_quality", {}),
     "split_chains": (True, {}),
+    "exclude_copies_of_curated": (True, SAMPLE),
+    "exclude_benchmark_copies_of_curated": (True, {"benchmarks": "benchmark", **SAMPLE}),
     "selection": ("all", SAMPLE),
     "retrieval": ("cluster", {"curated": "curated", "num_clusters": 4}),
     "retrieval_num_neighbors": (2, SAMPLE),
@@ -107,7 +109,8 @@ REFUSED = {
     "retrieval_num_neighbors": "2", "min_similarity": "0.1", "num_clusters": "4", "min_cluster_queries": "1",
     "images_per_cluster": "3", "max_per_source": "3", "kmeans_iterations": "3", "hierarchy_resamplings": "2",
     "accounting": "multiset", "executor_options": "partition=gpu", "target_size": "3", "world_size": "2", "rank": "0",
-    "device": "nowhere", "private": None,
+    "device": "nowhere", "private": None, "exclude_copies_of_curated": None,
+    "exclude_benchmark_copies_of_curated": None,
 }  # fmt: skip
 
 

@@ -81,6 +81,12 @@ class CurationArguments:
     deduplication_threshold: float = argument(0.6, "Cosine above which two images of the pool are copies.", COSINE)
     benchmark_threshold: float = argument(0.45, "Cosine above which an image repeats one of a benchmark.", COSINE)
     representative: str = argument("smallest_id", "Of a group, the image to keep.", ("smallest_id", "best_quality"))
+    exclude_copies_of_curated: bool = argument(
+        False, "Drop images of the pool that are copies of curated images which go into the dataset as they are."
+    )
+    exclude_benchmark_copies_of_curated: bool = argument(
+        False, "Leave curated images that resemble one of a benchmark out of the dataset; they are counted anyway."
+    )
     split_chains: bool = argument(False, "Of a chain of copies keep so many that each dropped one resembles one kept.")
 
     # --- select
@@ -196,6 +202,26 @@ class CurationArguments:
     def includes(self, source: ImageSource) -> bool:
         """Whether a curated source's own images go into the dataset."""
         return self.include_curated if source.include is None else source.include
+
+    @property
+    def included_curated(self) -> list[int]:
+        """The numbers of the curated sources whose own images go into the dataset."""
+        sources = enumerate(self.sources)
+        return [number for number, (role, source) in sources if role == "curated" and self.includes(source)]
+
+    @property
+    def excludes_copies_of_curated(self) -> bool:
+        return self.exclude_copies_of_curated and bool(self.included_curated)
+
+    @property
+    def finds_leaks(self) -> bool:
+        """Whether curated images that go into the dataset are compared with benchmarks."""
+        return bool(self.benchmarks) and bool(self.included_curated)
+
+    @property
+    def compares_curated(self) -> bool:
+        """Whether `embedder` makes vectors of curated images, for the comparison with the pool or the benchmarks."""
+        return self.finds_leaks or self.excludes_copies_of_curated
 
     @property
     def how_selected(self) -> str:

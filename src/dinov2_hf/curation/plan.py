@@ -13,12 +13,19 @@ from .filters import planned_filters
 from .report.numbers import report
 from .run_context import Curation
 from .stages.build import build
-from .stages.deduplicate import deduplicate, relative_deduplicate
+from .stages.deduplicate import deduplicate, drop_curated_copies, drop_leaks, relative_deduplicate
 from .stages.embed import embed, fit_descriptor, retrieval_embed, specs_of
 from .stages.hash_deduplicate import hash_deduplicate
-from .stages.index import BENCHMARKS_INDEX, COPIES_INDEX, RETRIEVAL_INDEX
+from .stages.index import BENCHMARKS_INDEX, COPIES_INDEX, RETRIEVAL_INDEX, SURVIVORS_INDEX
 from .stages.ingest import ingest
-from .stages.search import search_benchmarks, search_copies, search_retrieval
+from .stages.search import (
+    search_benchmarks,
+    search_copies,
+    search_curated_copies,
+    search_leaks,
+    search_retrieval,
+    search_survivors,
+)
 from .stages.select import assign_clusters_of_pool, kmeans, retrieve, sample_hierarchy, select_all
 from .stages.stage import POOL, Stage, find_stage
 from .storage.dataset_files import dataset_features
@@ -28,11 +35,11 @@ from .storage.source_listing import StoredListings
 
 STAGES = (
     ingest, hash_deduplicate, fit_descriptor, embed,
-    *COPIES_INDEX, search_copies, deduplicate,
-    *BENCHMARKS_INDEX, search_benchmarks, relative_deduplicate,
+    *COPIES_INDEX, search_copies, deduplicate, search_curated_copies, drop_curated_copies,
+    *BENCHMARKS_INDEX, search_benchmarks, *SURVIVORS_INDEX, search_survivors, relative_deduplicate, search_leaks,
     retrieval_embed, *RETRIEVAL_INDEX, search_retrieval, kmeans, assign_clusters_of_pool,
     retrieve, sample_hierarchy, select_all,
-    build, report,
+    drop_leaks, build, report,
 )  # fmt: skip
 
 

@@ -132,11 +132,27 @@ class Curation:
 
     def included_rows(self) -> list[range]:
         """The row ids of each curated source whose own images go into the dataset."""
-        return [
-            self.sources.range_of(number)
-            for number, (role, source) in enumerate(self.arguments.sources)
-            if role == "curated" and self.arguments.includes(source)
-        ]
+        return [self.sources.range_of(number) for number in self.arguments.included_curated]
+
+    def curated_left(self) -> np.ndarray:
+        """Row ids, ascending, of the curated images that can be read and have the vectors that are wanted of them."""
+        row_ids = self.array("hash_deduplicate", "curated")
+        stages = {"embed"} if self.arguments.compares_curated else set()
+        if self.arguments.how_selected == "retrieval":
+            stages.add(self.retrieval_stage)
+        for stage in stages:
+            store = self.vectors(stage, "curated")
+            row_ids = np.intersect1d(row_ids, np.empty(0, np.int64) if store is None else store.ids)
+        return np.asarray(row_ids)
+
+    def included_vectors(self) -> tuple[np.ndarray, UnitVectors | None]:
+        """(c,) row ids of the curated images that go into the dataset, and their vectors of `embed`; None without."""
+        store = self.vectors("embed", "curated")
+        if store is None:
+            return np.empty(0, np.int64), None
+        wanted = [np.asarray(rows) for rows in self.included_rows()]
+        rows = np.flatnonzero(np.isin(store.ids, np.intersect1d(np.concatenate(wanted), self.curated_left())))
+        return store.ids[rows], ChosenRows(store, rows)
 
     @property
     def retrieval_stage(self) -> str:

@@ -21,6 +21,16 @@ READERS: tuple[tuple[str, Callable[[CurationArguments], bool], str], ...] = (
     ("batch_size num_workers", lambda a: _kinds(a) - {"precomputed"}, "an embedder that computes"),
     ("retrieval_embedder", lambda a: a.how_selected != "all", "a selection from the pool (--curated or --hierarchy)"),
     ("benchmark_threshold", lambda a: a.benchmarks, "--benchmarks"),
+    (
+        "exclude_copies_of_curated",
+        lambda a: a.excludes_copies_of_curated,
+        "--curated sources that go into the dataset",
+    ),
+    (
+        "exclude_benchmark_copies_of_curated",
+        lambda a: a.finds_leaks,
+        "--benchmarks beside --curated sources that go into the dataset",
+    ),
     ("include_curated", lambda a: a.curated, "--curated"),
     ("retrieval", lambda a: a.how_selected == "retrieval" and _is_left_open(a, "retrieval"), "--curated sources"),
     (

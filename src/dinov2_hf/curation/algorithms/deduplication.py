@@ -40,13 +40,14 @@ class Edges:
 
     def above(self, threshold: float) -> "Edges":
         """The edges whose similarity exceeds `threshold`."""
-        return self._chosen(self.similarities > checked_threshold(threshold))
+        return self.chosen(self.similarities > checked_threshold(threshold))
 
     def between(self, kept: np.ndarray) -> "Edges":
         """The edges between rows that are kept, (n,) bool; rows keep their numbers."""
-        return self._chosen(kept[self.rows] & kept[self.others])
+        return self.chosen(kept[self.rows] & kept[self.others])
 
-    def _chosen(self, mask: np.ndarray) -> "Edges":
+    def chosen(self, mask: np.ndarray) -> "Edges":
+        """The edges where `mask`, (e,) bool, is true."""
         return Edges(self.rows[mask], self.others[mask], self.similarities[mask])
 
     @staticmethod
@@ -69,6 +70,23 @@ def neighbor_edges(neighbors: Neighbors, threshold: float, *, start: int = 0) ->
     """
     query, column = np.nonzero(neighbors.similarities > checked_threshold(threshold))
     return Edges(query + start, neighbors.rows[query, column], neighbors.similarities[query, column])
+
+
+def crowded_rows(edges: Edges, kept: np.ndarray, num_neighbors: int, threshold: float) -> np.ndarray:
+    """The rows that may have further neighbours among those kept, which their full lists of neighbours hide.
+
+    A list that is not full of rows above the threshold holds all of them.
+
+    Args:
+        edges: of neighbour lists; those above `threshold` count.
+        kept: (n,) bool; others were dropped after the search.
+        num_neighbors: of each list.
+
+    Returns:
+        int64 rows that are kept, in rising order.
+    """
+    counts = np.bincount(edges.rows[edges.similarities > checked_threshold(threshold)], minlength=len(kept))
+    return np.flatnonzero(kept & (counts >= num_neighbors))
 
 
 def checked_threshold(threshold: float) -> float:

@@ -27,14 +27,13 @@ def written_row_ids(curation: Curation) -> np.ndarray:
 def only_compared(curation: Curation) -> np.ndarray:
     """Row ids of the images that are there to compare with: benchmarks, and curated sources that are not included."""
     arguments, parts = curation.arguments, [np.empty(0, np.int64)]
-    for role, vectors_of in (("benchmark", "embed"), ("curated", curation.retrieval_stage)):
-        row_ids = curation.array("hash_deduplicate", role)
-        if role == "benchmark" or arguments.how_selected == "retrieval":
-            store = curation.vectors(vectors_of, role)
-            row_ids = np.empty(0, np.int64) if store is None else store.ids
-        for number, (other, source) in enumerate(arguments.sources):
-            if other == role and not (role == "curated" and arguments.includes(source)):
-                parts.append(np.intersect1d(row_ids, np.asarray(curation.sources.range_of(number))))
+    benchmarks = curation.vectors("embed", "benchmark") if arguments.benchmarks else None
+    if benchmarks is not None:
+        parts.append(benchmarks.ids)
+    curated = curation.curated_left()
+    for number, (role, _) in enumerate(arguments.sources):
+        if role == "curated" and number not in arguments.included_curated:
+            parts.append(np.intersect1d(curated, np.asarray(curation.sources.range_of(number))))
     return np.concatenate(parts)
 
 

@@ -15,6 +15,7 @@ from ..algorithms.histograms import Histogram, histogram
 from ..arguments import ENGINE_FIELDS
 from ..filters import PlannedFilter, planned_filters
 from ..run_context import Curation
+from ..stages.deduplicate import leaks_of_curated
 from ..stages.stage import stage
 from ..stages.stand_ins import amend_dropped, load_stand_ins
 from ..storage.dataset_files import content_fingerprint
@@ -116,6 +117,7 @@ def gather_report(curation: Curation, dropped: Counter, written: np.ndarray) -> 
         "sources": _sources(curation, dropped, written, images),
         "deduplicate": _report_of(curation, "deduplicate"),
         "relative_deduplicate": _report_of(curation, "relative_deduplicate"),
+        "leaks_of_curated": _leaks(curation),
         "select": selection,
         "histograms": {counts.title: asdict(counts) for counts in _histograms(curation) if sum(counts.bins)},
         "configuration": _configuration(curation),
@@ -137,6 +139,20 @@ def _of_role(curation: Curation, row_ids: np.ndarray, role: str) -> np.ndarray:
     """(n,) bool: which of the rows are of sources of this role."""
     roles = np.array(curation.sources.roles)
     return roles[np.searchsorted(curation.sources.starts, row_ids, side="right") - 1] == role
+
+
+def _leaks(curation: Curation) -> dict[str, Any]:
+    """Curated images that go into the dataset and resemble one of a benchmark; empty where they are not compared."""
+    if "search_leaks" not in curation.folders:
+        return {}
+    leaks, sources = leaks_of_curated(curation), curation.sources
+    of_source = Counter(sources.sources[sources.locate(int(row))[0]].name for row in leaks.row_ids)
+    return {
+        "compared": len(curation.included_vectors()[0]),
+        "found": len(leaks.row_ids),
+        "removed": "drop_leaks" in curation.folders,
+        "by_source": dict(of_source.most_common()),
+    }
 
 
 def reason_group(reason: str) -> str:

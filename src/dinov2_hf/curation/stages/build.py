@@ -22,16 +22,15 @@ from .stage import image_shards, stage
 def chosen_rows(curation: Curation, accounting: str) -> pa.Table:
     """The rows of the dataset: those selected from the pool, then those of the curated sources that are included.
 
-    Of a curated source those that `hash_deduplicate` and, where they were embedded, `embed` left.
+    Of a curated source those that `Curation.curated_left` has, but for those that `drop_leaks` dropped.
     """
     selected = parquet.read_table(curation.folders["select"].shard(0) / "selected.parquet")
     if accounting == "multiset":
         repeated = np.repeat(np.arange(len(selected)), selected["times_retrieved"].to_numpy())
         selected = selected.take(repeated)
-    curated = curation.array("hash_deduplicate", "curated")
-    if curation.arguments.how_selected == "retrieval":
-        embedded = curation.vectors(curation.retrieval_stage, "curated")
-        curated = np.empty(0, np.int64) if embedded is None else embedded.ids
+    curated = curation.curated_left()
+    if "drop_leaks" in curation.folders:
+        curated = np.setdiff1d(curated, curation.array("drop_leaks", "leaks"))
     included = [np.intersect1d(curated, np.asarray(rows)) for rows in curation.included_rows()]
     rows = np.concatenate([np.empty(0, np.int64), *included]).astype(np.int64)
     as_they_are = pa.table(
@@ -43,7 +42,7 @@ def chosen_rows(curation: Curation, accounting: str) -> pa.Table:
 
 def _what_decides(curation: Curation) -> dict[str, Any]:
     arguments = curation.arguments
-    included = [source.name for role, source in arguments.sources if role == "curated" and arguments.includes(source)]
+    included = [arguments.sources[number][1].name for number in arguments.included_curated]
     return {"face_files": file_fingerprint(arguments.face_model), "included": included}
 
 

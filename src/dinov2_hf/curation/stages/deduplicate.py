@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 
+from ..algorithms.deduplication import Edges, deduplicate_against, pair_similarities
 from ..algorithms.deduplication import deduplicate as deduplicated
-from ..algorithms.deduplication import deduplicate_against
 from ..run_context import Curation
 from ..storage.dropped_images import Dropped
+from ..storage.edge_files import load_edges
 from ..storage.manifests import UnfinishedShard
 from .index import pool_of
 from .ingest import QUALITY_COLUMNS, quality_of
-from .search import load_edges
 from .stage import POOL, stage
 
 
@@ -20,14 +20,15 @@ def deduplicate(
     curation: Curation, shard: UnfinishedShard, *, deduplication_threshold: float, representative: str,
     split_chains: bool,
 ) -> Dropped:  # fmt: skip
-    """Keep one image of each group of copies; `report.json` tells of the groups."""
+    """Keep one image of each group of copies: `report.json` tells of the groups, `stays_for.npy`, (n,), has the row
+    that stays for each."""
     pool = curation.pool_vectors()
     ids, quality = pool.ids, None
     if representative == "best_quality":
         quality = quality_of(curation.facts(ids, QUALITY_COLUMNS))
     found = deduplicated(
         pool,
-        load_edges(curation, "search_copies"),
+        load_edges(curation.folders["search_copies"]),
         threshold=deduplication_threshold,
         ids=ids,
         quality=quality,
@@ -36,6 +37,9 @@ def deduplicate(
     for component in found.report["largest_components"]:
         component["representative"] = int(ids[component["representative"]])
     (shard.folder / "report.json").write_text(json.dumps(found.report, indent=1))
+    stays_for = np.arange(len(pool))
+    stays_for[found.dropped] = found.duplicate_of
+    np.save(shard.folder / "stays_for.npy", stays_for)
     # Of a chain, in which each is a copy of the next, the ends need not resemble each other.
     texts = (
         f"end of a chain of copies (cosine > {deduplication_threshold} from one to the next)",
@@ -46,9 +50,67 @@ def deduplicate(
 
 
 @stage(
+    "drop_curated_copies",
+    title="no copies of curated images",
+    needs=[POOL, "deduplicate", "search_curated_copies"],
+    step="deduplicate",
+    is_wanted=lambda curation: curation.arguments.excludes_copies_of_curated,
+)
+def drop_curated_copies(curation: Curation, shard: UnfinishedShard, *, deduplication_threshold: float) -> Dropped:
+    """Drop what repeats a curated image that goes into the dataset, or stays for an image that does."""
+    pool, (curated_ids, curated) = curation.pool_vectors(), curation.included_vectors()
+    edges, stays_for = (
+        load_edges(curation.folders["search_curated_copies"]),
+        curation.array("deduplicate", "stays_for"),
+    )
+    rows = curation.left()[1]
+    order = np.lexsort((edges.others, -edges.similarities))  # the most similar first
+    repeated, first = np.unique(stays_for[edges.rows[order]], return_index=True)
+    others = edges.others[order][first]
+    is_left = np.isin(repeated, rows)
+    repeated, others = repeated[is_left], others[is_left]
+    similarities = pair_similarities(pool, repeated, curated, others) if len(repeated) else np.empty(0, np.float32)
+    texts = (
+        "copy of an image that repeats a curated one",
+        f"copy of a curated image (cosine > {deduplication_threshold})",
+    )
+    reasons = np.array(texts, dtype=object)[(similarities > deduplication_threshold).astype(int)]
+    return Dropped(pool.ids[repeated], reasons, curated_ids[others], similarities)
+
+
+@stage(
+    "drop_leaks",
+    title="no curated images like a benchmark",
+    writes_left=True,
+    needs=[POOL, "search_leaks"],
+    step="build",
+    is_wanted=lambda curation: (
+        curation.arguments.finds_leaks and curation.arguments.exclude_benchmark_copies_of_curated
+    ),
+)
+def drop_leaks(curation: Curation, shard: UnfinishedShard, *, benchmark_threshold: float) -> Dropped:
+    """Leave curated images that resemble one of a benchmark out of the dataset: `leaks.npy`, their row ids.
+
+    They have been retrieved for, which brings nothing that resembles a benchmark: the pool was cleaned before.
+    """
+    leaks = leaks_of_curated(curation)
+    np.save(shard.folder / "leaks.npy", leaks.row_ids)
+    shard.rows = len(leaks.row_ids)
+    return leaks
+
+
+def leaks_of_curated(curation: Curation) -> Dropped:
+    """The curated images that go into the dataset and resemble one of a benchmark, and which."""
+    edges = load_edges(curation.folders["search_leaks"])
+    row_ids, references = curation.included_vectors()[0], pool_of(curation, "benchmarks").ids
+    reason = f"curated image that resembles a benchmark (cosine > {curation.arguments.benchmark_threshold})"
+    return Dropped(row_ids[edges.rows], reason, references[edges.others], edges.similarities)
+
+
+@stage(
     "relative_deduplicate",
     title="nothing like a benchmark",
-    needs=[POOL, "search_benchmarks"],
+    needs=[POOL, "search_survivors", "search_benchmarks"],
     is_wanted=lambda curation: bool(curation.arguments.benchmarks),
 )
 def relative_deduplicate(curation: Curation, shard: UnfinishedShard, *, benchmark_threshold: float) -> Dropped:
@@ -59,8 +121,13 @@ def relative_deduplicate(curation: Curation, shard: UnfinishedShard, *, benchmar
     found = deduplicate_against(
         pool,
         references,
-        load_edges(curation, "search_copies").between(present),
-        load_edges(curation, "search_benchmarks"),
+        Edges.joined(
+            [
+                load_edges(curation.folders["search_copies"]).between(present),
+                load_edges(curation.folders["search_survivors"]),
+            ]
+        ),
+        load_edges(curation.folders["search_benchmarks"]),
         threshold=benchmark_threshold,
     )
     report = {**found.report, "rows": int(present.sum()), "kept": int((present & found.kept).sum())}

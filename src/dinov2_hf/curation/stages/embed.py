@@ -116,7 +116,8 @@ def _roles(curation: Curation) -> list[str]:
     """Of which images `embed` makes vectors."""
     arguments = curation.arguments
     queries = arguments.how_selected == "retrieval" and len(specs_of(arguments)) == 1
-    return ["uncurated", *(["curated"] if queries else []), *(["benchmark"] if arguments.benchmarks else [])]
+    curated = queries or arguments.compares_curated
+    return ["uncurated", *(["curated"] if curated else []), *(["benchmark"] if arguments.benchmarks else [])]
 
 
 @stage(

@@ -7,7 +7,9 @@ import dataclasses
 import json
 
 import faiss
+import numpy as np
 
+from ..algorithms.deduplication import crowded_rows
 from ..algorithms.faiss_gpus import gpus_for_faiss
 from ..algorithms.neighbors import (
     IndexSettings,
@@ -19,8 +21,9 @@ from ..algorithms.neighbors import (
     save_index,
     train_index,
 )
-from ..algorithms.unit_vectors import UnitVectors
+from ..algorithms.unit_vectors import ChosenRows, UnitVectors
 from ..run_context import Curation
+from ..storage.edge_files import load_edges
 from ..storage.manifests import UnfinishedShard
 from .stage import POOL, Stage, stage
 
@@ -33,20 +36,33 @@ def pool_of(curation: Curation, of: str) -> UnitVectors:
     """What an index holds.
 
     Args:
-        of: "copies" for the whole pool, "benchmarks" for the evaluation images, "retrieval" for what is left of the
-            pool.
+        of: "copies" for the whole pool, "survivors" for what deduplication left of it, "benchmarks" for the evaluation
+            images, "retrieval" for what is left of the pool, by the embedder of retrieval.
 
     Raises:
         ValueError: there is no such image.
     """
     if of == "copies":
         return curation.pool_vectors()
+    if of == "survivors":
+        return ChosenRows(curation.pool_vectors(), curation.left()[1])
     if of == "retrieval":
         return curation.candidates()[1]
     references = curation.vectors("embed", "benchmark")
     if references is None:
         raise ValueError("benchmarks hold no image that could be read and embedded.")
     return references
+
+
+def crowded_survivors(curation: Curation) -> np.ndarray:
+    """Rows of the pool that is left whose 64 neighbours may hide others that are left; see `crowded_rows`."""
+    arguments, pool = curation.arguments, curation.pool_vectors()
+    kept = np.zeros(len(pool), bool)
+    kept[curation.left()[1]] = True
+    if arguments.num_neighbors >= len(pool) - 1:  # the lists hold all
+        return np.empty(0, np.int64)
+    edges = load_edges(curation.folders["search_copies"])
+    return crowded_rows(edges, kept, arguments.num_neighbors, arguments.benchmark_threshold)
 
 
 def open_index(curation: Curation, of: str) -> tuple[faiss.Index, IndexSettings]:
@@ -68,7 +84,9 @@ def _train(
 ) -> None:  # fmt: skip
     """Choose the index, unless it is given for the pool; an inverted file is trained and saved."""
     pool, gpus = pool_of(curation, of), gpus_for_faiss(curation.arguments.device)
-    if index is None or of == "benchmarks":
+    if of == "survivors" and not len(crowded_survivors(curation)):
+        settings = IndexSettings("Flat")  # nothing will be searched
+    elif index is None or of == "benchmarks":
         settings = choose_index(len(pool), pool.width, index_memory_gb * 1e9, for_gpus=bool(gpus))
     else:
         settings = IndexSettings(index)
@@ -118,9 +136,14 @@ def index_stages(of: str, step: str, needs: str, is_wanted) -> tuple[Stage, Stag
 
 
 COPIES_INDEX = index_stages("copies", "deduplicate", "embed", lambda curation: True)
-BENCHMARKS_INDEX = index_stages(
-    "benchmarks", "relative_deduplicate", "embed", lambda curation: bool(curation.arguments.benchmarks)
-)
+
+
+def _has_benchmarks(curation: Curation) -> bool:
+    return bool(curation.arguments.benchmarks)
+
+
+BENCHMARKS_INDEX = index_stages("benchmarks", "relative_deduplicate", "embed", _has_benchmarks)
+SURVIVORS_INDEX = index_stages("survivors", "relative_deduplicate", POOL, _has_benchmarks)
 RETRIEVAL_INDEX = index_stages(
     "retrieval", "retrieve", POOL, lambda curation: "sample" in curation.arguments.retrieval_modes
 )

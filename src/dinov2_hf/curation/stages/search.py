@@ -10,9 +10,10 @@ from ..algorithms.histograms import histogram
 from ..algorithms.neighbors import Neighbors, search
 from ..algorithms.unit_vectors import ChosenRows, UnitVectors
 from ..run_context import Curation
+from ..storage.edge_files import save_edges
 from ..storage.histogram_files import save_histogram
 from ..storage.manifests import UnfinishedShard
-from .index import open_index, pool_of
+from .index import crowded_survivors, open_index, pool_of
 from .stage import POOL, image_shards, stage
 
 
@@ -33,7 +34,7 @@ def search_copies(
         floor = None if settings.is_exact else threshold
         found = _search(curation, index, pool, pool, k, rows, floor=-1.0 if floor is None else floor, skip_self=True)
         edges, nearest = neighbor_edges(found, threshold, start=rows.start), found.similarities[:, 0]
-    save_edges(edges, shard)
+    save_edges(edges, shard.folder)
     counts = histogram(
         nearest, deduplication_threshold, "Nearest other image of the pool", label="images with a copy above",
         missing=len(rows) - len(nearest), floor=floor,
@@ -62,10 +63,89 @@ def search_benchmarks(curation: Curation, shard: UnfinishedShard, *, benchmark_t
         found = neighbor_edges(neighbors, benchmark_threshold)
         edges = Edges(left[found.rows], found.others, found.similarities)
         nearest = neighbors.similarities[:, 0]
-    save_edges(edges, shard)
+    save_edges(edges, shard.folder)
     counts = histogram(nearest, benchmark_threshold, "Nearest benchmark image", label="images that resemble one above")
     save_histogram(counts, shard.folder)
     shard.rows = len(rows)
+
+
+@stage(
+    "search_survivors",
+    needs=["survivors_merge_index", "search_copies"],
+    step="relative_deduplicate",
+    num_shards=image_shards,
+    is_wanted=lambda curation: bool(curation.arguments.benchmarks),
+)
+def search_survivors(
+    curation: Curation, shard: UnfinishedShard, *, num_neighbors: int, benchmark_threshold: float
+) -> None:
+    """Neighbours among what deduplication left, of those that it may have hidden: an image with 64 copies had no place
+    for others among its 64 neighbours. `edges.npz`, in rows of the whole pool."""
+    pool, rows = pool_of(curation, "survivors"), curation.left()[1]
+    crowded = crowded_survivors(curation)
+    part = shard.rows_of(len(crowded))
+    edges, k = Edges.joined([]), min(num_neighbors + 1, len(pool))  # of which the nearest is the image itself
+    if len(part):
+        _, settings = index = open_index(curation, "survivors")
+        floor = -1.0 if settings.is_exact else benchmark_threshold
+        queries = ChosenRows(pool_of(curation, "copies"), crowded)
+        found = neighbor_edges(
+            _search(curation, index, pool, queries, k, part, floor=floor), benchmark_threshold, start=part.start
+        )
+        is_other = crowded[found.rows] != rows[found.others]
+        edges = Edges(crowded[found.rows], rows[found.others], found.similarities).chosen(is_other)
+    save_edges(edges, shard.folder)
+    shard.rows = len(part)
+
+
+@stage(
+    "search_curated_copies",
+    needs=["embed", "copies_merge_index"],
+    step="deduplicate",
+    num_shards=image_shards,
+    is_wanted=lambda curation: curation.arguments.excludes_copies_of_curated,
+    config=lambda curation: {"included": curation.arguments.included_curated},
+)
+def search_curated_copies(
+    curation: Curation, shard: UnfinishedShard, *, num_neighbors: int, deduplication_threshold: float
+) -> None:
+    """Images of the whole pool that repeat a range of the curated images: `edges.npz`, from the pool to these."""
+    pool, (_, curated) = pool_of(curation, "copies"), curation.included_vectors()
+    part = shard.rows_of(0 if curated is None else len(curated))
+    edges = Edges.joined([])
+    if len(part):
+        _, settings = index = open_index(curation, "copies")
+        floor = -1.0 if settings.is_exact else deduplication_threshold
+        k = min(num_neighbors, len(pool))  # further copies are in the group of these
+        found = _search(curation, index, pool, curated, k, part, floor=floor)
+        found = neighbor_edges(found, deduplication_threshold, start=part.start)
+        edges = Edges(found.others, found.rows, found.similarities)
+    save_edges(edges, shard.folder)
+    shard.rows = len(part)
+
+
+@stage(
+    "search_leaks",
+    needs=["embed", "benchmarks_merge_index"],
+    step="relative_deduplicate",
+    num_shards=image_shards,
+    is_wanted=lambda curation: curation.arguments.finds_leaks,
+    config=lambda curation: {"included": curation.arguments.included_curated},
+)
+def search_leaks(curation: Curation, shard: UnfinishedShard, *, benchmark_threshold: float) -> None:
+    """The nearest benchmark image of a range of the curated images that go into the dataset: `edges.npz`."""
+    _, curated = curation.included_vectors()
+    part = shard.rows_of(0 if curated is None else len(curated))
+    edges, nearest = Edges.joined([]), np.empty(0)
+    if len(part):
+        index = open_index(curation, "benchmarks")
+        found = _search(curation, index, pool_of(curation, "benchmarks"), curated, 1, part)
+        edges, nearest = neighbor_edges(found, benchmark_threshold, start=part.start), found.similarities[:, 0]
+    save_edges(edges, shard.folder)
+    title = "Nearest benchmark image of curated images"
+    counts = histogram(nearest, benchmark_threshold, title, label="curated images that resemble one above")
+    save_histogram(counts, shard.folder)
+    shard.rows = len(part)
 
 
 @stage(
@@ -112,16 +192,3 @@ def curated_queries(curation: Curation, mode: str) -> Iterator[tuple[int, np.nda
             if not len(rows):
                 raise ValueError(f"the curated source {source.name!r} has no image that could be read and embedded.")
             yield number, ids[rows], ChosenRows(store, rows)
-
-
-def save_edges(edges: Edges, shard: UnfinishedShard) -> None:
-    np.savez(shard.folder / "edges.npz", rows=edges.rows, others=edges.others, similarities=edges.similarities)
-
-
-def load_edges(curation: Curation, stage: str) -> Edges:
-    """The edges of all shards."""
-    parts = []
-    for path in curation.folders[stage].files("edges.npz"):
-        with np.load(path) as arrays:
-            parts.append(Edges(arrays["rows"], arrays["others"], arrays["similarities"]))
-    return Edges.joined(parts)
