@@ -17,6 +17,7 @@ DEEPSPEED = ["deepspeed>=0.19.8", "ninja>=1.11"]  # it compiles its operators wh
 EVALUATION = ["av>=12.0", "scikit-learn>=1.4", "torchmetrics>=1.4"]  # video files, logistic regression, mIoU
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
 LORA = ["peft>=0.18"]
+REMOTE = ["aiohttp>=3.9", "gcsfs>=2025.3", "s3fs>=2025.3"]  # https://, gs:// and s3://; hf:// needs none
 MULTIBAND = ["tifffile>=2024.1"]  # TIFF files of other channels than Pillow reads
 
 setup(
@@ -70,6 +71,7 @@ setup(
         "onnx": ONNX,
         "quickstart": ["scikit-learn>=1.4"],  # its handwritten digits
         "ray": [*DATATROVE, "ray>=2.40"],
+        "remote": REMOTE,
         "tensorboard": ["tensorboard>=2.15"],
         "test": [
             *COMPLETION,
@@ -80,6 +82,8 @@ setup(
             *LORA,
             *MULTIBAND,
             *ONNX,
+            *REMOTE,
+            "moto[server]>=5.0",  # an S3 server on this machine
             "parameterized>=0.9",  # transformers' own tests use it
             "playwright>=1.45",  # pages, in the Chromium of the system
             "pytest>=8.0",

@@ -10,7 +10,8 @@ import pytest
 from dinov2_hf.cli import main
 from dinov2_hf.curation import CuratedImages
 from dinov2_hf.curation.hub_dataset import push_dataset
-from dinov2_hf.curation.storage.sources import OpenSources, read_source
+from dinov2_hf.curation.storage.image_source import read_source
+from dinov2_hf.curation.storage.sources import OpenSources
 from dinov2_hf.hub_repos import prepare_repo
 from tests.hub.conftest import client, environment, hub, session_hub, start_client  # noqa: F401
 

@@ -20,7 +20,8 @@ from transformers import (
 from dinov2_hf.curation import CurationArguments
 from dinov2_hf.curation.filters import FILTERS, Columns, FilterChain, planned_filters
 from dinov2_hf.curation.model_filters import Classifier, FaceBlur, blur_boxes
-from dinov2_hf.curation.storage.sources import OpenSources, read_source
+from dinov2_hf.curation.storage.image_source import read_source
+from dinov2_hf.curation.storage.sources import OpenSources
 
 from .scenes import encoded, scene
 

@@ -11,7 +11,7 @@ import pytest
 
 from dinov2_hf.curation import CurationArguments, Dropped, curate, read_arguments, stage
 from dinov2_hf.curation.report.dataset_card import dataset_card
-from dinov2_hf.curation.storage.sources import read_source
+from dinov2_hf.curation.storage.image_source import read_source
 
 from .scenes import encoded, scene, write_scenes
 

@@ -28,6 +28,7 @@ CHANGES = {
     "uncurated": (["other"], {}),
     "curated": (["curated"], {}),
     "benchmarks": (["benchmark"], {}),
+    "dataset_url": ("memory://dataset", {}),
     "keep_columns": (["label"], {}),
     "min_side": (5, {}),
     "max_aspect_ratio": (5.0, {}),

@@ -9,6 +9,7 @@ from ..curation.arguments import read_arguments
 from ..curation.hub_dataset import push_dataset
 from ..curation.unread_options import refuse_unread_options
 from ..hub_repos import prepare_repo
+from ..public_names import without_secrets
 
 
 def curate(
@@ -36,6 +37,8 @@ def curate(
         raise ValueError("`--private` is for a new repository on the Hub; give `--push_to_hub` too.")
     arguments = read_arguments(config, **values)
     refuse_unread_options(arguments, values)
+    if push_to_hub and arguments.dataset_url is not None:
+        raise ValueError("`--push_to_hub` uploads a dataset of this machine; leave it or `--dataset_url` out.")
     is_first = int(os.environ.get("RANK", 0)) == 0  # of several processes of one launch, the first speaks
     if push_to_hub and arguments.executor == "slurm":
         raise ValueError("`--push_to_hub` cannot wait for jobs of Slurm; give it when they are done.")
@@ -70,6 +73,9 @@ def describe(curation) -> dict[str, Any]:
         print(f"{row['title']:28s}{row['images_out']:12,}" + (f"   dropped: {reasons}" if reasons else ""))
     print(f"{'curated, as they are':28s}{report['dataset']['curated_as_they_are']:12,}")
     print(f"{'in the dataset':28s}{report['dataset']['images']:12,}")
-    print(f"{curation.output_dir / 'dataset'}: load_dataset, or examples/pretrain.py --train_data")
+    if curation.arguments.dataset_url is not None:
+        print(f"{without_secrets(curation.arguments.dataset_url)}: the dataset; its card says how to load it")
+    else:
+        print(f"{curation.output_dir / 'dataset'}: load_dataset, or examples/pretrain.py --train_data")
     print(f"{curation.output_dir / 'report.html'}: the report; dropped.parquet has a row for every dropped image")
     return {"funnel": report["funnel"], "dataset": report["dataset"]}

@@ -10,14 +10,14 @@ from ..options import argument, check_options, options_of, read_mapping
 from ..output_folders import refuse_urls
 from ..recipe_files import read_recipe
 from ..value_ranges import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, SHARE, Range
-from .storage.sources import RETRIEVAL_MODES, ImageSource, named_apart, read_source
+from .storage.image_source import RETRIEVAL_MODES, ImageSource, named_apart, read_source
 
 
 COSINE = Range(-1, 1)
 # Fields that do not change the result.
 ENGINE_FIELDS = (
-    "output_dir", "num_shards", "num_processes", "executor", "executor_options", "batch_size", "num_workers", "device",
-    "trust_torchscript", "skip_unreadable", "verify", "overwrite", "progress",
+    "output_dir", "dataset_url", "num_shards", "num_processes", "executor", "executor_options", "batch_size",
+    "num_workers", "device", "trust_torchscript", "skip_unreadable", "verify", "overwrite", "progress",
 )  # fmt: skip
 # Of one launch, not of the curation: they are said again each time, and not kept in its recipe.
 LAUNCH_FIELDS = ("trust_torchscript", "verify", "overwrite")
@@ -38,6 +38,9 @@ class CurationArguments:
     curated: list[Any] = argument([], "Images to retrieve similar ones for, and to include.")
     benchmarks: list[Any] = argument([], "Evaluation images; what resembles them is left out of the pool.")
     output_dir: str = argument("", "Folder of the stages, the dataset and the report.")
+    dataset_url: str | None = argument(
+        None, "Address of an empty folder (s3://, gs://, ...) for the dataset; by default dataset in output_dir."
+    )
     keep_columns: list[str] = argument([], "Further columns of the sources to keep.")
 
     # --- ingest
@@ -245,7 +248,7 @@ def _check(arguments: CurationArguments) -> None:
     """Mistakes of several values together, which can be known before any work."""
     if not arguments.uncurated:
         raise ValueError("uncurated is empty, but there must be at least one pool of images to choose from.")
-    refuse_urls(arguments.output_dir)
+    _refuse_url(arguments.output_dir)
     _ = arguments.named_filters, arguments.named_stages
     if len(arguments.torchscript_size) not in (1, 2):
         raise ValueError(
@@ -275,6 +278,13 @@ def _check(arguments: CurationArguments) -> None:
     for _, source in arguments.sources:
         if not source.path:
             raise ValueError("a source has an empty path.")
+
+
+def _refuse_url(output_dir: str) -> None:
+    try:
+        refuse_urls(output_dir)
+    except ValueError as error:
+        raise ValueError(f"{error} The dataset itself can be written to an address: --dataset_url.") from None
 
 
 def read_arguments(recipe: str | Path | None, **overrides: Any) -> CurationArguments:

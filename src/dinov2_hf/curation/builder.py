@@ -42,6 +42,8 @@ class CuratedImages(datasets.ArrowBasedBuilder):
 
     def __init__(self, cache_dir: str | None = None, output_dir: str | os.PathLike | None = None, **arguments: Any):
         values = CurationArguments(output_dir=str(output_dir or ""), **arguments)
+        if values.dataset_url is not None:
+            raise ValueError("dataset_url is not for a builder, whose dataset is on this machine: use `curate`.")
         curation, _ = plan(values)
         described = {name: value for name, value in dataclasses.asdict(values).items() if name not in ENGINE_FIELDS}
         described["sources"] = curation.sources.describe()

@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..atomic_files import check_new_folder
+from ..data.reading.remote_files import is_url
 from ..output_folders import (
     KINDS,
     MARKER,
@@ -17,9 +18,11 @@ from ..output_folders import (
     sole_writer,
     write_marker,
 )
+from ..public_names import without_secrets
 from .arguments import CurationArguments
 from .embedders import EMBEDDERS
 from .publishing import REPORT_FILES
+from .storage.remote_dataset import RemoteDataset
 from .storage.source_listing import LISTING
 
 
@@ -52,10 +55,13 @@ def writing_to_output(arguments: CurationArguments, *, part: str | None = None) 
                 place.rmdir()
 
 
-def mark_output(folder: Path) -> None:
-    """Say in the folder that a curation writes to it, before it does."""
+def mark_output(arguments: CurationArguments) -> None:
+    """Say in the folder, and at `dataset_url`, that a curation writes there, before it does."""
+    folder = Path(arguments.output_dir)
     if read_marker(folder) is None:
         write_marker(folder, "curation")
+    if arguments.dataset_url is not None:
+        RemoteDataset(arguments.dataset_url, folder).mark()
 
 
 def _check_output(folder: Path, arguments: CurationArguments) -> None:
@@ -77,6 +83,20 @@ def _check_output(folder: Path, arguments: CurationArguments) -> None:
             " replace it; choose another --output_dir, or move it away."
         )
     check_new_folder(folder / "dataset", "dataset", overwrite=True)
+    if arguments.dataset_url is not None:
+        _check_dataset_url(arguments)
+
+
+def _check_dataset_url(arguments: CurationArguments) -> None:
+    place = RemoteDataset(arguments.dataset_url, Path(arguments.output_dir))
+    for _, source in arguments.sources:
+        for one, other in ((source.path, place.url), (place.url, source.path)):
+            if is_url(source.path) and f"{one.rstrip('/')}/".startswith(f"{other.rstrip('/')}/"):
+                raise ValueError(
+                    f"dataset_url is {place.name}, which is in or around the source {without_secrets(source.path)}:"
+                    " choose an address elsewhere."
+                )
+    place.refuse_foreign()
 
 
 def _read_paths(arguments: CurationArguments) -> list[str]:

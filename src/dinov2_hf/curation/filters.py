@@ -43,7 +43,7 @@ class Columns(Mapping[str, list]):
         return [self.sources.values(fact["row_id"], [name])[name] for fact in self.facts]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*self.facts[0], *(n for data in self.sources.datasets for n in data.column_names)]))
+        return iter(dict.fromkeys([*self.facts[0], *(n for rows in self.sources.rows for n in rows.features)]))
 
     def __len__(self) -> int:
         return len(list(iter(self)))

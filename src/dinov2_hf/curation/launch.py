@@ -63,7 +63,7 @@ def _run(arguments: CurationArguments, launch: "_Launch", stage: str | None, *, 
     chosen = chosen_stages(stages, stage, alone=alone)
     check_models(curation, {one.name for one in chosen if one.folder.absent()})
     if launch.is_writer:
-        mark_output(curation.output_dir)
+        mark_output(arguments)
     if launch.is_first and arguments.overwrite:
         remove_changed(stages)
     launch.wait()

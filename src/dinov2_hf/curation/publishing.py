@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ..atomic_files import new_file, new_folder
 from .run_context import Curation
-from .storage.dataset_files import built_files
+from .storage.dataset_files import built_files, content_fingerprint, sent_files
+from .storage.remote_dataset import RemoteDataset
 
 
 REPORT_FILES = ("report.html", "report.json", "dropped.parquet")
@@ -25,6 +26,10 @@ def publish(curation: Curation) -> None:
         if _is_older(place, made / name):
             with new_file(place, overwrite=True) as path:
                 shutil.copy2(made / name, path)
+    if curation.arguments.dataset_url is not None:
+        place = RemoteDataset(curation.arguments.dataset_url, curation.output_dir)
+        place.finish(sent_files(curation), made / "README.md", content_fingerprint(curation))
+        return
     _publish_dataset(built_files(curation), made / "README.md", curation.output_dir / "dataset")
 
 

@@ -8,7 +8,8 @@ import pytest
 from pyarrow import parquet
 
 from dinov2_hf.curation.storage.file_fingerprints import file_fingerprint
-from dinov2_hf.curation.storage.sources import OpenSources, read_source
+from dinov2_hf.curation.storage.image_source import read_source
+from dinov2_hf.curation.storage.sources import OpenSources
 from tests.curation.scenes import encoded, scene, write_scenes
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from dinov2_hf.curation import CurationArguments
 from dinov2_hf.curation.plan import plan
+from dinov2_hf.curation.storage.image_source import read_source
 from dinov2_hf.curation.storage.source_listing import StoredListings
-from dinov2_hf.curation.storage.sources import OpenSources, read_source
+from dinov2_hf.curation.storage.sources import OpenSources
 from tests.curation.scenes import encoded, scene, write_scenes
 
 
@@ -77,9 +78,9 @@ def test_what_was_stored_is_the_source(tmp_path, layout, scanned):
         rows = range(len(sources))
         assert [again.image(row) for row in rows] == [sources.image(row) for row in rows]
         assert [again.image_id(row) for row in rows] == [sources.image_id(row) for row in rows]
-        (before,), (after,) = sources.datasets, again.datasets
+        (before,), (after,) = sources.listings, again.listings
         assert after.features == before.features
-        assert after.to_dict() == before.to_dict()
+        assert after.table.equals(before.table)
         again.refuse_changed(rows)
     assert not [folder for folder in scanned if folder.startswith(str(tmp_path / "pool"))]
 
@@ -171,16 +172,15 @@ def test_a_listing_that_was_lost(tmp_path):
 
 
 def test_what_is_stored_and_what_is_not(tmp_path):
-    """A file that is no listing stays, as do other files; parts of a killed process go; parquet is its own listing."""
+    """A file that is no listing stays, as do other files; parts of a killed process go; saved datasets have none."""
     with_classes(tmp_path / "pool")
-    datasets.Dataset.from_dict({"image": [encoded(scene(0))]}).cast_column("image", datasets.Image()).to_parquet(
-        str(tmp_path / "a.parquet")
-    )
+    saved = datasets.Dataset.from_dict({"image": [encoded(scene(0))]}).cast_column("image", datasets.Image())
+    saved.save_to_disk(str(tmp_path / "saved"))
     listing = tmp_path / "listing"
     listing.mkdir()
     for name in ("notes.txt", ".0.arrow.abcd1234"):
         (listing / name).write_text("mine")
-    sources = [("uncurated", read_source(str(tmp_path / name))) for name in ("pool", "a.parquet")]
+    sources = [("uncurated", read_source(str(tmp_path / name))) for name in ("pool", "saved")]
     OpenSources(sources).store(listing, is_sole_writer=True)
     assert sorted(path.name for path in listing.iterdir()) == ["0.arrow", "notes.txt"]
     made = (listing / "0.arrow").stat()

@@ -1,64 +1,36 @@
 """Every layout that images come in, in one numbering."""
 
-import io
-import json
 import pickle
-import tarfile
 
 import datasets
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
 
-from dinov2_hf.curation.storage.sources import ImageSource, OpenSources, named_apart, read_source
+from dinov2_hf.curation.storage.image_source import ImageSource, named_apart, read_source
+from dinov2_hf.curation.storage.sources import OpenSources
 from dinov2_hf.data import decode_image
 from tests.curation.scenes import encoded, scene, write_scenes
+from tests.curation.storage.layouts import parquet_of, tar_of, write_layouts
 
 
-def tar_of(path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-
-
-def parquet_of(path, seeds, **columns) -> None:
-    rows = {"image": [{"bytes": encoded(scene(seed)), "path": None} for seed in seeds], **columns}
-    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(str(path))
-
-
-@pytest.fixture
-def layouts(tmp_path):
-    """Scenes 0 to 3 in each layout."""
-    write_scenes(tmp_path / "folder", range(4))
-    parquet_of(tmp_path / "table.parquet", range(4))
-    (tmp_path / "webdataset").mkdir()
-    tar_of(tmp_path / "webdataset" / "0.tar", {f"{seed}.png": encoded(scene(seed)) for seed in range(4)})
-    downloaded = tmp_path / "img2dataset"  # a tar, and a parquet file of what was downloaded beside it
-    downloaded.mkdir()
-    members = {}
-    for seed in range(4):
-        members[f"00000000{seed}.png"] = encoded(scene(seed))
-        members[f"00000000{seed}.json"] = json.dumps({"url": f"https://example.org/{seed}"}).encode()
-    tar_of(downloaded / "00000.tar", members)
-    datasets.Dataset.from_dict({"url": list("abcd")}).to_parquet(str(downloaded / "00000.parquet"))
-    (downloaded / "00000_stats.json").write_text("{}")
-    files = write_scenes(tmp_path / "img2dataset_files" / "00000", range(4)).parent
-    datasets.Dataset.from_dict({"url": list("abcd")}).to_parquet(str(files / "00000.parquet"))
-    (tmp_path / "img2dataset_parquet").mkdir()
-    table = {"key": [f"00000000{seed}" for seed in range(4)], "jpg": [encoded(scene(seed)) for seed in range(4)]}
-    parquet.write_table(pa.table(table), tmp_path / "img2dataset_parquet" / "00000.parquet")
-    (tmp_path / "img2dataset_parquet" / "00000_stats.json").write_text("{}")
-    datasets.Dataset.from_dict({"image": [str(p) for p in sorted((tmp_path / "folder").iterdir())]}).cast_column(
-        "image", datasets.Image()
-    ).save_to_disk(str(tmp_path / "saved"))
-    return tmp_path
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory):
+    return write_layouts(tmp_path_factory.mktemp("layouts"))
 
 
 @pytest.mark.parametrize(
     "name",
-    ["folder", "table.parquet", "webdataset", "img2dataset", "img2dataset_files", "img2dataset_parquet", "saved"],
+    [
+        "folder",
+        "table.parquet",
+        "webdataset",
+        "img2dataset",
+        "img2dataset_files",
+        "img2dataset_parquet",
+        "saved",
+        "folder/*.png",
+        "list.csv",
+        "list.jsonl",
+    ],
 )
 def test_every_layout_gives_the_same_images(layouts, name):
     sources = OpenSources([("uncurated", read_source(str(layouts / name)))])
@@ -150,3 +122,53 @@ def test_a_source_without_images(tmp_path):
     parquet_of(tmp_path / "a.parquet", range(1))
     with pytest.raises(ValueError, match="id_column='key', but its columns are image"):
         OpenSources([("uncurated", ImageSource(str(tmp_path / "a.parquet"), id_column="key"))])
+
+
+def test_packed_files_are_read_where_they_are(tmp_path, monkeypatch):
+    """Nothing goes to the cache of `datasets`; of several row groups and files each row is the one of its number."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tars").mkdir()
+    for number, seeds in enumerate((range(0, 3), range(3, 4), range(4, 9))):
+        rows = {"image": [{"bytes": encoded(scene(seed)), "path": None} for seed in seeds], "seed": list(seeds)}
+        table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+        table.to_parquet(str(tmp_path / "tables" / f"{number}.parquet"), batch_size=2)
+        members = {}
+        for seed in seeds:
+            members |= {f"{seed}.png": encoded(scene(seed)), f"{seed}.cls": str(seed).encode()}
+        tar_of(tmp_path / "tars" / f"{number}.tar", members)
+    for name, column, rows in (("tables", "seed", range(9)), ("tars", "cls", range(9))):
+        sources = OpenSources([("uncurated", read_source(str(tmp_path / name)))])
+        order = [8, *rows, 0, 4]
+        assert [decode_image(sources.image(row)).tobytes() for row in order] == [scene(r).tobytes() for r in order]
+        assert [sources.values(row, [column])[column] for row in order] == order
+    part = {"path": str(tmp_path / "tables" / "*.parquet"), "split": "train[2:7]"}
+    sources = OpenSources([("uncurated", read_source(part))])
+    assert [sources.values(row, ["seed"])["seed"] for row in range(len(sources))] == [2, 3, 4, 5, 6]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_tars_of_several_kinds_of_images(tmp_path):
+    """One column, as long as no sample has two images; a sample without any is a row without an image."""
+    jpeg = encoded(scene(1), "JPEG")
+    tar_of(tmp_path / "a.tar", {"0.png": encoded(scene(0)), "1.jpg": jpeg, "2.txt": b"no image"})
+    sources = OpenSources([("uncurated", read_source(str(tmp_path / "a.tar")))])
+    assert sources.image_columns == ["image"]
+    assert [value and value["bytes"] for value in map(sources.image, range(3))] == [encoded(scene(0)), jpeg, None]
+    assert sources.values(2, ["txt"]) == {"txt": "no image"}
+    tar_of(tmp_path / "b.tar", {"0.png": encoded(scene(0)), "0.mask.png": encoded(scene(1))})
+    sources = OpenSources([("uncurated", read_source(str(tmp_path / "b.tar")))])
+    assert sources.image(0)["bytes"] == encoded(scene(0))
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
+def test_damaged_packed_files_are_named(tmp_path, name):
+    if name == "a.tar":
+        tar_of(tmp_path / name, {f"{seed}.png": encoded(scene(seed)) for seed in range(3)})
+    else:
+        parquet_of(tmp_path / name, range(3))
+    content = (tmp_path / name).read_bytes()
+    for damaged in (content[: len(content) // 2], b""):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{name}' is no whole {'tar' if name == 'a.tar' else 'parquet file'}"):
+            OpenSources([("uncurated", read_source(str(tmp_path / name)))])

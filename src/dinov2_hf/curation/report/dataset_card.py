@@ -7,6 +7,7 @@ import yaml
 from huggingface_hub import DatasetCardData
 
 from ...pictures.html_pages import templates
+from ...public_names import without_secrets
 from ..arguments import CurationArguments
 
 
@@ -44,10 +45,17 @@ def dataset_card(arguments: CurationArguments, report: dict[str, Any], repo_id: 
     return environment.get_template("card.md.jinja").render(
         {**report, "configuration": configuration},
         card_data=data.to_yaml(),
-        loaded=repo_id or "dataset",
+        loaded=_loaded(arguments, repo_id),
         how=arguments.how_selected,
         fence="`" * max(3, longest + 1),  # no value can end the block
     )
+
+
+def _loaded(arguments: CurationArguments, repo_id: str | None) -> str:
+    """The arguments of `load_dataset`."""
+    if arguments.dataset_url is not None and repo_id is None:
+        return f'"parquet", data_files="{without_secrets(arguments.dataset_url).rstrip("/")}/data/*.parquet"'
+    return f'"{repo_id or "dataset"}"'
 
 
 def _as_text(value: str) -> str:

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
+from ...data.decoding.undecodable import UndecodableImage
 from ..run_context import Curation
+from ..storage.image_reading import UnreadableFile
 from ..storage.published_images import load_face_blur, thumbnail
 from .accounting import written_row_ids
 
@@ -47,9 +49,12 @@ class Pictures:
 
     def __call__(self, row_id: int, caption: str = "") -> list[ExamplePicture]:
         """One, or none where the image cannot be read."""
-        data = thumbnail(self.sources.image(int(row_id)), SIDE, self.blur)
+        try:
+            data = thumbnail(self.sources.image(int(row_id)), SIDE, self.blur)
+        except (UndecodableImage, UnreadableFile):
+            return []
         id = self.sources.image_id(int(row_id))
-        return [ExamplePicture(base64.b64encode(data).decode(), caption, id)] if data else []
+        return [ExamplePicture(base64.b64encode(data).decode(), caption, id)]
 
     def all(self, row_ids: np.ndarray) -> list[ExamplePicture]:
         return [picture for row_id in row_ids for picture in self(row_id)]

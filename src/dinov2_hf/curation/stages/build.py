@@ -1,5 +1,7 @@
 """The images that were chosen, read again and written as the files of the dataset."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,14 +10,16 @@ from pyarrow import parquet
 
 from ...data.decoding.undecodable import UndecodableImage
 from ...progress import Progress
+from ...public_names import without_secrets
 from ..algorithms.image_hashes import content_hash
 from ..run_context import Curation
 from ..storage.dataset_files import DatasetWriter, dataset_features
 from ..storage.dropped_images import Dropped
 from ..storage.file_fingerprints import file_fingerprint
 from ..storage.image_reading import UnreadableFile, read_image_file, refuse_unread
-from ..storage.manifests import UnfinishedShard
+from ..storage.manifests import UnfinishedShard, checksum
 from ..storage.published_images import load_face_blur, published_content
+from ..storage.remote_dataset import SENT, RemoteDataset
 from .stage import image_shards, stage
 
 
@@ -43,7 +47,10 @@ def chosen_rows(curation: Curation, accounting: str) -> pa.Table:
 def _what_decides(curation: Curation) -> dict[str, Any]:
     arguments = curation.arguments
     included = [arguments.sources[number][1].name for number in arguments.included_curated]
-    return {"face_files": file_fingerprint(arguments.face_model), "included": included}
+    found = {"face_files": file_fingerprint(arguments.face_model), "included": included}
+    if arguments.dataset_url is not None:
+        found["dataset_url"] = without_secrets(arguments.dataset_url)
+    return found
 
 
 @stage("build", title="written", writes_left=True, num_shards=image_shards, config=_what_decides)
@@ -67,7 +74,9 @@ def build(
     reasons: dict[int, str] = {}
     written = []
     bar = Progress(part, desc=f"build {shard.label}", unit="image", disable=not arguments.progress)
-    with DatasetWriter(shard.folder, dataset_features(curation), rows_per_file) as writer:
+    sent: list[dict[str, Any]] = []
+    how = _sending(curation, shard, sent) if arguments.dataset_url is not None else {}
+    with DatasetWriter(shard.folder, dataset_features(curation), rows_per_file, **how) as writer:
         for row, fact in zip(bar, facts, strict=True):
             row_id = row["row_id"]
             number, _ = sources.locate(row_id)
@@ -97,6 +106,20 @@ def build(
                 }
             )
             written.append(row_id)
+    if how:
+        (shard.folder / SENT).write_text(json.dumps(sent, indent=1))
     np.save(shard.folder / "written.npy", np.array(written, dtype=np.int64))
     shard.rows = len(written)
     return Dropped(np.array(list(reasons), dtype=np.int64), list(reasons.values()))
+
+
+def _sending(curation: Curation, shard: UnfinishedShard, sent: list[dict[str, Any]]) -> dict[str, Any]:
+    """How a `DatasetWriter` names and sends its files; what was sent is added to a list."""
+    place = RemoteDataset(curation.arguments.dataset_url, curation.output_dir)
+
+    def send(path: Path) -> None:
+        facts = {"name": path.name, "rows": parquet.read_metadata(path).num_rows, "bytes": path.stat().st_size}
+        sent.append({**facts, "checksum": checksum(path)})
+        place.send(path)
+
+    return {"name": f"train-{shard.rank:05d}-{{:05d}}.parquet", "finished": send}

@@ -14,7 +14,9 @@ from pyarrow import parquet
 from ...data.decoding.file_content import outside_path
 from ...data.decoding.rgb import decode_image
 from ...data.decoding.undecodable import UndecodableImage
+from ...data.reading.remote_files import is_url
 from ...progress import Progress
+from ...public_names import without_secrets
 from ..algorithms.image_hashes import content_hash, perceptual_hash
 from ..filters import Columns, FilterChain, planned_filters
 from ..run_context import Curation
@@ -91,11 +93,10 @@ def ingest(
     )
     for row_id in bar:
         source, _ = sources.locate(row_id)
-        value = sources.image(row_id)
-        path = value and value["path"]
-        path = path and (outside_path(path) or path)
-        facts = {"row_id": row_id, "id": sources.image_id(row_id), "path": path, "source": source}
+        facts = {"row_id": row_id, "id": sources.image_id(row_id), "path": None, "source": source}
         try:
+            value = sources.image(row_id)
+            facts["path"] = _shown_path(value)
             image = _read(value, facts)
         except UnreadableFile as error:
             refuse_unread(facts["id"], str(error), skip_unreadable=arguments.skip_unreadable)
@@ -129,6 +130,15 @@ def quality_of(images: pa.Table) -> np.ndarray:
     """
     pixels = images["width"].to_numpy().astype(np.float64) * images["height"].to_numpy()
     return pixels + images["num_bytes"].to_numpy() / 2**40
+
+
+def _shown_path(value: Mapping[str, Any] | None) -> str | None:
+    """The name of a file for records: without the mark of a forbidden one, and without what signs an address."""
+    path = value and value["path"]
+    if path is None:
+        return None
+    path = outside_path(path) or path
+    return without_secrets(path) if is_url(path) else path
 
 
 def _read(value: Mapping[str, Any] | None, facts: dict[str, Any]) -> Image.Image:

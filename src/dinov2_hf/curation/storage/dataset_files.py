@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -11,6 +13,7 @@ from pyarrow import parquet
 from ...data.reading.row_paths import holds_files
 from ..run_context import Curation
 from .manifests import MANIFEST
+from .remote_dataset import SENT
 
 
 # Rows are written in groups of so many: readers hold a group in memory.
@@ -41,10 +44,17 @@ class DatasetWriter:
         folder: for the files.
         features: of the columns.
         rows_per_file: in each file but the last.
+        name: of a file by its number.
+        finished: called with each file when it is complete.
     """
 
-    def __init__(self, folder: Path, features: datasets.Features, rows_per_file: int):
+    def __init__(
+        self, folder: Path, features: datasets.Features, rows_per_file: int, name: str = "{:05d}.parquet",
+        finished: Callable[[Path], None] = lambda path: None,
+    ):  # fmt: skip
         self.folder, self.features, self.rows_per_file = folder, features, rows_per_file
+        self.name, self.finished = name, finished
+        self._path: Path | None = None
         self._file: parquet.ParquetWriter | None = None
         self._rows: list[dict] = []
         self._files = self._in_file = 0
@@ -61,12 +71,18 @@ class DatasetWriter:
         if kind is None and self._rows:
             self._write_group()
         if self._file is not None:
-            self._file.close()
+            self._close(is_complete=kind is None)
+
+    def _close(self, *, is_complete: bool = True) -> None:
+        self._file.close()
+        if is_complete:
+            self.finished(self._path)
+        self._file, self._in_file = None, 0
 
     def _write_group(self) -> None:
         if self._file is None:
-            path = self.folder / f"{self._files:05d}.parquet"
-            self._file = parquet.ParquetWriter(path, self.features.arrow_schema)
+            self._path = self.folder / self.name.format(self._files)
+            self._file = parquet.ParquetWriter(self._path, self.features.arrow_schema)
             self._files += 1
         columns = {name: [row[name] for row in self._rows] for name in self.features}
         # Files are there as they are stored; encoding them would need the library of their kind.
@@ -76,13 +92,17 @@ class DatasetWriter:
         self._in_file += len(self._rows)
         self._rows.clear()
         if self._in_file >= self.rows_per_file:
-            self._file.close()
-            self._file, self._in_file = None, 0
+            self._close()
 
 
 def built_files(curation: Curation) -> list[Path]:
     """The parquet files of all build shards, in order."""
     return [path for shard in curation.folders["build"].shards() for path in sorted(shard.glob("[0-9]*.parquet"))]
+
+
+def sent_files(curation: Curation) -> list[dict[str, Any]]:
+    """What the build shards sent to `dataset_url`: `name`, `rows`, `bytes` and `checksum` of each file, in order."""
+    return [file for shard in curation.folders["build"].shards() for file in json.loads((shard / SENT).read_text())]
 
 
 def content_fingerprint(curation: Curation) -> str:

@@ -41,20 +41,30 @@ class FileStates:
         self.states = np.fromiter(map(state_of, self.files), np.dtype((np.int64, 2)), len(self.files))
 
     def fingerprint(self, names: Iterable[str] = ()) -> str:
-        """Changes with one of some names, and with the name, size or time of a file."""
-        digest = hashlib.blake2b(digest_size=8)
-        for name in names:
-            digest.update(f"{name}\n".encode())
-        numbers = memoryview(self.states.reshape(-1))  # whose numbers are made one at a time
-        for file, size, time in zip(self.files, numbers[::2], numbers[1::2], strict=True):
-            found = "absent" if (size, time) == ABSENT else f"{size} {time}"
-            digest.update(f"{file} {found}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        """As `fingerprint_of`."""
+        return fingerprint_of(self.files, self.states, *names)
 
     def of(self, files: Iterable[str]) -> np.ndarray:
         """(m, 2) states of some of the files."""
         place_of = {file: place for place, file in enumerate(self.files)}
         return self.states[[place_of[file] for file in files]]
+
+
+def fingerprint_of(files: Iterable[str], states: np.ndarray, *names: str) -> str:
+    """Changes with one of some names, and with the name, size or time of a file.
+
+    Args:
+        files: n names, in an order that does not change.
+        states: (n, 2) int64, by `state_of`.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for name in names:
+        digest.update(f"{name}\n".encode())
+    numbers = memoryview(np.ascontiguousarray(states).reshape(-1))  # whose numbers are made one at a time
+    for file, size, time in zip(files, numbers[::2], numbers[1::2], strict=True):
+        found = "absent" if (size, time) == ABSENT else f"{size} {time}"
+        digest.update(f"{file} {found}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def state_of(file: str) -> tuple[int, int]:

@@ -5,7 +5,8 @@ broken: the run stops, and the next one tries again.
 """
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from ...data.decoding.file_content import read_content
 from ...data.decoding.undecodable import UndecodableImage
@@ -19,6 +20,9 @@ class UnreadableFile(ValueError):
     """A file that gave an error of reading; the message names the error."""
 
 
+Value = TypeVar("Value")
+
+
 def read_image_file(value: dict[str, Any] | None) -> bytes:
     """The bytes of an image file, after several attempts where reading fails.
 
@@ -29,9 +33,19 @@ def read_image_file(value: dict[str, Any] | None) -> bytes:
         UndecodableImage: the row names no file, or one that is empty or may not be read.
         UnreadableFile: reading it fails; also where the file is not there, as behind a mount that was lost.
     """
+    return with_attempts(lambda: read_content(value))
+
+
+def with_attempts(read: Callable[[], Value]) -> Value:
+    """What `read` gives, after several attempts where it fails.
+
+    Raises:
+        UndecodableImage: as `read` raises it.
+        UnreadableFile: for any other error.
+    """
     for seconds in (*SECONDS_BETWEEN_ATTEMPTS, None):
         try:
-            return read_content(value)
+            return read()
         except UndecodableImage:
             raise
         except Exception as error:  # errors of HTTP clients have no common class

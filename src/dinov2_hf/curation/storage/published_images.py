@@ -5,10 +5,9 @@ import io
 from PIL import Image
 
 from ...data.decoding.rgb import decode_image, open_image
-from ...data.decoding.undecodable import UndecodableImage
 from ..arguments import CurationArguments
 from ..model_filters import FaceBlur
-from .image_reading import UnreadableFile, read_image_file
+from .image_reading import read_image_file
 from .metadata_stripping import without_metadata
 
 
@@ -45,7 +44,7 @@ def published_content(
     return without_metadata(content) if strip_metadata else content
 
 
-def thumbnail(value: dict, side: int, blur: FaceBlur | None) -> bytes | None:
+def thumbnail(value: dict, side: int, blur: FaceBlur | None) -> bytes:
     """A small JPEG of an image.
 
     Args:
@@ -54,12 +53,12 @@ def thumbnail(value: dict, side: int, blur: FaceBlur | None) -> bytes | None:
         blur: for faces.
 
     Returns:
-        A file without metadata; None where the image cannot be read.
+        A file without metadata.
+
+    Raises:
+        UndecodableImage, UnreadableFile: the image cannot be read.
     """
-    try:
-        image = decode_image(read_image_file(value))
-    except (UndecodableImage, UnreadableFile):
-        return None
+    image = decode_image(read_image_file(value))
     if blur is not None:
         image = blur(image)
     image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)

@@ -1,13 +1,14 @@
-"""What a folder of image files holds: listed once, stored, and read by all processes of a curation.
+"""What a source holds: looked at once, stored, and read by all processes of a curation.
 
 ```
-listing/<number of the source>.arrow    its rows, and the size and time of the file of each
+listing/<number of the source>.arrow    its rows, or where they lie, and the size and time of each of its files
 ```
 
-Looking through a folder takes time that grows with all of its files, and a process that makes one shard needs a few of
-them. So the process that plans a curation looks, and the others map what it found into memory. A launch with a rank
-takes a listing as long as the folder, those below it and its metadata are unchanged; a shard looks at the files of its
-own rows (`OpenSources.refuse_changed`). Other sources, such as parquet files, are listings themselves.
+Looking through a folder, or at the footers and headers of parquet files and tars, takes time that grows with all of
+the files, and a process that makes one shard needs a few of them. So the process that plans a curation looks, and the
+others map what it found into memory. A launch with a rank takes a listing as long as the folder, those below it,
+packed files and metadata are unchanged; of a store it takes it as it is. A shard looks at the files of its own rows
+(`OpenSources.refuse_changed`).
 """
 
 import json
@@ -15,16 +16,21 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
 import pyarrow as pa
+from datasets.table import InMemoryTable
 
 from ...atomic_files import WRITE_ERRORS, is_disk_full
 from ...output_folders import umask
+from .parquet_rows import ParquetRows
+from .source_rows import DatasetRows, SourceRows
+from .tar_rows import TarRows
 
 
 LISTING = "listing"
@@ -33,24 +39,71 @@ _LISTED, _TIMES = b"dinov2_hf.listed", b"dinov2_hf.times"
 
 
 @dataclass(frozen=True)
-class SourceListing:
-    """A folder of image files at one moment.
+class ListedContent:
+    """What was found in a source, beside its rows; plain values.
 
     Attributes:
-        dataset: its rows.
-        states: (rows, 2) int64, bytes and time of change in nanoseconds of the file of each row.
-        fingerprint: of all its files, see `file_fingerprints`.
-        times: of its folders and metadata files, by `times_of`.
+        kind: rows that name files, or the rows of packed files.
+        image_column: where the images are.
+        splits: files of each split, of those that a source may have.
+        unread: of how many files of which suffix nothing is read.
+        left_out: the number of files beside the splits.
+        files: packed files, paths or addresses.
+        roots: where rows of parquet files may name others.
     """
 
-    dataset: datasets.Dataset
+    kind: Literal["files", "parquet", "tar"]
+    image_column: str
+    splits: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
+    left_out: int = 0
+    files: list[str] = field(default_factory=list)
+    roots: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SourceListing:
+    """A source at one moment.
+
+    Attributes:
+        content: what was found.
+        table: its rows, or the index of those of packed files (`parquet_rows`, `tar_rows`).
+        features: the types of the columns.
+        states: (rows or packed files, 2) int64, bytes and time of change in nanoseconds of the file of each.
+        fingerprint: of all its files, see `file_fingerprints`.
+        times: of its folders, packed files and metadata, by `times_of`; empty: nothing tells whether it has changed.
+    """
+
+    content: ListedContent
+    table: pa.Table
+    features: datasets.Features
     states: np.ndarray
     fingerprint: str
     times: bytes
 
+    @cached_property
+    def rows(self) -> SourceRows:
+        content = self.content
+        if content.kind == "parquet":
+            return ParquetRows(content.files, self.table, self.features, content.roots)
+        if content.kind == "tar":
+            return TarRows(content.files, self.table, self.features)
+        # With a fingerprint that is given, or `datasets` would read all rows to make one.
+        info = datasets.DatasetInfo(features=self.features)
+        return DatasetRows(datasets.Dataset(InMemoryTable(self.table), info=info, fingerprint=self.fingerprint))
+
+    def files_of(self, rows: list[int]) -> Iterable[tuple[str, tuple[int, int]]]:
+        """The files that some rows are in, or name, with their states when they were listed."""
+        if self.content.kind == "files":
+            images = self.table.column(self.content.image_column).take(rows).combine_chunks()
+            found = zip(images.field("path").to_pylist(), map(tuple, self.states[rows].tolist()), strict=True)
+            return ((path, state) for path, state in found if path is not None)
+        numbers = np.unique(self.rows.file_numbers(rows))
+        return ((self.content.files[number], tuple(self.states[number].tolist())) for number in numbers)
+
     def is_current(self) -> bool:
         """Whether no file has come or gone since, and no metadata has changed. Files of rows are not looked at."""
-        return times_of(json.loads(self.times)) == self.times
+        return self.times != b"" and times_of(json.loads(self.times)) == self.times
 
 
 @dataclass(frozen=True)
@@ -95,7 +148,12 @@ def write_listing(folder: Path, number: int, listing: SourceListing, described: 
         ValueError: a file in its place is somebody else's, or the disk is full.
     """
     place = _place(folder, number)
-    facts = {"source": described, "fingerprint": listing.fingerprint, "rows": len(listing.dataset)}
+    facts = {
+        "source": described, "fingerprint": listing.fingerprint, "content": asdict(listing.content),
+        "features": listing.features.to_dict(),
+    }  # fmt: skip
+    if listing.content.kind != "files":
+        facts["states"] = listing.states.tolist()
     listed = json.dumps(facts).encode()
     if place.exists():
         metadata = _metadata(place)
@@ -103,9 +161,11 @@ def write_listing(folder: Path, number: int, listing: SourceListing, described: 
             raise ValueError(f"{place} was not written by dinov2_hf, so it is not replaced; move it away.")
         if (metadata[_LISTED], metadata[_TIMES]) == (listed, listing.times):
             return
-    states = pa.FixedSizeListArray.from_arrays(pa.array(listing.states.reshape(-1)), 2)
-    table = listing.dataset.data.table.append_column("state", states)
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _LISTED: listed, _TIMES: listing.times})
+    table = listing.table
+    if listing.content.kind == "files":
+        states = pa.FixedSizeListArray.from_arrays(pa.array(listing.states.reshape(-1)), 2)
+        table = table.append_column("state", states)
+    table = table.replace_schema_metadata({_LISTED: listed, _TIMES: listing.times})
     folder.mkdir(exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=folder, prefix=f".{place.name}.")
     try:
@@ -126,15 +186,18 @@ def read_listing(folder: Path, number: int, described: Mapping[str, Any]) -> Sou
     metadata = _metadata(place)
     if metadata is None:
         return None
-    listed, times = json.loads(metadata.pop(_LISTED)), metadata.pop(_TIMES)
-    if listed["source"] != described:
+    listed, times = json.loads(metadata[_LISTED]), metadata[_TIMES]
+    if listed["source"] != described or "content" not in listed:  # as earlier versions stored it
         return None
-    table = pa.ipc.open_file(pa.memory_map(os.fspath(place))).read_all()
-    states = table.columns[-1].combine_chunks().flatten().to_numpy().reshape(-1, 2)
-    table = table.select(range(table.num_columns - 1)).replace_schema_metadata(metadata)
-    # With a fingerprint that is given, or `datasets` would read all rows to make one.
-    dataset = datasets.Dataset(datasets.table.InMemoryTable(table), fingerprint=listed["fingerprint"])
-    return SourceListing(dataset, states, listed["fingerprint"], times)
+    table = pa.ipc.open_file(pa.memory_map(os.fspath(place))).read_all().replace_schema_metadata(None)
+    content = ListedContent(**listed["content"])
+    if content.kind == "files":
+        states = table.columns[-1].combine_chunks().flatten().to_numpy().reshape(-1, 2)
+        table = table.select(range(table.num_columns - 1))
+    else:
+        states = np.array(listed["states"], np.int64).reshape(-1, 2)
+    features = datasets.Features.from_dict(listed["features"])
+    return SourceListing(content, table, features, states, listed["fingerprint"], times)
 
 
 def remove_partial(folder: Path) -> None:

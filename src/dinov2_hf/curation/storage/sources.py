@@ -1,97 +1,26 @@
 """The images to curate, to retrieve for, and to keep away from: named sources in one numbering of rows.
 
-A source is anything that `data.load_image_dataset` loads, and the output of img2dataset. Images stay where they are:
-stages refer to them by row, and only the finished dataset holds copies.
+Images stay where they are: stages refer to them by row, and only the finished dataset holds copies.
 """
 
 import bisect
-import glob
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 
 from ...data import find_image_column, load_image_dataset
-from ...data.reading.image_dataset import ALL_SPLITS
-from ...data.reading.metadata_files import METADATA_NAMES
-from ...data.reading.row_paths import refuse_unreadable_files, undecoded, with_content
-from ...options import options_of, read_mapping, refuse_missing
-from ...public_names import without_secrets
-from ...value_ranges import AT_LEAST_ONE, ranged
-from .file_fingerprints import ABSENT, FileStates, files_of_rows, paths_below, paths_in, state_of
-from .source_listing import SourceListing, StoredListings, remove_partial, times_of, write_listing
-
-
-RETRIEVAL_MODES = ("sample", "cluster")
-
-
-@dataclass(frozen=True)
-class ImageSource:
-    """One source, as a recipe describes it: a path or Hub name alone, or a mapping of these fields.
-
-    Args:
-        path: as in `data.load_image_dataset`, or a folder that img2dataset wrote.
-        name: in ids, tables and the report; by default the last part of the path.
-        split: as in `data.load_image_dataset`; by default all splits, one after the other. Copies of test images stay
-            in a dataset whose benchmarks were read in part.
-        config_name, image_column: as there.
-        id_column: the column of the images' ids, unique; by default, and where it is empty, the number of the row.
-        retrieval: of a curated source, "sample" (the paper's for more than a million images) or "cluster".
-        retrieval_num_neighbors: of a curated source, images to retrieve for each of its images ("sample").
-        include: of a curated source, whether its own images go into the dataset as they are.
-    """
-
-    path: str
-    name: str = ""
-    split: str | None = ALL_SPLITS
-    config_name: str | None = None
-    image_column: str | None = None
-    id_column: str | None = None
-    retrieval: Literal[RETRIEVAL_MODES] | None = None
-    retrieval_num_neighbors: int | None = ranged(None, AT_LEAST_ONE)
-    include: bool | None = None
-
-
-def read_source(value: str | Mapping[str, Any] | ImageSource) -> ImageSource:
-    """A source from what a user wrote.
-
-    Raises:
-        ValueError: for a field that there is not, no path, or a value that a field may not have.
-    """
-    if not isinstance(value, ImageSource):
-        given = dict(value) if isinstance(value, Mapping) else {"path": value}
-        options = options_of(ImageSource)
-        if isinstance(given.get("path"), os.PathLike):
-            given["path"] = os.fspath(given["path"])
-        try:
-            refuse_missing(options, given)
-            value = ImageSource(**read_mapping(options, given, "it"))
-        except ValueError as error:
-            raise ValueError(
-                f"the source {without_secrets(str(given.get('path', given)))} is refused: {error}"
-            ) from None
-    if "/" in value.name:
-        raise ValueError(f"a source has name={value.name!r}, which must not hold a slash: ids are <name>/<row>.")
-    return replace(value, name=value.name or _name_of(value.path), split=value.split or ALL_SPLITS)
-
-
-def named_apart(sources: Sequence[ImageSource]) -> list[ImageSource]:
-    """Sources of the same name get numbers; names that a user gave twice are told apart in the same way."""
-    taken: set[str] = set()
-    result = []
-    for source in sources:
-        name, number = source.name, 1
-        while name in taken:
-            number += 1
-            name = f"{source.name}-{number}"
-        taken.add(name)
-        result.append(replace(source, name=name))
-    return result
+from ...data.reading.remote_files import is_url
+from ...data.reading.row_paths import with_content
+from .file_fingerprints import ABSENT, FileStates, files_of_rows, paths_below, state_of
+from .image_reading import with_attempts
+from .image_source import ImageSource
+from .source_listing import SourceListing, StoredListings, remove_partial, write_listing
+from .source_loading import look_through
+from .source_rows import DatasetRows, SourceRows
 
 
 class OpenSources:
@@ -110,38 +39,36 @@ class OpenSources:
         self.stored = stored
         self.roles = [role for role, _ in sources]
         self.sources = [source for _, source in sources]
-        self.listings: list[SourceListing | None] = [
-            stored and stored.read(number, _what_is_listed(source)) for number, source in enumerate(self.sources)
-        ]
-        self.datasets = [
-            _checked(source, listing.dataset) if listing else _load(source)
-            for source, listing in zip(self.sources, self.listings, strict=True)
-        ]
+        self.listings: list[SourceListing | None] = []
+        self.rows: list[SourceRows] = []
+        self.image_columns: list[str] = []
+        self._known: list[str | None] = []
+        for number, source in enumerate(self.sources):
+            self._open(number, source)
         self.starts = [0]
-        for dataset in self.datasets:
-            self.starts.append(self.starts[-1] + len(dataset))
-        self.image_columns = [
-            find_image_column(dataset, source.image_column)
-            for dataset, source in zip(self.datasets, self.sources, strict=True)
-        ]
-        self._refuse_other_folders()
-        self._chosen: dict[tuple[int, tuple[str, ...]], datasets.Dataset] = {}
-        # Only the columns that are asked for are read: captions and metadata of a row can be larger than its image.
-        self._images = [
-            dataset.select_columns([column]).with_format(None)
-            for dataset, column in zip(self.datasets, self.image_columns, strict=True)
-        ]
+        for rows in self.rows:
+            self.starts.append(self.starts[-1] + len(rows))
 
-    def _refuse_other_folders(self) -> None:
-        """That folders whose listing was lost are those that were listed."""
+    def _open(self, number: int, source: ImageSource) -> None:
+        found = self.stored and self.stored.read(number, _what_is_listed(source))
+        listing = found or look_through(source)
+        if listing is None:
+            dataset = _load(source)
+            column = find_image_column(dataset, source.image_column)
+            rows, fingerprint = DatasetRows(dataset), None
+        else:
+            column, rows, fingerprint = listing.content.image_column, listing.rows, listing.fingerprint
+        _check(source, rows)
         expected = self.stored and self.stored.fingerprints
-        for number, listing in enumerate(self.listings) if expected else ():
-            is_listed = listing is None and _is_folder_of_files(self.sources[number], self.datasets[number])
-            if is_listed and self.fingerprints[number] != expected[number]:
-                raise ValueError(
-                    f"the source {self.sources[number].path!r} has changed since it was listed (names, sizes or times"
-                    " of its files), and its listing is gone: run the curation again, which says how to go on."
-                )
+        if listing is not None and expected and fingerprint != expected[number]:
+            raise ValueError(
+                f"the source {source.path!r} has changed since it was listed (names, sizes or times of its files), and"
+                " its listing is gone: run the curation again, which says how to go on."
+            )
+        self.listings.append(listing)
+        self.rows.append(rows)
+        self.image_columns.append(column)
+        self._known.append(fingerprint)
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -152,9 +79,16 @@ class OpenSources:
         return source, row_id - self.starts[source]
 
     def image(self, row_id: int) -> dict[str, Any]:
-        """The undecoded image, `{"bytes", "path"}`, of which one can be None."""
+        """The undecoded image, `{"bytes", "path"}`, of which one can be None.
+
+        Raises:
+            UndecodableImage, UnreadableFile: as `read_image_file`, of files that hold images of many rows.
+        """
         source, row = self.locate(row_id)
-        return self._images[source][row][self.image_columns[source]]
+        return self._read(source, row, (self.image_columns[source],))[self.image_columns[source]]
+
+    def _read(self, source: int, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
+        return with_attempts(lambda: self.rows[source].read(row, columns))
 
     def image_id(self, row_id: int) -> str:
         """`<source>/<row>`, or `<source>/<value of id_column>`; `<source>/row <row>` where that column is empty.
@@ -163,24 +97,17 @@ class OpenSources:
         """
         source, row = self.locate(row_id)
         column = self.sources[source].id_column
-        value = row if column is None else self._columns(source, (column,))[row][column]
+        value = row if column is None else self._read(source, row, (column,))[column]
         is_missing = value is None or value == "" or value != value  # null, empty, not a number
         return f"{self.sources[source].name}/" + (f"row {row}" if is_missing else str(value))
 
     def values(self, row_id: int, columns: Sequence[str]) -> dict[str, Any]:
         """The values of other columns; None where the source has no such column."""
         source, row = self.locate(row_id)
-        present = tuple(column for column in columns if column in self.datasets[source].column_names)
-        found = self._columns(source, present)[row] if present else {}
-        types = self.datasets[source].features
+        types = self.rows[source].features
+        present = tuple(column for column in columns if column in types)
+        found = self._read(source, row, present) if present else {}
         return {column: with_content(found[column], types[column]) if column in found else None for column in columns}
-
-    def _columns(self, source: int, columns: tuple[str, ...]) -> datasets.Dataset:
-        """Some columns of a source, kept open: choosing them takes longer than reading a row."""
-        if (source, columns) not in self._chosen:
-            chosen = self.datasets[source].select_columns(list(columns)).with_format(None)
-            self._chosen[source, columns] = undecoded(chosen)
-        return self._chosen[source, columns]
 
     def column_features(self, columns: Sequence[str]) -> datasets.Features:
         """The types of other columns.
@@ -191,13 +118,13 @@ class OpenSources:
         """
         features = {}
         for column in columns:
-            for dataset in self.datasets:
-                if column in dataset.column_names:
-                    refuse_unreadable_files(dataset, column)
+            for rows in self.rows:
+                if column in rows.features:
+                    rows.refuse_unreadable_files(column)
             types = {
-                source.name: dataset.features[column]
-                for source, dataset in zip(self.sources, self.datasets, strict=True)
-                if column in dataset.column_names
+                source.name: rows.features[column]
+                for source, rows in zip(self.sources, self.rows, strict=True)
+                if column in rows.features
             }
             if not types:
                 raise ValueError(f"keep_columns has {column!r}, which is a column of no source.")
@@ -216,20 +143,15 @@ class OpenSources:
 
     def rows_of(self, role: str) -> int:
         """How many rows the sources of a role have."""
-        return sum(len(dataset) for dataset, other in zip(self.datasets, self.roles, strict=True) if other == role)
+        return sum(len(rows) for rows, other in zip(self.rows, self.roles, strict=True) if other == role)
 
     @cached_property
     def fingerprints(self) -> tuple[str, ...]:
-        """Of the sources' files. Of a folder of images this looks at every file, unless its listing was stored."""
-        for number, listing in enumerate(self.listings):
-            if listing is None and _is_folder_of_files(self.sources[number], self.datasets[number]):
-                self.listings[number] = _listed(
-                    self.sources[number], self.datasets[number], self.image_columns[number]
-                )
+        """Of the sources' files, as they were listed."""
         return tuple(
-            listing.fingerprint if listing else _fingerprint(source, dataset, column)
-            for listing, source, dataset, column in zip(
-                self.listings, self.sources, self.datasets, self.image_columns, strict=True
+            known or _fingerprint(source, rows.dataset, column)
+            for known, source, rows, column in zip(
+                self._known, self.sources, self.rows, self.image_columns, strict=True
             )
         )
 
@@ -237,17 +159,17 @@ class OpenSources:
         """What each source is, for comparison with a later run: the part of a configuration that sources are."""
         return [
             {
-                "name": source.name, "role": role, "rows": len(dataset), "split": source.split,
+                "name": source.name, "role": role, "rows": len(rows), "split": source.split,
                 "config_name": source.config_name, "image_column": source.image_column, "id_column": source.id_column,
                 "fingerprint": fingerprint,
             }
-            for source, role, dataset, fingerprint in zip(
-                self.sources, self.roles, self.datasets, self.fingerprints, strict=True
+            for source, role, rows, fingerprint in zip(
+                self.sources, self.roles, self.rows, self.fingerprints, strict=True
             )
         ]  # fmt: skip
 
     def store(self, folder: Path, *, is_sole_writer: bool) -> None:
-        """Store the listings of folders, so that no other process of this curation looks through them."""
+        """Store the listings, so that no other process of this curation looks through the sources."""
         self.stored = StoredListings(folder, self.fingerprints)
         if is_sole_writer:
             remove_partial(folder)
@@ -269,10 +191,9 @@ class OpenSources:
             listing = self.listings[source]
             if listing is None:
                 continue
-            paths = self.datasets[source].data.column(self.image_columns[source]).take(rows)
-            for file, state in zip(paths_in(paths.chunks), listing.states[rows].tolist(), strict=True):
-                now = state_of(file)
-                if now not in (tuple(state), ABSENT):
+            for file, state in listing.files_of(rows):
+                # What a store says of a file comes with a request for each; every image is hashed when it is read.
+                if not is_url(file) and state_of(file) not in (state, ABSENT):
                     raise ValueError(
                         f"the file {file} of the source {self.sources[source].name!r} has changed since the source was"
                         " listed (its size or time): run the curation again without --rank, which looks at all files"
@@ -295,98 +216,38 @@ def reopened(sources: tuple[tuple[str, ImageSource], ...], stored: StoredListing
 
 
 def _load(source: ImageSource) -> datasets.Dataset:
+    """What `datasets` opens: of the Hub, saved, or with configurations."""
     path = os.path.expanduser(source.path)
-    # img2dataset writes a parquet file of metadata beside each tar; the images are in the tars.
-    if _is_img2dataset_tars(path):
-        path = os.path.join(glob.escape(path), "*.tar")
-    elif _is_img2dataset_files(path):
-        files = sorted(str(file) for file in Path(path).rglob("*") if file.suffix in (".jpg", ".png", ".webp"))
-        dataset = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image(decode=False))
-        return _checked(source, dataset)
-    try:
-        dataset = load_image_dataset(
-            path if os.path.exists(path) or "*" in path else source.path,
-            split=source.split,
-            config_name=source.config_name,
-            image_column=source.image_column,
-        )
-    except ValueError as error:
-        if "corresponds to no data" in str(error):  # what `datasets` says of files without rows
-            raise ValueError(f"the source {source.path!r} has no images.") from None
-        raise
-    return _checked(source, dataset)
-
-
-def _checked(source: ImageSource, dataset: datasets.Dataset) -> datasets.Dataset:
-    if len(dataset) == 0:
-        raise ValueError(f"the source {source.path!r} has no images.")
-    if source.id_column is not None and source.id_column not in dataset.column_names:
-        raise ValueError(
-            f"the source {source.path!r} has id_column={source.id_column!r}, but its columns are"
-            f" {', '.join(dataset.column_names)}."
-        )
-    return dataset
-
-
-def is_img2dataset(folder: str) -> bool:
-    """Whether a folder holds tars or files of img2dataset."""
-    return _is_img2dataset_tars(folder) or _is_img2dataset_files(folder)
-
-
-def _is_img2dataset_tars(folder: str) -> bool:
-    tars = glob.glob(os.path.join(glob.escape(folder), "*.tar"))
-    return bool(tars) and any(os.path.exists(tar[: -len(".tar")] + ".parquet") for tar in tars)
-
-
-def _is_img2dataset_files(folder: str) -> bool:
-    """Folders 00000, 00001, ... of image, .json and .txt files, with 00000.parquet beside them."""
-    if not os.path.isdir(folder):
-        return False
-    shards = [name for name in os.listdir(folder) if re.fullmatch(r"\d{5,}", name)]
-    return any(os.path.exists(os.path.join(folder, f"{shard}.parquet")) for shard in shards)
-
-
-def _name_of(path: str) -> str:
-    path = without_secrets(path).rstrip("/")  # a query may hold a signature
-    if "*" in path:
-        path = os.path.dirname(path) or path
-    return re.sub(r"[^\w.-]+", "_", os.path.splitext(os.path.basename(path))[0]) or "source"
-
-
-def _what_is_listed(source: ImageSource) -> dict[str, Any]:
-    path = os.path.abspath(os.path.expanduser(source.path))
-    return {"path": path, "split": source.split, "image_column": source.image_column}
-
-
-def _is_folder_of_files(source: ImageSource, dataset: datasets.Dataset) -> bool:
-    """Whether the rows are the files of a folder: not what `datasets` has in files of its own, saved or cached."""
-    path = os.path.expanduser(source.path)
-    saved = ("state.json", "dataset_dict.json")
-    return (
-        source.config_name is None
-        and os.path.isdir(path)
-        and not dataset.cache_files
-        and not any(os.path.exists(os.path.join(path, name)) for name in saved)
+    return load_image_dataset(
+        path if os.path.exists(path) else source.path,
+        split=source.split,
+        config_name=source.config_name,
+        image_column=source.image_column,
     )
 
 
-def _listed(source: ImageSource, dataset: datasets.Dataset, image_column: str) -> SourceListing:
-    """The dataset of a folder of files, with the states of all files."""
-    files, folders = paths_below(os.path.expanduser(source.path))
-    metadata = [file for file in files if os.path.basename(file).lower() in METADATA_NAMES]
-    rows = list(files_of_rows(dataset, image_column))
-    states = FileStates([*files, *rows])
-    times = times_of(map(os.path.abspath, [*folders, *metadata]))
-    return SourceListing(dataset, states.of(rows), states.fingerprint(), times)
+def _check(source: ImageSource, rows: SourceRows) -> None:
+    if len(rows) == 0:
+        raise ValueError(f"the source {source.path!r} has no images.")
+    if source.id_column is not None and source.id_column not in rows.features:
+        raise ValueError(
+            f"the source {source.path!r} has id_column={source.id_column!r}, but its columns are"
+            f" {', '.join(rows.features)}."
+        )
+
+
+def _what_is_listed(source: ImageSource) -> dict[str, Any]:
+    path = os.path.expanduser(source.path)
+    return {
+        "path": path if is_url(path) else os.path.abspath(path), "split": source.split,
+        "image_column": source.image_column, "root": source.root,
+    }  # fmt: skip
 
 
 def _fingerprint(source: ImageSource, dataset: datasets.Dataset, image_column: str) -> str:
-    """Changes when files of a local source change, or those that its rows name, or a Hub dataset its version."""
+    """Changes when files of a saved dataset change, or those that its rows name, or a Hub dataset its version."""
     path = os.path.expanduser(source.path)
-    if os.path.isdir(path):
-        files, _ = paths_below(path)
-    elif os.path.exists(path) or "*" in path:
-        files = [path] if os.path.exists(path) else glob.glob(path, recursive=True)
-    else:
+    if not os.path.isdir(path):
         return dataset._fingerprint
+    files, _ = paths_below(path)
     return FileStates([*files, *files_of_rows(dataset, image_column)]).fingerprint()

@@ -71,9 +71,9 @@ class FolderContent:
         depth = 1 if self.has_split_folders else 0
         found = {}
         for split, files in self.splits.items():
-            parts = [file.split(os.sep) for file in files]
-            if self.kind == "image" and not self.metadata and all(len(part) == depth + 2 for part in parts):
-                found[split] = [part[depth] for part in parts]
+            is_labelled = self.kind == "image" and not self.metadata
+            if is_labelled and all(file.count(os.sep) == depth + 1 for file in files):
+                found[split] = [file.split(os.sep)[depth] for file in files]
         # A single folder over all images is no class.
         return found if len({name for names in found.values() for name in names}) > 1 else {}
 
@@ -94,9 +94,22 @@ def read_folder(folder: str) -> FolderContent:
     """Look through a folder by the rule above.
 
     Raises:
-        ValueError: it holds no data, data of two kinds, or what could be splits or something else.
+        ValueError: as `content_of`.
     """
     files, _, loops = files_below(folder)
+    return content_of(folder, files, loops)
+
+
+def content_of(folder: str, files: Sequence[str], loops: Sequence[str] = ()) -> FolderContent:
+    """The content of a folder by the rule above.
+
+    Args:
+        folder: a path, or an address (`remote_files`).
+        files, loops: as of `files_below`.
+
+    Raises:
+        ValueError: it holds no data, data of two kinds, or what could be splits or something else.
+    """
     metadata = [file for file in files if os.path.basename(file).lower() in METADATA_NAMES]
     of_kind: dict[str, list[str]] = {}
     unread = Counter()
@@ -127,7 +140,7 @@ def read_folder(folder: str) -> FolderContent:
         )
     ((kind, data),) = of_kind.items()
     splits, has_split_folders, left_out = _split(folder, data, kind)
-    return FolderContent(folder, kind, splits, has_split_folders, metadata, left_out, unread, loops)
+    return FolderContent(folder, kind, splits, has_split_folders, metadata, left_out, unread, list(loops))
 
 
 def files_below(folder: str) -> tuple[list[str], list[str], list[str]]:
@@ -178,8 +191,8 @@ def _split(folder: str, data: Sequence[str], kind: str) -> tuple[dict[str, list[
     splits: dict[str, list[str]] = {}
     outside = []
     for file in data:
-        top = file.split(os.sep)[0]
-        split = SPLIT_OF_FOLDER_NAME.get(top.lower()) if os.sep in file else None
+        top, separator, _ = file.partition(os.sep)
+        split = SPLIT_OF_FOLDER_NAME.get(top.lower()) if separator else None
         if split is None:
             outside.append(file)
         elif folder_of_split.setdefault(split, top) != top:

@@ -1,13 +1,16 @@
 """Images from where people keep them: folders, parquet, saved data sets, WebDataset tars, the Hub."""
 
 import glob
+import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+from datasets.table import InMemoryTable
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from .damaged_files import DAMAGE, cause_of, load_saved, refuse_damaged
@@ -160,7 +163,7 @@ def _load_packed(builder: str, files: list[str], split: str, options: dict[str, 
     if split == ALL_SPLITS:  # no name that files may have
         split = "train"
     try:
-        return datasets.load_dataset(builder, data_files={_without_slice(split): files}, split=split, **options)
+        return datasets.load_dataset(builder, data_files={without_slice(split): files}, split=split, **options)
     except DAMAGE as error:
         refuse_damaged(builder, files)
         raise ValueError(f"the data set of {files[0]!r} cannot be read ({cause_of(error)}).") from error
@@ -179,14 +182,14 @@ def _load_folder(
         else:
             content = read_folder(folder)
             say_what_is_read(content)
-            wanted = split if content.kind == "image" else _without_slice(split)
+            wanted = split if content.kind == "image" else without_slice(split)
             names = content.splits if split == ALL_SPLITS else [named_split(content.splits, wanted, folder)]
             if content.kind != "image":
                 files = [os.path.join(folder, file) for name in names for file in content.splits[name]]
                 return _load_packed(BUILDER_OF_SUFFIX[f".{content.kind}"], files, split, options)
-            splits = {name: _images_of(content, name) for name in names}
+            splits = {name: images_of(content, name) for name in names}
         if split == ALL_SPLITS:
-            dataset = _one_after_the_other(splits, folder)
+            dataset = one_after_the_other(splits, folder)
         else:
             dataset = splits[named_split(splits, split, folder)]
     if options["streaming"]:
@@ -194,7 +197,7 @@ def _load_folder(
     return dataset
 
 
-def _one_after_the_other(splits: Mapping[str, datasets.Dataset], folder: str) -> datasets.Dataset:
+def one_after_the_other(splits: Mapping[str, datasets.Dataset], folder: str) -> datasets.Dataset:
     """The rows of all splits; a column that a split lacks is empty there."""
     try:
         return datasets.concatenate_datasets(list(splits.values()))
@@ -205,16 +208,23 @@ def _one_after_the_other(splits: Mapping[str, datasets.Dataset], folder: str) ->
         ) from error
 
 
-def _without_slice(split: str) -> str:
+def without_slice(split: str) -> str:
     """Of "train[:100]" it is "train"."""
     return re.split(r"\W", split)[0]
 
 
-def _images_of(content: FolderContent, split: str) -> datasets.Dataset:
+def dataset_of_files(paths: Sequence[str]) -> datasets.Dataset:
+    """The images of some files, undecoded: paths or addresses."""
+    column = pa.array(paths, pa.string())
+    images = pa.StructArray.from_arrays([pa.nulls(len(column), pa.binary()), column], ["bytes", "path"])
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    return _dataset_of(pa.table({"image": images}), features, paths)
+
+
+def images_of(content: FolderContent, split: str) -> datasets.Dataset:
     """The images of a split, with their labels or the columns of their metadata."""
     files = content.splits[split]
-    dataset = datasets.Dataset.from_dict({"image": [os.path.join(content.folder, file) for file in files]})
-    dataset = dataset.cast_column("image", datasets.Image(decode=False))
+    dataset = dataset_of_files([os.path.join(content.folder, file) for file in files])
     if content.metadata:
         metadata = datasets.Dataset(read_metadata(content.folder, content.metadata, files))
         return datasets.concatenate_datasets([dataset, metadata], axis=1) if metadata.column_names else dataset
@@ -224,5 +234,13 @@ def _images_of(content: FolderContent, split: str) -> datasets.Dataset:
         names = sorted({name for classes in classes_of_split.values() for name in classes})
         label_of_class = {name: label for label, name in enumerate(names)}
         labels = [label_of_class[name] for name in classes_of_split[split]]
-        dataset = dataset.add_column("label", labels, feature=datasets.ClassLabel(names=names))
+        table = dataset.data.table.append_column("label", pa.array(labels, pa.int64()))
+        features = datasets.Features({**dataset.features, "label": datasets.ClassLabel(names=names)})
+        return _dataset_of(table, features, [dataset._fingerprint, *names])
     return dataset
+
+
+def _dataset_of(table: pa.Table, features: datasets.Features, content: Sequence[str]) -> datasets.Dataset:
+    """With a fingerprint by texts that its rows follow from: `datasets` would go through all rows to make one."""
+    digest = hashlib.blake2b("\n".join(content).encode(errors="surrogateescape"), digest_size=8).hexdigest()
+    return datasets.Dataset(InMemoryTable(table), info=datasets.DatasetInfo(features=features), fingerprint=digest)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 from pyarrow import csv, json, parquet
 
@@ -56,9 +57,18 @@ def read_metadata(folder: str, metadata: Sequence[str], images: Sequence[str]) -
     return chosen.drop_columns(["file_name"])
 
 
+def read_table(path: str) -> pa.Table:
+    """A file of `READERS`, at a path or an address."""
+    reader = READERS[os.path.splitext(path)[1].lower()]
+    if "://" not in path:
+        return reader(path)
+    with fsspec.open(path, "rb") as file:
+        return reader(file)
+
+
 def _read(path: str) -> pa.Table:
     try:
-        table = READERS[os.path.splitext(path)[1].lower()](path)
+        table = read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"the metadata file {path!r} cannot be read ({error}).") from error
     if "file_name" not in table.column_names or "image" in table.column_names:

@@ -48,6 +48,17 @@ def confined(
     return datasets.Dataset(table, info=dataset.info.copy(), split=dataset.split, indices_table=dataset._indices)
 
 
+def confined_value(value: Any, feature: Any, roots: Sequence[str]) -> Any:
+    """A value of a row, as it is stored, with the paths of its files as `confined` has them."""
+
+    def confine(file: dict[str, Any] | None) -> dict[str, Any] | None:
+        if file is None or file["path"] is None or file.get("bytes") is not None:
+            return file
+        return {**file, "path": allowed_path(file["path"], roots)}
+
+    return _with_files(value, feature, confine)
+
+
 def allowed_path(path: str, roots: Sequence[str]) -> str:
     """The path to open: absolute, and inside of one of the roots; or marked as forbidden."""
     if "://" in path:
