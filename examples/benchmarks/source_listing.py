@@ -8,6 +8,7 @@ The files are empty, 1,000 in a folder.
 import argparse
 import json
 import pickle
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,7 +18,6 @@ from dinov2_hf.curation import CurationArguments
 from dinov2_hf.curation.plan import plan
 from dinov2_hf.curation.run_context import IMAGES_PER_SHARD
 from dinov2_hf.curation.storage.source_listing import LISTING, StoredListings
-from dinov2_hf.curation.storage.sources import OpenSources
 
 
 FILES_IN_FOLDER = 1000
@@ -38,29 +38,32 @@ def main(argv: list[str] | None = None) -> None:
 def measure(folder: Path, num_files: int) -> dict:
     """CPU seconds of what the processes of a curation do; what is read first, libraries read too."""
     measure_pool(folder / "few", 10)
+    cpu_seconds, wall_seconds = measure_pool(folder / "many", num_files)
     return {
         "files": num_files,
         "files_in_folder": FILES_IN_FOLDER,
-        "cpu_seconds": measure_pool(folder / "many", num_files),
+        "cpu_seconds": cpu_seconds,
+        "wall_seconds_until_the_first_shard_reads": wall_seconds,
+        "most_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
     }
 
 
-def measure_pool(folder: Path, num_files: int) -> dict[str, float]:
+def measure_pool(folder: Path, num_files: int) -> tuple[dict[str, float], float]:
     write_files(folder / "pool", num_files)
     output = folder / "output"
     output.mkdir()
     arguments = CurationArguments(uncurated=str(folder / "pool"), output_dir=str(output), progress=False)
     listings = StoredListings(output / LISTING)
     rows = range(min(num_files, IMAGES_PER_SHARD))
-    seconds = {}
+    seconds, begin = {}, time.perf_counter()
     curation, stages = timed(seconds, "plan, which lists the files", lambda: plan(arguments))
     timed(seconds, "store the listing", lambda: curation.sources.store(listings.folder, is_sole_writer=True))
-    timed(seconds, "open the sources for a shard, without the listing", lambda: OpenSources(arguments.sources))
     task = pickle.dumps(stages[0].write_shard)
     opened = timed(seconds, "open the sources for a shard", lambda: pickle.loads(task).args[0].sources)
     timed(seconds, f"see that {len(rows)} files are unchanged", lambda: opened.refuse_changed(rows))
+    wall_seconds = round(time.perf_counter() - begin, 1)
     timed(seconds, "plan of a launch with --rank", lambda: plan(arguments, listings))
-    return seconds
+    return seconds, wall_seconds
 
 
 def write_files(folder: Path, number: int) -> None:
