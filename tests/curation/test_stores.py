@@ -49,7 +49,7 @@ def rows_of(paths, read) -> list[dict]:
 def test_a_store_gives_the_dataset_of_this_machine(images, store, tmp_path):
     here = curate(arguments_for(images, tmp_path / "here")).output_dir
     url = "s3://curation/made/dataset"
-    arguments = arguments_for("s3://curation", tmp_path / "there", dataset_url=url, num_processes=2)
+    arguments = arguments_for("s3://curation", tmp_path / "there", dataset_url=url)
     there = curate(arguments).output_dir
 
     expected = rows_of(sorted((here / "dataset" / "data").iterdir()), parquet.read_table)

@@ -151,9 +151,11 @@ def test_packed_files_are_read_where_they_are(tmp_path, monkeypatch):
 def test_tars_of_several_kinds_of_images(tmp_path):
     """One column, as long as no sample has two images; a sample without any is a row without an image."""
     jpeg = encoded(scene(1), "JPEG")
-    tar_of(tmp_path / "a.tar", {"0.png": encoded(scene(0)), "1.jpg": jpeg, "2.txt": b"no image"})
+    members = {"0.png": encoded(scene(0)), "1.jpg": jpeg, "2.txt": b"no image", "._3.jpg": b"hidden", "README": b"x"}
+    tar_of(tmp_path / "a.tar", members)
     sources = OpenSources([("uncurated", read_source(str(tmp_path / "a.tar")))])
     assert sources.image_columns == ["image"]
+    assert sources.listings[0].content.unread == {".jpg": 1, "no suffix": 1}
     assert [value and value["bytes"] for value in map(sources.image, range(3))] == [encoded(scene(0)), jpeg, None]
     assert sources.values(2, ["txt"]) == {"txt": "no image"}
     tar_of(tmp_path / "b.tar", {"0.png": encoded(scene(0)), "0.mask.png": encoded(scene(1))})

@@ -10,6 +10,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import datasets
@@ -158,7 +159,11 @@ def _times(found: SourceFiles, files: Sequence[str] = ()) -> bytes:
 def _packed(source: ImageSource, kind: str, found: SourceFiles, names: Sequence[str], told: dict) -> SourceListing:
     """A source whose rows are in parquet files or tars."""
     files = found.paths(names)
-    index, features = (parquet_rows if kind == "parquet" else tar_rows).index_of(files)
+    if kind == "parquet":
+        index, features = parquet_rows.index_of(files)
+    else:
+        index, features, others = tar_rows.index_of(files)
+        told = {**told, "unread": dict(Counter(told["unread"]) + others)}
     if kind == "parquet" and _names_files(features, source.image_column):
         return _of_manifest(source, found, [read_manifest(file) for file in files], told)
     column = find_image_column(datasets.DatasetInfo(features=features), source.image_column)

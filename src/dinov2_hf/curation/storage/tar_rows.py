@@ -6,6 +6,7 @@ name; their suffixes are the columns.
 
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -20,6 +21,7 @@ from ...data.decoding.size_limits import check_file_size
 from ...data.reading.damaged_files import cause_of
 from ...data.reading.folders import IMAGE_SUFFIXES
 from ...data.reading.remote_files import filesystem_of, is_url, open_url
+from .source_files import counted_suffixes
 
 
 READERS = 16  # of tars at once
@@ -29,7 +31,7 @@ TELLING_SAMPLES = 5
 _PLACE = pa.struct({"offset": pa.int64(), "size": pa.int64()})
 
 
-def index_of(tars: Sequence[str]) -> tuple[pa.Table, datasets.Features]:
+def index_of(tars: Sequence[str]) -> tuple[pa.Table, datasets.Features, Counter]:
     """Where the files of all samples are.
 
     Args:
@@ -37,15 +39,17 @@ def index_of(tars: Sequence[str]) -> tuple[pa.Table, datasets.Features]:
 
     Returns:
         A table of `file`, the number of the tar, `__key__`, and for each suffix a struct of `offset` and `size`, null
-        where a sample has no such file; and the types of the columns. Images of several suffixes are one column,
-        `image`, if each sample has one of them.
+        where a sample has no such file; the types of the columns; and the number of files of each suffix that belong
+        to no sample, such as hidden ones. Images of several suffixes are one column, `image`, if each sample has one
+        of them.
 
     Raises:
         ValueError: a tar is damaged, compressed or cannot be read, or a sample has a file twice.
     """
-    numbers, keys, samples = [], [], []
+    numbers, keys, samples, unread = [], [], [], Counter()
     with ThreadPoolExecutor(READERS) as pool:
-        for number, found in enumerate(pool.map(_samples_of, tars)):
+        for number, (found, others) in enumerate(pool.map(_samples_of, tars)):
+            unread += others
             for key, files in found:
                 numbers.append(number)
                 keys.append(key)
@@ -62,18 +66,21 @@ def index_of(tars: Sequence[str]) -> tuple[pa.Table, datasets.Features]:
     index = pa.table({"file": pa.array(numbers, pa.int32()), KEY: pa.array(keys, pa.string()), **arrays})
     features = {name: datasets.Image(decode=False) for name in images}
     features |= {name: _type_of(name, index, tars) for name in columns if name not in images}
-    return index, datasets.Features({**features, KEY: datasets.Value("string"), URL: datasets.Value("string")})
+    features |= {KEY: datasets.Value("string"), URL: datasets.Value("string")}
+    return index, datasets.Features(features), unread
 
 
-def _samples_of(tar: str) -> list[tuple[str, dict[str, dict[str, int]]]]:
-    """Key of each sample, and by suffix where its files are."""
+def _samples_of(tar: str) -> tuple[list[tuple[str, dict[str, dict[str, int]]]], Counter]:
+    """Key of each sample, and by suffix where its files are; and the suffixes of files that are in none."""
     samples: list[tuple[str, dict[str, dict[str, int]]]] = []
+    unread: list[str] = []
     try:
         if not is_url(tar) and os.path.getsize(tar) == 0:
             raise EOFError("it is empty")
         for member in _members(tar):
             key, suffix = base_plus_ext(member.name)
             if key is None or not member.isfile():
+                unread += [] if member.isdir() else [member.name]
                 continue
             if not samples or samples[-1][0] != key:
                 samples.append((key, {}))
@@ -83,7 +90,7 @@ def _samples_of(tar: str) -> list[tuple[str, dict[str, dict[str, int]]]]:
             files[suffix] = {"offset": member.offset_data, "size": member.size}
     except Exception as error:  # clients of stores have no common class of errors
         raise ValueError(f"{tar!r} is no whole tar ({cause_of(error)}); get it again, or leave it out.") from error
-    return samples
+    return samples, counted_suffixes(unread)
 
 
 def _members(tar: str) -> Iterator[tarfile.TarInfo]:
