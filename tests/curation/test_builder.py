@@ -66,7 +66,7 @@ def test_the_command(planted, tmp_path, capsys):
         "--num_shards", 2, "--no-progress", "--perceptual_hash_distance", "null",
     ]  # fmt: skip
     main([str(word) for word in [*words, "--stage", "ingest"]])
-    assert "ingest                   2 of 2 shards, 14 rows" in capsys.readouterr().out
+    assert "ingest                   4 of 4 shards, 14 rows" in capsys.readouterr().out
     main([str(word) for word in words])
     printed = capsys.readouterr().out
     assert "no copies in the pool                  8   dropped: 4 copy in the pool (cosine > 0.6)" in printed

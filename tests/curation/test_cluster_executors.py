@@ -94,10 +94,10 @@ def test_a_task_of_slurm_holds_its_part(planted, tmp_path, monkeypatch):
     stages[0].folder.open()
     task = ShardTask(stages[0], "slurm")
     with sole_writer(tmp_path / "out"), pytest.raises(ValueError, match="out is being written by another process"):
-        task(None, 1, 3)
-    with part_writer(tmp_path / "out", "ingest.0-of-3"):
-        task(None, 1, 3)
-    assert stages[0].folder.missing() == [0, 2]
+        task(None, 1, 6)
+    with part_writer(tmp_path / "out", "ingest.0-of-6"):
+        task(None, 1, 6)
+    assert stages[0].folder.missing() == [0, 2, 3, 4, 5]
 
 
 def test_ray_on_one_machine(planted, tmp_path):
@@ -142,10 +142,10 @@ print("Submitted batch job", number)
     assert list(dict.fromkeys(names)) == ["curate-ingest", "curate-hash_deduplicate"]
     first, second = (next(job for job, name in zip(jobs, names, strict=True) if name == wanted) for wanted in
                      ("curate-ingest", "curate-hash_deduplicate"))  # fmt: skip
-    assert "--array=0-3" in first[1]
+    assert "--array=0-6" in first[1]
     assert "--partition=cpu" in first[1]
     assert any("afterok:1" in word for word in second[0])
-    with part_writer(tmp_path / "out", "ingest.0-of-4"):  # as a job does, while it runs
+    with part_writer(tmp_path / "out", "ingest.0-of-7"):  # as a job does, while it runs
         with pytest.raises(ValueError, match="out is being written by another process"):
             planted.curate("ingest", executor="slurm", executor_options=options, num_shards=4)
         with pytest.raises(ValueError, match="out is being written by another process"):

@@ -287,7 +287,7 @@ def test_steps_one_by_one(planted, tmp_path):
 
 
 def test_a_step_without_the_one_before(planted):
-    with pytest.raises(ValueError, match="stage 'embed' needs stage 'hash_deduplicate', of which 1 of 1 shards"):
+    with pytest.raises(ValueError, match="stage 'describe' needs stage 'ingest', of which 6 of 6 shards"):
         planted.curate("embed")
 
 
@@ -296,12 +296,13 @@ def test_a_change_is_refused_before_any_work_and_overwrite_keeps_what_it_can(pla
     made = {name: folder.shard(0).stat().st_mtime_ns for name, folder in curation.folders.items()}
     with pytest.raises(ValueError, match="deduplication_threshold = 0.6, which is now 0.99.*--overwrite"):
         planted.curate(deduplication_threshold=0.99)
-    with pytest.raises(ValueError, match="num_shards = 3, which is now 2"):
+    with pytest.raises(ValueError, match="num_shards = 6, which is now 5"):
         planted.curate(num_shards=2)
     curation = planted.curate(deduplication_threshold=0.995, overwrite=True)  # 7 degrees: 0.9925
     again = {name: folder.shard(0).stat().st_mtime_ns for name, folder in curation.folders.items()}
     assert [name for name in made if made[name] == again[name]] == [
-        "ingest", "hash_deduplicate", "embed", "copies_train_index", "copies_fill_index", "copies_merge_index",
+        "ingest", "hash_deduplicate", "describe", "embed",
+        "copies_train_index", "copies_fill_index", "copies_merge_index",
         "benchmarks_train_index", "benchmarks_fill_index", "benchmarks_merge_index", "search_leaks",
     ]  # fmt: skip
     assert "deduplicate" not in {stage for stage, _, _ in dropped(curation.output_dir).values()}

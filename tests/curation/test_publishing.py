@@ -43,7 +43,7 @@ def test_a_full_disk_leaves_the_earlier_report_and_dataset_whole(planted, tmp_pa
 
     with monkeypatch.context() as patch:
         if function == "link":
-            patch.setattr(publishing.os, "link", fill_the_disk)
+            patch.setattr(os, "link", fill_the_disk)
         patch.setattr(publishing.shutil, "copy2", fill_the_disk)
         with pytest.raises(ValueError, match="could not be written, as the disk is full .*; what was there before is"):
             planted.curate(retrieval_num_neighbors=1, overwrite=True)
@@ -59,7 +59,7 @@ def test_a_file_system_without_hard_links(planted, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(publishing.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     data = planted.curate().output_dir / "dataset" / "data"
     assert len(ids(data.parent, tmp_path / "cache")) == 5
     made = [os.stat(path).st_ino for path in data.iterdir()]

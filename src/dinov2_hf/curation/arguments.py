@@ -126,7 +126,9 @@ class CurationArguments:
 
     # --- engine
     num_shards: int | None = argument(
-        None, "Shards of a stage; by default one for every 5,000 images, at most 1,000.", AT_LEAST_ONE
+        None,
+        "Shards of a stage, while images are read of each source; by default one for 5,000 images, at most 1,000.",
+        AT_LEAST_ONE,
     )
     num_processes: int = argument(1, "Processes that run shards at the same time.", AT_LEAST_ONE)
     executor: str = argument(
@@ -211,6 +213,11 @@ class CurationArguments:
         """The numbers of the curated sources whose own images go into the dataset."""
         sources = enumerate(self.sources)
         return [number for number, (role, source) in sources if role == "curated" and self.includes(source)]
+
+    @property
+    def included_names(self) -> list[str]:
+        """The names of `included_curated`, which stay when other sources come."""
+        return [self.sources[number][1].name for number in self.included_curated]
 
     @property
     def excludes_copies_of_curated(self) -> bool:

@@ -36,7 +36,7 @@ def check_models(curation: Curation, unfinished: set[str]) -> None:
     picture = _picture()
     if "ingest" in unfinished:
         _check_filters(arguments, curation, picture)
-    for stage, field in (("embed", "embedder"), ("retrieval_embed", "retrieval_embedder")):
+    for stage, field in (("describe", "embedder"), ("retrieval_describe", "retrieval_embedder")):
         spec = getattr(arguments, field)
         if stage in unfinished and spec is not None:
             _check_embedder(field, spec, arguments, curation, picture)

@@ -33,6 +33,7 @@ class PlannedStage:
         needs: stages that must be finished before.
         collective: one shard, which all processes of a launch make together (`torch.distributed`).
         step: what `--stage` runs it with.
+        inputs: of a stage by source, gives the hash of all that a shard is made of, by its rank.
     """
 
     folder: StageFolder
@@ -40,6 +41,7 @@ class PlannedStage:
     needs: tuple["PlannedStage", ...] = ()
     collective: bool = False
     step: str = ""
+    inputs: Callable[[int], str] | None = None
 
     @property
     def name(self) -> str:
@@ -47,6 +49,10 @@ class PlannedStage:
 
     def run_shard(self, rank: int) -> None:
         with self.folder.writing(rank) as shard:
+            if self.inputs is not None:
+                shard.inputs = self.inputs(rank)
+                if shard.take_kept():
+                    return
             self.write_shard(shard)
 
     def require_needs(self) -> None:
@@ -196,7 +202,7 @@ def _end_workers(pool: ProcessPoolExecutor) -> None:
 
 def remove_changed(stages: Sequence[PlannedStage]) -> list[str]:
     """Remove the stages that were made with another configuration, those that follow from them, and those that this
-    curation does not have.
+    curation does not have; but for what was made of single sources that are as they were.
 
     Returns:
         The names of the removed stages that it has.
@@ -217,8 +223,14 @@ def remove_changed(stages: Sequence[PlannedStage]) -> list[str]:
             raise ValueError(
                 f"{path} would be made again, but holds {foreign[0]}, which dinov2_hf did not write; move that away."
             )
-    for path in going:
-        remove_stage(path)
+    folder_of = {stage.name: stage.folder for stage in stages}
+    # The first stages go last: after a kill, what differs is still known.
+    order = list(folder_of)
+    for path in sorted(going, key=lambda path: order.index(path.name) if path.name in order else len(order))[::-1]:
+        if path.name in folder_of:
+            folder_of[path.name].remove()
+        else:
+            remove_stage(path)
     return changed
 
 

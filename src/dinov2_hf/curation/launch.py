@@ -17,6 +17,7 @@ from .arguments import LAUNCH_FIELDS, CurationArguments
 from .checks_before_work import check_models
 from .curation_folder import RECIPE_FILE, mark_output, writing_to_output
 from .executors import remove_changed, run_collective, run_stage, start_pool
+from .increments import sources_came
 from .plan import chosen_stages, plan
 from .publishing import publish
 from .run_context import Curation, opened_store
@@ -64,7 +65,8 @@ def _run(arguments: CurationArguments, launch: "_Launch", stage: str | None, *, 
     check_models(curation, {one.name for one in chosen if one.folder.absent()})
     if launch.is_writer:
         mark_output(arguments)
-    if launch.is_first and arguments.overwrite:
+    # Launches that do not know each other cannot wait until one has made room.
+    if launch.is_first and (arguments.overwrite or (not alone and sources_came(stages))):
         remove_changed(stages)
     launch.wait()
     for earlier in stages[: stages.index(chosen[-1]) + 1]:
@@ -93,6 +95,9 @@ def _run(arguments: CurationArguments, launch: "_Launch", stage: str | None, *, 
                     progress=arguments.progress and launch.is_first,
                 )
             launch.wait()
+    if launch.is_first and not alone:
+        for one in chosen:
+            one.folder.remove_kept()
     if chosen[-1].name == "report" and launch.is_first and not chosen[-1].folder.missing():
         publish(curation)
     launch.wait()

@@ -14,7 +14,7 @@ from .report.numbers import report
 from .run_context import Curation
 from .stages.build import build
 from .stages.deduplicate import deduplicate, drop_curated_copies, drop_leaks, relative_deduplicate
-from .stages.embed import embed, fit_descriptor, retrieval_embed, specs_of
+from .stages.embed import EMBED, RETRIEVAL_EMBED, specs_of
 from .stages.hash_deduplicate import hash_deduplicate
 from .stages.index import BENCHMARKS_INDEX, COPIES_INDEX, RETRIEVAL_INDEX, SURVIVORS_INDEX
 from .stages.ingest import ingest
@@ -29,15 +29,15 @@ from .stages.search import (
 from .stages.select import assign_clusters_of_pool, kmeans, retrieve, sample_hierarchy, select_all
 from .stages.stage import POOL, Stage, find_stage
 from .storage.dataset_files import dataset_features
-from .storage.manifests import StageFolder
+from .storage.manifests import StageFolder, hash_of
 from .storage.source_listing import StoredListings
 
 
 STAGES = (
-    ingest, hash_deduplicate, fit_descriptor, embed,
+    ingest, hash_deduplicate, *EMBED,
     *COPIES_INDEX, search_copies, deduplicate, search_curated_copies, drop_curated_copies,
     *BENCHMARKS_INDEX, search_benchmarks, *SURVIVORS_INDEX, search_survivors, relative_deduplicate, search_leaks,
-    retrieval_embed, *RETRIEVAL_INDEX, search_retrieval, kmeans, assign_clusters_of_pool,
+    *RETRIEVAL_EMBED, *RETRIEVAL_INDEX, search_retrieval, kmeans, assign_clusters_of_pool,
     retrieve, sample_hierarchy, select_all,
     drop_leaks, build, report,
 )  # fmt: skip
@@ -86,16 +86,25 @@ def _planned(
     values = stage.values(curation.arguments, options)
     pool = [one for one in earlier if one.folder.title is not None][-1:] if POOL in stage.needs else []
     needs = [one for one in earlier if one.name in stage.needs or one in pool]
+    config, inputs, by_source = {**values, **stage.config(curation)}, None, None
+    if stage.by_source:
+        alone = {one.name: one.folder.by_source for one in needs if one.folder.by_source is not None}
+        by_source = {**config, "after": alone}
+        sources = curation.sources.describe()
+        known = [hash_of([by_source, sources[piece.source], piece.rows]) for piece in curation.pieces]
+        inputs = partial(stage.inputs, curation.until_now(), known)
+        config["sources"] = sources
     folder = StageFolder(
         curation.output_dir / "stages" / stage.name,
         stage.num_shards(curation),
-        {**values, **stage.config(curation), "after": {one.name: one.folder.config_hash for one in needs}},
+        {**config, "after": {one.name: one.folder.config_hash for one in needs}},
         stage.title,
         stage.thins,
+        by_source,
     )
     write_shard = partial(stage.write, curation.until_now(), values)
     curation.folders[stage.name] = folder
-    return PlannedStage(folder, write_shard, tuple(needs), stage.collective, stage.step)
+    return PlannedStage(folder, write_shard, tuple(needs), stage.collective, stage.step, inputs)
 
 
 def chosen_stages(stages: list[PlannedStage], name: str | None, *, alone: bool = False) -> list[PlannedStage]:

@@ -1,12 +1,12 @@
 """The finished dataset and its report, put where a user looks for them; again if they were deleted."""
 
-import os
 import shutil
 from pathlib import Path
 
 from ..atomic_files import new_file, new_folder
 from .run_context import Curation
 from .storage.dataset_files import built_files, content_fingerprint, sent_files
+from .storage.manifests import link_or_copy
 from .storage.remote_dataset import RemoteDataset
 
 
@@ -41,10 +41,7 @@ def _publish_dataset(built: list[Path], card: Path, folder: Path) -> None:
     with new_folder(folder, "dataset", overwrite=True) as partial:
         (partial / "data").mkdir()
         for path, name in zip(built, names, strict=True):
-            try:
-                os.link(path, partial / "data" / name)
-            except OSError:  # a file system without hard links
-                shutil.copy2(path, partial / "data" / name)
+            link_or_copy(path, partial / "data" / name)
         shutil.copy2(card, partial / "README.md")
 
 

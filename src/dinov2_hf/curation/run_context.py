@@ -12,7 +12,7 @@ from pyarrow import parquet
 from ..data import set_max_image_pixels
 from .algorithms.unit_vectors import ChosenRows, UnitVectors, shard_range
 from .arguments import CurationArguments
-from .storage.dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE, Dropped
+from .storage.dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE, Dropped, read_dropped
 from .storage.embeddings import EmbeddingStore
 from .storage.manifests import StageFolder
 from .storage.source_listing import StoredListings
@@ -23,6 +23,25 @@ from .storage.sources import OpenSources, reopened
 IMAGES_PER_SHARD = 5000
 # A process maps the vectors of all shards, and each map holds a file open.
 MOST_SHARDS = 1000
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A range of the rows of one source: a shard of the stages that read images. Other sources do not change it.
+
+    Attributes:
+        source: its number.
+        begin: the row id of the first row of the source.
+        rows: within the source.
+    """
+
+    source: int
+    begin: int
+    rows: range
+
+    @property
+    def row_ids(self) -> range:
+        return range(self.begin + self.rows.start, self.begin + self.rows.stop)
 
 
 @dataclass
@@ -44,10 +63,23 @@ class Curation:
         set_max_image_pixels(self.arguments.max_image_pixels)  # every process that reads images comes through here
         return reopened(tuple(self.arguments.sources), self.listings)
 
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        """All sources in their order, each in as many shards as it would have alone."""
+        found = []
+        for number in range(len(self.sources.sources)):
+            rows = self.sources.range_of(number)
+            shards = min(self._shards_for(len(rows)), len(rows))
+            found += [Piece(number, rows.start, shard_range(len(rows), rank, shards)) for rank in range(shards)]
+        return found
+
     @property
     def num_shards(self) -> int:
-        """Of stages that read images or vectors."""
-        return self.arguments.num_shards or min(max(1, -(-len(self.sources) // IMAGES_PER_SHARD)), MOST_SHARDS)
+        """Of stages that read the images or vectors of all sources together."""
+        return self._shards_for(len(self.sources))
+
+    def _shards_for(self, num_images: int) -> int:
+        return self.arguments.num_shards or min(max(1, -(-num_images // IMAGES_PER_SHARD)), MOST_SHARDS)
 
     @property
     def output_dir(self) -> Path:
@@ -66,9 +98,19 @@ class Curation:
     # --- what finished stages left
 
     def images(self, columns: list[str]) -> pa.Table:
-        """Columns of `ingest` for all images that can be read, in the order of their row ids; texts as of `facts`."""
-        tables = [parquet.read_table(path, columns=columns) for path in self.folders["ingest"].files("images.parquet")]
-        return pa.concat_tables(tables).cast(_with_large_strings(tables[0].schema, columns))
+        """Columns of `ingest`, also `row_id` and `source`, for all images that can be read, in the order of their row
+        ids; texts as of `facts`."""
+        tables = [self.images_of(shard, columns) for shard in range(len(self.pieces))]
+        return pa.concat_tables(tables).cast(_with_large_strings(tables[0].schema))
+
+    def images_of(self, shard: int, columns: list[str], filters: list | None = None) -> pa.Table:
+        """As `images`, of one shard; `filters`: of columns of its file, as of `parquet.read_table`."""
+        piece, path = self.pieces[shard], self.folders["ingest"].shard(shard) / "images.parquet"
+        read = dict.fromkeys(["row", *(name for name in columns if name not in ("row_id", "source"))])
+        table = parquet.read_table(path, columns=list(read), filters=filters)
+        table = table.append_column("row_id", pa.array(table["row"].to_numpy() + piece.begin, pa.int64()))
+        table = table.append_column("source", pa.repeat(pa.scalar(piece.source, pa.int32()), len(table)))
+        return table.select(columns)
 
     def facts(self, row_ids: np.ndarray, columns: list[str]) -> pa.Table:
         """Columns of `ingest` for some images, in their order; only the shards that hold them are read.
@@ -79,17 +121,26 @@ class Curation:
         Returns:
             A table of so many rows; texts are `large_string`, which has no limit of 2 GiB.
         """
-        folder, count = self.folders["ingest"], len(self.sources)
         wanted, places = np.unique(np.asarray(row_ids, dtype=np.int64), return_inverse=True)
-        begins = [shard_range(count, rank, folder.num_shards).start for rank in range(folder.num_shards)]
-        shards = np.searchsorted(begins, wanted, side="right") - 1
-        tables = [_with_large_strings(parquet.read_schema(folder.shard(0) / "images.parquet"), columns).empty_table()]
-        for shard in np.unique(shards):
-            table = parquet.read_table(folder.shard(shard) / "images.parquet", columns=["row_id", *columns])
+        shards = self.shards_of(wanted)
+        tables = [_with_large_strings(self.images_of(0, columns).schema).empty_table()]
+        for shard in np.unique(shards).tolist():
+            table = self.images_of(shard, ["row_id", *columns])
             inside = wanted[np.searchsorted(shards, shard) : np.searchsorted(shards, shard, side="right")]
             table = table.take(np.searchsorted(table["row_id"].to_numpy(), inside)).select(columns)
             tables.append(table.cast(tables[0].schema))
         return pa.concat_tables(tables).take(places)
+
+    def shards_of(self, row_ids: np.ndarray) -> np.ndarray:
+        """The shard that each of some images is in, (n,)."""
+        return np.searchsorted([piece.row_ids.start for piece in self.pieces], row_ids, side="right") - 1
+
+    def dropped(self, stage: str) -> Iterator[pa.Table]:
+        """What a finished stage dropped, tables of `DROPPED_SCHEMA`, in parts."""
+        folder = self.folders[stage]
+        for rank, path in enumerate(folder.files("dropped.parquet")):
+            for table in read_dropped(path):
+                yield _shifted(table, self.pieces[rank].begin) if folder.by_source else table
 
     def array(self, stage: str, name: str) -> np.ndarray:
         """An array that a stage of one shard wrote, as a memory map: each of many shards reads its own part."""
@@ -210,6 +261,11 @@ def opened_store(folder: Path, pattern: str, config_hash: str) -> EmbeddingStore
     return EmbeddingStore(folder, pattern)
 
 
-def _with_large_strings(schema: pa.Schema, columns: list[str]) -> pa.Schema:
-    types = {name: schema.field(name).type for name in columns}
-    return pa.schema({name: pa.large_string() if type == pa.string() else type for name, type in types.items()})
+def _with_large_strings(schema: pa.Schema) -> pa.Schema:
+    return pa.schema({one.name: pa.large_string() if one.type == pa.string() else one.type for one in schema})
+
+
+def _shifted(table: pa.Table, begin: int) -> pa.Table:
+    """Records of a shard that counts rows within its source, by the numbering of all sources."""
+    row_ids = pa.array(table["row_id"].to_numpy() + begin, pa.int64())
+    return table.set_column(0, table.schema.field(0), row_ids)

@@ -68,10 +68,10 @@ def arguments(tmp_path, **changes) -> CurationArguments:
     return CurationArguments(**values, num_shards=2, perceptual_hash_distance=None, **changes)
 
 
-@pytest.mark.parametrize("stage", ["ingest", "fit_descriptor", "embed", "build"])
+@pytest.mark.parametrize("stage", ["ingest", "describe", "build"])
 def test_what_could_not_be_read_is_read_by_a_later_run(tmp_path, disk, stage):
     write_scenes(tmp_path / "pool", range(12))
-    before = {"ingest": (), "fit_descriptor": ("ingest",), "embed": ("ingest", "fit_descriptor")}
+    before = {"ingest": (), "describe": ("ingest",)}
     for earlier in before.get(stage, ("ingest", "embed", "deduplicate", "retrieve")):
         curate(arguments(tmp_path), earlier)
     disk("007.png", 100)

@@ -145,8 +145,8 @@ def _copies(picture: Pictures, rows: pa.Table, original: str, kept: int | None) 
 def _rows_of(curation: Curation, ids: list[str], dropped: pa.ChunkedArray) -> dict[str, int]:
     """The row ids of images by their ids; of those that share one, that which was not dropped."""
     found: dict[str, int] = {}
-    for path in curation.folders["ingest"].files("images.parquet"):
-        table = parquet.read_table(path, columns=["row_id", "id"], filters=[("id", "in", ids)])
+    for shard in range(len(curation.pieces)):
+        table = curation.images_of(shard, ["row_id", "id"], filters=[("id", "in", ids)])
         for row in table.filter(pc.invert(pc.is_in(table["row_id"], dropped))).to_pylist():
             found.setdefault(row["id"], row["row_id"])
     return found

@@ -19,7 +19,7 @@ from ..stages.deduplicate import leaks_of_curated
 from ..stages.stage import stage
 from ..stages.stand_ins import amend_dropped, load_stand_ins
 from ..storage.dataset_files import content_fingerprint
-from ..storage.dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE, read_dropped
+from ..storage.dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE
 from ..storage.histogram_files import load_histogram
 from ..storage.manifests import StageFolder, UnfinishedShard
 from ..storage.source_contents import contents_of
@@ -76,7 +76,7 @@ def _gather_dropped(curation: Curation, shard: UnfinishedShard) -> AllDropped:
     with parquet.ParquetWriter(shard.folder / "dropped.parquet", DROPPED_SCHEMA) as writer:
         for folder in _dropping(curation):
             shown = 0
-            for table in read_dropped(folder.files("dropped.parquet")):
+            for table in curation.dropped(folder.name):
                 if folder.name == "hash_deduplicate":
                     table = amend_dropped(curation, table, stand_ins)
                 writer.write_table(table)

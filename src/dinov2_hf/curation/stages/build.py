@@ -46,8 +46,7 @@ def chosen_rows(curation: Curation, accounting: str) -> pa.Table:
 
 def _what_decides(curation: Curation) -> dict[str, Any]:
     arguments = curation.arguments
-    included = [arguments.sources[number][1].name for number in arguments.included_curated]
-    found = {"face_files": file_fingerprint(arguments.face_model), "included": included}
+    found = {"face_files": file_fingerprint(arguments.face_model), "included": arguments.included_names}
     if arguments.dataset_url is not None:
         found["dataset_url"] = without_secrets(arguments.dataset_url)
     return found

@@ -1,8 +1,13 @@
-"""Stages that turn images into vectors: `<role>.npy` and `<role>.ids.npy` of each shard, read by `EmbeddingStore`."""
+"""Stages that turn images into vectors.
+
+What an embedder gives for an image is kept by source. What it learns from a sample of the pool, and which images of
+the pool are left, depends on all sources, and is applied to that in a second step, which reads no image.
+"""
 
 import bisect
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,22 +16,23 @@ import torch
 
 from ...data.decoding.undecodable import UndecodableImage
 from ...devices import find_device
+from ..algorithms.unit_vectors import row_blocks
 from ..arguments import CurationArguments
 from ..embedders import Embedder, fitted_module, kind_of_embedder, load_embedder
-from ..run_context import Curation
+from ..run_context import Curation, Piece
 from ..storage.dropped_images import Dropped
-from ..storage.embeddings import problems_of, write_shard
+from ..storage.embeddings import problems_of, stored_form
 from ..storage.file_fingerprints import file_fingerprint
 from ..storage.image_reading import UnreadableFile, read_image_file, refuse_unread
-from ..storage.manifests import UnfinishedShard
+from ..storage.manifests import UnfinishedShard, link_or_copy
 from ..storage.precomputed_vectors import PrecomputedVectors
 from ..storage.sources import OpenSources
-from .stage import POOL, image_shards, stage
+from .stage import POOL, source_shards, stage
 from .stand_ins import FILE as STAND_INS
 from .stand_ins import find_stand_ins
 
 
-RETRIEVAL = "retrieval_embed"
+FITTED_FILE = "fitted.pt"
 # The mean and 512 variances change little with more.
 FITTED_SAMPLE = 1000
 # What the vectors of an embedder depend on beside its name and files.
@@ -77,118 +83,208 @@ def load_embedder_of(arguments: CurationArguments, spec: str, **run: Any) -> Emb
     )
 
 
-def _fitted(curation: Curation) -> list[str]:
-    return [spec for spec in specs_of(curation.arguments) if fitted_module(spec) is not None]
-
-
-def _fitted_file(spec: str) -> str:
-    return f"{spec.replace(':', '.')}.pt"
-
-
-@stage(
-    "fit_descriptor",
-    step="embed",
-    is_wanted=lambda curation: bool(_fitted(curation)),
-    config=lambda curation: {"embedders": _fitted(curation)},
-)
-def fit_descriptor(curation: Curation, shard: UnfinishedShard, *, seed: int) -> None:
-    """Fit what embedders learn from a sample of the pool, as the perceptual descriptor its mean."""
-    row_ids = curation.array("hash_deduplicate", "uncurated")
-    if not len(row_ids):
-        raise curation.nothing_left("hash_deduplicate")
-    sample = np.sort(np.random.default_rng(seed).choice(row_ids, min(FITTED_SAMPLE, len(row_ids)), replace=False))
-    rows, arguments = RowsOfSources(curation.sources, sample), curation.arguments
-    for spec in _fitted(curation):
-        embedder = load_embedder_of(arguments, spec, **_workers(arguments, "cpu"))
-        found = embedder(rows, f"fit {spec}")
-        _refuse_unread(curation, rows, found.undecodable_rows)
-        module = fitted_module(spec)().fit(found.values)
-        torch.save(module.state_dict(), shard.folder / _fitted_file(spec))
-    shard.rows = len(sample)
-
-
-def _what_decides(spec: str, roles: Sequence[str], arguments: CurationArguments) -> dict[str, Any]:
+def _what_decides(spec: str, arguments: CurationArguments) -> dict[str, Any]:
     options = {name: getattr(arguments, name) for name in OPTIONS_OF_KIND.get(kind_of_embedder(spec), ())}
-    return {"embedder": spec, "roles": list(roles), "files": file_fingerprint(spec), **options}
+    return {"embedder": spec, "files": file_fingerprint(spec), **options}
 
 
-def _roles(curation: Curation) -> list[str]:
-    """Of which images `embed` makes vectors."""
+def _roles(curation: Curation, of: str) -> list[str]:
+    """Of which images vectors are made."""
     arguments = curation.arguments
+    if of == "retrieval_embedder":
+        return ["uncurated", *(["curated"] if arguments.how_selected == "retrieval" else [])]
     queries = arguments.how_selected == "retrieval" and len(specs_of(arguments)) == 1
     curated = queries or arguments.compares_curated
     return ["uncurated", *(["curated"] if curated else []), *(["benchmark"] if arguments.benchmarks else [])]
 
 
-@stage(
-    "embed",
-    title="embedded",
-    writes_left=True,
-    needs=[POOL, "fit_descriptor"],
-    num_shards=image_shards,
-    config=lambda curation: _what_decides(curation.arguments.embedder, _roles(curation), curation.arguments),
-)
-def embed(curation: Curation, shard: UnfinishedShard) -> Dropped:
-    """Vectors of a range of the images; copies in the place of those of the pool that have none: `stand_ins.npy`."""
-    usable = partial(_usable_vectors, curation, curation.arguments.embedder, f"embed {shard.label}")
+def _to_embed(curation: Curation, piece: Piece, of: str, *, alone: bool) -> np.ndarray:
+    """Row ids of a piece that vectors are wanted of, ascending.
+
+    Args:
+        alone: also those that are copies of images of other sources, so that other sources change nothing.
+    """
+    role = curation.sources.roles[piece.source]
+    if role not in _roles(curation, of):
+        return np.empty(0, np.int64)
+    if of == "retrieval_embedder" and role == "uncurated":
+        row_ids = curation.left()[0]
+    else:
+        row_ids = curation.array("hash_deduplicate", "to_embed" if alone and of == "embedder" else role)
+    begin, end = (bisect.bisect_left(row_ids, row) for row in (piece.row_ids.start, piece.row_ids.stop))
+    return np.array(row_ids[begin:end])
+
+
+def _copies_of(curation: Curation, of: str, name: str) -> np.ndarray:
+    """(m, 2) copies, of which one is embedded where the image that stays has no vector."""
+    return curation.array("hash_deduplicate", name) if of == "embedder" else np.empty((0, 2), np.int64)
+
+
+def _describe(curation: Curation, shard: UnfinishedShard, *, of: str) -> None:
+    """What the embedder gives for a piece of a source: `vectors.npy`, in single precision if they are brought to their
+    last form later, `rows.npy`, their rows within the source, and `failures.json`, reasons by row.
+
+    Images without a vector have a copy in their place, if there is one in the source.
+    """
+    piece, spec = curation.pieces[shard.rank], getattr(curation.arguments, of)
+    usable = partial(_usable_vectors, curation, spec, f"{of} {shard.label}")
     reasons: dict[int, str] = {}
-    stand_ins = np.empty((0, 2), np.int64)
-    for role in _roles(curation):
-        wanted = _in_range(curation, shard, curation.array("hash_deduplicate", role))
-        found, vectors = usable(wanted, reasons)
-        if role == "uncurated":
-            failed = wanted[~np.isin(wanted, found)]
-            copies = curation.array("hash_deduplicate", "copies")
-            stand_ins, others = find_stand_ins(failed, copies, lambda tried: usable(tried, {}))
-            if len(stand_ins):
-                found = np.concatenate([found, stand_ins[:, 0]])
-                vectors = np.concatenate([vectors, others]) if len(vectors) else others
-        _save(shard, role, found, vectors)
+    wanted = _to_embed(curation, piece, of, alone=True)
+    row_ids, vectors = usable(wanted, reasons)
+    failed = wanted[~np.isin(wanted, row_ids)]
+    copies = _copies_of(curation, of, "copies_in_source")
+    stand_ins, others = find_stand_ins(failed, copies, lambda tried: usable(tried, {}))
+    row_ids, vectors = _joined(row_ids, vectors, stand_ins[:, 0], others)
+    np.save(shard.folder / "rows.npy", row_ids - piece.begin)
+    np.save(shard.folder / "vectors.npy", vectors if fitted_module(spec) else stored_form(vectors))
+    failures = {row_id - piece.begin: reason for row_id, reason in sorted(reasons.items())}
+    (shard.folder / "failures.json").write_text(json.dumps(failures))
+    shard.rows = len(row_ids)
+
+
+def _what_it_reads(curation: Curation, piece: Piece, *, of: str) -> bytes:
+    """Which images of a piece are described."""
+    wanted = _to_embed(curation, piece, of, alone=True)
+    copies = _copies_of(curation, of, "copies_in_source")
+    begin, end = np.searchsorted(copies[:, 1], (piece.row_ids.start, piece.row_ids.stop))
+    return (wanted - piece.begin).tobytes() + (copies[begin:end] - piece.begin).tobytes()
+
+
+def _described(curation: Curation, row_ids: np.ndarray, of: str) -> tuple[np.ndarray, np.ndarray]:
+    """Those of some images that have been described, ascending, and what the embedder gave for them."""
+    found, vectors = np.empty(0, np.int64), np.empty((0, 1), np.float32)
+    wanted_sources = {curation.sources.locate(row)[0] for row in row_ids.tolist()}
+    for rank, piece in enumerate(curation.pieces):
+        if piece.source in wanted_sources:  # a stand-in can lie in another piece of its source
+            shard = curation.folders[DESCRIBE[of]].shard(rank)
+            rows = np.load(shard / "rows.npy", mmap_mode="r") + piece.begin
+            places = np.flatnonzero(np.isin(rows, row_ids) & ~np.isin(rows, found))
+            if len(places):
+                some = np.load(shard / "vectors.npy", mmap_mode="r")[places]
+                found, vectors = _joined(found, vectors, rows[places], some)
+    order = np.argsort(found)
+    return found[order], vectors[order]
+
+
+def _fit(curation: Curation, shard: UnfinishedShard, *, of: str, seed: int) -> None:
+    """Fit what the embedder learns from a sample of the pool, as the perceptual descriptor its mean."""
+    row_ids = curation.array("hash_deduplicate", "uncurated") if of == "embedder" else curation.left()[0]
+    sample = np.random.default_rng(seed).choice(row_ids, min(FITTED_SAMPLE, len(row_ids)), replace=False)
+    found, vectors = _described(curation, sample, of)
+    if not len(found):
+        raise curation.nothing_left(DESCRIBE[of] if len(row_ids) else "hash_deduplicate")
+    module = fitted_module(getattr(curation.arguments, of))().fit(torch.from_numpy(vectors))
+    torch.save(module.state_dict(), shard.folder / FITTED_FILE)
+    shard.rows = len(found)
+
+
+def _in_last_form(
+    curation: Curation, row_ids: np.ndarray, vectors: np.ndarray, of: str
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """What the embedder gave, brought to its last form by what was fitted, if anything was; as `_with_direction`."""
+    if FIT[of] not in curation.folders or not len(vectors):
+        return row_ids, vectors, {}
+    module = fitted_module(getattr(curation.arguments, of))()
+    module.load_state_dict(torch.load(curation.folders[FIT[of]].shard(0) / FITTED_FILE, weights_only=True))
+    with torch.inference_mode():
+        parts = [module(torch.from_numpy(np.array(vectors[slice(*part)]))) for part in row_blocks(0, len(vectors))]
+    return _with_direction(row_ids, torch.cat(parts).numpy())
+
+
+def _embed(curation: Curation, shard: UnfinishedShard, *, of: str) -> Dropped:
+    """The vectors of what is left of a piece: `<role>.npy` and `<role>.ids.npy`, read by `EmbeddingStore`; copies in
+    the place of images of the pool that have none: `stand_ins.npy`."""
+    piece, described = curation.pieces[shard.rank], curation.folders[DESCRIBE[of]].shard(shard.rank)
+    wanted = _to_embed(curation, piece, of, alone=False)
+    stand_ins, reasons = np.empty((0, 2), np.int64), {}
+    if len(wanted):
+        known = json.loads((described / "failures.json").read_text())
+        row_ids = np.load(described / "rows.npy") + piece.begin
+        is_wanted = np.isin(row_ids, wanted)
+        row_ids, vectors = row_ids[is_wanted], np.load(described / "vectors.npy", mmap_mode="r")
+        if not is_wanted.all():
+            vectors = vectors[is_wanted]
+        row_ids, vectors, problems = _in_last_form(curation, row_ids, vectors, of)
+        failed = wanted[~np.isin(wanted, row_ids)]
+        reasons = {row: problems[row] if row in problems else known[str(row - piece.begin)] for row in failed.tolist()}
+
+        def embedded(tried: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return _in_last_form(curation, *_described(curation, tried, of), of)[:2]
+
+        stand_ins, others = find_stand_ins(failed, _copies_of(curation, of, "copies"), embedded)
+        role = curation.sources.roles[piece.source]
+        if len(stand_ins) or not is_wanted.all() or FIT[of] in curation.folders:
+            row_ids, vectors = _joined(row_ids, vectors, stand_ins[:, 0], others)
+            if len(row_ids):
+                np.save(shard.folder / f"{role}.npy", stored_form(vectors))
+        elif len(row_ids):
+            link_or_copy(described / "vectors.npy", shard.folder / f"{role}.npy")
+        if len(row_ids):
+            np.save(shard.folder / f"{role}.ids.npy", row_ids)
+        shard.rows = len(row_ids)
     np.save(shard.folder / STAND_INS, stand_ins)
-    return _dropped(reasons)
-
-
-def _retrieval_roles(curation: Curation) -> list[str]:
-    return ["uncurated", *(["curated"] if curation.arguments.how_selected == "retrieval" else [])]
-
-
-@stage(
-    "retrieval_embed",
-    title="embedded for retrieval",
-    writes_left=True,
-    needs=[POOL, "fit_descriptor"],
-    step="retrieve",
-    num_shards=image_shards,
-    is_wanted=lambda curation: len(specs_of(curation.arguments)) > 1 and curation.arguments.how_selected != "all",
-    config=lambda curation: _what_decides(
-        curation.arguments.retrieval_embedder, _retrieval_roles(curation), curation.arguments
-    ),
-)
-def retrieval_embed(curation: Curation, shard: UnfinishedShard) -> Dropped:
-    """Vectors of a range of what is left of the pool, and of curated images."""
-    spec = curation.arguments.retrieval_embedder
-    reasons: dict[int, str] = {}
-    for role in _retrieval_roles(curation):
-        row_ids = curation.left()[0] if role == "uncurated" else curation.array("hash_deduplicate", role)
-        wanted = _in_range(curation, shard, row_ids)
-        _save(shard, role, *_usable_vectors(curation, spec, f"retrieval_embed {shard.label}", wanted, reasons))
-    return _dropped(reasons)
-
-
-def _in_range(curation: Curation, shard: UnfinishedShard, row_ids: np.ndarray) -> np.ndarray:
-    rows = shard.rows_of(len(curation.sources))
-    return np.array(row_ids[bisect.bisect_left(row_ids, rows.start) : bisect.bisect_left(row_ids, rows.stop)])
-
-
-def _save(shard: UnfinishedShard, role: str, row_ids: np.ndarray, vectors: np.ndarray) -> None:
-    if len(row_ids):
-        write_shard(shard.folder, role, vectors, row_ids)
-        shard.rows += len(row_ids)
-
-
-def _dropped(reasons: Mapping[int, str]) -> Dropped:
     rows = sorted(reasons)
     return Dropped(np.array(rows, dtype=np.int64), [reasons[row] for row in rows])
+
+
+def _stages(of: str, names: tuple[str, str, str], title: str, is_wanted: Callable[[Curation], bool], **facts: Any):
+    """The three stages of an embedder: what it gives for each image, what it learns from a sample, and the vectors.
+
+    The first depends on each source alone, so it stays when others come or go.
+    """
+
+    def spec(curation: Curation) -> str:
+        return getattr(curation.arguments, of)
+
+    def is_fitted(curation: Curation) -> bool:
+        return is_wanted(curation) and fitted_module(spec(curation)) is not None
+
+    describe, fit, embed = names
+    alike = {"given": {"of": of}, **facts}
+    return (
+        stage(
+            describe, needs=[POOL, "ingest"], num_shards=source_shards, by_source=True, is_wanted=is_wanted,
+            reads=partial(_what_it_reads, of=of),
+            config=lambda curation: _what_decides(spec(curation), curation.arguments), **alike,
+        )(_describe),
+        stage(fit, needs=[POOL, describe], is_wanted=is_fitted, **alike)(_fit),
+        stage(
+            embed, title=title, writes_left=True, needs=[POOL, describe, fit], num_shards=source_shards,
+            is_wanted=is_wanted, config=lambda curation: {"roles": _roles(curation, of)}, **alike,
+        )(_embed),
+    )  # fmt: skip
+
+
+EMBED = _stages("embedder", ("describe", "fit_descriptor", "embed"), "embedded", lambda curation: True, step="embed")
+RETRIEVAL_EMBED = _stages(
+    "retrieval_embedder",
+    ("retrieval_describe", "retrieval_fit_descriptor", "retrieval_embed"),
+    "embedded for retrieval",
+    lambda curation: len(specs_of(curation.arguments)) > 1 and curation.arguments.how_selected != "all",
+    step="retrieve",
+)
+DESCRIBE = {"embedder": EMBED[0].name, "retrieval_embedder": RETRIEVAL_EMBED[0].name}
+FIT = {"embedder": EMBED[1].name, "retrieval_embedder": RETRIEVAL_EMBED[1].name}
+
+
+def _joined(
+    row_ids: np.ndarray, vectors: np.ndarray, others: np.ndarray, their_vectors: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images with their vectors, and further ones after them; of none, vectors have no width."""
+    if not len(others):
+        return row_ids, vectors
+    vectors = np.concatenate([vectors, their_vectors.astype(vectors.dtype)]) if len(row_ids) else their_vectors
+    return np.concatenate([row_ids, others]), vectors
+
+
+def _with_direction(row_ids: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """The images whose vectors have a direction, with these, and why the others have none."""
+    problems = np.array(problems_of(vectors), dtype=object)
+    is_good = problems == ""
+    if is_good.all():
+        return row_ids, vectors, {}
+    reasons = {int(row): f"its vector is {problem}" for row, problem in zip(row_ids, problems, strict=True) if problem}
+    return row_ids[is_good], vectors[is_good], reasons
 
 
 def _usable_vectors(
@@ -199,24 +295,18 @@ def _usable_vectors(
         return row_ids, np.empty((0, 1), np.float32)
     places, vectors, failures = _vectors(curation, spec, row_ids, description)
     reasons.update((int(row_ids[place]), reason) for place, reason in failures.items())
-    found = row_ids[places]
-    problems = np.array(problems_of(vectors), dtype=object)
-    reasons.update((int(row), f"its vector is {problems[n]}") for n, row in enumerate(found) if problems[n])
-    is_good = problems == ""
-    return found[is_good], vectors[is_good]
+    found, vectors, problems = _with_direction(row_ids[places], vectors)
+    reasons.update(problems)
+    return found, vectors
 
 
 def _vectors(curation: Curation, spec: str, row_ids: np.ndarray, description: str):
     arguments = curation.arguments
     if kind_of_embedder(spec) == "precomputed":
         return PrecomputedVectors(spec, curation.sources).vectors(row_ids)
-    fitted = None
-    if fitted_module(spec) is not None:
-        fitted = curation.folders["fit_descriptor"].shard(0) / _fitted_file(spec)
     device = str(find_device(arguments.device))
     rows = RowsOfSources(curation.sources, row_ids)
-    embedder = load_embedder_of(arguments, spec, fitted=fitted, **_workers(arguments, device))
-    found = embedder(rows, description)
+    found = load_embedder_of(arguments, spec, **_workers(arguments, device))(rows, description)
     return found.rows.numpy(), found.values.numpy(), _refuse_unread(curation, rows, found.undecodable_rows)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..algorithms.image_hashes import HASH_BITS, first_of_equal, first_similar_hash
 from ..run_context import Curation
@@ -21,7 +22,8 @@ def hash_deduplicate(
     """Write the row ids that are left: `uncurated.npy`, `curated.npy` and `benchmark.npy`.
 
     `copies.npy`, (m, 2), has row ids of equal files and hashes of the pool, and of the image that stays for each: in
-    the order of the latter, the best copies of an image first.
+    the order of the latter, the best copies of an image first. `to_embed.npy` and `copies_in_source.npy` are the same
+    of each source as if it were alone: whatever sources come, vectors are made of these, and stay.
 
     Only the pool is deduplicated; ids must be unique within each role. What stays is the smallest row, or with
     `representative: best_quality` the best picture.
@@ -30,30 +32,57 @@ def hash_deduplicate(
     has_ids = any(source.id_column for source in sources.sources)
     columns = ["row_id", "source", "content_hash", "perceptual_hash"]
     facts = curation.images([*columns, *(["id"] if has_ids else []), *(QUALITY_COLUMNS if by_quality else [])])
+    to_embed, copies_in_source = [], []
     for role in ("uncurated", "curated", "benchmark"):
         of_role = [number for number, other in enumerate(sources.roles) if other == role]
         table = facts.filter(np.isin(facts["source"].to_numpy(), of_role))
         if by_quality:
             table = table.take(np.lexsort((table["row_id"].to_numpy(), -quality_of(table))))
-        if has_ids:
-            first = first_of_equal(np.array(table["id"].to_pylist(), dtype=object))
-            table, gone = _split(table, first, "same id")
-            yield gone
-        if role == "uncurated":
-            before, copies = table["row_id"].to_numpy(), []
-            if deduplicate_content:
-                first = first_of_equal(_as_bytes(table["content_hash"]))
-                table, gone = _split(table, first, "same file", np.ones(len(first)))
-                copies.append(gone)
-            if perceptual_hash_distance is not None:
-                first, bits = first_similar_hash(table["perceptual_hash"].to_numpy(), perceptual_hash_distance)
-                table, gone = _split(table, first, "same perceptual hash", 1 - bits / HASH_BITS)
-                copies.append(gone)
-            yield from copies
-            np.save(shard.folder / "copies.npy", _copies(before, copies))
-        left = np.sort(table["row_id"].to_numpy())
+        equal_files = deduplicate_content and role == "uncurated"
+        distance = perceptual_hash_distance if role == "uncurated" else None
+        left, copies, gone = _without_copies(table, has_ids, equal_files, distance)
+        yield from gone
         np.save(shard.folder / f"{role}.npy", left)
         shard.rows += len(left)
+        to_embed.append(left)
+        if role == "uncurated":
+            np.save(shard.folder / "copies.npy", copies)
+            for number in of_role:
+                alone = table.filter(pc.equal(table["source"], number)) if len(of_role) > 1 else table
+                left, copies, _ = _without_copies(alone, has_ids, equal_files, distance)
+                to_embed.append(left)
+                copies_in_source.append(copies)
+    np.save(shard.folder / "to_embed.npy", np.unique(np.concatenate(to_embed)))
+    np.save(shard.folder / "copies_in_source.npy", np.concatenate(copies_in_source))
+
+
+def _without_copies(
+    table: pa.Table, has_ids: bool, equal_files: bool, distance: int | None
+) -> tuple[np.ndarray, np.ndarray, list[Dropped]]:
+    """What is left of some images, given in the order of preference.
+
+    Args:
+        equal_files: drop files of equal bytes.
+        distance: drop perceptual hashes that differ in so many bits; None: do not.
+
+    Returns:
+        (n,) row ids that are left, ascending, (m, 2) copies as of `_copies`, and what goes.
+    """
+    gone, copies = [], []
+    if has_ids:
+        first = first_of_equal(np.array(table["id"].to_pylist(), dtype=object))
+        table, dropped = _split(table, first, "same id")
+        gone.append(dropped)
+    before = table["row_id"].to_numpy()
+    if equal_files:
+        first = first_of_equal(_as_bytes(table["content_hash"]))
+        table, dropped = _split(table, first, "same file", np.ones(len(first)))
+        copies.append(dropped)
+    if distance is not None:
+        first, bits = first_similar_hash(table["perceptual_hash"].to_numpy(), distance)
+        table, dropped = _split(table, first, "same perceptual hash", 1 - bits / HASH_BITS)
+        copies.append(dropped)
+    return np.sort(table["row_id"].to_numpy()), _copies(before, copies), gone + copies
 
 
 def _copies(row_ids: np.ndarray, dropped: list[Dropped]) -> np.ndarray:

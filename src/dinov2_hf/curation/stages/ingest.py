@@ -1,6 +1,6 @@
 """The first stage: every image is read and decoded once, and gets a row of facts or a reason why not.
 
-A shard is a range of the numbering of all rows (`sources.OpenSources`).
+A shard is a piece of one source, and counts rows within it: what was read stays when other sources come or go.
 """
 
 from collections.abc import Mapping
@@ -24,15 +24,14 @@ from ..storage.dropped_images import DROPPED_SCHEMA
 from ..storage.file_fingerprints import file_fingerprint
 from ..storage.image_reading import UnreadableFile, read_image_file, refuse_unread
 from ..storage.manifests import UnfinishedShard
-from .stage import image_shards, stage
+from .stage import source_shards, stage
 
 
 IMAGES_SCHEMA = pa.schema(
     {
-        "row_id": pa.int64(),
+        "row": pa.int64(),  # within the source
         "id": pa.string(),
         "path": pa.string(),  # of the file, where there is one
-        "source": pa.int32(),  # number of the source
         "width": pa.int32(),
         "height": pa.int32(),
         "num_bytes": pa.int64(),
@@ -47,7 +46,7 @@ FILTER_BATCH_SIZE = 32
 def _what_decides(curation: Curation) -> dict[str, Any]:
     texts = [option for _, given in curation.arguments.named_filters for option in given.values()]
     files = [text for text in [curation.arguments.nsfw_model, *texts] if isinstance(text, str)]
-    return {"sources": curation.sources.describe(), "files_of_filters": [file_fingerprint(path) for path in files]}
+    return {"files_of_filters": [file_fingerprint(path) for path in files]}
 
 
 @stage(
@@ -55,7 +54,8 @@ def _what_decides(curation: Curation) -> dict[str, Any]:
     title="read and filtered",
     writes_left=True,
     needs=[],
-    num_shards=image_shards,
+    num_shards=source_shards,
+    by_source=True,
     config=_what_decides,
 )
 def ingest(
@@ -63,37 +63,35 @@ def ingest(
     min_bytes: int | None, max_bytes: int | None, max_image_pixels: int | None, filters: list,
     nsfw_model: str | None, nsfw_label: str, nsfw_threshold: float,
 ) -> pa.Table:  # fmt: skip
-    """Read a range of rows: `images.parquet` holds the facts of those kept, `scores.parquet` what filters said.
+    """Read a piece of a source: `images.parquet` holds the facts of those kept, `scores.parquet` what filters said.
 
     Only the pool is filtered. Benchmark and curated images are decoded and hashed: they count, and are taken, as they
     are.
     """
     arguments, sources = curation.arguments, curation.sources
-    sources.refuse_changed(shard.rows_of(len(sources)))
+    piece = curation.pieces[shard.rank]
+    sources.refuse_changed(piece.row_ids)
+    source, is_pool = sources.sources[piece.source], sources.roles[piece.source] == "uncurated"
     chain = FilterChain(planned_filters(arguments), arguments.device)
     kept, scored, dropped, waiting = [], [], [], []
 
     def drop(facts: dict, reason: str) -> None:
-        source = sources.sources[facts["source"]].name
-        dropped.append({**facts, "source": source, "stage": "ingest", "reason": reason})
+        dropped.append({**facts, "row_id": facts["row"], "source": source.name, "stage": "ingest", "reason": reason})
 
     def finish_waiting() -> None:
         facts, images = [fact for fact, _ in waiting], [image for _, image in waiting]
         scores, reasons = chain(images, lambda places: Columns(sources, [facts[place] for place in places]))
         for fact, found, reason in zip(facts, scores, reasons, strict=True):
-            scored.append({"row_id": fact["row_id"], **found})
+            scored.append({"row": fact["row"], **found})
             if reason is None:
                 kept.append(fact)
             else:
                 drop(fact, reason)
         waiting.clear()
 
-    bar = Progress(
-        shard.rows_of(len(sources)), desc=f"ingest {shard.label}", unit="image", disable=not arguments.progress
-    )
+    bar = Progress(piece.row_ids, desc=f"ingest {shard.label}", unit="image", disable=not arguments.progress)
     for row_id in bar:
-        source, _ = sources.locate(row_id)
-        facts = {"row_id": row_id, "id": sources.image_id(row_id), "path": None, "source": source}
+        facts = {"row_id": row_id, "row": row_id - piece.begin, "id": sources.image_id(row_id), "path": None}
         try:
             value = sources.image(row_id)
             facts["path"] = _shown_path(value)
@@ -104,7 +102,7 @@ def ingest(
         except UndecodableImage as error:
             drop(facts, f"cannot be decoded: {error}")
         else:
-            if chain.filters and sources.roles[source] == "uncurated":
+            if chain.filters and is_pool:
                 waiting.append((facts, image))
             else:
                 kept.append(facts)
@@ -112,11 +110,11 @@ def ingest(
             finish_waiting()
     if waiting:
         finish_waiting()
-    kept.sort(key=lambda facts: facts["row_id"])
+    kept.sort(key=lambda facts: facts["row"])
     parquet.write_table(pa.Table.from_pylist(kept, schema=IMAGES_SCHEMA), shard.folder / "images.parquet")
     names = [planned.name for planned, _ in chain.filters]
     if names:
-        schema = pa.schema({"row_id": pa.int64(), **dict.fromkeys(names, pa.float64())})
+        schema = pa.schema({"row": pa.int64(), **dict.fromkeys(names, pa.float64())})
         parquet.write_table(pa.Table.from_pylist(scored, schema=schema), shard.folder / "scores.parquet")
     shard.rows = len(kept)
     return pa.Table.from_pylist(dropped, schema=DROPPED_SCHEMA)

@@ -104,7 +104,7 @@ def search_survivors(
     step="deduplicate",
     num_shards=image_shards,
     is_wanted=lambda curation: curation.arguments.excludes_copies_of_curated,
-    config=lambda curation: {"included": curation.arguments.included_curated},
+    config=lambda curation: {"included": curation.arguments.included_names},
 )
 def search_curated_copies(
     curation: Curation, shard: UnfinishedShard, *, num_neighbors: int, deduplication_threshold: float
@@ -130,7 +130,7 @@ def search_curated_copies(
     step="relative_deduplicate",
     num_shards=image_shards,
     is_wanted=lambda curation: curation.arguments.finds_leaks,
-    config=lambda curation: {"included": curation.arguments.included_curated},
+    config=lambda curation: {"included": curation.arguments.included_names},
 )
 def search_leaks(curation: Curation, shard: UnfinishedShard, *, benchmark_threshold: float) -> None:
     """The nearest benchmark image of a range of the curated images that go into the dataset: `edges.npz`."""

@@ -1,5 +1,6 @@
 """What a stage of a curation is: a function, and what plan, report and records must know of it."""
 
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from ...named_objects import Registry, did_you_mean
 from ..arguments import CurationArguments
-from ..run_context import Curation
+from ..run_context import Curation, Piece
 from ..storage.dropped_images import Dropped, write_dropped
 from ..storage.manifests import UnfinishedShard
 
@@ -36,6 +37,9 @@ class Stage:
         writes_left: the stages that follow read from its own files which images it leaves.
         collective: one shard, which all processes of a launch make together (`torch.distributed`).
         num_shards: into how many it is split; `shard.rows_of(n)` is the part of one.
+        by_source: its shards are the `pieces` of the sources, and each depends on its source and on `reads` alone. So
+            they stay when other sources come or go. They count rows within their source (`piece.rows`).
+        reads: of a stage by source, bytes that tell what a piece reads of stages that look at all sources.
         is_wanted: whether a curation has this stage.
         config: what decides what it writes, beside what its function reads, as plain values.
         given: keyword arguments that are fixed.
@@ -50,6 +54,8 @@ class Stage:
     writes_left: bool = False
     collective: bool = False
     num_shards: Callable[[Curation], int] = lambda curation: 1
+    by_source: bool = False
+    reads: Callable[[Curation, Piece], bytes] = lambda curation, piece: b""
     is_wanted: Callable[[Curation], bool] = lambda curation: True
     config: Callable[[Curation], Mapping[str, Any]] = lambda curation: {}
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -94,6 +100,15 @@ class Stage:
         parts = [found] if isinstance(found, Dropped | pa.Table) else found
         write_dropped((table for part in parts for table in curation.records(self.name, part)), shard.folder)
 
+    def inputs(self, curation: Curation, known: Sequence[str], rank: int) -> str:
+        """The hash of all that a shard by source is made of.
+
+        Args:
+            known: for each shard, what is known of that before any stage has run.
+        """
+        reads = self.reads(curation, curation.pieces[rank])
+        return hashlib.blake2b(known[rank].encode() + reads, digest_size=8).hexdigest()
+
     def __reduce__(self):
         return _imported, (self.function.__module__, self.function.__qualname__, self.name)
 
@@ -119,8 +134,13 @@ def stage(name: str, **facts: Any) -> Callable[[Callable], Stage]:
 
 
 def image_shards(curation: Curation) -> int:
-    """As many shards as all stages that read images or vectors."""
+    """As many shards as all stages that read images or vectors of all sources together."""
     return curation.num_shards
+
+
+def source_shards(curation: Curation) -> int:
+    """A shard for each of the `pieces` of the sources."""
+    return len(curation.pieces)
 
 
 def find_stage(name: str) -> Stage:

@@ -50,9 +50,8 @@ def write_dropped(tables: Iterable[pa.Table], folder: Path) -> None:
             writer.write_table(table)
 
 
-def read_dropped(paths: Iterable[Path]) -> Iterator[pa.Table]:
-    """The rows of several files, in order, in parts."""
-    for path in paths:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(ROWS_AT_ONCE):
-                yield pa.Table.from_batches([batch], schema=DROPPED_SCHEMA)
+def read_dropped(path: Path) -> Iterator[pa.Table]:
+    """The rows of a file in parts."""
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(ROWS_AT_ONCE):
+            yield pa.Table.from_batches([batch], schema=DROPPED_SCHEMA)

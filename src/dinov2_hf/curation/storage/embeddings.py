@@ -41,10 +41,14 @@ def write_shard(folder: str | os.PathLike, name: str, vectors: np.ndarray, ids: 
     bad = np.flatnonzero(problems != "")
     if len(bad):
         raise ValueError(f"the vector of id {ids[bad[0]]} in shard {name!r} is {problems[bad[0]]}.")
-    unit = (vectors / _norms(vectors)[:, None]).astype(np.float16)
-    for file_name, array in ((f"{name}.ids.npy", ids.astype(np.int64)), (f"{name}.npy", unit)):
+    for file_name, array in ((f"{name}.ids.npy", ids.astype(np.int64)), (f"{name}.npy", stored_form(vectors))):
         with new_file(Path(folder) / file_name, overwrite=True) as path:
             np.save(path, array)
+
+
+def stored_form(vectors: np.ndarray) -> np.ndarray:
+    """(n, D) float16 of unit length; of what has this form already, the same numbers."""
+    return vectors if vectors.dtype == np.float16 else (vectors / _norms(vectors)[:, None]).astype(np.float16)
 
 
 def _check(name: str, vectors: np.ndarray, ids: np.ndarray) -> None:

@@ -8,16 +8,20 @@ stages/<stage>/shard-00003-of-00016/manifest.json   rows, and the size and check
 
 A shard is written to a hidden folder beside its place and renamed, so a killed process, or a full disk, leaves either
 a finished shard or none. What else somebody keeps in these folders is theirs.
+
+Some stages work on each source as if it were alone. When sources come or go, their shards are set aside under names
+that tell what they were made of (`kept-<hash>`), and the shards of the new run that are made of the same take them.
 """
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +31,10 @@ from ..algorithms.unit_vectors import shard_range
 
 
 MANIFEST, STAGE_FILE = "manifest.json", "stage.json"
+KEPT = "kept-"
 # Shards, and what a killed process leaves of a shard or of `stage.json`; and what file browsers leave.
 OWN_NAME = re.compile(
-    rf"\.?shard-\d+-of-\d+(\.\w+)?|{re.escape(STAGE_FILE)}|\.{re.escape(STAGE_FILE)}\.\w+|"
+    rf"\.?shard-\d+-of-\d+(\.\w+)?|{KEPT}[0-9a-f]+|{re.escape(STAGE_FILE)}|\.{re.escape(STAGE_FILE)}\.\w+|"
     + "|".join(map(re.escape, LITTER))
 )
 
@@ -44,6 +49,8 @@ class StageFolder:
         config: what decides the content of the shards (plain values), for comparison with a later run.
         title: of a stage that drops images, what those are that it leaves.
         thins: the pool that is left after it is in its `kept.npy`.
+        by_source: of a stage whose shards are pieces of sources, what decides their content beside the piece; they
+            count rows within their source. Of other stages None.
     """
 
     path: Path
@@ -51,6 +58,7 @@ class StageFolder:
     config: Mapping[str, Any]
     title: str | None = None
     thins: bool = False
+    by_source: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -58,8 +66,7 @@ class StageFolder:
 
     @property
     def config_hash(self) -> str:
-        text = json.dumps({"num_shards": self.num_shards, **self.config}, sort_keys=True, default=str)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return hash_of({"num_shards": self.num_shards, **self.config})
 
     def shard(self, rank: int) -> Path:
         return self.path / f"shard-{rank:05d}-of-{self.num_shards:05d}"
@@ -83,33 +90,73 @@ class StageFolder:
             )
         changes = self.changes()
         if changes:
+            kept = "" if self.by_source is None else ", which keeps what was made of the sources that are as they were"
             raise ValueError(
                 f"stage {self.name!r} in {self.path.parents[1]} was made with {'; '.join(changes)}; choose another"
-                " output_dir, take the earlier values, or make it and what follows from it again with --overwrite."
+                " output_dir, take the earlier values, or make it and what follows from it again with"
+                f" --overwrite{kept}."
             )
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / STAGE_FILE).exists():
             record = {"config_hash": self.config_hash, "num_shards": self.num_shards, "config": dict(self.config)}
+            if self.by_source is not None:
+                record["by_source"] = hash_of(self.by_source)
             write_text(self.path / STAGE_FILE, json.dumps(record, indent=1, default=str))
 
     def changes(self) -> list[str]:
         """How the configuration on disk differs, a clause for each field; empty where it is equal or there is none."""
+        found = self.differences()
+        if found is None:
+            return [f"what its damaged {STAGE_FILE} does not tell"]
+        if "sources" in found:  # of which the number of shards follows
+            found.pop("num_shards", None)
+        return [change_of(name, then, now) for name, (then, now) in found.items()]
+
+    def differences(self) -> dict[str, tuple[Any, Any]] | None:
+        """The fields in which the configuration on disk differs, with their values then and now; None: it cannot be
+        read."""
         try:
             record = json.loads((self.path / STAGE_FILE).read_text())
             then = {"num_shards": record["num_shards"], **record["config"]}
             found_hash = record["config_hash"]
         except FileNotFoundError:
-            return []
+            return {}
         except (ValueError, KeyError, TypeError):
-            return [f"what its damaged {STAGE_FILE} does not tell"]
+            return None
         if found_hash == self.config_hash:
-            return []
+            return {}
         now = json.loads(json.dumps({"num_shards": self.num_shards, **self.config}, default=str))
-        return [
-            _change_of(name, then.get(name), now.get(name))
+        return {
+            name: (then.get(name), now.get(name))
             for name in sorted({*then, *now})
             if then.get(name) != now.get(name)
-        ]
+        }  # fmt: skip
+
+    def remove(self) -> None:
+        """Remove what the stage wrote with another configuration. Shards by source that it would still make alike are
+        set aside, for `UnfinishedShard.take_kept`."""
+        try:
+            made_by = json.loads((self.path / STAGE_FILE).read_text()).get("by_source")
+        except (OSError, ValueError, AttributeError):
+            made_by = None
+        if self.by_source is None or made_by != hash_of(self.by_source):
+            remove_stage(self.path)
+            return
+        for path in self.path.glob("shard-*"):
+            inputs = (_read_manifest(path) or {}).get("inputs")
+            if inputs:
+                place = self.path / f"{KEPT}{inputs}"
+                shutil.rmtree(place, ignore_errors=True)
+                path.rename(place)
+        (self.path / STAGE_FILE).unlink()
+
+    def remove_kept(self) -> None:
+        """Remove what was set aside and is of no use any more, of a stage that is finished."""
+        kept = list(self.path.glob(f"{KEPT}*"))
+        if kept and not self.absent():
+            for path in kept:
+                if OWN_NAME.fullmatch(path.name):
+                    shutil.rmtree(path)
 
     def missing(self, verify: bool = False) -> list[int]:
         """The shards that are not finished: no manifest, another configuration, or a file that is gone or cut.
@@ -144,14 +191,14 @@ class StageFolder:
             folder = Path(tempfile.mkdtemp(dir=self.path, prefix=f".{place.name}."))
             unfinished = UnfinishedShard(folder, rank, self.num_shards)
             yield unfinished
+            names = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
             files = {
-                str(path.relative_to(folder)): {"bytes": path.stat().st_size, "checksum": checksum(path)}
-                for path in sorted(folder.rglob("*"))
-                if path.is_file()
+                name: unfinished.known_files.get(name) or {"bytes": path.stat().st_size, "checksum": checksum(path)}
+                for name, path in names.items()
             }
             manifest = {
                 "stage": self.name, "rank": rank, "num_shards": self.num_shards, "rows": unfinished.rows,
-                "config_hash": self.config_hash, "files": files,
+                "config_hash": self.config_hash, "inputs": unfinished.inputs, "files": files,
             }  # fmt: skip
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
             folder.chmod(0o755)
@@ -170,25 +217,44 @@ class StageFolder:
 
     def is_finished(self, rank: int, verify: bool = False) -> bool:
         """Whether a shard is there, by this configuration, with files of the right sizes (and checksums)."""
-        try:
-            manifest = json.loads((self.shard(rank) / MANIFEST).read_text())
-            found_hash, files = manifest["config_hash"], manifest["files"].items()
-        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        manifest = _read_manifest(self.shard(rank))
+        if manifest is None or manifest["config_hash"] != self.config_hash:
             return False
-        if found_hash != self.config_hash:
-            return False
-        for name, record in files:
-            path = self.shard(rank) / name
-            if not path.exists() or path.stat().st_size != record["bytes"]:
-                return False
-            if verify and checksum(path) != record["checksum"]:
-                return False
-        return True
+        return _is_whole(self.shard(rank), manifest["files"], verify)
 
 
-def _change_of(name: str, then: Any, now: Any) -> str:
+def hash_of(values: Any) -> str:
+    """Of plain values."""
+    return hashlib.blake2b(json.dumps(values, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
+def _read_manifest(shard: Path) -> dict[str, Any] | None:
+    """The manifest of a shard; None where there is none that can be read."""
+    try:
+        manifest = json.loads((shard / MANIFEST).read_text())
+        _ = manifest["config_hash"], manifest["rows"], manifest["files"].items()
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return manifest
+
+
+def _is_whole(shard: Path, files: Mapping[str, Mapping[str, Any]], verify: bool = False) -> bool:
+    """Whether the files that a manifest names are there, of the right sizes (and checksums)."""
+    for name, record in files.items():
+        path = shard / name
+        if not path.exists() or path.stat().st_size != record["bytes"]:
+            return False
+        if verify and checksum(path) != record["checksum"]:
+            return False
+    return True
+
+
+def change_of(name: str, then: Any, now: Any) -> str:
     """A clause for a value that differs; of sources, only what differs."""
-    if name == "sources" and [source["name"] for source in then or ()] == [source["name"] for source in now or ()]:
+    names = [[source["name"] for source in sources or ()] for sources in (then, now)] if name == "sources" else None
+    if names and names[0] != names[1]:
+        return f"the sources {', '.join(names[0])}, which are now {', '.join(names[1])}"
+    if names:
         found = [
             f"{key} = {before[key]!r} of the source {before['name']!r}, which is now {after[key]!r}"
             if key != "fingerprint"
@@ -232,6 +298,8 @@ class UnfinishedShard:
     Attributes:
         rows: for its manifest.
         is_kept: of a collective stage only the main process's is.
+        inputs: of a shard by source, a hash of all that it is made of.
+        known_files: records of files that an earlier run wrote.
     """
 
     folder: Path
@@ -239,6 +307,19 @@ class UnfinishedShard:
     num_shards: int = 1
     rows: int = 0
     is_kept: bool = True
+    inputs: str = ""
+    known_files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def take_kept(self) -> bool:
+        """Take what an earlier run made of the same inputs, if that was set aside; returns whether it was."""
+        kept = self.folder.parent / f"{KEPT}{self.inputs}"
+        manifest = _read_manifest(kept)
+        if manifest is None or not _is_whole(kept, manifest["files"]):
+            return False
+        for name in manifest["files"]:
+            link_or_copy(kept / name, self.folder / name)  # what was set aside goes when the whole stage is finished
+        self.rows, self.known_files = manifest["rows"], manifest["files"]
+        return True
 
     @property
     def label(self) -> str:
@@ -248,6 +329,14 @@ class UnfinishedShard:
     def rows_of(self, num_rows: int) -> range:
         """The part of so many rows that is this shard's."""
         return shard_range(num_rows, self.rank, self.num_shards)
+
+
+def link_or_copy(path: Path, place: Path) -> None:
+    """Put a file that will not change in a second place, without a second copy of its content if possible."""
+    try:
+        os.link(path, place)
+    except OSError:  # a file system without hard links
+        shutil.copy2(path, place)
 
 
 def checksum(path: Path) -> str:

@@ -1,0 +1,52 @@
+"""A curation that grows: a run in the folder of an earlier one, with further sources.
+
+Reading, filtering and describing images, which take the time, go by source: that of the earlier sources is kept. What
+looks at all of them together is made again: copies, selection, dataset and report.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from .executors import PlannedStage
+from .storage.manifests import change_of
+
+
+# Fields of a stage's configuration that follow from the sources: those that then hold more, and others.
+GROWING = {"sources", "modes", "roles", "included"}
+FOLLOWING = {"num_shards", "after"}
+
+
+def sources_came(stages: Sequence[PlannedStage]) -> bool:
+    """Whether there are more sources than in the earlier run, and all that it had, as they were.
+
+    Args:
+        stages: of a plan, in their order.
+
+    Raises:
+        ValueError: that is so, but something else differs too.
+    """
+    differences = [stage.folder.differences() or {} for stage in stages]
+    then, now = differences[0].get("sources", (None, None))
+    if not _holds_more(then, now):
+        return False
+    others = [
+        change_of(name, *values)
+        for found in differences
+        for name, values in found.items()
+        if name not in FOLLOWING and not (name in GROWING and _holds_more(*values))
+    ]
+    if others:
+        came = ", ".join(source["name"] for source in now if source not in then)
+        raise ValueError(
+            f"sources have come to those of {stages[0].folder.path.parents[1]} ({came}), which keeps what was made of"
+            f" the others; but the earlier run had {'; '.join(dict.fromkeys(others))}. Take the earlier values, choose"
+            " another output_dir, or make again what these change with --overwrite."
+        )
+    return True
+
+
+def _holds_more(then: Any, now: Any) -> bool:
+    """Whether a list or mapping holds all that it held before."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return all(name in now and now[name] == value for name, value in then.items())
+    return isinstance(then, list) and isinstance(now, list) and all(item in now for item in then)

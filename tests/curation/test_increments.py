@@ -1,0 +1,168 @@
+"""A run with further sources in the folder of an earlier one is the run over all of them, and keeps what it can."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinov2_hf.curation import CurationArguments, curate
+
+from .scenes import encoded, scene, write_scenes
+
+
+def small_pixels(images):
+    """An embedder that learns nothing from the pool."""
+    return np.stack([np.asarray(image.resize((6, 6))).reshape(-1) / 255 - 0.5 for image in images])
+
+
+def no_red(images):
+    """One that gives no vector for some of them."""
+    vectors = small_pixels(images)
+    vectors[[np.asarray(image)[0, 0].tolist() == [255, 0, 0] for image in images]] = 0
+    return vectors
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pools a, b and c, of which b repeats images of a and c of both; curated images and a benchmark."""
+    write_scenes(tmp_path / "a", range(12))
+    write_scenes(tmp_path / "b", range(10, 18))
+    write_scenes(tmp_path / "c", [*range(3), *range(15, 22)])
+    scene(5, width=192, height=144).save(tmp_path / "b" / "large.png")
+    (tmp_path / "a" / "same.png").write_bytes(encoded(scene(3)))
+    (tmp_path / "b" / "broken.png").write_bytes(b"broken")
+    write_scenes(tmp_path / "curated", range(100, 102))
+    write_scenes(tmp_path / "other", range(102, 104))
+    write_scenes(tmp_path / "benchmark", range(7, 8))
+    return tmp_path
+
+
+def run(folder, out, pools, **changes):
+    values = {"uncurated": [str(folder / name) for name in pools], "output_dir": str(folder / out), "num_shards": 2}
+    return curate(CurationArguments(**values, progress=False, **changes))
+
+
+def results(curation):
+    """All that a user gets but the page, whose drawings have random names."""
+    places = [*sorted((curation.output_dir / "dataset").rglob("*")), *map(curation.output_dir.joinpath, (
+        "dropped.parquet", "report.json",
+    ))]  # fmt: skip
+    return {str(path.relative_to(curation.output_dir)): path.read_bytes() for path in places if path.is_file()}
+
+
+def made(curation, *stages):
+    """What stages wrote, by the file itself: one that was written again is another."""
+    return {
+        (name, path.stat().st_ino, path.stat().st_mtime_ns)
+        for name in stages
+        for path in curation.folders[name].path.rglob("*")
+        if path.suffix in (".parquet", ".npy")
+    }
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"representative": "best_quality"},
+        {"embedder": f"{__name__}:small_pixels", "deduplication_threshold": 0.99},
+        {"perceptual_hash_distance": 6},
+        {"deduplicate_content": False, "perceptual_hash_distance": None},
+    ],
+    ids=str,
+)
+def test_adding_a_source_is_one_run_over_all(folder, changes):
+    first = run(folder, "grown", "a", **changes)
+    before = made(first, "ingest", "describe")
+    grown = run(folder, "grown", "ab", **changes)
+    assert results(grown) == results(run(folder, "at_once", "ab", **changes))
+    assert before < made(grown, "ingest", "describe")
+    assert not list((folder / "grown" / "stages").glob("*/kept-*"))
+    assert not any(folder.missing() for folder in run(folder, "grown", "ab", **changes).folders.values())
+
+
+@pytest.mark.parametrize("changes", [{}, {"representative": "best_quality"}], ids=str)
+def test_removing_a_source_is_one_run_without_it(folder, changes):
+    """Also the first, whose images had stayed for copies in others."""
+    before = made(run(folder, "shrunk", "abc", **changes), "ingest", "describe")
+    with pytest.raises(ValueError, match="the sources a, b, c, which are now b, c; .* --overwrite, which keeps what"):
+        run(folder, "shrunk", "bc", **changes)
+    shrunk = run(folder, "shrunk", "bc", **changes, overwrite=True)
+    assert results(shrunk) == results(run(folder, "at_once", "bc", **changes))
+    assert made(shrunk, "ingest", "describe") < before
+
+
+def test_curated_images_and_benchmarks_are_added_too(folder):
+    """Their rows are numbered after the pool, so a further pool moves them."""
+    curated = {"curated": [str(folder / "curated")], "retrieval_num_neighbors": 2}
+    first = run(folder, "grown", "a", **curated)
+    before = made(first, "ingest", "describe")
+    for more in (
+        {"pools": "ac", **curated},
+        {"pools": "ac", **curated, "benchmarks": [str(folder / "benchmark")]},
+        {"pools": "abc", "curated": [str(folder / "other"), str(folder / "curated")], "retrieval_num_neighbors": 2,
+         "benchmarks": [str(folder / "benchmark")]},
+    ):  # fmt: skip
+        grown = run(folder, "grown", **more)
+        assert before < made(grown, "ingest", "describe")
+        before = made(grown, "ingest", "describe")
+    assert results(grown) == results(run(folder, "at_once", **more))
+
+
+def test_a_second_embedder_describes_what_is_new(folder):
+    changes = {"hierarchy": [4, 2], "target_size": 6, "retrieval_embedder": f"{__name__}:small_pixels"}
+    before = made(run(folder, "grown", "a", **changes), "retrieval_describe")
+    grown = run(folder, "grown", "ab", **changes)
+    assert before < made(grown, "retrieval_describe")
+    assert results(grown) == results(run(folder, "at_once", "ab", **changes))
+
+
+@pytest.mark.parametrize("pools", ["ab", "ba"])
+def test_a_copy_stands_in_also_from_another_source(folder, pools):
+    """Red corners have no vector. The best of three sizes has one, and so has the smallest, in the other source."""
+    for number, (source, width) in enumerate([("a", 192), ("b", 144), ("a", 96)]):
+        image = scene(30).resize((width, width * 3 // 4), Image.Resampling.LANCZOS)
+        if number != 1:
+            image.putpixel((0, 0), (255, 0, 0))
+        image.save(folder / source / f"z{width}.png")
+    changes = {"embedder": f"{__name__}:no_red", "representative": "best_quality", "perceptual_hash_distance": 8}
+    run(folder, "grown", pools[0], **changes)
+    grown, at_once = run(folder, "grown", pools, **changes), run(folder, "at_once", pools, **changes)
+    assert results(grown) == results(at_once)
+    stand_ins = np.concatenate([np.load(path) for path in at_once.folders["embed"].files("stand_ins.npy")])
+    names = [at_once.facts(stand_ins[:, column], ["path"])["path"].to_pylist() for column in (0, 1)]
+    assert [[path.rsplit("/", 1)[1] for path in paths] for paths in names] == [["z144.png"], ["z192.png"]]
+
+
+def test_only_sources_may_come_without_being_told_to_overwrite(folder):
+    run(folder, "out", "a")
+    with pytest.raises(ValueError, match="sources have come .* .b., .* the earlier run had min_side = None,"):
+        run(folder, "out", "ab", min_side=20)
+    with pytest.raises(ValueError, match="had deduplication_threshold = 0.6, which is now 0.7. Take"):
+        run(folder, "out", "ab", deduplication_threshold=0.7)
+    shutil.copy2(folder / "b" / "large.png", folder / "a")
+    with pytest.raises(ValueError, match="the sources a, which are now a, b; .*--overwrite, which keeps"):
+        run(folder, "out", "ab")
+
+
+def test_a_change_of_the_filters_reads_all_images_again(folder):
+    before = made(run(folder, "out", "a"), "ingest")
+    again = run(folder, "out", "ab", min_side=20, overwrite=True)
+    assert not before & made(again, "ingest")
+    assert not list((folder / "out" / "stages").glob("*/kept-*"))
+
+
+def test_an_interrupted_increment_goes_on(folder):
+    before = made(run(folder, "grown", "a"), "ingest", "describe")
+    values = {"uncurated": [str(folder / "a"), str(folder / "b")], "output_dir": str(folder / "grown")}
+    curate(CurationArguments(**values, num_shards=2, progress=False), "ingest")
+    kept = sorted((folder / "grown" / "stages" / "describe").glob("kept-*"))
+    assert len(kept) == 2
+    manifest = json.loads((kept[0] / "manifest.json").read_text())
+    (kept[0] / "vectors.npy").write_bytes(b"cut")  # a disk that was full; it is made again
+    assert manifest["files"]["vectors.npy"]["bytes"] > 3
+    grown = run(folder, "grown", "ab")
+    assert results(grown) == results(run(folder, "at_once", "ab"))
+    assert len(before - made(grown, "ingest", "describe")) == 2  # vectors.npy and rows.npy of that shard
