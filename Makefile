@@ -5,7 +5,7 @@ QUICKSTART := outputs/quickstart
 # Without this, `accelerate launch` gives a process on a CPU one thread.
 CPU_THREADS := $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: quickstart test test-fast fuzz quality style clean
+.PHONY: quickstart test test-fast docs fuzz quality style clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/write_digits.py outputs/digits
@@ -27,6 +27,11 @@ SLOW_TESTS := distributed docs/test_snippets.py examples hub packaging transform
 test-fast: .venv/installed
 	$(PYTEST) $(addprefix --ignore=tests/,$(SLOW_TESTS))
 
+# The site of the documents, with warnings as errors: links, anchors, pictures, and names of the reference that are gone.
+docs: .venv/installed
+	$(BIN)/zensical build --strict --clean
+	@echo "open outputs/site/index.html, or: $(BIN)/zensical serve"
+
 # Damaged image files, for so many seconds of each format; the suite has a short round of it.
 FUZZ_SECONDS ?= 60
 fuzz: .venv/installed
@@ -46,7 +51,7 @@ style: .venv/installed
 	mkdir -p .venv && touch .venv/made_by_make
 	$(PYTHON) -m venv .venv
 	# Python compiles what it imports, which is a small part of this.
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable ".[quickstart,test]"
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable ".[docs,quickstart,test]"
 	touch $@
 
 # Removes the environment that `make` made, and nothing else: `outputs` is where people train.
