@@ -1,5 +1,6 @@
 """Package metadata; tool settings are in pyproject.toml."""
 
+import os
 import re
 from pathlib import Path
 
@@ -9,11 +10,27 @@ from setuptools import find_packages, setup
 root = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (root / "src/dinov2_hf/__init__.py").read_text()).group(1)
 
+# A package index shows README without the files beside it. Whoever releases says where they are, such as
+# DINOV2_HF_REPOSITORY=https://github.com/<owner>/<name>; without it links become words and pictures are left out.
+repository = os.environ.get("DINOV2_HF_REPOSITORY", "").rstrip("/")
+
+
+def for_index(readme: str) -> str:
+    """README with absolute links and pictures, and without notes for the tests."""
+    readme = re.sub(r"<!-- .* -->\n", "", readme)
+    if repository:
+        readme = re.sub(r"!\[(.*?)\]\((?!https?:)(.+?)\)", rf"![\1]({repository}/raw/HEAD/\2)", readme)
+        return re.sub(r"(?<!!)\[(.*?)\]\((?!https?:)(.+?)\)", rf"[\1]({repository}/blob/HEAD/\2)", readme)
+    readme = re.sub(r"!\[.*?\]\((?!https?:).+?\)\n", "", readme)
+    return re.sub(r"\[(.*?)\]\((?!https?:).+?\)", r"\1", readme)
+
+
 CLUSTERING = ["scikit-learn>=1.4", "scipy>=1.11"]  # first centroids, connected components
 COMPLETION = ["shtab>=1.7"]  # scripts for shells
 CURATION = ["faiss-cpu>=1.9", *CLUSTERING]
 DATATROVE = ["datatrove>=0.10"]  # 0.10 goes with huggingface-hub 1
 DEEPSPEED = ["deepspeed>=0.19.8", "ninja>=1.11"]  # it compiles its operators when they are first used
+DOCS = ["mkdocstrings[python]>=1.0", "zensical>=0.0.70"]  # the site, from mkdocs.yml
 EVALUATION = ["av>=12.0", "scikit-learn>=1.4", "torchmetrics>=1.4"]  # video files, logistic regression, mIoU
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
 LORA = ["peft>=0.18"]
@@ -24,9 +41,10 @@ setup(
     name="dinov2_hf",
     version=version,
     description="DINOv2 for transformers: network, pretraining, distillation, curation, evaluation, export",
-    long_description=(root / "README.md").read_text(),
+    long_description=for_index((root / "README.md").read_text()),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    project_urls={"Source": repository} if repository else {},
     python_requires=">=3.10",
     package_dir={"": "src", "dinov2_hf.examples": "examples"},
     packages=[*find_packages("src"), "dinov2_hf.examples"],
@@ -64,6 +82,7 @@ setup(
         "curation": CURATION,
         "datatrove": DATATROVE,
         "deepspeed": DEEPSPEED,
+        "docs": DOCS,
         "evaluation": EVALUATION,
         "faiss-gpu": ["faiss-gpu>=1.15", *CLUSTERING],  # in place of `curation`: both have the module `faiss`
         "lora": LORA,

@@ -1,4 +1,11 @@
-"""Blocks of the documents, and the commands in them."""
+"""
+Blocks of the documents, and the commands in them. Blocks of commands and of Python are run by `test_snippets`, unless
+a line before one of them says why not:
+
+    <!-- not run: needs eight GPUs -->
+
+or one for all commands of a page: `<!-- no command of this page is run: they measure for hours -->`.
+"""
 
 import re
 import shlex
@@ -7,17 +14,26 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMANDS = ("", "bash")
+BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<reason>\S[^\n]*) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
+)
+PAGE_NOT_RUN = re.compile(r"^<!-- no command of this page is run: (\S[^\n]*) -->$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: the page it is on, the line it begins on, its language ("" for a shell's), and its text."""
+    """
+    A fenced block: the page it is on, the line it begins on, its language ("" or "bash" for a shell's), its text, and
+    why it is not run, if so.
+    """
 
     page: str
     line: int
     language: str
     text: str
+    reason: str | None = None
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -25,20 +41,26 @@ class Block:
 
 def blocks_of(page: str, text: str) -> list[Block]:
     """The fenced blocks of a Markdown page."""
+    of_page = PAGE_NOT_RUN.search(text)
     found = []
-    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        found.append(Block(page, text[: match.start()].count("\n") + 1, match[1], match[2]))
+    for match in BLOCK.finditer(text):
+        line = text[: match.start("language")].count("\n") + 1
+        reason = of_page[1] if of_page and match["language"] in COMMANDS else match["reason"]
+        found.append(Block(page, line, match["language"], match["text"], reason))
     return found
 
 
-def all_blocks(language: str) -> list[Block]:
-    """Those of README and docs in a language."""
+def all_blocks(*languages: str) -> list[Block]:
+    """Those of README and docs in some languages."""
     blocks = [block for page in PAGES for block in blocks_of(str(page.relative_to(ROOT)), page.read_text())]
-    return [block for block in blocks if block.language == language]
+    return [block for block in blocks if block.language in languages]
 
 
 def commands_of(block: Block) -> list[list[str]]:
-    """The commands of a shell's block as words: variables are filled in, comments and line breaks are gone."""
+    """
+    The commands of a shell's block as words: variables are filled in, comments, line breaks and the files that output
+    goes to are gone, and of `eval "$(command)"` the command is left.
+    """
     variables, commands = {}, []
     text = block.text.replace("\\\n", " ")
     text = re.sub(r'"[^"]*"', lambda match: match[0].replace("\n", " "), text)
@@ -50,7 +72,9 @@ def commands_of(block: Block) -> list[list[str]]:
         if assignment:
             variables[assignment[1]] = assignment[2]
         elif words:
-            commands.append(words)
+            if words[0] == "eval":
+                words = shlex.split(words[1].removeprefix("$(").removesuffix(")"))
+            commands.append(words[: words.index(">")] if ">" in words else words)
     return commands
 
 

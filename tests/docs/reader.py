@@ -5,6 +5,7 @@ import glob
 import importlib.util
 import io
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,32 +21,24 @@ SHORT_RUN = (
     " --warmup_steps 1 --teacher_temperature_warmup_steps 1 --freeze_last_layer_steps 0"
     " --per_device_train_batch_size 4 --dataloader_num_workers 0 --logging_steps 1 --mixed_precision no"
 ).split()
-SHORT_DISTILLATION = [
-    word
-    for name, value in zip(SHORT_RUN[::2], SHORT_RUN[1::2], strict=True)
-    for word in (name, value)
-    if name != "--num_prototypes"
-]
+# Of a run that starts from weights, these are theirs.
+NETWORK = {"--hidden_size", "--num_hidden_layers", "--num_attention_heads"}
 SHORTER = {
     "pretrain": SHORT_RUN,
-    "distill": SHORT_DISTILLATION,
+    "distill": [word for words in zip(SHORT_RUN[::2], SHORT_RUN[1::2], strict=True) for word in words
+                if words[0] != "--num_prototypes"],
     # Processes that decode images take longer to start than all these images take.
-    "curate": ["--num_workers", "0", "--no-progress"],
-    "evaluate": [
-        "--num_workers",
-        "0",
-        "--knn_ks",
-        "1",
-        "3",
-        "--linear_num_steps",
-        "20",
-        "--linear_train_batch_size",
-        "8",
-    ],
-}
+    "curate": ["--num_workers", "0", "--progress", "false"],
+    "evaluate": "--num_workers 0 --knn_ks 1 --linear_num_steps 20 --linear_train_batch_size 8".split(),
+}  # fmt: skip
+KEPT: set[Path] = set()
+# Numbers of a long run that a run of two steps takes in their place.
+SMALL_NUMBERS = {
+    "--max_steps": "2", "--stop_after_steps": "1", "--export_every": "1", "--eval_steps": "1", "--cooldown_steps": "1",
+}  # fmt: skip
 IMAGE_FOLDERS = (
-    "path/to/images", "path/to/others", "path/to/test_set", "path/to/train", "path/to/test", "train", "val", "crawl",
-    "imagenet",
+    "path/to/images", "path/to/labelled_images", "path/to/others", "path/to/test_set", "path/to/train", "path/to/test",
+    "train", "val", "crawl", "imagenet",
 )  # fmt: skip
 
 
@@ -114,13 +107,25 @@ def write_teacher_checkpoint() -> None:
     torch.save({"teacher": {f"backbone.{name}": tensor for name, tensor in weights.items()}}, "teacher_checkpoint.pth")
 
 
-def run_block(text: str) -> None:
+def remember_world() -> None:
+    """What is there now is what `restore_world` leaves."""
+    KEPT.update(path for pattern in ("*", "outputs/*") for path in Path().glob(pattern))
+
+
+def restore_world() -> None:
+    """Remove what a page left, so that the next one finds what every reader has."""
+    for path in [path for pattern in ("outputs/*", "*") for path in Path().glob(pattern)]:
+        if path not in KEPT:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def run_block(text: str, name: str) -> None:
     """Run a block of Python as a script of its own."""
-    exec(compile(text, "block", "exec"), {"__name__": "__main__"})
+    exec(compile(text, name, "exec"), {"__name__": "__main__"})
 
 
 def run_command(words: list[str]) -> str:
-    """Run a command in this process, with flags of `SHORTER` behind its own. What it printed comes back."""
+    """Run a command in this process, made `shorter`. What it printed comes back."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     from dinov2_hf.cli import main
@@ -130,10 +135,10 @@ def run_command(words: list[str]) -> str:
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             if words[0] == "dinov2-hf":
-                main([*words[1:], *SHORTER.get(words[1], [])])
+                main([*words[1:], *shorter(words[1], words[2:])])
             else:
                 name = Path(words[0]).stem
-                load_example(name).main([*words[1:], *SHORTER.get(name, [])])
+                load_example(name).main([*words[1:], *shorter(name, words[1:])])
     except SystemExit as stop:
         if stop.code:
             raise AssertionError(f"{printed.getvalue()[-2000:]}\n{stop.code}") from None
@@ -141,6 +146,25 @@ def run_command(words: list[str]) -> str:
         for state in (AcceleratorState, PartialState, GradientState):
             state._reset_state()
     return printed.getvalue()
+
+
+def shorter(command: str, words: list[str]) -> list[str]:
+    """What is put behind the words of a command for a run of seconds. What it says itself stays, but its length."""
+    if "--help" in words or "--resume_from_checkpoint" in words:
+        return []
+    added = [SMALL_NUMBERS[word] if word in SMALL_NUMBERS else None for word in words]
+    more = [text for word, number in zip(words, added, strict=True) if number for text in (word, number)]
+    said = {word for word in words if word.startswith("--")}
+    if "--init_from" in words:
+        said |= NETWORK
+        more += ["--freeze_backbone_steps", "1"]
+    options = SHORTER.get(command, [])
+    for name, value in zip(options[::2], options[1::2], strict=True):
+        protocol = name.removeprefix("--").partition("_")[0]
+        is_of_another = command == "evaluate" and name != "--num_workers" and protocol not in words[0].split(",")
+        if name not in said and not is_of_another:
+            more += [name, value]
+    return more
 
 
 def load_example(name: str):

@@ -12,12 +12,13 @@ import pytest
 
 from dinov2_hf.cli import main
 from dinov2_hf.recipe_files import RECIPES
+from tests.docs.documents import COMMANDS as SHELL
 from tests.docs.documents import ROOT, all_blocks, commands_of, without_launcher
 
 
 COMMANDS = [
     pytest.param(words, id=f"{block}-{number}")
-    for block in all_blocks("")
+    for block in all_blocks(*SHELL)
     for number, words in enumerate(map(without_launcher, commands_of(block)))
     if words[0] == "dinov2-hf" or words[0].endswith(".py")
 ]
