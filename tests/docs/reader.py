@@ -32,6 +32,7 @@ SHORTER = {
     "evaluate": "--num_workers 0 --knn_ks 1 --linear_num_steps 20 --linear_train_batch_size 8".split(),
 }  # fmt: skip
 KEPT: set[Path] = set()
+PLACES = ("outputs/my_run/*", "outputs/*", "*")
 # Numbers of a long run that a run of two steps takes in their place.
 SMALL_NUMBERS = {
     "--max_steps": "2", "--stop_after_steps": "1", "--export_every": "1", "--eval_steps": "1", "--cooldown_steps": "1",
@@ -47,7 +48,7 @@ def make_world(folder: str) -> None:
     os.chdir(folder)
     rng = np.random.default_rng(0)
     for number, name in enumerate(IMAGE_FOLDERS):
-        for index in range(16):
+        for index in range(24):  # `knn_top1_k20` needs 20
             path = Path(name) / ("dark", "light")[index % 2] / f"{number}_{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             draw_picture(rng, 100 + 50 * (index % 2)).save(path)
@@ -109,12 +110,12 @@ def write_teacher_checkpoint() -> None:
 
 def remember_world() -> None:
     """What is there now is what `restore_world` leaves."""
-    KEPT.update(path for pattern in ("*", "outputs/*") for path in Path().glob(pattern))
+    KEPT.update(path for pattern in PLACES for path in Path().glob(pattern))
 
 
 def restore_world() -> None:
     """Remove what a page left, so that the next one finds what every reader has."""
-    for path in [path for pattern in ("outputs/*", "*") for path in Path().glob(pattern)]:
+    for path in [path for pattern in PLACES for path in Path().glob(pattern)]:
         if path not in KEPT:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 

@@ -25,7 +25,8 @@ class Repo:
     commits: list[str] = field(default_factory=list)
 
     def sha(self, branch: str) -> str:
-        return hashlib.sha1(repr(sorted(self.branches[branch].items())).encode()).hexdigest()
+        files = sorted((path, hashlib.sha1(content).hexdigest()) for path, content in self.branches[branch].items())
+        return hashlib.sha1(repr(files).encode()).hexdigest()
 
     def branch_of(self, revision: str) -> str | None:
         return next((name for name in self.branches if revision in (name, self.sha(name))), None)
