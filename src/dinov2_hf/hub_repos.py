@@ -1,5 +1,6 @@
 """A repository on the Hub that is to be written: whether it can be, before any work, and errors in one sentence."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,3 +76,9 @@ def one_sentence(what: str) -> Iterator[None]:
         if isinstance(error, OfflineModeIsEnabled):
             reason = "HF_HUB_OFFLINE is set"
         raise ValueError(f"{what}: {reason}.") from error
+
+
+def name_and_revision(model: str) -> tuple[str, str | None]:
+    """Of a model on the Hub, `owner/name@revision`: its name, and the branch, tag or commit. A path is only a name."""
+    name, _, revision = model.partition("@")
+    return (name, revision) if revision and not os.path.exists(os.path.expanduser(model)) else (model, None)

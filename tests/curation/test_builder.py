@@ -94,9 +94,9 @@ def test_an_upload_that_cannot_be_is_found_before_any_work(planted, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def prepare(repo_id, **options):
+def prepare(repo_id, revision=None):
     """Runs in a process of its own, which knows the fake Hub."""
-    return prepare_repo(repo_id, repo_type="dataset", **options)
+    return prepare_repo(repo_id, repo_type="dataset", revision=revision)
 
 
 def test_a_repository_is_prepared_before_any_work(hub, client):  # noqa: F811
@@ -105,14 +105,14 @@ def test_a_repository_is_prepared_before_any_work(hub, client):  # noqa: F811
         client(prepare, "eve/images")
 
 
-def upload(output_dir, repo_id, **options):
+def upload(output_dir, repo_id, revision=None):
     """Runs in a process of its own, which knows the fake Hub."""
-    return push_dataset(output_dir, repo_id, **options)
+    return push_dataset(output_dir, repo_id, revision=revision)
 
 
-def ids_of_source(name):
+def ids_of_source(name, revision=None):
     """Runs in a process of its own, which knows the fake Hub."""
-    sources = OpenSources([("uncurated", read_source({"path": name, "id_column": "id"}))])
+    sources = OpenSources([("uncurated", read_source({"path": name, "id_column": "id", "revision": revision}))])
     return [sources.image_id(row) for row in range(len(sources))]
 
 
@@ -165,3 +165,12 @@ def test_a_dataset_on_the_hub_is_a_source(planted, hub, client):  # noqa: F811
     client(upload, curation.output_dir, "ada/images")
     ids = ["pool/0", "pool/7", "pool/8", "curated/0", "curated/1"]
     assert client(ids_of_source, "ada/images") == [f"images/{name}" for name in ids]
+    client(upload, curation.output_dir, "ada/images", "old")
+    client(upload, planted.curate(retrieval_num_neighbors=1, overwrite=True).output_dir, "ada/images")
+    assert client(ids_of_source, "ada/images", "old") == [f"images/{name}" for name in ids]
+    assert len(client(ids_of_source, "ada/images")) == 4
+
+
+def test_only_the_hub_has_revisions(planted):
+    with pytest.raises(ValueError, match="pool' has revision='main', but is no dataset on the Hub: leave it out"):
+        planted.curate(uncurated=[{"path": str(planted.folder / "pool"), "revision": "main"}])

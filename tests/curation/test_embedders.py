@@ -9,8 +9,9 @@ from transformers import AutoImageProcessor, AutoModel
 
 from dinov2_hf import DINOv2ImageProcessor, DINOv2Model
 from dinov2_hf.curation import read_arguments
-from dinov2_hf.curation.embedders import TorchScriptInput, kind_of_embedder
+from dinov2_hf.curation.embedders import TorchScriptInput, kind_of_embedder, load_embedder
 from dinov2_hf.curation.storage.embeddings import EmbeddingStore
+from dinov2_hf.hub_repos import name_and_revision
 
 from .scenes import scene
 
@@ -265,3 +266,14 @@ def test_a_run_is_taken_for_its_model(planted, tmp_path, tiny_config):
         planted.curate("ingest", **changes)
         found = vectors_of(planted.curate("embed", **changes))[1]
         assert found.shape == (12, 32)
+
+
+def test_a_model_on_the_hub_may_have_a_revision(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert kind_of_embedder("owner/name@v1.0") == "model"
+    assert name_and_revision("owner/name@refs/pr/1") == ("owner/name", "refs/pr/1")
+    assert name_and_revision("owner/name") == ("owner/name", None)
+    (tmp_path / "owner" / "name@v1.0").mkdir(parents=True)
+    assert name_and_revision("owner/name@v1.0") == ("owner/name@v1.0", None)  # a folder of that name
+    with pytest.raises(ValueError, match="embedder is 'owner/name@v2', which cannot be loaded: "):
+        load_embedder("owner/name@v2")  # HF_HUB_OFFLINE

@@ -166,3 +166,17 @@ def test_an_interrupted_increment_goes_on(folder):
     grown = run(folder, "grown", "ab")
     assert results(grown) == results(run(folder, "at_once", "ab"))
     assert len(before - made(grown, "ingest", "describe")) == 2  # vectors.npy and rows.npy of that shard
+
+
+def test_code_of_the_users_is_known_by_its_file(tmp_path, monkeypatch):
+    """A filter that was edited under its name reads all images again; so does an embedder."""
+    write_scenes(tmp_path / "a", range(4))
+    monkeypatch.syspath_prepend(tmp_path)
+    code = tmp_path / "code_of_the_user.py"
+    code.write_text("def width(images, columns): return columns['width']\n")
+    changes = {"filters": ["code_of_the_user:width"], "embedder": f"{__name__}:small_pixels"}
+    run(tmp_path, "out", "a", **changes)
+    run(tmp_path, "out", "a", **changes)
+    code.write_text("def width(images, columns): return columns['height']\n")
+    with pytest.raises(ValueError, match="stage 'ingest' in .* was made with code_of_filters = "):
+        run(tmp_path, "out", "a", **changes)

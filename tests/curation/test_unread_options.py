@@ -92,6 +92,7 @@ REASONS = {
     "device": "speed alone; one that is not there is refused below",
     "trust_torchscript": "test_embedders.py::test_a_torchscript_file_is_a_program_and_runs_only_where_it_is_trusted",
     "skip_unreadable": "test_image_reading.py::test_a_file_that_stays_unreadable_can_be_left_out",
+    "max_failure_rate": "test_image_reading.py::test_a_run_of_which_most_images_fail_stops",
     "verify": "test_manifests.py::test_a_checksum_finds_what_a_size_does_not",
     "overwrite": "test_curate.py::test_a_change_is_refused_before_any_work_and_overwrite_keeps_what_it_can",
     "progress": "bars alone",

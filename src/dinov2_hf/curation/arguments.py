@@ -17,7 +17,8 @@ COSINE = Range(-1, 1)
 # Fields that do not change the result.
 ENGINE_FIELDS = (
     "output_dir", "dataset_url", "num_shards", "num_processes", "executor", "executor_options", "batch_size",
-    "num_workers", "device", "trust_torchscript", "skip_unreadable", "verify", "overwrite", "progress",
+    "num_workers", "device", "trust_torchscript", "skip_unreadable", "max_failure_rate", "verify", "overwrite",
+    "progress",
 )  # fmt: skip
 # Of one launch, not of the curation: they are said again each time, and not kept in its recipe.
 LAUNCH_FIELDS = ("trust_torchscript", "verify", "overwrite")
@@ -69,7 +70,7 @@ class CurationArguments:
     embedder: str = argument(
         "perceptual",
         'For finding copies: "perceptual" (no model), package.module:function, a TorchScript file, a model folder or'
-        " Hub name, or precomputed vectors (a .parquet or .npy file, or a folder of them).",
+        " Hub name (also owner/name@revision), or precomputed vectors (a .parquet or .npy file, or a folder of them).",
     )
     retrieval_embedder: str | None = argument(None, "For retrieval and clustering, the same choices; null: embedder.")
     feature_kind: str = argument("cls", "Feature of a model.", ("cls", "mean_patch", "last_layers"))
@@ -156,6 +157,9 @@ class CurationArguments:
         False, "Run the code in a TorchScript file, which can overwrite any file; not read from a recipe."
     )
     skip_unreadable: bool = argument(False, "Leave out images whose files give read errors, rather than stop.")
+    max_failure_rate: float = argument(
+        0.5, "Stop where a larger share of a shard's images, and at least 100, are broken or unreadable.", SHARE
+    )
     verify: bool = argument(False, "Read finished shards again and compare checksums.")
     overwrite: bool = argument(False, "Make stages of another configuration again.")
     progress: bool = argument(True, "Show progress bars.")

@@ -18,9 +18,14 @@ import datasets
 from pyarrow import parquet
 
 from .arguments import ENGINE_FIELDS, CurationArguments
+from .embedders import EMBEDDERS
+from .filters import FILTERS
 from .hub_dataset import push_dataset
 from .launch import curate
 from .plan import plan
+from .stages.embed import specs_of
+from .stages.stage import NAMED_STAGES
+from .storage.code_fingerprints import fingerprint_of_named
 from .storage.dataset_files import dataset_features
 from .storage.file_fingerprints import file_fingerprint
 
@@ -49,6 +54,10 @@ class CuratedImages(datasets.ArrowBasedBuilder):
         described["sources"] = curation.sources.describe()
         named = (values.embedder, values.retrieval_embedder, values.nsfw_model, values.face_model)
         described["files"] = [file_fingerprint(path) for path in named]
+        code = [(FILTERS, name) for name, _ in values.named_filters]
+        code += [(NAMED_STAGES, name) for name, _ in values.named_stages]
+        code += [(EMBEDDERS, spec) for spec in specs_of(values)]
+        described["code"] = [fingerprint_of_named(*named) for named in code]
         text = json.dumps(described, sort_keys=True, default=str)
         self.fingerprint = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         root = Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser()

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..features import FeatureExtractor, Features
+from ..hub_repos import name_and_revision
 from ..named_objects import PATH, Registry
 from .algorithms.perceptual_descriptor import PatchSums, PerceptualDescriptor
 
@@ -47,7 +49,7 @@ def kind_of_embedder(spec: str) -> str:
         raise ValueError(f"embedder is {spec!r}, a folder with neither a model (config.json) nor vectors.")
     if path.is_file():
         return "torchscript"
-    if not path.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", spec):
+    if not path.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", spec):
         raise ValueError(
             f"embedder is {spec!r}, which does not exist; give {', '.join(map(repr, EMBEDDERS.names()))}, a function"
             " of your own (package.module:function), a TorchScript file, a model folder or Hub name, or vectors in"
@@ -128,10 +130,18 @@ def load_embedder(
 
     try:
         # Not `AutoModel`, which fills what is missing in a file with random numbers, and of MAE hides random patches.
-        model, image_processor = load_network_and_processor(spec)
+        model, image_processor = load_network_and_processor(_downloaded(spec))
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"embedder is {spec!r}, which cannot be loaded: {' '.join(str(error).split())}") from None
     return Embedder(FeatureExtractor(model, image_processor, **run), feature_kind)
+
+
+def _downloaded(spec: str) -> str:
+    """Of a name on the Hub with a revision, `owner/name@revision`, the folder with that; anything else as it is."""
+    name, revision = name_and_revision(spec)
+    if revision is None:
+        return spec
+    return snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"])
 
 
 def _registered(spec: str, fitted: Path | None, run: dict[str, Any]) -> Embedder:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
+from ..hub_repos import name_and_revision
 from .filters import FILTERS
 
 
@@ -81,8 +82,9 @@ def _pipeline(task: str, model: str, label: str, device: str | None):
     """A pipeline of transformers, and the label in lower case, which its model has."""
     from transformers import pipeline
 
+    name, revision = name_and_revision(model)
     try:
-        found = pipeline(task, model=model, device=device or "cpu", trust_remote_code=False)
+        found = pipeline(task, model=name, revision=revision, device=device or "cpu", trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"model is {model!r}, which cannot be loaded for {task}: {reason}") from None

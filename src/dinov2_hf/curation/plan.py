@@ -28,6 +28,7 @@ from .stages.search import (
 )
 from .stages.select import assign_clusters_of_pool, kmeans, retrieve, sample_hierarchy, select_all
 from .stages.stage import POOL, Stage, find_stage
+from .storage.code_fingerprints import code_fingerprint
 from .storage.dataset_files import dataset_features
 from .storage.manifests import StageFolder, hash_of
 from .storage.source_listing import StoredListings
@@ -87,13 +88,15 @@ def _planned(
     pool = [one for one in earlier if one.folder.title is not None][-1:] if POOL in stage.needs else []
     needs = [one for one in earlier if one.name in stage.needs or one in pool]
     config, inputs, by_source = {**values, **stage.config(curation)}, None, None
+    if stage not in STAGES:
+        config["code"] = code_fingerprint(stage.function)
     if stage.by_source:
         alone = {one.name: one.folder.by_source for one in needs if one.folder.by_source is not None}
         by_source = {**config, "after": alone}
         sources = curation.sources.describe()
         known = [hash_of([by_source, sources[piece.source], piece.rows]) for piece in curation.pieces]
         inputs = partial(stage.inputs, curation.until_now(), known)
-        config["sources"] = sources
+        config |= {"sources": sources, "rows": "within their source"}  # earlier versions counted through all sources
     folder = StageFolder(
         curation.output_dir / "stages" / stage.name,
         stage.num_shards(curation),

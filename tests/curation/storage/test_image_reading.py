@@ -65,7 +65,7 @@ def test_an_empty_file_is_not_tried_again(tmp_path, disk):
 
 def arguments(tmp_path, **changes) -> CurationArguments:
     values = {"uncurated": str(tmp_path / "pool"), "output_dir": str(tmp_path / "out"), "progress": False}
-    return CurationArguments(**values, num_shards=2, perceptual_hash_distance=None, **changes)
+    return CurationArguments(**{**values, "num_shards": 2, "perceptual_hash_distance": None, **changes})
 
 
 @pytest.mark.parametrize("stage", ["ingest", "describe", "build"])
@@ -95,6 +95,18 @@ def test_a_file_that_stays_unreadable_can_be_left_out(tmp_path, disk, stage):
     assert found["stage"] == stage
     assert found["reason"].startswith("cannot be read")
     assert "Input/output error" in found["reason"]
+
+
+def test_a_run_of_which_most_images_fail_stops(tmp_path, monkeypatch):
+    """From 100 failures on; here from 4. What stopped is not taken for finished, and goes on when more are allowed."""
+    monkeypatch.setattr(image_reading, "FEWEST_FAILURES", 4)
+    pool = write_scenes(tmp_path / "pool", range(8))
+    for number in (4, 5, 6, 7):
+        (pool / f"{number:03d}.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="4 of 8 images of a shard of the source 'pool' cannot be .*pool/7 cannot be"):
+        curate(arguments(tmp_path, max_failure_rate=0.4, num_shards=1), "ingest")
+    curation = curate(arguments(tmp_path, max_failure_rate=0.5, num_shards=1), "ingest")
+    assert curation.folders["ingest"].rows() == 4
 
 
 class ChangesAFile:

@@ -18,8 +18,9 @@ from ...data.decoding.undecodable import UndecodableImage
 from ...devices import find_device
 from ..algorithms.unit_vectors import row_blocks
 from ..arguments import CurationArguments
-from ..embedders import Embedder, fitted_module, kind_of_embedder, load_embedder
+from ..embedders import EMBEDDERS, Embedder, fitted_module, kind_of_embedder, load_embedder
 from ..run_context import Curation, Piece
+from ..storage.code_fingerprints import fingerprint_of_named
 from ..storage.dropped_images import Dropped
 from ..storage.embeddings import problems_of, stored_form
 from ..storage.file_fingerprints import file_fingerprint
@@ -85,7 +86,12 @@ def load_embedder_of(arguments: CurationArguments, spec: str, **run: Any) -> Emb
 
 def _what_decides(spec: str, arguments: CurationArguments) -> dict[str, Any]:
     options = {name: getattr(arguments, name) for name in OPTIONS_OF_KIND.get(kind_of_embedder(spec), ())}
-    return {"embedder": spec, "files": file_fingerprint(spec), **options}
+    return {
+        "embedder": spec,
+        "files": file_fingerprint(spec),
+        "code": fingerprint_of_named(EMBEDDERS, spec),
+        **options,
+    }
 
 
 def _roles(curation: Curation, of: str) -> list[str]:

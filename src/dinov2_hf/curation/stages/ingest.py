@@ -18,11 +18,12 @@ from ...data.reading.remote_files import is_url
 from ...progress import Progress
 from ...public_names import without_secrets
 from ..algorithms.image_hashes import content_hash, perceptual_hash
-from ..filters import Columns, FilterChain, planned_filters
+from ..filters import FILTERS, Columns, FilterChain, planned_filters
 from ..run_context import Curation
+from ..storage.code_fingerprints import fingerprint_of_named
 from ..storage.dropped_images import DROPPED_SCHEMA
 from ..storage.file_fingerprints import file_fingerprint
-from ..storage.image_reading import UnreadableFile, read_image_file, refuse_unread
+from ..storage.image_reading import UnreadableFile, read_image_file, refuse_failures, refuse_unread
 from ..storage.manifests import UnfinishedShard
 from .stage import source_shards, stage
 
@@ -46,7 +47,8 @@ FILTER_BATCH_SIZE = 32
 def _what_decides(curation: Curation) -> dict[str, Any]:
     texts = [option for _, given in curation.arguments.named_filters for option in given.values()]
     files = [text for text in [curation.arguments.nsfw_model, *texts] if isinstance(text, str)]
-    return {"files_of_filters": [file_fingerprint(path) for path in files]}
+    code = [fingerprint_of_named(FILTERS, name) for name, _ in curation.arguments.named_filters]
+    return {"files_of_filters": [file_fingerprint(path) for path in files], "code_of_filters": code}
 
 
 @stage(
@@ -74,9 +76,17 @@ def ingest(
     source, is_pool = sources.sources[piece.source], sources.roles[piece.source] == "uncurated"
     chain = FilterChain(planned_filters(arguments), arguments.device)
     kept, scored, dropped, waiting = [], [], [], []
+    num_failed = 0
 
     def drop(facts: dict, reason: str) -> None:
         dropped.append({**facts, "row_id": facts["row"], "source": source.name, "stage": "ingest", "reason": reason})
+
+    def fail(facts: dict, reason: str) -> None:
+        drop(facts, reason)
+        nonlocal num_failed
+        num_failed += 1
+        last, rate = f"{facts['id']} {reason}", arguments.max_failure_rate
+        refuse_failures(num_failed, len(piece.rows), source.name, last, max_failure_rate=rate)
 
     def finish_waiting() -> None:
         facts, images = [fact for fact, _ in waiting], [image for _, image in waiting]
@@ -98,9 +108,9 @@ def ingest(
             image = _read(value, facts)
         except UnreadableFile as error:
             refuse_unread(facts["id"], str(error), skip_unreadable=arguments.skip_unreadable)
-            drop(facts, f"cannot be read: {error}")
+            fail(facts, f"cannot be read: {error}")
         except UndecodableImage as error:
-            drop(facts, f"cannot be decoded: {error}")
+            fail(facts, f"cannot be decoded: {error}")
         else:
             if chain.filters and is_pool:
                 waiting.append((facts, image))

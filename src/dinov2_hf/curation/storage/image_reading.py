@@ -15,6 +15,9 @@ from ...data.decoding.undecodable import UndecodableImage
 # A file server that is restarted, or a request that was lost, is often there again after so long.
 SECONDS_BETWEEN_ATTEMPTS = (0.2, 2.0)
 
+# Fewer failures do not stop a run, whatever their share: small sources may be half broken.
+FEWEST_FAILURES = 100
+
 
 class UnreadableFile(ValueError):
     """A file that gave an error of reading; the message names the error."""
@@ -65,4 +68,23 @@ def refuse_unread(image_id: str, reason: str, *, skip_unreadable: bool) -> None:
         raise ValueError(
             f"the image {image_id} cannot be read now ({reason}); what is finished is kept: run the same command"
             " again when it can be, or leave such images out with --skip_unreadable."
+        )
+
+
+def refuse_failures(num_failed: int, num_images: int, source: str, last: str, *, max_failure_rate: float) -> None:
+    """Stop a run of which so many images fail that the cause is hardly in the images.
+
+    Args:
+        num_failed: images that cannot be read or decoded, so far, of `num_images` of a shard.
+        source: its name.
+        last: what the last of them failed with.
+
+    Raises:
+        ValueError: they are more than `max_failure_rate` of the shard, and at least `FEWEST_FAILURES`.
+    """
+    if num_failed >= FEWEST_FAILURES and num_failed > max_failure_rate * num_images:
+        raise ValueError(
+            f"{num_failed} of {num_images} images of a shard of the source {source!r} cannot be read or decoded (the"
+            f" last: {last}), a larger share than max_failure_rate ({max_failure_rate}); what is finished is kept: run"
+            " the same command again when they can be, or allow more, --max_failure_rate."
         )

@@ -25,6 +25,7 @@ class ImageSource:
         split: as in `data.load_image_dataset`; by default all splits, one after the other. Copies of test images stay
             in a dataset whose benchmarks were read in part.
         config_name, image_column: as there.
+        revision: of a dataset on the Hub, a branch, tag or commit; by default its main branch.
         root: of a list of images, the folder or address that all of them lie below; by default that of the list.
         id_column: the column of the images' ids, unique; by default, and where it is empty, the number of the row.
         retrieval: of a curated source, "sample" (the paper's for more than a million images) or "cluster".
@@ -36,6 +37,7 @@ class ImageSource:
     name: str = ""
     split: str | None = ALL_SPLITS
     config_name: str | None = None
+    revision: str | None = None
     image_column: str | None = None
     root: str | None = None
     id_column: str | None = None

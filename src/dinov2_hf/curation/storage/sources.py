@@ -58,7 +58,7 @@ class OpenSources:
             rows, fingerprint = DatasetRows(dataset), None
         else:
             column, rows, fingerprint = listing.content.image_column, listing.rows, listing.fingerprint
-        _check(source, rows)
+        _check(source, rows, is_of_hub=listing is None and not os.path.exists(os.path.expanduser(source.path)))
         expected = self.stored and self.stored.fingerprints
         if listing is not None and expected and fingerprint != expected[number]:
             raise ValueError(
@@ -160,8 +160,8 @@ class OpenSources:
         return [
             {
                 "name": source.name, "role": role, "rows": len(rows), "split": source.split,
-                "config_name": source.config_name, "image_column": source.image_column, "id_column": source.id_column,
-                "fingerprint": fingerprint,
+                "config_name": source.config_name, "revision": source.revision,
+                "image_column": source.image_column, "id_column": source.id_column, "fingerprint": fingerprint,
             }
             for source, role, rows, fingerprint in zip(
                 self.sources, self.roles, self.rows, self.fingerprints, strict=True
@@ -222,11 +222,16 @@ def _load(source: ImageSource) -> datasets.Dataset:
         path if os.path.exists(path) else source.path,
         split=source.split,
         config_name=source.config_name,
+        revision=source.revision,
         image_column=source.image_column,
     )
 
 
-def _check(source: ImageSource, rows: SourceRows) -> None:
+def _check(source: ImageSource, rows: SourceRows, *, is_of_hub: bool) -> None:
+    if source.revision is not None and not is_of_hub:
+        raise ValueError(
+            f"the source {source.path!r} has revision={source.revision!r}, but is no dataset on the Hub: leave it out."
+        )
     if len(rows) == 0:
         raise ValueError(f"the source {source.path!r} has no images.")
     if source.id_column is not None and source.id_column not in rows.features:
