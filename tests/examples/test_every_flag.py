@@ -43,6 +43,7 @@ VALUES = {
     "dataset_config_name": ["v2"], "init_from": ["{run}"], "mask_ratio": ["0.3", "0.6"], "mask_probability": ["1.0"],
     "image_mean": ["0.4", "0.4", "0.4"], "image_std": ["0.2", "0.2", "0.2"], "max_steps": ["3"],
     "cooldown_schedule": ["cosine"], "gram_teacher": ["{run}"], "koleo_group_size": ["2"],
+    "gram_teacher_update_steps": ["2"],
     "learning_rate_scaling": ["sqrt_wrt_1024"], "layer_norm_eps": ["0.1"], "mixed_precision": ["bf16"],
     "global_blur_probabilities": ["1.0", "0.0"], "local_blur_probability": ["0.0"], "solarize_probability": ["1.0"],
     "grayscale_probability": ["1.0"], "horizontal_flip_probability": ["1.0"], "color_jitter_probability": ["0.0"],

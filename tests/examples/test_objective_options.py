@@ -92,3 +92,33 @@ def test_mistakes_are_one_sentence(pretrain, recipe, images, tmp_path, values, m
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
         pretrain.main(["--config", str(lines), "--output_dir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_gram_teacher_that_the_run_renews(pretrain, recipe, images, tmp_path):
+    """As if a person had resumed with it, and the same after an interruption that is none of its steps."""
+    start, whole, by_hand, resumed = (tmp_path / name for name in ("start", "whole", "by_hand", "resumed"))
+    run(pretrain, recipe, images, start, "--max_steps", "1", "--warmup_steps", "0", "--cooldown_steps", "0")
+    shape = ("--loss_terms", "gram_anchoring=2.0", "--max_steps", "4")
+    gram = (*shape, "--gram_teacher", str(start))
+    renewed = (
+        "--export_every",
+        "2",
+        "--gram_teacher_update_steps",
+        "2",
+        "--save_steps",
+        "1",
+        "--save_total_limit",
+        "4",
+    )
+    forget_accelerate()
+    run(pretrain, recipe, images, whole, *gram, *renewed)
+    forget_accelerate()
+    run_until_saved(3, lambda: run(pretrain, recipe, images, resumed, *gram, *renewed))
+    forget_accelerate()
+    run(pretrain, recipe, images, resumed, *gram, *renewed, "--resume_from_checkpoint", "latest")
+    assert_same_run(whole, resumed)
+    forget_accelerate()
+    at_two = ("--resume_from_checkpoint", str(whole / "checkpoints" / "step_0000002"), "--allow_recipe_change")
+    run(pretrain, recipe, images, by_hand, *shape, "--gram_teacher", str(whole / "models" / "step_0000002"), *at_two)
+    told = [[record["gram_anchoring_loss"] for record in records(folder)][-2:] for folder in (whole, by_hand)]
+    assert told[0] == told[1]

@@ -15,7 +15,7 @@ def loaded(source, **values):
     args = PreTrainingArguments(
         train_data="", gram_teacher=str(source), loss_terms={"gram_anchoring": 1.0}, dataloader_num_workers=0, **values
     )
-    return load_gram_teacher(args, 3, bf16=False, device=torch.device("cpu"))
+    return load_gram_teacher(str(source), args, 3, bf16=False, device=torch.device("cpu"))
 
 
 def test_of_a_run_with_heads_it_is_the_averaged_backbone(tmp_path, spread):
@@ -36,5 +36,7 @@ def test_mistakes(tmp_path):
         loaded(tmp_path)
     with pytest.raises(ValueError, match="has gram_anchoring, but `gram_teacher` is not set"):
         PreTrainingArguments(train_data="", loss_terms={"gram_anchoring": 1.0})
+    with pytest.raises(ValueError, match="is 3, but `export_every` is 2, and the new Gram teacher is"):
+        loaded(tmp_path, gram_teacher_update_steps=3, export_every=2)
     with pytest.raises(ValueError, match="but no loss term reads it; add gram_anchoring to `loss_terms`"):
         PreTrainingArguments(train_data="", gram_teacher="somewhere")

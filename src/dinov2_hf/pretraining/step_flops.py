@@ -33,7 +33,7 @@ class StepFlops:
     """
 
     def __init__(self, module: nn.Module):
-        self.module, self.teacher, self.gram_teacher = module, module.teacher_role, module._gram_teacher[0]
+        self.module, self.teacher = module, module.teacher_role
         networks = [student.backbone for student in module.students.values()]
         if self.gram_teacher is not None:
             networks.append(self.gram_teacher.backbone)
@@ -41,6 +41,11 @@ class StepFlops:
         if self.is_known:
             networks.append(self.teacher.network if self._is_bare else self.teacher.network.backbone)
         self.is_known &= all(isinstance(network, DINOv2Model) for network in networks)
+
+    @property
+    def gram_teacher(self) -> FrozenTeacher | None:
+        """The one of now, which a run may renew."""
+        return self.module._gram_teacher[0]
 
     @property
     def _is_bare(self) -> bool:

@@ -23,6 +23,7 @@ from ..training.run_stopped import RunPreempted, RunStopped, bad_data_stops_run
 from ..training.schedules import ScheduleValues
 from ..training.step_window import StepWindow, format_progress
 from ..training.votes import CountsOnTheWay, count_processes
+from .gram_teacher import anchor
 from .model_export import export_backbone, export_models
 from .run_folder import BEST, MODELS_OF_STEPS
 
@@ -148,6 +149,8 @@ class Steps:
                 export_backbone(run, output, BEST)
             if exports:
                 export_backbone(run, output, f"{MODELS_OF_STEPS}/{checkpoint_name(self.state['step'])}")
+        if args.gram_teacher_update_steps and self.state["step"] % args.gram_teacher_update_steps == 0:  # from them
+            anchor(run.module, args, run.accelerator, run.output_dir, self.state["step"])
         if self.is_preempted:
             run.saver.wait()
             if args.export_on_stop:

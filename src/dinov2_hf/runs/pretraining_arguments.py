@@ -153,6 +153,13 @@ class PreTrainingArguments:
         "Of gram_anchoring, the earlier network whose similarities of patches are kept: a model folder, a run, one of"
         " its checkpoints, or a model on the Hub.",
     )
+    gram_teacher_update_steps: int | None = argument(
+        None,
+        "After every so many steps the average of the run becomes the Gram teacher (10,000 in DINOv3), from"
+        " models/step_N; a multiple of export_every. By default it stays.",
+        AT_LEAST_ONE,
+        needs={"gram_teacher": True, "export_every": True},
+    )
     teacher_class: str | None = argument(
         None,
         "What makes the targets: package.module:Class. By default the average of the student, in a distillation the"
@@ -403,6 +410,12 @@ class PreTrainingArguments:
                 if anchored
                 else f"`gram_teacher` is {self.gram_teacher}, but no loss term reads it; add gram_anchoring to"
                 " `loss_terms`."
+            )
+        if self.gram_teacher_update_steps and self.gram_teacher_update_steps % self.export_every:
+            raise ValueError(
+                f"`gram_teacher_update_steps` is {self.gram_teacher_update_steps}, but `export_every` is"
+                f" {self.export_every}, and the new Gram teacher is what is exported; make the first a multiple of"
+                " the second."
             )
         if self.teacher_class:
             TEACHERS.find(self.teacher_class)

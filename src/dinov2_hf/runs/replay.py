@@ -113,7 +113,7 @@ def replay_step(folder: Path) -> ReplayedStep | None:
             f"this launch is {backend} with {accelerator.num_processes} processes, but a step of {recorded} is"
             f" replayed by one process, or by {recorded} under ddp; launch it so."
         )
-    module = _build(plan, accelerator)
+    module = _build(plan, accelerator, run_folder=folder.resolve().parents[1], step=said["step"] - 1)
     weights = read_weights(folder)
     module.load_state_dict(weights)
     replay = _Replay(module, said, plan.args, accelerator)
@@ -132,12 +132,14 @@ def replay_step(folder: Path) -> ReplayedStep | None:
     )
 
 
-def _build(plan: PreTrainingPlan | DistillationPlan, accelerator: Accelerator) -> torch.nn.Module:
+def _build(
+    plan: PreTrainingPlan | DistillationPlan, accelerator: Accelerator, run_folder: Path, step: int
+) -> torch.nn.Module:
     """The module as a run has it before it is compiled and spread over processes."""
     precision = plan.args.mixed_precision
     attention = choose_attention(plan.args.attn_implementation, precision, accelerator.device)
     module = plan.build(SimpleNamespace(accelerator=accelerator, attention=attention))
-    apply_objective_options(module, plan.args, accelerator)
+    apply_objective_options(module, plan.args, accelerator, run_folder, step)
     return module.to(accelerator.device).train()
 
 

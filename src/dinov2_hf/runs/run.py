@@ -199,7 +199,7 @@ class Run:
         self.outputs = [Output(self, name) for name in model.students]
         self.watched = WatchedImages(self, args.eval_pictures)
         self.best.check_student(model.students)
-        apply_objective_options(model, args, accelerator)
+        apply_objective_options(model, args, accelerator, self.output_dir, self.state["step"])
         compile_objective(model, args.compile)
         optimizer = build_optimizer(groups, **values_for(build_optimizer, args))
         set_seed(args.seed, device_specific=True)  # but stochastic depth of its own
