@@ -30,6 +30,7 @@ COMPLETION = ["shtab>=1.7"]  # scripts for shells
 CURATION = ["faiss-cpu>=1.9", *CLUSTERING]
 DATATROVE = ["datatrove>=0.10"]  # 0.10 goes with huggingface-hub 1
 DEEPSPEED = ["deepspeed>=0.19.8", "ninja>=1.11"]  # it compiles its operators when they are first used
+DEMO = ["faiss-cpu>=1.9", "gradio>=6.0"]
 DOCS = ["mkdocstrings[python]>=1.0", "zensical>=0.0.70"]  # the site, from mkdocs.yml
 EVALUATION = ["av>=12.0", "scikit-learn>=1.4", "torchmetrics>=1.4"]  # video files, logistic regression, mIoU
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
@@ -43,13 +44,36 @@ setup(
     description="DINOv2 for transformers: network, pretraining, distillation, curation, evaluation, export",
     long_description=for_index((root / "README.md").read_text()),
     long_description_content_type="text/markdown",
+    author="The dinov2_hf authors",
     license="Apache-2.0",
-    project_urls={"Source": repository} if repository else {},
+    license_files=["LICENSE"],
+    keywords=["dinov2", "self-supervised learning", "vision transformer", "transformers", "dataset curation"],
+    project_urls={
+        **({"Source": repository} if repository else {}),
+        "Method": "https://arxiv.org/abs/2304.07193",
+        "Registers": "https://arxiv.org/abs/2309.16588",
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     package_dir={"": "src", "dinov2_hf.examples": "examples"},
     packages=[*find_packages("src"), "dinov2_hf.examples"],
     package_data={
-        "dinov2_hf": ["recipes/*.yaml"],
+        "dinov2_hf": ["py.typed", "recipes/*.yaml"],
         "dinov2_hf.curation.report": ["*.jinja"],
         "dinov2_hf.pictures": ["*.jinja", "*.js"],
         "dinov2_hf.runs": ["*.jinja"],
@@ -71,7 +95,7 @@ setup(
         "psutil>=5.9",
         "pyarrow>=21.0",
         "pyyaml>=6.0",
-        "safetensors>=0.5",
+        "safetensors>=0.8",
         "torch>=2.11",
         "torchvision>=0.26",
         "tqdm>=4.66",
@@ -82,6 +106,7 @@ setup(
         "curation": CURATION,
         "datatrove": DATATROVE,
         "deepspeed": DEEPSPEED,
+        "demo": DEMO,
         "docs": DOCS,
         "evaluation": EVALUATION,
         "faiss-gpu": ["faiss-gpu>=1.15", *CLUSTERING],  # in place of `curation`: both have the module `faiss`
@@ -98,11 +123,14 @@ setup(
             *DATATROVE,
             *EVALUATION,
             *DEEPSPEED,
+            *DEMO,
             *LORA,
             *MULTIBAND,
             *ONNX,
             *REMOTE,
             "moto[server]>=5.0",  # an S3 server on this machine
+            "ipykernel>=6.29",  # with nbclient it runs the notebooks
+            "nbclient>=0.10",
             "parameterized>=0.9",  # transformers' own tests use it
             "playwright>=1.45",  # pages, in the Chromium of the system
             "pytest>=8.0",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 COMMANDS = (
-    "pretrain", "distill", "replay", "curate", "evaluate", "features", "visualize", "convert", "export",
+    "pretrain", "distill", "replay", "curate", "evaluate", "features", "visualize", "demo", "convert", "export",
     "push", "report", "doctor", "recipes", "completion",
 )  # fmt: skip
 INTERRUPTED = 128 + 2  # as of a process that SIGINT ended

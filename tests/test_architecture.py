@@ -19,7 +19,7 @@ from dinov2_hf.training.schedules import build_schedules
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "dinov2_hf"
 ROOMS = (
-    "models", "pretraining", "data", "training", "pictures", "evaluation", "curation", "conversion", "runs",
+    "models", "pretraining", "data", "training", "pictures", "evaluation", "curation", "conversion", "runs", "demo",
 )  # fmt: skip
 # How anything is imported, written, read from a recipe, and told; and where networks run.
 GROUND = {
@@ -66,6 +66,7 @@ ALLOWED = {
         "pictures",
         "evaluation",
     },
+    "demo": {"data", "features", "conversion", "model_source", "pictures"},
     "auto": {"models"},
     "cli": {*ROOMS, "examples", "auto", "features", "feature_kinds", "feature_files", "fingerprints", "model_source"},
     "__main__": set(),

@@ -99,9 +99,13 @@ def draw_attention_maps(
     return PictureGrid(rows, headings=headings, title=title).save(path)
 
 
-def colour_map(values: np.ndarray) -> np.ndarray:
-    """(h, w) numbers to colours (h, w, 3), from black for the smallest to yellow for the largest hundredth."""
+def colour_map(values: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
+    """(h, w) numbers to colours (h, w, 3), from black to yellow.
+
+    Args:
+        limits: what is black and what is yellow. None: the smallest value, and the largest hundredth.
+    """
     from matplotlib import colormaps
 
-    low, high = values.min(), np.percentile(values, 99)
+    low, high = limits if limits is not None else (values.min(), np.percentile(values, 99))
     return colormaps["inferno"](((values - low) / max(high - low, 1e-12)).clip(0, 1))[..., :3]

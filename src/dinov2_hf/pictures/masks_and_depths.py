@@ -46,8 +46,8 @@ def draw_masks(
     rows = []
     for image, truth, prediction in pictures:
         ignored = (truth == ignore_index).numpy()
-        painted_truth = _painted(truth, colours, ignored)
-        painted = _painted(prediction, colours, np.zeros_like(ignored))
+        painted_truth = painted_mask(truth, colours, ignored)
+        painted = painted_mask(prediction, colours, np.zeros_like(ignored))
         painted[ignored] = 0.35 * painted[ignored] + 0.65
         rows.append(
             [Cell(picture) for picture in (rgb_picture(image.permute(1, 2, 0).numpy()), painted_truth, painted)]
@@ -98,7 +98,8 @@ def draw_depths(pictures: Sequence[tuple[Tensor, Tensor, Tensor]], path: str | P
     PictureGrid(rows, headings=headings, cell_width=WIDTH, scales=scales).save(path)
 
 
-def _painted(mask: Tensor, colours: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+def painted_mask(mask: Tensor, colours: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    """Class numbers (H, W) as colours (H, W, 3) of `class_colours`, and grey where they are ignored."""
     painted = colours[np.where(ignored, 0, mask.numpy())]
     painted[ignored] = UNLABELLED
     return painted

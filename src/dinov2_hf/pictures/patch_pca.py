@@ -43,7 +43,11 @@ def patch_pca(
     Raises:
         ValueError: the model gives another number of patch tokens than the patch grid of the images has.
     """
-    features = patch_features(model, pixel_values)
+    return colours_of_features(patch_features(model, pixel_values), foreground=foreground, like=like)
+
+
+def colours_of_features(features: Tensor, *, foreground: bool = False, like: np.ndarray | None = None) -> np.ndarray:
+    """What `patch_pca` makes of patch features (n, h, w, D), float64 on the CPU."""
     mask = foreground_mask(features) if foreground else np.ones(features.shape[:3], dtype=bool)
     components = principal_components(features[torch.from_numpy(mask)], 3)
     if like is not None:

@@ -12,6 +12,17 @@ from ..features import process_images
 from .channels_as_rgb import rgb_picture
 
 
+def picture_size(model: nn.Module) -> int | None:
+    """Input size that gives a picture of patches some detail: at least 16 patches a side.
+
+    None for a model that has no square `config.image_size` of whole square patches.
+    """
+    size, (height, width) = getattr(model.config, "image_size", None), patch_size_of(model)
+    if not isinstance(size, int) or height != width or size % height:
+        return None
+    return max(size, 16 * height)
+
+
 def prepare_pictures(
     model: nn.Module,
     images: Sequence[Image.Image] | Sequence[np.ndarray],

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from transformers import AutoImageProcessor, AutoModel, pipeline
 
 from ..data import find_image_column, first_images
-from ..models import DINOv2Config
 from ..pictures.patch_pca import save_patch_pca
+from ..pictures.seen_images import picture_size
 from .best_model import describe_best
 from .model_export import export_models
 from .run_folder import BEST, OVER_STEPS
@@ -32,7 +32,7 @@ def leave_results(run: "Run") -> None:
             images,
             AutoImageProcessor.from_pretrained(model_folder),
             folder / "patch_pca.png",
-            image_size=picture_size(backbone.config),
+            image_size=picture_size(backbone),
             device=run.accelerator.device,
         )
         print(f"\n{output.format_gains()}", end="")
@@ -45,11 +45,9 @@ def leave_results(run: "Run") -> None:
         if "best" in run.state and run.best.student == output.name:
             print(f"best step: {describe_best(run.state['best'])}, in {folder / BEST}")
     step, last = run.state["step"], run.args.max_steps
+    folder = shlex.quote(str(run.output_dir))
+    if run.accelerator.is_main_process:
+        print(f"a page of it all: dinov2-hf report {folder}")
     if step < last and run.accelerator.is_main_process:
-        go_on = f"--output_dir {shlex.quote(str(run.output_dir))} --resume_from_checkpoint latest"
+        go_on = f"--output_dir {folder} --resume_from_checkpoint latest"
         print(f"stopped after {step} of {last} steps; {go_on} goes on to the last")
-
-
-def picture_size(config: DINOv2Config) -> int:
-    """Input size that gives a picture of patches some detail: at least 16 patches a side."""
-    return max(config.image_size, 16 * config.patch_size)

@@ -1,0 +1,66 @@
+"""A collection of images that can be searched by what a model sees in them."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import faiss
+import numpy as np
+from datasets import Dataset
+from PIL import Image
+
+from ..data import UndecodableImage, image_decoder
+from ..features import FeatureExtractor
+from ..pictures.nearest_images import square_picture
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """
+    Args:
+        dataset: the images.
+        extractor: how their features were made, and those of a query are.
+        index: of these features, an exact one.
+        rows: of the dataset, those that the index has, whose images can be decoded.
+    """
+
+    dataset: Dataset
+    extractor: FeatureExtractor
+    index: Any
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def build_gallery(extractor: FeatureExtractor, dataset: Dataset) -> Gallery:
+    """
+    Make the features of all images; those that cannot be decoded are left out.
+
+    Raises:
+        ValueError: there is no image that can be decoded.
+    """
+    features = extractor.features(dataset, skip_undecodable=True)
+    vectors = _unit(features.values.numpy())
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    return Gallery(dataset, extractor, index, features.rows.numpy())
+
+
+def search(gallery: Gallery, image: Image.Image, count: int = 12) -> list[tuple[Image.Image, float]]:
+    """The most similar images of a gallery, as square pictures, with the cosine of their CLS features."""
+    column = gallery.extractor.image_column
+    query = replace(gallery.extractor, progress=False, num_workers=0).features([{column: image}]).values.numpy()
+    similarities, places = gallery.index.search(_unit(query), min(count, len(gallery)))
+    decode, found = image_decoder(3), []
+    for similarity, place in zip(similarities[0].tolist(), places[0].tolist(), strict=True):
+        try:
+            picture = square_picture(decode(gallery.dataset[int(gallery.rows[place])][column]))
+        except UndecodableImage:  # its file has changed since
+            continue
+        found.append((picture, similarity))
+    return found
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
