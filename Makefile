@@ -5,7 +5,7 @@ QUICKSTART := outputs/quickstart
 # Without this, `accelerate launch` gives a process on a CPU one thread.
 CPU_THREADS := $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: quickstart test test-fast docs fuzz quality style clean
+.PHONY: quickstart test test-fast test-lowest docs fuzz lint style clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/write_digits.py outputs/digits
@@ -22,10 +22,25 @@ PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist l
 test: .venv/installed
 	$(PYTEST)
 
-# What a change needs again and again: all but whole runs, launches, uploads, wheels and pages.
-SLOW_TESTS := distributed docs/test_snippets.py examples hub packaging transformers_suite
+# What a change needs again and again: all but whole runs, launches, uploads, wheels, browsers and pages.
+SLOW_TESTS := demo distributed docs/test_snippets.py examples hub packaging transformers_suite
 test-fast: .venv/installed
 	$(PYTEST) $(addprefix --ignore=tests/,$(SLOW_TESTS))
+
+# A part of the tests, with the lowest versions that setup.py names, in an environment of their own.
+LOWEST := .venv-lowest
+LOWEST_TESTS ?= models pretraining/test_losses.py pretraining/test_centering.py training/test_schedules.py \
+	training/test_optimizer.py data/test_multi_crop.py data/test_masking.py test_features.py cli/test_recipes.py
+test-lowest: $(LOWEST)/installed
+	HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m pytest $(addprefix tests/,$(LOWEST_TESTS))
+
+$(LOWEST)/installed: setup.py
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check setuptools
+	$(LOWEST)/bin/python -m tests.packaging.lowest_versions > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check \
+		--constraint $(LOWEST)/lowest.txt --editable . "pytest>=8.0"
+	touch $@
 
 # The site of the documents, with warnings as errors: links, anchors, pictures, and names of the reference that are gone.
 docs: .venv/installed
@@ -37,7 +52,7 @@ FUZZ_SECONDS ?= 60
 fuzz: .venv/installed
 	HF_HUB_OFFLINE=1 DINOV2_HF_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/data/decoding/test_decoders_fuzzed.py
 
-quality: .venv/installed
+lint: .venv/installed
 	$(BIN)/ruff check src tests examples setup.py
 	$(BIN)/ruff format --check src tests examples setup.py
 
@@ -57,3 +72,4 @@ style: .venv/installed
 # Removes the environment that `make` made, and nothing else: `outputs` is where people train.
 clean:
 	if [ -f .venv/made_by_make ]; then rm -rf .venv; fi
+	if [ -f $(LOWEST)/installed ]; then rm -rf $(LOWEST); fi

@@ -12,9 +12,13 @@ from pathlib import Path
 import datasets
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
+
+try:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+except ModuleNotFoundError:
+    raise SystemExit('the digits are those of scikit-learn: pip install "dinov2_hf[quickstart]"') from None
 
 NUM_TEST_IMAGES = 500
 IMAGE_SIZE = 16

@@ -1,17 +1,21 @@
 """What is installed is what is tested: sdist and wheel are built, installed outside the checkout, and used there."""
 
+import email
 import json
 import os
+import re
 import shutil
 import site
 import subprocess
 import sys
 import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 
@@ -102,6 +106,38 @@ def test_every_file_of_the_package_is_in_the_wheel(built):
     }
     scripts = [path for pattern in ("*.py", "accelerate_configs/*", "slurm/*") for path in EXAMPLES.glob(pattern)]
     assert found == wanted | {f"dinov2_hf/examples/{path.relative_to(EXAMPLES).as_posix()}" for path in scripts}
+
+
+def test_the_sdist_has_what_a_checkout_has(built):
+    """All that its own tests and documents need."""
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        found = {name.partition("/")[2] for name in archive.getnames()}
+    ignored = {"__pycache__", "outputs"}
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for room in ("src/dinov2_hf", "examples", "tests", "docs")
+        for path in (ROOT / room).rglob("*")
+        if path.is_file() and not ignored & set(path.parts)
+    }
+    wanted = {"README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "Makefile"}
+    assert files | wanted | {"setup.py", "pyproject.toml", "hubconf.py"} <= found
+
+
+def test_the_wheel_says_what_it_is(built):
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        said = email.message_from_bytes(archive.read(name))
+        assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "src/dinov2_hf/__init__.py").read_text())[1]
+    assert said["Version"] == version
+    assert said["License"] == "Apache-2.0"
+    assert "Typing :: Typed" in said.get_all("Classifier")
+    assert said.get_all("Project-URL")
+    assert {"demo", "curation", "evaluation", "test"} <= set(said.get_all("Provides-Extra"))
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (version, said["License"])
 
 
 def test_every_module_can_be_imported(python):

@@ -122,7 +122,9 @@ def _of_deepspeed(path: Path) -> dict[str, Tensor]:
     try:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
     except ImportError:
-        raise ValueError(f"{path} is in shards of DeepSpeed ZeRO-3; `pip install deepspeed` to read it.") from None
+        raise ValueError(
+            f'{path} is in shards of DeepSpeed ZeRO-3, which needs deepspeed: pip install "dinov2_hf[deepspeed]".'
+        ) from None
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # which tells of every shard
         return get_fp32_state_dict_from_zero_checkpoint(str(path), DEEPSPEED)
 

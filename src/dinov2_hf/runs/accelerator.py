@@ -59,8 +59,9 @@ def _find_tracker(report_to: str) -> str | None:
         raise ValueError(f'`report_to` is "{report_to}"; it must be "none" or one of {", ".join(known)}.')
     installed = [str(tracker) for tracker in get_available_trackers()]
     if report_to != "all" and report_to not in installed:
+        extra = ' (pip install "dinov2_hf[tensorboard]")' if report_to == "tensorboard" else ""
         raise ValueError(
-            f"`report_to` is {report_to}, which is no tracker that is installed here; install its package, or choose"
-            f" one of: {', '.join(['none', *installed])}."
+            f"`report_to` is {report_to}, which is no tracker that is installed here; install its package{extra}, or"
+            f" choose one of: {', '.join(['none', *installed])}."
         )
     return report_to

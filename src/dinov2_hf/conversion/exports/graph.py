@@ -107,7 +107,7 @@ def export_onnx(
     """
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"The export to ONNX needs {' and '.join(missing)}; run `pip install {' '.join(missing)}`.")
+        raise ImportError(f'the export to ONNX needs {" and ".join(missing)}: pip install "dinov2_hf[onnx]".')
     if opset is not None and opset < LOWEST_OPSET:
         raise ValueError(f"`opset` is {opset}; it must be at least {LOWEST_OPSET}.")
 

@@ -47,7 +47,7 @@ def read_tiff(content: bytes) -> np.ndarray:
         import tifffile
     except ImportError as error:
         raise MissingTiffReader(
-            "TIFF files of several bands need tifffile, which is not installed: pip install dinov2_hf[multiband]."
+            'TIFF files of several bands need tifffile, which is not installed: pip install "dinov2_hf[multiband]".'
         ) from error
     num_pages = count_directories(content)
     # These kinds would be read as a whole when they are opened.

@@ -42,7 +42,7 @@ def decode_frames(
         import av
     except ImportError as error:
         raise ImportError(
-            "video files need PyAV, which is not installed: pip install dinov2_hf[evaluation]."
+            'video files need PyAV, which is not installed: pip install "dinov2_hf[evaluation]".'
         ) from error
     with undecodable_on_error():
         with av.open(io.BytesIO(content), options=ONLY_VIDEO_FILES) as container:
