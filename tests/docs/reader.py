@@ -23,6 +23,11 @@ SHORT_RUN = (
 ).split()
 # Of a run that starts from weights, these are theirs.
 NETWORK = {"--hidden_size", "--num_hidden_layers", "--num_attention_heads"}
+# Features are compared of global crops, and without heads.
+HEADS = {
+    "--num_local_crops", "--local_crop_size", "--head_hidden_size", "--bottleneck_size", "--freeze_last_layer_steps",
+    "--teacher_temperature_warmup_steps",
+}  # fmt: skip
 SHORTER = {
     "pretrain": SHORT_RUN,
     "distill": [word for words in zip(SHORT_RUN[::2], SHORT_RUN[1::2], strict=True) for word in words
@@ -39,7 +44,7 @@ SMALL_NUMBERS = {
 }  # fmt: skip
 IMAGE_FOLDERS = (
     "path/to/images", "path/to/labelled_images", "path/to/others", "path/to/test_set", "path/to/train", "path/to/test",
-    "train", "val", "crawl", "imagenet",
+    "crawl/2024", "crawl/2025",
 )  # fmt: skip
 
 
@@ -159,6 +164,8 @@ def shorter(command: str, words: list[str]) -> list[str]:
     if "--init_from" in words:
         said |= NETWORK
         more += ["--freeze_backbone_steps", "1"]
+    if "vits14_features" in words:
+        said |= HEADS
     options = SHORTER.get(command, [])
     for name, value in zip(options[::2], options[1::2], strict=True):
         protocol = name.removeprefix("--").partition("_")[0]
