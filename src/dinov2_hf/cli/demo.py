@@ -1,5 +1,6 @@
 """`dinov2-hf demo`."""
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -101,7 +102,7 @@ def demo(
     place = Path(model).resolve()
     name = model if not place.exists() else place.parent.name if place.name == "model" else place.name
     page = build_app(Demo(network, image_processor, name, image_size, gallery=searched, samples=samples, **heads))
-    launch_app(page, host=host, port=port, max_upload_mb=max_upload_mb, say=print)
+    launch_app(page, host=host, port=port, max_upload_mb=max_upload_mb, say=partial(print, flush=True))
 
 
 def sample_pictures(count: int = 6) -> list:
