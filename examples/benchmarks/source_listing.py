@@ -52,7 +52,9 @@ def measure_pool(folder: Path, num_files: int) -> tuple[dict[str, float], float]
     write_files(folder / "pool", num_files)
     output = folder / "output"
     output.mkdir()
-    arguments = CurationArguments(uncurated=str(folder / "pool"), output_dir=str(output), progress=False)
+    arguments = CurationArguments(
+        uncurated=str(folder / "pool"), output_dir=str(output), embedder="perceptual", progress=False
+    )
     listings = StoredListings(output / LISTING)
     rows = range(min(num_files, IMAGES_PER_SHARD))
     seconds, begin = {}, time.perf_counter()

@@ -163,7 +163,7 @@ def test_vectors_of_another_width_than_the_other_shards(planted, tmp_path):
         planted.curate(**changes)
 
 
-@pytest.mark.parametrize("spec", ["nowhere/at/all", "missing.npy", "missing.parquet"])
+@pytest.mark.parametrize("spec", ["nowhere/at/all", "missing.npy", "missing.parquet", "missing.torchscript.pt"])
 def test_an_embedder_that_is_not_there(spec):
     with pytest.raises(ValueError, match="does not exist"):
         kind_of_embedder(spec)

@@ -150,7 +150,9 @@ def folder(tmp_path_factory, planted_files):
 
 def stages_of(folder, values) -> dict[str, str]:
     """The hash of what decides the content of each stage."""
-    _, stages = plan(CurationArguments(**{"uncurated": "pool", "output_dir": "out", **values}))
+    _, stages = plan(
+        CurationArguments(**{"uncurated": "pool", "output_dir": "out", "embedder": "perceptual", **values})
+    )
     return {stage.name: stage.folder.config_hash for stage in stages}
 
 

@@ -67,12 +67,15 @@ class CurationArguments:
     )
 
     # --- embed
-    embedder: str = argument(
-        "perceptual",
-        'For finding copies: "perceptual" (no model), package.module:function, a TorchScript file, a model folder or'
-        " Hub name (also owner/name@revision), or precomputed vectors (a .parquet or .npy file, or a folder of them).",
+    embedder: str | None = argument(
+        None,
+        'For finding copies: "perceptual" (no model; null: this, for small pools), package.module:function, a'
+        " TorchScript file, a model folder or Hub name (also owner/name@revision), or precomputed vectors (.parquet or"
+        " .npy files).",
     )
-    retrieval_embedder: str | None = argument(None, "For retrieval and clustering, the same choices; null: embedder.")
+    retrieval_embedder: str | None = argument(
+        None, "For retrieval and clustering, the same choices; null: embedder, where that is named."
+    )
     feature_kind: str = argument("cls", "Feature of a model.", ("cls", "mean_patch", "last_layers"))
     torchscript_size: list[int] = argument(
         [288],
@@ -211,6 +214,11 @@ class CurationArguments:
     def includes(self, source: ImageSource) -> bool:
         """Whether a curated source's own images go into the dataset."""
         return self.include_curated if source.include is None else source.include
+
+    @property
+    def copy_embedder(self) -> str:
+        """What finds copies: `embedder`, or the perceptual descriptor, which needs no model."""
+        return self.embedder or "perceptual"
 
     @property
     def included_curated(self) -> list[int]:

@@ -1,7 +1,7 @@
 """`CuratedImages`: a curation as a builder of `datasets`.
 
 ```python
-builder = CuratedImages(uncurated="path/to/images", curated="path/to/others")
+builder = CuratedImages(uncurated="path/to/images", curated="path/to/others", embedder="path/to/model")
 builder.download_and_prepare()
 dataset = builder.as_dataset(split="train")
 ```

@@ -23,6 +23,14 @@ from .storage.precomputed_vectors import PrecomputedVectors
 from .storage.published_images import load_face_blur
 
 
+# What the perceptual descriptor can carry. Of 499,500 pairs of unlike photographs 4 exceed 0.6 and 33 exceed 0.45
+# (docs/curation_scale.md): at these numbers one image in six has a false copy, and one in eight a false benchmark.
+PERCEPTUAL_FALSE_COPIES = 4 / 499_500
+PERCEPTUAL_FALSE_BENCHMARKS = 33 / 499_500
+MOST_PERCEPTUAL = 20_000
+MOST_PERCEPTUAL_BENCHMARK = 2_000
+
+
 def check_models(curation: Curation, unfinished: set[str]) -> None:
     """That the models, filters and vectors of these stages work on a picture.
 
@@ -43,6 +51,38 @@ def check_models(curation: Curation, unfinished: set[str]) -> None:
     if unfinished & {"build", "report"} and arguments.face_model is not None:
         with _named("face_"):
             load_face_blur(arguments)(picture)
+
+
+def refuse_unnamed_descriptor(curation: Curation) -> None:
+    """That what the perceptual descriptor cannot carry is asked for by name.
+
+    Raises:
+        ValueError: no embedder is named, and the pool or the benchmarks are large, or images are chosen by meaning.
+    """
+    arguments = curation.arguments
+    if arguments.embedder is not None:
+        return
+    pool, benchmarks = curation.sources.rows_of("uncurated"), curation.sources.rows_of("benchmark")
+    default = "embedder is not given; the default, the perceptual descriptor, finds copies"
+    if pool > MOST_PERCEPTUAL:
+        each = PERCEPTUAL_FALSE_COPIES * pool
+        problem = (
+            f"in pools of up to {MOST_PERCEPTUAL:,} images, but in this of {pool:,} an image has about {each:.1g}"
+        )
+        problem += " neighbours above 0.6 that are none"
+    elif benchmarks > MOST_PERCEPTUAL_BENCHMARK:
+        each = PERCEPTUAL_FALSE_BENCHMARKS * benchmarks
+        problem = f"of up to {MOST_PERCEPTUAL_BENCHMARK:,} benchmark images, but of these {benchmarks:,} an image is"
+        problem += f" above 0.45 to about {each:.1g} that it has nothing to do with"
+    elif arguments.how_selected != "all" and arguments.retrieval_embedder is None:
+        problem = "and knows nothing of what is to be seen, but images are to be chosen by that: name a model, also as"
+        problem += " --retrieval_embedder"
+    else:
+        return
+    raise ValueError(
+        f"{default} {problem}; name one (--embedder: SSCD, a model, vectors), or --embedder perceptual if you want it"
+        " all the same. docs/curation_scale.md has what was measured."
+    )
 
 
 def check_sizes(curation: Curation) -> None:

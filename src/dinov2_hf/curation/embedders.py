@@ -39,9 +39,9 @@ def kind_of_embedder(spec: str) -> str:
     if spec in EMBEDDERS.names() or PATH.fullmatch(spec):
         return "registered"
     path = Path(spec).expanduser()
+    if path.suffix in (".parquet", ".npy", ".pt") and not path.exists():
+        raise ValueError(f"embedder is {spec!r}, a file that does not exist.")
     if path.suffix in (".parquet", ".npy"):
-        if not path.exists():
-            raise ValueError(f"embedder is {spec!r}, a file that does not exist.")
         return "precomputed"
     if path.is_dir() and not any((folder / "config.json").exists() for folder in (path, path / "model")):
         if any(file.suffix in (".parquet", ".npy") for file in path.iterdir()):

@@ -23,7 +23,15 @@ from .arguments import CurationArguments
 from .storage.sources import OpenSources
 
 
-FILTERS = Registry("filter", places={"classifier": "dinov2_hf.curation.model_filters"})
+OF_PICTURES = ("sharpness", "brightness", "information", "pixels", "listed", "domain_listed")
+OF_MODELS = ("classifier", "aesthetic", "clip_score")
+FILTERS = Registry(
+    "filter",
+    places={
+        **dict.fromkeys(OF_PICTURES, "dinov2_hf.curation.picture_filters"),
+        **dict.fromkeys(OF_MODELS, "dinov2_hf.curation.model_filters"),
+    },
+)
 
 
 class Columns(Mapping[str, list]):

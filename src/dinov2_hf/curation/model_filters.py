@@ -1,12 +1,15 @@
-"""Two examples of what a model can do to a pile of images: leave out unsafe ones, and blur faces.
+"""What a model can do to a pile of images: score them by a label, by taste or by a text, and blur faces.
 
-Both take any model of the Hub, or folder, for their task, and do nothing unless one is named.
+All take any model of the Hub, or folder, for their task, and do nothing unless one is named.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image, ImageFilter
 
 from ..hub_repos import name_and_revision
@@ -35,6 +38,78 @@ class Classifier:
         return np.array(
             [[entry["score"] for entry in answer if entry["label"].lower() == self.label] for answer in answers]
         )[:, 0]
+
+
+@FILTERS.register("aesthetic")
+class Aesthetic:
+    """Scores images by the one number that a model for it gives, in that model's units.
+
+    Args:
+        model: of the task image-classification with a single output, by folder or Hub name. For a model with labels
+            take `classifier`.
+        device: where the model runs; None is the CPU.
+
+    Raises:
+        ValueError: the model cannot be loaded, or has several outputs.
+    """
+
+    def __init__(self, model: str, device: str | None = None):
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+        name, revision = name_and_revision(model)
+        with _loading(model, "image-classification"):
+            network = AutoModelForImageClassification.from_pretrained(name, revision=revision)
+            self.processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+        self.network = network.to(device or "cpu").eval()
+        if self.network.config.num_labels != 1:
+            labels = ", ".join(self.network.config.id2label.values())
+            raise ValueError(
+                f"model is {model!r}, which has the labels {labels}, but one number for an image is needed: take the"
+                " filter classifier, with a label."
+            )
+
+    @torch.inference_mode()
+    def __call__(self, images: list[Image.Image], columns: Mapping[str, Any]) -> np.ndarray:
+        inputs = self.processor(images=images, return_tensors="pt").to(self.network.device)
+        return self.network(**inputs).logits[:, 0].float().cpu().numpy()
+
+
+@FILTERS.register("clip_score")
+class ClipScore:
+    """Scores images by the cosine of image and text in a model of both, such as CLIP or SigLIP.
+
+    Args:
+        model: of the task zero-shot-image-classification, by folder or Hub name ("openai/clip-vit-base-patch32").
+        column: of the source, with the text of each image; a missing text is an empty one.
+        text: one for all images instead, such as "a photograph".
+        device: where the model runs; None is the CPU.
+
+    Raises:
+        ValueError: the model cannot be loaded, or both or neither of `column` and `text` are given.
+    """
+
+    def __init__(self, model: str, column: str | None = None, text: str | None = None, device: str | None = None):
+        from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
+
+        if (column is None) == (text is None):
+            raise ValueError(
+                f"column is {column!r} and text is {text!r}, but the filter clip_score needs one of them: the texts of"
+                " the images, or one for all."
+            )
+        self.column, self.text = column, text
+        name, revision = name_and_revision(model)
+        with _loading(model, "zero-shot-image-classification"):
+            network = AutoModelForZeroShotImageClassification.from_pretrained(name, revision=revision)
+            self.processor = AutoProcessor.from_pretrained(name, revision=revision)
+        self.network = network.to(device or "cpu").eval()
+
+    @torch.inference_mode()
+    def __call__(self, images: list[Image.Image], columns: Mapping[str, Any]) -> np.ndarray:
+        texts = [self.text] * len(images) if self.column is None else [text or "" for text in columns[self.column]]
+        inputs = self.processor(text=texts, images=images, return_tensors="pt", padding="max_length", truncation=True)
+        output = self.network(**inputs.to(self.network.device))
+        pairs = F.cosine_similarity(output.image_embeds.float(), output.text_embeds.float(), dim=-1)
+        return pairs.cpu().numpy()
 
 
 class FaceBlur:
@@ -78,16 +153,23 @@ def blur_boxes(image: Image.Image, boxes: Sequence[tuple[float, float, float, fl
     return image
 
 
+@contextmanager
+def _loading(model: str, task: str) -> Iterator[None]:
+    """What transformers raises for a model as one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"model is {model!r}, which cannot be loaded for {task}: {reason}") from None
+
+
 def _pipeline(task: str, model: str, label: str, device: str | None):
     """A pipeline of transformers, and the label in lower case, which its model has."""
     from transformers import pipeline
 
     name, revision = name_and_revision(model)
-    try:
+    with _loading(model, task):
         found = pipeline(task, model=name, revision=revision, device=device or "cpu", trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"model is {model!r}, which cannot be loaded for {task}: {reason}") from None
     labels = [name.lower() for name in found.model.config.id2label.values()]
     if label.lower() not in labels:
         raise ValueError(f"label is {label!r}, but the labels of {model!r} are {', '.join(labels)}.")

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from .arguments import STEPS, CurationArguments
-from .checks_before_work import check_sizes
+from .checks_before_work import check_sizes, refuse_unnamed_descriptor
 from .embedders import refuse_untrusted
 from .executors import PlannedStage
 from .filters import planned_filters
@@ -60,6 +60,7 @@ def plan(arguments: CurationArguments, listings: StoredListings | None = None) -
     planned_filters(arguments)
     for spec in specs_of(arguments):
         refuse_untrusted(spec, trust_torchscript=arguments.trust_torchscript)
+    refuse_unnamed_descriptor(curation)
     check_sizes(curation)
     planned: list[PlannedStage] = []
     for stage, options in _in_order(arguments):

@@ -185,6 +185,10 @@ class Curation:
         """The row ids of each curated source whose own images go into the dataset."""
         return [self.sources.range_of(number) for number in self.arguments.included_curated]
 
+    def source_numbers(self, row_ids: np.ndarray) -> np.ndarray:
+        """(n,) the number of the source of each row."""
+        return np.searchsorted(self.sources.starts, row_ids, side="right") - 1
+
     def curated_left(self) -> np.ndarray:
         """Row ids, ascending, of the curated images that can be read and have the vectors that are wanted of them."""
         row_ids = self.array("hash_deduplicate", "curated")

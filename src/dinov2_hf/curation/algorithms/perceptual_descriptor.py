@@ -18,12 +18,15 @@ Shapes: `P` patches of a picture, `D` width of the descriptor (512).
 
 import math
 from collections.abc import Iterable
+from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+
+from .generated_pictures import generated_picture
 
 
 WIDTH = 512
@@ -42,6 +45,8 @@ FLAT_GRADIENT = 0.02  # mean gradient (of grey in [0, 1]) of a patch that weighs
 TONING = 0.4
 # Images that count as much as the assumption of mean 0 and equal variances, for pools of few images.
 PRIOR_IMAGES = 2
+FEW_IMAGES = 200
+GENERATED_PICTURES = 32
 BORDER_SPREAD = 8  # grey levels within a row of pixels that is one colour, give or take compression
 BORDER_DRIFT = 12  # grey levels from the outermost row
 
@@ -58,8 +63,11 @@ class PerceptualDescriptor(nn.Module):
         """Learn the mean and the variances of a sample.
 
         Args:
-            sums: (n, D) from `PatchSums`, n >= 1.
+            sums: (n, D) from `PatchSums`, n >= 1. Of fewer than `FEW_IMAGES` the mean would be what these few have in
+                common: generated pictures count as well, so that two photographs are not alike for being alone.
         """
+        if len(sums) < FEW_IMAGES:
+            sums = torch.cat([sums, _sums_of_generated_pictures().to(sums)])
         sums = sums.double()
         weight = len(sums) / (len(sums) + PRIOR_IMAGES)
         self.mean.copy_(weight * sums.mean(dim=0))
@@ -82,6 +90,11 @@ class PerceptualDescriptor(nn.Module):
     def describe(self, images: Iterable[Image.Image]) -> Tensor:
         """(n, D) descriptors of RGB pictures; for few, without workers or progress."""
         return self(PatchSums()(list(images)))
+
+
+@cache
+def _sums_of_generated_pictures() -> Tensor:
+    return PatchSums()([generated_picture(seed) for seed in range(GENERATED_PICTURES)])
 
 
 class PatchSums:

@@ -137,16 +137,15 @@ def _report_of(curation: Curation, stage: str) -> dict[str, Any]:
 
 def _of_role(curation: Curation, row_ids: np.ndarray, role: str) -> np.ndarray:
     """(n,) bool: which of the rows are of sources of this role."""
-    roles = np.array(curation.sources.roles)
-    return roles[np.searchsorted(curation.sources.starts, row_ids, side="right") - 1] == role
+    return np.array(curation.sources.roles)[curation.source_numbers(row_ids)] == role
 
 
 def _leaks(curation: Curation) -> dict[str, Any]:
     """Curated images that go into the dataset and resemble one of a benchmark; empty where they are not compared."""
     if "search_leaks" not in curation.folders:
         return {}
-    leaks, sources = leaks_of_curated(curation), curation.sources
-    of_source = Counter(sources.sources[sources.locate(int(row))[0]].name for row in leaks.row_ids)
+    leaks, sources = leaks_of_curated(curation), curation.sources.sources
+    of_source = Counter(sources[number].name for number in curation.source_numbers(leaks.row_ids))
     return {
         "compared": len(curation.included_vectors()[0]),
         "found": len(leaks.row_ids),
@@ -245,6 +244,7 @@ def _configuration(curation: Curation) -> dict[str, Any]:
     """What was asked for, without what does not change the result, and of paths only the last part."""
     values = vars(curation.arguments)
     shown = {name: value for name, value in values.items() if name not in ENGINE_FIELDS}
+    shown["embedder"] = curation.arguments.copy_embedder
     for role in ("uncurated", "curated", "benchmarks"):
         wanted = {"benchmarks": "benchmark"}.get(role, role)
         shown[role] = [source.name for given, source in curation.arguments.sources if given == wanted]

@@ -6,6 +6,15 @@ import numpy as np
 
 from ..algorithms.deduplication import Edges, deduplicate_against, pair_similarities
 from ..algorithms.deduplication import deduplicate as deduplicated
+from ..algorithms.threshold_evidence import (
+    copies_at,
+    each_pair_once,
+    other_thresholds,
+    pairs_beside,
+    threshold_table,
+)
+from ..algorithms.unit_vectors import ChosenRows
+from ..algorithms.unlike_pairs import sample_unlike_pairs
 from ..run_context import Curation
 from ..storage.dropped_images import Dropped
 from ..storage.edge_files import load_edges
@@ -18,7 +27,7 @@ from .stage import POOL, stage
 @stage("deduplicate", title="no copies in the pool", needs=["search_copies"])
 def deduplicate(
     curation: Curation, shard: UnfinishedShard, *, deduplication_threshold: float, representative: str,
-    split_chains: bool,
+    split_chains: bool, seed: int,
 ) -> Dropped:  # fmt: skip
     """Keep one image of each group of copies: `report.json` tells of the groups, `stays_for.npy`, (n,), has the row
     that stays for each."""
@@ -26,9 +35,10 @@ def deduplicate(
     ids, quality = pool.ids, None
     if representative == "best_quality":
         quality = quality_of(curation.facts(ids, QUALITY_COLUMNS))
+    edges = load_edges(curation.folders["search_copies"])
     found = deduplicated(
         pool,
-        load_edges(curation.folders["search_copies"]),
+        edges,
         threshold=deduplication_threshold,
         ids=ids,
         quality=quality,
@@ -36,6 +46,13 @@ def deduplicate(
     )
     for component in found.report["largest_components"]:
         component["representative"] = int(ids[component["representative"]])
+    thresholds = other_thresholds(deduplication_threshold)
+    unlike = sample_unlike_pairs(pool, seed=seed)
+    dropped = [copies_at(edges, threshold) for threshold in thresholds]
+    found.report["thresholds"] = threshold_table(thresholds, dropped, unlike, len(pool), len(pool) - 1)
+    found.report["pairs_beside_threshold"] = _row_ids(
+        pairs_beside(each_pair_once(edges), deduplication_threshold), ids, ids
+    )
     (shard.folder / "report.json").write_text(json.dumps(found.report, indent=1))
     stays_for = np.arange(len(pool))
     stays_for[found.dropped] = found.duplicate_of
@@ -113,11 +130,14 @@ def leaks_of_curated(curation: Curation) -> Dropped:
     needs=[POOL, "search_survivors", "search_benchmarks"],
     is_wanted=lambda curation: bool(curation.arguments.benchmarks),
 )
-def relative_deduplicate(curation: Curation, shard: UnfinishedShard, *, benchmark_threshold: float) -> Dropped:
+def relative_deduplicate(
+    curation: Curation, shard: UnfinishedShard, *, benchmark_threshold: float, seed: int
+) -> Dropped:
     """Drop the groups that a benchmark image touches, whole; `report.json` tells of them."""
     pool, references = curation.pool_vectors(), pool_of(curation, "benchmarks")
     ids, present = pool.ids, np.zeros(len(pool), bool)
     present[curation.left()[1]] = True
+    touching = load_edges(curation.folders["search_benchmarks"])
     found = deduplicate_against(
         pool,
         references,
@@ -127,10 +147,27 @@ def relative_deduplicate(curation: Curation, shard: UnfinishedShard, *, benchmar
                 load_edges(curation.folders["search_survivors"]),
             ]
         ),
-        load_edges(curation.folders["search_benchmarks"]),
+        touching,
         threshold=benchmark_threshold,
     )
-    report = {**found.report, "rows": int(present.sum()), "kept": int((present & found.kept).sum())}
+    left, thresholds = ChosenRows(pool, np.flatnonzero(present)), other_thresholds(benchmark_threshold)
+    unlike = sample_unlike_pairs(left, references, seed=seed)
+    direct = [len(touching.above(threshold)) for threshold in thresholds]
+    hits = np.bincount(
+        curation.source_numbers(references.ids[found.duplicate_of]), minlength=len(curation.sources.sources)
+    )
+    report = {
+        **found.report,
+        "rows": len(left),
+        "kept": int((present & found.kept).sum()),
+        "dropped_by_benchmark": {
+            source.name: int(hits[number])
+            for number, (role, source) in enumerate(curation.arguments.sources)
+            if role == "benchmark"
+        },
+        "thresholds": threshold_table(thresholds, direct, unlike, len(left), len(references)),
+        "pairs_beside_threshold": _row_ids(pairs_beside(touching, benchmark_threshold), ids, references.ids),
+    }
     (shard.folder / "report.json").write_text(json.dumps(report, indent=1))
     texts = (
         "copy of an image that resembles a benchmark",
@@ -138,3 +175,14 @@ def relative_deduplicate(curation: Curation, shard: UnfinishedShard, *, benchmar
     )
     reasons = np.array(texts, dtype=object)[(found.similarities > benchmark_threshold).astype(int)]
     return Dropped(ids[found.dropped], reasons, references.ids[found.duplicate_of], found.similarities)
+
+
+def _row_ids(pairs: dict[str, Edges], ids: np.ndarray, other_ids: np.ndarray) -> dict[str, list[list]]:
+    """By side of a threshold, [row id, other row id, cosine] of its pairs."""
+    return {
+        side: [
+            [int(ids[row]), int(other_ids[other]), round(float(cosine), 4)]
+            for row, other, cosine in zip(edges.rows, edges.others, edges.similarities, strict=True)
+        ]
+        for side, edges in pairs.items()
+    }

@@ -68,7 +68,12 @@ class RowsOfSources(Sequence):
 
 def specs_of(arguments: CurationArguments) -> list[str]:
     """The embedders of a curation, each once."""
-    return list(dict.fromkeys([arguments.embedder, arguments.retrieval_embedder or arguments.embedder]))
+    return list(dict.fromkeys([arguments.copy_embedder, arguments.retrieval_embedder or arguments.copy_embedder]))
+
+
+def spec_of(arguments: CurationArguments, of: str) -> str | None:
+    """That which is meant by the field "embedder" or "retrieval_embedder"."""
+    return arguments.copy_embedder if of == "embedder" else arguments.retrieval_embedder
 
 
 def load_embedder_of(arguments: CurationArguments, spec: str, **run: Any) -> Embedder:
@@ -132,7 +137,7 @@ def _describe(curation: Curation, shard: UnfinishedShard, *, of: str) -> None:
 
     Images without a vector have a copy in their place, if there is one in the source.
     """
-    piece, spec = curation.pieces[shard.rank], getattr(curation.arguments, of)
+    piece, spec = curation.pieces[shard.rank], spec_of(curation.arguments, of)
     usable = partial(_usable_vectors, curation, spec, f"{of} {shard.label}")
     reasons: dict[int, str] = {}
     wanted = _to_embed(curation, piece, of, alone=True)
@@ -179,7 +184,7 @@ def _fit(curation: Curation, shard: UnfinishedShard, *, of: str, seed: int) -> N
     found, vectors = _described(curation, sample, of)
     if not len(found):
         raise curation.nothing_left(DESCRIBE[of] if len(row_ids) else "hash_deduplicate")
-    module = fitted_module(getattr(curation.arguments, of))().fit(torch.from_numpy(vectors))
+    module = fitted_module(spec_of(curation.arguments, of))().fit(torch.from_numpy(vectors))
     torch.save(module.state_dict(), shard.folder / FITTED_FILE)
     shard.rows = len(found)
 
@@ -190,7 +195,7 @@ def _in_last_form(
     """What the embedder gave, brought to its last form by what was fitted, if anything was; as `_with_direction`."""
     if FIT[of] not in curation.folders or not len(vectors):
         return row_ids, vectors, {}
-    module = fitted_module(getattr(curation.arguments, of))()
+    module = fitted_module(spec_of(curation.arguments, of))()
     module.load_state_dict(torch.load(curation.folders[FIT[of]].shard(0) / FITTED_FILE, weights_only=True))
     with torch.inference_mode():
         parts = [module(torch.from_numpy(np.array(vectors[slice(*part)]))) for part in row_blocks(0, len(vectors))]
@@ -240,7 +245,7 @@ def _stages(of: str, names: tuple[str, str, str], title: str, is_wanted: Callabl
     """
 
     def spec(curation: Curation) -> str:
-        return getattr(curation.arguments, of)
+        return spec_of(curation.arguments, of)
 
     def is_fitted(curation: Curation) -> bool:
         return is_wanted(curation) and fitted_module(spec(curation)) is not None

@@ -8,6 +8,7 @@ from ..algorithms.deduplication import Edges, neighbor_edges
 from ..algorithms.faiss_gpus import gpus_for_faiss
 from ..algorithms.histograms import histogram
 from ..algorithms.neighbors import Neighbors, search
+from ..algorithms.threshold_evidence import search_floor
 from ..algorithms.unit_vectors import ChosenRows, UnitVectors
 from ..run_context import Curation
 from ..storage.edge_files import save_edges
@@ -25,7 +26,7 @@ def search_copies(
     """Neighbours of a range of the pool among the pool: `edges.npz`."""
     pool = pool_of(curation, "copies")
     rows = shard.rows_of(len(pool))
-    threshold = min(deduplication_threshold, benchmark_threshold)
+    threshold = min(search_floor(deduplication_threshold), benchmark_threshold)
     k = min(num_neighbors, len(pool) - 1)  # a pool of 20 images is no mistake
     edges, nearest, floor = Edges.joined([]), np.empty(0), None
     if k and len(rows):
@@ -60,7 +61,7 @@ def search_benchmarks(curation: Curation, shard: UnfinishedShard, *, benchmark_t
     if len(left):
         index = open_index(curation, "benchmarks")
         neighbors = _search(curation, index, references, ChosenRows(pool, left), 1, range(len(left)))
-        found = neighbor_edges(neighbors, benchmark_threshold)
+        found = neighbor_edges(neighbors, search_floor(benchmark_threshold))
         edges = Edges(left[found.rows], found.others, found.similarities)
         nearest = neighbors.similarities[:, 0]
     save_edges(edges, shard.folder)
