@@ -118,7 +118,9 @@ class CurationArguments:
         "union", "union: each image once; multiset: as often as it was retrieved (paper).", ("union", "multiset")
     )
     seed: int = argument(0, "Of clustering and sampling.", NOT_NEGATIVE)
-    stages: list[str | dict] = argument([], "package.module:function, or mappings of one to its options.")
+    stages: list[str | dict] = argument(
+        [], "semdedup, density_pruning, balance, package.module:function, or mappings of one to its options."
+    )
 
     # --- build
     image_format: str | None = argument(None, "Encode anew; null: keep their encoding.", ("jpeg", "webp"))

@@ -13,6 +13,7 @@ from .filters import planned_filters
 from .report.numbers import report
 from .run_context import Curation
 from .stages.build import build
+from .stages.concepts import concepts
 from .stages.deduplicate import deduplicate, drop_curated_copies, drop_leaks, relative_deduplicate
 from .stages.embed import EMBED, RETRIEVAL_EMBED, specs_of
 from .stages.hash_deduplicate import hash_deduplicate
@@ -40,7 +41,7 @@ STAGES = (
     *BENCHMARKS_INDEX, search_benchmarks, *SURVIVORS_INDEX, search_survivors, relative_deduplicate, search_leaks,
     *RETRIEVAL_EMBED, *RETRIEVAL_INDEX, search_retrieval, kmeans, assign_clusters_of_pool,
     retrieve, sample_hierarchy, select_all,
-    drop_leaks, build, report,
+    drop_leaks, build, concepts, report,
 )  # fmt: skip
 
 
@@ -72,13 +73,18 @@ def plan(arguments: CurationArguments, listings: StoredListings | None = None) -
 def _in_order(arguments: CurationArguments) -> list[tuple[Stage, Mapping[str, Any]]]:
     """All stages that there are, those of the recipe after the one that each follows, with their options."""
     order: list[tuple[Stage, Mapping[str, Any]]] = [(stage, {}) for stage in STAGES]
+    named: list[Stage] = []
     for name, options in arguments.named_stages:
         found = find_stage(name)
         names = [stage.name for stage, _ in order]
         if found.name in names or found.after not in names:
             problem = "which there is already" if found.name in names else f"after {found.after!r}, which there is not"
             raise ValueError(f"stages has {name!r}, a stage {found.name!r} {problem}; there are {', '.join(names)}.")
-        order.insert(len(names) - names[::-1].index(found.after), (found, options))
+        place = len(names) - names[::-1].index(found.after)
+        while order[place : place + 1] and order[place][0] in named and order[place][0].after == found.after:
+            place += 1  # in the order of the recipe
+        order.insert(place, (found, options))
+        named.append(found)
     return order
 
 

@@ -228,8 +228,10 @@ class Curation:
                 f" {self.arguments.benchmark_threshold}) if they are no copies."
             )
         store = self.pool_vectors(self.retrieval_stage)
-        # Those of `retrieval_embed` are made of what is left.
-        return (row_ids, ChosenRows(store, rows)) if self.retrieval_stage == "embed" else (store.ids, store)
+        if self.retrieval_stage == "embed":
+            return row_ids, ChosenRows(store, rows)
+        places = np.flatnonzero(np.isin(store.ids, row_ids))  # what was left then, and some without a vector
+        return store.ids[places], ChosenRows(store, places)
 
     def records(self, stage: str, dropped: Dropped | pa.Table) -> Iterator[pa.Table]:
         """What a stage drops as tables of `DROPPED_SCHEMA`, of at most `ROWS_AT_ONCE` rows."""

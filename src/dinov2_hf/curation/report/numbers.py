@@ -16,7 +16,7 @@ from ..arguments import ENGINE_FIELDS
 from ..filters import PlannedFilter, planned_filters
 from ..run_context import Curation
 from ..stages.deduplicate import leaks_of_curated
-from ..stages.stage import stage
+from ..stages.stage import POOL, stage
 from ..stages.stand_ins import amend_dropped, load_stand_ins
 from ..storage.dataset_files import content_fingerprint
 from ..storage.dropped_images import DROPPED_SCHEMA, ROWS_AT_ONCE
@@ -33,7 +33,7 @@ from .page import render_page
 COUNTED_REASONS = 10_000  # a filter may say something else of each of a billion images
 
 
-@stage("report", step="build")
+@stage("report", needs=[POOL, "concepts"], step="build")
 def report(curation: Curation, shard: UnfinishedShard, *, license: str | None) -> None:
     """Gather all stages: `dropped.parquet`, `report.json`, `report.html` and the dataset's `README.md`."""
     written = written_row_ids(curation)
@@ -119,6 +119,7 @@ def gather_report(curation: Curation, dropped: Counter, written: np.ndarray) -> 
         "relative_deduplicate": _report_of(curation, "relative_deduplicate"),
         "leaks_of_curated": _leaks(curation),
         "select": selection,
+        "concepts": _report_of(curation, "concepts"),
         "histograms": {counts.title: asdict(counts) for counts in _histograms(curation) if sum(counts.bins)},
         "configuration": _configuration(curation),
     }

@@ -35,7 +35,8 @@ def _by_cluster(curation: Curation) -> bool:
     return "cluster" in curation.arguments.retrieval_modes
 
 
-def _where(curation: Curation) -> dict:
+def where_to_cluster(curation: Curation) -> dict:
+    """On which GPUs k-means runs, and whether it shows a bar."""
     return {"gpus": gpus_for_faiss(curation.arguments.device), "progress": curation.arguments.progress}
 
 
@@ -56,7 +57,7 @@ def kmeans(
         num_iterations=kmeans_iterations,
         training_rows=TRAINING_ROWS_PER_CLUSTER * num_clusters,
         seed=seed,
-        **_where(curation),
+        **where_to_cluster(curation),
     )
     np.save(shard.folder / "centroids.npy", result.centroids)
     shard.rows = len(result.centroids)
@@ -68,7 +69,7 @@ def assign_clusters_of_pool(curation: Curation, shard: UnfinishedShard) -> None:
     _, pool = curation.candidates()
     rows = shard.rows_of(len(pool))
     centroids = curation.array("kmeans", "centroids")
-    clusters, _ = assign_clusters(pool, centroids, start=rows.start, stop=rows.stop, **_where(curation))
+    clusters, _ = assign_clusters(pool, centroids, start=rows.start, stop=rows.stop, **where_to_cluster(curation))
     np.save(shard.folder / "clusters.npy", clusters)
     shard.rows = len(rows)
 
@@ -162,7 +163,7 @@ def sample_hierarchy(
         num_iterations=kmeans_iterations,
         training_rows=TRAINING_ROWS_PER_CLUSTER * hierarchy[0],
         seed=seed,
-        **_where(curation),
+        **where_to_cluster(curation),
     )
     if not shard.is_kept:
         return None

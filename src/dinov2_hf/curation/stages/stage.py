@@ -18,7 +18,9 @@ from ..storage.manifests import UnfinishedShard
 
 
 POOL = "the pool that is left"
-NAMED_STAGES = Registry("stage")
+NAMED_STAGES = Registry(
+    "stage", places=dict.fromkeys(("semdedup", "density_pruning", "balance"), "dinov2_hf.curation.stages.pruning")
+)
 _MADE: dict[tuple[str, str], "Stage"] = {}
 
 
