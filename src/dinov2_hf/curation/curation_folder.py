@@ -21,13 +21,13 @@ from ..output_folders import (
 from ..public_names import without_secrets
 from .arguments import CurationArguments
 from .embedders import EMBEDDERS
-from .publishing import REPORT_FILES
+from .publishing import REPORT_FILES, TIMINGS
 from .storage.remote_dataset import RemoteDataset
 from .storage.source_listing import LISTING
 
 
 RECIPE_FILE = "curation.yaml"
-OWN_NAMES = ("stages", LISTING, "dataset", "logs", RECIPE_FILE, *REPORT_FILES)
+OWN_NAMES = ("stages", LISTING, "dataset", "logs", RECIPE_FILE, TIMINGS, *REPORT_FILES)
 
 
 @contextmanager

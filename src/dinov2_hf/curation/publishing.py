@@ -1,9 +1,11 @@
 """The finished dataset and its report, put where a user looks for them; again if they were deleted."""
 
+import json
 import shutil
 from pathlib import Path
 
 from ..atomic_files import new_file, new_folder
+from ..output_folders import write_text
 from .run_context import Curation
 from .storage.dataset_files import built_files, content_fingerprint, sent_files
 from .storage.manifests import link_or_copy
@@ -11,6 +13,7 @@ from .storage.remote_dataset import RemoteDataset
 
 
 REPORT_FILES = ("report.html", "report.json", "dropped.parquet")
+TIMINGS = "timings.json"  # beside the report, which is the same for the same images
 
 
 def publish(curation: Curation) -> None:
@@ -26,11 +29,24 @@ def publish(curation: Curation) -> None:
         if _is_older(place, made / name):
             with new_file(place, overwrite=True) as path:
                 shutil.copy2(made / name, path)
+    write_text(curation.output_dir / TIMINGS, json.dumps(timings(curation), indent=1))
     if curation.arguments.dataset_url is not None:
         place = RemoteDataset(curation.arguments.dataset_url, curation.output_dir)
         place.finish(sent_files(curation), made / "README.md", content_fingerprint(curation))
         return
     _publish_dataset(built_files(curation), made / "README.md", curation.output_dir / "dataset")
+
+
+def timings(curation: Curation) -> dict[str, dict[str, float | int | None]]:
+    """By stage, the seconds of its shards together, and how many images of the pool, or rows, it went through."""
+    report = json.loads((curation.folders["report"].shard(0) / "report.json").read_text())
+    images = {row["stage"]: row["images_in"] for row in report["funnel"]} | {"ingest": len(curation.sources)}
+    found = {}
+    for name, folder in curation.folders.items():
+        seconds, count = folder.seconds(), images.get(name, folder.rows())
+        rate = None if not seconds else round(count / seconds, 2)
+        found[name] = {"seconds": seconds, "shards": folder.num_shards, "images": count, "images_per_second": rate}
+    return found
 
 
 def _publish_dataset(built: list[Path], card: Path, folder: Path) -> None:

@@ -1,9 +1,8 @@
 """How many pairs of unlike images exceed a threshold by chance: what a descriptor can carry, for the pool at hand.
 
-Nearly all pairs of two images drawn at random are unlike. Their cosines have a mean and a tail; copies, which are
-rare among them, lie far out in it. So the tail is learned from where copies do not count: beyond the cosine that three
-pairs in a thousand exceed, excesses fall off exponentially (Pickands 1975; the scale is that of their median, which a
-few copies hardly move), and so the tail is carried on to the threshold.
+Nearly all pairs of two images that deduplication left are unlike. Beyond the cosine that three in a thousand of them
+exceed, their excesses fall off exponentially (Pickands 1975; the scale is that of their median, which what
+deduplication cut off, or copies that it left, hardly move). So the tail is carried on to the threshold.
 
 Of 1,000 photographs of different classes (perceptual descriptor) it expects 1.6 pairs above 0.6, where there are 4,
 and 28 above 0.45, where there are 33.
@@ -54,13 +53,15 @@ def sample_unlike_pairs(
     """Learn it from a sample.
 
     Args:
-        vectors: the pool.
+        vectors: the pool without copies.
         others: what it is compared with; None: the pool.
         seed: of the sample of `SAMPLED_ROWS` rows of each.
 
     Returns:
         None where there are fewer than `FEWEST_PAIRS` pairs.
     """
+    if not len(vectors):
+        return None
     generator = np.random.default_rng(seed)
     first = _sample(vectors, generator)
     if others is None:

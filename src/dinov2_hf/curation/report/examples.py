@@ -3,6 +3,7 @@
 import base64
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from pyarrow import parquet
 
 from ...data.decoding.undecodable import UndecodableImage
 from ..run_context import Curation
+from ..stages.deduplicate import leaks_of_curated
 from ..storage.image_reading import UnreadableFile
 from ..storage.published_images import load_face_blur, thumbnail
 from .accounting import written_row_ids
@@ -22,6 +24,7 @@ GROUPS_PER_REASON = 8
 MOST_REASONS = 20  # of a filter that says something else of each image
 COPIES_PER_GROUP = 4
 RETRIEVED_PER_QUERY = 5
+SHOWN_CONCEPTS = 12
 
 
 @dataclass
@@ -81,6 +84,50 @@ def kept_examples(curation: Curation, picture: Pictures) -> dict[str, list[Examp
         if groups:
             examples["Retrieved for a curated image"] = groups
     return examples
+
+
+def threshold_examples(report: dict[str, Any], picture: Pictures) -> dict[str, dict[str, list[ExampleGroup]]]:
+    """By stage that has a threshold, and by side of it, pairs of images beside it.
+
+    Args:
+        report: from `numbers.gather_report`.
+    """
+    found = {}
+    for stage in ("deduplicate", "relative_deduplicate"):
+        sides = report[stage].get("pairs_beside_threshold", {})
+        groups = {side: [_pair(picture, *pair) for pair in pairs] for side, pairs in sides.items()}
+        if any(groups.values()):
+            found[stage] = groups
+    return found
+
+
+def leak_examples(curation: Curation, picture: Pictures) -> list[ExampleGroup]:
+    """Curated images of the dataset beside the benchmark images that they resemble, the most alike first."""
+    if "search_leaks" not in curation.folders:
+        return []
+    leaks = leaks_of_curated(curation)
+    first = np.argsort(-leaks.similarities, kind="stable")[:GROUPS_PER_REASON]
+    pairs = zip(leaks.others[first], leaks.row_ids[first], leaks.similarities[first], strict=True)
+    return [ExampleGroup(picture(other, "benchmark"), picture(row, f"{alike:.2f}")) for other, row, alike in pairs]
+
+
+def concept_examples(report: dict[str, Any], picture: Pictures) -> list[dict[str, Any]]:
+    """The largest clusters of the pool: their shares before and after, in percent, and typical images."""
+    found = report["concepts"]
+    if not found:
+        return []
+    totals = {group: max(sum(found[group]["images"]), 1) for group in ("pool", "dataset")}
+    return [
+        {
+            **{group: 100 * found[group]["images"][number] / total for group, total in totals.items()},
+            "pictures": picture.all(row_ids),
+        }
+        for number, row_ids in enumerate(found["typical"][:SHOWN_CONCEPTS])
+    ]
+
+
+def _pair(picture: Pictures, row: int, other: int, cosine: float) -> ExampleGroup:
+    return ExampleGroup(others=[*picture(row, f"{cosine:.3f}"), *picture(other)])
 
 
 def example_groups(

@@ -25,11 +25,23 @@ from ..storage.manifests import StageFolder, UnfinishedShard
 from ..storage.source_contents import contents_of
 from .accounting import check_complete, written_row_ids
 from .dataset_card import dataset_card
-from .examples import MOST_REASONS, Pictures, example_groups, kept_examples
+from .examples import (
+    MOST_REASONS,
+    Pictures,
+    concept_examples,
+    example_groups,
+    kept_examples,
+    leak_examples,
+    threshold_examples,
+)
 from .histogram_pictures import draw_histogram
 from .page import render_page
+from .provenance import changed_options, provenance
+from .sizes import sizes_before_and_after
+from .warnings import warnings_of
 
 
+MOST_PAIRS = 100  # of a source and a reason
 COUNTED_REASONS = 10_000  # a filter may say something else of each of a billion images
 
 
@@ -45,6 +57,9 @@ def report(curation: Curation, shard: UnfinishedShard, *, license: str | None) -
     page = render_page(
         found,
         histograms=[draw_histogram(Histogram(**counts)) for counts in found["histograms"].values()],
+        pairs=threshold_examples(found, pictures),
+        leaks=leak_examples(curation, pictures),
+        concepts=concept_examples(found, pictures),
         kept=kept_examples(curation, pictures),
         dropped=example_groups(curation, pictures, dropped.some, dropped.counts),
     )
@@ -100,9 +115,10 @@ def gather_report(curation: Curation, dropped: Counter, written: np.ndarray) -> 
         written: row ids of the images of the dataset, with the repeats of a multiset.
     """
     images = np.unique(written)
+    configuration = _configuration(curation)
     selection = _report_of(curation, "select")
     of_pool = int(_of_role(curation, images, "uncurated").sum())
-    return {
+    report = {
         "dataset": {
             "rows": len(written),
             "images": len(images),
@@ -115,14 +131,19 @@ def gather_report(curation: Curation, dropped: Counter, written: np.ndarray) -> 
         },
         "funnel": _funnel(curation, dropped),
         "sources": _sources(curation, dropped, written, images),
+        "dropped_by_source": _by_source(dropped),
+        "sizes": sizes_before_and_after(curation, images),
         "deduplicate": _report_of(curation, "deduplicate"),
         "relative_deduplicate": _report_of(curation, "relative_deduplicate"),
         "leaks_of_curated": _leaks(curation),
         "select": selection,
         "concepts": _report_of(curation, "concepts"),
         "histograms": {counts.title: asdict(counts) for counts in _histograms(curation) if sum(counts.bins)},
-        "configuration": _configuration(curation),
+        "provenance": provenance(curation.arguments),
+        "changed_options": changed_options(curation.arguments, configuration),
+        "configuration": configuration,
     }
+    return {"warnings": warnings_of(report), **report}
 
 
 def _dropping(curation: Curation) -> list[StageFolder]:
@@ -205,6 +226,15 @@ def _sources(curation: Curation, dropped: Counter, written: np.ndarray, images: 
             }
         )
     return described
+
+
+def _by_source(dropped: Counter) -> list[dict[str, Any]]:
+    """How many images of each source went for which reason, the most frequent first, at most `MOST_PAIRS`."""
+    pairs = Counter()
+    for (_, source, reason), count in dropped.items():
+        pairs[source, reason] += count
+    found = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST_PAIRS]
+    return [{"source": source, "reason": reason, "images": count} for (source, reason), count in found]
 
 
 def _inside(row_ids: np.ndarray, rows: range) -> int:

@@ -47,7 +47,7 @@ def deduplicate(
     for component in found.report["largest_components"]:
         component["representative"] = int(ids[component["representative"]])
     thresholds = other_thresholds(deduplication_threshold)
-    unlike = sample_unlike_pairs(pool, seed=seed)
+    unlike = sample_unlike_pairs(ChosenRows(pool, np.flatnonzero(found.kept)), seed=seed)
     dropped = [copies_at(edges, threshold) for threshold in thresholds]
     found.report["thresholds"] = threshold_table(thresholds, dropped, unlike, len(pool), len(pool) - 1)
     found.report["pairs_beside_threshold"] = _row_ids(
@@ -151,7 +151,7 @@ def relative_deduplicate(
         threshold=benchmark_threshold,
     )
     left, thresholds = ChosenRows(pool, np.flatnonzero(present)), other_thresholds(benchmark_threshold)
-    unlike = sample_unlike_pairs(left, references, seed=seed)
+    unlike = sample_unlike_pairs(ChosenRows(pool, np.flatnonzero(present & found.kept)), references, seed=seed)
     direct = [len(touching.above(threshold)) for threshold in thresholds]
     hits = np.bincount(
         curation.source_numbers(references.ids[found.duplicate_of]), minlength=len(curation.sources.sources)

@@ -12,7 +12,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from ...data.decoding.file_content import outside_path
-from ...data.decoding.rgb import decode_image
+from ...data.decoding.rgb import decode_image, format_of
 from ...data.decoding.undecodable import UndecodableImage
 from ...data.reading.remote_files import is_url
 from ...progress import Progress
@@ -38,6 +38,7 @@ IMAGES_SCHEMA = pa.schema(
         "num_bytes": pa.int64(),
         "content_hash": pa.binary(16),
         "perceptual_hash": pa.uint64(),
+        "format": pa.string(),  # of the file, as Pillow calls it
     }
 )
 QUALITY_COLUMNS = ["width", "height", "num_bytes"]
@@ -159,5 +160,6 @@ def _read(value: Mapping[str, Any] | None, facts: dict[str, Any]) -> Image.Image
         num_bytes=len(content),
         content_hash=content_hash(content),
         perceptual_hash=perceptual_hash(image),
+        format=format_of(content),
     )
     return image

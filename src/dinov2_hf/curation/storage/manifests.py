@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -175,6 +176,11 @@ class StageFolder:
         """Rows of all finished shards."""
         return sum(json.loads(path.read_text())["rows"] for path in self.files(MANIFEST) if path.exists())
 
+    def seconds(self) -> float | None:
+        """That its shards took together; None of a stage of an earlier version, which did not note it."""
+        found = [json.loads(path.read_text()).get("seconds") for path in self.files(MANIFEST)]
+        return None if None in found else sum(found)
+
     def files(self, name: str) -> list[Path]:
         """The file of this name of every shard, in the order of the shards."""
         return [shard / name for shard in self.shards()]
@@ -186,7 +192,7 @@ class StageFolder:
         Raises:
             ValueError: the disk is full. What was finished before is kept.
         """
-        place, folder = self.shard(rank), None
+        place, folder, began = self.shard(rank), None, time.monotonic()
         try:
             folder = Path(tempfile.mkdtemp(dir=self.path, prefix=f".{place.name}."))
             unfinished = UnfinishedShard(folder, rank, self.num_shards)
@@ -199,6 +205,7 @@ class StageFolder:
             manifest = {
                 "stage": self.name, "rank": rank, "num_shards": self.num_shards, "rows": unfinished.rows,
                 "config_hash": self.config_hash, "inputs": unfinished.inputs, "files": files,
+                "seconds": round(time.monotonic() - began, 3),
             }  # fmt: skip
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
             folder.chmod(0o755)

@@ -6,6 +6,7 @@ This is the one way in: training, features, evaluation, curation, the image proc
 import io
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,13 @@ def open_image(content: bytes, reduction: Reduction | None = None) -> Image.Imag
         factor = reduction(*image.size)
         image.draft(None, (image.width // factor, image.height // factor))
     return load_pixels(image)
+
+
+def format_of(content: bytes) -> str | None:
+    """What kind of image file this is, one of `IMAGE_FORMATS`, by its first bytes; None where it is none."""
+    with suppress(Exception), Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
+        return image.format
+    return None
 
 
 def load_pixels(image: Image.Image) -> Image.Image:

@@ -1,0 +1,66 @@
+"""Sizes, shapes and formats of the images of the pool that could be read, and of those of the dataset."""
+
+from typing import Any
+
+import numpy as np
+from pyarrow import parquet
+
+from ..run_context import Curation
+
+
+# Upper ends of the bins, which belong to them; what is above the last is in a bin of its own.
+SHORTER_SIDE = (63, 127, 255, 511, 1023, 2047)
+ASPECT_RATIO = (1.1, 1.4, 1.6, 2.0, 3.0)
+KILOBYTES = (10, 30, 100, 300, 1000, 3000)
+
+
+def sizes_before_and_after(curation: Curation, images: np.ndarray) -> dict[str, dict[str, Any]]:
+    """By what is counted, names of bins with the counts of "pool" and "dataset".
+
+    Args:
+        images: row ids of the dataset, ascending, each once.
+    """
+    formats: dict[str, np.ndarray] = {}
+    counts = {name: np.zeros((2, len(ends) + 1), np.int64) for name, ends, _ in _MEASURES}
+    in_pool = np.array(curation.sources.roles) == "uncurated"
+    for path in curation.folders["ingest"].files("images.parquet"):
+        names = {"row_id", "source", "width", "height", "num_bytes", "format"} & set(parquet.read_schema(path).names)
+        table = parquet.read_table(path, columns=sorted(names))
+        facts = {name: table[name].to_numpy() for name in names - {"format"}}
+        found = np.array(table["format"].to_pylist() if "format" in names else ["?"] * len(table), dtype=object)
+        of_groups = in_pool[facts["source"]], np.isin(facts["row_id"], images)
+        for group, inside in enumerate(of_groups):
+            for name, ends, measure in _MEASURES:
+                bins = np.searchsorted(ends, measure(facts)[inside])
+                counts[name][group] += np.bincount(bins, minlength=len(ends) + 1)
+            for kind, count in zip(*np.unique(found[inside].astype(str), return_counts=True), strict=True):
+                formats.setdefault(str(kind), np.zeros(2, np.int64))[group] += count
+    report = {
+        name: _described([_name_of(ends, place) for place in range(len(ends) + 1)], counts[name].T)
+        for name, ends, _ in _MEASURES
+    }
+    if set(formats) - {"?"}:  # a curation of an earlier version has not noted them
+        names = sorted(formats, key=lambda kind: (-formats[kind].sum(), kind))
+        report["format of the file"] = _described(names, [formats[kind] for kind in names])
+    return report
+
+
+_MEASURES = (
+    ("shorter side, pixels", SHORTER_SIDE, lambda facts: np.minimum(facts["width"], facts["height"])),
+    (
+        "longer over shorter side",
+        ASPECT_RATIO,
+        lambda facts: np.maximum(facts["width"], facts["height"]) / np.minimum(facts["width"], facts["height"]),
+    ),
+    ("kilobytes of the file", KILOBYTES, lambda facts: facts["num_bytes"] / 1000),
+)
+
+
+def _name_of(ends: tuple, place: int) -> str:
+    return f"above {ends[-1]:g}" if place == len(ends) else f"up to {ends[place]:g}"
+
+
+def _described(names: list[str], counts: Any) -> dict[str, dict[str, int]]:
+    """Without bins that are empty both before and after."""
+    pairs = zip(names, counts, strict=True)
+    return {name: {"pool": int(before), "dataset": int(after)} for name, (before, after) in pairs if before or after}
