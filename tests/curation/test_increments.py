@@ -96,13 +96,14 @@ def test_removing_a_source_is_one_run_without_it(folder, changes):
 
 def test_curated_images_and_benchmarks_are_added_too(folder):
     """Their rows are numbered after the pool, so a further pool moves them."""
-    curated = {"curated": [str(folder / "curated")], "retrieval_num_neighbors": 2}
+    retrieval = {"retrieval_num_neighbors": 2, "embedder": "perceptual"}
+    curated = {"curated": [str(folder / "curated")], **retrieval}
     first = run(folder, "grown", "a", **curated)
     before = made(first, "ingest", "describe")
     for more in (
         {"pools": "ac", **curated},
         {"pools": "ac", **curated, "benchmarks": [str(folder / "benchmark")]},
-        {"pools": "abc", "curated": [str(folder / "other"), str(folder / "curated")], "retrieval_num_neighbors": 2,
+        {"pools": "abc", "curated": [str(folder / "other"), str(folder / "curated")], **retrieval,
          "benchmarks": [str(folder / "benchmark")]},
     ):  # fmt: skip
         grown = run(folder, "grown", **more)

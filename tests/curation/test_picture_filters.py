@@ -150,5 +150,5 @@ def test_filters_in_a_curation(tmp_path):
     }  # fmt: skip
     (scores,) = curation.folders["ingest"].files("scores.parquet")
     table = parquet.read_table(scores)
-    assert table.column_names == ["row_id", "information", "listed", "domain_listed", "brightness"]
+    assert table.column_names == ["row", "information", "listed", "domain_listed", "brightness"]
     assert table["brightness"].null_count == 3  # dropped before it was asked

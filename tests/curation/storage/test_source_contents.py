@@ -116,7 +116,11 @@ def test_images_out_of_bounds_are_dropped_and_named(tmp_path):
     scene(80).resize((2000, 20)).save(pool / "z_allowed.png")
     scene(81).resize((20, 2000)).save(pool / "z_tall.png")
     dropped, sources, _ = run(
-        tmp_path, uncurated=str(pool), curated=str(tmp_path / "curated"), benchmarks=str(tmp_path / "benchmark")
+        tmp_path,
+        uncurated=str(pool),
+        curated=str(tmp_path / "curated"),
+        benchmarks=str(tmp_path / "benchmark"),
+        embedder="perceptual",
     )
     out = {row["id"]: row["reason"] for row in dropped.values() if "pixels" in row["reason"]}
     assert set(out) == {"pool/20", "pool/21", "curated/1", "benchmark/1"}

@@ -45,8 +45,7 @@ FLAT_GRADIENT = 0.02  # mean gradient (of grey in [0, 1]) of a patch that weighs
 TONING = 0.4
 # Images that count as much as the assumption of mean 0 and equal variances, for pools of few images.
 PRIOR_IMAGES = 2
-FEW_IMAGES = 200
-GENERATED_PICTURES = 32
+FEW_IMAGES = 32  # generated pictures make up what is missing
 BORDER_SPREAD = 8  # grey levels within a row of pixels that is one colour, give or take compression
 BORDER_DRIFT = 12  # grey levels from the outermost row
 
@@ -64,10 +63,10 @@ class PerceptualDescriptor(nn.Module):
 
         Args:
             sums: (n, D) from `PatchSums`, n >= 1. Of fewer than `FEW_IMAGES` the mean would be what these few have in
-                common: generated pictures count as well, so that two photographs are not alike for being alone.
+                common: generated pictures make up their number, so that two photographs are not alike for being alone.
         """
         if len(sums) < FEW_IMAGES:
-            sums = torch.cat([sums, _sums_of_generated_pictures().to(sums)])
+            sums = torch.cat([sums, _sums_of_generated_pictures()[len(sums) :].to(sums)])
         sums = sums.double()
         weight = len(sums) / (len(sums) + PRIOR_IMAGES)
         self.mean.copy_(weight * sums.mean(dim=0))
@@ -94,7 +93,7 @@ class PerceptualDescriptor(nn.Module):
 
 @cache
 def _sums_of_generated_pictures() -> Tensor:
-    return PatchSums()([generated_picture(seed) for seed in range(GENERATED_PICTURES)])
+    return PatchSums()([generated_picture(seed) for seed in range(FEW_IMAGES)])
 
 
 class PatchSums:

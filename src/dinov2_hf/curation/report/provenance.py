@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
+from ...hub_repos import name_and_revision
 from ...public_names import public_name
 from ..arguments import CurationArguments
 from ..embedders import EMBEDDERS
@@ -38,9 +39,10 @@ def _described(name: str) -> str:
     """A model, with the commit of the Hub that was used."""
     if name in EMBEDDERS.names() or Path(name).expanduser().exists() or ":" in name:
         return public_name(name) if Path(name).expanduser().exists() else name
+    repo, revision = name_and_revision(name)
     try:
-        found = try_to_load_from_cache(name, "config.json")
-    except ValueError:
+        found = try_to_load_from_cache(repo, "config.json", revision=revision)
+    except ValueError:  # no name of the Hub
         found = None
     commit = Path(found).parent.name if isinstance(found, str) else None
     return name if commit is None else f"{name}, revision {commit}"

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from pyarrow import parquet
 
 from ..run_context import Curation
 
@@ -23,11 +22,10 @@ def sizes_before_and_after(curation: Curation, images: np.ndarray) -> dict[str, 
     formats: dict[str, np.ndarray] = {}
     counts = {name: np.zeros((2, len(ends) + 1), np.int64) for name, ends, _ in _MEASURES}
     in_pool = np.array(curation.sources.roles) == "uncurated"
-    for path in curation.folders["ingest"].files("images.parquet"):
-        names = {"row_id", "source", "width", "height", "num_bytes", "format"} & set(parquet.read_schema(path).names)
-        table = parquet.read_table(path, columns=sorted(names))
-        facts = {name: table[name].to_numpy() for name in names - {"format"}}
-        found = np.array(table["format"].to_pylist() if "format" in names else ["?"] * len(table), dtype=object)
+    for shard in range(len(curation.pieces)):
+        table = curation.images_of(shard, ["row_id", "source", "width", "height", "num_bytes", "format"])
+        facts = {name: table[name].to_numpy() for name in table.column_names if name != "format"}
+        found = np.array(table["format"].to_pylist(), dtype=object)
         of_groups = in_pool[facts["source"]], np.isin(facts["row_id"], images)
         for group, inside in enumerate(of_groups):
             for name, ends, measure in _MEASURES:
@@ -39,9 +37,8 @@ def sizes_before_and_after(curation: Curation, images: np.ndarray) -> dict[str, 
         name: _described([_name_of(ends, place) for place in range(len(ends) + 1)], counts[name].T)
         for name, ends, _ in _MEASURES
     }
-    if set(formats) - {"?"}:  # a curation of an earlier version has not noted them
-        names = sorted(formats, key=lambda kind: (-formats[kind].sum(), kind))
-        report["format of the file"] = _described(names, [formats[kind] for kind in names])
+    names = sorted(formats, key=lambda kind: (-formats[kind].sum(), kind))
+    report["format of the file"] = _described(names, [formats[kind] for kind in names])
     return report
 
 

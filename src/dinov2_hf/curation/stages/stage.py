@@ -19,7 +19,8 @@ from ..storage.manifests import UnfinishedShard
 
 POOL = "the pool that is left"
 NAMED_STAGES = Registry(
-    "stage", places=dict.fromkeys(("semdedup", "density_pruning", "balance"), "dinov2_hf.curation.stages.pruning")
+    "stage",
+    places=dict.fromkeys(("semdedup", "density_pruning", "balance"), "dinov2_hf.curation.stages.concept_pruning"),
 )
 _MADE: dict[tuple[str, str], "Stage"] = {}
 
