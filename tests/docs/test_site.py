@@ -24,3 +24,10 @@ def test_each_of_the_twenty_questions_is_answered_with_a_command():
     answers = re.split(r"^## (\d+)\. ", text, flags=re.MULTILINE)
     assert answers[1::2] == [str(number) for number in range(1, 21)]
     assert all(blocks_of("", answer) for answer in answers[2::2])
+
+
+def test_every_extra_is_explained():
+    (extras,) = re.findall(r"extras_require=\{(.*)", (ROOT / "setup.py").read_text(), re.DOTALL)
+    names = set(re.findall(r'^        "([\w-]+)": ', extras, re.MULTILINE)) - {"quickstart", "test"}
+    explained = re.findall(r"^\| (`.+?`) \|", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE)
+    assert names == {name for cell in explained for name in re.findall(r"`([\w-]+)`", cell)}
