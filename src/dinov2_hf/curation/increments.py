@@ -27,7 +27,7 @@ def sources_came(stages: Sequence[PlannedStage]) -> bool:
     """
     differences = [stage.folder.differences() or {} for stage in stages]
     then, now = differences[0].get("sources", (None, None))
-    if not _holds_more(then, now):
+    if not _holds_more(then, now) or len(then) == len(now):
         return False
     others = [
         change_of(name, *values)

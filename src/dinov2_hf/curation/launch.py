@@ -16,7 +16,7 @@ from ..public_names import without_secrets
 from .arguments import LAUNCH_FIELDS, CurationArguments
 from .checks_before_work import check_models
 from .curation_folder import RECIPE_FILE, mark_output, writing_to_output
-from .executors import remove_changed, run_collective, run_stage, start_pool
+from .executors import PlannedStage, remove_changed, run_collective, run_stage, start_pool
 from .increments import sources_came
 from .plan import chosen_stages, plan
 from .publishing import publish
@@ -80,6 +80,7 @@ def _run(arguments: CurationArguments, launch: "_Launch", stage: str | None, *, 
 
         finish = partial(publish, curation) if chosen[-1].name == "report" else None
         run_on_cluster(chosen, arguments, finish=finish)
+        _remove_kept(chosen)
         return curation
     with start_pool(arguments.num_processes) if arguments.num_processes > 1 else nullcontext() as pool:
         for one in chosen:
@@ -96,12 +97,17 @@ def _run(arguments: CurationArguments, launch: "_Launch", stage: str | None, *, 
                 )
             launch.wait()
     if launch.is_first and not alone:
-        for one in chosen:
-            one.folder.remove_kept()
+        _remove_kept(chosen)
     if chosen[-1].name == "report" and launch.is_first and not chosen[-1].folder.missing():
         publish(curation)
     launch.wait()
     return curation
+
+
+def _remove_kept(stages: list[PlannedStage]) -> None:
+    """Remove what finished stages have not taken of an earlier run, as of a source that has gone."""
+    for stage in stages:
+        stage.folder.remove_kept()
 
 
 class _Launch:

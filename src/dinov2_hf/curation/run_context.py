@@ -123,7 +123,9 @@ class Curation:
         """
         wanted, places = np.unique(np.asarray(row_ids, dtype=np.int64), return_inverse=True)
         shards = self.shards_of(wanted)
-        tables = [_with_large_strings(self.images_of(0, columns).schema).empty_table()]
+        types = {one.name: one.type for one in parquet.read_schema(self.folders["ingest"].shard(0) / "images.parquet")}
+        types |= {"row_id": pa.int64(), "source": pa.int32()}
+        tables = [_with_large_strings(pa.schema({name: types[name] for name in columns})).empty_table()]
         for shard in np.unique(shards).tolist():
             table = self.images_of(shard, ["row_id", *columns])
             inside = wanted[np.searchsorted(shards, shard) : np.searchsorted(shards, shard, side="right")]
