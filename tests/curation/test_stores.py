@@ -38,6 +38,7 @@ def store(images):
 def arguments_for(root, output_dir, **changes) -> CurationArguments:
     return CurationArguments(
         uncurated=[f"{root}/pool", f"{root}/tables"], curated=f"{root}/lists/list.csv", benchmarks=f"{root}/benchmark",
+        embedder="perceptual",
         output_dir=str(output_dir), num_shards=2, rows_per_file=3, retrieval_num_neighbors=8, progress=False, **changes
     )  # fmt: skip
 
