@@ -12,6 +12,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 from dinov2_hf.data import load_image_dataset
+from dinov2_hf.evaluation.baselines import PixelModel
+from dinov2_hf.evaluation.knn import evaluate_knn
 from dinov2_hf.evaluation.linear import evaluate_linear
 from dinov2_hf.evaluation.patch_knn import evaluate_patch_knn
 from dinov2_hf.features import FeatureExtractor
@@ -63,6 +65,19 @@ def test_they_are_those_of_the_exported_model(measured, images, masks):
     last = records(measured[0], "linear_top1")[-1]
     for name in ("patch_knn_miou", "patch_knn_miou_stderr", "patch_knn_mean_accuracy", "linear_top1"):
         assert last[name] == expected[name]
+
+
+def test_raw_pixels_stand_beside_them(measured, images):
+    """As `--baseline pixels` of the command measures them, since no side has more than 32."""
+    extractor = FeatureExtractor(PixelModel(), AutoImageProcessor.from_pretrained(measured[0] / "model"))
+    dataset = load_image_dataset(str(images), split="train")
+    expected = evaluate_knn(extractor, dataset, dataset, ks=(10, 20))
+    summary = json.loads((measured[0] / "metrics.json").read_text())
+    assert summary["knn"]["pixels"] == expected
+    assert "pixels" not in {*summary["linear"], *summary["patch_knn"]}
+    card = (measured[0] / "model" / "README.md").read_text()
+    row = f"| k=20 | {summary['knn']['after']['knn_top1_k20']:.3f} | {summary['knn']['before']['knn_top1_k20']:.3f} |"
+    assert f"{row} {expected['knn_top1_k20']:.3f} |" in card
 
 
 def test_the_training_is_not_disturbed(measured, pretrain, recipe, images, tmp_path):

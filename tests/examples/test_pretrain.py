@@ -79,8 +79,9 @@ def test_what_a_run_leaves(finished_run):
     ]  # fmt: skip
     metrics = json.loads((output_dir / "metrics.json").read_text())
     assert metrics["steps"] == metrics["last_training_record"]["step"] == 6
-    assert {*metrics["knn"]["before"]} == {*metrics["knn"]["after"]} == {"knn_top1_k10", "knn_top1_k20"}
-    assert "before training" in printed
+    knn = metrics["knn"]
+    assert {*knn["before"]} == {*knn["after"]} == {*knn["pixels"]} == {"knn_top1_k10", "knn_top1_k20"}
+    assert f"  raw pixels        {knn['pixels']['knn_top1_k20']:.3f}\n  before training" in printed
     assert "returns (1, 17, 32)" in printed
     for name in ("training_curves.png", "patch_pca.png"):
         with Image.open(output_dir / name) as picture:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
+from torch import nn
 
 from ..features import FeatureExtractor
 from ..models import DINOv2Config
@@ -80,17 +81,32 @@ class Evaluations:
         """
         found: dict[str, dict[str, float]] = {name: {} for name in names}
         for student, average in run.module.exported.items() if names else ():
-            extractor = FeatureExtractor(
-                whole_copy(average.backbone),
-                run.image_processor,
-                image_column=self.labelled.image_column if self.labelled else "image",
-                batch_size=run.args.per_device_eval_batch_size,
-                device=run.accelerator.device,
-                num_workers=run.args.dataloader_num_workers,
-                processes=PartialState(),
-            )
+            extractor = self._extractor(run, whole_copy(average.backbone))
             with without_tf32():
                 for evaluation in self:
                     if evaluation.name in names:
                         found[evaluation.name] |= prefixed(evaluation.measure(extractor), student)
         return found
+
+    def measure_pixels(self, run: "Run") -> dict[str, float] | None:
+        """k-NN of raw pixels on the same images, for each student alike, where it can be measured at little cost."""
+        for evaluation in self:
+            if isinstance(evaluation, KnnEvaluation):
+                pixels = evaluation.raw_pixels(run.config.backbone_config.num_channels)
+                if pixels is not None:
+                    with without_tf32():
+                        metrics = evaluation.measure(self._extractor(run, pixels))
+                    students = (prefixed(metrics, student) for student in run.module.exported)
+                    return {name: value for of_student in students for name, value in of_student.items()}
+        return None
+
+    def _extractor(self, run: "Run", network: nn.Module) -> FeatureExtractor:
+        return FeatureExtractor(
+            network,
+            run.image_processor,
+            image_column=self.labelled.image_column if self.labelled else "image",
+            batch_size=run.args.per_device_eval_batch_size,
+            device=run.accelerator.device,
+            num_workers=run.args.dataloader_num_workers,
+            processes=PartialState(),
+        )

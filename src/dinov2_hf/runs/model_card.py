@@ -156,13 +156,15 @@ def _eval_results(evaluation: str, recipe: dict, public: dict, metrics: dict[str
 
 
 def _table(evaluation: str, public: dict, found: Mapping[str, dict[str, float] | None]) -> str:
-    words, before = WORDS[evaluation], found["before"]
+    words, before, pixels = WORDS[evaluation], found["before"], found.get("pixels")
     lines = [
         words.described.format(data=public[words.data], bank=bank_of(words, public)),
         "",
-        f"| | trained | {'before this run' if public.get('init_from') else 'untrained'} |",
-        "|---|---|---|",
+        f"| | trained | {'before this run' if public.get('init_from') else 'untrained'} |"
+        + (" raw pixels |" if pixels else ""),
+        "|---|---|---|" + ("---|" if pixels else ""),
     ]
     for name, (label, trained) in words.shown(found["after"]).items():
-        lines.append(f"| {label} | {trained:.3f} | {f'{before[name]:.3f}' if before else 'not measured'} |")
+        of_pixels = f" {pixels[name]:.3f} |" if pixels else ""
+        lines.append(f"| {label} | {trained:.3f} | {f'{before[name]:.3f}' if before else 'not measured'} |{of_pixels}")
     return "\n".join(lines)

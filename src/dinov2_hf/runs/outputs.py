@@ -68,7 +68,7 @@ class Output:
         plot_training_curves(self.metrics_path, picture, num_prototypes=self.run.config.num_prototypes)
 
     def measured(self) -> dict[str, dict[str, dict[str, float] | None]]:
-        """Of each evaluation of the run, by its name, what it found `before` training and `after` the last step."""
+        """Of each evaluation of the run, by its name, what `measured_by` tells."""
         return {
             name: {
                 moment: own_of_student(metrics, self.name) if metrics else None
@@ -94,8 +94,10 @@ class Output:
             words = WORDS[name]
             key, called = words.main(found["after"])
             before = f"{found['before'][key]:.3f}" if found["before"] else "not measured"
+            lines.append(f"{called} on {without_secrets(str(getattr(self.run.args, words.data)))}{student}\n")
+            if "pixels" in found:
+                lines.append(f"  raw pixels        {found['pixels'][key]:.3f}\n")
             lines += [
-                f"{called} on {without_secrets(str(getattr(self.run.args, words.data)))}{student}\n",
                 f"  before training   {before}\n",
                 f"  after training    {found['after'][key]:.3f}\n",
             ]

@@ -106,7 +106,7 @@ def _is_moved(old: Any, new: Any) -> bool:
 
 def forget_measured(state: dict, evaluation: str) -> None:
     """Remove the metrics of an evaluation from a run's state, with what `CollapseMonitor` remembers of them."""
-    for moment in ("before", "after"):
+    for moment in ("pixels", "before", "after"):
         state.pop(f"{evaluation}_{moment}", None)
     collapse = state.get("collapse", {})
     for memory in (collapse, *(value for value in collapse.values() if isinstance(value, dict))):

@@ -230,9 +230,12 @@ class Run:
             return
         start = time.perf_counter()
         with bad_data_stops_run(), without_compiling(self.args.compile):
+            pixels = self.evaluations.measure_pixels(self) if self.state["step"] == 0 else None
             found = self.evaluations.measure(self, names)
         self.record({name: value for metrics in found.values() for name, value in metrics.items()})
         note_measured(self.state, found)
+        if pixels is not None:
+            self.state["knn_pixels"] = pixels
         for output in self.outputs:
             output.say_measured(found, time.perf_counter() - start)
 

@@ -108,8 +108,14 @@ def note_measured(state: dict, found: Mapping[str, dict[str, float]]) -> None:
 
 
 def measured_by(state: dict, name: str) -> dict[str, dict[str, float] | None]:
-    """Of the evaluation of that name the metrics `before` training and `after` the last step; `None` when unknown."""
+    """
+    Of the evaluation of that name the metrics `before` training and `after` the last step, `None` when unknown; and
+    those of raw `pixels`, where they were measured.
+    """
     found = {moment: state.get(f"{name}_{moment}") for moment in ("before", "after")}
     if state.get(f"{name}_step", state["step"]) != state["step"]:  # that of an earlier one
         found["after"] = None
+    pixels = state.get(f"{name}_pixels")
+    if pixels is not None:
+        found = {"pixels": pixels} | found
     return found

@@ -32,12 +32,14 @@ class Measured:
         evaluation: its name in `WORDS`.
         step: of the last time.
         after, before: its metrics then, and of the network that the run started from, where that is known.
+        pixels: those of raw pixels, where they were measured.
     """
 
     evaluation: str
     step: int
     after: dict[str, float]
     before: dict[str, float] | None
+    pixels: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -165,12 +167,16 @@ def _measured(name: str, records: list[dict], state: Mapping[str, Any], summary:
         after = {key: value for key, value in of_it[-1].items() if key.startswith(f"{evaluation}_")}
         # A run forgets numbers of its start that are none to compare with, since the images are other ones by now.
         before = next((dict(record) for record in of_it if record["step"] == 0), None)
+        pixels = None
         if state:
-            before = measured_by(dict(state), evaluation)["before"]
-            before = own_of_student(before, name) if before else None
+            there = measured_by(dict(state), evaluation)
+            before, pixels = (
+                own_of_student(metrics, name) if metrics else None
+                for metrics in (there["before"], there.get("pixels"))
+            )
         elif evaluation in summary:
-            before = summary[evaluation]["before"]
-        found.append(Measured(evaluation, of_it[-1]["step"], after, before))
+            before, pixels = summary[evaluation]["before"], summary[evaluation].get("pixels")
+        found.append(Measured(evaluation, of_it[-1]["step"], after, before, pixels))
     return found
 
 

@@ -30,7 +30,8 @@ class _Table:
     described: str
     step: int
     start: str  # what the second column is called
-    rows: list[tuple[str, float, float | None]]
+    has_pixels: bool
+    rows: list[tuple[str, float, float | None, float | None]]  # label, now, at the start, of raw pixels
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,9 @@ def _table(found: Measured, recipe: Mapping[str, Any]) -> _Table:
         described=words.described.format(data=recipe[words.data], bank=bank_of(words, recipe)).replace("`", ""),
         step=found.step,
         start="before this run" if recipe.get("init_from") else "untrained",
+        has_pixels=found.pixels is not None,
         rows=[
-            (f"{words.title} {label}", value, (found.before or {}).get(name))
+            (f"{words.title} {label}", value, (found.before or {}).get(name), (found.pixels or {}).get(name))
             for name, (label, value) in words.shown(found.after).items()
         ],
     )
