@@ -200,33 +200,30 @@ def test_a_page_for_several_students(pretrain, recipe, images, made, tmp_path):
 
 def test_in_a_browser(finished):
     """Values are read at a step, a part is looked at, a curve is hidden, and the slider changes the picture."""
+    expect = pytest.importorskip("playwright.sync_api").expect  # looks again until it is so
     page_of(finished)
     records = [record for record in read_metrics(finished / "metrics.jsonl") if "loss" in record]
     with open_page(finished / "report.html") as page:
         panel = page.locator(".panel").first
-        assert panel.locator("svg path.curve").count() > 2
+        curves = panel.locator("svg path.curve")
+        assert (count := curves.count()) > 2
         box = panel.locator("svg").first.bounding_box()
         page.mouse.move(box["x"] + box["width"] - 14, box["y"] + 50)
-        page.wait_for_function("document.querySelector('.panel em').textContent === 'step 6'")
+        expect(panel.locator("em")).to_have_text("step 6")
         said = float(panel.locator(".legend b").first.inner_text())
         assert said == pytest.approx(records[-1]["loss"], rel=1e-3)
-
-        def last_tick() -> float:
-            return float(panel.locator("svg text.middle").last.text_content())
-
-        assert last_tick() == 6
+        last_tick = panel.locator("svg text.middle").last
+        expect(last_tick).to_have_text("6")
         page.mouse.move(box["x"] + 80, box["y"] + 50)
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 50)
         page.mouse.up()
-        page.wait_for_function("Number([...document.querySelectorAll('.panel text.middle')].pop().textContent) < 6")
+        expect(last_tick).not_to_have_text("6")
+        assert float(last_tick.text_content()) < 6
         panel.locator("svg").first.dblclick()
-        page.wait_for_timeout(100)
-        assert last_tick() == 6
-        curves = panel.locator("svg path.curve").count()
+        expect(last_tick).to_have_text("6")
         panel.locator(".legend button").first.click()
-        page.wait_for_timeout(100)
-        assert panel.locator("svg path.curve").count() == curves - 1
+        expect(curves).to_have_count(count - 1)
         picture = page.locator(".picture:has(input)").first
         assert picture.locator("img:visible").get_attribute("alt").endswith("step 6")
         picture.locator("input").press("Home")
