@@ -191,6 +191,13 @@ class FeatureExtractor:
         with evaluation_mode(self.model), torch.no_grad(), autocast:
             yield
 
+    def of_batch(self, pixel_values: Tensor, kind: FeatureKind) -> tuple[Tensor, str]:
+        """Features, float32 on the CPU, of what the image processor has made of some images, and their rule."""
+        with self.frozen():
+            features, rule = take_features(self.model, pixel_values.to(self.device, non_blocking=True), kind)
+        # A copy: a CLS token is a view that would keep all tokens of its batch in memory, 257 times its size.
+        return features.to("cpu", torch.float32, copy=True), rule
+
     def batches(
         self,
         dataset: DatasetOrRows,
@@ -350,11 +357,8 @@ class FeatureBatches(Iterator[tuple[list[int], Tensor]]):
             features = None
             if rows:
                 randomness = nullcontext() if rule else _no_random_numbers(extractor.model, extractor.device)
-                with extractor.frozen(), randomness:
-                    pixel_values = pixel_values.to(extractor.device, non_blocking=True)
-                    features, rule = take_features(extractor.model, pixel_values, self.kind)
-                # A copy: a CLS token is a view that would keep all tokens of its batch in memory, 257 times its size.
-                features = features.to("cpu", torch.float32, copy=True)
+                with randomness:
+                    features, rule = extractor.of_batch(pixel_values, self.kind)
             yield rows, features, failures, rule
 
     def _checked(self, batches: Iterable) -> Iterator[tuple[list[int], Tensor]]:

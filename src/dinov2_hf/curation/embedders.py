@@ -3,7 +3,8 @@ there.
 
 A registered embedder, or one named as `package.module:function`, is a callable from a list of RGB pictures to their
 vectors, (images, width). A class is made first. With the fact `fitted`, a module that is fitted to what the callable
-gives for a sample of the pool brings its vectors to their last form, as `PerceptualDescriptor` does.
+gives for a sample of the pool brings its vectors to their last form, as `PerceptualDescriptor` does. With the fact
+`input_side`, large JPEG files are decoded smaller if their shorter side keeps twice that (`pixels`).
 """
 
 import inspect
@@ -23,11 +24,11 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from ..features import FeatureExtractor, Features
 from ..hub_repos import name_and_revision
 from ..named_objects import PATH, Registry
-from .algorithms.perceptual_descriptor import PatchSums, PerceptualDescriptor
+from .algorithms.perceptual_descriptor import SIDE, PatchSums, PerceptualDescriptor
 
 
 EMBEDDERS = Registry("embedder")
-EMBEDDERS.register("perceptual", fitted=PerceptualDescriptor)(PatchSums)
+EMBEDDERS.register("perceptual", fitted=PerceptualDescriptor, input_side=2 * SIDE)(PatchSums)  # of pictures 4 : 1
 
 
 def kind_of_embedder(spec: str) -> str:

@@ -66,6 +66,7 @@ class PlannedFilter:
         object: what was named.
         options: that it is called, or made, with.
         min, max: the scores that an image may have; None: any.
+        reads_pixels: not of columns alone.
     """
 
     name: str
@@ -73,6 +74,7 @@ class PlannedFilter:
     options: Mapping[str, Any]
     min: float | None
     max: float | None
+    reads_pixels: bool = True
 
     def load(self, device: str | None) -> Callable[[list[Image.Image], Columns], Any]:
         """What is called for each batch; a model takes the `device` if it has such an option."""
@@ -119,22 +121,26 @@ def planned_filters(arguments: CurationArguments) -> list[PlannedFilter]:
         for option in options:
             if option not in known:
                 raise ValueError(f"the filter {path!r} has no option {option!r}.{did_you_mean(option, known)}")
-        planned.append(PlannedFilter(name, found.object, options, given.get("min"), given.get("max")))
+        planned.append(
+            PlannedFilter(
+                name, found.object, options, given.get("min"), given.get("max"), found.facts.get("reads_pixels", True)
+            )
+        )
     return planned
 
 
-@FILTERS.register("shorter_side")
+@FILTERS.register("shorter_side", reads_pixels=False)
 def shorter_side(images: list[Image.Image], columns: Columns) -> np.ndarray:
     return np.minimum(columns["width"], columns["height"])
 
 
-@FILTERS.register("aspect_ratio")
+@FILTERS.register("aspect_ratio", reads_pixels=False)
 def aspect_ratio(images: list[Image.Image], columns: Columns) -> np.ndarray:
     sides = np.array([columns["width"], columns["height"]])
     return sides.max(axis=0) / sides.min(axis=0)
 
 
-@FILTERS.register("file_bytes")
+@FILTERS.register("file_bytes", reads_pixels=False)
 def file_bytes(images: list[Image.Image], columns: Columns) -> list[int]:
     return columns["num_bytes"]
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from ...public_names import without_secrets
+from .. import pixels
 from ..algorithms.histograms import Histogram, histogram
 from ..arguments import ENGINE_FIELDS
 from ..filters import PlannedFilter, planned_filters
@@ -139,6 +140,7 @@ def gather_report(curation: Curation, dropped: Counter, written: np.ndarray) -> 
         "select": selection,
         "concepts": _report_of(curation, "concepts"),
         "histograms": {counts.title: asdict(counts) for counts in _histograms(curation) if sum(counts.bins)},
+        "decoding": pixels.in_words(curation.arguments),
         "provenance": provenance(curation.arguments),
         "changed_options": changed_options(curation.arguments, configuration),
         "configuration": configuration,

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...data.decoding.rgb import decode_image
 from ...data.decoding.undecodable import UndecodableImage
 from ...devices import find_device
+from .. import pixels
 from ..algorithms.unit_vectors import row_blocks
 from ..arguments import CurationArguments
 from ..embedders import EMBEDDERS, Embedder, fitted_module, kind_of_embedder, load_embedder
@@ -28,6 +30,7 @@ from ..storage.image_reading import UnreadableFile, read_image_file, refuse_unre
 from ..storage.manifests import UnfinishedShard, link_or_copy
 from ..storage.precomputed_vectors import PrecomputedVectors
 from ..storage.sources import OpenSources
+from .first_vectors import first_vectors
 from .stage import POOL, source_shards, stage
 from .stand_ins import FILE as STAND_INS
 from .stand_ins import find_stand_ins
@@ -89,8 +92,18 @@ def load_embedder_of(arguments: CurationArguments, spec: str, **run: Any) -> Emb
     )
 
 
-def _what_decides(spec: str, arguments: CurationArguments) -> dict[str, Any]:
+def embedder_at_work(arguments: CurationArguments, spec: str) -> Embedder:
+    """An embedder that computes, where this process runs it, on images decoded as it needs them."""
+    embedder = load_embedder_of(arguments, spec, **workers_of(arguments))
+    if pixels.is_reduced(arguments, spec) and embedder.extractor.num_channels == 3:
+        embedder.extractor.decode = partial(decode_image, reduction=pixels.reduction)
+    return embedder
+
+
+def what_decides_vectors(spec: str, arguments: CurationArguments) -> dict[str, Any]:
+    """What the vectors of an embedder depend on, beside the images."""
     options = {name: getattr(arguments, name) for name in OPTIONS_OF_KIND.get(kind_of_embedder(spec), ())}
+    options |= pixels.what_decides(arguments, spec)
     return {
         "embedder": spec,
         "files": file_fingerprint(spec),
@@ -99,7 +112,7 @@ def _what_decides(spec: str, arguments: CurationArguments) -> dict[str, Any]:
     }
 
 
-def _roles(curation: Curation, of: str) -> list[str]:
+def roles_of(curation: Curation, of: str) -> list[str]:
     """Of which images vectors are made."""
     arguments = curation.arguments
     if of == "retrieval_embedder":
@@ -116,7 +129,7 @@ def _to_embed(curation: Curation, piece: Piece, of: str, *, alone: bool) -> np.n
         alone: also those that are copies of images of other sources, so that other sources change nothing.
     """
     role = curation.sources.roles[piece.source]
-    if role not in _roles(curation, of):
+    if role not in roles_of(curation, of):
         return np.empty(0, np.int64)
     if of == "retrieval_embedder" and role == "uncurated":
         row_ids = curation.left()[0]
@@ -256,12 +269,12 @@ def _stages(of: str, names: tuple[str, str, str], title: str, is_wanted: Callabl
         stage(
             describe, needs=[POOL, "ingest"], num_shards=source_shards, by_source=True, is_wanted=is_wanted,
             reads=partial(_what_it_reads, of=of),
-            config=lambda curation: _what_decides(spec(curation), curation.arguments), **alike,
+            config=lambda curation: what_decides_vectors(spec(curation), curation.arguments), **alike,
         )(_describe),
         stage(fit, needs=[POOL, describe], is_wanted=is_fitted, **alike)(_fit),
         stage(
             embed, title=title, writes_left=True, needs=[POOL, describe, fit], num_shards=source_shards,
-            is_wanted=is_wanted, config=lambda curation: {"roles": _roles(curation, of)}, **alike,
+            is_wanted=is_wanted, config=lambda curation: {"roles": roles_of(curation, of)}, **alike,
         )(_embed),
     )  # fmt: skip
 
@@ -315,10 +328,32 @@ def _vectors(curation: Curation, spec: str, row_ids: np.ndarray, description: st
     arguments = curation.arguments
     if kind_of_embedder(spec) == "precomputed":
         return PrecomputedVectors(spec, curation.sources).vectors(row_ids)
-    device = str(find_device(arguments.device))
-    rows = RowsOfSources(curation.sources, row_ids)
-    found = load_embedder_of(arguments, spec, **_workers(arguments, device))(rows, description)
-    return found.rows.numpy(), found.values.numpy(), _refuse_unread(curation, rows, found.undecodable_rows)
+    places, vectors = _known_vectors(curation, spec, row_ids)
+    others = np.setdiff1d(np.arange(len(row_ids)), places)
+    if not len(others):
+        return places, vectors, {}
+    rows = RowsOfSources(curation.sources, row_ids[others])
+    found = embedder_at_work(arguments, spec)(rows, description)
+    failures = _refuse_unread(curation, rows, found.undecodable_rows)
+    failures = {int(others[place]): reason for place, reason in failures.items()}
+    places, vectors = _joined(places, vectors, others[found.rows.numpy()], found.values.numpy())
+    order = np.argsort(places)
+    return places[order], vectors[order], failures
+
+
+def _known_vectors(curation: Curation, spec: str, row_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of images whose vectors were made when they were first read, ascending, and these."""
+    decided_by, shards = what_decides_vectors(spec, curation.arguments), curation.shards_of(row_ids)
+    found, vectors = np.empty(0, np.int64), np.empty((0, 1), np.float32)
+    for shard in np.unique(shards).tolist():
+        rows, known = first_vectors(curation.folders["ingest"].shard(shard), decided_by)
+        places = np.flatnonzero(shards == shard)
+        _, in_shard, of_known = np.intersect1d(
+            row_ids[places] - curation.pieces[shard].begin, rows, return_indices=True
+        )
+        found, vectors = _joined(found, vectors, places[in_shard], np.array(known[of_known]))
+    order = np.argsort(found)
+    return found[order], vectors[order]
 
 
 def _refuse_unread(curation: Curation, rows: RowsOfSources, reasons: dict[int, str]) -> dict[int, str]:
@@ -331,10 +366,10 @@ def _refuse_unread(curation: Curation, rows: RowsOfSources, reasons: dict[int, s
     return found
 
 
-def _workers(arguments: CurationArguments, device: str) -> dict[str, Any]:
+def workers_of(arguments: CurationArguments) -> dict[str, Any]:
     """Where and by how many processes. Decoding must not keep an accelerator waiting; on a CPU it would compete with
     the network."""
-    num_workers = arguments.num_workers
+    device, num_workers = str(find_device(arguments.device)), arguments.num_workers
     if num_workers is None:
         num_workers = 0 if device == "cpu" else min(8, os.cpu_count() or 1)
     return {"device": device, "num_workers": num_workers, "progress": arguments.progress}

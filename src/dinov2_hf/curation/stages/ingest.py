@@ -3,28 +3,26 @@
 A shard is a piece of one source, and counts rows within it: what was read stays when other sources come or go.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 from pyarrow import parquet
 
-from ...data.decoding.file_content import outside_path
-from ...data.decoding.rgb import decode_image, format_of
-from ...data.decoding.undecodable import UndecodableImage
-from ...data.reading.remote_files import is_url
 from ...progress import Progress
-from ...public_names import without_secrets
-from ..algorithms.image_hashes import content_hash, perceptual_hash
+from .. import pixels
+from ..arguments import CurationArguments
+from ..embedders import kind_of_embedder
 from ..filters import FILTERS, Columns, FilterChain, planned_filters
-from ..run_context import Curation
+from ..run_context import Curation, Piece
 from ..storage.code_fingerprints import fingerprint_of_named
 from ..storage.dropped_images import DROPPED_SCHEMA
 from ..storage.file_fingerprints import file_fingerprint
-from ..storage.image_reading import UnreadableFile, read_image_file, refuse_failures, refuse_unread
+from ..storage.image_reading import refuse_failures, refuse_unread
 from ..storage.manifests import UnfinishedShard
+from .embed import embedder_at_work, roles_of, what_decides_vectors, workers_of
+from .first_pass import ReadImage, read_images
+from .first_vectors import FirstVectors
 from .stage import source_shards, stage
 
 
@@ -42,14 +40,15 @@ IMAGES_SCHEMA = pa.schema(
     }
 )
 QUALITY_COLUMNS = ["width", "height", "num_bytes"]
-FILTER_BATCH_SIZE = 32
+BATCH_SIZE = 32  # whose pictures are in memory together
 
 
 def _what_decides(curation: Curation) -> dict[str, Any]:
     texts = [option for _, given in curation.arguments.named_filters for option in given.values()]
     files = [text for text in [curation.arguments.nsfw_model, *texts] if isinstance(text, str)]
+    decoding = pixels.what_decides(curation.arguments, curation.arguments.copy_embedder)
     code = [fingerprint_of_named(FILTERS, name) for name, _ in curation.arguments.named_filters]
-    return {"files_of_filters": [file_fingerprint(path) for path in files], "code_of_filters": code}
+    return {"files_of_filters": [file_fingerprint(path) for path in files], "code_of_filters": code, **decoding}
 
 
 @stage(
@@ -75,8 +74,9 @@ def ingest(
     piece = curation.pieces[shard.rank]
     sources.refuse_changed(piece.row_ids)
     source, is_pool = sources.sources[piece.source], sources.roles[piece.source] == "uncurated"
-    chain = FilterChain(planned_filters(arguments), arguments.device)
-    kept, scored, dropped, waiting = [], [], [], []
+    chain = FilterChain(planned_filters(arguments) if is_pool else [], arguments.device)
+    vectors = _vectors_to_make(curation, piece)
+    kept, scored, dropped, seen = [], [], [], set()
     num_failed = 0
 
     def drop(facts: dict, reason: str) -> None:
@@ -89,41 +89,46 @@ def ingest(
         last, rate = f"{facts['id']} {reason}", arguments.max_failure_rate
         refuse_failures(num_failed, len(piece.rows), source.name, last, max_failure_rate=rate)
 
-    def finish_waiting() -> None:
-        facts, images = [fact for fact, _ in waiting], [image for _, image in waiting]
+    def filtered(readable: list[tuple[dict, ReadImage]]) -> list[tuple[dict, ReadImage]]:
+        facts, images = [fact for fact, _ in readable], [found.image for _, found in readable]
         scores, reasons = chain(images, lambda places: Columns(sources, [facts[place] for place in places]))
-        for fact, found, reason in zip(facts, scores, reasons, strict=True):
-            scored.append({"row": fact["row"], **found})
-            if reason is None:
-                kept.append(fact)
-            else:
+        for fact, score, reason in zip(facts, scores, reasons, strict=True):
+            scored.append({"row": fact["row"], **score})
+            if reason is not None:
                 drop(fact, reason)
-        waiting.clear()
+        return [one for one, reason in zip(readable, reasons, strict=True) if reason is None]
 
-    bar = Progress(piece.row_ids, desc=f"ingest {shard.label}", unit="image", disable=not arguments.progress)
-    for row_id in bar:
-        facts = {"row_id": row_id, "row": row_id - piece.begin, "id": sources.image_id(row_id), "path": None}
-        try:
-            value = sources.image(row_id)
-            facts["path"] = _shown_path(value)
-            image = _read(value, facts)
-        except UnreadableFile as error:
-            refuse_unread(facts["id"], str(error), skip_unreadable=arguments.skip_unreadable)
-            fail(facts, f"cannot be read: {error}")
-        except UndecodableImage as error:
-            fail(facts, f"cannot be decoded: {error}")
-        else:
-            if chain.filters and is_pool:
-                waiting.append((facts, image))
-            else:
-                kept.append(facts)
-        if len(waiting) == FILTER_BATCH_SIZE:
-            finish_waiting()
-    if waiting:
-        finish_waiting()
+    batches = read_images(
+        sources, piece.row_ids, batch_size=BATCH_SIZE,
+        is_reduced=pixels.is_reduced(arguments, arguments.copy_embedder),
+        **_how_to_read(arguments, vectors, reads_pixels=any(planned.reads_pixels for planned, _ in chain.filters)),
+    )  # fmt: skip
+    with Progress(
+        total=len(piece.row_ids), desc=f"ingest {shard.label}", unit="image", disable=not arguments.progress
+    ) as bar:
+        for batch in batches:
+            readable = []
+            for found in batch:
+                row = found.row_id - piece.begin
+                facts = {"row_id": found.row_id, "row": row, "id": sources.image_id(found.row_id), **found.facts}
+                if found.reason is None:
+                    readable.append((facts, found))
+                elif found.is_unreadable:
+                    refuse_unread(facts["id"], found.reason, skip_unreadable=arguments.skip_unreadable)
+                    fail(facts, f"cannot be read: {found.reason}")
+                else:
+                    fail(facts, f"cannot be decoded: {found.reason}")
+            if chain.filters and readable:
+                readable = filtered(readable)
+            kept += [facts for facts, _ in readable]
+            if vectors is not None:
+                vectors.add(_worth_a_vector(readable, seen, arguments) if is_pool else _with_rows(readable))
+            bar.update(len(batch))
+    if vectors is not None:
+        vectors.save(shard.folder, what_decides_vectors(arguments.copy_embedder, arguments))
     kept.sort(key=lambda facts: facts["row"])
     parquet.write_table(pa.Table.from_pylist(kept, schema=IMAGES_SCHEMA), shard.folder / "images.parquet")
-    names = [planned.name for planned, _ in chain.filters]
+    names = [planned.name for planned in planned_filters(arguments)]
     if names:
         schema = pa.schema({"row": pa.int64(), **dict.fromkeys(names, pa.float64())})
         parquet.write_table(pa.Table.from_pylist(scored, schema=schema), shard.folder / "scores.parquet")
@@ -141,25 +146,43 @@ def quality_of(images: pa.Table) -> np.ndarray:
     return pixels + images["num_bytes"].to_numpy() / 2**40
 
 
-def _shown_path(value: Mapping[str, Any] | None) -> str | None:
-    """The name of a file for records: without the mark of a forbidden one, and without what signs an address."""
-    path = value and value["path"]
-    if path is None:
+def _vectors_to_make(curation: Curation, piece: Piece) -> FirstVectors | None:
+    """For the vectors of the images of a piece, if some are wanted that an embedder makes of RGB pictures."""
+    arguments, role = curation.arguments, curation.sources.roles[piece.source]
+    if role not in roles_of(curation, "embedder") or kind_of_embedder(arguments.copy_embedder) == "precomputed":
         return None
-    path = outside_path(path) or path
-    return without_secrets(path) if is_url(path) else path
+    embedder = embedder_at_work(arguments, arguments.copy_embedder)
+    return FirstVectors(embedder) if embedder.extractor.num_channels == 3 else None
 
 
-def _read(value: Mapping[str, Any] | None, facts: dict[str, Any]) -> Image.Image:
-    """The picture; fills in the facts that its file tells."""
-    content = read_image_file(value)
-    image = decode_image(content)
-    facts.update(
-        width=image.width,
-        height=image.height,
-        num_bytes=len(content),
-        content_hash=content_hash(content),
-        perceptual_hash=perceptual_hash(image),
-        format=format_of(content),
-    )
-    return image
+def _how_to_read(arguments: CurationArguments, vectors: FirstVectors | None, *, reads_pixels: bool) -> dict[str, Any]:
+    """By how many processes images are read, and what comes from them."""
+    num_workers = workers_of(arguments)["num_workers"]
+    # What a model has put on a GPU cannot be used in other processes: then pictures come from them.
+    elsewhere = vectors is not None and num_workers > 0 and vectors.embedder.extractor.num_workers > 0
+    return {
+        "num_workers": num_workers,
+        "process": vectors.process if elsewhere else None,
+        "keeps_images": reads_pixels or (vectors is not None and not elsewhere),
+    }
+
+
+def _with_rows(readable: list[tuple[dict, ReadImage]]) -> list[tuple[int, ReadImage]]:
+    return [(facts["row"], found) for facts, found in readable]
+
+
+def _worth_a_vector(
+    readable: list[tuple[dict, ReadImage]], seen: set, arguments: CurationArguments
+) -> list[tuple[int, ReadImage]]:
+    """Images but for copies of earlier ones, which `hash_deduplicate` drops; `seen` has what these have been."""
+    chosen = []
+    for facts, found in readable:
+        of_image = set()
+        if arguments.representative == "smallest_id" and arguments.deduplicate_content:
+            of_image.add(facts["content_hash"])
+        if arguments.representative == "smallest_id" and arguments.perceptual_hash_distance is not None:
+            of_image.add(int(facts["perceptual_hash"]))
+        if not of_image & seen:
+            chosen.append((facts["row"], found))
+        seen |= of_image
+    return chosen
