@@ -32,13 +32,13 @@ def information(images: list[Image.Image], columns: Mapping[str, Any]) -> list[f
     return [_entropy(np.diff(_grey(image).astype(np.int64), axis=1)) for image in images]
 
 
-@FILTERS.register("pixels")
+@FILTERS.register("pixels", reads_pixels=False)
 def pixels(images: list[Image.Image], columns: Mapping[str, Any]) -> np.ndarray:
     """Width times height."""
     return np.multiply(columns["width"], columns["height"])
 
 
-@FILTERS.register("listed")
+@FILTERS.register("listed", reads_pixels=False)
 class Listed:
     """1 where the value of a column is in a list, else 0: `min: 1` keeps what is listed, `max: 0` what is not.
 
@@ -60,7 +60,7 @@ class Listed:
         return int(value is not None and str(value).strip().lower() in self.values)
 
 
-@FILTERS.register("domain_listed")
+@FILTERS.register("domain_listed", reads_pixels=False)
 class DomainListed(Listed):
     """1 where the host of an address is in a list, or below one that is (`example.org` lists `www.example.org`).
 
