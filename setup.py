@@ -76,7 +76,7 @@ setup(
         "dinov2_hf": ["py.typed", "recipes/*.yaml"],
         "dinov2_hf.curation.report": ["*.jinja"],
         "dinov2_hf.pictures": ["*.jinja", "*.js"],
-        "dinov2_hf.runs": ["*.jinja"],
+        "dinov2_hf.runs.ending": ["*.jinja"],
         "dinov2_hf.runs.page": ["*.jinja"],
         "dinov2_hf.examples": ["accelerate_configs/*.yaml", "slurm/*.sbatch"],
     },

@@ -24,8 +24,10 @@ from pretraining_step import random_batch
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from dinov2_hf.options import values_for
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
-from dinov2_hf.runs.recipe_parsing import parse_recipe
-from dinov2_hf.training.backends import (
+from dinov2_hf.runs.recipe.recipe_parsing import parse_recipe
+from dinov2_hf.training.ema import update_ema
+from dinov2_hf.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_schedule
+from dinov2_hf.training.processes.backends import (
     allow_fsdp_on_cpu,
     backend_name,
     compute_precision,
@@ -33,11 +35,9 @@ from dinov2_hf.training.backends import (
     launch_settings,
     prepare,
 )
-from dinov2_hf.training.distributed import choose_attention, choose_mixed_precision, end_run
-from dinov2_hf.training.ema import update_ema
-from dinov2_hf.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_schedule
+from dinov2_hf.training.processes.distributed import choose_attention, choose_mixed_precision, end_run
+from dinov2_hf.training.processes.sharded_weights import num_parameters
 from dinov2_hf.training.schedules import build_schedules
-from dinov2_hf.training.sharded_weights import num_parameters
 
 
 def main() -> None:

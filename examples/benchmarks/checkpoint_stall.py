@@ -19,8 +19,8 @@ from accelerate import Accelerator
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from dinov2_hf.options import values_for
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
-from dinov2_hf.runs.recipe_parsing import parse_recipe
-from dinov2_hf.training.checkpoints import CheckpointSaver
+from dinov2_hf.runs.recipe.recipe_parsing import parse_recipe
+from dinov2_hf.training.checkpointing.checkpoints import CheckpointSaver
 from dinov2_hf.training.optimizer import build_optimizer, parameter_groups
 
 

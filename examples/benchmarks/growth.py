@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from dinov2_hf import DINOv2Config, DINOv2PreTrainingConfig
 from dinov2_hf.pictures.figures import new_figure, save_figure
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
-from dinov2_hf.runs.recipe_parsing import parse_recipe
+from dinov2_hf.runs.recipe.recipe_parsing import parse_recipe
 
 
 # The option that grows: its name in the picture, and its values in both ways; the base of a way is one of them.

@@ -40,10 +40,10 @@ from dinov2_hf.data import PreTrainingCollator, PreTrainingSample, build_batches
 from dinov2_hf.options import values_for
 from dinov2_hf.pretraining.compilation import compile_objective
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
-from dinov2_hf.runs.recipe_parsing import parse_recipe
-from dinov2_hf.training.distributed import choose_attention, cpu_supports_bfloat16
+from dinov2_hf.runs.recipe.recipe_parsing import parse_recipe
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.optimizer import build_optimizer, parameter_groups, set_schedule
+from dinov2_hf.training.processes.distributed import choose_attention, cpu_supports_bfloat16
 from dinov2_hf.training.schedules import ScheduleValues
 from dinov2_hf.training.trained_parts import choose_trained
 

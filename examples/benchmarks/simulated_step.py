@@ -26,7 +26,7 @@ from dinov2_hf.options import values_for
 from dinov2_hf.pretraining.step_flops import StepFlops
 from dinov2_hf.runs.loop import Step, Steps
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
-from dinov2_hf.runs.recipe_parsing import parse_recipe
+from dinov2_hf.runs.recipe.recipe_parsing import parse_recipe
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.optimizer import build_optimizer, parameter_groups
 from dinov2_hf.training.recomputation import recompute_blocks

@@ -108,7 +108,7 @@ def take_steps(way: str, images: str, original: str | None, steps: int) -> None:
     from dinov2_hf import DINOv2Config, DINOv2PreTrainingConfig
     from dinov2_hf.data import build_batches, load_image_dataset
     from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
-    from dinov2_hf.runs.recipe_parsing import parse_recipe
+    from dinov2_hf.runs.recipe.recipe_parsing import parse_recipe
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .output_folders import KINDS, read_marker
-from .training.checkpoint_folders import CHECKPOINTS, LATEST, STATE_FILE, list_checkpoints
+from .training.checkpointing.checkpoint_folders import CHECKPOINTS, LATEST, STATE_FILE, list_checkpoints
 
 
 MODEL, PRETRAINING_MODEL = "model", "pretraining_model"  # of the output folder of a run

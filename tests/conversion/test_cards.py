@@ -21,7 +21,7 @@ from dinov2_hf.conversion.exports.stock_transformers import export_transformers
 from dinov2_hf.conversion.original.from_original import convert_from_original
 from dinov2_hf.conversion.original.to_original import convert_to_original
 from dinov2_hf.model_source import HERE
-from dinov2_hf.runs.model_card import card_for_repo
+from dinov2_hf.runs.ending.model_card import card_for_repo
 from tests import forked_python
 from tests.conversion.model_folders import write_model, write_photograph
 from tests.conversion.original.layouts import backbone_shapes, fill

@@ -13,7 +13,7 @@ from dinov2_hf.cli import main
 from dinov2_hf.conversion.other_layouts import model_folder
 from dinov2_hf.conversion.saved_models import load_backbone, load_network, load_network_and_processor
 from dinov2_hf.runs.initial_weights import load_initial_model
-from dinov2_hf.training.checkpoint_manifest import write_manifest
+from dinov2_hf.training.checkpointing.checkpoint_manifest import write_manifest
 
 
 @pytest.fixture

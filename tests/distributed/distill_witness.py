@@ -10,7 +10,7 @@ from pathlib import Path
 
 from accelerate.utils import parse_flag_from_env
 
-from dinov2_hf.training.backends import allow_fsdp_on_cpu
+from dinov2_hf.training.processes.backends import allow_fsdp_on_cpu
 
 
 if __name__ == "__main__":
@@ -19,8 +19,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
     import distill
 
-    from dinov2_hf.runs import finished_run as results
-    from dinov2_hf.runs import outputs
+    from dinov2_hf.runs.ending import finished_run as results
+    from dinov2_hf.runs.ending import outputs
 
     outputs.plot_training_curves = results.save_patch_pca = lambda *_, **__: None
     distill.main(sys.argv[1:])

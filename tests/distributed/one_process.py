@@ -9,7 +9,7 @@ from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfi
 from dinov2_hf.data import build_batches, load_image_dataset
 from dinov2_hf.options import values_for
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
-from dinov2_hf.runs.recipe_parsing import parse_recipe
+from dinov2_hf.runs.recipe.recipe_parsing import parse_recipe
 from dinov2_hf.training.optimizer import build_optimizer, parameter_groups, set_schedule
 from dinov2_hf.training.schedules import build_schedules
 

@@ -23,7 +23,7 @@ from dinov2_hf.evaluation.linear import evaluate_linear
 from dinov2_hf.evaluation.patch_knn import evaluate_patch_knn
 from dinov2_hf.features import FeatureExtractor
 from dinov2_hf.runs.initial_weights import load_initial_model
-from dinov2_hf.training.checkpoint_manifest import write_manifest
+from dinov2_hf.training.checkpointing.checkpoint_manifest import write_manifest
 from tests.examples.conftest import forget_accelerate, load_example
 
 from .conftest import POISONED_STEP, clips_per_part, deepspeed

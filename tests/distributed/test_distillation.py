@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from dinov2_hf.training.monitor import read_metrics
+from dinov2_hf.training.monitoring.monitor import read_metrics
 from tests import forked_python
 from tests.examples.conftest import forget_accelerate, load_example, without_pictures
 

@@ -23,9 +23,10 @@ from accelerate.utils import DistributedType, parse_flag_from_env
 from torch.distributed.tensor import DTensor
 
 from dinov2_hf.models.modeling_dinov2 import DINOv2Layer, DINOv2LayerScale
-from dinov2_hf.runs import finished_run as results
-from dinov2_hf.runs import loop, outputs
-from dinov2_hf.training.backends import allow_fsdp_on_cpu
+from dinov2_hf.runs import loop
+from dinov2_hf.runs.ending import finished_run as results
+from dinov2_hf.runs.ending import outputs
+from dinov2_hf.training.processes.backends import allow_fsdp_on_cpu
 
 
 WATCHED_STEP = 4

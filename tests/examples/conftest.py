@@ -9,9 +9,10 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
-from dinov2_hf.runs import finished_run as results
-from dinov2_hf.runs import loop, outputs
-from dinov2_hf.training.checkpoints import CheckpointSaver
+from dinov2_hf.runs import loop
+from dinov2_hf.runs.ending import finished_run as results
+from dinov2_hf.runs.ending import outputs
+from dinov2_hf.training.checkpointing.checkpoints import CheckpointSaver
 from tests.evaluation.dense.data import banded_images
 
 

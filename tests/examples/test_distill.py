@@ -30,7 +30,7 @@ from dinov2_hf.conversion.saved_models import load_backbone
 from dinov2_hf.runs.distillation_plan import DistillationPlan
 from dinov2_hf.runs.initial_weights import load_initial_model
 from dinov2_hf.runs.run import start_run
-from dinov2_hf.training.monitor import read_metrics
+from dinov2_hf.training.monitoring.monitor import read_metrics
 from tests import forked_python
 
 from .conftest import TINY, drawn, forget_accelerate, load_example, run_until_saved

@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dinov2_hf.runs import pictures_while_training
+from dinov2_hf.runs.while_training import feature_pictures as pictures_while_training
 
 from .conftest import forget_accelerate
 from .test_pretrain import run

@@ -17,7 +17,7 @@ from dinov2_hf.evaluation.knn import evaluate_knn
 from dinov2_hf.evaluation.linear import evaluate_linear
 from dinov2_hf.evaluation.patch_knn import evaluate_patch_knn
 from dinov2_hf.features import FeatureExtractor
-from dinov2_hf.runs.dense_while_training import spread_rows
+from dinov2_hf.runs.while_training.dense_probe import spread_rows
 from tests.evaluation.dense.data import banded_images, with_map
 
 from .conftest import drawn

@@ -18,7 +18,7 @@ from dinov2_hf.command_lines import build_parser
 from dinov2_hf.data.decoding.size_limits import VARIABLE, max_image_pixels
 from dinov2_hf.runs.distillation_arguments import DistillationArguments
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
-from dinov2_hf.runs.recipe_parsing import options_of_run, parse_recipe
+from dinov2_hf.runs.recipe.recipe_parsing import options_of_run, parse_recipe
 
 from .conftest import TINY, forget_accelerate, load_example
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dinov2_hf.training.monitor import read_metrics
+from dinov2_hf.training.monitoring.monitor import read_metrics
 
 from .conftest import forget_accelerate, run_until_saved, without_pictures
 from .test_pretrain import assert_same_run, run

@@ -23,9 +23,9 @@ from dinov2_hf.data.stream_rows import StreamRows
 from dinov2_hf.evaluation.knn import evaluate_knn
 from dinov2_hf.features import FeatureExtractor
 from dinov2_hf.output_folders import write_marker
-from dinov2_hf.runs import knn_while_training as evaluation
 from dinov2_hf.runs import loop
-from dinov2_hf.training.checkpoint_manifest import write_manifest
+from dinov2_hf.runs.while_training import knn_probe as evaluation
+from dinov2_hf.training.checkpointing.checkpoint_manifest import write_manifest
 from tests import forked_python
 
 from .conftest import changed_batches, drawn, forget_accelerate, run_until_saved, without_pictures

@@ -13,7 +13,7 @@ from dinov2_hf import recipe_files
 from dinov2_hf.options import values_for
 from dinov2_hf.runs.distillation_arguments import DistillationArguments
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
-from dinov2_hf.runs.recipe_parsing import parse_recipe
+from dinov2_hf.runs.recipe.recipe_parsing import parse_recipe
 from dinov2_hf.training.schedules import build_schedules, scale_learning_rate
 
 from .conftest import run_until_saved

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from dinov2_hf.training.checkpoint_manifest import write_manifest
+from dinov2_hf.training.checkpointing.checkpoint_manifest import write_manifest
 
 from .conftest import forget_accelerate
 from .test_output_folder import finished, refused  # noqa: F401  (fixtures)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dinov2_hf.cli.main import main as command
-from dinov2_hf.training.checkpoint_manifest import write_manifest
+from dinov2_hf.training.checkpointing.checkpoint_manifest import write_manifest
 
 from .conftest import forget_accelerate, load_example, run_until_saved
 from .test_output_folder import finished, tree  # noqa: F401  (a fixture)

@@ -13,7 +13,7 @@ from dinov2_hf.output_folders import write_marker
 from dinov2_hf.runs.page.report_file import write_report
 from dinov2_hf.runs.page.run_facts import read_run
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
-from dinov2_hf.training.monitor import append_metrics, read_metrics
+from dinov2_hf.training.monitoring.monitor import append_metrics, read_metrics
 from tests.browsers import open_page
 from tests.cli.typed_commands import mistake
 from tests.cli.typed_commands import run as typed

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from dinov2_hf.conversion.saved_models import load_backbone
-from dinov2_hf.training.monitor import read_metrics
+from dinov2_hf.training.monitoring.monitor import read_metrics
 
 from .conftest import without_pictures
 from .test_pretrain import finished_run, run, weights  # noqa: F401  (a fixture)

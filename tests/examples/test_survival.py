@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from dinov2_hf.data import SkippedImageLog
 from dinov2_hf.runs import loop
-from dinov2_hf.training import checkpoints
-from dinov2_hf.training.checkpoints import find_checkpoint
+from dinov2_hf.training.checkpointing import checkpoints
+from dinov2_hf.training.checkpointing.checkpoints import find_checkpoint
 from dinov2_hf.training.preemption import PREEMPTION_SIGNALS
 from tests import forked_python
 
@@ -31,7 +31,7 @@ from pathlib import Path
 spec = importlib.util.spec_from_file_location("pretrain", sys.argv[1])
 pretrain = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(pretrain)
-from dinov2_hf.runs import outputs
+from dinov2_hf.runs.ending import outputs
 """
 
 # Forks from one process that has imported everything: a new interpreter for each of eleven attempts takes a minute.

@@ -5,7 +5,7 @@ import torch
 import yaml
 
 from dinov2_hf.pictures.training_curves import plot_training_curves
-from dinov2_hf.training.monitor import read_metrics
+from dinov2_hf.training.monitoring.monitor import read_metrics
 
 
 LINE = "loss_terms: {gram_anchoring:gram_loss: {kind: linear, start: 0, end: 0.5, steps: 2}}"

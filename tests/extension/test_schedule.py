@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dinov2_hf.training.monitor import read_metrics
+from dinov2_hf.training.monitoring.monitor import read_metrics
 from dinov2_hf.training.schedules import SCHEDULES, Schedule
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dinov2_hf.training.monitor import read_metrics
+from dinov2_hf.training.monitoring.monitor import read_metrics
 
 
 def test_a_line_of_the_recipe_changes_the_targets(pretrain):

@@ -19,7 +19,7 @@ from dinov2_hf.pretraining.teachers import TeacherTokens
 from dinov2_hf.pretraining.views import Crops
 from dinov2_hf.runs import loop
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
-from dinov2_hf.runs.recipe_parsing import parse_recipe
+from dinov2_hf.runs.recipe.recipe_parsing import parse_recipe
 
 
 def arguments_of(recipe: str, *flags: str):

@@ -5,7 +5,7 @@ import torch
 
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
-from dinov2_hf.runs.recipe_parsing import parse_recipe
+from dinov2_hf.runs.recipe.recipe_parsing import parse_recipe
 
 
 pytestmark = pytest.mark.gpu

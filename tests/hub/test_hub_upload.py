@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoModelForPreTraining
 import dinov2_hf.cli
 from dinov2_hf import DINOv2Config, DINOv2Model
 from dinov2_hf.output_folders import MARKER
-from dinov2_hf.runs.hub_upload import push_folder
+from dinov2_hf.runs.ending.hub_upload import push_folder
 from tests.examples.conftest import EXAMPLES, forget_accelerate, load_example
 
 

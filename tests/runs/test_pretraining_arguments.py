@@ -13,7 +13,7 @@ from dinov2_hf.options import options_of
 from dinov2_hf.public_names import public_name, without_secrets
 from dinov2_hf.runs.distillation_arguments import DistillationArguments
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments, recipe_values
-from dinov2_hf.runs.recipe_parsing import options_of_run, parse_recipe
+from dinov2_hf.runs.recipe.recipe_parsing import options_of_run, parse_recipe
 
 
 CONFIGS = [DINOv2Config, DINOv2PreTrainingConfig]

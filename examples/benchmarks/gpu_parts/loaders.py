@@ -47,7 +47,7 @@ def rate_alone(flags: list[str], work: Work) -> dict:
     from dinov2_hf import DINOv2Config, DINOv2PreTrainingConfig
     from dinov2_hf.data import build_batches, load_image_dataset
     from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
-    from dinov2_hf.runs.recipe_parsing import parse_recipe
+    from dinov2_hf.runs.recipe.recipe_parsing import parse_recipe
 
     args, backbone, _ = parse_recipe(flags, PreTrainingArguments, [DINOv2Config, DINOv2PreTrainingConfig])
     dataset = load_image_dataset(args.train_data)

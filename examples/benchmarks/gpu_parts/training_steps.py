@@ -104,7 +104,7 @@ def build(variant: str | None, flags: list[str], device: str) -> Measured:
 
     from dinov2_hf import DINOv2Config, DINOv2PreTrainingConfig
     from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
-    from dinov2_hf.runs.recipe_parsing import parse_recipe
+    from dinov2_hf.runs.recipe.recipe_parsing import parse_recipe
 
     args, backbone, objective = parse_recipe(
         [*flags, "--train_data", ""], PreTrainingArguments, [DINOv2Config, DINOv2PreTrainingConfig]

@@ -26,7 +26,7 @@ from ..model_source import find_model
 from ..options import given, refuse
 from ..output_folders import sole_writer, write_marker
 from ..public_names import without_secrets
-from ..training.distributed import let_gloo_finish, on_main_for_all
+from ..training.processes.distributed import let_gloo_finish, on_main_for_all
 from ..value_ranges import AT_LEAST_ONE, NOT_NEGATIVE
 from .backbone import load_backbone
 from .more_options.evaluate import as_typed, flags_of, in_words_of_the_command, named_protocol, names_in, purpose

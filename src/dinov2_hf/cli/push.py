@@ -24,7 +24,7 @@ def push(
         pretraining_model: upload student, teacher and heads of a run as well.
         commit_message: of the upload.
     """
-    from ..runs.hub_upload import push_folder
+    from ..runs.ending.hub_upload import push_folder
 
     url = push_folder(
         model,

@@ -20,10 +20,10 @@ from ..models.checkpoint_keys import renamed_below
 from ..options import options_of
 from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from ..pretraining.modeling_dinov2_distillation import continued_paths, student_key
-from ..training.checkpoint_folders import read_state
-from ..training.checkpoint_manifest import find_damage
-from ..training.checkpoint_pickles import data_only, refuse_code
-from ..training.checkpoints import LOAD_ERRORS
+from ..training.checkpointing.checkpoint_folders import read_state
+from ..training.checkpointing.checkpoint_manifest import find_damage
+from ..training.checkpointing.checkpoint_pickles import data_only, refuse_code
+from ..training.checkpointing.checkpoints import LOAD_ERRORS
 from ..training.students import recipe_of_student
 from ..training.trained_parts import merged_weights
 from .loaded_weights import refuse_not_finite

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..training.monitor import read_metrics
+from ..training.monitoring.monitor import read_metrics
 from .figures import new_figure, save_figure
 
 

@@ -12,8 +12,8 @@ from accelerate.utils import LoggerType, parse_flag_from_env
 from transformers.utils import logging as transformers_logging
 
 from ..options import values_for
-from ..training.backends import configure_backend, launch_settings
-from ..training.distributed import choose_mixed_precision
+from ..training.processes.backends import configure_backend, launch_settings
+from ..training.processes.distributed import choose_mixed_precision
 from ..training.tf32 import allow_tf32
 from .pretraining_arguments import PreTrainingArguments
 

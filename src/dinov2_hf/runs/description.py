@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..public_names import without_secrets
-from ..training.backends import backend_name, compute_precision
-from ..training.collapse import SMALL_BATCH, small_batch_advice
-from ..training.distributed import precision_in_words
-from ..training.sharded_weights import num_parameters
+from ..training.monitoring.collapse import SMALL_BATCH, small_batch_advice
+from ..training.processes.backends import backend_name, compute_precision
+from ..training.processes.distributed import precision_in_words
+from ..training.processes.sharded_weights import num_parameters
 
 
 if TYPE_CHECKING:

@@ -11,16 +11,16 @@ from ..pretraining import DINOv2DistillationConfig, DINOv2ForDistillation, DINOv
 from ..pretraining.distillation_checks import check_distillation
 from ..pretraining.features_objective import BackboneWithProjectors
 from ..pretraining.rank_groups import RankGroups
-from ..training.backends import backend_name, compute_precision
 from ..training.optimizer import parameter_groups
+from ..training.processes.backends import backend_name, compute_precision
 from ..training.trained_parts import choose_trained
 from .distillation_arguments import DistillationArguments, values_of_student
 from .distillation_teacher import load_teacher
 from .initial_weights import BACKBONE_FIELDS, FIXED_FIELDS, FREE_BACKBONE_FIELDS, initialise_backbone
 from .pretraining_arguments import recipe_values
 from .pretraining_plan import NetworkPlan
-from .recipe_checks import check_mask_grid
-from .recipe_parsing import parse_recipe
+from .recipe.recipe_checks import check_mask_grid
+from .recipe.recipe_parsing import parse_recipe
 
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from ..pretraining import DINOv2ForPreTraining
 from ..pretraining.frozen_teacher import FrozenTeacher
 from ..pretraining.objective import Objective
-from ..training.backends import compute_precision
-from ..training.checkpoint_folders import checkpoint_name
+from ..training.checkpointing.checkpoint_folders import checkpoint_name
+from ..training.processes.backends import compute_precision
 from .distillation_teacher import load_teacher
 from .pretraining_arguments import PreTrainingArguments
 from .run_folder import MODELS_OF_STEPS

@@ -11,20 +11,20 @@ from accelerate.utils import gather_object
 
 from ..pretraining.step_flops import StepFlops
 from ..progress import Progress
-from ..training.backends import backend_name, compute_precision
-from ..training.checkpoint_folders import checkpoint_name
-from ..training.distributed import mean_over_processes
-from ..training.nonfinite import NonFiniteSteps, StepPasses
-from ..training.nonfinite_batches import FOLDER, NonFiniteBatches
+from ..training.checkpointing.checkpoint_folders import checkpoint_name
+from ..training.monitoring.peak_flops import peak_flops
+from ..training.monitoring.step_window import StepWindow, format_progress
+from ..training.nonfinite_steps.nonfinite import NonFiniteSteps, StepPasses
+from ..training.nonfinite_steps.nonfinite_batches import FOLDER, NonFiniteBatches
+from ..training.nonfinite_steps.votes import CountsOnTheWay, count_processes
 from ..training.optimizer import clip_gradients, set_schedule, step_unless
-from ..training.peak_flops import peak_flops
 from ..training.preemption import Preemption
+from ..training.processes.backends import backend_name, compute_precision
+from ..training.processes.distributed import mean_over_processes
 from ..training.run_stopped import RunPreempted, RunStopped, bad_data_stops_run
 from ..training.schedules import ScheduleValues
-from ..training.step_window import StepWindow, format_progress
-from ..training.votes import CountsOnTheWay, count_processes
+from .ending.model_export import export_backbone, export_models
 from .gram_teacher import anchor
-from .model_export import export_backbone, export_models
 from .run_folder import BEST, MODELS_OF_STEPS
 
 

@@ -17,8 +17,8 @@ from .initial_weights import (
     refuse_other_architecture,
 )
 from .pretraining_arguments import PreTrainingArguments, recipe_values
-from .recipe_checks import check_crops, check_mask_grid
-from .recipe_parsing import parse_recipe
+from .recipe.recipe_checks import check_crops, check_mask_grid
+from .recipe.recipe_parsing import parse_recipe
 
 
 if TYPE_CHECKING:

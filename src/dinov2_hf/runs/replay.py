@@ -11,15 +11,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ..training.backends import COMPUTE_DTYPES, backend_name
-from ..training.distributed import choose_attention, precision_in_words
-from ..training.finite_watch import FiniteWatch
-from ..training.nonfinite_batches import RECIPE, KeptPass, read_passes, read_step, read_weights
+from ..training.nonfinite_steps.finite_watch import FiniteWatch
+from ..training.nonfinite_steps.nonfinite_batches import RECIPE, KeptPass, read_passes, read_step, read_weights
+from ..training.processes.backends import COMPUTE_DTYPES, backend_name
+from ..training.processes.distributed import choose_attention, precision_in_words
 from .accelerator import build_accelerator
 from .distillation_plan import DistillationPlan
-from .objective_options import apply_objective_options
 from .pretraining_arguments import PreTrainingArguments
 from .pretraining_plan import PreTrainingPlan
+from .recipe.objective_options import apply_objective_options
 
 
 @dataclass

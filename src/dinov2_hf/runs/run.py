@@ -26,32 +26,32 @@ from ..models.image_processing_dinov2 import image_processor_of
 from ..options import values_for
 from ..output_folders import write_text
 from ..pretraining.compilation import check_compiler, compile_objective, without_compiling
-from ..training.backends import COMPUTE_DTYPES, compute_precision, prepare, resume_launch
-from ..training.checkpoint_folders import CHECKPOINTS, list_checkpoints
-from ..training.checkpoints import CheckpointSaver, load_checkpoint
-from ..training.distributed import choose_attention, end_run
+from ..training.checkpointing.checkpoint_folders import CHECKPOINTS, list_checkpoints
+from ..training.checkpointing.checkpoints import CheckpointSaver, load_checkpoint
 from ..training.optimizer import build_optimizer
+from ..training.processes.backends import COMPUTE_DTYPES, compute_precision, prepare, resume_launch
+from ..training.processes.distributed import choose_attention, end_run
 from ..training.run_stopped import bad_data_stops_run
 from ..training.schedules import build_schedules, scale_learning_rate
 from .accelerator import build_accelerator
-from .best_model import BestStep
 from .description import describe_run
-from .endings import end_in_words
-from .evaluation_while_training import Evaluations
-from .finished_run import leave_results
-from .hub_upload import prepare_upload, push_run
+from .ending.endings import end_in_words
+from .ending.finished_run import leave_results
+from .ending.hub_upload import prepare_upload, push_run
+from .ending.model_card import card_metadata
+from .ending.outputs import Output
 from .loop import Step, Steps
-from .model_card import card_metadata
-from .objective_options import apply_objective_options
-from .outputs import Output
-from .pictures_while_training import WatchedImages
 from .pretraining_plan import PreTrainingPlan
-from .recipe_changes import DATA_SIZES, check_recipe
-from .recipe_checks import check_groups
-from .recipe_parsing import options_of_run
-from .resumed_recipe import RECIPE_FILE
+from .recipe.objective_options import apply_objective_options
+from .recipe.recipe_changes import DATA_SIZES, check_recipe
+from .recipe.recipe_checks import check_groups
+from .recipe.recipe_parsing import options_of_run
+from .recipe.resumed_recipe import RECIPE_FILE
 from .run_folder import claimed_folder, start_output_dir
 from .state import check_steps_left, find_data_position, note_measured, start_state
+from .while_training.best_model import BestStep
+from .while_training.evaluations import Evaluations
+from .while_training.feature_pictures import WatchedImages
 
 
 @contextmanager

@@ -24,14 +24,14 @@ from ..output_folders import (
     sole_writer,
     write_marker,
 )
-from ..training.checkpoint_folders import CHECKPOINT_NAME, CHECKPOINTS, checkpoint_name, list_checkpoints
-from ..training.checkpoint_manifest import remove_if_empty
-from ..training.checkpoints import find_checkpoint, refuse_foreign, remove_checkpoint
-from ..training.distributed import on_main_for_all
-from ..training.nonfinite_batches import FOLDER as NONFINITE_STEPS
-from ..training.nonfinite_batches import KIND as NONFINITE_STEP
+from ..training.checkpointing.checkpoint_folders import CHECKPOINT_NAME, CHECKPOINTS, checkpoint_name, list_checkpoints
+from ..training.checkpointing.checkpoint_manifest import remove_if_empty
+from ..training.checkpointing.checkpoints import find_checkpoint, refuse_foreign, remove_checkpoint
+from ..training.nonfinite_steps.nonfinite_batches import FOLDER as NONFINITE_STEPS
+from ..training.nonfinite_steps.nonfinite_batches import KIND as NONFINITE_STEP
+from ..training.processes.distributed import on_main_for_all
 from .pretraining_arguments import PreTrainingArguments
-from .resumed_recipe import RECIPE_FILE
+from .recipe.resumed_recipe import RECIPE_FILE
 
 
 TRACKERS, STUDENTS_FOLDER = "trackers", "students"

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..data.sample_order import SAMPLE_ORDERS
 from ..data.stream_positions import Positions, positions_from
-from ..training.checkpoint_folders import read_state
-from ..training.checkpoints import read_data_position
+from ..training.checkpointing.checkpoint_folders import read_state
+from ..training.checkpointing.checkpoints import read_data_position
 from .pretraining_arguments import PreTrainingArguments
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .sharded_weights import drop_stale_copies, local_share
+from .processes.sharded_weights import drop_stale_copies, local_share
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ...options import REQUIRED, Option
-from ..model_card import public_recipe
+from ..ending.model_card import public_recipe
 
 
 @dataclass(frozen=True)

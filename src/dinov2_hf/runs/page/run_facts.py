@@ -12,15 +12,15 @@ from ...declarations import declared
 from ...options import Option, options_of
 from ...output_folders import read_marker
 from ...recipe_files import read_recipe
-from ...training.checkpoint_folders import CHECKPOINTS, list_checkpoints, read_state
-from ...training.collapse import CollapseMonitor
-from ...training.monitor import read_metrics
+from ...training.checkpointing.checkpoint_folders import CHECKPOINTS, list_checkpoints, read_state
+from ...training.monitoring.collapse import CollapseMonitor
+from ...training.monitoring.monitor import read_metrics
 from ...training.students import own_of_student, recipe_of_student
-from ..best_model import describe_best
-from ..evaluation_words import WORDS
-from ..resumed_recipe import RECIPE_FILE
+from ..recipe.resumed_recipe import RECIPE_FILE
 from ..run_folder import STUDENTS_FOLDER
 from ..state import measured_by
+from ..while_training.best_model import describe_best
+from ..while_training.evaluation_words import WORDS
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from ...data.reading.mixed_images import paths_of
 from ...pictures.html_pages import embedded, templates
 from ...pictures.interactive_curves import SCRIPT, interactive_curves
 from ...public_names import public_name
-from ..evaluation_words import WORDS, bank_of
-from ..model_card import public_recipe
-from ..pictures_while_training import ATTENTION, PCA
+from ..ending.model_card import public_recipe
 from ..run_folder import OVER_STEPS, PICTURES
+from ..while_training.evaluation_words import WORDS, bank_of
+from ..while_training.feature_pictures import ATTENTION, PCA
 from .evaluations_there import evaluations_there
 from .next_steps import next_steps
 from .recipe_table import recipe_rows

@@ -1,0 +1,1 @@
+"""What a run leaves: weights, card, upload, its last words."""

@@ -1,0 +1,45 @@
+"""The recipe that a resumed run goes on with where the command line names none: its own."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...options import Option, read_mapping
+from ...recipe_files import read_recipe
+from ...training.checkpointing.checkpoint_folders import CHECKPOINTS, read_state
+from ...training.checkpointing.checkpoints import checkpoints_meant
+
+
+RECIPE_FILE = "recipe.yaml"  # of the output folder of a run
+
+
+def recipe_of_run(options: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    What the run was made with of which `--resume_from_checkpoint` wants a checkpoint: the `recipe.yaml` of its folder,
+    or what the checkpoint tells where it lies in no such folder. Options that are no more are left out.
+
+    Args:
+        options: of a pretraining or a distillation.
+        given: what the flags say.
+
+    Returns:
+        Names and values; none where nothing is resumed.
+
+    Raises:
+        ValueError: there is no such checkpoint, the recipe is of another kind of run, or it is not as it was written.
+    """
+    wanted = given.get("resume_from_checkpoint")
+    if wanted is None:
+        return {}
+    folder = Path(given.get("output_dir", options["output_dir"].default)) / CHECKPOINTS
+    checkpoint = checkpoints_meant(folder, wanted)[0].absolute()
+    recipe = of_checkpoint = read_state(checkpoint).get("recipe", {})
+    source, path = checkpoint, checkpoint.parent.with_name(RECIPE_FILE)
+    if checkpoint.parent.name == CHECKPOINTS and path.is_file():
+        recipe, source = read_recipe(path), path
+    if recipe and ("teacher" in recipe) != ("teacher" in options):
+        kind, command = ("distillation", "distill") if "teacher" in recipe else ("pretraining", "pretrain")
+        raise ValueError(f"{source} is of a {kind}; continue it with `dinov2-hf {command}`.")
+    # A name that the checkpoint has as well is of an earlier version, another one a mistake of who edited the file.
+    known = {name: value for name, value in recipe.items() if name in options or name not in of_checkpoint}
+    return read_mapping(options, known, str(source))

@@ -1,0 +1,1 @@
+"""What is measured, drawn and kept while a run goes on."""

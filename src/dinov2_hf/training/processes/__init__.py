@@ -1,0 +1,1 @@
+"""Several processes: backends, sharded weights, files that they share."""
