@@ -136,8 +136,9 @@ class Option:
             return parse_mapping(text, "")
         except ValueError:  # not its sentence, which tells of a file
             raise OptionError(
-                f"`{self.name}` has an entry that is no mapping with different names; each must be a mapping, such as"
-                " {name: small, hidden_size: 384}."
+                f"`{self.name}` has an entry {without_secrets(text)!r}, which is no mapping with different names;"
+                " each must be a mapping, and on a command line a word of its own, such as"
+                f" --{self.name} '{{name: small}}' '{{name: large}}'."
             ) from None
 
     def _mapping(self, value: Any) -> dict[str, Any]:

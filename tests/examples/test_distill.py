@@ -371,7 +371,7 @@ MISTAKES = {
     "tokens": (("--ibot_tokens", "some"), '`ibot_tokens` is "some"'),
     "student twice": (("--students", "{{name: a}}", "{{name: a}}"), "the name a twice"),
     "student without name": (("--students", "{{hidden_size: 8}}"), "has the name None"),
-    "no mapping": (("--students", "small"), "each must be a mapping"),
+    "no mapping": (("--students", "small"), "an entry 'small', .* each must be a mapping"),
     "of the run": (("--students", "{{name: a, max_steps: 3}}"), "the student a has `max_steps`, which is not"),
     "a student's size": (
         ("--students", "{{name: a, hidden_size: 15, num_attention_heads: 2}}"),

@@ -38,7 +38,7 @@ def test_what_overflows_in_a_module_is_found_there_and_its_consequences_are_not(
     network.first.weight.data.fill_(3e38)
     first = watched(network, torch.ones(2, 3))[0]
     assert (first.operation, first.module, first.is_backward) == ("addmm", "first", False)
-    assert first.line.startswith("tests/training/nonfinite_steps/test_finite_watch.py:")
+    assert first.line.startswith("training/nonfinite_steps/test_finite_watch.py:")
 
 
 def test_a_gradient_alone_is_found_at_the_line_that_made_its_operation():
