@@ -9,6 +9,7 @@ from ..data.sample_order import SAMPLE_ORDERS
 from ..data.stream_positions import Positions, positions_from
 from ..training.checkpointing.checkpoint_folders import read_state
 from ..training.checkpointing.checkpoints import read_data_position
+from ..training.students import own_of_student
 from .pretraining_arguments import PreTrainingArguments
 
 
@@ -107,10 +108,10 @@ def note_measured(state: dict, found: Mapping[str, dict[str, float]]) -> None:
         state[f"{name}_after"], state[f"{name}_step"] = metrics, state["step"]
 
 
-def measured_by(state: dict, name: str) -> dict[str, dict[str, float] | None]:
+def measured_by(state: Mapping[str, Any], name: str, student: str) -> dict[str, dict[str, float] | None]:
     """
-    Of the evaluation of that name the metrics `before` training and `after` the last step, `None` when unknown; and
-    those of raw `pixels`, where they were measured.
+    Of the evaluation of that name a student's metrics `before` training and `after` the last step, `None` when
+    unknown; and those of raw `pixels`, where they were measured.
     """
     found = {moment: state.get(f"{name}_{moment}") for moment in ("before", "after")}
     if state.get(f"{name}_step", state["step"]) != state["step"]:  # that of an earlier one
@@ -118,4 +119,4 @@ def measured_by(state: dict, name: str) -> dict[str, dict[str, float] | None]:
     pixels = state.get(f"{name}_pixels")
     if pixels is not None:
         found = {"pixels": pixels} | found
-    return found
+    return {moment: own_of_student(metrics, student) if metrics else None for moment, metrics in found.items()}

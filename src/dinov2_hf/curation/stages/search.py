@@ -87,12 +87,8 @@ def search_survivors(
     part = shard.rows_of(len(crowded))
     edges, k = Edges.joined([]), min(num_neighbors + 1, len(pool))  # of which the nearest is the image itself
     if len(part):
-        _, settings = index = open_index(curation, "survivors")
-        floor = -1.0 if settings.is_exact else benchmark_threshold
         queries = ChosenRows(pool_of(curation, "copies"), crowded)
-        found = neighbor_edges(
-            _search(curation, index, pool, queries, k, part, floor=floor), benchmark_threshold, start=part.start
-        )
+        found = _edges_above(benchmark_threshold, curation, "survivors", pool, queries, k, part)
         is_other = crowded[found.rows] != rows[found.others]
         edges = Edges(crowded[found.rows], rows[found.others], found.similarities).chosen(is_other)
     save_edges(edges, shard.folder)
@@ -115,11 +111,8 @@ def search_curated_copies(
     part = shard.rows_of(0 if curated is None else len(curated))
     edges = Edges.joined([])
     if len(part):
-        _, settings = index = open_index(curation, "copies")
-        floor = -1.0 if settings.is_exact else deduplication_threshold
         k = min(num_neighbors, len(pool))  # further copies are in the group of these
-        found = _search(curation, index, pool, curated, k, part, floor=floor)
-        found = neighbor_edges(found, deduplication_threshold, start=part.start)
+        found = _edges_above(deduplication_threshold, curation, "copies", pool, curated, k, part)
         edges = Edges(found.others, found.rows, found.similarities)
     save_edges(edges, shard.folder)
     shard.rows = len(part)
@@ -180,6 +173,15 @@ def _search(
     opened, settings = index
     where = {"gpus": gpus_for_faiss(curation.arguments.device), "progress": curation.arguments.progress}
     return search(opened, pool, queries, k, settings, start=part.start, stop=part.stop, **where, **options)
+
+
+def _edges_above(
+    threshold: float, curation: Curation, name: str, pool: UnitVectors, queries: UnitVectors, k: int, part: range
+) -> Edges:
+    """Of a range of the queries, to their neighbours above a threshold; an approximate search looks no further."""
+    _, settings = index = open_index(curation, name)
+    floor = -1.0 if settings.is_exact else threshold
+    return neighbor_edges(_search(curation, index, pool, queries, k, part, floor=floor), threshold, start=part.start)
 
 
 def curated_queries(curation: Curation, mode: str) -> Iterator[tuple[int, np.ndarray, UnitVectors]]:

@@ -8,9 +8,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 from pyarrow import csv, json, parquet
+
+from .remote_files import filesystem_of, is_url
 
 
 READERS = {".csv": csv.read_csv, ".jsonl": json.read_json, ".parquet": parquet.read_table}
@@ -60,9 +61,10 @@ def read_metadata(folder: str, metadata: Sequence[str], images: Sequence[str]) -
 def read_table(path: str) -> pa.Table:
     """A file of `READERS`, at a path or an address."""
     reader = READERS[os.path.splitext(path)[1].lower()]
-    if "://" not in path:
+    if not is_url(path):
         return reader(path)
-    with fsspec.open(path, "rb") as file:
+    store, name = filesystem_of(path)
+    with store.open(name, "rb") as file:
         return reader(file)
 
 

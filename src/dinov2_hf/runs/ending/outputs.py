@@ -70,12 +70,7 @@ class Output:
     def measured(self) -> dict[str, dict[str, dict[str, float] | None]]:
         """Of each evaluation of the run, by its name, what `measured_by` tells."""
         return {
-            name: {
-                moment: own_of_student(metrics, self.name) if metrics else None
-                for moment, metrics in measured_by(self.run.state, name).items()
-            }
-            for name in WORDS
-            if name in self.run.evaluations.names
+            name: measured_by(self.run.state, name, self.name) for name in WORDS if name in self.run.evaluations.names
         }
 
     def say_measured(self, found: Mapping[str, Mapping[str, float]], seconds: float) -> None:

@@ -15,7 +15,7 @@ from ...recipe_files import read_recipe
 from ...training.checkpointing.checkpoint_folders import CHECKPOINTS, list_checkpoints, read_state
 from ...training.monitoring.collapse import CollapseMonitor
 from ...training.monitoring.monitor import read_metrics
-from ...training.students import own_of_student, recipe_of_student
+from ...training.students import recipe_of_student
 from ..recipe.resumed_recipe import RECIPE_FILE
 from ..run_folder import STUDENTS_FOLDER
 from ..state import measured_by
@@ -168,14 +168,9 @@ def _measured(name: str, records: list[dict], state: Mapping[str, Any], summary:
         # A run forgets numbers of its start that are none to compare with, since the images are other ones by now.
         before = next((dict(record) for record in of_it if record["step"] == 0), None)
         pixels = None
-        if state:
-            there = measured_by(dict(state), evaluation)
-            before, pixels = (
-                own_of_student(metrics, name) if metrics else None
-                for metrics in (there["before"], there.get("pixels"))
-            )
-        elif evaluation in summary:
-            before, pixels = summary[evaluation]["before"], summary[evaluation].get("pixels")
+        if state or evaluation in summary:
+            there = measured_by(state, evaluation, name) if state else summary[evaluation]
+            before, pixels = there["before"], there.get("pixels")
         found.append(Measured(evaluation, of_it[-1]["step"], after, before, pixels))
     return found
 
