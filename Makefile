@@ -52,9 +52,11 @@ FUZZ_SECONDS ?= 60
 fuzz: .venv/installed
 	HF_HUB_OFFLINE=1 DINOV2_HF_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/data/decoding/test_decoders_fuzzed.py
 
+# Style, and the types of what the package exports: half a minute the first time, seconds after that.
 lint: .venv/installed
 	$(BIN)/ruff check src tests examples setup.py
 	$(BIN)/ruff format --check src tests examples setup.py
+	$(BIN)/mypy
 
 style: .venv/installed
 	$(BIN)/ruff check --fix src tests examples setup.py

@@ -129,6 +129,7 @@ setup(
             *ONNX,
             *REMOTE,
             "moto[server]>=5.0",  # an S3 server on this machine
+            "mypy>=2.0",
             "ipykernel>=6.29",  # with nbclient it runs the notebooks
             "nbclient>=0.10",
             "parameterized>=0.9",  # transformers' own tests use it

@@ -64,7 +64,7 @@ def summary(command: str) -> str:
     """What a subcommand does, from the docstring of its function, whose file is read and not imported."""
     text = (Path(__file__).parent / "dinov2_hf" / "cli" / f"{command}.py").read_text(encoding="utf-8")
     functions = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
-    return ast.get_docstring(functions[command]).splitlines()[0]
+    return (ast.get_docstring(functions[command]) or "").partition("\n")[0]
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def write_features(
             write = _write_parquet if suffix == ".parquet" else _write_dataset_folder
             write(unfinished, tables, schema)
     left_out = batches.undecodable_rows
-    return WrittenFeatures(len(dataset) - len(left_out), shape, left_out, batches.rule)
+    return WrittenFeatures(len(dataset) - len(left_out), shape, left_out, batches.rule or "")
 
 
 def check_output(output: str | os.PathLike, *, overwrite: bool, sources: Iterable[str | os.PathLike] = ()) -> None:

@@ -27,7 +27,7 @@ registers, patches row by row.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,12 +121,12 @@ def _cls(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, str]:
     elif tokens.shape[1] == 1:
         return tokens[:, 0], ONE_TOKEN_RULE
     else:
-        reason = _why_no_cls_token(model, tokens, pixel_values)
-        if reason is None and final_norm(model) is not None:
+        why = _why_no_cls_token(model, tokens, pixel_values)
+        if why is None and final_norm(model) is not None:
             return tokens[:, 0], CLS_RULE
-        if reason is None and pooled is None:
+        if why is None and pooled is None:
             return tokens[:, 0], "the CLS token as the model gives it, without a final norm that is known"
-        reason = reason or "its CLS token is not that after the final norm"
+        reason = why or "its CLS token is not that after the final norm"
     if pooled is None:
         raise ValueError(
             f"the feature 'cls' cannot be taken from a {type(model).__name__}, as {reason}; and it has no pooled"
@@ -192,10 +192,10 @@ def block_tokens(
         ValueError: the model has neither the method nor hidden states and a final norm, or has no CLS token.
     """
     # Keeps the tokens of these blocks only; all hidden states of a ViT-L, 64 images at 518 pixels, are 9 GB.
-    if hasattr(model, "get_intermediate_layers"):
-        return list(model.get_intermediate_layers(pixel_values, n=list(blocks), return_class_token=True, norm=norm))
-    layernorm = final_norm(model)
-    if norm and layernorm is None:
+    if callable(intermediate := getattr(model, "get_intermediate_layers", None)):
+        return list(intermediate(pixel_values, n=list(blocks), return_class_token=True, norm=norm))
+    layernorm = final_norm(model) if norm else nn.Identity()
+    if layernorm is None:
         raise ValueError(
             f"model ({type(model).__name__}) has no get_intermediate_layers and no final norm called layernorm or "
             "norm, one of which is needed for the features of its last blocks."
@@ -216,7 +216,7 @@ def block_tokens(
     return found
 
 
-FEATURE_FUNCTIONS = {
+FEATURE_FUNCTIONS: dict[str, Callable[..., tuple[Tensor, str]]] = {
     "cls": _cls,
     "mean_patch": _mean_patch,
     "patch_grid": _patch_grid,
@@ -232,8 +232,9 @@ def vision_part(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the network takes more than `pixel_values`.
     """
-    if _config_field(model, "vision_config") is not None and hasattr(model, "vision_model"):
-        model = model.vision_model
+    part = getattr(model, "vision_model", None)
+    if _config_field(model, "vision_config") is not None and isinstance(part, nn.Module):
+        model = part
     parameters = list(inspect.signature(model.forward).parameters.values())
     needed = [
         parameter.name

@@ -124,6 +124,11 @@ class FeatureExtractor:
         self._kept: dict[tuple[str, FeatureKind], Features] = {}
 
     @property
+    def device_type(self) -> str:
+        """Kind of `device`, such as "cuda"."""
+        return torch.device(self.device or "cpu").type
+
+    @property
     def num_channels(self) -> int:
         """Channels of the images that the model takes."""
         return getattr(getattr(self.model, "config", None), "num_channels", None) or 3
@@ -187,7 +192,7 @@ class FeatureExtractor:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Inside it the model is in eval mode, under its autocast and without gradients."""
-        autocast = torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+        autocast = torch.autocast(self.device_type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
         with evaluation_mode(self.model), torch.no_grad(), autocast:
             yield
 
@@ -253,7 +258,7 @@ class FeatureExtractor:
             )
             if fingerprint is not None:  # the rows of a list may be changed by whoever has it
                 self._kept[fingerprint, made] = found
-                found = self._part_of_kept(fingerprint, asked)
+                found = self._part_of_kept(fingerprint, asked) or found
         if found.undecodable_rows and not skip_undecodable:
             raise ValueError(_complaint(self.image_column, found.undecodable_rows))
         return found
@@ -333,7 +338,7 @@ class FeatureBatches(Iterator[tuple[list[int], Tensor]]):
             num_workers=extractor.num_workers,
             worker_init_fn=leave_interruption_to_parent,
             collate_fn=partial(_process_images, extractor.image_processor),
-            pin_memory=extractor.device.type == "cuda",
+            pin_memory=extractor.device_type == "cuda",
             # Its own: the loader draws a seed, and evaluation must not move the random numbers of a training.
             generator=torch.Generator(),
         )
@@ -349,14 +354,14 @@ class FeatureBatches(Iterator[tuple[list[int], Tensor]]):
     def all(self) -> Features:
         """All that are left, in memory."""
         rows, values = zip(*self, strict=True)
-        return Features(torch.cat(values), torch.tensor(sum(rows, [])), self.undecodable_rows, self.rule)
+        return Features(torch.cat(values), torch.tensor(sum(rows, [])), self.undecodable_rows, self.rule or "")
 
     def _own_batches(self) -> Iterator[tuple[list[int], Tensor | None, list[tuple[int, str]], str | None]]:
         extractor, rule = self.extractor, None
         for rows, pixel_values, failures in self.loader:
             features = None
             if rows:
-                randomness = nullcontext() if rule else _no_random_numbers(extractor.model, extractor.device)
+                randomness = nullcontext() if rule else _no_random_numbers(extractor)
                 with randomness:
                     features, rule = extractor.of_batch(pixel_values, self.kind)
             yield rows, features, failures, rule
@@ -415,25 +420,26 @@ def _shared_batches(own_batches, num_batches: int, processes: PartialState) -> I
         flat = torch.zeros(largest, device=processes.device)
         if features is not None:
             flat[: features.numel()] = features.flatten()
-        everybodys = gather(flat).view(world_size, largest).cpu() if largest else None
+        everybodys = gather(flat).view(world_size, largest).cpu() if largest else flat[None]
         for process, (rows, shape, *rest) in enumerate(round_of_batches[: num_batches - first]):
             features = None if shape is None else everybodys[process, : math.prod(shape)].view(shape).clone()
             yield rows, features, *rest
 
 
 @contextmanager
-def _no_random_numbers(model: nn.Module, device: torch.device) -> Iterator[None]:
+def _no_random_numbers(extractor: FeatureExtractor) -> Iterator[None]:
     """`ValueError` where the block draws random numbers: a model that does has other features at every call."""
 
     def states() -> list[Tensor]:
-        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+        of_gpu = [torch.cuda.get_rng_state(extractor.device or "cuda")] if extractor.device_type == "cuda" else []
+        return [torch.get_rng_state(), *of_gpu]
 
     before = states()
     yield
     if not all(map(torch.equal, before, states())):
         raise ValueError(
-            f"model ({type(model).__name__}) draws random numbers although it is in evaluation mode, as networks do"
-            " that hide patches at random: its features would differ at every call; take another model."
+            f"model ({type(extractor.model).__name__}) draws random numbers although it is in evaluation mode, as"
+            " networks do that hide patches at random: its features would differ at every call; take another model."
         )
 
 

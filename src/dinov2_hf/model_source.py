@@ -66,6 +66,19 @@ def find_model(source: str | os.PathLike, parts: Sequence[str] = (MODEL,), *, fo
     return name
 
 
+def find_model_folder(source: str | os.PathLike, parts: Sequence[str] = (MODEL,)) -> Path:
+    """
+    As `find_model`, of what `from_pretrained` loads and is on this machine.
+
+    Raises:
+        ValueError: also where it is an id on the Hub.
+    """
+    found = find_model(source, parts, folder_only=True)
+    if isinstance(found, str):
+        raise ValueError(f"{found} is no folder of this machine, but a model folder is needed.")
+    return found
+
+
 def is_other_layout(found: Path | str) -> bool:
     """Whether what `find_model` gave is none that `from_pretrained` loads: a file, or a checkpoint of a run."""
     return isinstance(found, Path) and (found.is_file() or split_checkpoint(found) is not None)

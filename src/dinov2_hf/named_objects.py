@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from .public_names import without_secrets
 
 
+T = TypeVar("T")
 PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
@@ -51,7 +52,7 @@ class Registry:
         self.places = dict(places or {})
         self._named: dict[str, Named] = {}
 
-    def register(self, name: str, **facts: Any) -> Callable[[Any], Any]:
+    def register(self, name: str, **facts: Any) -> Callable[[T], T]:
         """
         A decorator that registers a function or class, with facts about it, and returns it as it is.
 
@@ -59,7 +60,7 @@ class Registry:
             ValueError: something else has the name. (A module that is imported again may register its own again.)
         """
 
-        def registered(object: Any) -> Any:
+        def registered(object: T) -> T:
             before = self._named.get(name)
             if before is not None and _origin(before.object) != _origin(object):
                 raise ValueError(

@@ -1,7 +1,7 @@
 """The Python in a card: it runs as it stands in the folder of the card, with an `image.jpg` there."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..model_source import HERE
 
@@ -17,7 +17,7 @@ pixel_values = processor(Image.open("image.jpg"), return_tensors="pt")["pixel_va
 )
 
 
-def inputs(shape: tuple[int, int, int, int] | None) -> tuple[str, str]:
+def inputs(shape: Sequence[int] | None) -> tuple[str, str]:
     """
     Imports and code for `pixel_values`.
 

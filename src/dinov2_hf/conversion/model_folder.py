@@ -6,7 +6,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..model_source import find_model, read_json
+from ..model_source import find_model_folder, read_json
 from ..models import (
     DINOv2Backbone,
     DINOv2Config,
@@ -53,9 +53,7 @@ def load_model_folder(folder: str | Path) -> PreTrainedModel:
         `ValueError`: there is no such folder or file, it holds another kind of model or one to be pretrained, or its
             weights are damaged or not those of that model.
     """
-    folder = find_model(folder, folder_only=True)
-    if not Path(folder).is_dir():
-        raise ValueError(f"{folder} is no folder of this machine, but a model folder is needed.")
+    folder = find_model_folder(folder)
     values = read_json(folder / "config.json", "a model folder")
     try:
         config = DINOv2Config.from_pretrained(folder)

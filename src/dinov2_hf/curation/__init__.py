@@ -1,31 +1,28 @@
 """The data (paper section 3): dataset in, dataset out, and a reason kept for every image dropped."""
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .arguments import CurationArguments, read_arguments
+from ..lazy_names import lazy_names
 
 
-# Imported when they are asked for: they need faiss, which other commands of `dinov2-hf` do not.
-_PLACES = {
-    "CuratedImages": "builder",
-    "Dropped": "storage.dropped_images",
-    "EMBEDDERS": "embedders",
-    "FILTERS": "filters",
-    "PerceptualDescriptor": "algorithms.perceptual_descriptor",
-    "curate": "launch",
-    "histogram": "algorithms.histograms",
-    "save_histogram": "storage.histogram_files",
-    "stage": "stages.stage",
-}
-__all__ = ["CurationArguments", "read_arguments", *_PLACES]
+if TYPE_CHECKING:
+    from .algorithms.histograms import histogram
+    from .algorithms.perceptual_descriptor import PerceptualDescriptor
+    from .arguments import CurationArguments, read_arguments
+    from .builder import CuratedImages
+    from .embedders import EMBEDDERS
+    from .filters import FILTERS
+    from .launch import curate
+    from .stages.stage import stage
+    from .storage.dropped_images import Dropped
+    from .storage.histogram_files import save_histogram
+
+_find, __dir__, __all__ = lazy_names(__name__)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(f".{_PLACES[name]}", __name__), name)
+        return _find(name)
     except ModuleNotFoundError as error:
         if error.name not in ("faiss", "scipy", "sklearn"):
             raise

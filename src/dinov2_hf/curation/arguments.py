@@ -275,8 +275,9 @@ def _check(arguments: CurationArguments) -> None:
         raise ValueError(
             f"torchscript_size is {arguments.torchscript_size}, but must be [shorter side] or [height, width]."
         )
-    if None not in (arguments.min_bytes, arguments.max_bytes) and arguments.min_bytes > arguments.max_bytes:
-        raise ValueError(f"min_bytes is {arguments.min_bytes}, more than max_bytes ({arguments.max_bytes}).")
+    least, most = arguments.min_bytes, arguments.max_bytes
+    if least is not None and most is not None and least > most:
+        raise ValueError(f"min_bytes is {least}, more than max_bytes ({most}).")
     if arguments.how_selected == "retrieval" and not arguments.curated:
         raise ValueError(
             "selection is 'retrieval', but there are no curated images to retrieve for: name them, `curated`."

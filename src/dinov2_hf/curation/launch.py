@@ -43,7 +43,7 @@ def curate(
         raise ValueError("output_dir is not given.")
     if (rank is None) != (world_size is None):
         raise ValueError("rank and world_size go together: the number of a launch, and how many there are.")
-    if rank is not None:
+    if rank is not None and world_size is not None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}, but must be from 0 to world_size - 1 ({world_size - 1}).")
         if stage is None:

@@ -4,6 +4,7 @@ The numbers are read on the CPU, so that nothing waits for the device.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ def distort_batch(crops: torch.Tensor, distortions: torch.Tensor) -> torch.Tenso
     Returns:
         float32 of the same shape, from 0 to 255.
     """
-    numbers = Distortion(*distortions.unbind(1))
+    numbers: Any = Distortion(*distortions.unbind(1))  # type: ignore[arg-type]  # of each a number for every crop
     crops = crops.to(torch.float32, copy=True)
     _change(crops, numbers.is_flipped > 0, lambda some: some.flip(-1))
     if numbers.is_jittered.any():
@@ -66,7 +67,7 @@ def gaussian_blur(crops: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     return matrices @ crops @ matrices.mT
 
 
-def _jitter(crops: torch.Tensor, numbers: Distortion) -> torch.Tensor:
+def _jitter(crops: torch.Tensor, numbers: Any) -> torch.Tensor:
     places = _PLACES[numbers.order.long()]  # (n, 4): when the brightness of each crop comes, its contrast, and so on
     for place in range(4):
         brightness, contrast, saturation = (

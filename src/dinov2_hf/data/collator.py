@@ -122,9 +122,10 @@ class PreTrainingCollator:
         positions = None if samples[-1].positions is None else [samples[-1].positions]
         return batch, BatchReport([sample.row_id for sample in samples], skipped, positions)
 
-    def _padded(self, indices: torch.Tensor, weights: torch.Tensor, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
-        ratios = {"mask_probability": self.mask_probability, "mask_ratio": self.mask_ratio}
-        missing = most_masked(*shape, **ratios) - len(indices)
+    def _padded(self, indices: torch.Tensor, weights: torch.Tensor, shape: torch.Size) -> dict[str, torch.Tensor]:
+        crops, patches = shape
+        most = most_masked(crops, patches, mask_probability=self.mask_probability, mask_ratio=self.mask_ratio)
+        missing = most - len(indices)
         if missing < 0:
             raise ValueError(
                 f"the masks of {self.masks.__qualname__} hide {len(indices)} patches of a batch, but at most"

@@ -1,7 +1,7 @@
 """The images of a dataset by their rows, decoded one by one, and as an image processor takes them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from .decoding.undecodable import UndecodableImage
 
 
-DatasetOrRows = datasets.Dataset | Sequence[dict[str, Any]]
+DatasetOrRows: TypeAlias = datasets.Dataset | Sequence[dict[str, Any]]
 
 
 def require_column(dataset: DatasetOrRows, column: str, field: str) -> None:

@@ -184,7 +184,7 @@ def build_loader(
         ValueError: as `PreTrainingBatchSampler` and `PreTrainingStream`, where the transform does not give the crops
             of an image, and where the batches that workers make ahead do not fit into shared memory.
     """
-    share = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size}
+    share: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size}
     images_per_step = images_per_step or batch_size * world_size
     # Of a seed that is not that of the turns of several data sets.
     crop_sizes = WeightedTurns(crop_weights, mix_seed(seed, -1), images_per_step) if len(crop_weights) > 1 else None
@@ -199,7 +199,7 @@ def build_loader(
                 f"start_sample is {start_sample}, but for a stream it must be a multiple of batch_size x world_size"
                 f" ({batch_size} x {world_size})."
             )
-        images = PreTrainingStream(
+        stream = PreTrainingStream(
             dataset,
             image_column,
             transform,
@@ -211,22 +211,29 @@ def build_loader(
             images_per_turn=images_per_turn,
             **share,
         )
-        if num_workers > images.max_workers:
+        if num_workers > stream.max_workers:
             warnings.warn(
-                f"num_workers is {num_workers}, but the stream has only {images.max_workers} shards for this process, "
-                f"so {images.max_workers} workers are used; store the data in more files to use more.",
+                f"num_workers is {num_workers}, but the stream has only {stream.max_workers} shards for this process, "
+                f"so {stream.max_workers} workers are used; store the data in more files to use more.",
                 stacklevel=2,
             )
-            num_workers = images.max_workers
-        batching, passed = {"batch_size": batch_size}, start_batch % max(num_workers, 1)
+            num_workers = stream.max_workers
+        images: torch.utils.data.Dataset = stream
+        batching: dict[str, Any] = {"batch_size": batch_size}
+        passed = start_batch % max(num_workers, 1)
     else:
-        order = {"start_sample": start_sample, "order": sample_order, "dataset": dataset, "crop_sizes": crop_sizes}
+        order: dict[str, Any] = {
+            "start_sample": start_sample,
+            "order": sample_order,
+            "dataset": dataset,
+            "crop_sizes": crop_sizes,
+        }
         if is_mixed:
             mixed = {"batch_images": batch_size * world_size, "images_per_turn": images_per_turn}
             order["mixture"] = Mixture(dataset, sample_order, seed=seed, **mixed)
             dataset = dataset.images
-        images = PreTrainingImages(dataset, image_column, transform, num_channels)
-        batching = {"batch_sampler": PreTrainingBatchSampler(len(images), **share, **order)}
+        images = mapped = PreTrainingImages(dataset, image_column, transform, num_channels)
+        batching = {"batch_sampler": PreTrainingBatchSampler(len(mapped), **share, **order)}
     transforms = transform if isinstance(transform, Sequence) else [transform]
     sample_bytes = max(_sample_bytes(one, num_channels) for one in transforms)
     needed = check_shared_memory(num_workers, batch_size * sample_bytes)
@@ -241,9 +248,8 @@ def build_loader(
         worker_init_fn=outlive_preemption,
         **batching,
     )
-    if is_stream:
-        loader = before_rounds(iter(loader), positions, max(num_workers, 1))
-    return itertools.islice(loader, passed, None)
+    batches = before_rounds(iter(loader), positions, max(num_workers, 1)) if is_stream else iter(loader)
+    return itertools.islice(batches, passed, None)
 
 
 def _sample_bytes(transform: Transform, num_channels: int) -> int:

@@ -1,6 +1,5 @@
 """Data loader workers: room for what they make, and the signals that they are to outlive."""
 
-import math
 import os
 import shutil
 import signal
@@ -16,7 +15,7 @@ MOST_WORKERS = 16  # they decode and crop more images than a GPU trains on
 
 
 def check_shared_memory(
-    num_workers: int, batch_bytes: int, *, num_batches: float = math.inf, free_bytes: int | None = None
+    num_workers: int, batch_bytes: int, *, num_batches: int | None = None, free_bytes: int | None = None
 ) -> int:
     """
     Whether the batches that wait for this process fit into shared memory, by which workers hand them over. Where it
@@ -25,7 +24,7 @@ def check_shared_memory(
     Args:
         num_workers: of this process; of the others on this machine (`LOCAL_WORLD_SIZE`) as many are counted.
         batch_bytes: of one batch.
-        num_batches: that there are in all.
+        num_batches: that there are in all; `None`: no end of them.
         free_bytes: of the shared memory; `None` looks, and where a system has no `/dev/shm`, there is no such limit.
 
     Returns:
@@ -35,7 +34,8 @@ def check_shared_memory(
         `ValueError`: they do not.
     """
     processes = processes_of_this_machine()
-    needed = min(num_workers * BATCHES_OF_A_WORKER, num_batches) * batch_bytes * processes
+    ahead = num_workers * BATCHES_OF_A_WORKER
+    needed = (ahead if num_batches is None else min(ahead, num_batches)) * batch_bytes * processes
     if free_bytes is None:
         free_bytes = shared_memory_free()
     if not num_workers or free_bytes is None or needed <= free_bytes:

@@ -7,7 +7,7 @@ the device too.
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -165,16 +165,15 @@ class MultiCropTransform:
         """Boxes and distortions of the global and of the local crops."""
         # Python's generator draws a scalar about twenty times faster than torch's.
         rng = random.Random(int(torch.randint(2**63 - 1, ())))
-        return tuple(
-            [
+
+        def drawn(scale: tuple[float, float], probabilities: Sequence[Mapping[str, float]]) -> Drawn:
+            return [
                 (draw_crop_box(height, width, scale, rng), draw_distortion(rng, **self.probabilities, **own))
                 for own in probabilities
             ]
-            for scale, probabilities in (
-                (self.global_crop_scale, self.global_probabilities),
-                (self.local_crop_scale, self.local_probabilities),
-            )
-        )
+
+        global_crops = drawn(self.global_crop_scale, self.global_probabilities)
+        return global_crops, drawn(self.local_crop_scale, self.local_probabilities)
 
     def _normalize(self, crops: torch.Tensor) -> torch.Tensor:
         scale, shift = (values.to(crops.device, non_blocking=True) for values in (self.scale, self.shift))

@@ -167,8 +167,8 @@ class PreTrainingStream(IterableDataset):
                 (describe_row(row.value[self.image_column], f"{name}:{row.place}"), row.value[self.image_column])
                 for row in stream.ahead()
             )
-            maker = self.crop_makers[self.crop_sizes.at(in_run)[0] if self.crop_sizes else 0]
-            sample = _sample_of_first(candidates, *maker, mix_seed(self.seed, in_run))
+            decode, transform = self.crop_makers[self.crop_sizes.at(in_run)[0] if self.crop_sizes else 0]
+            sample = _sample_of_first(candidates, decode, transform, mix_seed(self.seed, in_run))
             stream.take()
             # Any further images that failed are reported in their own places.
             yield sample._replace(skipped=sample.skipped[:1], positions=[stream.position for stream in streams])
@@ -179,7 +179,8 @@ class _Upcoming:
 
     def __init__(self, rows: StreamRows, position: StreamPosition):
         self.position = position
-        self._rows, self._seen = rows.start_at(position), deque()
+        self._rows = rows.start_at(position)
+        self._seen: deque[StreamRow] = deque()
 
     def ahead(self) -> Iterator[StreamRow]:
         """Those that are to be taken next, without end."""
@@ -211,10 +212,10 @@ def _sample_of_first(
     candidates: Iterator[tuple[str, Any]], decode: Decode, transform: Transform, seed: int
 ) -> PreTrainingSample:
     """The sample made from the first of the candidates, pairs of a row id and an image, that can be decoded."""
-    row_id, image, skipped = first_decodable(candidates, decode)
+    row_id, image, failed = first_decodable(candidates, decode)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would also seed the GPUs, whose generators belong to the training.
         torch.default_generator.manual_seed(seed)
         crops = transform(image)
-    skipped = tuple(SkippedImage(*one) for one in skipped)
-    return PreTrainingSample(*crops[:2], row_id, seed, skipped, *crops[2:])
+    skipped = tuple(SkippedImage(*one) for one in failed)
+    return PreTrainingSample(crops[0], crops[1], row_id, seed, skipped, crops[2] if len(crops) > 2 else None)

@@ -25,12 +25,12 @@ def first_decodable(
     Raises:
         ValueError: none of 20 can be decoded.
     """
-    skipped = []
+    skipped: list[tuple[Any, str]] = []
     for row, value in islice(candidates, MAX_TRIES):
         try:
             return row, decode(value), skipped
-        except UndecodableImage as reason:
-            skipped.append((row, str(reason)))
+        except UndecodableImage as error:
+            skipped.append((row, str(error)))
     row, reason = skipped[-1]
     raise ValueError(
         f"{MAX_TRIES} images in a row could not be decoded, the last of them {row} ({reason}); check that the image"

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ class Passes:
     ):
         self.order, self.dataset, self.name = order, dataset, name
         self.rows_per_pass, self.seed, self.of_process = rows_per_pass, seed, of_process
-        self._pass, self._rows = -1, None
+        self._pass, self._rows = -1, cast(Sequence[int], [])
 
     def at(self, index: int) -> int:
         """The row of place `index`, counted over all passes.

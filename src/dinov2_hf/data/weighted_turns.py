@@ -36,7 +36,7 @@ class WeightedTurns:
         # What is left over goes to the largest remainders, so that the counts fill a round.
         self.counts[np.argsort(self.counts - shares, kind="stable")[: ROUND - self.counts.sum()]] += 1
         self.seed, self.length = seed, length
-        self._number, self._round = -1, None
+        self._number, self._round = -1, (self.counts, self.counts)  # of no round yet
 
     def at(self, position: int) -> tuple[int, int]:
         """Whose turn it is at a position, counted from 0, and how many positions this member has had before it."""

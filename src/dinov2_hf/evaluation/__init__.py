@@ -1,36 +1,30 @@
 """Frozen features, measured (paper section 7). Every protocol takes a `FeatureExtractor` of any `AutoModel`.
 
-Each is one file with one function, and knows no other: see `protocols`. It is imported when it is first asked for.
+Each is one file with one function, and knows no other: see `protocols`.
 """
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ..features import FeatureExtractor
-from ..pictures.attention_maps import attention_maps, draw_attention_maps
-from ..pictures.nearest_images import draw_nearest_images, nearest_images
-from ..pictures.patch_matching import draw_patch_matches, match_patches
-from ..pictures.patch_pca import draw_patch_pca, patch_pca, save_patch_pca
-from .classification.labels import match_labels
-from .metrics import Metrics
-from .protocols import PROTOCOLS, protocol
+from ..lazy_names import lazy_names
 
 
-_PROTOCOLS = {f"evaluate_{name}": name for name in PROTOCOLS.names()}
-__all__ = [
-    "FeatureExtractor", "Metrics", "attention_maps", "draw_attention_maps", "draw_nearest_images",
-    "draw_patch_matches", "draw_patch_pca", "knn_class_scores", "match_labels", "match_patches", "nearest_images",
-    "patch_pca", "protocol", "save_patch_pca", *_PROTOCOLS,
-]  # fmt: skip
+if TYPE_CHECKING:
+    from ..features import FeatureExtractor
+    from ..pictures.attention_maps import attention_maps, draw_attention_maps
+    from ..pictures.nearest_images import draw_nearest_images, nearest_images
+    from ..pictures.patch_matching import draw_patch_matches, match_patches
+    from ..pictures.patch_pca import draw_patch_pca, patch_pca, save_patch_pca
+    from .classification.labels import match_labels
+    from .copy_detection import evaluate_copy_detection
+    from .depth import evaluate_depth
+    from .knn import evaluate_knn, knn_class_scores
+    from .linear import evaluate_linear
+    from .logistic_regression import evaluate_logistic_regression
+    from .metrics import Metrics
+    from .patch_knn import evaluate_patch_knn
+    from .protocols import protocol
+    from .retrieval import evaluate_retrieval
+    from .segmentation import evaluate_segmentation
+    from .video import evaluate_video
 
-
-def __getattr__(name: str) -> Any:
-    if name == "knn_class_scores":
-        return import_module(".knn", __name__).knn_class_scores
-    if name in _PROTOCOLS:
-        return PROTOCOLS.find(_PROTOCOLS[name])
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = lazy_names(__name__)

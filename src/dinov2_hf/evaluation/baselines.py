@@ -24,6 +24,6 @@ class PixelModel(nn.Module):
         """Pixels (B, C, H, W) to one token, (B, 1, C * H * W), or so many as are left."""
         side = self.largest_side
         if side is not None and max(pixel_values.shape[-2:]) > side:
-            size = [min(pixels, side) for pixels in pixel_values.shape[-2:]]
-            pixel_values = nn.functional.adaptive_avg_pool2d(pixel_values, size)
+            height, width = (min(pixels, side) for pixels in pixel_values.shape[-2:])
+            pixel_values = nn.functional.adaptive_avg_pool2d(pixel_values, (height, width))
         return SimpleNamespace(last_hidden_state=pixel_values.flatten(1).unsqueeze(1))

@@ -59,12 +59,10 @@ def evaluate_copy_detection(
     features = searchable_features(
         extractor, train_dataset, eval_dataset, pca_dimensions=pca_dimensions, names=("reference", "query")
     )
-    scores, candidates = [], []
+    tiles = []
     for _, found in similarities(*features):
-        found, rows = found.topk(min(num_candidates, len(references)), dim=1)
-        scores.append(found.cpu().numpy())
-        candidates.append(rows.cpu().numpy())
-    scores, candidates = np.concatenate(scores), np.concatenate(candidates)
+        tiles.append([part.cpu().numpy() for part in found.topk(min(num_candidates, len(references)), dim=1)])
+    scores, candidates = (np.concatenate(parts) for parts in zip(*tiles, strict=True))
     correct = np.stack([np.isin(rows, truth.relevant) for rows, truth in zip(candidates, truths, strict=True)])
     num_positives = sum(len(truth.relevant) for truth in truths)
     precision, recall = precision_recall(scores.ravel(), correct.ravel(), num_positives)

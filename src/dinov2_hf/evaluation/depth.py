@@ -146,6 +146,7 @@ def evaluate_depth(
     extractor.begin()
 
     fusion_hidden_size = (fusion_hidden_size or 256) if head == "dpt" else None
+    depth_head: DPTDepth | LinearDepth
     warmup_steps = num_steps // 3 if warmup_steps is None else warmup_steps
     batches = training_batches(
         extractor, train_pairs, DepthCrop(rules, normalize), train_batch_size=train_batch_size, seed=seed
@@ -154,7 +155,7 @@ def evaluate_depth(
     check_depths(train_pairs, few, rules, patch_size, "training", extractor.progress)
     check_depths(eval_pairs, range(len(eval_pairs)), rules, patch_size, "evaluation", extractor.progress)
     with seeded(seed):
-        if head == "dpt":
+        if fusion_hidden_size is not None:
             depth_head = DPTDepth(model, layers, fusion_hidden_size)
         else:
             depth_head = LinearDepth(model, layers, rules.min_depth, rules.max_depth)
@@ -237,7 +238,7 @@ def check_depths(
         ValueError: an image is smaller than a patch; no pixel has a depth; or more than half of those that have one
             are out of the range.
     """
-    measured = []
+    samples = []
     for row in Progress(rows, desc=f"Checking {split} depth", unit="map", disable=not progress):
         image, depth = pairs[row]
         if min(image.shape[-2:]) < patch_size:
@@ -246,8 +247,8 @@ def check_depths(
                 f" than a patch of the model ({patch_size} pixels); enlarge it or remove the row."
             )
         depth = depth.as_subclass(Tensor)
-        measured.append(depth[depth > 0][::16])  # enough of them
-    measured = torch.cat(measured)
+        samples.append(depth[depth > 0][::16])  # enough of them
+    measured = torch.cat(samples)
     where = f"`depth_column` {pairs.map_column!r} of the {split} data"
     if not len(measured):
         raise ValueError(f"{where} holds no depth that is finite and above 0 in the {len(rows)} maps looked at.")
@@ -266,8 +267,8 @@ def check_depths(
         )  # fmt: skip
 
 
-def _resized(depth: Tensor, size: tuple[int, int]) -> Tensor:
-    return interpolate(depth.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
+def _resized(depth: Tensor, size: torch.Size) -> Tensor:
+    return interpolate(depth.unsqueeze(1), tuple(size), mode="bilinear", align_corners=False).squeeze(1)
 
 
 def _measure(extractor, predict, pairs, rules):

@@ -32,7 +32,7 @@ def environment_of(extractor: FeatureExtractor) -> dict[str, Any]:
     if extractor.autocast_dtype is not None:
         precision.append(f"{extractor.autocast_dtype} autocast")
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "device": torch.cuda.get_device_name(device) if extractor.device_type == "cuda" else str(device),
         "num_processes": extractor.world_size,
         "precision": ", ".join(precision).replace("torch.", ""),
         "versions": versions,

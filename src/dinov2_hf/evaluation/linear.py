@@ -7,7 +7,7 @@ the mean patch of the last block, each at 13 learning rates. The best one is rep
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +95,7 @@ def evaluate_linear(
     if output_dir is not None:
         check_new_folder(Path(output_dir) / "model", "model", overwrite=True)
     depth = max(num_layers)
-    kind = {"kind": KIND, "num_layers": depth}
+    kind: dict[str, Any] = {"kind": KIND, "num_layers": depth}
     extractor.begin(eval_dataset, *([train_dataset] if cache_features else []), **kind)
     labels.warn_of_absent_classes()
 
@@ -110,8 +110,8 @@ def evaluate_linear(
         batches = training.cached_batches(features, known, rows, extractor)
     else:
         if len(validation_rows):
-            held_out = select_rows(train_dataset, validation_rows), labels.train[validation_rows]
-            validation = labelled_features(extractor, *held_out, **kind)[:2]
+            images = select_rows(train_dataset, validation_rows)
+            validation = labelled_features(extractor, images, labels.train[validation_rows], **kind)[:2]
         order = training.order(len(rows), extractor)
         seen = select_rows(train_dataset, rows) if len(validation_rows) else train_dataset
         loader = training_loader(extractor, seen, order)

@@ -93,13 +93,14 @@ def evaluate_logistic_regression(
             f"`validation_fraction` is {validation_fraction}, which leaves images of one class only to fit; give more"
             " images or a smaller share."
         )
-    cs = [float(c) for c in np.logspace(*log10_c_range, num_cs)]
+    smallest, largest = log10_c_range
+    cs = [float(c) for c in np.logspace(smallest, largest, num_cs)]
     path = _path_of_c(
         extractor, fit, cs, features[fit_rows], train_labels[fit_rows], features[validation_rows],
         train_labels[validation_rows],
     )  # fmt: skip
-    best = max(path, key=path.get)  # of equal ones the smallest, which regularises most
-    correct = None
+    best = max(path, key=path.__getitem__)  # of equal ones the smallest, which regularises most
+    correct = torch.empty(0)
     if extractor.is_main_process:
         predicted = torch.from_numpy(fit(features, train_labels, c=best).predict(eval_features.double().numpy()))
         correct = (predicted == labels.eval).double()

@@ -19,7 +19,7 @@ class Metrics(dict[str, float]):
         self.notes: list[str] = []
 
     def note_edge(
-        self, name: str, found: Mapping[float, float], *, lowest: float = -math.inf, highest: float = math.inf
+        self, name: str, found: Mapping[Any, float], *, lowest: float = -math.inf, highest: float = math.inf
     ) -> None:
         """Note where the best value of a grid is its smallest or largest: a better one may lie beyond.
 

@@ -145,26 +145,26 @@ def measure_patch_knn(
         weights = (similarities / temperature).softmax(dim=1)
         scores = torch.einsum("qk,qkc->cq", weights, shares[neighbors]).unflatten(1, features.shape[:2])
         prediction = interpolate(scores.unsqueeze(0), mask.shape, mode="bilinear")[0].argmax(dim=0).cpu()
-        counted = mask_counts(mask, prediction, len(names), masks.ignore_index)
-        counts.append(counted if features.isfinite().all() else None)
+        own = mask_counts(mask, prediction, len(names), masks.ignore_index)
+        counts.append(own if features.isfinite().all() else None)
         if drawn:
             pictures.append((image, mask, prediction))
-    counts = _in_order_of_rows(extractor, counts)
-    not_finite = [row for row, counted in enumerate(counts) if counted is None]
+    counted = _in_order_of_rows(extractor, counts)
+    not_finite = [row for row, found in enumerate(counted) if found is None]
     if not_finite:  # told by all: an error of one process would leave the others waiting
         raise ValueError(
             f"the features of row {not_finite[0]} of {masks.eval.source} are not finite; the model that made them may"
             " have diverged."
         )
-    counts = torch.stack(counts)
+    all_counts = torch.stack(counted)
     metrics = Metrics(
-        mask_metrics("patch_knn", counts.sum(dim=0), names),
+        mask_metrics("patch_knn", all_counts.sum(dim=0), names),
         image_size=image_size,
         class_names=list(names),
         num_classes=len(names),
         num_bank_patches=len(bank),
     )
-    metrics["patch_knn_miou_stderr"] = miou_standard_error(counts)
+    metrics["patch_knn_miou_stderr"] = miou_standard_error(all_counts)
     return metrics, pictures
 
 

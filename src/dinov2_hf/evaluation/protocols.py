@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from ..features import FeatureExtractor
 from ..named_objects import Registry
@@ -33,12 +33,14 @@ PROTOCOLS = Registry(
         )
     },
 )  # fmt: skip
+P = ParamSpec("P")
+R = TypeVar("R")
 PIP_NAMES = {"sklearn": "scikit-learn", "torchmetrics": "torchmetrics", "av": "PyAV (av)"}
 
 
 def protocol(
     name: str, *, task: str, metrics: Mapping[str, str], requires: str | None = None
-) -> Callable[[Callable], Callable]:
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator that registers a protocol.
 
     Args:
@@ -48,11 +50,11 @@ def protocol(
         requires: a module that it imports, of an extra that may not be installed.
     """
 
-    def registered(function: Callable) -> Callable:
+    def registered(function: Callable[P, R]) -> Callable[P, R]:
         options = options_of(function)
 
         @wraps(function)
-        def checked(*arguments: Any, **given: Any) -> Any:
+        def checked(*arguments: P.args, **given: P.kwargs) -> R:
             for keyword, value in given.items():
                 if keyword in options:
                     options[keyword].check(value)

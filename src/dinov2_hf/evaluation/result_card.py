@@ -140,10 +140,10 @@ def _key(record: Mapping[str, Any]) -> tuple:
 def _sections(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
     """The records of each pair of datasets, by the name of what was measured on and what was learned from."""
     records = list(records)
-    ids = {}
+    ids: dict[tuple[str, str], set[str]] = {}
     for record in records:
         ids.setdefault(_names(record), set()).add(record["data_id"])
-    sections = {}
+    sections: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for record in records:
         evaluated, learned = _names(record)
         if len(ids[evaluated, learned]) > 1:  # files of one name
@@ -159,7 +159,7 @@ def _names(record: Mapping[str, Any]) -> tuple[str, str]:
 def _index_entries(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Our entries of a `model-index`, of which no two have task, dataset, configuration and split in common: readers
     would merge them."""
-    entries = {}
+    entries: dict[tuple, dict[str, Any]] = {}
     for (_, learned), of_data in _sections(records).items():
         for record in of_data:
             task, main_metrics = record["task"], record["main_metrics"]

@@ -151,7 +151,7 @@ class CroppedQueries(Sequence):
     def __len__(self) -> int:
         return len(self.queries)
 
-    def __getitem__(self, row: int) -> dict[str, Image.Image]:
+    def __getitem__(self, row: Any) -> Any:
         values = self.queries[row]
         image = decode_image(values[self.image_column])
         if values["bbx"] is not None:

@@ -20,10 +20,10 @@ def head_config(model: nn.Module, *, id2label: Sequence[Any] | None = None, **fi
     if isinstance(model, DINOv2Model):
         config = copy.deepcopy(model.config)
     else:  # what a head reads is its width and its blocks
+        own: Any = model.config
         config = DINOv2Config(
-            hidden_size=model.config.hidden_size, num_attention_heads=1,
-            num_hidden_layers=model.config.num_hidden_layers,
-        )  # fmt: skip
+            hidden_size=own.hidden_size, num_attention_heads=1, num_hidden_layers=own.num_hidden_layers
+        )
     for name, value in fields.items():
         setattr(config, name, value)
     if id2label is not None:

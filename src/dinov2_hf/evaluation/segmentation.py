@@ -202,7 +202,8 @@ def evaluate_segmentation(
     def predict(image: Tensor) -> Tensor:
         sizes = [max(1, round(image_size * scale)) for scale in scales]
         resized = (normalize(resize(image.to(extractor.device), [size], antialias=True)) for size in sizes)
-        return augmented_probabilities(windows_of, resized, image.shape[-2:], rules.test_flip).argmax(dim=0)
+        height, width = image.shape[-2:]
+        return augmented_probabilities(windows_of, resized, (height, width), rules.test_flip).argmax(dim=0)
 
     def save(folder: Path) -> None:
         # Bilinear, as here.
@@ -249,8 +250,9 @@ def evaluate_segmentation(
 def _new_head(config: Any, extractor: FeatureExtractor) -> nn.Module:
     head = DINOv2SegmentationHead(config)
     nn.init.normal_(head.conv_seg.weight, std=0.01)
-    nn.init.zeros_(head.conv_seg.bias)
-    if extractor.world_size > 1 and extractor.device.type == "cuda":  # elsewhere there is none
+    if head.conv_seg.bias is not None:
+        nn.init.zeros_(head.conv_seg.bias)
+    if extractor.world_size > 1 and extractor.device_type == "cuda":  # elsewhere there is none
         return nn.SyncBatchNorm.convert_sync_batchnorm(head)
     return head
 

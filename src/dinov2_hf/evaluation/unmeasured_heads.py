@@ -51,7 +51,7 @@ def train_once(
     path = None if output_dir is None or not extractor.is_main_process else Path(output_dir) / FILE
     found = None if path is None or None in settings.values() else read_tensors(path, settings)
     has_found = found is not None
-    if has_found:
+    if found is not None:
         with torch.no_grad():
             for name, tensor in tensors.items():
                 tensor.copy_(found[0][name])

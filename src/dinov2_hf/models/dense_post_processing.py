@@ -33,7 +33,7 @@ class DensePostProcessing:
         Raises:
             `ValueError`: there are not as many sizes as images.
         """
-        scores = [logits[0] for logits in resize_each(outputs.logits.float(), target_sizes, "target_sizes")]
+        scores = [logits[0] for logits in resize_each(outputs["logits"].float(), target_sizes, "target_sizes")]
         classes = [logits.argmax(dim=0) for logits in scores]
         if not return_segmentation_scores:
             return classes
@@ -58,18 +58,18 @@ class DensePostProcessing:
         Raises:
             `ValueError`: there are not as many sizes as images.
         """
-        depths = resize_each(outputs.predicted_depth.float().unsqueeze(1), target_sizes, "target_sizes")
+        depths = resize_each(outputs["predicted_depth"].float().unsqueeze(1), target_sizes, "target_sizes")
         return [{"predicted_depth": depth[0, 0]} for depth in depths]
 
 
 def resize_each(maps: torch.Tensor, sizes: Sequence[tuple[int, int]] | None, field: str) -> list[torch.Tensor]:
     """`B` maps `(1, C, height, width)` from `(B, C, h, w)`."""
-    maps = list(maps.split(1))
+    each = list(maps.split(1))
     if sizes is None:
-        return maps
-    if len(sizes) != len(maps):
-        raise ValueError(f"`{field}` holds {len(sizes)} sizes, but there are {len(maps)} images; give one for each.")
+        return each
+    if len(sizes) != len(each):
+        raise ValueError(f"`{field}` holds {len(sizes)} sizes, but there are {len(each)} images; give one for each.")
     return [
         interpolate(one, tuple(map(int, size)), mode="bilinear", align_corners=False)
-        for one, size in zip(maps, sizes, strict=True)
+        for one, size in zip(each, sizes, strict=True)
     ]

@@ -6,7 +6,7 @@ from .configuration_dinov2 import DINOv2Config
 from .evaluation_transform import EvaluationTransform
 
 
-class DINOv2ImageProcessor(EvaluationTransform, TorchvisionBackend):
+class DINOv2ImageProcessor(EvaluationTransform, TorchvisionBackend):  # type: ignore[misc]  # keywords are handed on
     """`EvaluationTransform` on torchvision."""
 
 

@@ -29,15 +29,15 @@ def adapt_num_channels(model: PreTrainedModel, num_channels: int) -> PreTrainedM
     embeddings = [module for module in model.modules() if isinstance(module, DINOv2PatchEmbeddings)]
     if not embeddings:
         raise ValueError(f"`model` is a {type(model).__name__}, which has no DINOv2PatchEmbeddings to change.")
-    for module in embeddings:
-        old = module.projection
+    for one in embeddings:
+        old = one.projection
         if num_channels == 1:
             weight = old.weight.sum(dim=1, keepdim=True)
         else:
             source = torch.arange(num_channels, device=old.weight.device) % old.in_channels
             weight = old.weight[:, source] * (old.in_channels / num_channels)
-        module.projection.weight = torch.nn.Parameter(weight, requires_grad=old.weight.requires_grad)
-        module.projection.in_channels = module.num_channels = num_channels
+        old.weight = torch.nn.Parameter(weight, requires_grad=old.weight.requires_grad)
+        old.in_channels = one.num_channels = num_channels
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and hasattr(module.config, "num_channels"):
             module.config.num_channels = num_channels

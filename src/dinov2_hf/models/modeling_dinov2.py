@@ -70,10 +70,9 @@ class DINOv2Embeddings(nn.Module):
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.mask_token = nn.Parameter(torch.zeros(1, config.hidden_size))
+        self.register_tokens: nn.Parameter | None = None
         if config.num_register_tokens > 0:
             self.register_tokens = nn.Parameter(torch.zeros(1, config.num_register_tokens, config.hidden_size))
-        else:
-            self.register_tokens = None
         num_patches = (config.image_size // config.patch_size) ** 2
         self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + num_patches, config.hidden_size))
         self.patch_embeddings = DINOv2PatchEmbeddings(config)
@@ -289,8 +288,9 @@ class DINOv2Layer(GradientCheckpointingLayer):
             if crop_packing is None:
                 hidden_states, crop_packing = pack_crops([hidden_states])
             kept = kept or draw_kept_crops(crop_packing, self.drop_path_rate, hidden_states.device, num_branches=2)
+            seen: Sequence[KeptCrops | None] = kept
         else:
-            kept = (None, None)
+            seen = (None, None)
 
         def attend(tokens: torch.Tensor, packing: CropPacking | None, stream: ResidualStream | None) -> torch.Tensor:
             return self.attention(tokens, packing, stream, **kwargs)
@@ -300,11 +300,11 @@ class DINOv2Layer(GradientCheckpointingLayer):
 
         add_branch = add_in_stream if self.is_eager_training() else add_plainly
         hidden_states = add_branch(
-            hidden_states, self.norm1, attend, self.layer_scale1, crop_packing, kept[0],
+            hidden_states, self.norm1, attend, self.layer_scale1, crop_packing, seen[0],
             is_own=is_inner[0], is_gradient_own=True,
         )  # fmt: skip
         hidden_states = add_branch(
-            hidden_states, self.norm2, feed_forward, self.layer_scale2, crop_packing, kept[1],
+            hidden_states, self.norm2, feed_forward, self.layer_scale2, crop_packing, seen[1],
             is_own=True, is_gradient_own=is_inner[1],
         )  # fmt: skip
         # No view where none is needed: FSDP2 hooks into what comes out, and warns of views.
@@ -313,14 +313,14 @@ class DINOv2Layer(GradientCheckpointingLayer):
     def is_eager_training(self) -> bool:
         """Whether the branches may take the short way of residual_stream.py."""
         layers = [*self.attention.attention.children(), *self.attention.output.children(), *self.mlp.children()]
-        return is_eager_training_of(self, [layer for layer in layers if list(layer.parameters())])
+        return is_eager_training_of(self, tuple(layer for layer in layers if list(layer.parameters())))
 
 
 class DINOv2PreTrainedModel(SavesCheckpointKeysAsTheyAre, PreTrainedModel):
     config: DINOv2Config
     base_model_prefix = "dinov2"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["DINOv2Embeddings", "DINOv2Layer"]
     _supports_sdpa = True
@@ -342,8 +342,8 @@ class DINOv2PreTrainedModel(SavesCheckpointKeysAsTheyAre, PreTrainedModel):
         elif isinstance(module, nn.Conv2d):
             # The original leaves the patch projection at PyTorch's default.
             bound = (module.in_channels * module.kernel_size[0] * module.kernel_size[1]) ** -0.5
-            init.uniform_(module.weight, -bound, bound)
-            init.uniform_(module.bias, -bound, bound)
+            for parameter in module.parameters():
+                init.uniform_(parameter, -bound, bound)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -370,11 +370,11 @@ class DINOv2Encoder(DINOv2PreTrainedModel):
     def forward(
         self, hidden_states: torch.Tensor, crop_packing: CropPacking | None = None, **kwargs
     ) -> BaseModelOutput:
-        kept = [None] * len(self.layer)
-        if self.training and self.layer[0].drop_path_rate > 0:
+        kept: list[tuple[KeptCrops, KeptCrops] | None] = [None] * len(self.layer)
+        rate: float = self.layer[0].drop_path_rate  # type: ignore[assignment]  # the list knows modules only
+        if self.training and rate > 0:
             packing = crop_packing or CropPacking(hidden_states.shape[:1], hidden_states.shape[1:2])
-            num_branches, rate = 2 * len(self.layer), self.layer[0].drop_path_rate
-            draws = draw_kept_crops(packing, rate, hidden_states.device, num_branches)
+            draws = draw_kept_crops(packing, rate, hidden_states.device, num_branches=2 * len(self.layer))
             kept = list(zip(draws[::2], draws[1::2], strict=True))
         is_observed = crop_packing is None or any(
             layer.gradient_checkpointing or layer._forward_hooks or layer._forward_pre_hooks for layer in self.layer
@@ -489,9 +489,9 @@ class DINOv2Model(DINOv2PreTrainedModel):
             return [
                 self(crop, bool_masked_pos=mask).last_hidden_state for crop, mask in zip(crops, masks, strict=True)
             ]
-        packed, packing = pack_crops([self.embeddings(crop, mask) for crop, mask in zip(crops, masks, strict=True)])
-        packed = self.encoder(packed, crop_packing=packing).last_hidden_state
-        return unpack_crops(self.layernorm(packed), packing)
+        tokens, packing = pack_crops([self.embeddings(crop, mask) for crop, mask in zip(crops, masks, strict=True)])
+        tokens = self.encoder(tokens, crop_packing=packing).last_hidden_state
+        return unpack_crops(self.layernorm(tokens), packing)
 
 
 register_stock_keys(DINOv2Model.__name__)

@@ -84,10 +84,10 @@ class DINOv2ForImageClassification(DINOv2PreTrainedHead):
 
     def __init__(self, config: DINOv2Config):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 0
         self.dinov2 = DINOv2Model(config)
         num_features = config.hidden_size * (config.classifier_num_layers + config.classifier_use_patch_mean)
-        self.classifier = nn.Linear(num_features, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.classifier = nn.Linear(num_features, self.num_labels) if self.num_labels else nn.Identity()
         self.post_init()
 
     @can_return_tuple
@@ -107,7 +107,7 @@ class DINOv2ForImageClassification(DINOv2PreTrainedHead):
         outputs, blocks = run_backbone(self.dinov2, pixel_values, range(depth - num_layers, depth), **kwargs)
         features = [self.dinov2.layernorm(tokens[:, 0]) for tokens in blocks[:-1]] + [outputs.pooler_output]
         if self.config.classifier_use_patch_mean:
-            features.append(outputs.last_hidden_state[:, 1 + self.config.num_register_tokens :].mean(dim=1))
+            features.append(outputs[0][:, 1 + self.config.num_register_tokens :].mean(dim=1))
         logits = self.classifier(torch.cat(features, dim=1))
         loss = self.loss_function(labels, logits, self.config) if labels is not None else None
         return ImageClassifierOutput(
@@ -122,7 +122,7 @@ class DINOv2SegmentationHead(nn.Module):
         super().__init__()
         channels = config.hidden_size * config.segmentation_num_layers
         self.bn = nn.BatchNorm2d(channels)
-        self.conv_seg = nn.Conv2d(channels, config.num_labels, kernel_size=1)
+        self.conv_seg = nn.Conv2d(channels, config.num_labels or 0, kernel_size=1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.conv_seg(self.bn(features))
@@ -133,16 +133,17 @@ class DINOv2ForSemanticSegmentation(DINOv2PreTrainedHead):
 
     def __init__(self, config: DINOv2Config):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 0
         self.dinov2 = DINOv2Model(config)
         self.decode_head = DINOv2SegmentationHead(config)
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        if module is self.decode_head.conv_seg:
+        if isinstance(module, nn.Conv2d) and module is self.decode_head.conv_seg:
             init.normal_(module.weight, std=0.01)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         else:
             super()._init_weights(module)
 

@@ -32,9 +32,9 @@ def resize_position_embeddings(model: PreTrainedModel, image_size: int) -> PreTr
     if image_size < 1 or image_size % patch_size:
         raise ValueError(f"`image_size` is {image_size}; it must be a multiple of the patch size, {patch_size}.")
     grid = (image_size // patch_size, image_size // patch_size)
-    for module in embeddings:
-        old = module.position_embeddings
-        module.position_embeddings = torch.nn.Parameter(module.positions(grid), requires_grad=old.requires_grad)
+    for one in embeddings:
+        old = one.position_embeddings
+        one.position_embeddings = torch.nn.Parameter(one.positions(grid), requires_grad=old.requires_grad)
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and hasattr(module.config, "image_size"):
             module.config.image_size = image_size

@@ -58,14 +58,15 @@ def attention_maps(model: nn.Module, pixel_values: Tensor, *, layer: int = -1) -
 def eager_attention(model: nn.Module) -> Iterator[None]:
     """The attention that computes its weights; the faster ones do not. Afterwards it is what it was."""
     former = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    if former is None or former == "eager" or not hasattr(model, "set_attn_implementation"):
+    implement = getattr(model, "set_attn_implementation", None)
+    if former is None or former == "eager" or implement is None:
         yield
         return
-    model.set_attn_implementation("eager")
+    implement("eager")
     try:
         yield
     finally:
-        model.set_attn_implementation(former)
+        implement(former)
 
 
 def draw_attention_maps(

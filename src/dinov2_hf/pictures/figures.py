@@ -91,7 +91,7 @@ def draw_curves(
     figure = new_figure(6, 4)
     axes = figure.add_subplot()
     for name, points in curves.items():
-        best = max(points, key=points.get)
+        best = max(points, key=points.__getitem__)
         label = f"{name}: best {points[best]:.3f} at {best:.3g}" if log_x else name
         axes.plot(list(points), list(points.values()), marker="o", markersize=4, label=label)
     for name, value in (baselines or {}).items():

@@ -76,9 +76,10 @@ class PictureGrid:
         for row, (top, height) in zip(self.rows, places, strict=True):
             for column, cell in enumerate(row):
                 axes = self._axes(column * step, top, self.cell_width, height)
-                squares = not isinstance(cell.picture, Image.Image)
-                picture = cell.picture if squares else np.asarray(cell.picture.convert("RGB"))
-                axes.imshow(picture, interpolation="nearest" if squares else "antialiased")
+                if isinstance(cell.picture, Image.Image):
+                    axes.imshow(np.asarray(cell.picture.convert("RGB")), interpolation="antialiased")
+                else:
+                    axes.imshow(cell.picture, interpolation="nearest")
                 axes.set_axis_off()
                 if cell.caption:
                     middle = column * step + self.cell_width / 2

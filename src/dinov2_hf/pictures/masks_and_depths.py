@@ -21,7 +21,7 @@ def class_colours(num_classes: int) -> np.ndarray:
 
     if num_classes <= 20:
         # The strong half of the twenty first.
-        colours = np.asarray(colormaps["tab20"].colors)
+        colours = colormaps["tab20"](np.arange(20))[:, :3]
         return np.concatenate([colours[::2], colours[1::2]])[:num_classes]
     numbers = np.arange(num_classes)
     hues, values = numbers * 0.618034 % 1, np.array([1.0, 0.75, 0.55])[numbers % 3]
@@ -77,13 +77,12 @@ def draw_depths(pictures: Sequence[tuple[Tensor, Tensor, Tensor]], path: str | P
     depth_scale, error_scale = Normalize(low, high, clip=True), Normalize(0, 0.5, clip=True)
     depth_map, error_map = colormaps["viridis_r"], colormaps["magma"]
     rows = []
-    for image, truth, prediction in pictures:
-        truth, prediction = truth.numpy(), prediction.numpy()
-        painted_truth = depth_map(depth_scale(truth))[..., :3]
+    for image, *depths in pictures:
+        truth, prediction = (depth.numpy() for depth in depths)
         error = np.abs(prediction - truth) / np.where(truth > 0, truth, 1)
-        painted_error = error_map(error_scale(error))[..., :3]
+        painted_truth, painted = (np.asarray(depth_map(depth_scale(depth)))[..., :3] for depth in (truth, prediction))
+        painted_error = np.asarray(error_map(error_scale(error)))[..., :3]
         painted_truth[truth <= 0] = painted_error[truth <= 0] = UNLABELLED
-        painted = depth_map(depth_scale(prediction))[..., :3]
         rows.append(
             [
                 Cell(picture)

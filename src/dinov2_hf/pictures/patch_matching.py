@@ -69,10 +69,10 @@ def match_patches(
     mutual = similarity.argmax(dim=0)[partners] == torch.arange(len(partners))
     found = (mutual & values.isfinite()).nonzero()[:, 0]
     found = found[values[found].argsort(descending=True, stable=True)]
-    width = features.shape[2]
+    height, width = features.shape[1:3]
     first = np.stack(np.divmod(found.numpy(), width), axis=1)
     second = np.stack(np.divmod(partners[found].numpy(), width), axis=1)
-    kept = []
+    kept: list[int] = []
     for index in range(len(found)):
         far = all(
             min(np.hypot(*(first[index] - first[other])), np.hypot(*(second[index] - second[other]))) >= min_distance
@@ -82,7 +82,7 @@ def match_patches(
             kept.append(index)
         if len(kept) == max_matches:
             break
-    return PatchMatches(first[kept], second[kept], values[found[kept]].numpy(), tuple(features.shape[1:3]))
+    return PatchMatches(first[kept], second[kept], values[found[kept]].numpy(), (height, width))
 
 
 def draw_patch_matches(

@@ -59,11 +59,11 @@ def prepare_pictures(
             "do_center_crop": True,
             "crop_size": {"height": image_size, "width": image_size},
         }
-    images = [image.convert("RGB") if isinstance(image, Image.Image) else image for image in images]
-    pixel_values = process_images(image_processor, images, **overrides)
+    inputs = [image.convert("RGB") if isinstance(image, Image.Image) else image for image in images]
+    pixel_values = process_images(image_processor, inputs, **overrides)
     # The same crop without the normalisation is what the model saw, as a picture.
-    pictures = process_images(image_processor, images, **{**overrides, "do_rescale": True, "do_normalize": False})
-    pictures, low, high = pictures.permute(0, 2, 3, 1).numpy(), 0.0, 1.0
-    if isinstance(images[0], np.ndarray):
+    seen = process_images(image_processor, inputs, **{**overrides, "do_rescale": True, "do_normalize": False})
+    pictures, low, high = seen.permute(0, 2, 3, 1).numpy(), 0.0, 1.0
+    if isinstance(inputs[0], np.ndarray):
         low, high = pictures.min(axis=(0, 1, 2)), pictures.max(axis=(0, 1, 2))
     return pixel_values, [rgb_picture(picture, low, high) for picture in pictures]

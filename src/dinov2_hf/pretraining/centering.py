@@ -18,7 +18,9 @@ from .cross_entropy import RowTargets
 from .logit_chunks import LogitChunks, log_sum_exp, softmax_in_place
 
 
-def _all_reduce(tensor: torch.Tensor, op: dist.ReduceOp, group: dist.ProcessGroup | None = None) -> torch.Tensor:
+def _all_reduce(
+    tensor: torch.Tensor, op: dist.ReduceOp.RedOpType, group: dist.ProcessGroup | None = None
+) -> torch.Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(tensor, op=op, group=group)
     return tensor
@@ -94,6 +96,8 @@ class SoftmaxCentering(nn.Module):
     The centre moves in training mode only, so a step uses the statistics of the steps before it. `center` `(K,)` is a
     float32 buffer, saved with the weights.
     """
+
+    center: torch.Tensor
 
     def __init__(self, num_prototypes: int, momentum: float):
         super().__init__()
@@ -176,7 +180,9 @@ class Centering:
 def build_centerings(config: DINOv2PreTrainingConfig) -> tuple[nn.Module, nn.Module]:
     """The modules of `config.centering`, for CLS tokens and for patches."""
     if config.centering == "softmax":
-        numbers = config.num_prototypes, config.num_patch_prototypes
-        return tuple(SoftmaxCentering(number, config.center_momentum) for number in numbers)
+        momentum = config.center_momentum
+        return SoftmaxCentering(config.num_prototypes, momentum), SoftmaxCentering(
+            config.num_patch_prototypes, momentum
+        )
     kind = SinkhornKnoppCentering if config.centering == "sinkhorn_knopp" else NoCentering
     return kind(), kind()

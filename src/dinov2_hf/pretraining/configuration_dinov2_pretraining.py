@@ -1,6 +1,7 @@
 """Configuration of DINOv2 pretraining: the backbone, the heads and the losses."""
 
 from dataclasses import field
+from typing import TYPE_CHECKING
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -44,7 +45,10 @@ class DINOv2PreTrainingConfig(PreTrainedConfig):
     model_type = "dinov2_hf_pretraining"
     sub_configs = {"backbone_config": DINOv2Config}
 
-    backbone_config: DINOv2Config | dict | None = None
+    if TYPE_CHECKING:  # what it is once this is made
+        backbone_config: DINOv2Config = DINOv2Config()
+    else:
+        backbone_config: DINOv2Config | dict | None = None
     num_prototypes: int = ranged(65536, AT_LEAST_ONE)
     head_hidden_size: int = ranged(2048, AT_LEAST_ONE)
     head_num_layers: int = ranged(3, AT_LEAST_ONE)

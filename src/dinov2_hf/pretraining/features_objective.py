@@ -33,8 +33,10 @@ class BackboneWithProjectors(nn.Module):
         self.backbone = DINOv2Model._from_config(backbone_config, attn_implementation=attn_implementation)
 
         def projector(width: int | None) -> nn.Module | None:
-            sizes = (backbone_config.hidden_size, projector_hidden_size, width)
-            return build_projector(*sizes, std=backbone_config.initializer_range) if width else None
+            if not width:
+                return None
+            std = backbone_config.initializer_range
+            return build_projector(backbone_config.hidden_size, projector_hidden_size, width, std=std)
 
         self.cls_projector, self.patch_projector = projector(cls_width), projector(patch_width)
 

@@ -6,6 +6,7 @@ Shapes: `G` = 2 global crops, `B` images, `N = h * w` patches, `D` hidden size, 
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,7 +68,7 @@ class FrozenTeacher(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "FrozenTeacher":
         """It stays in evaluation mode."""
         return super().train(False)
 
@@ -77,7 +78,7 @@ class FrozenTeacher(nn.Module):
         return isinstance(self.network, BackboneWithHeads)
 
     @property
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> Any:
         """The network without heads."""
         return self.network.backbone if self.has_heads else self.network
 
@@ -132,7 +133,7 @@ class FrozenTeacher(nn.Module):
         if not self.has_heads:
             return None
         with self.autocast(tokens.cls.device):
-            return EmaTeacher.targets(self, tokens, patch_indices, centering)
+            return EmaTeacher.targets(self, tokens, patch_indices, centering)  # type: ignore[arg-type]
 
     def widths(self, num_channels: int, crop_size: int, config: DINOv2DistillationConfig) -> dict[str, int | None]:
         """

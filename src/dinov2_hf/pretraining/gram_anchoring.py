@@ -21,7 +21,8 @@ def gram_anchoring_loss(student: torch.Tensor, anchor: torch.Tensor) -> torch.Te
         anchor: of the Gram teacher, `(n, h', w', D')`. On another grid, its features are resampled to the student's.
     """
     with torch.autocast(student.device.type, enabled=False):
-        anchor = resample_grid(anchor, student.shape[1:3])
+        height, width = student.shape[1:3]
+        anchor = resample_grid(anchor, (height, width))
         difference = _similarities(student) - _similarities(anchor)
         return difference.square().mean()
 

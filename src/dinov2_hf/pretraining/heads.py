@@ -96,17 +96,18 @@ class BackboneWithHeads(nn.Module):
     ) -> tuple[LogitChunks, LogitChunks | None]:
         """CLS tokens `(n, D)` and patch tokens `(M, D)`, if any, to logits; one call of a head that both share."""
         if patch_tokens is None:
-            return _logits(*self.dino_head(cls_tokens, factored=True), chunk_size), None
+            return _logits(self.dino_head(cls_tokens, factored=True), chunk_size), None
         if self.ibot_head is not None:
-            factors = self.dino_head(cls_tokens, factored=True), self.ibot_head(patch_tokens, factored=True)
+            cls, patches = self.dino_head(cls_tokens, factored=True), self.ibot_head(patch_tokens, factored=True)
         else:
             rows, prototypes = self.dino_head(torch.cat([cls_tokens, patch_tokens]), factored=True)
-            factors = ((part, prototypes) for part in rows.split([len(cls_tokens), len(patch_tokens)]))
-        return tuple(_logits(*pair, chunk_size) for pair in factors)
+            cls, patches = ((part, prototypes) for part in rows.split([len(cls_tokens), len(patch_tokens)]))
+        return _logits(cls, chunk_size), _logits(patches, chunk_size)
 
 
-def _logits(rows: torch.Tensor, prototypes: torch.Tensor, chunk_size: int) -> LogitChunks:
+def _logits(factors: tuple[torch.Tensor, torch.Tensor], chunk_size: int) -> LogitChunks:
     """In the dtype that autocast would multiply in."""
+    rows, prototypes = factors
     if torch.is_autocast_enabled(rows.device.type):
         dtype = torch.get_autocast_dtype(rows.device.type)
         rows, prototypes = rows.to(dtype), prototypes.to(dtype)

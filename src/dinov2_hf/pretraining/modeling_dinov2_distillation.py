@@ -41,6 +41,7 @@ class DINOv2ForDistillation(Objective, nn.Module):
         rank_groups: for students that are each computed by ranks of their own; by default every rank computes all.
     """
 
+    distillation_config: DINOv2DistillationConfig
     task = "distillation"
 
     def __init__(
@@ -94,7 +95,7 @@ class DINOv2ForDistillation(Objective, nn.Module):
             whole = DINOv2ForPreTraining._from_config(self.student_configs[name])
         return whole, continued_paths(name)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "DINOv2ForDistillation":
         """The averages stay in evaluation mode."""
         super().train(mode)
         self.average.eval()
@@ -103,11 +104,12 @@ class DINOv2ForDistillation(Objective, nn.Module):
     @property
     def loss_weights(self) -> dict[str, float]:
         """See `Objective`."""
-        if self.distillation_config.distillation_objective == "paper":
+        config = self.distillation_config
+        if config.distillation_objective == "paper":
             return paper_weights(self.config)
         return {
-            "cls_feature": self.distillation_config.cls_feature_loss_weight,
-            "patch_feature": self.distillation_config.patch_feature_loss_weight,
+            "cls_feature": config.cls_feature_loss_weight,
+            "patch_feature": config.patch_feature_loss_weight,
             "koleo": self.config.koleo_loss_weight,
         }
 

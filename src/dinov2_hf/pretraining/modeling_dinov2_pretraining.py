@@ -74,11 +74,11 @@ class DINOv2ForPreTraining(Objective, SavesCheckpointKeysAsTheyAre, PreTrainedMo
         """What a later run can continue from, and the paths of its weights here: the whole module."""
         return self, {"": ""}
 
-    def get_input_embeddings(self) -> None:
+    def get_input_embeddings(self) -> None:  # type: ignore[override]  # which has no word for it
         """There are two networks here and no one embedding; FSDP2 preparation asks."""
         return None
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "DINOv2ForPreTraining":
         """The teacher stays in evaluation mode."""
         super().train(mode)
         self.teacher.eval()

@@ -6,10 +6,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from transformers.utils import ModelOutput
 
 from .centering import Centering
+from .configuration_dinov2_distillation import DINOv2DistillationConfig
+from .configuration_dinov2_pretraining import DINOv2PreTrainingConfig
 from .frozen_teacher import FrozenTeacher
+from .rank_groups import RankGroups
 from .teachers import TeacherTokens
 from .terms import needs_of, weighted_sum
 from .views import Crops, Views
@@ -73,12 +77,25 @@ class Objective:
         term_options: keywords of further loss terms, by the names of these; see `term_options`.
     """
 
-    distillation_config = None
+    config: DINOv2PreTrainingConfig
+    dino_centering: Any  # a module; `None` where nothing is predicted with heads
+    ibot_centering: Any
+    distillation_config: DINOv2DistillationConfig | None = None
     patch_chunk_size = 1024
-    is_packed = None
-    rank_groups = None
+    is_packed: bool | None = None
+    rank_groups: RankGroups | None = None
     term_options: Mapping[str, Mapping[str, Any]] = {}
     _gram_teacher: tuple[FrozenTeacher | None] = (None,)
+
+    @property
+    def students(self) -> Mapping[str, nn.Module]:
+        """What is trained, by name; the only one has an empty name."""
+        raise NotImplementedError
+
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        """See above."""
+        raise NotImplementedError
 
     @property
     def teacher_role(self) -> Any:
@@ -131,7 +148,8 @@ class Objective:
         if self.rank_groups is not None:
             output = self.rank_groups.output_of_all_ranks(output, self.students)
         elif "loss" not in output:
-            output["loss"] = sum(output[f"{name}/loss"] for name in self.students)
+            first, *others = (output[f"{name}/loss"] for name in self.students)
+            output["loss"] = sum(others, first)
         return DINOv2ForPreTrainingOutput(output)
 
     def compare(
@@ -163,7 +181,7 @@ class Objective:
             crops.is_counted,
         )
         targets = self.teacher_role.targets(tokens, crops.masked_indices if "patches" in needs else None, centering)
-        output = {}
+        output: dict[str, torch.Tensor] = {}
         for name, student in self.students.items():
             if self.rank_groups is None or name == self.rank_groups.name:
                 views = Views(

@@ -8,6 +8,7 @@ Shapes: `B` images of this rank before the exchange, `n = W * B / w` after it, f
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,7 +48,7 @@ class RankGroups:
         start = 0
         for name, size in sizes.items():
             ranks = list(range(start, start + size))
-            group = dist.new_group(ranks)
+            group: Any = dist.new_group(ranks)
             if self.rank in ranks:
                 self.name, self.group, self.size = name, group, size
             self.spans += [(position, size) for position in range(size)]

@@ -11,8 +11,8 @@ Shapes: `G` = 2 global crops, `B` images, `h * w` patches, `M` patches that coun
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
+from ..models import DINOv2Model
 from ..models.patch_map import patch_map
 from ..named_objects import Registry
 from .centering import Centering
@@ -65,7 +65,7 @@ class EmaTeacher:
         self.network = network
 
     @property
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> DINOv2Model:
         """The network without heads."""
         return self.network.backbone
 

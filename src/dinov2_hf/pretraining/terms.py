@@ -5,7 +5,7 @@ A term returns a scalar tensor, or a `dict` of several that are added up, with n
 curves and the progress line it goes by its name: "gram_loss" for `gram` and for `my_package.gram:gram_loss`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import torch
@@ -30,7 +30,7 @@ TERMS = Registry("loss term")
 def dino(views: Views) -> dict[str, torch.Tensor]:
     """Image level: cross-entropy with the targets of the other crops."""
     return image_level_losses(
-        views.local_logits, views.global_logits, views.targets.cls, views.config.student_temperature
+        views.local_logits, views.global_logits, views.cls_targets, views.config.student_temperature
     )
 
 
@@ -79,30 +79,36 @@ def gram_anchoring(views: Views) -> torch.Tensor:
 @TERMS.register("cls_feature", weight="cls_feature_loss_weight")
 def cls_feature(views: Views) -> torch.Tensor:
     """Distance of projected CLS features from the teacher's; not the paper's."""
-    return feature_loss(
-        views.student.cls_projector(views.student_cls), views.teacher.cls, views.distillation_config.feature_loss
-    )
+    projected = views.student.cls_projector(views.student_cls)
+    return feature_loss(projected, views.teacher.cls, _how(views))
 
 
 @TERMS.register("patch_feature", weight="patch_feature_loss_weight")
 def patch_feature(views: Views) -> torch.Tensor:
     """Distance of projected patch features from the teacher's on the student's grid; not the paper's."""
     patches = views.student_patches.flatten(0, 1)
-    wanted = resample_grid(views.teacher.patches.flatten(0, 1), patches.shape[1:3])
-    return feature_loss(views.student.patch_projector(patches), wanted, views.distillation_config.feature_loss)
+    height, width = patches.shape[1:3]
+    wanted = resample_grid(views.teacher.patches.flatten(0, 1), (height, width))
+    return feature_loss(views.student.patch_projector(patches), wanted, _how(views))
 
 
-def needs_of(weights: Mapping[str, float]) -> frozenset[str]:
-    """Which logits the terms read that have a weight."""
-    return frozenset().union(*(TERMS.named(name).facts.get("needs", ()) for name in weights))
+def _how(views: Views) -> str:
+    if views.distillation_config is None:
+        raise ValueError("a loss term compares features with those of a teacher; only distillation does that.")
+    return views.distillation_config.feature_loss
+
+
+def needs_of(names: Iterable[str]) -> frozenset[str]:
+    """Which logits the terms of these names read."""
+    return frozenset().union(*(TERMS.named(name).facts.get("needs", ()) for name in names))
 
 
 def weighted_sum(
-    weights: Mapping[str, float], views: Views, options: Mapping[str, Mapping[str, Any]]
+    weights: Mapping[str, float | torch.Tensor], views: Views, options: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, torch.Tensor]:
     """`loss`, the sum of the terms times their weights; and the parts that it is made of, by name and without them."""
     parts: dict[str, torch.Tensor] = {}
-    loss = 0.0
+    loss: Any = 0.0
     for name, weight in weights.items():
         value = TERMS.find(name)(views, **options.get(name, {}))
         own = value if isinstance(value, Mapping) else {loss_name(name): value}

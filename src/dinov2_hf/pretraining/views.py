@@ -7,10 +7,10 @@ them that count, `D` the student's hidden size, `K` prototypes.
 
 from collections.abc import Set
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from ..models.patch_map import patch_map
 from .configuration_dinov2_distillation import DINOv2DistillationConfig
@@ -55,6 +55,8 @@ class Crops:
         """The same crops with nothing hidden; the patches that count are the `"masked"` ones, or `"all"`."""
         if counted == "masked":
             return replace(self, bool_masked_pos=None)
+        if self.bool_masked_pos is None:
+            raise ValueError("nothing of these crops was masked; their patches cannot be counted.")
         num_crops, num_patches = self.bool_masked_pos.shape
         weights = self.masked_weights.new_full((num_crops * num_patches,), 1 / num_patches)
         return Crops(self.global_crops, self.local_crops, None, slice(None), weights)
@@ -83,7 +85,7 @@ class Views:
 
     config: DINOv2PreTrainingConfig
     distillation_config: DINOv2DistillationConfig | None
-    student: nn.Module
+    student: Any
     crops: Crops
     teacher: TeacherTokens
     targets: Targets | None
@@ -93,7 +95,7 @@ class Views:
     ranks: dist.ProcessGroup | None = None
     is_packed: bool | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         crops, network = self.crops, self.student.backbone
         images, masks = [crops.global_crops.flatten(0, 1)], [crops.bool_masked_pos]
         if len(crops.local_crops):
@@ -103,7 +105,7 @@ class Views:
         self.student_cls, self.student_patches = (seen.unflatten(0, leading) for seen in (tokens[0][:, 0], patches))
         local_cls = tokens[1][:, 0] if len(tokens) > 1 else tokens[0][:0, 0]
         self.local_cls = local_cls.unflatten(0, crops.local_crops.shape[:2])
-        self._made_logits = None
+        self._made_logits: tuple[LogitChunks, LogitChunks | None] | None = None
 
     @property
     def num_global_crops(self) -> int:
@@ -113,26 +115,30 @@ class Views:
     @property
     def global_logits(self) -> LogitChunks:
         """The student's, of the CLS tokens of global crops: `G * B` rows."""
-        self._check_declared("cls")
+        self._declared("cls")
         return self._logits[0].some(slice(self.num_global_crops))
 
     @property
     def local_logits(self) -> LogitChunks:
         """The student's, of the CLS tokens of local crops: `L * B` rows."""
-        self._check_declared("cls")
+        self._declared("cls")
         return self._logits[0].some(slice(self.num_global_crops, None))
 
     @property
     def patch_logits(self) -> LogitChunks:
         """The student's, of the patches that count: `M` rows."""
-        self._check_declared("patches")
-        return self._logits[1]
+        self._declared("patches")
+        return cast(LogitChunks, self._logits[1])
 
     @property
     def patch_targets(self) -> RowTargets:
         """For these patches the teacher's targets; see `Targets`."""
-        self._check_declared("patches")
-        return self.targets.patches
+        return cast(RowTargets, self._declared("patches").patches)
+
+    @property
+    def cls_targets(self) -> torch.Tensor:
+        """For the global crops the teacher's targets, `(G, B, K)`."""
+        return self._declared("cls").cls
 
     @property
     def anchor_patches(self) -> torch.Tensor:
@@ -156,7 +162,8 @@ class Views:
             self._made_logits = self.student.project(cls if "cls" in self.needs else cls[:0], patches, self.chunk_size)
         return self._made_logits
 
-    def _check_declared(self, what: str) -> None:
+    def _declared(self, what: str) -> Targets:
+        """The targets, for a term that has declared what it reads of them."""
         if self.targets is None:
             raise ValueError("a loss term reads logits, but the teacher has no heads; compare features.")
         if what not in self.needs:
@@ -164,3 +171,4 @@ class Views:
                 f"a loss term reads logits or targets of {what}, which no term of this step has declared; register it"
                 f' with `@TERMS.register(name, needs={{"{what}"}})`.'
             )
+        return self.targets

@@ -93,7 +93,7 @@ def step_unless(optimizer: torch.optim.Optimizer, left_out: torch.Tensor) -> Non
     adamw = getattr(optimizer, "optimizer", optimizer)  # in the wrapper that Accelerate makes
     if isinstance(adamw, torch.optim.AdamW):  # DeepSpeed's own has stepped in the backward pass, or left that out
         # Weights may be in the memory of the host (FSDP2 with offloading).
-        adamw.found_inf = left_out.to(adamw.param_groups[0]["params"][0].device)
+        vars(adamw)["found_inf"] = left_out.to(adamw.param_groups[0]["params"][0].device)
     try:
         optimizer.step()
     finally:
@@ -119,7 +119,7 @@ def clip_gradients(
         parameters = [parameter for network in students.values() for parameter in network.parameters()]
         return {"grad_norm": _whole(accelerator.clip_grad_norm_(parameters, max_grad_norm))}
     accelerator.unscale_gradients()  # once; Accelerate's own clipping would do it for every part
-    norms = {}
+    norms: dict[str, torch.Tensor] = {}
     for name, network in students.items():
         parts = {f"grad_norm_{part}": module for part, module in network.named_children()} if per_part else None
         norms |= prefixed(

@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from huggingface_hub import ModelCard
@@ -19,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...atomic_files import new_folder
-from ...model_source import find_model
+from ...model_source import find_model_folder
 from ...models import (
     DINOv2Backbone,
     DINOv2Config,
@@ -207,7 +208,7 @@ def export_graph(
         running: imports and code of README.md that run it.
         library: the card's `library_name`.
     """
-    folder, output_dir = find_model(folder, folder_only=True), Path(output_dir)
+    folder, output_dir = find_model_folder(folder), Path(output_dir)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1, or left out for any number of images.")
     with new_folder(output_dir, "model", overwrite=overwrite, sources=[folder]) as new:
@@ -267,7 +268,7 @@ def fix_size(model: PreTrainedModel, images: torch.Tensor) -> None:
     """Make a model one for images of this height and width alone, in place."""
     backbone, patch_size = model.base_model, model.config.patch_size  # of a head, or the model itself
     grid = (images.shape[2] // patch_size, images.shape[3] // patch_size)
-    backbone.embeddings = FixedSizeEmbeddings(backbone.embeddings, grid)
+    backbone.embeddings = FixedSizeEmbeddings(cast(DINOv2Embeddings, backbone.embeddings), grid)
 
 
 def trace(named: NamedOutputs, images: torch.Tensor, dynamic_batch: bool) -> torch.export.ExportedProgram:
@@ -363,7 +364,7 @@ def graph_card(
 ) -> ModelCard:
     """README.md: inputs, outputs, how to run, what was measured."""
     name, height, width = report.folder.name, report.measurements[0].height, report.measurements[0].width
-    shapes = {"pixel_values": (model.config.num_channels, height, width)}
+    shapes: dict[str, tuple[int, ...]] = {"pixel_values": (model.config.num_channels, height, width)}
     shapes |= {output: tuple(value.shape[1:]) for output, value in outputs.items()}
     batch = "B" if batch_size is None else str(batch_size)
     rows = [f"| `{key}` | `({', '.join([batch, *map(str, shape)])})` |" for key, shape in shapes.items()]

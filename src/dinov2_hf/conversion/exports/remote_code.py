@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from ...atomic_files import new_folder
-from ...model_source import HERE, find_model, read_json
+from ...model_source import HERE, find_model_folder, read_json
 from ...models import (
     DINOv2Backbone,
     DINOv2Config,
@@ -64,7 +64,7 @@ def export_dual(folder: str | Path, output_dir: str | Path, *, overwrite: bool =
     Raises:
         `ValueError`, `ExportCheckError`: as `export_transformers`.
     """
-    folder, output_dir = find_model(folder, folder_only=True), Path(output_dir)
+    folder, output_dir = find_model_folder(folder), Path(output_dir)
     with new_folder(output_dir, "model", overwrite=overwrite, sources=[folder]) as new:
         model = load_model_folder(folder)
         config = model.config
@@ -97,7 +97,7 @@ def code_files() -> dict[str, str]:
     Names and texts of the files of those classes and of all that they import from this package, for a flat folder: an
     import from another room becomes one from the same folder.
     """
-    paths, found = [Path(inspect.getsourcefile(one)) for one in (*AUTO_CLASSES.values(), *IMAGE_PROCESSORS)], {}
+    paths, found = [Path(inspect.getfile(one)) for one in (*AUTO_CLASSES.values(), *IMAGE_PROCESSORS)], {}
     while paths:
         path = paths.pop()
         if path.name not in found:
@@ -110,4 +110,6 @@ def code_files() -> dict[str, str]:
 def imported_files(path: Path, text: str) -> list[Path]:
     """The files of this package that a file imports, inside of its functions too."""
     imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.level]
-    return [path.parents[node.level - 1].joinpath(*node.module.split(".")).with_suffix(".py") for node in imports]
+    return [
+        path.parents[node.level - 1].joinpath(*(node.module or "").split(".")).with_suffix(".py") for node in imports
+    ]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
@@ -83,7 +84,8 @@ def export_card(
     Args:
         body: Markdown; what this is and how to load it.
     """
-    data, source_text = ModelCardData(), ""
+    data: Any = ModelCardData()
+    source_text = ""
     if (source / "README.md").is_file():
         card = ModelCard((source / "README.md").read_text(), ignore_metadata_errors=True)
         data, source_text = card.data, without_secrets(without_code(card.text))

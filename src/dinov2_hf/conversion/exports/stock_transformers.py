@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from ...atomic_files import new_folder
-from ...model_source import find_model
+from ...model_source import find_model_folder
 from ...models import DINOv2Backbone, DINOv2Config, DINOv2ForImageClassification, DINOv2Model
 from ..card_code import inputs, python_block
 from ..model_folder import load_model_folder
@@ -87,7 +87,7 @@ def export_transformers(folder: str | Path, output_dir: str | Path, *, overwrite
         `ExportCheckError`: the exported model differs by more than 1e-5 of the largest value at the native size.
             Nothing is left behind then.
     """
-    folder, output_dir = find_model(folder, folder_only=True), Path(output_dir)
+    folder, output_dir = find_model_folder(folder), Path(output_dir)
     with new_folder(output_dir, "model", overwrite=overwrite, sources=[folder]) as new:
         model = load_model_folder(folder)
         measurements, notes = write_stock_folder(model, folder, new)

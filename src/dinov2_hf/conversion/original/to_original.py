@@ -1,13 +1,15 @@
 """A saved model to a file in the layout of the original implementation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
 
 from ...atomic_files import new_file
-from ...model_source import MODEL, PRETRAINING_MODEL, find_model, read_json
+from ...model_source import MODEL, PRETRAINING_MODEL, find_model_folder, read_json
 from ...models import (
     DINOv2Config,
     DINOv2ForDepthEstimation,
@@ -82,9 +84,7 @@ def convert_to_original(
     output_file = Path(output_file).absolute()
     if part not in ("backbone", "head"):
         raise ValueError(f'--part is "{part}"; it must be "backbone" or "head".')
-    folder = find_model(folder, (MODEL, PRETRAINING_MODEL), folder_only=True)
-    if not Path(folder).is_dir():
-        raise ValueError(f"{folder} is no folder of this machine, but a model folder is needed.")
+    folder = find_model_folder(folder, (MODEL, PRETRAINING_MODEL))
     if output_file.suffix not in (".pth", ".pt") and not output_file.is_dir():
         raise ValueError(f"{output_file} does not end in .pth or .pt, as files of the original do; rename it.")
     with new_file(output_file, overwrite=overwrite, sources=[folder]) as unfinished:
@@ -110,7 +110,8 @@ def original_checkpoint(model: PreTrainedModel, folder: Path, part: str, block_c
     if isinstance(model, DINOv2ForPreTraining):
         teacher = with_record(original_teacher(model, block_chunks), model.config.backbone_config, folder)
         return {"teacher": with_pretraining_record(teacher, model.config)}
-    return with_record(original_backbone(model.base_model, block_chunks), model.config, folder)
+    backbone = cast(PreTrainedModel, model.base_model)
+    return with_record(original_backbone(backbone, block_chunks), model.config, folder)
 
 
 def original_network(config: DINOv2Config, block_chunks: int) -> str:
@@ -181,7 +182,7 @@ def original_head(model: PreTrainedModel) -> dict:
     config = model.config
     if isinstance(model, DINOv2ForImageClassification):
         inputs = (config.classifier_num_layers, config.classifier_use_patch_mean)
-        if config.num_labels < 1:
+        if not config.num_labels:
             raise ValueError("`num_labels` is 0, so the model has no classifier.")
         if inputs not in CLASSIFIER_INPUTS.values():
             raise ValueError(
@@ -190,7 +191,8 @@ def original_head(model: PreTrainedModel) -> dict:
         return model.classifier.state_dict()
     state = {f"decode_head.{name}": tensor for name, tensor in model.decode_head.state_dict().items()}
     if isinstance(model, DINOv2ForSemanticSegmentation):
-        labels = tuple(config.id2label[index] for index in range(config.num_labels))
+        names: Mapping[Any, str] = config.id2label or {}
+        labels = tuple(names[index] for index in range(len(names)))
         return {"meta": {"CLASSES": labels}, "state_dict": state}
     depth, layers = config.num_hidden_layers, config.depth_layers
     if layers is not None and sorted(layers) not in ([depth - 1], DEPTH_LAYERS.get(depth)):

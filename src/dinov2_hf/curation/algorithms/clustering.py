@@ -220,6 +220,6 @@ class ClusterMembers:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def __getitem__(self, cluster: int) -> np.ndarray:
+    def __getitem__(self, cluster: int | np.integer) -> np.ndarray:
         """The rows of a cluster in rising order."""
         return self._order[self._begins[cluster] : self._begins[cluster + 1]]

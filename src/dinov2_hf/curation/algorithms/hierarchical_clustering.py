@@ -12,6 +12,7 @@ Shapes: `n` rows, `K_t` clusters of level t, levels from 1 (rows into `K_1`) to 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def hierarchical_kmeans(
     centroids, parents = [], []
     inputs = vectors
     for level, count in enumerate(num_clusters):
-        where = {"gpus": gpus, "progress": progress}
+        where: dict[str, Any] = {"gpus": gpus, "progress": progress}
         options = {"num_iterations": num_iterations, **where}
         sample = training_rows if level == 0 else None
         found = spherical_kmeans(inputs, count, training_rows=sample, seed=seed, **options)

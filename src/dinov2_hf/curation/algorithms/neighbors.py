@@ -246,7 +246,7 @@ def merge_indexes(indexes: Iterable[faiss.Index], num_rows: int) -> faiss.Index:
         else:
             faiss.merge_into(merged, index, False)  # False: ids are kept, not counted on
     found = 0 if merged is None else merged.ntotal
-    if found != num_rows:
+    if merged is None or found != num_rows:
         raise ValueError(f"the parts of the index hold {found} rows, but the pool has {num_rows}: a part is missing.")
     return merged
 
@@ -301,9 +301,10 @@ def search(
     _check_search(index, pool, queries, k, floor, skip_self)
     num_candidates = k + skip_self if settings.is_exact else max(k * settings.candidates_per_neighbor, _MIN_CANDIDATES)
     num_candidates = min(num_candidates, len(pool))
+    num_probes = settings.num_probes or 1
     if settings.num_lists:
-        faiss.extract_index_ivf(index).nprobe = min(settings.num_probes, settings.num_lists)
-    if max(num_candidates, settings.num_probes) <= MOST_CANDIDATES:
+        faiss.extract_index_ivf(index).nprobe = min(num_probes, settings.num_lists)
+    if max(num_candidates, num_probes) <= MOST_CANDIDATES:
         index = on_gpus(index, gpus, split=True)
     rows = np.full((stop - start, k), -1, np.int64)
     similarities = np.full((stop - start, k), -np.inf, np.float32)

@@ -48,7 +48,8 @@ def semantic_duplicates(
     for cluster in range(len(members)):
         rows = members[cluster]
         rows = rows[np.lexsort((rows, typical[rows]))]
-        found, stays = vectors.take(rows), []
+        found = vectors.take(rows)
+        stays: list[int] = []
         for place, row in enumerate(rows):
             if stays:
                 cosines = found[stays] @ found[place]

@@ -31,7 +31,8 @@ def copies_at(edges: Edges, threshold: float) -> int:
     rows, numbers = np.unique(np.concatenate([edges.rows, edges.others]), return_inverse=True)
     if not len(rows):
         return 0
-    inside = Edges(*numbers.reshape(2, -1), edges.similarities)
+    first, second = numbers.reshape(2, -1)
+    inside = Edges(first, second, edges.similarities)
     return len(rows) - int(connected_components(inside, len(rows)).max()) - 1
 
 
@@ -74,4 +75,4 @@ def each_pair_once(edges: Edges) -> Edges:
     """Of pairs within one pool, which two neighbour lists can hold, one each."""
     ends = np.sort(np.stack([edges.rows, edges.others]), axis=0)
     _, first = np.unique(ends, axis=1, return_index=True)
-    return Edges(*ends[:, first], edges.similarities[first])
+    return Edges(ends[0, first], ends[1, first], edges.similarities[first])

@@ -3,7 +3,7 @@
 import os
 import stat
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 
@@ -42,9 +42,10 @@ def read_content(value: Mapping[str, Any] | bytes | str | os.PathLike) -> bytes:
             raise UndecodableImage(f"it names the file {outside}, which lies outside of the folder of its dataset")
         # Rows of a streamed Hub data set name remote files, such as hf://datasets/...
         value = _read_remote(str(value)) if "://" in str(value) else _read_regular(value)
-    if len(value) == 0:
+    content = cast(bytes, value)
+    if len(content) == 0:
         raise UndecodableImage("the file is empty")
-    return value
+    return content
 
 
 def _read_remote(url: str) -> bytes:

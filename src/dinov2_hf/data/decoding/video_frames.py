@@ -34,9 +34,10 @@ def decode_frames(
         ImportError: a video file without PyAV.
     """
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        if len(value) == 0:
+        images: Sequence[Any] = value
+        if len(images) == 0:
             raise UndecodableImage("the video has no frames")
-        return [decode_image(value[index]) for index in frame_indices(len(value), num_frames)]
+        return [decode_image(images[index]) for index in frame_indices(len(images), num_frames)]
     content = read_content(value)
     try:
         import av

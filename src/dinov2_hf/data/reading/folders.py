@@ -32,7 +32,8 @@ IMAGE_SUFFIXES = frozenset((
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff",
     ".webp",
 ))  # fmt: skip
-KIND_OF_SUFFIX = {**dict.fromkeys(IMAGE_SUFFIXES, "image"), ".parquet": "parquet", ".tar": "tar"}
+Kind = Literal["image", "parquet", "tar"]
+KIND_OF_SUFFIX: dict[str, Kind] = {**dict.fromkeys(IMAGE_SUFFIXES, "image"), ".parquet": "parquet", ".tar": "tar"}
 # Files that lie beside data without being any: not worth a warning.
 DOCUMENT_SUFFIXES = frozenset((".csv", ".html", ".json", ".jsonl", ".lock", ".md", ".txt", ".xml", ".yaml", ".yml"))
 SPLIT_OF_FOLDER_NAME = {
@@ -58,7 +59,7 @@ class FolderContent:
     """
 
     folder: str
-    kind: Literal["image", "parquet", "tar"]
+    kind: Kind
     splits: dict[str, list[str]]
     has_split_folders: bool
     metadata: list[str]
@@ -85,7 +86,7 @@ def named_split(splits: Iterable[str], split: str, folder: str) -> str:
         ValueError: there is none; the message lists those there are.
     """
     for name in (split, SPLIT_OF_FOLDER_NAME.get(split)):
-        if name in splits:
+        if name is not None and name in splits:
             return name
     raise ValueError(f"split is {split!r}, but the data set {folder!r} has the splits: {', '.join(splits)}.")
 
@@ -111,8 +112,8 @@ def content_of(folder: str, files: Sequence[str], loops: Sequence[str] = ()) -> 
         ValueError: it holds no data, data of two kinds, or what could be splits or something else.
     """
     metadata = [file for file in files if os.path.basename(file).lower() in METADATA_NAMES]
-    of_kind: dict[str, list[str]] = {}
-    unread = Counter()
+    of_kind: dict[Kind, list[str]] = {}
+    unread: Counter[str] = Counter()
     for file in files:
         suffix = os.path.splitext(file)[1].lower()
         if not _is_text(file):  # tables of paths cannot hold it
@@ -218,12 +219,12 @@ def _split(folder: str, data: Sequence[str], kind: str) -> tuple[dict[str, list[
 
 def _split_by_name(folder: str, data: Sequence[str]) -> dict[str, list[str]]:
     """Parquet files or tars by the first split name among the words of their path; by none, all are for training."""
-    splits: dict[str | None, list[str]] = {}
+    splits: dict[str, list[str]] = {}
+    unnamed: list[str] = []
     for file in data:
         words = re.split(r"[^a-z]+", file.lower())
         name = next((SPLIT_OF_FOLDER_NAME[word] for word in words if word in SPLIT_OF_FOLDER_NAME), None)
-        splits.setdefault(name, []).append(file)
-    unnamed = splits.pop(None, [])
+        (unnamed if name is None else splits.setdefault(name, [])).append(file)
     if unnamed and splits:
         named = next(iter(splits.values()))[0]
         raise ValueError(

@@ -62,7 +62,7 @@ def find_image_column(dataset: datasets.Dataset | datasets.IterableDataset, imag
 
 def first_images(
     dataset: datasets.Dataset | datasets.IterableDataset, image_column: str, count: int, num_channels: int = 3
-) -> list[Image.Image] | list[np.ndarray]:
+) -> list[Image.Image | np.ndarray]:
     """The first `count` images that can be decoded, by `image_decoder(num_channels)`; fewer if there are no more."""
     images, decode = [], image_decoder(num_channels)
     for row in dataset.select_columns([image_column]):  # other columns may hold images that cannot be decoded

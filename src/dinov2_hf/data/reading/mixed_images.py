@@ -56,7 +56,7 @@ def read_entries(train_data: str | Sequence[str | Mapping[str, Any]]) -> str | l
         return train_data
     if len(train_data) == 1 and isinstance(train_data[0], str):
         return train_data[0]
-    entries = [{"path": entry} if isinstance(entry, str) else dict(entry) for entry in train_data]
+    entries: list[dict[str, Any]] = [{"path": one} if isinstance(one, str) else dict(one) for one in train_data]
     for entry in entries:
         if not isinstance(entry.get("path"), str):
             raise ValueError(f"`train_data` has the entry {entry}, without a path; give it one, in quotes.")

@@ -109,6 +109,8 @@ def _is_hidden(path: str) -> bool:
 
 def _state(info: Mapping[str, Any]) -> tuple[int, int]:
     version = next((str(info[key]) for key in VERSION_KEYS if info.get(key) is not None), None)
-    digest = 0 if version is None else int.from_bytes(hashlib.blake2b(version.encode(), digest_size=8).digest()) >> 1
+    digest = (
+        0 if version is None else int.from_bytes(hashlib.blake2b(version.encode(), digest_size=8).digest(), "big") >> 1
+    )
     size = info.get("size")
     return -1 if size is None else int(size), digest

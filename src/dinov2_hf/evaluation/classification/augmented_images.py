@@ -3,7 +3,7 @@
 import itertools
 import random
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -62,8 +62,12 @@ def random_crop(
     return random_crop_of(image, size, rng)
 
 
-def random_crop_of(image: Image.Image | Tensor, size: tuple[int, int], rng: random.Random) -> Image.Image | Tensor:
-    box = draw_crop_box(*F.get_size(image), CROP_SCALE, rng)
+Picture = TypeVar("Picture", Image.Image, Tensor)
+
+
+def random_crop_of(image: Picture, size: tuple[int, int], rng: random.Random) -> Picture:
+    height, width = F.get_size(image)
+    box = draw_crop_box(height, width, CROP_SCALE, rng)
     crop = F.resized_crop(image, *box, list(size), interpolation=InterpolationMode.BICUBIC)
     return F.horizontal_flip(crop) if rng.random() < 0.5 else crop
 
@@ -79,7 +83,7 @@ def training_loader(extractor: FeatureExtractor, dataset: DatasetOrRows, order: 
         batch_sampler=order,
         num_workers=extractor.num_workers,
         collate_fn=partial(_process, extractor.image_processor),
-        pin_memory=extractor.device.type == "cuda",
+        pin_memory=extractor.device_type == "cuda",
         generator=torch.Generator(),
     )
 

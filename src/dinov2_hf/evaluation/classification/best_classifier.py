@@ -125,7 +125,7 @@ def train_best_classifier(
         num_features=eval_features.shape[1],
         num_classes=len(labels.classes),
         seed=training.seed,
-        device=extractor.device,
+        device=extractor.device or "cpu",
         processes=extractor.processes,
     )
     train_once(

@@ -106,9 +106,9 @@ class ClassifierGrid:
             for logits in self.logits(features).values():
                 repeated = labels[:, None].expand(logits.shape[:2])
                 losses.append(F.cross_entropy(logits.transpose(1, 2), repeated, reduction="none").mean(dim=0))
-            losses = torch.cat(losses)
+            all_losses = torch.cat(losses)
             # Every weight is of one loss only, so the gradient of the sum is that of each alone.
-            gradients = torch.autograd.grad(losses.sum(), self._parameters)
+            gradients = torch.autograd.grad(all_losses.sum(), self._parameters)
         if self.processes is not None and self.processes.num_processes > 1:
             gradients = reduce(list(gradients), reduction="mean")
         with torch.no_grad():
@@ -116,7 +116,7 @@ class ClassifierGrid:
             torch._foreach_add_(self._momenta, gradients)
             for parameter, momentum in zip(self._parameters, self._momenta, strict=True):
                 parameter.addcmul_(momentum, self._learning_rates, value=-schedule)
-        return losses.detach()
+        return all_losses.detach()
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights and biases by name."""
@@ -183,4 +183,4 @@ def accuracies(
 
 def best_choice(found: Mapping[Choice, float]) -> Choice:
     """The choice of the highest accuracy; of equal ones the first."""
-    return max(found, key=found.get)
+    return max(found, key=found.__getitem__)

@@ -6,6 +6,7 @@ The original reads class numbers from files of its own, where those of two datas
 import logging
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import datasets
 import torch
@@ -66,7 +67,7 @@ def match_labels(train_dataset: DatasetOrRows, eval_dataset: DatasetOrRows, labe
             f"`label_column` {label_column!r} holds {kinds[0]} of classes in the training data and {kinds[1]} in the "
             "evaluation data, which cannot be matched: cast both to a datasets.ClassLabel."
         )
-    present = set(train_labels)
+    present: set[Any] = set(train_labels)
     if len(present) < 2:
         raise ValueError(
             f"`label_column` {label_column!r} has the one class {train_labels[0]!r} in the training data, but at"
@@ -80,7 +81,7 @@ def match_labels(train_dataset: DatasetOrRows, eval_dataset: DatasetOrRows, labe
             "classify needs a class of the training data."
         )
     classes = names or sorted(present)
-    index = {label: i for i, label in enumerate(classes)}
+    index: dict[Any, int] = {label: i for i, label in enumerate(classes)}
     return MatchedLabels(
         train=torch.tensor([index[label] for label in train_labels]),
         eval=torch.tensor([index[label] for label in eval_labels]),

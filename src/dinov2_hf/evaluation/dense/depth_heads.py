@@ -27,9 +27,10 @@ class LinearDepth:
         self.config = head_config(model, depth_layers=self.layers, min_depth=min_depth, max_depth=max_depth)
         self.module = DINOv2DepthHead(self.config)
         nn.init.normal_(self.module.conv_depth.weight, std=0.01)
-        nn.init.zeros_(self.module.conv_depth.bias)
+        if self.module.conv_depth.bias is not None:
+            nn.init.zeros_(self.module.conv_depth.bias)
 
-    def to(self, device: torch.device) -> None:
+    def to(self, device: torch.device | str | None) -> None:
         self.module.to(device)
 
     def features(self, pixel_values: Tensor) -> list[Tensor]:
@@ -76,7 +77,7 @@ class DPTDepth:
         nn.init.ones_(self.whole.head.head[-2].bias)
         self.module = nn.ModuleList([self.whole.neck, self.whole.head])
 
-    def to(self, device: torch.device) -> None:
+    def to(self, device: torch.device | str | None) -> None:
         self.whole.to(device)
 
     def features(self, pixel_values: Tensor) -> list[Tensor]:

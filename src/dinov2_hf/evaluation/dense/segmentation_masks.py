@@ -105,7 +105,7 @@ class MaskedImages:
         Raises:
             ValueError: an image or mask cannot be decoded, they differ in size, or what `mask_classes` raises.
         """
-        reading = {"num_workers": num_workers, "progress": progress}
+        reading: dict[str, Any] = {"num_workers": num_workers, "progress": progress}
         train_ids = count_ids(self.train, with_images=with_train_images, **reading)
         eval_ids = count_ids(self.eval, with_images=True, **reading)
         names = mask_classes(

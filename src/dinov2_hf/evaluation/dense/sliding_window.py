@@ -62,11 +62,11 @@ def augmented_probabilities(
     Returns:
         (K, H, W), in [0, 1].
     """
-    total, count = 0.0, 0
+    total, count = torch.zeros(()), 0
     for image in images:
         for mirrored in (False, True) if flip else (False,):
             logits = logits_of(image.flip(-1) if mirrored else image)
             logits = logits.flip(-1) if mirrored else logits
             logits = interpolate(logits.unsqueeze(0), size, mode="bilinear", align_corners=False)[0]
-            total, count = total + logits.softmax(dim=0), count + 1
+            total, count = total.to(logits.device) + logits.softmax(dim=0), count + 1
     return total / count

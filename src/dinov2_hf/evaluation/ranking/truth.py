@@ -43,7 +43,8 @@ def truths_by_lists(queries: Any, database_size: int) -> dict[str, list[QueryTru
     lists = {name: _column(queries, name) for name in LIST_COLUMNS}
     for row in range(len(queries)):
         together = [number for name in LIST_COLUMNS for number in lists[name][row] or ()]
-        bad = [number for number in together if not isinstance(number, Integral) or not 0 <= number < database_size]
+        rows_there = range(database_size)
+        bad = [number for number in together if not isinstance(number, Integral) or number not in rows_there]
         if bad or len(set(together)) < len(together):
             problem = f"hold {bad[0]!r}" if bad else "hold a number twice"
             raise ValueError(
@@ -70,15 +71,15 @@ def instance_labels(dataset: Any, label_column: str) -> list[int | str | None]:
     values = _column(dataset, label_column)
     feature = dataset.features[label_column] if isinstance(dataset, datasets.Dataset) else None
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    labels = []
+    labels: list[Any] = []
     for row, value in enumerate(values):
         if value is not None and not isinstance(value, Integral | str):
             raise ValueError(
                 f"`label_column` {label_column!r} of row {row} is {value!r}, but must be an integer, a string or None."
             )
-        if names is not None:
-            value = names[value] if value is not None and value >= 0 else None
         labels.append(value)
+    if names is not None:
+        return [None if label is None or label < 0 else names[label] for label in labels]
     return labels
 
 

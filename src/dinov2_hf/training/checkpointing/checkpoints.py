@@ -184,7 +184,7 @@ def checkpoints_meant(folder: Path, wanted: str) -> list[Path]:
 
 
 def _find(folder: Path, wanted: str) -> Path:
-    damages = []
+    damages: list[str] = []
     for checkpoint in checkpoints_meant(folder, wanted):
         damage = find_damage(checkpoint)
         if damage is None:
