@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -13,6 +14,11 @@ version = re.search(r'__version__ = "(.+)"', (root / "src/dinov2_hf/__init__.py"
 # A package index shows README without the files beside it. Whoever releases says where they are, such as
 # DINOV2_HF_REPOSITORY=https://github.com/<owner>/<name>; without it links become words and pictures are left out.
 repository = os.environ.get("DINOV2_HF_REPOSITORY", "").rstrip("/")
+if not repository and {"sdist", "bdist_wheel"} & set(sys.argv):
+    print(
+        "DINOV2_HF_REPOSITORY is not set: on a package index, README has no pictures and no links to other files.",
+        file=sys.stderr,
+    )
 
 
 def for_index(readme: str) -> str:
