@@ -76,8 +76,9 @@ def test_the_quickstart_is_left_alone(pretrain, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("sys.argv", ["write_digits.py", str(tmp_path / "digits")])
     load_example("write_digits").main()
     recipe = read_recipe("quickstart_digits")
-    for name in ("max_steps", "warmup_steps", "teacher_temperature_warmup_steps", "eval_steps", "save_steps"):
-        recipe[name] //= 10
+    for name in recipe:
+        if name.endswith("_steps") and name != "logging_steps":
+            recipe[name] //= 10
     recipe["per_device_train_batch_size"] = 32
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(recipe))
     pretrain.main(
@@ -88,7 +89,7 @@ def test_the_quickstart_is_left_alone(pretrain, tmp_path, monkeypatch, caplog):
     )
     assert "warning at step" not in caplog.text
     first, *_, last = records(tmp_path / "out")
-    assert last["step"] == 120
+    assert last["step"] == 140
     assert last["target_information"] > 3 * first["target_information"]
     assert last["cls_effective_rank"] > 5 * first["cls_effective_rank"]
     assert last["cls_pair_cosine"] < 0.5 < first["cls_pair_cosine"]
