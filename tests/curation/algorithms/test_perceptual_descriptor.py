@@ -2,10 +2,9 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageOps
 
 from dinov2_hf.curation.algorithms.perceptual_descriptor import (
     CELLS,
@@ -17,33 +16,9 @@ from dinov2_hf.curation.algorithms.perceptual_descriptor import (
     oriented_gradients,
     patches_of,
     summed_area,
-    trim_borders,
 )
-from dinov2_hf.data import decode_image
-from tests.curation.scenes import encoded, scene
-
-
-def crop(image: Image.Image) -> Image.Image:
-    return image.crop((round(0.1 * image.width), round(0.1 * image.height), image.width, image.height))
-
-
-def caption(image: Image.Image) -> Image.Image:
-    image = image.copy()
-    ImageDraw.Draw(image).text((8, image.height // 2), "a caption", fill="white", font_size=image.height // 8)
-    return image
-
-
-COPIES = {
-    "JPEG": lambda image: decode_image(encoded(image, "JPEG", quality=30)),
-    "half size": lambda image: image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS),
-    "crop": crop,
-    "mirror": ImageOps.mirror,
-    "colours": lambda image: ImageEnhance.Color(ImageEnhance.Brightness(image).enhance(0.7)).enhance(0.3),
-    "blur": lambda image: image.filter(ImageFilter.GaussianBlur(1.0)),
-    "caption": caption,
-    "border": lambda image: ImageOps.expand(image, 20, "white"),
-    "rotation": lambda image: image.rotate(5),
-}
+from tests.curation.copies import COPIES
+from tests.curation.scenes import scene
 
 
 @pytest.fixture(scope="module")
@@ -128,14 +103,3 @@ def test_the_gradient_of_a_ramp_points_one_way():
     gradients = oriented_gradients(ramp)
     assert gradients[:, 8:24, 8:24].mean(dim=(1, 2)).argmax() == 0  # to the right
     assert oriented_gradients(ramp.T)[:, 8:24, 8:24].mean(dim=(1, 2)).argmax() == ORIENTATIONS // 4  # down
-
-
-def test_borders_are_trimmed():
-    inner = scene(7)
-    framed = ImageOps.expand(inner, (30, 10, 5, 0), "black")
-    trimmed = trim_borders(framed)
-    assert abs(trimmed.width - inner.width) <= 2
-    assert abs(trimmed.height - inner.height) <= 2
-    plain = Image.new("RGB", (60, 60), "blue")
-    assert trim_borders(plain) is plain
-    assert np.asarray(trim_borders(inner)).shape == np.asarray(inner).shape

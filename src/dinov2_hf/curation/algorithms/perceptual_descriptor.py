@@ -24,9 +24,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from .generated_pictures import generated_picture
+from .picture_borders import trim_borders
+from .pool_whitening import FEW_IMAGES, PoolWhitening
 
 
 WIDTH = 512
@@ -41,50 +43,19 @@ SHARPNESS = 8.0
 CONTRAST_SHARPNESS = 2.0
 LOW_CONTRAST = 0.3  # distance of a patch from the even texture that weighs half
 FLAT_GRADIENT = 0.02  # mean gradient (of grey in [0, 1]) of a patch that weighs half
-# Variances are raised to the power 1 - 2 * TONING: 0 leaves them, 0.5 makes all equal.
-TONING = 0.4
-# Images that count as much as the assumption of mean 0 and equal variances, for pools of few images.
-PRIOR_IMAGES = 2
-FEW_IMAGES = 32  # generated pictures make up what is missing
-BORDER_SPREAD = 8  # grey levels within a row of pixels that is one colour, give or take compression
-BORDER_DRIFT = 12  # grey levels from the outermost row
 
 
-class PerceptualDescriptor(nn.Module):
+class PerceptualDescriptor(PoolWhitening):
     """The last step: from sums of patches to descriptors, centred on a sample of the pool."""
 
-    def __init__(self):
-        super().__init__()
-        self.mean = nn.Parameter(torch.zeros(WIDTH), requires_grad=False)
-        self.projection = nn.Parameter(torch.eye(WIDTH), requires_grad=False)
+    given_width = width = WIDTH
+    toning = 0.4
+    most_toned = 64
+    images_per_toned = 2
+    prior_images = 2
 
-    def fit(self, sums: Tensor) -> "PerceptualDescriptor":
-        """Learn the mean and the variances of a sample.
-
-        Args:
-            sums: (n, D) from `PatchSums`, n >= 1. Of fewer than `FEW_IMAGES` the mean would be what these few have in
-                common: generated pictures make up their number, so that two photographs are not alike for being alone.
-        """
-        if len(sums) < FEW_IMAGES:
-            sums = torch.cat([sums, _sums_of_generated_pictures()[len(sums) :].to(sums)])
-        sums = sums.double()
-        weight = len(sums) / (len(sums) + PRIOR_IMAGES)
-        self.mean.copy_(weight * sums.mean(dim=0))
-        centred = sums - sums.mean(dim=0)
-        covariance = weight * centred.T @ centred / len(sums)
-        prior = (sums**2).sum(dim=1).mean() / WIDTH
-        covariance += (1 - weight) * prior * torch.eye(WIDTH, dtype=torch.float64)
-        variances, directions = torch.linalg.eigh(covariance)
-        # Directions that the sample hardly reaches would be blown up: those beyond the 64th count as it does.
-        floor = variances[-min(64, max(2, len(sums) // 2))].clamp(min=1e-12)
-        scales = (variances.clamp(min=floor) / floor) ** -TONING
-        self.projection.copy_((directions * scales) @ directions.T)
-        return self
-
-    def forward(self, sums: Tensor) -> Tensor:
-        """(B, D) sums to (B, D) of unit length; of a picture without structure the zero vector."""
-        centred = (sums - self.mean) @ self.projection
-        return F.normalize(centred, dim=-1) * (sums.abs().amax(dim=-1, keepdim=True) > 0)
+    def of_generated_pictures(self) -> Tensor:
+        return _sums_of_generated_pictures()
 
     def describe(self, images: Iterable[Image.Image]) -> Tensor:
         """(n, D) descriptors of RGB pictures; for few, without workers or progress."""
@@ -149,31 +120,6 @@ def grey_picture(image: Image.Image) -> Tensor:
     width, height = round(SIDE * math.sqrt(ratio)), round(SIDE / math.sqrt(ratio))
     resized = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
     return torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255)
-
-
-def trim_borders(image: Image.Image) -> Image.Image:
-    """Without rows and columns of one colour at its edges, unless little would be left of it."""
-    small = image.copy()
-    small.thumbnail((256, 256), reducing_gap=3.0)
-    pixels = np.asarray(small, dtype=np.float32)
-    height, width = pixels.shape[:2]
-    across = pixels.swapaxes(0, 1)
-    top, bottom = _border(pixels), _border(pixels[::-1])
-    left, right = _border(across), _border(across[::-1])
-    if top + bottom > 0.7 * height or left + right > 0.7 * width:
-        return image
-    x, y = image.width / width, image.height / height
-    return image.crop(
-        (round(left * x), round(top * y), image.width - round(right * x), image.height - round(bottom * y))
-    )
-
-
-def _border(lines: np.ndarray) -> int:
-    """How many of the first lines (lines, pixels, 3) are all of one colour."""
-    plain = (lines.std(axis=1).max(axis=1) < BORDER_SPREAD) & (
-        np.abs(lines.mean(axis=1) - lines[0].mean(axis=0)).max(axis=1) < BORDER_DRIFT
-    )
-    return len(lines) if plain.all() else int(np.argmin(plain))
 
 
 def oriented_gradients(grey: Tensor) -> Tensor:
