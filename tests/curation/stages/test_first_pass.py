@@ -11,12 +11,15 @@ from pyarrow import parquet
 
 from dinov2_hf.curation import CurationArguments, curate
 from dinov2_hf.curation.algorithms.image_hashes import perceptual_hash
+from dinov2_hf.curation.embedders import Embedder, VectorModel
 from dinov2_hf.curation.pixels import REDUCED_SIDE, is_reduced, reduction
 from dinov2_hf.curation.stages import embed, first_pass
 from dinov2_hf.curation.stages.first_pass import read_images
+from dinov2_hf.curation.stages.first_vectors import FirstVectors
 from dinov2_hf.curation.storage.image_source import read_source
 from dinov2_hf.curation.storage.sources import OpenSources
 from dinov2_hf.data import decode_image
+from dinov2_hf.features import FeatureExtractor
 from tests.curation.scenes import encoded, scene, write_scenes
 
 
@@ -145,3 +148,10 @@ def test_a_damaged_file_is_damaged_at_any_size(tmp_path):
         ((cut, whole),) = read_images(sources, [0, 1], is_reduced=how, batch_size=4)
         assert "truncated" in cut.reason
         assert whole.reason is None
+
+
+def test_the_network_is_where_its_pictures_are_sent():
+    """As on a GPU: a network that stays behind would fail at the first batch."""
+    extractor = FeatureExtractor(VectorModel(torch.nn.Linear(3, 3)), None, batch_size=2, device="meta")
+    FirstVectors(Embedder(extractor))
+    assert {parameter.device.type for parameter in extractor.model.parameters()} == {"meta"}

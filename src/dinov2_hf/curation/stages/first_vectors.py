@@ -30,6 +30,7 @@ class FirstVectors:
     """
 
     def __init__(self, embedder: Embedder):
+        embedder.extractor.begin()
         self.embedder, self.batch_size = embedder, embedder.extractor.batch_size
         self.kind = FeatureKind(embedder.kind, 4)
         self._rows: list[int] = []
