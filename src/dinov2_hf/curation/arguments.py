@@ -69,9 +69,9 @@ class CurationArguments:
     # --- embed
     embedder: str | None = argument(
         None,
-        'For finding copies: "perceptual" (no model; null: this, for small pools), package.module:function, a'
-        " TorchScript file, a model folder or Hub name (also owner/name@revision), or precomputed vectors (.parquet or"
-        " .npy files).",
+        'For finding copies: "perceptual" (no model; null: this, for small pools), "efficientnet_lite0" (finds more;'
+        " needs the extra `copies`), package.module:function, a TorchScript file, a model folder or Hub name (also"
+        " owner/name@revision), or precomputed vectors (.parquet or .npy files).",
     )
     retrieval_embedder: str | None = argument(
         None, "For retrieval and clustering, the same choices; null: embedder, where that is named."

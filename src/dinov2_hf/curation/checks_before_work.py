@@ -15,7 +15,7 @@ from ..data import max_image_pixels
 from ..devices import find_device
 from .algorithms.neighbors import IndexSettings
 from .arguments import CurationArguments
-from .embedders import fitted_module, kind_of_embedder
+from .embedders import kind_of_embedder
 from .filters import Columns, FilterChain, planned_filters
 from .run_context import Curation
 from .stages.embed import load_embedder_of
@@ -80,8 +80,8 @@ def refuse_unnamed_descriptor(curation: Curation) -> None:
     else:
         return
     raise ValueError(
-        f"{default} {problem}; name one (--embedder: SSCD, a model, vectors), or --embedder perceptual if you want it"
-        " all the same. docs/curation_scale.md has what was measured."
+        f"{default} {problem}; name one (--embedder: efficientnet_lite0, SSCD, a model, vectors), or --embedder"
+        " perceptual if you want it all the same. docs/curation_scale.md has what was measured."
     )
 
 
@@ -132,8 +132,6 @@ def _check_embedder(
 ) -> None:
     if kind_of_embedder(spec) == "precomputed":
         PrecomputedVectors(spec, curation.sources)
-        return
-    if fitted_module(spec) is not None:
         return
     device = str(find_device(arguments.device))
     try:

@@ -2,9 +2,10 @@
 there.
 
 A registered embedder, or one named as `package.module:function`, is a callable from a list of RGB pictures to their
-vectors, (images, width). A class is made first. With the fact `fitted`, a module that is fitted to what the callable
-gives for a sample of the pool brings its vectors to their last form, as `PerceptualDescriptor` does. With the fact
-`input_side`, large JPEG files are decoded smaller if their shorter side keeps twice that (`pixels`).
+vectors, (images, width). A class is made first. If it is a module with an `image_processor`, that runs where images
+are decoded, and the module on the device. With the fact `fitted`, a module that is fitted to what the callable gives
+for a sample of the pool brings its vectors to their last form (`PoolWhitening`). With the fact `input_side`, large
+JPEG files are decoded smaller if their shorter side keeps twice that (`pixels`).
 """
 
 import inspect
@@ -24,11 +25,20 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from ..features import FeatureExtractor, Features
 from ..hub_repos import name_and_revision
 from ..named_objects import PATH, Registry
-from .algorithms.perceptual_descriptor import SIDE, PatchSums, PerceptualDescriptor
+from .algorithms import efficientnet_descriptor, perceptual_descriptor
+from .algorithms.efficientnet_descriptor import EfficientNetDescriptor, EfficientNetStatistics
+from .algorithms.perceptual_descriptor import PatchSums, PerceptualDescriptor
 
 
 EMBEDDERS = Registry("embedder")
-EMBEDDERS.register("perceptual", fitted=PerceptualDescriptor, input_side=2 * SIDE)(PatchSums)  # of pictures 4 : 1
+EMBEDDERS.register(
+    "perceptual",
+    fitted=PerceptualDescriptor,
+    input_side=2 * perceptual_descriptor.SIDE,  # of pictures 4 : 1
+)(PatchSums)
+EMBEDDERS.register("efficientnet_lite0", fitted=EfficientNetDescriptor, input_side=efficientnet_descriptor.SIDE)(
+    EfficientNetStatistics
+)
 
 
 def kind_of_embedder(spec: str) -> str:
@@ -154,6 +164,9 @@ def _registered(spec: str, fitted: Path | None, run: dict[str, Any]) -> Embedder
     if fitted is not None:
         last = found.facts["fitted"]()
         last.load_state_dict(torch.load(fitted, weights_only=True))
+    run = {**run, "autocast_dtype": None}  # an option of models
+    if hasattr(embed, "image_processor"):
+        return Embedder(FeatureExtractor(VectorModel(nn.Sequential(embed, last)), embed.image_processor, **run))
     if "fitted" not in found.facts:  # what a model has put on a GPU cannot be used in the processes of a loader
         run["num_workers"] = 0
     return Embedder(FeatureExtractor(VectorModel(last), VectorInput(embed, options), **run))
