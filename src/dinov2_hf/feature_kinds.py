@@ -29,7 +29,7 @@ registers, patches row by row.
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,9 @@ def image_features(model: nn.Module, pixel_values: Tensor, kind: str = "cls", nu
 def take_features(model: nn.Module, pixel_values: Tensor, kind: FeatureKind) -> tuple[Tensor, str]:
     """`image_features` and, in words, how they were taken."""
     options = (kind.num_layers,) if kind.name in KINDS_OF_LAST_LAYERS else ()
-    return FEATURE_FUNCTIONS[kind.name](model, pixel_values, *options)
+    # Not where they are listed: the help of commands reads that place, and imports no torch.
+    function = cast(Callable[..., tuple[Tensor, str]], FEATURE_FUNCTIONS[kind.name])
+    return function(model, pixel_values, *options)
 
 
 def _cls(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, str]:
@@ -216,7 +218,7 @@ def block_tokens(
     return found
 
 
-FEATURE_FUNCTIONS: dict[str, Callable[..., tuple[Tensor, str]]] = {
+FEATURE_FUNCTIONS = {
     "cls": _cls,
     "mean_patch": _mean_patch,
     "patch_grid": _patch_grid,
