@@ -97,3 +97,6 @@ def test_near_names_and_those_that_contain_it():
         " Did you mean `weight_decay` or `layer_decay`?"
     )
     assert did_you_mean("xyz", ["epochs"]) == ""
+    assert did_you_mean("ViT-S-14", ["vitg14", "vit_s14_long", "vit_s14"]) == (
+        " Did you mean `vit_s14_long` or `vit_s14`?"
+    )

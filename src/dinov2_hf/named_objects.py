@@ -110,10 +110,18 @@ class Registry:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The sentence " Did you mean `x`?", with up to three names that contain it or one that is near; or nothing."""
-    names = list(names)
-    near = [known for known in names if len(name) > 3 and name in known] or difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean {' or '.join(f'`{known}`' for known in near[:3])}?" if near else ""
+    """
+    The sentence " Did you mean `x`?", with up to four names that contain it or one that is near; or nothing. A name is
+    contained whatever its case, hyphens and underscores are.
+    """
+    names, wanted = list(names), _bare(name)
+    near = [known for known in names if len(wanted) > 3 and wanted in _bare(known)]
+    near = near or difflib.get_close_matches(name, names, n=1)
+    return f" Did you mean {' or '.join(f'`{known}`' for known in near[:4])}?" if near else ""
+
+
+def _bare(name: str) -> str:
+    return re.sub("[-_]", "", name).lower()
 
 
 def _origin(object: Any) -> str:
