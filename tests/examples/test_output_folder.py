@@ -223,4 +223,5 @@ def test_ctrl_c_is_one_line_and_130(pretrain, recipe, images, tmp_path):
     assert process.returncode == 130, printed
     assert "Traceback" not in printed
     (sentence,) = (line for line in printed.splitlines() if "stopped: " in line)
+    assert printed.splitlines()[-1] == sentence  # and no bar below it
     assert sentence.startswith("stopped: Ctrl-C ended the run; steps since the last checkpoint are lost. --resume")

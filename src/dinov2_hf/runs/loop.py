@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -56,22 +56,21 @@ class Steps:
         self.unsettled: deque[tuple[CountsOnTheWay, StepPasses]] = deque()
         self.is_preempted = False
 
-    def __iter__(self) -> Iterator["Step"]:
+    def __iter__(self) -> Generator["Step", None, None]:
         with self.preemption, closing(self.run.saver):
             self.run.model.train()
             self._count_flops()
             if self.state["step"] == 0:
                 self._evaluate(self.run.evaluations.names, draws=True)
-            progress = self._progress_bar()
-            for number in range(self.state["step"], self.last):
-                step = Step(self, self.run.schedules.at(number))
-                set_schedule(self.run.optimizer, step.now)
-                self.nonfinite.begin()
-                yield step
-                self.state["step"] = number + 1
-                progress.update()
-                self._between(step, progress)
-            progress.close()
+            with self._progress_bar() as progress:
+                for number in range(self.state["step"], self.last):
+                    step = Step(self, self.run.schedules.at(number))
+                    set_schedule(self.run.optimizer, step.now)
+                    self.nonfinite.begin()
+                    yield step
+                    self.state["step"] = number + 1
+                    progress.update()
+                    self._between(step, progress)
             self.run.saver.wait()
 
     def _count_flops(self) -> None:

@@ -4,7 +4,7 @@ the last.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,8 @@ def start_run(plan_type: type[PreTrainingPlan], arguments: list[str]) -> Iterato
             run = Run(plan_type(arguments), held)
             yield run
         except (Exception, KeyboardInterrupt) as error:
+            if run is not None:
+                run.end_steps()
             end_in_words(error, run)
             raise
 
@@ -95,6 +97,7 @@ class Run:
     def __init__(self, plan: PreTrainingPlan, held: ExitStack):
         self.plan, self.args, self.config = plan, plan.args, plan.config
         self._held, self.is_training = held, False
+        self._steps: Generator[Step, None, None] | None = None
         args = plan.args
         self.output_dir = Path(args.output_dir)
         self.accelerator = build_accelerator(args, self.output_dir)
@@ -215,9 +218,14 @@ class Run:
 
     def steps(self) -> Iterator[Step]:
         """Those that are left, one after the other; see `Steps`."""
-        steps = iter(Steps(self))
-        self._held.callback(steps.close)  # signals are deadly again, also where the loop's own lines failed
-        return steps
+        self._steps = iter(Steps(self))
+        self._held.callback(self.end_steps)
+        return self._steps
+
+    def end_steps(self) -> None:
+        """Signals are deadly again, also where the loop's own lines failed, and the progress bar is drawn no more."""
+        if self._steps is not None:
+            self._steps.close()
 
     def evaluate(self, names: list[str]) -> None:
         """

@@ -165,7 +165,8 @@ class NonFiniteSteps:
         if in_a_row > self.max_in_a_row:
             raise RunStopped(
                 f"{what}, number {in_a_row} in a row where `max_nonfinite_steps` ({self.max_in_a_row}) are left out;"
-                f" weights and checkpoints are from before them; images: {images}."
+                " weights and checkpoints are from before them. Most often `learning_rate` is too high, or"
+                f" `warmup_steps` are too few; give a lower or more. Images of the step: {images}."
             )
         logger.warning(
             "%s; it is left out, as number %d in a row of at most %d; images: %s", what, in_a_row, self.max_in_a_row,
