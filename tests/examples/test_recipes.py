@@ -1,6 +1,7 @@
 """What recipes offer beyond the plain run: weights to start from, losses left out, registers, small batches."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,14 +109,17 @@ def test_an_earlier_run_continues_with_its_heads_and_teacher(pretrain, bare_reci
 
 
 def test_a_continued_run_resumes_and_repeats(pretrain, bare_recipe, images, earlier, tmp_path):
-    flags = ("--init_from", str(earlier), "--freeze_backbone_steps", "2", "--warmup_steps", "2")
+    """To go on it does not need the weights that it started from: those of the checkpoint replace them."""
+    start = shutil.copytree(earlier, tmp_path / "start")
+    flags = ("--init_from", str(start), "--freeze_backbone_steps", "2", "--warmup_steps", "2")
     run(pretrain, bare_recipe, images, tmp_path / "straight", *flags)
-    run_until_saved(4, lambda: run(pretrain, bare_recipe, images, tmp_path / "resumed", *flags))
-    run(pretrain, bare_recipe, images, tmp_path / "resumed", *flags, "--resume_from_checkpoint", "latest")
-    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
     again = ["--config", str(tmp_path / "straight" / "recipe.yaml"), "--output_dir", str(tmp_path / "again")]
     pretrain.main(again)
     assert_same_run(tmp_path / "straight", tmp_path / "again")
+    run_until_saved(4, lambda: run(pretrain, bare_recipe, images, tmp_path / "resumed", *flags))
+    shutil.rmtree(start)
+    run(pretrain, bare_recipe, images, tmp_path / "resumed", *flags, "--resume_from_checkpoint", "latest")
+    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
 
 
 def test_a_phase_of_higher_resolution(pretrain, bare_recipe, images, earlier, tmp_path):

@@ -19,6 +19,7 @@ from .initial_weights import (
 from .pretraining_arguments import PreTrainingArguments, recipe_values
 from .recipe.recipe_checks import check_crops, check_mask_grid
 from .recipe.recipe_parsing import parse_recipe
+from .recipe.resumed_recipe import network_of_checkpoint
 
 
 if TYPE_CHECKING:
@@ -56,8 +57,13 @@ class NetworkPlan:
 
         defaults = defaults or {}
         self.args, backbone, objective, *_ = parse(defaults)
-        self.initial = load_initial_model(self.args.init_from) if self.args.init_from else None
-        if self.initial is not None:  # whose network is the recipe's, where it says nothing else
+        self.initial = None
+        if self.args.init_from and (resumed := network_of_checkpoint(self.args, config_types[:2])):
+            # All weights are those of the checkpoint. What the first ones told of the network, it tells too.
+            self.args, backbone, objective, *_ = parse({**defaults, **resumed})
+        elif self.args.init_from:
+            self.initial = load_initial_model(self.args.init_from)
+            # Whose network is the recipe's, where it says nothing else.
             self.args, backbone, objective, *_ = parse({**defaults, **recipe_of(self.initial)})
             if self.args.allow_recipe_change and not backbone["num_register_tokens"]:
                 drop_registers(self.initial)

@@ -1,13 +1,14 @@
 """The recipe that a resumed run goes on with where the command line names none: its own."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...options import Option, read_mapping
+from ...options import Option, options_of, read_mapping
 from ...recipe_files import read_recipe
 from ...training.checkpointing.checkpoint_folders import CHECKPOINTS, read_state
 from ...training.checkpointing.checkpoints import checkpoints_meant
+from ..pretraining_arguments import PreTrainingArguments
 
 
 RECIPE_FILE = "recipe.yaml"  # of the output folder of a run
@@ -43,3 +44,25 @@ def recipe_of_run(options: Mapping[str, Option], given: Mapping[str, Any]) -> di
     # A name that the checkpoint has as well is of an earlier version, another one a mistake of who edited the file.
     known = {name: value for name, value in recipe.items() if name in options or name not in of_checkpoint}
     return read_mapping(options, known, str(source))
+
+
+def network_of_checkpoint(args: PreTrainingArguments, kinds: Iterable[type]) -> dict[str, Any]:
+    """
+    What the checkpoint that a run is resumed from tells of its network and objective.
+
+    Args:
+        kinds: configurations, whose fields are wanted.
+
+    Returns:
+        Names and values; none where nothing is resumed, or where each of several students has a network of its own.
+
+    Raises:
+        ValueError: there is no such checkpoint.
+    """
+    if args.resume_from_checkpoint is None:
+        return {}
+    checkpoint = checkpoints_meant(Path(args.output_dir) / CHECKPOINTS, args.resume_from_checkpoint)[0]
+    recipe = read_state(checkpoint).get("recipe", {})
+    if recipe.get("students"):
+        return {}
+    return {name: recipe[name] for kind in kinds for name in options_of(kind) if name in recipe}
