@@ -3,6 +3,7 @@
 They are the panels of `training_curves`; `interactive_curves.js` draws them in the browser.
 """
 
+from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ SCRIPT = Path(__file__).with_suffix(".js")
 MOST_POINTS = 1000  # of a curve; a screen has no more places
 
 
-def interactive_curves(records: list[dict], *, num_prototypes: int | None = None) -> list[dict[str, Any]]:
+def interactive_curves(
+    records: list[dict], *, num_prototypes: int | None = None, pixels: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
     """What the script draws, as JSON holds it.
 
     Args:
         records: of `read_metrics`.
-        num_prototypes: as in `plot_training_curves`.
+        num_prototypes, pixels: as in `plot_training_curves`.
 
     Returns:
         Of each panel `title`, `wide`, `percent`, `logarithmic`, `line` and `curves`; of each of these `label`,
@@ -37,7 +40,7 @@ def interactive_curves(records: list[dict], *, num_prototypes: int | None = None
                 for color, (name, label) in zip(cycle(COLORS), panel.labels.items(), strict=False)
             ],
         }
-        for panel in panels_of(curves, num_prototypes)
+        for panel in panels_of(curves, num_prototypes, pixels)
     ]
 
 

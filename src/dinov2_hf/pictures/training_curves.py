@@ -1,7 +1,7 @@
 """A picture of all metrics of a run over its steps."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -27,7 +27,13 @@ _COLUMNS = 4
 _MIN_POINTS_TO_SMOOTH = 60
 
 
-def plot_training_curves(metrics_path: str | Path, png_path: str | Path, *, num_prototypes: int | None = None) -> bool:
+def plot_training_curves(
+    metrics_path: str | Path,
+    png_path: str | Path,
+    *,
+    num_prototypes: int | None = None,
+    pixels: Mapping[str, float] | None = None,
+) -> bool:
     """Draw the curves of a metrics file to a PNG, one panel for each kind of metric that the file has.
 
     Noisy curves of many points are drawn pale, with their running mean on top. A metric whose standard error is there
@@ -38,12 +44,13 @@ def plot_training_curves(metrics_path: str | Path, png_path: str | Path, *, num_
         png_path: the picture; missing folders are made, and the file appears complete or not at all.
         num_prototypes: K, for a line at ln K in the panel of the targets: the entropy, in nats, of targets that are
             uniform over the prototypes; and for one at K in that of the prototypes in use.
+        pixels: the k-NN accuracies of raw pixels, by the names of the metrics, for a line at the best of them.
 
     Returns:
         Whether there was anything to draw: not before the first record of a run.
     """
     curves = curves_of(read_metrics(metrics_path)) if Path(metrics_path).exists() else {}
-    panels = panels_of(curves, num_prototypes)
+    panels = panels_of(curves, num_prototypes, pixels)
     if not panels:
         return False
 
@@ -105,8 +112,10 @@ class Panel:
         return running_mean(values) if self.smooth and len(values) >= _MIN_POINTS_TO_SMOOTH else None
 
 
-def panels_of(names: Iterable[str], num_prototypes: int | None) -> list[Panel]:
-    """The panels for the metrics there are, each with the label of every metric in it."""
+def panels_of(
+    names: Iterable[str], num_prototypes: int | None, pixels: Mapping[str, float] | None = None
+) -> list[Panel]:
+    """The panels for the metrics there are, each with the label of every metric in it; see `plot_training_curves`."""
 
     def present(labels: dict[str, str]) -> dict[str, str]:
         return {name: label for name, label in labels.items() if name in names}
@@ -118,11 +127,13 @@ def panels_of(names: Iterable[str], num_prototypes: int | None) -> list[Panel]:
 
     knn = sorted((name for name in names if name.startswith("knn_top1")), key=lambda name: (len(name), name))
     knn_labels = {name: name.removeprefix("knn_top1_").replace("k", "k = ") for name in knn}
+    of_pixels = max(((value, name) for name, value in (pixels or {}).items() if name in knn_labels), default=None)
+    best = of_pixels and (of_pixels[0], f"raw pixels, {knn_labels[of_pixels[1]]}")
     uniform = (math.log(num_prototypes), "uniform targets (ln K)") if num_prototypes else None
     every = (num_prototypes, "all (K)") if num_prototypes else None
     panels = [
         Panel("Losses", present({"loss": "total"}) | like(suffix="_loss"), wide=True, smooth=True),
-        Panel("k-NN top-1 accuracy", knn_labels, percent=True),
+        Panel("k-NN top-1 accuracy", knn_labels, percent=True, line=best),
         Panel("Linear probe, top-1 accuracy", present({"linear_top1": ""}), percent=True),
         Panel("Patch k-NN, mean IoU", present({"patch_knn_miou": ""}), percent=True),
         Panel("Teacher targets (nats)", present(_TARGETS), smooth=True, line=uniform),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dinov2_hf.pictures.training_curves import plot_training_curves
+from dinov2_hf.pictures.training_curves import panels_of, plot_training_curves
 from dinov2_hf.training.monitoring.monitor import append_metrics, read_metrics, truncate_metrics
 
 
@@ -25,6 +25,19 @@ OTHERS = (
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "run" / "metrics.jsonl"
+
+
+def test_raw_pixels_are_a_line_beside_the_accuracies():
+    """The best of all k, and of those alone that the run has; no line where none was measured."""
+    names = ("step", "knn_top1_k1", "knn_top1_k20", "loss")
+    (panel,) = (
+        panel
+        for panel in panels_of(names, None, {"knn_top1_k20": 0.9, "knn_top1_k1": 0.8, "knn_top1_k5": 1.0})
+        if panel.percent
+    )
+    assert panel.line == (0.9, "raw pixels, k = 20")
+    (panel,) = (panel for panel in panels_of(names, None) if panel.percent)
+    assert panel.line is None
 
 
 def test_records_come_back_as_they_were_written(path):

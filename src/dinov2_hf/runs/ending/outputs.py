@@ -64,8 +64,12 @@ class Output:
 
     def draw_curves(self) -> None:
         """Where there is something to draw by now."""
-        picture = self.folder / "training_curves.png"
-        plot_training_curves(self.metrics_path, picture, num_prototypes=self.run.config.num_prototypes)
+        plot_training_curves(
+            self.metrics_path,
+            self.folder / "training_curves.png",
+            num_prototypes=self.run.config.num_prototypes,
+            pixels=measured_by(self.run.state, "knn", self.name).get("pixels"),
+        )
 
     def measured(self) -> dict[str, dict[str, dict[str, float] | None]]:
         """Of each evaluation of the run, by its name, what `measured_by` tells."""

@@ -69,7 +69,8 @@ def render_page(facts: RunFacts) -> str:
 
 def _student(student: StudentFacts) -> _Student:
     recipe = student.recipe
-    curves = interactive_curves(student.records, num_prototypes=recipe["num_prototypes"])
+    pixels = next((found.pixels for found in student.measured if found.evaluation == "knn"), None)
+    curves = interactive_curves(student.records, num_prototypes=recipe["num_prototypes"], pixels=pixels)
     over_steps = student.folder / OVER_STEPS
     return _Student(
         name=student.name,
