@@ -119,6 +119,15 @@ def test_the_png_shows_every_picture_over_its_colours(tmp_path, count, bands, co
     assert [file.name for file in path.parent.iterdir()] == ["pca.png"]
 
 
+def test_the_rows_of_the_png_say_what_they_are(tmp_path):
+    """Pictures and colours are white: whatever is dark is a label, at the left of each of the four rows."""
+    draw_patch_pca([Image.new("RGB", (9, 9), "white")] * 12, np.ones((12, 3, 3, 3)), tmp_path / "pca.png")
+    dark = np.asarray(Image.open(tmp_path / "pca.png").convert("L")) < 100
+    assert dark.any(axis=0).nonzero()[0].max() < dark.shape[1] / 10
+    rows = np.array_split(dark.any(axis=1), 4)
+    assert [row.any() for row in rows] == [True] * 4
+
+
 def test_the_title_makes_the_picture_taller(tmp_path):
     pictures, pca = [Image.new("RGB", (8, 8))], np.zeros((1, 2, 2, 3))
     draw_patch_pca(pictures, pca, tmp_path / "plain.png")

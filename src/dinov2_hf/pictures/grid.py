@@ -42,6 +42,7 @@ class PictureGrid:
         rows: of cells; their lengths may differ.
         row_gaps: space above a row beyond the usual gap, in gaps, by the number of the row.
         headings: a line above each column.
+        labels: a line at the left of each row, from below to above.
         title: a line above everything.
         cell_width: in inches.
         legend: patches of matplotlib with their labels, at the right of everything.
@@ -51,6 +52,7 @@ class PictureGrid:
     rows: list[list[Cell]]
     row_gaps: dict[int, int] = field(default_factory=dict)
     headings: Sequence[str] = ()
+    labels: Sequence[str] = ()
     title: str | None = None
     cell_width: float = CELL_WIDTH
     legend: Sequence[Any] = ()
@@ -73,6 +75,9 @@ class PictureGrid:
             self.figure.text(0, 1, self.title, fontsize=13, va="top", ha="left")
         for column, heading in enumerate(self.headings):
             self._write(heading, column * step + self.cell_width / 2, head - GAP, fontsize=9, va="bottom", ha="center")
+        for label, (top, height) in zip(self.labels, places, strict=False):
+            style = {"fontsize": 9, "rotation": "vertical", "va": "center", "ha": "right"}
+            self._write(label, -GAP, top + height / 2, **style)
         for row, (top, height) in zip(self.rows, places, strict=True):
             for column, cell in enumerate(row):
                 axes = self._axes(column * step, top, self.cell_width, height)

@@ -133,7 +133,8 @@ def draw_patch_pca(
     for start in range(0, len(images), columns):
         rows.append([Cell(image) for image in images[start : start + columns]])
         rows.append([Cell(colours) for colours in pca[start : start + columns]])
-    PictureGrid(rows, row_gaps=dict.fromkeys(range(2, len(rows), 2), 2), title=title).save(path)
+    labels = ["image", "patch PCA"] * bands
+    PictureGrid(rows, row_gaps=dict.fromkeys(range(2, len(rows), 2), 2), labels=labels, title=title).save(path)
 
 
 def save_patch_pca(
