@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -97,6 +98,12 @@ def test_a_folder_of_a_checkpoint(tmp_path, checkpoint):
     assert all(torch.equal(tensor, weights[f"teacher.backbone.{name}"]) for name, tensor in made.items())
     assert isinstance(load_initial_model(str(tmp_path / "made" / "pretraining_model")), DINOv2ForPreTraining)
     assert DINOv2ImageProcessor.from_pretrained(tmp_path / "made").size["shortest_edge"] == 40
+    card = ModelCard.load(tmp_path / "made" / "README.md")
+    assert card.data.pipeline_tag == "image-feature-extraction"
+    assert "# run\n" in card.text
+    assert "the averaged teacher after 4 of 125000 steps" in " ".join(card.text.split())
+    assert "num_prototypes: 8\n" in card.text
+    assert "Not measured." in card.text
 
 
 def test_a_damaged_checkpoint_is_one_sentence(checkpoint):

@@ -20,15 +20,19 @@ def convert(model: Path, output: Path, *, overwrite: bool = False, **options: An
         output: the model folder to write, or a .pth file.
         overwrite: replace the model or file that is there.
     """
-    is_checkpoint = split_checkpoint(model) is not None
-    if is_checkpoint and output.suffix not in (".pth", ".pt"):
+    checkpoint = split_checkpoint(model)
+    if checkpoint is not None and output.suffix not in (".pth", ".pt"):
+        from ..runs.ending.checkpoint_card import checkpoint_card  # slow to import
+
         refuse(options, f"{model} is a checkpoint of a run, of which a model folder is made")
         with new_folder(output, "model", overwrite=overwrite, sources=[model]) as folder:
-            read_other_layout(find_model(model)).save(folder)
+            read = read_other_layout(Path(find_model(model)))
+            read.save(folder)
+            checkpoint_card(*checkpoint, read.backbone.config).save(folder / "README.md")
         print(output)
         return {"output": str(output)}
     forth, back = keyword_options(convert_from_original), keyword_options(convert_to_original)
-    if model.is_dir() or is_checkpoint:
+    if model.is_dir() or checkpoint is not None:
         refuse(options.keys() & forth, f"{model} is a model folder to be converted to the original's layout")
         with model_folder(model, (MODEL, PRETRAINING_MODEL)) as folder:
             file = convert_to_original(folder, output, **options, overwrite=overwrite)
