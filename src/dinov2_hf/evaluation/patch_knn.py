@@ -89,24 +89,12 @@ def evaluate_patch_knn(
         image_size = min(sides)
     check_image_size(image_size, extractor.model, "image_size")
     PixelNormalization(extractor.image_processor, extractor.num_channels)
-    masks = MaskedImages(
-        train_dataset,
-        eval_dataset,
-        image_column=extractor.image_column,
-        num_channels=extractor.num_channels,
-        mask_column=mask_column,
-        ignore_index=ignore_index,
-        do_reduce_labels=do_reduce_labels,
-        sources=SOURCES,
-    )
+    masks = MaskedImages.of(
+        extractor, train_dataset, eval_dataset, mask_column=mask_column, ignore_index=ignore_index,
+        do_reduce_labels=do_reduce_labels, sources=SOURCES,
+    )  # fmt: skip
     extractor.begin()
-    names = masks.read_classes(
-        class_names,
-        open_set=True,
-        with_train_images=True,
-        num_workers=extractor.num_workers,
-        progress=extractor.progress,
-    )
+    names = masks.read_classes(class_names, open_set=True, with_train_images=True)
     metrics, pictures = measure_patch_knn(extractor, masks, names, image_size=image_size, k=k, temperature=temperature)
     folder = folder_of_main(extractor, output_dir)
     draw = partial(draw_masks, names=names, ignore_index=ignore_index)

@@ -146,15 +146,10 @@ def evaluate_segmentation(
     if num_blocks(model) < rules.num_layers:
         raise ValueError(f"`head` {head} reads {rules.num_layers} blocks, but the model has {num_blocks(model)}.")
     normalize = PixelNormalization(extractor.image_processor, extractor.num_channels)
-    masks = MaskedImages(
-        train_dataset,
-        eval_dataset,
-        image_column=extractor.image_column,
-        num_channels=extractor.num_channels,
-        mask_column=mask_column,
-        ignore_index=ignore_index,
+    masks = MaskedImages.of(
+        extractor, train_dataset, eval_dataset, mask_column=mask_column, ignore_index=ignore_index,
         do_reduce_labels=do_reduce_labels,
-    )
+    )  # fmt: skip
     check_train_batch_size(extractor, train_batch_size, len(train_dataset))
     if output_dir is not None:
         check_new_folder(Path(output_dir) / "model", "model", overwrite=True)
@@ -169,7 +164,7 @@ def evaluate_segmentation(
         seed=seed,
     )
     masks.train[0]  # channels and sizes that do not fit fail here
-    names = masks.read_classes(class_names, num_workers=extractor.num_workers, progress=extractor.progress)
+    names = masks.read_classes(class_names)
     config = head_config(
         model,
         id2label=names,

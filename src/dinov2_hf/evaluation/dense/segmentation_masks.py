@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ...features import DatasetOrRows
+from ...features import DatasetOrRows, FeatureExtractor
 from ...progress import Progress
 from .pixel_pairs import PixelPairs, decode_map
 
@@ -48,6 +48,8 @@ class MaskedImages:
         mask_column: a class number for each pixel, see `decode_mask`.
         ignore_index, do_reduce_labels: as in `decode_mask`.
         sources: what messages call the two.
+        num_workers: processes that read them; 0: this one.
+        progress: show a bar while they are read.
 
     Attributes:
         train, eval: `PixelPairs`.
@@ -67,8 +69,11 @@ class MaskedImages:
         ignore_index: int,
         do_reduce_labels: bool,
         sources: tuple[str, str] = ("the training data", "the evaluation data"),
+        num_workers: int = 0,
+        progress: bool = False,
     ):
         self.mask_column, self.ignore_index, self.sources = mask_column, ignore_index, sources
+        self.num_workers, self.progress = num_workers, progress
         self.train, self.eval = (
             PixelPairs(
                 dataset,
@@ -82,14 +87,23 @@ class MaskedImages:
             for dataset, source in zip((train_dataset, eval_dataset), sources, strict=True)
         )
 
+    @classmethod
+    def of(
+        cls, extractor: FeatureExtractor, train_dataset: DatasetOrRows, eval_dataset: DatasetOrRows, **masks: Any
+    ) -> "MaskedImages":
+        """Those that a protocol is given, read as its extractor reads images; `masks` are the other arguments."""
+        return cls(
+            train_dataset,
+            eval_dataset,
+            image_column=extractor.image_column,
+            num_channels=extractor.num_channels,
+            num_workers=extractor.num_workers,
+            progress=extractor.progress,
+            **masks,
+        )
+
     def read_classes(
-        self,
-        class_names: Sequence[str] | None,
-        *,
-        open_set: bool = False,
-        with_train_images: bool = False,
-        num_workers: int = 0,
-        progress: bool = False,
+        self, class_names: Sequence[str] | None, *, open_set: bool = False, with_train_images: bool = False
     ) -> list[str]:
         """The names of the classes, after every mask has been read, and every image to measure on.
 
@@ -100,12 +114,11 @@ class MaskedImages:
             open_set: without names, numbers that only the masks to measure on hold are classes too.
             with_train_images: whether the images to learn from are read as well, so that one that cannot be decoded is
                 an error.
-            num_workers, progress: as of a `FeatureExtractor`.
 
         Raises:
             ValueError: an image or mask cannot be decoded, they differ in size, or what `mask_classes` raises.
         """
-        reading: dict[str, Any] = {"num_workers": num_workers, "progress": progress}
+        reading: dict[str, Any] = {"num_workers": self.num_workers, "progress": self.progress}
         train_ids = count_ids(self.train, with_images=with_train_images, **reading)
         eval_ids = count_ids(self.eval, with_images=True, **reading)
         names = mask_classes(

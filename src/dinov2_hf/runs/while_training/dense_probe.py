@@ -83,10 +83,9 @@ def load_dense_evaluation(args: PreTrainingArguments, backbone: DINOv2Config) ->
             ignore_index=args.dense_eval_ignore_index,
             do_reduce_labels=args.dense_eval_do_reduce_labels,
             sources=SOURCES,
+            num_workers=args.dataloader_num_workers,
         )
-        names = masks.read_classes(
-            None, open_set=True, with_train_images=True, num_workers=args.dataloader_num_workers
-        )
+        names = masks.read_classes(None, open_set=True, with_train_images=True)
         _refuse_same_images(bank, queries, image_column)
     except ValueError as error:
         # The protocol's options, as a recipe calls them.
