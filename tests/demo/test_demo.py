@@ -17,8 +17,9 @@ import yaml
 from PIL import Image
 
 from dinov2_hf.cli.backbone import load_backbone
-from dinov2_hf.cli.demo import sample_pictures
+from dinov2_hf.cli.demo import sample_pictures, shown_name
 from dinov2_hf.demo.sight import compare, look
+from dinov2_hf.training.checkpointing.checkpoint_folders import STATE_FILE
 from tests.browsers import open_page
 from tests.cli.typed_commands import mistake
 
@@ -185,6 +186,18 @@ def test_the_folder_is_a_space():
     assert len(header["short_description"]) <= 60
     assert (SPACE / "requirements.txt").read_text() == "dinov2_hf[demo]\n"
     assert "dinov2-hf demo" in text
+
+
+def test_a_page_names_no_folder_above_that_of_the_run(tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_0000004"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / STATE_FILE).touch()
+    names = {
+        "run": "run", "run/model": "run", "run/checkpoints/step_0000004": "run", "run/checkpoints/latest": "run",
+        "run/checkpoints/latest/small": "run small", "file.pth": "file.pth",
+    }  # fmt: skip
+    assert {name: shown_name(str(tmp_path / name)) for name in names} == names
+    assert shown_name("facebook/dinov2-small") == "facebook/dinov2-small"
 
 
 def test_mistakes_come_before_the_model_is_loaded(folders, tmp_path):

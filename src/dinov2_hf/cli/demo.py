@@ -5,6 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
+from ..model_source import MODEL, split_checkpoint
+from ..public_names import is_hub_name
 from ..value_ranges import AT_LEAST_ONE, NOT_NEGATIVE
 
 
@@ -99,10 +101,21 @@ def demo(
         searched = build_gallery(extractor, dataset)
     if host not in LOOPBACK:
         print(f"listening on {host}: whoever reaches this machine can upload pictures to it")
-    place = Path(model).resolve()
-    name = model if not place.exists() else place.parent.name if place.name == "model" else place.name
+    name = shown_name(model)
     page = build_app(Demo(network, image_processor, name, image_size, gallery=searched, samples=samples, **heads))
     launch_app(page, host=host, port=port, max_upload_mb=max_upload_mb, say=partial(print, flush=True))
+
+
+def shown_name(model: str) -> str:
+    """An id on the Hub as it is; of a path the folder of the run or the model, or the file: visitors see no more."""
+    if is_hub_name(model):
+        return model
+    path = Path(model).expanduser().absolute()
+    checkpoint = split_checkpoint(path)
+    if checkpoint:
+        run, student = checkpoint[0].parents[1], checkpoint[1]
+        return f"{run.name} {student}".strip()
+    return path.parent.name if path.name == MODEL else path.name
 
 
 def sample_pictures(count: int = 6) -> list:
