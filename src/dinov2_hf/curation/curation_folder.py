@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..atomic_files import check_new_folder
-from ..data.reading.remote_files import is_url
+from ..data.decoding.file_content import is_url
 from ..output_folders import (
     KINDS,
     MARKER,

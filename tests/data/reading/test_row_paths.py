@@ -217,6 +217,12 @@ def test_paths_of_a_hub_dataset(path, is_allowed):
     assert (allowed_path(path, ["hf://datasets/owner/name", "/cache"]) == path) == is_allowed
 
 
+def test_two_slashes_make_no_address_of_a_path():
+    """No scheme begins with a digit: this is a folder of the dataset."""
+    assert allowed_path("12://a.png", ["/data"]) == "/data/12:/a.png"
+    assert allowed_path("s3://bucket/a.png", ["/data"]) != "s3://bucket/a.png"
+
+
 @pytest.mark.parametrize("decode", [decode_image, lambda value: decode_channels(value, 4)])
 def test_only_regular_files_are_read(tmp_path, decode):
     os.mkfifo(tmp_path / "pipe.png")

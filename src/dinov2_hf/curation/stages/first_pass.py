@@ -15,11 +15,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ...data.decoded_images import process_images
-from ...data.decoding.file_content import outside_path
+from ...data.decoding.file_content import is_url, outside_path
 from ...data.decoding.rgb import decode_image, format_of
 from ...data.decoding.undecodable import UndecodableImage
 from ...data.loader_workers import leave_interruption_to_parent
-from ...data.reading.remote_files import is_url
 from ...public_names import without_secrets
 from ..algorithms.image_hashes import content_hash, perceptual_hash
 from ..pixels import reduction

@@ -11,7 +11,7 @@ import datasets
 import pyarrow as pa
 from datasets.table import InMemoryTable
 
-from ...data.reading.remote_files import is_url
+from ...data.decoding.file_content import is_url
 from ...public_names import some, without_secrets
 from .image_source import ImageSource
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 from datasets.table import InMemoryTable, table_cast
 from pyarrow import parquet
 
+from ...data.decoding.file_content import is_url
 from ...data.reading.damaged_files import cause_of
-from ...data.reading.remote_files import is_url, open_url
+from ...data.reading.remote_files import open_url
 from ...data.reading.row_paths import confined, confined_value, holds_files, refuse_unreadable_files
 
 

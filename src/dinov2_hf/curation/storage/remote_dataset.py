@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ...data.decoding.file_content import is_url
 from ...data.reading.damaged_files import cause_of
-from ...data.reading.remote_files import filesystem_of, is_url
+from ...data.reading.remote_files import filesystem_of
 from ...output_folders import MARKER
 from ...public_names import without_secrets
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...data.decoding.file_content import is_url
 from ...data.reading.folders import files_below
-from ...data.reading.remote_files import is_url, matching_files
+from ...data.reading.remote_files import matching_files
 from ...output_folders import LITTER
 from .file_fingerprints import state_of
 

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from ...data.decoding.file_content import is_url
 from ...data.reading.damaged_files import cause_of
 from ...data.reading.folders import KIND_OF_SUFFIX, content_of, named_split, say_what_is_read
 from ...data.reading.image_columns import find_image_column
@@ -30,7 +31,7 @@ from ...data.reading.image_dataset import (
     without_slice,
 )
 from ...data.reading.metadata_files import read_table
-from ...data.reading.remote_files import is_url, open_url
+from ...data.reading.remote_files import open_url
 from ...data.reading.row_paths import confined, holds_files
 from . import parquet_rows, tar_rows
 from .file_fingerprints import ABSENT, FileStates, fingerprint_of, paths_in, state_of

@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 
 from ...data import find_image_column, load_image_dataset
-from ...data.reading.remote_files import is_url
+from ...data.decoding.file_content import is_url
 from ...data.reading.row_paths import with_content
 from .file_fingerprints import ABSENT, FileStates, files_of_rows, paths_below, state_of
 from .image_reading import with_attempts

@@ -17,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plus_ext
 
+from ...data.decoding.file_content import is_url
 from ...data.decoding.size_limits import check_file_size
 from ...data.reading.damaged_files import cause_of
 from ...data.reading.folders import IMAGE_SUFFIXES
-from ...data.reading.remote_files import filesystem_of, is_url, open_url
+from ...data.reading.remote_files import filesystem_of, open_url
 from .source_files import counted_suffixes
 
 

@@ -1,6 +1,7 @@
 """The bytes of a file that a row or a user names, and the mark of a path that a row may not name (`row_paths`)."""
 
 import os
+import re
 import stat
 from collections.abc import Mapping
 from typing import Any, cast
@@ -41,11 +42,16 @@ def read_content(value: Mapping[str, Any] | bytes | str | os.PathLike) -> bytes:
         if outside is not None:
             raise UndecodableImage(f"it names the file {outside}, which lies outside of the folder of its dataset")
         # Rows of a streamed Hub data set name remote files, such as hf://datasets/...
-        value = _read_remote(str(value)) if "://" in str(value) else _read_regular(value)
+        value = _read_remote(str(value)) if is_url(str(value)) else _read_regular(value)
     content = cast(bytes, value)
     if len(content) == 0:
         raise UndecodableImage("the file is empty")
     return content
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is an address, not a place on this machine."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
 
 
 def _read_remote(url: str) -> bytes:

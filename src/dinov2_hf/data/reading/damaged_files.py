@@ -9,6 +9,8 @@ import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError
 from pyarrow import parquet
 
+from ..decoding.file_content import is_url
+
 
 # What reading a damaged file raises, here or inside `datasets`.
 DAMAGE = (DatasetGenerationError, pa.ArrowException, tarfile.TarError, EOFError, UnicodeDecodeError)
@@ -25,7 +27,7 @@ def refuse_damaged(builder: str, files: Sequence[str]) -> None:
         ValueError: one of them cannot be read; the message names it and says why.
     """
     for file in files:
-        if "://" in file:
+        if is_url(file):
             continue
         try:
             if os.path.getsize(file) == 0:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from datasets.table import InMemoryTable
 from huggingface_hub.constants import HF_HUB_CACHE
 
+from ..decoding.file_content import is_url
 from .damaged_files import DAMAGE, cause_of, load_saved, refuse_damaged
 from .folders import FolderContent, named_split, read_folder, say_what_is_read
 from .image_columns import find_image_column
@@ -73,7 +74,7 @@ def load_image_dataset(
             raise ValueError(
                 f"config_name is {config_name!r}, but parquet files and tars have no configurations; leave it out."
             )
-        is_one = "://" in path or os.path.exists(path)
+        is_one = is_url(path) or os.path.exists(path)
         files = [path] if is_one else sorted(glob.glob(path, recursive=True))
         if not files:
             raise ValueError(f"the data set {path!r} matches no file.")
@@ -140,7 +141,7 @@ def roots_of(path_or_name: str, cache_dir: str | None = None) -> list[str]:
     """
     if os.path.isdir(path_or_name):
         own = os.path.abspath(path_or_name)
-    elif "://" in path_or_name:
+    elif is_url(path_or_name):
         own = path_or_name.rpartition("/")[0]
     elif os.path.exists(path_or_name) or Path(path_or_name).suffix in BUILDER_OF_SUFFIX:
         own = os.path.dirname(os.path.abspath(path_or_name))

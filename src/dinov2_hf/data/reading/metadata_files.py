@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv, json, parquet
 
-from .remote_files import filesystem_of, is_url
+from ..decoding.file_content import is_url
+from .remote_files import filesystem_of
 
 
 READERS = {".csv": csv.read_csv, ".jsonl": json.read_json, ".parquet": parquet.read_table}

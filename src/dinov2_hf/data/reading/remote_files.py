@@ -1,7 +1,6 @@
 """Files at addresses, such as s3://bucket/folder: found and opened where they are, through fsspec."""
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -39,11 +38,6 @@ class RemoteFile:
 
     url: str
     state: tuple[int, int]
-
-
-def is_url(path: str) -> bool:
-    """Whether a path is an address, not a place on this machine."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
 
 
 def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

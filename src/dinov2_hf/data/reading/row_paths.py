@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from ..decoding.file_content import OUTSIDE, outside_path, read_content
+from ..decoding.file_content import OUTSIDE, is_url, outside_path, read_content
 
 
 def confined(
@@ -61,19 +61,19 @@ def confined_value(value: Any, feature: Any, roots: Sequence[str]) -> Any:
 
 def allowed_path(path: str, roots: Sequence[str]) -> str:
     """The path to open: absolute, and inside of one of the roots; or marked as forbidden."""
-    if "://" in path:
+    if is_url(path):
         # Chained URLs, zip://a.jpg::hf://..., name the file that is really opened last.
         *inner, last = path.split("::")
         # A version of a Hub dataset stands behind its name: hf://datasets/owner/name@main/a.jpg.
-        beginnings = tuple(f"{root}{end}" for root in roots if "://" in root for end in "/@")
+        beginnings = tuple(f"{root}{end}" for root in roots if is_url(root) for end in "/@")
         is_inside = last.startswith(beginnings)
         is_plain = ".." not in last.split("/") and all(part.startswith("zip://") for part in inner)
         return path if is_inside and is_plain else OUTSIDE + path
-    if "://" in roots[0] and not os.path.isabs(path):
+    if is_url(roots[0]) and not os.path.isabs(path):
         return OUTSIDE + path
     absolute = os.path.normpath(os.path.join(roots[0], path))
     for root in roots:
-        if "://" not in root and (absolute == root or absolute.startswith(os.path.join(root, ""))):
+        if not is_url(root) and (absolute == root or absolute.startswith(os.path.join(root, ""))):
             return absolute
     return OUTSIDE + path
 
@@ -102,7 +102,7 @@ def refuse_unreadable_files(dataset: datasets.Dataset, column: str) -> None:
         outside = outside_path(path)
         if outside is not None:
             reason = f"{outside}, which lies outside of the folder of its dataset"
-        elif "://" not in path and not os.path.isfile(path):
+        elif not is_url(path) and not os.path.isfile(path):
             reason = f"{path}, which is missing or no regular file"
         else:
             return path
