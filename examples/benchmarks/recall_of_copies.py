@@ -103,14 +103,14 @@ def in_batches(embed: Callable, images: list, description: str) -> torch.Tensor:
 
 def images_per_second(embedders: dict[str, Callable], files: list[dict]) -> dict[str, float]:
     """By CPU time, the median of rounds in which all of them take the same files."""
-    seconds = {name: [] for name in embedders}
+    seconds, size = {name: [] for name in embedders}, min(BATCH, len(files))
     for number in range(ROUNDS + 1):
-        some = files[number * BATCH : (number + 1) * BATCH]
+        some = [files[place % len(files)] for place in range(number * size, (number + 1) * size)]
         for name, embed in embedders.items():
             began = time.process_time()
             embed([decode_image(file, reduction=reduction) for file in some])
             seconds[name].append(time.process_time() - began)
-    return {name: BATCH / float(np.median(times[1:])) for name, times in seconds.items()}  # the first warms up
+    return {name: size / float(np.median(times[1:])) for name, times in seconds.items()}  # the first warms up
 
 
 @cache
