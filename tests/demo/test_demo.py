@@ -20,8 +20,9 @@ from dinov2_hf.cli.backbone import load_backbone
 from dinov2_hf.cli.demo import sample_pictures, shown_name
 from dinov2_hf.demo.sight import compare, look
 from dinov2_hf.training.checkpointing.checkpoint_folders import STATE_FILE
-from tests.browsers import open_page
+from tests.browsers import find_chromium, open_page
 from tests.cli.typed_commands import mistake
+from tests.examples.conftest import load_example
 
 from .conftest import SIDE, bomb
 
@@ -165,6 +166,20 @@ def test_hostile_files_are_refused_with_a_message_and_the_server_lives_on(page, 
         assert server.process.poll() is None
     open_sample(page, "first", 2)
     assert shown(page, "picture_first").tobytes() != before
+
+
+def test_the_picture_of_the_readme_is_of_the_page(server):
+    """The script of that picture, at another network: what is not text is coloured, down to the patch features."""
+    pytest.importorskip("playwright", reason="the tests of pages need the package playwright")
+    if find_chromium() is None:
+        pytest.skip("there is no Chromium here")
+    script = load_example("write_demo_picture")
+    shot = script.screenshot(server.address, (0, 3), (0.6, 0.3), find_chromium(), patience=SECONDS / 1000)
+    pixels = np.asarray(shot.convert("RGB")).astype(int)
+    coloured = pixels.max(axis=2) - pixels.min(axis=2) > 60
+    assert shot.width == script.WIDTH
+    assert coloured.mean() > 0.2
+    assert coloured[-shot.height // 4 :].any()
 
 
 def test_nobody_else_reaches_it(server):
