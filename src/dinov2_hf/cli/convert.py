@@ -13,7 +13,7 @@ from ..options import keyword_options, refuse
 
 
 def convert(model: Path, output: Path, *, overwrite: bool = False, **options: Any) -> dict[str, Any]:
-    """From a file of the original, or a checkpoint of a run, to a model folder, or back; weights stay bit for bit.
+    """Convert a file of the original or a checkpoint of a run to a model folder, or back; weights stay bit for bit.
 
     Args:
         model: a .pth file of the original or a file of timm; or a model folder, run folder or checkpoint of a run.

@@ -22,7 +22,7 @@ def curate(
     private: bool | None = None,
     **values: Any,
 ) -> dict[str, Any] | None:
-    """From a pile of images to a curated dataset: the recipe of LVD-142M.
+    """Make a curated dataset from a pile of images, by the recipe of LVD-142M.
 
     Args:
         config: recipe: a YAML file of the names below, or the name of one of the package.

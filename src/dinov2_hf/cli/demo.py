@@ -30,14 +30,14 @@ def demo(
     num_workers: Annotated[int | None, NOT_NEGATIVE] = None,
     device: str | None = None,
 ) -> None:
-    """A page in the browser: upload pictures, click a patch, see what is like it, search in your images.
+    """Serve a page for the browser: upload pictures, click a patch, see similar patches, search in your images.
 
     Args:
         model: any vision transformer: model folder, run folder, checkpoint of a run, Hub id, or file of the original.
-        depth: model folder or Hub id with a depth head, as evaluate leaves.
+        depth: model folder or Hub id with a depth head, as evaluate writes.
         segmentation: the same with a segmentation head.
         gallery: images to search in: a folder, parquet, a saved dataset, tars or a Hub name.
-        gallery_split: of --gallery, where it has splits (default: train).
+        gallery_split: split of --gallery, if it has splits (default: train).
         image_size: side of the square to see, in pixels; larger is finer (default: at least 16 patches).
         host: address to listen on; 0.0.0.0 lets other machines upload to this one.
         port: (default: the first free one from 7860).

@@ -36,7 +36,7 @@ MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
 def doctor() -> dict[str, Any]:
-    """What this machine has: versions, devices and what they can, memory, extras, login to the Hub; for reports."""
+    """Show what this machine has: versions, devices and what works on them, memory, extras, login to the Hub."""
     found = {
         "python": platform.python_version(),
         "platform": platform.platform(),

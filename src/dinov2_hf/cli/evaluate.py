@@ -54,14 +54,14 @@ def evaluate(
     update_card: bool = False,
     **options: Any,
 ) -> dict[str, Any] | None:
-    """Measure the frozen features of a model by the protocols of the paper; several devices: accelerate launch.
+    """Measure the frozen features of a model by the protocols of the paper; for several devices, accelerate launch.
 
     Args:
         protocol: one or several, or the package.module:function of your own.
         model: any vision transformer: model folder, run folder, checkpoint of a run, Hub id, or file of the original.
         train_data: labelled images to learn from (as `--data` of features).
         eval_data: labelled images to measure on.
-        output_dir: for metrics.json, plots and trained heads; protocols that are finished there are kept.
+        output_dir: folder for metrics.json, plots and trained heads; finished protocols in it are kept.
         train_split: also a part, as train[:1000].
         eval_split: (default: test, else validation, else the only one).
         overwrite: measure the named protocols again; the others stay.

@@ -11,7 +11,7 @@ from .more_options.export import own_options
 
 
 def export(model: str, *, format: str, output_dir: Path, overwrite: bool = False, **options: Any) -> dict[str, Any]:
-    """A model in a form that needs no dinov2_hf (stock transformers, ONNX, torch.export), and is checked.
+    """Export a model to a form that needs no dinov2_hf (stock transformers, ONNX, torch.export), and check it.
 
     Args:
         model: a model folder, run folder, checkpoint of a run, or file of the original.

@@ -27,13 +27,13 @@ def features(
     bf16: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Features of every image of a dataset to one file or folder.
+    """Write the features of every image of a dataset to one file or folder.
 
     Args:
         model: any vision transformer: model folder, run folder, checkpoint of a run, Hub id, or file of the original.
         data: images: a folder, parquet, a saved dataset, tars or a Hub name.
         output: *.parquet, *.npy, or a folder for `datasets.load_from_disk`.
-        split: where the data has splits.
+        split: of --data, if it has splits.
         kind: final-normed CLS token, mean patch, patches as a grid, CLS tokens of the last blocks (and mean patch).
         num_layers: blocks of the kinds last_layers... (default: 4).
         max_image_pixels: skip images of more pixels (default: 178956970, as Pillow does).

@@ -2,7 +2,7 @@
 
 
 def pretrain(*words: str) -> None:
-    """Pretrain on images, in one process; `accelerate launch -m dinov2_hf.examples.pretrain` is for several."""
+    """Pretrain on images, in one process; for several, use `accelerate launch -m dinov2_hf.examples.pretrain`."""
     from ..examples.pretrain import main
 
     main(list(words))

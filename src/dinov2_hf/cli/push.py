@@ -17,7 +17,7 @@ def push(
 
     Args:
         model: a model folder, or the output folder of a run.
-        repo_id: "namespace/name" on the Hub; made where it is missing.
+        repo_id: "namespace/name" on the Hub; created if it is missing.
         private: make a new repository private.
         revision: branch to upload to (default: main).
         token: (default: that of `hf auth login`, or HF_TOKEN).

@@ -9,7 +9,7 @@ from ..recipe_files import find_recipe, read_header, recipe_names
 
 
 def recipes(action: Literal["list", "show"] = "list", name: str | None = None) -> dict[str, Any]:
-    """The recipes of the package: what each needs and takes, and the numbers to expect; `show NAME` prints one.
+    """List the recipes of the package: hardware, time, and the numbers to expect; `show NAME` prints one.
 
     Args:
         action: list tells of all what they are for; show prints one.

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def replay(step: Path) -> dict[str, Any] | None:
-    """Take a training step again that was not finite, and tell where its numbers come from.
+    """Repeat a training step that was not finite, and find out where its numbers come from.
 
     Args:
         step: nonfinite_steps/step_N of a run with --save_nonfinite_batch. A step of several processes is the same only

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def report(run: Path, *, output: Path | None = None, overwrite: bool = False) -> dict[str, str]:
-    """The page of a run: curves, pictures, what was measured, its recipe, and what to do next, in one HTML file.
+    """Write the page of a run: curves, pictures, results, its recipe, and what to do next, in one HTML file.
 
     Args:
         run: the output folder of a pretraining or a distillation, finished or not.

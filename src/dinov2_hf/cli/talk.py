@@ -68,7 +68,7 @@ def add_help(parser: argparse.ArgumentParser, *, has_results: bool) -> None:
     shown = {"action": "store_true", "default": argparse.SUPPRESS}
     if has_results:
         group.add_argument("--json", **shown, help="Print the results as JSON, and all else on standard error.")
-    group.add_argument("-q", "--quiet", **shown, help="Print nothing but mistakes and warnings.")
+    group.add_argument("-q", "--quiet", **shown, help="Print only mistakes and warnings.")
     group.add_argument("-v", "--verbose", **shown, help="Show what libraries log, and the traceback of a mistake.")
 
 

@@ -62,7 +62,7 @@ def visualize(
     batch_size: Annotated[int | None, AT_LEAST_ONE] = None,
     num_workers: Annotated[int | None, NOT_NEGATIVE] = None,
 ) -> dict[str, str]:
-    """Pictures of what a model sees: patch PCA, attention maps, patch matching, nearest neighbours.
+    """Draw what a model sees: patch PCA, attention maps, patch matching, nearest neighbours.
 
     Args:
         model: any vision transformer: model folder, run folder, checkpoint of a run, Hub id, or file of the original.
@@ -72,7 +72,7 @@ def visualize(
         overwrite: replace a file that is there.
         images: image files.
         data: images: a folder, parquet, a saved dataset, tars or a Hub name.
-        split: of --data, where it has splits (default: train).
+        split: of --data, if it has splits (default: train).
         rows: of --data (default: the first 8, or 2).
         image_column: of --data (default: the only one that holds images, or is named like one).
         max_image_pixels: skip images of more pixels (default: 178956970, as Pillow does).

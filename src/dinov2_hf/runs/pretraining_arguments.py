@@ -46,16 +46,16 @@ class PreTrainingArguments:
     # --- data
     train_data: list[str | dict[str, Any]] = argument(
         REQUIRED,
-        "Images to train on, labels not needed: a folder, parquet file(s) or a glob of them, a folder written by"
-        " save_to_disk, WebDataset tar(s), or a dataset name on the Hub. Several data sets are mixed, each as {path:"
-        " images, weight: 2}, with split, dataset_config_name and image_column of its own where needed.",
+        "Images to train on; no labels needed: a folder, parquet file(s) or a glob of them, a folder written by"
+        " save_to_disk, WebDataset tar(s), or a dataset name on the Hub. Several data sets are mixed; give each"
+        " as {path: images, weight: 2}, if needed with its own split, dataset_config_name and image_column.",
     )
     one_set_a_step: bool = argument(
-        False, "Of several data sets: all images of a step come of one, which the weights choose."
+        False, "With several data sets: all images of a step come from one of them, chosen by the weights."
     )
-    train_split: str = argument("train", "Split of train_data, where it has splits.")
+    train_split: str = argument("train", "Split of train_data, if it has splits.")
     dataset_config_name: str | None = argument(
-        None, "Configuration of a dataset on the Hub, or of a local copy of one; nothing else has any."
+        None, "Configuration of a dataset on the Hub, or of a local copy of one."
     )
     image_column: str | None = argument(
         None, "Column of images; by default the only one, or the one named like an image."
@@ -66,14 +66,14 @@ class PreTrainingArguments:
     streaming: bool = argument(False, "Read train_data as a stream, without a local copy.")
     shuffle_buffer_size: int = argument(
         1000,
-        "Encoded images that each worker of a stream holds to shuffle them.",
+        "Encoded images that each worker of a stream keeps for shuffling.",
         AT_LEAST_ONE,
         needs={"streaming": True},
     )
     sample_order: str = argument(
         "global",
-        'Of data that is not streamed. "global": the same order for any number of processes; "sharded": the'
-        " original's; or package.module:function.",
+        'Order of data that is not streamed. "global": the same for any number of processes; "sharded": as in'
+        " the original; or package.module:function.",
         needs={"streaming": False},
     )
 
@@ -84,38 +84,40 @@ class PreTrainingArguments:
         " or a run, its checkpoint or a pretraining_model folder (teacher and heads are kept).",
     )
     freeze_backbone_steps: int = argument(
-        0, "First steps with the backbone of init_from at rate 0; the heads learn alone.", NOT_NEGATIVE
+        0,
+        "Number of first steps in which the backbone of init_from has learning rate 0; only the heads learn.",
+        NOT_NEGATIVE,
     )
 
     train_blocks: int | None = argument(
         None,
-        "Train only the last so many blocks of the backbone and the norm behind them; by default all of it.",
+        "Train only this many last blocks of the backbone, and the norm after them; by default all of it.",
         AT_LEAST_ONE,
     )
     lora_rank: int | None = argument(
         None,
-        "Train only additions of this rank to the matrices of the blocks (LoRA, by peft); exports have them added.",
+        "Train only additions of this rank to the matrices of the blocks (LoRA, by peft); exports have them merged.",
         AT_LEAST_ONE,
     )
 
     # --- crops and masks (paper, appendix B)
     augmentation: str = argument(
         "multi_crop",
-        "From an image to its crops: multi_crop; device, the same with all but decoding and cropping on the training's"
-        " device; or package.module:function, which takes what follows.",
+        "How an image becomes crops: multi_crop; device, the same, with everything but decoding and cropping on"
+        " the device of the training; or package.module:function, which takes the options below.",
     )
     crop_sizes: list[dict[str, Any]] | None = argument(
         None,
-        "Several sizes in one run, of which each step has one, by their weights: {global_crop_size: 224,"
+        "Several crop sizes in one run; each step uses one, chosen by the weights: {global_crop_size: 224,"
         " local_crop_size: 98, weight: 2}. By default image_size and local_crop_size.",
     )
-    local_crop_size: int = argument(98, "Side of a local crop in pixels, where there are any.", WIDTH)
-    num_local_crops: int = argument(8, "Local crops of each image.", NOT_NEGATIVE)
+    local_crop_size: int = argument(98, "Side of a local crop in pixels.", WIDTH)
+    num_local_crops: int = argument(8, "Number of local crops of each image.", NOT_NEGATIVE)
     global_crop_scale: list[float] = argument(
-        [0.32, 1.0], "Smallest and largest area of a global crop, as fractions of the image's.", CROP_AREA
+        [0.32, 1.0], "Smallest and largest area of a global crop, as fractions of the area of the image.", CROP_AREA
     )
     local_crop_scale: list[float] = argument(
-        [0.05, 0.32], "Smallest and largest area of a local crop, as fractions of the image's.", CROP_AREA
+        [0.05, 0.32], "Smallest and largest area of a local crop, as fractions of the area of the image.", CROP_AREA
     )
     horizontal_flip_probability: float = argument(0.5, "Probability that a crop is mirrored.", SHARE)
     color_jitter_probability: float = argument(
@@ -124,7 +126,7 @@ class PreTrainingArguments:
     grayscale_probability: float = argument(0.2, "Probability that a crop loses its colours; of RGB only.", SHARE)
     global_blur_probabilities: list[float] = argument(
         [0.0, 0.9],
-        "Probability of blur of the first and of the second global crop, as the original runs (it intended 1, 0.1).",
+        "Probability of blur for the first and the second global crop, as the original runs (it intended 1, 0.1).",
         SHARE,
     )
     local_blur_probability: float = argument(0.5, "Probability that a local crop is blurred.", SHARE)
@@ -132,10 +134,10 @@ class PreTrainingArguments:
         0.2, "Probability that the second global crop is solarized; of RGB only.", SHARE
     )
     image_mean: list[float] = argument(
-        IMAGENET_MEAN, "Mean of each channel, of values from 0 to 1, that is taken away.", Range()
+        IMAGENET_MEAN, "Mean of each channel, for values from 0 to 1; it is subtracted.", Range()
     )
     image_std: list[float] = argument(
-        IMAGENET_STD, "Standard deviation of each channel, that is divided by.", ABOVE_ZERO
+        IMAGENET_STD, "Standard deviation of each channel; values are divided by it.", ABOVE_ZERO
     )
     masks: str = argument("block", "Which patches of a global crop are masked: block, or package.module:function.")
     mask_probability: float = argument(0.5, "Share of the global crops that are masked.", SHARE)
@@ -150,20 +152,20 @@ class PreTrainingArguments:
     )
     gram_teacher: str | None = argument(
         None,
-        "Of gram_anchoring, the earlier network whose similarities of patches are kept: a model folder, a run, one of"
-        " its checkpoints, or a model on the Hub.",
+        "For gram_anchoring: the earlier network whose similarities of patches are kept: a model folder, a run,"
+        " one of its checkpoints, or a model on the Hub.",
     )
     gram_teacher_update_steps: int | None = argument(
         None,
-        "After every so many steps the average of the run becomes the Gram teacher (10,000 in DINOv3), from"
-        " models/step_N; a multiple of export_every. By default it stays.",
+        "Number of steps after which the average of the run becomes the Gram teacher (10,000 in DINOv3), from"
+        " models/step_N; a multiple of export_every. By default the Gram teacher stays the same.",
         AT_LEAST_ONE,
         needs={"gram_teacher": True, "export_every": True},
     )
     teacher_class: str | None = argument(
         None,
-        "What makes the targets: package.module:Class. By default the average of the student, in a distillation the"
-        " frozen teacher.",
+        "The class that makes the targets: package.module:Class. By default the average of the student, or in a"
+        " distillation the frozen teacher.",
     )
 
     # --- optimization (paper, appendix B)
@@ -177,7 +179,9 @@ class PreTrainingArguments:
         ("sqrt_wrt_1024", "none"),
     )
     min_learning_rate: float = argument(1e-6, "Final learning rate; not scaled.", NOT_NEGATIVE)
-    warmup_steps: int = argument(12_500, "First steps, in which the learning rate rises from 0.", NOT_NEGATIVE)
+    warmup_steps: int = argument(
+        12_500, "Number of first steps, in which the learning rate rises from 0.", NOT_NEGATIVE
+    )
     learning_rate_schedule: str = argument(
         "cosine",
         "From the peak learning rate to the final one: cosine, linear, constant, warmup_stable_decay, or"
@@ -185,12 +189,12 @@ class PreTrainingArguments:
     )
     cooldown_steps: int = argument(
         0,
-        "Last steps, in which the learning rate falls to the final one from where its schedule was; of a constant one"
-        " they may begin at any checkpoint.",
+        "Number of last steps in which the learning rate falls from its schedule to the final value; with a"
+        " constant schedule they may begin at any checkpoint.",
         NOT_NEGATIVE,
     )
     cooldown_schedule: str = argument(
-        "linear", "The way of that fall, as learning_rate_schedule.", needs={"cooldown_steps": True}
+        "linear", "How it falls then; as learning_rate_schedule.", needs={"cooldown_steps": True}
     )
     weight_decay: float = argument(0.04, "AdamW's weight decay in the first step.", NOT_NEGATIVE)
     final_weight_decay: float = argument(0.4, "AdamW's weight decay in the last step.", NOT_NEGATIVE)
@@ -201,9 +205,13 @@ class PreTrainingArguments:
     patch_embed_lr_multiplier: float = argument(
         0.2, "Learning-rate factor of the patch projection, beside layerwise_decay.", NOT_NEGATIVE
     )
-    freeze_last_layer_steps: int = argument(1250, "First steps with prototypes at rate 0.", NOT_NEGATIVE)
-    max_grad_norm: float = argument(3.0, "L2 norm that larger gradients are scaled down to.", ABOVE_ZERO)
-    clip_per_part: bool = argument(True, "Clip backbone and heads by norms of their own, as the original; or by one.")
+    freeze_last_layer_steps: int = argument(
+        1250, "Number of first steps in which the prototypes have learning rate 0.", NOT_NEGATIVE
+    )
+    max_grad_norm: float = argument(3.0, "Larger gradients are scaled down to this L2 norm.", ABOVE_ZERO)
+    clip_per_part: bool = argument(
+        True, "Clip backbone and heads each by its own norm, as in the original; or all by one norm."
+    )
     teacher_momentum: float = argument(0.992, "Momentum of the teacher's average in the first step.", SHARE)
     final_teacher_momentum: float = argument(1.0, "Momentum in the last step.", SHARE)
     teacher_momentum_schedule: str = argument("cosine", "As learning_rate_schedule, between the two momenta.")
@@ -212,19 +220,20 @@ class PreTrainingArguments:
     )
     teacher_temperature: float = argument(0.07, "Temperature of the teacher's targets after the warm-up.", ABOVE_ZERO)
     teacher_temperature_warmup_steps: int = argument(
-        37_500, "First steps, in which that temperature rises.", NOT_NEGATIVE
+        37_500, "Number of first steps, in which that temperature rises.", NOT_NEGATIVE
     )
     mixed_precision: str = argument(
         "auto",
-        '"auto" (bf16 where the hardware multiplies it), "no", "bf16" or "fp16".',
+        '"auto" (bf16 if the hardware supports it), "no", "bf16" or "fp16".',
         ("auto", "no", "bf16", "fp16"),
     )
     max_nonfinite_steps: int = argument(
         5,
-        "Steps in a row left out for a loss or gradient that is not finite; after one more the run stops.",
+        "Most steps in a row that are left out because a loss or gradient is not finite; after one more the run"
+        " stops.",
         NOT_NEGATIVE,
     )
-    seed: int = argument(0, "Of weights, order of the images, crops, masks and stochastic depth.", SEEDS)
+    seed: int = argument(0, "Seed of weights, order of the images, crops, masks and stochastic depth.", SEEDS)
 
     # --- evaluation while training
     eval_data: str | None = argument(None, "Labelled images: turns k-NN evaluation on.")
@@ -237,10 +246,10 @@ class PreTrainingArguments:
     eval_bank_split: str = argument("train", "Split of eval_bank_data.", needs={"eval_bank_data": True})
     label_column: str = argument("label", "Column of the labels, in eval_data and the bank.", needs=MEASURED)
     max_eval_bank_images: int | None = argument(
-        None, "Use only the first so many of the bank; by default all.", AT_LEAST_ONE, needs=MEASURED
+        None, "Use only this many first images of the bank; by default all.", AT_LEAST_ONE, needs=MEASURED
     )
     max_eval_images: int | None = argument(
-        None, "Classify only the first so many; by default all.", AT_LEAST_ONE, needs=MEASURED
+        None, "Classify only this many first images; by default all.", AT_LEAST_ONE, needs=MEASURED
     )
     eval_resize_size: int | None = argument(
         None,
@@ -248,9 +257,7 @@ class PreTrainingArguments:
         " 256/224 of image_size.",
         AT_LEAST_ONE,
     )
-    per_device_eval_batch_size: int = argument(
-        64, "Images of a forward pass where eval_data is measured.", AT_LEAST_ONE
-    )
+    per_device_eval_batch_size: int = argument(64, "Images in a forward pass of the evaluation.", AT_LEAST_ONE)
     linear_eval_steps: int | None = argument(
         None,
         "Steps between two linear probes of eval_data, trained on the bank; by default none.",
@@ -258,7 +265,7 @@ class PreTrainingArguments:
         needs=MEASURED,
     )
     dense_eval_data: str | None = argument(
-        None, "Images with masks of class numbers: turns segmentation by the nearest patches of other images on."
+        None, "Images with masks of class numbers: turns on segmentation by the nearest patches of other images."
     )
     dense_eval_split: str | None = argument(
         None, "Split of dense_eval_data to segment; by default test, else validation, else the only one.", needs=DENSE
@@ -291,23 +298,23 @@ class PreTrainingArguments:
     )
 
     # --- how the run is carried out: does not change results
-    output_dir: str = argument("outputs/pretraining", "Folder of everything the run writes.")
+    output_dir: str = argument("outputs/pretraining", "Folder for everything that the run writes.")
     overwrite_output_dir: bool = argument(False, "Delete what an earlier run left there.")
     resume_from_checkpoint: str | None = argument(
-        None, 'A checkpoint folder, or "latest"; without --config the run goes on with its own recipe.'
+        None, 'A checkpoint folder, or "latest"; without --config the run continues with its own recipe.'
     )
     allow_recipe_change: bool = argument(
         False,
-        "Resume with other values, such as learning_rate or max_steps; or start from weights with registers and go on"
-        " with num_register_tokens 0.",
+        "Allow resuming with other values, such as learning_rate or max_steps; or starting from weights with"
+        " registers with num_register_tokens 0.",
     )
     stop_after_steps: int | None = argument(
         None,
-        "End after this step with all that a finished run leaves; schedules stay those of max_steps, and the run can"
-        " be continued.",
+        "End after this step, with all files of a finished run; schedules are still made for max_steps, and the"
+        " run can be continued.",
         AT_LEAST_ONE,
     )
-    export_on_stop: bool = argument(False, "Export the model also where a signal ends the run.")
+    export_on_stop: bool = argument(False, "Export the model also if a signal ends the run.")
     export_every: int | None = argument(
         None, "Steps between two exports of the averaged backbone to models/step_N; by default none.", AT_LEAST_ONE
     )
@@ -317,7 +324,9 @@ class PreTrainingArguments:
         " exported to model_best.",
     )
     greater_is_better: bool | None = argument(
-        None, "Of keep_best; by default true, but for a loss.", needs={"keep_best": True}
+        None,
+        "Whether larger values of keep_best are better; by default true, except for a loss.",
+        needs={"keep_best": True},
     )
     save_nonfinite_batch: bool = argument(
         False,
@@ -325,23 +334,23 @@ class PreTrainingArguments:
         " `dinov2-hf replay`. The host then waits for every step.",
     )
     max_saved_nonfinite_steps: int = argument(
-        3, "The most such steps that are kept; the first ones.", AT_LEAST_ONE, needs={"save_nonfinite_batch": True}
+        3, "Most such steps that are kept; the first ones are.", AT_LEAST_ONE, needs={"save_nonfinite_batch": True}
     )
     logging_steps: int = argument(50, "Steps between two lines of metrics.jsonl.", AT_LEAST_ONE)
     eval_steps: int = argument(
-        5000, "Steps between two evaluations: pictures, and k-NN where eval_data turns it on.", AT_LEAST_ONE
+        5000, "Steps between two evaluations: pictures, and k-NN if eval_data is given.", AT_LEAST_ONE
     )
     eval_pictures: int = argument(
         4,
-        "Images, of eval_data or else of the training, that are drawn at each evaluation into pictures/ and to the"
-        " tracker: patch features and attention. 0 draws none.",
+        "Number of images, from eval_data or else the training data, whose patch features and attention are"
+        " drawn at each evaluation into pictures/ and to the tracker. 0 draws none.",
         NOT_NEGATIVE,
     )
     dense_eval_steps: int | None = argument(
         None, "Steps between two dense evaluations; by default eval_steps.", AT_LEAST_ONE, needs=DENSE
     )
     save_steps: int = argument(2500, "Steps between two checkpoints.", AT_LEAST_ONE)
-    save_total_limit: int = argument(3, "Checkpoints kept.", AT_LEAST_ONE)
+    save_total_limit: int = argument(3, "Number of checkpoints that are kept.", AT_LEAST_ONE)
     dataloader_num_workers: int | None = argument(
         None,
         "Processes that decode and augment for each training process; 0: it does so itself. By default its share of"
@@ -349,7 +358,7 @@ class PreTrainingArguments:
         NOT_NEGATIVE,
     )
     max_skipped_fraction: float = argument(
-        0.01, "Stop when more than this share of the images cannot be decoded.", SHARE
+        0.01, "Stop if more than this share of the images cannot be decoded.", SHARE
     )
     attn_implementation: str = argument("auto", 'As in from_pretrained; "auto" is sdpa, but eager for bf16 on CPU.')
     crop_packing: str = argument(
@@ -358,7 +367,7 @@ class PreTrainingArguments:
         ("auto", "always", "never"),
     )
     patch_chunk_size: int = argument(
-        1024, "Patches of which logits are held at once, by student and teacher.", AT_LEAST_ONE
+        1024, "Number of patches whose logits are in memory at once, of student and teacher.", AT_LEAST_ONE
     )
     gradient_checkpointing: str = argument(
         "no",
@@ -373,24 +382,25 @@ class PreTrainingArguments:
         HOW,
     )
     report_to: str = argument("none", "Accelerate tracker for the curves, such as tensorboard, wandb or mlflow.")
-    stop_on_collapse: bool = argument(False, "Stop, with exit code 3, where a collapse would only be warned of.")
+    stop_on_collapse: bool = argument(False, "Stop with exit code 3 at a collapse, instead of only warning.")
     license: str | None = argument(None, "Licence of the weights for the model card, such as apache-2.0.")
 
     # --- upload of the finished run
     push_to_hub: bool = argument(False, "Upload the exported model when the run is complete.")
     hub_model_id: str | None = argument(
-        None, "Repository, owner/name; by default the name of output_dir in your account.", needs=UPLOADED
+        None, "Repository, owner/name; by default the name of output_dir, in your account.", needs=UPLOADED
     )
     hub_private_repo: bool | None = argument(
         None, "Make a new repository private; by default as the organization has it.", needs=UPLOADED
     )
-    hub_revision: str | None = argument(None, "Branch to upload to; made if missing.", needs=UPLOADED)
+    hub_revision: str | None = argument(None, "Branch to upload to; created if missing.", needs=UPLOADED)
     hub_pretraining_model: bool = argument(
         False, "Also upload student, teacher and heads, several times the model's size.", needs=UPLOADED
     )
     hub_token: str | None = argument(
         None,
-        "Token that may write. Better HF_TOKEN or hf auth login: others see flags in the process list.",
+        "Token with write access. Better use HF_TOKEN or hf auth login: others can see flags in the list of"
+        " processes.",
         needs=UPLOADED,
         repr=False,
     )
