@@ -189,7 +189,8 @@ def read_passes(folder: Path, process: int) -> list[KeptPass]:
     try:
         with safe_open(path, "pt") as file:
             row_ids = json.loads(file.metadata()["row_ids"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            # Copies: a tensor in a mapped file starts at any byte, and sums on a CPU round by where memory starts.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}).") from None
 
