@@ -71,7 +71,7 @@ def test_under_autocast_it_is_as_near_to_the_truth(tiny_config, drop_path_rate, 
             if true is not None and not name.endswith("key.bias")  # whose gradient is 0
         })  # fmt: skip
     ours, plain = errors
-    assert max(ours.values()) < (0.1 if dtype == torch.bfloat16 else 0.01)
+    assert max(ours.values()) < (0.15 if dtype == torch.bfloat16 else 0.01)
     assert sum(ours.values()) < 1.5 * sum(plain.values())
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import get_session
 from PIL import Image
+from transformers.image_utils import infer_channel_dimension_format
 
 
 def decode_input(value: str | os.PathLike | Image.Image, timeout: float | None = None) -> Image.Image:
@@ -60,6 +61,9 @@ class DecodedInputs:
             input_data_format = "channels_last" if isinstance(image, np.ndarray) else input_data_format
         elif isinstance(image, np.ndarray) and do_convert_rgb:
             image = _picture(image, input_data_format)
+        elif isinstance(image, np.ndarray) and image.ndim == 3 and input_data_format is None:
+            # transformers knows 1, 3 and, in its newest versions, 4 channels.
+            input_data_format = infer_channel_dimension_format(image, (1, 3, len(self.image_mean)))
         return super().process_image(
             image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
         )
