@@ -237,7 +237,7 @@ def test_lock_inside_a_folder_is_gone_afterwards(tmp_path):
 
 def test_place_that_cannot_be_is_refused_before_the_block(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot be made"), new_file(tmp_path / "file" / "features.npy"):
+    with pytest.raises(ValueError, match="cannot be created"), new_file(tmp_path / "file" / "features.npy"):
         pytest.fail("work was begun")
 
 
@@ -278,7 +278,7 @@ def test_a_part_is_refused_beside_a_sole_writer(tmp_path, monkeypatch):
 @pytest.mark.parametrize("open_output", [sole_writer, new_file, lambda path: new_folder(path, "model")])
 def test_urls_are_no_outputs(tmp_path, monkeypatch, url, open_output):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=f"the output {url} is a URL, but output is written to folders"):
+    with pytest.raises(ValueError, match=f"the output {url} is a URL, but output is only written to folders"):
         with open_output(Path(url)):
             pass
     assert list(tmp_path.iterdir()) == []

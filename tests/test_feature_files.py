@@ -278,7 +278,7 @@ def test_only_own_features_are_ever_replaced(model, processor, dataset, tmp_path
         ("file", "is a file, but features is written to a folder"),
         ("folder.npy", "is a folder, but the name of a file is needed"),
         ("nowhere", "is a link to nowhere"),
-        ("file/a.npy", "cannot be made, as .* is a file"),
+        ("file/a.npy", "cannot be created, because .* is a file"),
     ]:
         with pytest.raises(ValueError, match=message):
             write_features_of(model, dataset, processor, tmp_path / name, overwrite=True)
@@ -406,17 +406,17 @@ def test_mistakes_are_named_before_any_compute(processor, dataset, tmp_path):
     for name in ("features.csv", "features.npz"):
         with pytest.raises(ValueError, match=r"must end in \.parquet or \.npy, or have no ending for a folder"):
             write(name)
-    with pytest.raises(ValueError, match="dtype='bfloat16' is no type for features"):
+    with pytest.raises(ValueError, match="dtype='bfloat16' is not a type for features"):
         write(dtype="bfloat16")
-    with pytest.raises(ValueError, match="a .npy file holds nothing but features"):
+    with pytest.raises(ValueError, match="a .npy file holds only features"):
         write("a.npy", keep_columns=["label"])
     with pytest.raises(ValueError, match="must be a list of columns of the dataset, which has .*'label'"):
         write(keep_columns=["lable"])
     with pytest.raises(ValueError, match="keep_columns='label' must be a list"):
         write(keep_columns="label")
-    with pytest.raises(ValueError, match="'row', which is the name of a column that is written"):
+    with pytest.raises(ValueError, match="'row', but the output has its own column of this name"):
         write(data=dataset.rename_column("title", "row"))
-    with pytest.raises(ValueError, match="kind='pooled' is no kind of features"):
+    with pytest.raises(ValueError, match="kind='pooled' is not a kind of features"):
         write(kind="pooled")
     with pytest.raises(ValueError, match="image_column='img' is not a column"):
         write(image_column="img")

@@ -388,7 +388,7 @@ def test_a_batch_of_features_holds_no_other_tokens_in_memory(model, processor, k
 def test_mistakes_about_kinds_are_named(model, processor):
     dataset = make_dataset(make_images(2))
     images = torch.randn(1, 3, 28, 28)
-    with pytest.raises(ValueError, match="'pooled' is no kind .* 'cls', 'mean_patch', 'patch_grid', 'last_layers'"):
+    with pytest.raises(ValueError, match="'pooled' is not a kind .* 'cls', 'mean_patch', 'patch_grid', 'last_layers'"):
         FeatureExtractor(model, processor).batches(dataset, kind="pooled")
     for num_layers in (0, 3):
         with pytest.raises(ValueError, match=f"num_layers is {num_layers}, but must be from 1 to the 2 blocks"):
@@ -413,8 +413,8 @@ TEXT = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "in
 TEXT |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 CONVOLUTIONS = {"depths": [1, 1], "hidden_sizes": [4, 8]}
 CLS = "the CLS token after the final norm"
-NO_NORM = "as its CLS token is not that after the final norm"
-PATCHES_ONLY = "as it has patch tokens only"
+NO_NORM = "as its CLS token has not passed the final norm"
+PATCHES_ONLY = "as it has only patch tokens"
 # How to make each model, the rule of `cls`, and the feature from its output.
 ZOO = {
     "vit": (lambda: ViTModel(ViTConfig(**SMALL)), CLS, lambda model, output: output.last_hidden_state[:, 0]),
@@ -510,8 +510,8 @@ def test_models_that_have_no_feature_of_an_image_are_refused(small_processor):
     dataset = make_dataset(make_images(2))
     jepa = IJepaModel(IJepaConfig(**SMALL))
     for kind, message in [
-        ("cls", "feature 'cls' cannot be taken from a IJepaModel, as it has patch tokens only; and it has no pooled"),
-        ("last_layers", "last blocks cannot be taken from a IJepaModel, as it has patch tokens only"),
+        ("cls", "feature 'cls' cannot be taken from a IJepaModel, as it has only patch tokens; it has no pooled"),
+        ("last_layers", "last blocks cannot be taken from a IJepaModel, as it has only patch tokens"),
     ]:
         with pytest.raises(ValueError, match=message):
             extract(jepa, dataset, small_processor, kind=kind, num_layers=1)

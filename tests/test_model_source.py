@@ -46,7 +46,9 @@ def test_a_converted_teacher(tmp_path):
     config(tmp_path / "pretraining_model", PRETRAINING_TYPE)
     assert find_model(tmp_path) == find_model(tmp_path, BOTH[::-1]) == tmp_path
     assert find_model(tmp_path, BOTH) == tmp_path / "pretraining_model"
-    with pytest.raises(ValueError, match=f"to continue a training from; name {tmp_path}, which holds the backbone"):
+    with pytest.raises(
+        ValueError, match=f"to continue a training from; name {tmp_path}, which holds only the backbone"
+    ):
         find_model(tmp_path / "pretraining_model")
 
 
@@ -80,7 +82,7 @@ def test_a_checkpoint_of_a_run(run):
     with pytest.raises(ValueError, match=f"holds checkpoints; name one of them, or {run}/checkpoints/latest"):
         find_model(run / "checkpoints")
     (run / "model" / "config.json").unlink()
-    with pytest.raises(ValueError, match=f"no model yet; .*name {run}/checkpoints/latest for its weights by now"):
+    with pytest.raises(ValueError, match=f"no model yet; .*name {run}/checkpoints/latest for its present weights"):
         find_model(run)
 
 
@@ -146,10 +148,10 @@ OTHERS = {
     "no checkpoint": (lambda run: run / "checkpoints" / "latest", "holds no checkpoint yet; a model folder"),
     "unfinished": (unfinished, "a run that has left no model yet; continue it"),
     "students": (students, "several students; name one of {run}/students/base/model, {run}/students/small/model"),
-    "web project": (web_project, "is no model folder: its config.json has no `model_type`; name"),
+    "web project": (web_project, "is not a model folder: its config.json has no `model_type`; name"),
     "broken": (broken, "is not JSON"),
     "curation": (curation, "holds a curation, but a model folder, the output folder of a run or"),
-    "empty": (empty, "has no config.json, so it is no model folder; name"),
+    "empty": (empty, "has no config.json, so it is not a model folder; name"),
     "weights": (only_weights, "holds weights, but no config.json; name"),
     "file": (other_file, "is a file, .*; name its folder, {run}/model"),
     "not there": (lambda run: run / "nothing", "nothing does not exist, and a model folder"),

@@ -69,7 +69,7 @@ def test_a_place_is_imported_when_it_is_named():
     ("name", "sentence"),
     [
         ("constnat", "no schedule 'constnat'. Did you mean `constant`? There are constant"),
-        ("a module:name", "is no `package.module:attribute`"),
+        ("a module:name", "is not a `package.module:attribute`"),
         ("absent_package.schedules:saw", "there is no module absent_package among"),
         ("sawtooth_schedules:sawtoot", "no 'sawtoot'. Did you mean `sawtooth`"),
     ],

@@ -1,4 +1,4 @@
-"""DINOv2 for Hugging Face transformers. Importing the package makes the Auto classes know it."""
+"""DINOv2 for Hugging Face transformers. Importing this package registers it with the Auto classes."""
 
 from typing import TYPE_CHECKING
 
@@ -6,7 +6,7 @@ from .auto import register
 from .lazy_names import lazy_names
 
 
-if TYPE_CHECKING:  # the public names, each imported when it is first asked for
+if TYPE_CHECKING:  # the public names, each imported at its first use
     from .models import (
         DINOv2Backbone,
         DINOv2Config,

@@ -1,8 +1,8 @@
-"""The one way a file or folder of this package appears: whole, or not at all.
+"""How this package writes a file or folder: whole, or not at all.
 
-It is written under a name that nobody can foresee, in a hidden folder beside its place. It takes its place when it is
-complete. An error, a kill or a full disk leaves what was there before. What a killed process left behind carries a
-marker, and is removed when the same name is written next.
+It is written under an unpredictable name, in a hidden folder beside its place. It takes its place when it is complete.
+An error, a kill or a full disk leaves the earlier file unchanged. Leftovers of a killed process carry a marker, and
+are removed when the same name is written next.
 """
 
 import ctypes
@@ -30,9 +30,10 @@ from .output_folders import (
 )
 
 
-# What a full disk raises: Python's files; safetensors; torch.save, faiss and ONNX, which have no class for it.
+# The errors of a full disk: of Python's files; of safetensors; of torch.save, faiss and ONNX, which have no class for
+# it.
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
-# Below this much room on the disk, that is why a file could not be written: NumPy and torch give no number.
+# With less free space than this, a failed write is taken for a full disk: NumPy and torch give no error number.
 LEAST_FREE_BYTES = 16 * 2**20
 UNFINISHED = ".unfinished"
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # of renameat2(2)
@@ -41,15 +42,15 @@ _RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # of renameat2(2)
 @contextmanager
 def new_file(path: str | os.PathLike, *, overwrite: bool = False, sources: Iterable = ()) -> Iterator[Path]:
     """
-    A path to write to, which takes the place of `path` when the block ends without an error.
+    A path to write to. The file there takes the place of `path` when the block ends without an error.
 
-    Put all the work into the block: what is refused is refused when it is entered, and nobody else can write to `path`
+    Put all the work into the block: all refusals come when it is entered, and no other process can write to `path`
     until it ends.
 
     Args:
-        path: the file; folders above it are made. Of a link, the file behind it is replaced.
+        path: the file; folders above it are made. If it is a link, the file that it points to is replaced.
         overwrite: whether a file that is there may be replaced.
-        sources: paths that are read; `path` may be none of them, in none and around none.
+        sources: paths that are read; `path` may not be one of them, be inside one or contain one.
 
     Raises:
         ValueError: `path` is a folder, is there without `overwrite`, overlaps a source, or is being written by
@@ -69,7 +70,7 @@ def new_folder(
     folder: str | os.PathLike, kind: str, *, overwrite: bool = False, sources: Iterable = ()
 ) -> Iterator[Path]:
     """
-    An empty folder to write into, which takes the place of `folder` when the block ends without an error.
+    An empty folder to write into. It takes the place of `folder` when the block ends without an error.
 
     Put all the work into the block, as with `new_file`. The folder gets a marker with its kind and the names of all
     files in it.
@@ -77,7 +78,8 @@ def new_folder(
     Args:
         folder: its place; folders above it are made. A link to a folder is followed.
         kind: a name of `output_folders.KINDS`.
-        overwrite: whether a folder of the same kind, which this package wrote and nobody added to, may be replaced.
+        overwrite: whether to replace an existing folder of the same kind, if this package wrote it and no file was
+            added.
         sources: as in `new_file`.
 
     Raises:
@@ -96,7 +98,7 @@ def new_folder(
 
 
 def check_new_file(path: Path, *, overwrite: bool, sources: Iterable = ()) -> None:
-    """What `new_file` refuses on entering, for commands that must know earlier."""
+    """The checks of `new_file`, for commands that must make them earlier."""
     refuse_urls(path)
     refuse_overlap(path, sources)
     refuse_unwritable(path)
@@ -105,13 +107,13 @@ def check_new_file(path: Path, *, overwrite: bool, sources: Iterable = ()) -> No
     if os.path.lexists(path) and not path.resolve().parent.is_dir():
         raise ValueError(f"{path} is a link to nowhere; remove it, or choose another name.")
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no ordinary file, so it is not replaced; choose another name.")
+        raise ValueError(f"{path} is not an ordinary file, so it is not replaced; choose another name.")
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists already; choose another name, or replace it with --overwrite.")
 
 
 def check_new_folder(folder: Path, kind: str, *, overwrite: bool, sources: Iterable = ()) -> None:
-    """What `new_folder` refuses on entering, for commands that must know earlier."""
+    """The checks of `new_folder`, for commands that must make them earlier."""
     refuse_urls(folder)
     refuse_overlap(folder, sources)
     refuse_unwritable(folder)
@@ -126,8 +128,9 @@ def check_new_folder(folder: Path, kind: str, *, overwrite: bool, sources: Itera
 
 def put_in_place(partial: Path, place: Path) -> None:
     """
-    Give the finished folder `partial` its place. What is there is exchanged in one step where the system can do that
-    (Linux), so that a kill at any moment leaves one of the two under the name; then the earlier one is deleted.
+    Move the finished folder `partial` to its place. If the system can do it (Linux), it is exchanged with the earlier
+    folder in one step, so that a kill at any moment leaves one of the two under the name. Then the earlier one is
+    deleted.
     """
     if not os.path.lexists(place):
         os.rename(partial, place)
@@ -145,7 +148,7 @@ def put_in_place(partial: Path, place: Path) -> None:
 
 
 def is_disk_full(path: Path, error: BaseException) -> bool:
-    """Whether an error of writing to `path` is that of a full disk."""
+    """Whether an error of writing to `path` comes from a full disk."""
     number = getattr(error, "errno", None)
     if number is not None:
         return number in (errno.ENOSPC, errno.EDQUOT)
@@ -157,9 +160,9 @@ def is_disk_full(path: Path, error: BaseException) -> bool:
 @contextmanager
 def unfinished(place: Path) -> Iterator[Path]:
     """
-    A hidden folder beside `place`, deleted at the end; what killed processes left of the same name is removed first.
-    The caller holds the lock of `place`. `new_file` and `new_folder` are built on it; a folder that several processes
-    write together is another use.
+    A hidden folder beside `place`, deleted at the end. Leftovers of killed processes under the same name are removed
+    first. The caller holds the lock of `place`. `new_file` and `new_folder` are built on it. It also serves for a
+    folder that several processes write together.
 
     Raises:
         ValueError: the disk is full.
@@ -185,10 +188,11 @@ def unfinished(place: Path) -> Iterator[Path]:
 
 def remove_leftovers(parent: Path, names: str) -> None:
     """
-    Remove what killed processes left in `parent` of outputs whose names match a regular expression. The caller holds
-    their lock, so no process is writing them now.
+    Remove leftovers of killed processes in `parent`, of outputs whose names match a regular expression. The caller
+    holds their lock, so no process is writing them now.
 
-    A kill between the two renames of `put_in_place` leaves nothing under the name; then the earlier folder goes back.
+    A kill between the two renames of `put_in_place` leaves nothing under the name. Then the earlier folder is moved
+    back.
     """
     for folder in parent.iterdir():
         match = re.fullmatch(rf"\.({names})\.\w{{8}}{re.escape(UNFINISHED)}", folder.name)
@@ -202,7 +206,7 @@ def remove_leftovers(parent: Path, names: str) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step; False where the system or the file system cannot."""
+    """Swap two names in one step; False if the system or the file system cannot do that."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):  # no such call in this C library

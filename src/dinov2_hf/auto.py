@@ -1,8 +1,8 @@
 """
-Registration with transformers' Auto classes and pipelines, in one place. Other models get what they got before.
+Registration with transformers' Auto classes and pipelines, in one place. Other models are not affected.
 
-Nothing heavy is imported for it. Each part is registered when the module of transformers that it goes into has been
-imported, and names of classes stand for them until somebody asks for one.
+It imports nothing heavy. Each part is registered when the module of transformers that it belongs to has been imported.
+Classes are registered by their names, and imported at their first use.
 """
 
 import sys
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def register() -> None:
-    """Make the Auto classes of transformers know ours, and its pipelines decode images for them as in training."""
+    """Register our classes with the Auto classes, and make pipelines decode images for them as in training."""
     for name, function in WHEN_IMPORTED.items():
         if name in sys.modules:
             function()
@@ -52,7 +52,7 @@ def _register_image_processors() -> None:
     from transformers.utils import is_torchvision_available
 
     names = {"pil": "DINOv2ImageProcessorPil"}
-    if is_torchvision_available():  # the other class can be made without it, and fails at its first image
+    if is_torchvision_available():  # without it, that class can be constructed, but fails at its first image
         names["torchvision"] = "DINOv2ImageProcessor"
     # Not by `AutoImageProcessor.register`, which looks at the classes.
     IMAGE_PROCESSOR_MAPPING.register(_ours("DINOv2Config"), _NamedClasses(names))
@@ -81,7 +81,7 @@ class _ClassName(str):
 
 
 class _Registered(dict):
-    """What is registered with an Auto class. A name of a class of ours is followed when it is asked for."""
+    """The entries of an Auto class. The name of one of our classes is resolved when it is looked up."""
 
     def __getitem__(self, config: type) -> Any:
         value = super().__getitem__(config)
@@ -95,7 +95,7 @@ class _Registered(dict):
 
 
 class _NamedClasses(Mapping):
-    """Classes of this package by kinds, each imported when it is asked for."""
+    """Classes of this package by kind, each imported when it is looked up."""
 
     def __init__(self, names: dict[str, str]):
         self.names = names

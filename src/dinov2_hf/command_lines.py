@@ -1,4 +1,4 @@
-"""The words of a command line, by options: flags as they are declared, with `--help`, and mistakes in one sentence."""
+"""Parsing a command line by its declared options, with `--help`, and with one sentence for each error."""
 
 import argparse
 import math
@@ -19,7 +19,7 @@ NOT_A_FLAG = (
 )
 
 
-# What other commands, and other packages, call the same thing; typed, it is taken, and no help names it.
+# Names of the same options in other commands and other packages. They are accepted, but no help lists them.
 OTHER_NAMES = {
     "output": "output_dir", "output_dir": "output", "destination": "output",
     "source": "model", "folder": "model", "model_name_or_path": "model",
@@ -31,7 +31,7 @@ CONFIG = Option("config", str, "Recipe: the name of one of the package, or a YAM
 
 class Parser(argparse.ArgumentParser):
     """
-    argparse with one sentence for a mistake, in place of the usage, which is longer than a screen.
+    argparse that prints one sentence for an error, instead of the usage, which is longer than a screen.
 
     Attributes:
         below: lines at the end of the help.
@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser(options: Mapping[str, Option], prog: str | None = None, description: str | None = None) -> Parser:
-    """The parser of these options, with their `--help`. Words that belong to no flag are left over."""
+    """The parser of these options, with their `--help`. Words that belong to no flag are not parsed."""
     needed = [option for option in options.values() if option.default is REQUIRED and not option.is_positional]
     words = [_place(option) for option in options.values() if option.is_positional]
     usage = " ".join(["%(prog)s", *words, *(f"--{option.name} ..." for option in needed), "[options]"])
@@ -67,7 +67,7 @@ def _place(option: Option) -> str:
 
 
 def _add(option: Option, parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """The flag of an option, whose words are left as they are, for `Option.read`."""
+    """Add the flag of an option. Its words are kept unchanged, for `Option.read`."""
     about: dict[str, Any] = {"help": option.full_help().replace("%", "%%"), "default": argparse.SUPPRESS}
     metavar = "|".join(map(str, option.choices)) or option.name.upper().split("_")[-1]
     if option.is_list or option.kind is dict:
@@ -86,10 +86,11 @@ def read_words(
     may_repeat: Container[str] = (),
 ) -> dict[str, Any]:
     """
-    What is given on a command line, in the types of the options.
+    The values on a command line, in the types of the options.
 
-    `--batch-size` is `--batch_size`; `--no-progress` is `--progress false`; no flag may be shortened. Options that are
-    positional may be given by their flag too; words without a flag are those of the others, in their order.
+    `--batch-size` is `--batch_size`; `--no-progress` is `--progress false`; no flag may be shortened. Positional
+    options may also be given by their flag. Words without a flag belong to the other positional options, in their
+    order.
 
     Args:
         words: of the command line.
@@ -97,8 +98,8 @@ def read_words(
         may_repeat: names of flags that may be given again; the last one counts.
 
     Raises:
-        `OptionError`: a flag that there is not (with the nearest one), a word that belongs to none, or a value that
-            `Option.read` refuses. The sentence repeats no word that may be a token.
+        `OptionError`: an unknown flag (the message names the nearest one), a word that belongs to no flag, or a value
+            that `Option.read` refuses. The message repeats no word that may be a token.
     """
     found, unknown = (parser or build_parser(options)).parse_known_args(
         _spelled_as_declared(options, words, may_repeat)
@@ -113,7 +114,7 @@ def read_words(
 
 
 def _spelled_as_declared(options: Mapping[str, Option], words: Sequence[str], may_repeat: Container[str]) -> list[str]:
-    """The words with every flag as the parser knows it, and a switch's value within its own word."""
+    """The words with every flag spelled as the parser knows it, and with the value of a switch in the same word."""
     spelled, given, left = [], set(), list(words)[::-1]
     while left:
         word = left.pop()
@@ -153,7 +154,7 @@ def _is_number(word: str) -> bool:
 
 
 def _no_such_flag(word: str, options: Mapping[str, Option]) -> str:
-    """A sentence on a flag that there is not, which shows of it the name at most, since a token may stand there."""
+    """The message for an unknown flag. It shows at most the name of the flag, because the rest may be a token."""
     name = word.partition("=")[0].lstrip("-").replace("-", "_")
     if not re.fullmatch(r"[a-z_]{1,40}\d?", name):
         return NOT_A_FLAG
@@ -170,13 +171,13 @@ def read_recipe_and_words(
     without_config: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {},
 ) -> dict[str, Any]:
     """
-    What the recipe of `--config` says, if there is one, and what flags of the same names say in its place. Of a flag
-    that is given again the last one counts, as launch scripts need it.
+    The values of the recipe of `--config`, if there is one. Flags of the same names override them. If a flag is given
+    several times, the last one counts, as launch scripts need it.
 
     Args:
         parser: of these options and `CONFIG`, by default a plain one.
         known: names that need not be given.
-        without_config: the recipe where there is no `--config`, of what the flags say.
+        without_config: gives the recipe from the values of the flags, if there is no `--config`.
 
     Raises:
         `ValueError`: as `read_mapping`, `read_words` and `recipe_files.read_recipe`.
@@ -192,7 +193,7 @@ def read_recipe_and_words(
 
 
 def values_of(name: str, words: Sequence[str]) -> list[str]:
-    """The values of a flag, for what must be known before the options are; none where it is not given."""
+    """The values of a flag that is needed before the options are known; empty if it is not given."""
     for place, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag.startswith("--") and flag[2:].replace("-", "_") == name:

@@ -1,8 +1,9 @@
 """
-What a file of this package declares, read from its text: signatures, dataclasses and constants, none of it imported.
+Declarations of a file of this package (signatures, dataclasses and constants), read from its text without importing
+it.
 
-Help and mistakes of a command line need the options of functions whose files import torch and transformers, which
-takes seconds. An option stands where it is declared, all the same: here it is read from there.
+The help and the errors of a command line need the options of functions whose files import torch and transformers,
+which takes seconds. The options are declared only there. This module reads them without those imports.
 """
 
 import ast
@@ -18,21 +19,22 @@ from typing import Any
 
 
 PACKAGE = __package__
-# What declarations are made with; these import nothing heavy, and are imported as they are.
+# Modules that declarations use. They import nothing heavy, so they are really imported.
 IMPORTED = {f"{PACKAGE}.{name}" for name in ("named_objects", "options", "value_ranges")}
 
 
 def declared(place: str) -> Any:
     """
-    What a file declares, with the help of what other files of the package declare. Other packages are imported where a
+    A declaration of a file, which may use declarations of other files of the package. Other packages are imported if a
     declaration needs one of their names.
 
     Args:
         place: `module:name` within this package, such as "evaluation.knn:evaluate_knn".
 
     Returns:
-        Of a function one of the same signature and docstring, that cannot be called. Of a dataclass or configuration
-        one of the same fields, that checks nothing; bases of other packages are left out. Of a constant its value.
+        For a function: one with the same signature and docstring, which cannot be called. For a dataclass or
+        configuration: one with the same fields, which checks nothing; bases of other packages are left out. For a
+        constant: its value.
 
     Raises:
         `LookupError`: there is no such name.
@@ -63,7 +65,7 @@ def _file(module: str) -> "_File":
 
 
 class _File:
-    """The text of a module, and what of it was asked for."""
+    """The text of a module, and the declarations that were read from it."""
 
     def __init__(self, module: str):
         path = Path(__file__).parent.joinpath(*module.split(".")[1:])
@@ -74,7 +76,7 @@ class _File:
         self._values: dict[str, Any] = {"__package__": self.package, "__name__": module}
 
     def value(self, name: str) -> Any:
-        """What the name stands for."""
+        """The value of the name."""
         if name not in self._values:
             if name not in self.nodes:
                 raise LookupError(f"{self.module} declares no {name!r}.")
@@ -105,7 +107,7 @@ class _File:
     def _function(self, node: ast.FunctionDef) -> Any:
         for argument in (*node.args.args, node.args.vararg, node.args.kwarg):
             if argument is not None and argument.annotation and not self._is_plain(argument.annotation):
-                argument.annotation = None  # such as a network, which no option is
+                argument.annotation = None  # such as a network, which cannot be an option
         node.body = [*node.body[:1], *ast.parse("raise TypeError('only declared, and not imported')").body]
         node.decorator_list = []
         node.returns = node.returns if node.returns and self._is_plain(node.returns) else None
@@ -132,7 +134,7 @@ class _File:
         return module and module.partition(".")[0]
 
     def _execute(self, statement: ast.stmt) -> Any:
-        """Run a statement with the values of the names in it, and keep what it assigns."""
+        """Run a statement with the values of the names in it, and store its assignments."""
         for node in ast.walk(statement):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in self.nodes:
                 self.value(node.id)
@@ -142,7 +144,7 @@ class _File:
 
 
 def _names(statements: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
-    """The names of a file, also those that are for type checkers, with what makes them."""
+    """The names of a file, including those for type checkers, with the statements that define them."""
     for node in statements:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name, node

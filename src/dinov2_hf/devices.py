@@ -1,11 +1,11 @@
-"""Where a network runs: the device that a user names, checked before any work."""
+"""The device that a user names for a network, checked before any work."""
 
 import torch
 
 
 def find_device(name: torch.device | str | None) -> torch.device:
     """
-    The device of a name.
+    The device with this name.
 
     Args:
         name: "cpu", or an accelerator of this machine, such as "cuda" or "cuda:1". None: the first accelerator, or

@@ -1,6 +1,6 @@
-"""Features of a whole dataset to a file, batch by batch: parquet, npy or a `datasets` folder.
+"""Writes features of a whole dataset to a file, batch by batch: parquet, npy or a `datasets` folder.
 
-Every format appears whole or not at all, see `atomic_files`.
+The output appears whole or not at all, see `atomic_files`.
 
 Shapes: `n` rows of the dataset; `...` the shape of one feature, (D,), (num_layers * D,) or (h, w, D).
 """
@@ -29,7 +29,7 @@ from .features import DatasetOrRows, FeatureExtractor, require_column
 
 KIND = "features"  # of a folder, for its marker
 ORIGIN = b"dinov2_hf"  # key in the metadata of the Arrow schema
-# Readers load a row group whole and keep a record of each: batches of a few hundred kB are gathered to this.
+# Readers load whole row groups and keep a record of each, so batches of a few hundred kB are joined up to this size.
 ROW_GROUP_BYTES = 32 * 2**20
 
 
@@ -62,19 +62,18 @@ def write_features(
     overwrite: bool = False,
     sources: Iterable[str | os.PathLike] = (),
 ) -> WrittenFeatures:
-    """Write the feature of every image of a dataset to `output`, whose name says the format.
+    """Write the feature of every image of a dataset to `output`. The ending of its name determines the format.
 
     `*.parquet`, and a folder that `datasets.load_from_disk` opens (a name without an ending), are tables with the
     columns `row` (the row of `dataset`, int64), the kept columns with their `datasets` types (a `ClassLabel` keeps its
-    names), and `features` (a list of fixed length, or `datasets.Array3D` for patch grids). Rows whose image cannot be
-    decoded are left out of them. The metadata of the parquet schema (key `dinov2_hf`) and the description of the
-    dataset say, as JSON, of which model the features are and how they were taken. `Dataset.from_parquet`,
-    `load_dataset("parquet", ...)` and `load_from_disk` give all types back, and `.with_format("numpy")` gives patch
-    grids as (rows, h, w, D) arrays. A folder needs twice its room on the disk while it is written.
+    names), and `features` (a list of fixed length, or `datasets.Array3D` for patch grids). Tables leave out rows whose
+    image cannot be decoded. The metadata of the parquet schema (key `dinov2_hf`) and the description of the dataset
+    contain, as JSON, the model of the features and how they were taken. `Dataset.from_parquet`,
+    `load_dataset("parquet", ...)` and `load_from_disk` restore all types, and `.with_format("numpy")` gives patch
+    grids as (rows, h, w, D) arrays. A folder needs twice its size on the disk while it is written.
 
-    `*.npy` is one array (n, ...) in the order of the dataset, to be opened with `numpy.load(..., mmap_mode="r")`. It
-    cannot say which row it leaves out, so row i always belongs to row i of the dataset, and a row whose image cannot
-    be decoded is NaN.
+    `*.npy` is one array (n, ...) in the order of the dataset. Open it with `numpy.load(..., mmap_mode="r")`. It cannot
+    leave rows out: row i always belongs to row i of the dataset, and a row whose image cannot be decoded is NaN.
 
     Args:
         extractor: the model, and how it is run.
@@ -83,35 +82,35 @@ def write_features(
         keep_columns: columns of the dataset to copy into a table. None: all but the images. A sequence of dict rows
             is read once more for them. Columns called `row` or `features` cannot be kept.
         dtype: "float32", or "float16" for half the size at a relative precision of 1/2048.
-        overwrite: replace the `output` that is there: a file, or a folder of features that this function wrote and
-            nobody added to.
-        sources: paths that `dataset` and `model` were loaded from, which `output` must not be, be in or be around. The
-            files that `dataset` has in use are known without.
+        overwrite: replace an existing `output`: a file, or a folder of features that this function wrote and to which
+            no file was added.
+        sources: paths that `dataset` and `model` were loaded from. `output` must not be one of them, be inside one or
+            contain one. The files that `dataset` uses need not be listed.
 
     Returns:
         The number of images with a feature, the shape of a feature, and the undecodable rows.
 
     Raises:
-        ValueError: before the first image, where `check_output` refuses `output` or somebody else is writing it, or
-            `dtype` or `keep_columns` cannot be used; later, where a value is beyond float16 or the disk is full; and
-            what `FeatureExtractor.batches` raises, except that an undecodable image is no error.
+        ValueError: before the first image, if `check_output` refuses `output`, another process is writing it, or
+            `dtype` or `keep_columns` cannot be used; later, if a value is beyond float16 or the disk is full; and the
+            errors of `FeatureExtractor.batches`, except that an undecodable image is not an error.
     """
     output = Path(output)
     sources = [*sources, *_files_of(dataset)]
     check_output(output, overwrite=overwrite, sources=sources)
     if dtype not in ("float32", "float16"):
-        raise ValueError(f"dtype={dtype!r} is no type for features, which is 'float32' or 'float16'.")
+        raise ValueError(f"dtype={dtype!r} is not a type for features; use 'float32' or 'float16'.")
     suffix = _suffix(output)
     if suffix == ".npy" and keep_columns is not None:
         raise ValueError(
-            f"keep_columns={list(keep_columns)} cannot be kept in {output}, as a .npy file holds nothing but features;"
+            f"keep_columns={list(keep_columns)} cannot be kept in {output}, because a .npy file holds only features;"
             " write a .parquet file or a folder."
         )
     require_column(dataset, extractor.image_column, "image_column")
     kept = None if suffix == ".npy" else _kept_columns(dataset, extractor.image_column, keep_columns)
     batches = extractor.batches(dataset, kind=kind, num_layers=num_layers, skip_undecodable=True)
     with _new_output(output, overwrite, sources) as unfinished:
-        first = next(batches)  # tells the shape
+        first = next(batches)  # gives the shape
         shape = tuple(first[1].shape[1:])
         arrays = ((rows, _as_dtype(features, dtype, rows)) for rows, features in chain([first], batches))
         if suffix == ".npy":
@@ -128,10 +127,10 @@ def write_features(
 
 
 def check_output(output: str | os.PathLike, *, overwrite: bool, sources: Iterable[str | os.PathLike] = ()) -> None:
-    """What `write_features` refuses of its output, for a command that must know before it loads anything.
+    """The checks of `write_features` on its output, for a command that must make them before it loads anything.
 
     Raises:
-        ValueError: `output` has an ending that is no format, or what `new_file` and `new_folder` refuse.
+        ValueError: the ending of `output` is not a format, or `new_file` or `new_folder` refuses it.
     """
     output = Path(output)
     if _suffix(output):
@@ -151,7 +150,7 @@ def _suffix(output: Path) -> str:
     suffix = output.suffix.lower()
     if suffix in (".parquet", ".npy"):
         return suffix
-    # A folder may be called dinov2_v1.5, but features.csv would surprise as a folder.
+    # A folder may be called dinov2_v1.5, but features.csv should not become a folder.
     if re.match(r"\.[a-z]", suffix):
         raise ValueError(
             f"output is {str(output)!r}, but must end in .parquet or .npy, or have no ending for a folder."
@@ -160,7 +159,7 @@ def _suffix(output: Path) -> str:
 
 
 def _name_of(model: torch.nn.Module) -> str:
-    """The folder or Hub id that a model was loaded from; without one, its class."""
+    """The folder or Hub id that a model was loaded from, or else its class."""
     return getattr(getattr(model, "config", None), "_name_or_path", None) or type(model).__name__
 
 
@@ -185,12 +184,12 @@ def _kept_columns(dataset, image_column: str, keep_columns: Sequence[str] | None
     taken = [name for name in names if name in ("row", "features")]
     if taken:
         raise ValueError(
-            f"keep_columns would copy {taken[0]!r}, which is the name of a column that is written: rename it in the "
+            f"keep_columns would copy {taken[0]!r}, but the output has its own column of this name: rename it in the "
             "dataset or leave it out of keep_columns."
         )
     for name in names if is_typed else ():
         refuse_unreadable_files(dataset, name)
-    # The stored values as they are: an image that somebody keeps is not decoded and encoded again.
+    # The stored values unchanged: a kept image is not decoded and encoded again.
     return dataset.select_columns(names).with_format("arrow")
 
 
@@ -265,7 +264,7 @@ def _write_dataset_folder(path: Path, tables: Iterable[pa.Table], schema: pa.Sch
 def _write_npy(
     path: Path, batches: Iterable[tuple[list[int], np.ndarray]], shape: tuple[int, ...], dtype: str
 ) -> None:
-    """Row after row, and NaN for those that no batch has."""
+    """Write row after row, with NaN for rows that are in no batch."""
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     missing = np.full(shape[1:], np.nan, dtype).tobytes()
     with open(path, "wb") as file:
@@ -283,7 +282,7 @@ def _write_npy(
 
 
 def _reserve(handle: int, num_bytes: int) -> None:
-    """Room on the disk, so that a full one is known before hours of work. Not all systems can do that."""
+    """Reserve space on the disk, so that a full disk is known before hours of work. Not all systems can do that."""
     try:
         os.posix_fallocate(handle, 0, num_bytes)
     except AttributeError:  # macOS

@@ -1,22 +1,22 @@
-"""The feature of an image: which tokens of a vision transformer it is made of, and the rule in words.
+"""The feature of an image: which tokens of a vision transformer it consists of, and this rule in words.
 
 | kind | feature of one image | used by the paper (section 7) for |
 |---|---|---|
 | `cls` | the CLS token | k-NN, logistic regression, retrieval |
 | `mean_patch` | the mean over the patch tokens | with `cls`, the classification head |
-| `patch_grid` | the patch tokens in their places | segmentation, depth, matching |
+| `patch_grid` | the patch tokens as a grid | segmentation, depth, matching |
 | `last_layers` | the CLS tokens of the last blocks, concatenated | the linear probe |
-| `last_layers_and_mean_patch` | the two together | the linear probe |
+| `last_layers_and_mean_patch` | `last_layers` and `mean_patch`, concatenated | the linear probe |
 
-None contains register tokens. All are taken after the final norm, where the model has one.
+No kind contains register tokens. All are taken after the final norm, if the model has one.
 
-Tokens are counted against the grid of patches, so that no patch is taken for a CLS token. Where a model has no
-final-normed CLS token, `cls` is its own `pooler_output`, and without that an error:
+The number of tokens is checked against the grid of patches, so that no patch is taken for a CLS token. If a model has
+no final-normed CLS token, `cls` is its own `pooler_output`. If it has no such output either, `cls` is refused:
 
 | model | `cls` |
 |---|---|
 | ViT, DeiT, DINOv2, DINOv3, MSN | the CLS token after the final norm |
-| CLIP and its kin, whose tokens come before the final norm | pooled output: the CLS token after that norm |
+| CLIP and similar models, whose tokens come before the final norm | pooled output: the CLS token after that norm |
 | BEiT with mean pooling | pooled output: the normed mean of the patches |
 | SigLIP, Swin, Hiera, ConvNeXt, ResNet: no CLS token | pooled output |
 | I-JEPA: no CLS token and no pooled output | refused |
@@ -43,7 +43,8 @@ ONE_TOKEN_RULE = "the one token of the output"
 class FeatureKind:
     """A kind of features by its name, with the number of blocks that it reads.
 
-    `small in large` says whether the features of one hold those of another as neighbouring columns, see `columns`.
+    `small in large` says whether features of the kind `large` contain those of `small` as adjacent columns, see
+    `columns`.
 
     Raises:
         ValueError: there is no such kind.
@@ -55,7 +56,7 @@ class FeatureKind:
     def __post_init__(self) -> None:
         if self.name not in FEATURE_FUNCTIONS:
             raise ValueError(
-                f"kind={self.name!r} is no kind of features, which are {', '.join(map(repr, FEATURE_FUNCTIONS))}."
+                f"kind={self.name!r} is not a kind of features; there are {', '.join(map(repr, FEATURE_FUNCTIONS))}."
             )
         if self.name not in KINDS_OF_LAST_LAYERS:
             object.__setattr__(self, "num_layers", int(self.name == "cls"))
@@ -66,7 +67,7 @@ class FeatureKind:
 
     @property
     def num_tokens(self) -> int:
-        """Of the hidden size, in a feature; 0 of a grid."""
+        """Number of tokens in a feature, each of the hidden size; 0 for a grid."""
         return self.num_layers + self.has_mean_patch
 
     def __contains__(self, other: "FeatureKind") -> bool:
@@ -75,7 +76,7 @@ class FeatureKind:
         return self.num_layers >= other.num_layers and self.has_mean_patch >= other.has_mean_patch
 
     def columns(self, other: "FeatureKind", width: int) -> slice:
-        """Of features of this kind and of `width` columns, those that are features of another kind."""
+        """The columns that are the features of another kind, in features of this kind with `width` columns."""
         hidden_size = width // self.num_tokens
         start = self.num_layers - other.num_layers
         return slice(start * hidden_size, (self.num_layers + other.has_mean_patch) * hidden_size)
@@ -90,25 +91,25 @@ def image_features(model: nn.Module, pixel_values: Tensor, kind: str = "cls", nu
             `get_intermediate_layers`, as `DINOv2Model` has it, or hidden states and a final norm called `layernorm` or
             `norm`.
         pixel_values: (B, channels, height, width), on the device of the model.
-        kind: (B, D), but for "patch_grid": (B, h, w, D), where `h` and `w` are rounded down; "last_layers":
-            (B, num_layers * D), from the shallowest block to the last; and "last_layers_and_mean_patch":
-            (B, (num_layers + 1) * D).
+        kind: the features are (B, D), except for "patch_grid": (B, h, w, D), where `h` and `w` are rounded down;
+            "last_layers": (B, num_layers * D), from the shallowest block to the last; and
+            "last_layers_and_mean_patch": (B, (num_layers + 1) * D).
         num_layers: blocks of the last two; the paper takes 1 or 4.
 
     Returns:
-        In the dtype of the model's output. Gradients flow; mode and device of the model are left as they are.
+        Features in the dtype of the model's output. Gradients flow; mode and device of the model are not changed.
 
     Raises:
         ValueError: there is no such kind; the model has fewer blocks, or does not say how many; or it cannot give this
-            kind, as its tokens are not what they must be.
+            kind, because it does not have the needed tokens.
     """
     return take_features(model, pixel_values, FeatureKind(kind, num_layers))[0]
 
 
 def take_features(model: nn.Module, pixel_values: Tensor, kind: FeatureKind) -> tuple[Tensor, str]:
-    """`image_features` and, in words, how they were taken."""
+    """`image_features`, and in words how they were taken."""
     options = (kind.num_layers,) if kind.name in KINDS_OF_LAST_LAYERS else ()
-    # Not where they are listed: the help of commands reads that place, and imports no torch.
+    # The cast is not in the list of functions: the help of commands reads that list, and imports no torch.
     function = cast(Callable[..., tuple[Tensor, str]], FEATURE_FUNCTIONS[kind.name])
     return function(model, pixel_values, *options)
 
@@ -127,14 +128,14 @@ def _cls(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, str]:
         if why is None and final_norm(model) is not None:
             return tokens[:, 0], CLS_RULE
         if why is None and pooled is None:
-            return tokens[:, 0], "the CLS token as the model gives it, without a final norm that is known"
-        reason = why or "its CLS token is not that after the final norm"
+            return tokens[:, 0], "the CLS token as the model gives it, without a known final norm"
+        reason = why or "its CLS token has not passed the final norm"
     if pooled is None:
         raise ValueError(
-            f"the feature 'cls' cannot be taken from a {type(model).__name__}, as {reason}; and it has no pooled"
-            " output either. Take 'mean_patch', or another model."
+            f"the feature 'cls' cannot be taken from a {type(model).__name__}, as {reason}; it has no pooled output"
+            " either. Use 'mean_patch', or another model."
         )
-    # (B, D), or (B, D, 1, 1) of a convolutional network.
+    # (B, D), or (B, D, 1, 1) for a convolutional network.
     return pooled.flatten(1), f"the pooled output of {type(model).__name__}, as {reason}"
 
 
@@ -144,7 +145,7 @@ def _mean_patch(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, str]:
 
 
 def _patch_grid(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, str]:
-    patch_size_of(model)  # or it would complain only after the forward pass
+    patch_size_of(model)  # raises before the forward pass
     grid = _patches(model, _tokens(model, model(pixel_values)), pixel_values)
     norm = "as the model gives them" if final_norm(model) is None else "after the final norm"
     return grid, f"the patch tokens {norm}"
@@ -169,7 +170,7 @@ def _last_tokens(model: nn.Module, pixel_values: Tensor, num_layers: int) -> lis
 
 
 def num_blocks(model: nn.Module) -> int:
-    """`ValueError` where the model does not say how many blocks it has."""
+    """The number of blocks. `ValueError` if the model does not say it."""
     depth = _config_field(model, "num_hidden_layers")
     if depth is None:
         raise ValueError(
@@ -188,10 +189,11 @@ def block_tokens(
         model: as in `image_features`.
         pixel_values: as in `image_features`.
         blocks: 0-based, ascending.
-        norm: whether they go through the final norm, as those of the last block do.
+        norm: whether to apply the final norm, as to the tokens of the last block.
 
     Raises:
-        ValueError: the model has neither the method nor hidden states and a final norm, or has no CLS token.
+        ValueError: the model has neither `get_intermediate_layers` nor hidden states and a final norm, or it has no
+            CLS token.
     """
     # Keeps the tokens of these blocks only; all hidden states of a ViT-L, 64 images at 518 pixels, are 9 GB.
     if callable(intermediate := getattr(model, "get_intermediate_layers", None)):
@@ -229,10 +231,10 @@ KINDS_OF_LAST_LAYERS = ("last_layers", "last_layers_and_mean_patch")
 
 
 def vision_part(model: nn.Module) -> nn.Module:
-    """The network of a model that sees images: of a model of images and texts, such as CLIP, its `vision_model`.
+    """The part of a model that processes images: for a model of images and texts, such as CLIP, its `vision_model`.
 
     Raises:
-        ValueError: the network takes more than `pixel_values`.
+        ValueError: the network needs more inputs than `pixel_values`.
     """
     part = getattr(model, "vision_model", None)
     if _config_field(model, "vision_config") is not None and isinstance(part, nn.Module):
@@ -246,8 +248,8 @@ def vision_part(model: nn.Module) -> nn.Module:
     ]
     if needed:
         raise ValueError(
-            f"model is a {type(model).__name__}, which needs {', '.join(needed)} besides the pixels; a model that"
-            " takes images alone is needed."
+            f"model is a {type(model).__name__}, which needs {', '.join(needed)} besides the pixels; use a model that"
+            " takes only images."
         )
     return model
 
@@ -259,7 +261,7 @@ def final_norm(model: nn.Module) -> nn.Module | None:
 
 
 def patch_size_of(model: nn.Module) -> tuple[int, int]:
-    """Height and width of a patch in pixels, by `config.patch_size`; `ValueError` where the model has none."""
+    """Height and width of a patch in pixels, from `config.patch_size`; `ValueError` if the model has none."""
     patch_size = _config_field(model, "patch_size")
     if patch_size is None:
         raise ValueError("model has no config.patch_size, which is needed to know the grid of its patch tokens.")
@@ -293,14 +295,14 @@ def _patches(model: nn.Module, tokens: Tensor, pixel_values: Tensor) -> Tensor:
 
 
 def _why_no_cls_token(model: nn.Module, tokens: Tensor, pixel_values: Tensor) -> str | None:
-    """None where the first token is a CLS token; otherwise why that is not so, or cannot be known."""
+    """None if the first token is a CLS token; otherwise why it is not, or why that cannot be known."""
     if _config_field(model, "patch_size") is None:
-        return "it has no config.patch_size, by which its tokens could be counted"
+        return "it has no config.patch_size, so its tokens cannot be counted"
     grid = _grid(model, pixel_values)
     others = tokens.shape[1] - grid[0] * grid[1]
     if others == _num_other_tokens(model):
         return None
-    return "it has patch tokens only" if others == 0 else _miscount(model, tokens, pixel_values)
+    return "it has only patch tokens" if others == 0 else _miscount(model, tokens, pixel_values)
 
 
 def _grid(model: nn.Module, pixel_values: Tensor) -> tuple[int, int]:

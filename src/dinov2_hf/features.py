@@ -1,6 +1,6 @@
-"""Features of images by a frozen model: how it is run over a dataset, on one process or several.
+"""Features of images from a frozen model: how it is run over a dataset, in one process or several.
 
-Which feature of an image that is, `feature_kinds` says.
+`feature_kinds` defines the feature of an image.
 
 Shapes: `n` rows of the dataset, `m` of them with an image; `...` the shape of one feature.
 """
@@ -49,7 +49,7 @@ class Features:
 
     Attributes:
         values: (m, ...) float32 on the CPU.
-        rows: (m,) their rows; all n, where every image can be decoded.
+        rows: (m,) their rows; all n, if every image can be decoded.
         undecodable_rows: the other rows, and why their image cannot be decoded.
         rule: how the feature was taken from the output of the model, in words; see `feature_kinds`.
     """
@@ -61,12 +61,12 @@ class Features:
 
 
 class _WorkBegins(BaseException):
-    """Ends a protocol of which only the checks are wanted; no `except Exception` may hold it up."""
+    """Ends a protocol after its checks, if only the checks are wanted. `except Exception` must not catch it."""
 
 
 @dataclass
 class _Session:
-    """What an extractor and those made from it share: whether only checks are wanted, and what will be asked for."""
+    """State shared by an extractor and its copies: whether only checks are wanted, and which features are needed."""
 
     only_checks: bool = False
     needs: set[tuple[str, FeatureKind]] = field(default_factory=set)
@@ -76,27 +76,28 @@ class _Session:
 class FeatureExtractor:
     """A frozen model, and how it is run over images.
 
-    Features of a `datasets.Dataset` are made once: `features` keeps them for whoever asks next, in memory, and in
-    `folder` also for the next program. So neither the weights of the model nor image files may change meanwhile.
+    Features of a `datasets.Dataset` are made once: `features` keeps them in memory for later calls, and in `folder`
+    for later programs. So neither the weights of the model nor image files may change in between.
 
     Args:
-        model: any vision `AutoModel`; of a model of images and texts, its `vision_model` is used. In eval mode for
-            each forward pass, after which every submodule gets its mode back.
-        image_processor: called as `image_processor(images=list_of_pil, return_tensors="pt")`; where
-            `model.config.num_channels` is not 3, with arrays of `decode_channels` in place of PIL images.
+        model: any vision `AutoModel`; for a model of images and texts, its `vision_model` is used. It is put into eval
+            mode for each forward pass; afterwards every submodule gets its mode back.
+        image_processor: called as `image_processor(images=list_of_pil, return_tensors="pt")`; if
+            `model.config.num_channels` is not 3, with arrays of `decode_channels` instead of PIL images.
         image_column: name of the column that holds the images, in every dataset.
-        batch_size: images in one forward pass. None: 64, or what a protocol of large inputs has as its own.
-        device: where to run; the model is moved there when work begins, and stays. None: where the model is.
+        batch_size: images in one forward pass. None: 64, or the default of a protocol with large inputs.
+        device: where to run; the model is moved there when work begins, and stays there. None: where the model is.
         autocast_dtype: run the forward pass under autocast to this dtype. None: no autocast.
         num_workers: processes that decode and process images. 0: this process.
-        processes: those that share the work. All make the same calls, and all get all features. None: this alone.
+        processes: the processes that share the work. All make the same calls, and all get all features. None: only
+            this process.
         progress: show progress bars with the time left.
-        folder: where features are kept as files too; only for images that are decoded in the usual way.
+        folder: where features are also kept as files; only if images are decoded in the default way.
         decode: turns a value of the image column into what `image_processor` takes, or raises `UndecodableImage`.
             None: `image_decoder` for the channels of the model.
 
     Raises:
-        ValueError: `batch_size` or `num_workers` is too small, or the model takes more than images.
+        ValueError: `batch_size` or `num_workers` is too small, or the model needs other inputs than images.
     """
 
     model: nn.Module
@@ -146,17 +147,18 @@ class FeatureExtractor:
         return self.processes is None or self.processes.is_main_process
 
     def alone(self) -> "FeatureExtractor":
-        """The same for this process alone, with the features that are kept by now in memory."""
+        """The same extractor for this process alone, with the features that are already kept in memory."""
         other = replace(self, processes=None)
         other._kept = self._kept
         return other
 
     @contextmanager
     def only_checks(self) -> Iterator[None]:
-        """Inside it a protocol ends where its work would begin: what it refuses is known before any work.
+        """Inside this context, a protocol ends where its work would begin, so that its errors are known before any
+        work.
 
         Raises:
-            ValueError: what the protocol raises; or it has done its work without `features`, `batches` or `begin`.
+            ValueError: the protocol raised it, or did its work without a call of `features`, `batches` or `begin`.
         """
         self.session.only_checks = True
         try:
@@ -166,19 +168,19 @@ class FeatureExtractor:
         finally:
             self.session.only_checks = False
         raise ValueError(
-            "the protocol has done its work where only its checks were wanted: between the two it must call"
-            " `extractor.begin()`, unless its work begins with `extractor.features`."
+            "only the checks of the protocol were wanted, but it did its work: between its checks and its work it must"
+            " call `extractor.begin()`, unless its work begins with `extractor.features`."
         )
 
     def begin(self, *needed: DatasetOrRows, kind: str = "cls", num_layers: int = 4) -> None:
-        """Where the work of a protocol begins, after all its checks; the first features begin it too.
+        """Mark where the work of a protocol begins, after all its checks. The first call of `features` does this too.
 
         Args:
-            needed, kind, num_layers: whose features will be asked for, of which kind. Another protocol that asks
-                for a part of them before gets it from these.
+            needed, kind, num_layers: the datasets whose features will be needed, and their kind. If another protocol
+                needs a part of these features earlier, it is taken from them.
 
         Raises:
-            ValueError: what `require_column` raises of their images.
+            ValueError: `require_column` refuses the column of images.
         """
         for dataset in needed:
             require_column(dataset, self.image_column, "image_column")
@@ -191,16 +193,16 @@ class FeatureExtractor:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Inside it the model is in eval mode, under its autocast and without gradients."""
+        """Inside this context, the model is in eval mode, under its autocast and without gradients."""
         autocast = torch.autocast(self.device_type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
         with evaluation_mode(self.model), torch.no_grad(), autocast:
             yield
 
     def of_batch(self, pixel_values: Tensor, kind: FeatureKind) -> tuple[Tensor, str]:
-        """Features, float32 on the CPU, of what the image processor has made of some images, and their rule."""
+        """Features, float32 on the CPU, from the output of the image processor for some images, and their rule."""
         with self.frozen():
             features, rule = take_features(self.model, pixel_values.to(self.device, non_blocking=True), kind)
-        # A copy: a CLS token is a view that would keep all tokens of its batch in memory, 257 times its size.
+        # A copy: as a view, a CLS token would keep all tokens of its batch in memory, 257 times its size.
         return features.to("cpu", torch.float32, copy=True), rule
 
     def batches(
@@ -212,16 +214,16 @@ class FeatureExtractor:
         skip_undecodable: bool = False,
         description: str = "Extracting features",
     ) -> "FeatureBatches":
-        """The features of a dataset batch by batch, so that they need not fit in memory; they are not kept.
+        """The features of a dataset, batch by batch, so that they need not fit in memory. They are not kept.
 
         Args:
             dataset: a map-style `datasets.Dataset` or a sequence of dict rows. The image is a PIL image or an
                 undecoded `{"bytes", "path"}` dict. A format or transform set on a `datasets.Dataset` is not applied.
             kind: "cls", "mean_patch", "patch_grid", "last_layers" or "last_layers_and_mean_patch"; see
                 `feature_kinds`.
-            num_layers: blocks of the last two; of no meaning to the others.
-            skip_undecodable: leave rows out whose image cannot be decoded. False: such a row is an error.
-            description: of the progress bar.
+            num_layers: blocks of the last two kinds; the others ignore it.
+            skip_undecodable: leave out rows whose image cannot be decoded. False: such a row is an error.
+            description: text of the progress bar.
 
         Raises:
             ValueError: there is no such kind or column, or the dataset is empty, streamed or a dict of splits.
@@ -244,19 +246,19 @@ class FeatureExtractor:
             dataset, kind, num_layers, skip_undecodable, description: as in `batches`.
 
         Raises:
-            ValueError: what `batches` and its iteration raise.
+            ValueError: as `batches` and its iteration.
         """
         self.begin(dataset, kind=kind, num_layers=num_layers)
         asked, fingerprint = FeatureKind(kind, num_layers), dataset_fingerprint(dataset)
         found = self._part_of_kept(fingerprint, asked)
         if found is None:
-            # What another protocol needs may hold this as some of its columns.
+            # The features that another protocol needs may contain these as some of their columns.
             needed = [kind for other, kind in self.session.needs if other == fingerprint and self._holds(kind, asked)]
             made = max([asked, *needed], key=lambda kind: kind.num_tokens)
             found = self._read_or_made(
                 dataset, made, FeatureBatches(self, dataset, made, skip_undecodable, description)
             )
-            if fingerprint is not None:  # the rows of a list may be changed by whoever has it
+            if fingerprint is not None:  # the rows of a list may be changed later
                 self._kept[fingerprint, made] = found
                 found = self._part_of_kept(fingerprint, asked) or found
         if found.undecodable_rows and not skip_undecodable:
@@ -264,7 +266,7 @@ class FeatureExtractor:
         return found
 
     def depends_on(self, dataset: DatasetOrRows) -> dict[str, Any]:
-        """All that what this extractor makes of a dataset depends on, as JSON holds it."""
+        """Everything that the features of a dataset depend on, as JSON values."""
         return {
             "weights": weights_fingerprint(self.model),
             "image_processor": processor_values(self.image_processor),
@@ -281,7 +283,7 @@ class FeatureExtractor:
         path = Path(self.folder) / f"{digest[:24]}.safetensors"
         kept = read_tensors(path, depends_on)
         if self.processes is not None and not all(gather_object([kept is not None])):
-            kept = None  # on the disk of some only
+            kept = None  # only some processes have it on their disk
         if kept is not None:
             tensors, said = kept
             reasons = {int(row): reason for row, reason in said["undecodable_rows"].items()}
@@ -293,7 +295,7 @@ class FeatureExtractor:
         return found
 
     def _holds(self, kind: FeatureKind, asked: FeatureKind) -> bool:
-        """Whether features of one kind hold those of another, which only a model that gives its blocks itself says."""
+        """Whether features of one kind contain those of another. This needs a model that returns its own blocks."""
         return kind == asked or (asked in kind and hasattr(self.model, "get_intermediate_layers"))
 
     def _part_of_kept(self, fingerprint: str | None, asked: FeatureKind) -> Features | None:
@@ -305,17 +307,20 @@ class FeatureExtractor:
 
 
 class FeatureBatches(Iterator[tuple[list[int], Tensor]]):
-    """The batches of `FeatureExtractor.batches`: at most so many rows of the dataset, ascending, and their features,
-    float32 on the CPU of shape (rows, ...). Between batches nothing of the caller's is changed (gradients, modes).
+    """The batches of `FeatureExtractor.batches`: at most `batch_size` rows of the dataset, ascending, and their
+    features, float32 on the CPU of shape (rows, ...). Between batches the state of the caller (gradients, modes) is
+    unchanged.
 
     Attributes:
-        undecodable_rows: so far, the rows that were left out and why, before the batch that they would have been in.
-        rule: from the first batch on, how the feature was taken, in words. It is logged as a warning too, where "cls"
-            is not a final-normed CLS token.
+        undecodable_rows: the rows that were left out so far, and why. They are known before the batch that they would
+            have been in.
+        rule: from the first batch on, how the feature was taken, in words. If "cls" is not a final-normed CLS token,
+            it is also logged as a warning.
 
     Raises:
-        ValueError: while iterating, where an image cannot be decoded and nobody asked for those, none can be, features
-            differ in shape between batches, the model cannot give this kind, or draws random numbers.
+        ValueError: while iterating, if an image cannot be decoded and `skip_undecodable` is off, no image can be
+            decoded, features differ in shape between batches, or the model cannot give this kind or draws random
+            numbers.
     """
 
     def __init__(
@@ -339,7 +344,8 @@ class FeatureBatches(Iterator[tuple[list[int], Tensor]]):
             worker_init_fn=leave_interruption_to_parent,
             collate_fn=partial(_process_images, extractor.image_processor),
             pin_memory=extractor.device_type == "cuda",
-            # Its own: the loader draws a seed, and evaluation must not move the random numbers of a training.
+            # A separate generator: the loader draws a seed, and evaluation must not change the random numbers of
+            # training.
             generator=torch.Generator(),
         )
         batches = self._own_batches()
@@ -352,7 +358,7 @@ class FeatureBatches(Iterator[tuple[list[int], Tensor]]):
         return next(self._batches)
 
     def all(self) -> Features:
-        """All that are left, in memory."""
+        """All remaining features, in memory."""
         rows, values = zip(*self, strict=True)
         return Features(torch.cat(values), torch.tensor(sum(rows, [])), self.undecodable_rows, self.rule or "")
 
@@ -373,7 +379,7 @@ class FeatureBatches(Iterator[tuple[list[int], Tensor]]):
             if failures and not self.skip_undecodable:
                 raise ValueError(_complaint(self.extractor.image_column, self.undecodable_rows))
             if shape is None and not rows and len(self.undecodable_rows) >= MAX_UNDECODABLE_AT_START:
-                break  # of millions of images of the wrong kind, it is not worth to look at all
+                break  # with millions of images of the wrong kind, looking at all of them is a waste
             if not rows:
                 continue
             if shape is None:
@@ -383,7 +389,7 @@ class FeatureBatches(Iterator[tuple[list[int], Tensor]]):
             elif features.shape[1:] != shape:
                 raise ValueError(
                     f"kind={self.kind.name!r} gives features of shape {tuple(features.shape[1:])} for row {rows[0]}"
-                    f" and of {tuple(shape)} for earlier ones, but all must be alike: use an image processor that"
+                    f" and of {tuple(shape)} for earlier ones, but all must be equal: use an image processor that"
                     " gives every image the same size."
                 )
             shape = features.shape[1:]
@@ -405,7 +411,7 @@ def _complaint(image_column: str, undecodable_rows: Mapping[int, str]) -> str:
 
 
 def _shared_batches(own_batches, num_batches: int, processes: PartialState) -> Iterator[tuple]:
-    """The batches of all processes in their order, on every one of them, from those of this one.
+    """The batches of all processes, in order and on every process, from the batches of this process.
 
     Process p has the batches p, p + W, p + 2W, ...; each round of W batches is exchanged when it is done, so that no
     process holds more than a round.
@@ -428,7 +434,7 @@ def _shared_batches(own_batches, num_batches: int, processes: PartialState) -> I
 
 @contextmanager
 def _no_random_numbers(extractor: FeatureExtractor) -> Iterator[None]:
-    """`ValueError` where the block draws random numbers: a model that does has other features at every call."""
+    """`ValueError` if the block draws random numbers: such a model gives different features at every call."""
 
     def states() -> list[Tensor]:
         of_gpu = [torch.cuda.get_rng_state(extractor.device or "cuda")] if extractor.device_type == "cuda" else []
@@ -438,8 +444,8 @@ def _no_random_numbers(extractor: FeatureExtractor) -> Iterator[None]:
     yield
     if not all(map(torch.equal, before, states())):
         raise ValueError(
-            f"model ({type(extractor.model).__name__}) draws random numbers although it is in evaluation mode, as"
-            " networks do that hide patches at random: its features would differ at every call; take another model."
+            f"model ({type(extractor.model).__name__}) draws random numbers in evaluation mode, as networks do that"
+            " hide patches at random: its features would differ at every call; use another model."
         )
 
 
@@ -471,7 +477,7 @@ def _process_images(image_processor, rows: list[tuple[int, Image.Image | np.ndar
 
 
 def _image_bytes(images: DecodedImages, image_processor: Any) -> int:
-    """Of the pixel values of the first image that can be decoded; 0 where none of the first few can."""
+    """Bytes of the pixel values of the first image that can be decoded; 0 if none of the first few can."""
     for row in range(min(len(images), 8)):
         pixel_values, _ = _process_images(image_processor, [images[row]])[1:]
         if pixel_values is not None:

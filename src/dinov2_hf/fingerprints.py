@@ -1,4 +1,4 @@
-"""Whether two things are the same: the weights of a model, what makes images of files into its input, a dataset."""
+"""Fingerprints that tell whether two things are the same: weights of a model, image processors, datasets."""
 
 import hashlib
 from typing import Any
@@ -24,7 +24,7 @@ def processor_values(image_processor: Any) -> dict[str, Any]:
 
 
 def dataset_fingerprint(dataset: Any) -> str | None:
-    """What `datasets` calls the fingerprint of a dataset; None of a plain sequence of rows, which has none."""
+    """The fingerprint that `datasets` gives a dataset; None for a plain sequence of rows, which has none."""
     return dataset._fingerprint if isinstance(dataset, datasets.Dataset) else None
 
 

@@ -1,4 +1,4 @@
-"""A repository on the Hub that is to be written: whether it can be, before any work, and errors in one sentence."""
+"""Checks, before any work, whether a repository on the Hub can be written; errors are one sentence."""
 
 import os
 import re
@@ -25,25 +25,26 @@ def prepare_repo(
     token: str | None = None,
 ) -> str:
     """
-    Make the repository, and the branch `revision`, where they are missing, and ask whether the token may write.
+    Create the repository and the branch `revision` if they do not exist, and check that the token may write.
 
     Args:
         repo_id: "namespace/name", or a name in the token's own namespace.
         repo_type: "model" or "dataset".
-        private: of a new repository; `None` is public unless the organization's default says otherwise.
-        token: `None` is that of `hf auth login` or HF_TOKEN.
+        private: whether a new repository is private; `None` is public unless the organization's default says
+            otherwise.
+        token: `None` is the token of `hf auth login` or HF_TOKEN.
 
     Returns:
         The whole "namespace/name".
 
     Raises:
-        `ValueError`: one sentence, when the Hub refuses or cannot be reached, or when `private` is asked of a
-            repository that is public.
+        `ValueError`: one sentence, if the Hub refuses or cannot be reached, or if `private` is asked for but the
+            repository exists and is public.
     """
     api = hub_api(token)
     with one_sentence(f"the repository {repo_id} cannot be prepared for an upload"):
         repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
-        # create_repo is content when it may read a repository that exists.
+        # create_repo succeeds if it may only read an existing repository.
         api.auth_check(repo_id, repo_type=repo_type, write=True)
         if revision and not revision.startswith("refs/pr/"):
             api.create_branch(repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
@@ -57,17 +58,19 @@ def prepare_repo(
 
 
 def hub_api(token: str | None) -> HfApi:
-    """The Hub, for a token (`None`: that of `hf auth login` or HF_TOKEN). `ValueError` where it can be none."""
+    """The Hub, for a token (`None`: that of `hf auth login` or HF_TOKEN). `ValueError` if it cannot be a token."""
     secret = token or get_token()
     if secret and not re.fullmatch(r"[!-~]+", secret):
-        # Sent as it is, the HTTP client would complain about the header and print it.
-        raise ValueError("the token holds a space, a line break or another sign that no token has; copy it again.")
+        # Otherwise the HTTP client would refuse the header, and print it.
+        raise ValueError(
+            "the token contains a space, a line break or another character that no token has; copy it again."
+        )
     return HfApi(token=token, library_name="dinov2_hf")
 
 
 @contextmanager
 def one_sentence(what: str) -> Iterator[None]:
-    """Any error of the block becomes a `ValueError` that says what failed, and why."""
+    """Turn any error of the block into a `ValueError` that says what failed, and why."""
     try:
         yield
     except Exception as error:  # of the HTTP client (which one depends on huggingface_hub's version), of Xet, of disk
@@ -79,6 +82,6 @@ def one_sentence(what: str) -> Iterator[None]:
 
 
 def name_and_revision(model: str) -> tuple[str, str | None]:
-    """Of a model on the Hub, `owner/name@revision`: its name, and the branch, tag or commit. A path is only a name."""
+    """Split `owner/name@revision` of the Hub into the name and the branch, tag or commit. A path is only a name."""
     name, _, revision = model.partition("@")
     return (name, revision) if revision and not os.path.exists(os.path.expanduser(model)) else (model, None)

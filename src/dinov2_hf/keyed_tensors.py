@@ -1,4 +1,4 @@
-"""Tensors in a file, with all that they depend on: who depends on the same takes them; others make their own."""
+"""Tensors in a file, stored with everything that they depend on. They are reused only if all of it is the same."""
 
 import json
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ def keep_tensors(path: Path, tensors: Mapping[str, Tensor], depends_on: Mapping[
     """Write tensors to a file.
 
     Args:
-        depends_on: all that they depend on, as JSON holds it.
-        said: what is to be known of them besides, as JSON holds it.
+        depends_on: everything that they depend on, as JSON values.
+        said: further facts about them, as JSON values.
     """
     metadata = {"depends_on": json.dumps(depends_on, sort_keys=True), "said": json.dumps(said)}
     with new_file(path, overwrite=True) as partial:
@@ -25,7 +25,7 @@ def keep_tensors(path: Path, tensors: Mapping[str, Tensor], depends_on: Mapping[
 
 
 def read_tensors(path: Path, depends_on: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors that depend on the same, and what is said of them; None where there is no such file that can be read."""
+    """Tensors with the same dependencies, and the facts about them; None if there is no readable file of these."""
     if not path.is_file():
         return None
     try:

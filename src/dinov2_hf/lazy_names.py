@@ -1,4 +1,4 @@
-"""Names of a package that are imported when somebody asks for them (PEP 562), not when the package is imported."""
+"""Names of a package that are imported at their first use (PEP 562), not when the package is imported."""
 
 import ast
 import sys
@@ -11,8 +11,8 @@ from typing import Any
 def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """
     `__getattr__`, `__dir__` and `__all__` of a package whose public names are imported under `if TYPE_CHECKING:` in
-    its `__init__.py`. Type checkers and editors read those lines; Python reads them too, here, and follows one when
-    its name is first asked for.
+    its `__init__.py`. Type checkers and editors read those lines. This function reads them too, and imports a name at
+    its first use.
 
     Args:
         package: `__name__` of the package.
@@ -24,7 +24,7 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
         if name not in places:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(places[name], package), name)
-        setattr(module, name, value)  # the next time Python finds it by itself
+        setattr(module, name, value)  # next time Python finds it directly
         return value
 
     def __dir__() -> list[str]:
@@ -34,7 +34,7 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
 
 
 def _places(path: Path) -> dict[str, str]:
-    """Names that a file imports for type checkers, with the modules that they come from, such as `.models`."""
+    """Names that a file imports for type checkers, and the modules that they come from, such as `.models`."""
     blocks = (
         node.body
         for node in ast.parse(path.read_text(encoding="utf-8")).body

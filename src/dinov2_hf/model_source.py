@@ -1,9 +1,9 @@
 """
-What a user may name where a model is needed: a model folder, the output folder of a run, a checkpoint of one, an id on
-the Hub, a file of the original implementation, or one of a DINOv2 of timm.
+What a user may name as a model: a model folder, the output folder of a run, a checkpoint of a run, an id on the Hub, a
+file of the original implementation, or a DINOv2 file of timm.
 
-One answer for every command, and one sentence for anything else, before any file of weights is opened. How each is
-loaded, `conversion.saved_models` says.
+All commands use this, so all accept the same. Anything else is refused with one sentence, before any file of weights
+is opened. `conversion.saved_models` loads each of them.
 """
 
 import json
@@ -17,10 +17,10 @@ from .training.checkpointing.checkpoint_folders import CHECKPOINTS, LATEST, STAT
 
 
 MODEL, PRETRAINING_MODEL = "model", "pretraining_model"  # of the output folder of a run
-# What only student, teacher and heads have as their `model_type`.
+# The `model_type` of folders with student, teacher and heads.
 PRETRAINING_TYPE = "dinov2_hf_pretraining"
-# Above the code of a card, which loads from ".": the one path that is right wherever its folder lies. An upload puts
-# the id on the Hub in its place.
+# This comment stands above the code of a card, which loads from ".": the only path that stays right if the folder
+# moves. An upload replaces it by the id on the Hub.
 HERE = '# In this folder; from elsewhere, give its path instead of ".".'
 NEEDED = "a model folder, the output folder of a run or an id on the Hub"
 _HUB_ID = r"[\w.-]+(/[\w.-]+)?"
@@ -29,21 +29,23 @@ _WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 
 def find_model(source: str | os.PathLike, parts: Sequence[str] = (MODEL,), *, folder_only: bool = False) -> Path | str:
     """
-    The place of a model, for what a user named: a folder or Hub id that `from_pretrained` loads, or what
+    Find the model that a user named: a folder or Hub id that `from_pretrained` loads, or something that
     `conversion.other_layouts` reads (`is_other_layout`).
 
     Args:
-        source: a folder with config.json; the output folder of a run; one of its checkpoints, `checkpoints/latest`
-            too, and of several students the name of one below it; an id on the Hub; a file of the original or of timm.
-        parts: the folders of a run that will do, best first. Without "pretraining_model" among them, a folder with
-            student, teacher and heads is refused; with it, `owner/name/pretraining_model` is taken for the Hub.
-        folder_only: whether only what `from_pretrained` loads will do.
+        source: a folder with config.json; the output folder of a run; one of its checkpoints, also
+            `checkpoints/latest`, with the name of a student below it if there are several; an id on the Hub; a file of
+            the original or of timm.
+        parts: the folders of a run that are accepted, best first. Without "pretraining_model" among them, a folder
+            with student, teacher and heads is refused; with it, `owner/name/pretraining_model` is looked for on the
+            Hub.
+        folder_only: whether to accept only what `from_pretrained` loads.
 
     Returns:
-        A path for what is on this machine, or the id as it was given.
+        A path if the model is on this machine, or the id as it was given.
 
     Raises:
-        ValueError: it is something else. The sentence says what, and what to name instead.
+        ValueError: it is something else. The message says what it is, and what to name instead.
     """
     name = os.fspath(source)
     path = Path(name).expanduser()
@@ -68,31 +70,31 @@ def find_model(source: str | os.PathLike, parts: Sequence[str] = (MODEL,), *, fo
 
 def find_model_folder(source: str | os.PathLike, parts: Sequence[str] = (MODEL,)) -> Path:
     """
-    As `find_model`, of what `from_pretrained` loads and is on this machine.
+    As `find_model`, for folders on this machine that `from_pretrained` loads.
 
     Raises:
-        ValueError: also where it is an id on the Hub.
+        ValueError: as `find_model`, and for an id on the Hub.
     """
     found = find_model(source, parts, folder_only=True)
     if isinstance(found, str):
-        raise ValueError(f"{found} is no folder of this machine, but a model folder is needed.")
+        raise ValueError(f"{found} is not a folder of this machine, but a model folder is needed.")
     return found
 
 
 def is_other_layout(found: Path | str) -> bool:
-    """Whether what `find_model` gave is none that `from_pretrained` loads: a file, or a checkpoint of a run."""
+    """Whether `from_pretrained` cannot load the result of `find_model`: a file, or a checkpoint of a run."""
     return isinstance(found, Path) and (found.is_file() or split_checkpoint(found) is not None)
 
 
 def split_checkpoint(path: Path) -> tuple[Path, str] | None:
     """
-    The folder of a checkpoint, and the name of a student that may stand below it; `None` for anything else.
+    The folder of a checkpoint, and the name of a student if the path has one; `None` for anything else.
 
     Args:
-        path: with "latest" for the newest of `checkpoints`, where no folder has that name.
+        path: "latest" stands for the newest of `checkpoints`, if no folder has that name.
 
     Raises:
-        ValueError: the newest is asked for, and there is none yet.
+        ValueError: the newest is asked for, but there is none yet.
     """
     for folder, student in ((path, ""), (path.parent, path.name)):
         if folder.name == LATEST and folder.parent.name == CHECKPOINTS and not folder.exists():
@@ -119,10 +121,10 @@ def read_json(path: Path, needed: str) -> dict:
     The object in a JSON file.
 
     Args:
-        needed: what the folder of the file should be, for the sentence of an error.
+        needed: what the folder of the file should be, for the error message.
 
     Raises:
-        ValueError: there is no such file, or something else in it.
+        ValueError: there is no such file, or it does not contain a JSON object.
     """
     try:
         values = json.loads(path.read_text())
@@ -139,7 +141,7 @@ def read_json(path: Path, needed: str) -> dict:
 
 def _folder_of_model(path: Path, parts: Sequence[str]) -> Path:
     if (path / "config.json").exists() or (path / "adapter_config.json").exists():
-        # The folder that a converted teacher is in holds its backbone, and below it the whole module.
+        # The folder of a converted teacher contains its backbone, and below it the whole module.
         better = [part for part in parts if part != MODEL and (path / part / "config.json").exists()]
         return path / better[0] if better and parts[0] != MODEL else path
     for part in parts:
@@ -154,30 +156,30 @@ def _refuse_other_config(folder: Path, parts: Sequence[str]) -> None:
     model_type = read_json(folder / "config.json", "a model folder").get("model_type")
     if not isinstance(model_type, str):
         raise ValueError(
-            f"{folder} is no model folder: its config.json has no `model_type`; name a folder that save_pretrained"
+            f"{folder} is not a model folder: its config.json has no `model_type`; name a folder that save_pretrained"
             " wrote, the output folder of a run or an id on the Hub."
         )
     if model_type == PRETRAINING_TYPE and PRETRAINING_MODEL not in parts:
         backbone = next((p for p in (folder.with_name(MODEL), folder.parent) if (p / "config.json").exists()), None)
         instead = f"name {backbone}" if backbone else "name the folder `model` of the same run"
         raise ValueError(
-            f"{folder} holds student, teacher and heads, to continue a training from; {instead}, which holds the"
-            " backbone alone."
+            f"{folder} holds student, teacher and heads, to continue a training from; {instead}, which holds only the"
+            " backbone."
         )
 
 
 def _about_file(path: Path) -> str:
     if path.suffix in (".pth", ".pt"):
         return (
-            f"{path} is a file of weights, but a model folder is needed; where it is one of the original, make one"
-            f" with `dinov2-hf convert {path} FOLDER` and name that."
+            f"{path} is a file of weights, but a model folder is needed; if it is a file of the original, make a"
+            f" folder with `dinov2-hf convert {path} FOLDER` and name that."
         )
     inside = f"; name its folder, {path.parent}" if (path.parent / "config.json").exists() else ""
     return f"{path} is a file, but {NEEDED} is needed{inside}."
 
 
 def _about_folder(path: Path, parts: Sequence[str]) -> str:
-    """Why a folder is no model, and what to name instead."""
+    """Why a folder is not a model, and what to name instead."""
     if path.name == CHECKPOINTS and list_checkpoints(path):
         return f"{path} holds checkpoints; name one of them, or {path / LATEST} for the newest."
     if path.name == CHECKPOINTS and _is_run(path.parent):
@@ -191,7 +193,7 @@ def _about_folder(path: Path, parts: Sequence[str]) -> str:
         return f"{path} is the output folder of a run with several students; name one of {', '.join(students)}."
     if _is_run(path):
         checkpoints = path / CHECKPOINTS
-        now = f"; name {checkpoints / LATEST} for its weights by now" if list_checkpoints(checkpoints) else ""
+        now = f"; name {checkpoints / LATEST} for its present weights" if list_checkpoints(checkpoints) else ""
         return (
             f"{path} is the output folder of a run that has left no model yet; continue it to its end with"
             f" --resume_from_checkpoint latest{now}."
@@ -200,7 +202,7 @@ def _about_folder(path: Path, parts: Sequence[str]) -> str:
     if kind:
         return f"{path} holds {KINDS[kind]}, but {NEEDED} is needed."
     weights = any(file.suffix in _WEIGHT_FILES for file in path.iterdir())
-    found = "holds weights, but no config.json" if weights else "has no config.json, so it is no model folder"
+    found = "holds weights, but no config.json" if weights else "has no config.json, so it is not a model folder"
     return f"{path} {found}; name a folder that save_pretrained wrote, the output folder of a run or an id on the Hub."
 
 

@@ -1,4 +1,4 @@
-"""What a user names in a recipe or on the command line: something registered, or `package.module:attribute`."""
+"""Objects that a user names in a recipe or on the command line: registered ones, or `package.module:attribute`."""
 
 import difflib
 import os
@@ -18,7 +18,7 @@ PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 @dataclass(frozen=True)
 class Named:
-    """An object, the short name that it goes by (in metrics, reports and help), and what was registered with it."""
+    """An object, its short name (in metrics, reports and help), and the facts that were registered with it."""
 
     name: str
     object: Any
@@ -27,12 +27,12 @@ class Named:
 
 class Registry:
     """
-    The objects of one kind, by name. Objects of the package register like those of anybody else; with `places` their
-    modules are imported when they are named, and no earlier.
+    The objects of one kind, by name. Objects of the package are registered like those of users. With `places`, their
+    modules are imported only when an object is named.
 
     Args:
-        kind: what a message calls one of them ("schedule").
-        places: names of objects that register when their module is imported, with that module.
+        kind: what messages call one of them ("schedule").
+        places: names of objects of the package, with the module whose import registers them.
 
     ```python
     SCHEDULES = Registry("schedule")
@@ -54,10 +54,10 @@ class Registry:
 
     def register(self, name: str, **facts: Any) -> Callable[[T], T]:
         """
-        A decorator that registers a function or class, with facts about it, and returns it as it is.
+        A decorator that registers a function or class, with facts about it, and returns it unchanged.
 
         Raises:
-            ValueError: something else has the name. (A module that is imported again may register its own again.)
+            ValueError: another object has the name. (A module that is imported again may register its own again.)
         """
 
         def registered(object: T) -> T:
@@ -72,7 +72,7 @@ class Registry:
         return registered
 
     def names(self) -> list[str]:
-        """The names that there are, in the order of their registration: those of `places` first."""
+        """All names, in the order of their registration: those of `places` first."""
         return list(dict.fromkeys([*self.places, *self._named]))
 
     def find(self, name: str) -> Any:
@@ -81,13 +81,13 @@ class Registry:
 
     def named(self, name: str) -> Named:
         """
-        What a user named. For `package.module:attribute` the module is imported, which runs it: name only code that
-        you trust. The working directory is searched too, after the installed packages. What its module registered
-        keeps its short name and its facts; anything else goes by the name of the attribute and has no facts.
+        The object that a user named. For `package.module:attribute` the module is imported, which runs it: name only
+        code that you trust. The working directory is searched too, after the installed packages. An object that its
+        module registered keeps its short name and its facts. Any other has the name of the attribute and no facts.
 
         Raises:
-            ValueError: nothing has the name, or the module or the attribute does not exist. What a module raises
-                while it is imported is left as it is.
+            ValueError: no object has the name, or the module or the attribute does not exist. Errors that a module
+                raises while it is imported are not changed.
         """
         if ":" not in name:
             if name not in self._named and name in self.places:
@@ -96,7 +96,7 @@ class Registry:
                 raise ValueError(self._unknown(name))
             return self._named[name]
         if not PATH.fullmatch(name):
-            raise ValueError(f"the {self.kind} {without_secrets(name)!r} is no `package.module:attribute`.")
+            raise ValueError(f"the {self.kind} {without_secrets(name)!r} is not a `package.module:attribute`.")
         module, _, attribute = name.partition(":")
         object = _attribute(_imported(module, self.kind), attribute, self.kind)
         return next((known for known in self._named.values() if known.object is object), Named(attribute, object))
@@ -105,14 +105,14 @@ class Registry:
         there_are = f"There are {', '.join(self.names())}" if self.names() else "None is registered"
         return (
             f"there is no {self.kind} {without_secrets(name)!r}.{did_you_mean(name, self.names())} {there_are}; "
-            f"your own is named `package.module:attribute`."
+            f"name your own as `package.module:attribute`."
         )
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """
-    The sentence " Did you mean `x`?", with up to four names that contain it or one that is near; or nothing. A name is
-    contained whatever its case, hyphens and underscores are.
+    The sentence " Did you mean `x`?", with up to four names that contain `name`, or with one similar name; or "".
+    Case, hyphens and underscores are ignored.
     """
     names, wanted = list(names), _bare(name)
     near = [known for known in names if len(wanted) > 3 and wanted in _bare(known)]
@@ -129,15 +129,15 @@ def _origin(object: Any) -> str:
 
 
 def _imported(name: str, kind: str) -> Any:
-    # Last, so that no file of the working directory stands for an installed package; and for good, because the workers
-    # of a loader import what they are given by the same path.
+    # In the last place, so that no file of the working directory hides an installed package. The path is not removed
+    # again, because the workers of a loader import objects through it.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and something that it imports is not
+            raise  # the module exists, but something that it imports does not
         raise ValueError(
             f"the {kind} is in the module {name}, but there is no module {error.name} among the installed packages or "
             f"in the working directory."

@@ -1,10 +1,10 @@
 """
-Options of a command or a run: what a signature or a dataclass says of them, as flags, as lines of a YAML recipe, and
-in `--help`.
+Options of a command or a run, as a signature or a dataclass declares them: as flags, as lines of a YAML recipe, and in
+`--help`.
 
-A field or a keyword is described once, where it is declared: its type, its default, its range or choices, its help. An
-`Option` is read from there. Words of a command line and values of a recipe go through `Option.read`, so that both get
-the same types and the same sentences.
+A field or a keyword is described once, in its declaration: its type, its default, its range or choices, its help. An
+`Option` is made from this. Words of a command line and values of a recipe go through `Option.read`, so that both get
+the same types and the same error messages.
 """
 
 import dataclasses
@@ -29,27 +29,27 @@ LISTS = (list, tuple, Sequence, Iterable)
 
 
 class OptionError(ValueError):
-    """Of a command line or a recipe: what is wrong with an option, in one sentence."""
+    """An error in an option of a command line or a recipe, in one sentence."""
 
 
 @dataclass(frozen=True)
 class Option:
     """
     Args:
-        name: of the flag `--name`, and of the line in a recipe.
+        name: of the flag `--name` and of the key in a recipe.
         kind: the type of the value, or of each value of a list: int, float, bool, str, Path, dict (a mapping), or
             `Any` for whatever YAML reads.
-        help: what `--help` says of it; a range, choices and a default are added.
-        default: `REQUIRED` where it must be given.
+        help: its text in `--help`; a range, choices and a default are added.
+        default: `REQUIRED` if it must be given.
         is_list: whether it takes several values.
-        length: how many those are, where that is fixed.
+        length: the number of these values, if that is fixed.
         is_optional: whether it may be null.
-        may_be_mapping: whether a mapping will do in the place of a value of `kind`.
-        choices: the words that it may be.
-        allowed: the range of a number, or of each in a list.
-        needs: values of other options, by name, without which this one has no effect (`True` is any that is set).
-        is_secret: whether its value is never to be shown.
-        is_positional: whether it may be given by its place on the command line, without its flag.
+        may_be_mapping: whether a mapping is allowed instead of a value of `kind`.
+        choices: the words that are allowed.
+        allowed: the range of a number, or of each number in a list.
+        needs: values of other options, by name, without which this one has no effect (`True` is any value).
+        is_secret: whether its value must never be shown.
+        is_positional: whether it may be given on the command line by its position, without its flag.
         group: title and description of its part of `--help`.
     """
 
@@ -70,10 +70,10 @@ class Option:
 
     def read(self, value: Any) -> Any:
         """
-        A value of a recipe, or the words of a command line, in the type of the option.
+        Convert a value of a recipe, or the words of a command line, to the type of the option.
 
         Raises:
-            `OptionError`: it is of another type, out of its range, or none of its choices.
+            `OptionError`: it has another type, is out of its range, or is not one of the choices.
         """
         if value is None or value in ("null", ["null"]):
             if self.is_optional:
@@ -95,7 +95,7 @@ class Option:
     def check(self, value: Any) -> None:
         """
         Raises:
-            `OptionError`: a value of the right type is out of the range, or none of the choices.
+            `OptionError`: a value of the right type is out of the range, or not one of the choices.
         """
         if self.allowed is not None:
             try:
@@ -107,7 +107,7 @@ class Option:
                 raise OptionError(f'`{self.name}` is "{without_secrets(str(one))}"; it must be {self._wanted()}.')
 
     def _items(self, value: Any) -> list:
-        """The values of a list; numbers may have commas between them, and one value is a list of it."""
+        """The values of a list. Numbers may have commas between them; a single value is a list of one."""
         items = list(value) if isinstance(value, list | tuple) else [value]
         if self.kind not in (int, float) or self.may_be_mapping:
             return items
@@ -122,7 +122,7 @@ class Option:
             value = parse_mapping(value, f"`{self.name}`")
         if isinstance(value, dict) and self.may_be_mapping:
             return value
-        if isinstance(value, bool) and str(value).lower() in self.choices:  # the word, which YAML has read
+        if isinstance(value, bool) and str(value).lower() in self.choices:  # a word that YAML reads as a boolean
             return str(value).lower()
         try:
             return _converted(value, self.kind)
@@ -134,15 +134,15 @@ class Option:
     def _entry(self, text: str) -> dict[str, Any]:
         try:
             return parse_mapping(text, "")
-        except ValueError:  # not its sentence, which tells of a file
+        except ValueError:  # without its message, which is about a file
             raise OptionError(
-                f"`{self.name}` has an entry {without_secrets(text)!r}, which is no mapping with different names;"
-                " each must be a mapping, and on a command line a word of its own, such as"
+                f"`{self.name}` has an entry {without_secrets(text)!r}, which is not a mapping with different names;"
+                " each must be a mapping, and on a command line a separate word, such as"
                 f" --{self.name} '{{name: small}}' '{{name: large}}'."
             ) from None
 
     def _mapping(self, value: Any) -> dict[str, Any]:
-        """A mapping, from words NAME=VALUE whose values are YAML."""
+        """A mapping from words NAME=VALUE whose values are YAML."""
         if isinstance(value, dict):
             return value
         words, pairs = value if isinstance(value, list) else [value], {}
@@ -176,8 +176,8 @@ def argument(default: Any, help: str, allowed: Range | tuple[str, ...] | None = 
     A field of a dataclass of options.
 
     Args:
-        default: `REQUIRED` for none; a list or mapping is copied for every instance.
-        allowed: the range of a number, or of each in a list; or the words that a text may be.
+        default: `REQUIRED` if there is none; a list or mapping is copied for every instance.
+        allowed: the range of a number, or of each number in a list; or the allowed words of a text.
         more: `needs`, as in `Option`; or `repr`, `False` for a secret.
     """
     metadata = {"help": help} | {name: more.pop(name) for name in ("needs",) if name in more}
@@ -194,15 +194,15 @@ def argument(default: Any, help: str, allowed: Range | tuple[str, ...] | None = 
 
 def options_of(described: type | Callable) -> dict[str, Option]:
     """
-    The options that a dataclass or the signature of a function describes, by name.
+    The options that a dataclass or the signature of a function declares, by name.
 
-    The help of a field is its `argument`'s, or what the docstring says of it; that of a keyword is in the docstring. A
-    range, or a tuple of choices, may stand in an annotation: `Annotated[int, AT_LEAST_ONE]`. Arguments that are no
-    keywords may be given by their place.
+    The help of a field comes from its `argument` or from the docstring; the help of a keyword comes from the
+    docstring. A range, or a tuple of choices, may be in an annotation: `Annotated[int, AT_LEAST_ONE]`. Arguments that
+    are not keyword-only may be given by their position.
 
     Args:
-        described: a function, a dataclass, or a configuration of transformers, of which the fields are taken that it
-            declares itself, but for sub-configurations and `downstream_fields`.
+        described: a function, a dataclass, or a configuration of transformers. Of a configuration, only the fields
+            that it declares itself are taken, without sub-configurations and `downstream_fields`.
     """
     texts = described_arguments(described.__doc__ or "")
     if not isinstance(described, type):
@@ -216,7 +216,7 @@ def options_of(described: type | Callable) -> dict[str, Option]:
             found[name] = Option(name, **about | _facts_of(hints.get(name, str)))
         return found
     found = {}
-    # Without the values of recipes in brackets, which docstrings of configurations have.
+    # Without the values of recipes in brackets that docstrings of configurations have.
     texts = {name: re.sub(r" \[[^\]]*\]", "", text) for name, text in texts.items()}
     for entry in _fields(described):
         default = REQUIRED if entry.default is MISSING else entry.default
@@ -233,14 +233,14 @@ def options_of(described: type | Callable) -> dict[str, Option]:
 
 
 def values_for(function: Callable, values: Any) -> dict[str, Any]:
-    """Those attributes of `values` that a function or class takes under the same names."""
+    """The attributes of `values` that a function or class has as parameters of the same names."""
     return {name: getattr(values, name) for name in inspect.signature(function).parameters if hasattr(values, name)}
 
 
 def keyword_options(
     function: Callable, *, without: Iterable[str] = (), group: tuple[str, str] | None = None
 ) -> dict[str, Option]:
-    """`options_of` the keywords of a function alone, but for those names, as a group of the help."""
+    """`options_of` only the keywords of a function, without the given names, as a group of the help."""
     return {
         name: replace(option, group=group)
         for name, option in options_of(function).items()
@@ -250,13 +250,13 @@ def keyword_options(
 
 def _fields(kind: type) -> list[dataclasses.Field]:
     left_out = {*getattr(kind, "sub_configs", ()), *getattr(kind, "downstream_fields", ())}
-    if hasattr(kind, "sub_configs"):  # a configuration has fields of transformers too
+    if hasattr(kind, "sub_configs"):  # a configuration also has fields of transformers
         left_out |= {entry.name for entry in dataclasses.fields(kind)} - kind.__annotations__.keys()
     return [entry for entry in dataclasses.fields(kind) if entry.name not in left_out]
 
 
 def _facts_of(annotation: Any) -> dict[str, Any]:
-    """What a type says of an option."""
+    """The facts about an option that its type gives."""
     facts: dict[str, Any] = {}
     if get_origin(annotation) is Annotated:
         annotation, *notes = get_args(annotation)
@@ -269,7 +269,7 @@ def _facts_of(annotation: Any) -> dict[str, Any]:
     if mappings and len(parts) > 1:
         facts["may_be_mapping"] = True
         parts = [part for part in parts if part not in mappings]
-    # `float | int` is a float; of others, as `str | Path`, the first one.
+    # `float | int` is a float; of other unions, such as `str | Path`, the first type counts.
     kind = float if float in parts else parts[0]
     origin = get_origin(kind) or kind
     if origin is Literal:
@@ -294,7 +294,7 @@ def described_arguments(docstring: str) -> dict[str, str]:
 
 
 def _converted(value: Any, kind: type) -> Any:
-    """`ValueError` where it is none of that kind. YAML reads 1e-3 as a text."""
+    """The value as `kind`; `ValueError` if it is not of that kind. YAML reads 1e-3 as a text."""
     if kind is str:
         if not isinstance(value, str):
             raise ValueError
@@ -310,7 +310,7 @@ def _converted(value: Any, kind: type) -> Any:
 
 
 def refuse_missing(options: Mapping[str, Option], given: Iterable[str]) -> None:
-    """`OptionError` when an option that must be given is not."""
+    """`OptionError` if a required option is missing."""
     missing = [f"`--{name}`" for name, option in options.items() if option.default is REQUIRED and name not in given]
     if missing:
         listed = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
@@ -319,13 +319,13 @@ def refuse_missing(options: Mapping[str, Option], given: Iterable[str]) -> None:
 
 def read_mapping(options: Mapping[str, Option], values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """
-    The values of a recipe in the types of the options.
+    Convert the values of a recipe to the types of the options.
 
     Args:
-        source: what a sentence calls the recipe, such as its path.
+        source: what messages call the recipe, such as its path.
 
     Raises:
-        `OptionError`: a name that no option has, or a value that `Option.read` refuses.
+        `OptionError`: an unknown name, or a value that `Option.read` refuses.
     """
     for name in values:
         if name not in options:
@@ -336,10 +336,10 @@ def read_mapping(options: Mapping[str, Option], values: Mapping[str, Any], sourc
 
 def check_options(instance: Any) -> None:
     """
-    For the `__post_init__` of a dataclass of options.
+    Check the values of a dataclass of options, in its `__post_init__`.
 
     Raises:
-        `ValueError`: a field is out of its range, or none of its choices.
+        `ValueError`: a field is out of its range, or not one of its choices.
     """
     for option in options_of(type(instance)).values():
         option.check(getattr(instance, option.name))
@@ -350,8 +350,8 @@ def refuse_without_effect(
 ) -> None:
     """
     Raises:
-        `OptionError`: a value that is neither the option's default nor among `defaults`, of an option whose `needs`
-            are not met: it would be ignored.
+        `OptionError`: an option whose `needs` are not met has a value that is neither its default nor among
+            `defaults`. The value would be ignored.
     """
     for name, option in options.items():
         value = values[name]
@@ -371,12 +371,12 @@ def refuse_without_effect(
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """The options that were given, so that defaults stay where they belong."""
+    """Only the options that were given, so that defaults are declared in one place."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def refuse(options: Iterable[str], reason: str) -> None:
-    """`ValueError` when there are options, by name, that would be ignored."""
+    """`ValueError` if there are options, by name, that would be ignored."""
     options = sorted(options)
     if options:
         raise ValueError(f"{reason}; leave {', '.join(f'`--{name}`' for name in options)} out.")

@@ -1,7 +1,7 @@
-"""Whose folder is it: the marker of what wrote a folder, the lock of who writes to it now, and what is refused.
+"""Who owns an output folder: the marker of the program that wrote it, the lock of its present writer, and refusals.
 
-Nothing is deleted or replaced that this package did not write. A folder that it writes carries `MARKER`, a small JSON
-file with the kind of the folder; anything without one belongs to somebody else. All refusals come before any work.
+This package deletes and replaces only what it wrote. A folder that it writes contains `MARKER`, a small JSON file with
+the kind of the folder. A folder without one belongs to the user. All refusals come before any work.
 """
 
 import glob
@@ -20,9 +20,9 @@ from .public_names import some
 
 MARKER = ".dinov2_hf.json"
 LOCK = ".dinov2_hf.lock"
-# What the file browsers of systems leave in any folder they show. It is nobody's, and goes with its folder.
+# Files that file browsers leave in any folder they show. They belong to nobody, and are deleted with their folder.
 LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
-SECONDS_TO_REGISTER = 30.0  # of a part: the others of a launch do it at the same moment
+SECONDS_TO_REGISTER = 30.0  # for a part: the other parts of a launch register at the same moment
 KINDS = {
     "run": "a training run",
     "curation": "a curation",
@@ -37,7 +37,7 @@ KINDS = {
 
 
 def read_marker(folder: Path) -> dict | None:
-    """What `write_marker` wrote into `folder`; None where there is no marker, or none that can be read."""
+    """The marker that `write_marker` wrote into `folder`; None if there is none, or none that can be read."""
     path = folder / MARKER
     try:
         marker = json.loads(path.read_text()) if path.is_file() and not path.is_symlink() else None
@@ -47,13 +47,13 @@ def read_marker(folder: Path) -> dict | None:
 
 
 def write_marker(folder: Path, kind: str, *, list_files: bool = False) -> None:
-    """Say in `folder` that this package wrote it.
+    """Mark `folder` as written by this package.
 
     Args:
-        folder: a folder that is there.
+        folder: an existing folder.
         kind: a name of `KINDS`.
-        list_files: note every file in it too, for a folder that is written once, as a whole. A file that somebody
-            adds later is then known to be theirs. Folders that grow, such as a run's, know their files by name.
+        list_files: also list every file in it, for a folder that is written once, as a whole. A file that is not
+            listed then belongs to the user. Folders that grow, such as a run's, recognise their files by name.
     """
     marker = {"written_by": "dinov2_hf", "kind": kind}
     if list_files:
@@ -62,7 +62,7 @@ def write_marker(folder: Path, kind: str, *, list_files: bool = False) -> None:
 
 
 def add_to_marker(folder: Path, name: str) -> None:
-    """Note a file that this package adds to a folder it wrote as a whole, such as a card, in the marker there."""
+    """Add a file, such as a card, to the marker of a folder that this package wrote as a whole."""
     marker = read_marker(folder)
     if marker is not None and "files" in marker and name not in marker["files"]:
         _write(folder, {**marker, "files": sorted([*marker["files"], name])})
@@ -73,7 +73,7 @@ def _write(folder: Path, marker: dict) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file, in a folder that this package owns, which other processes see whole or not at all."""
+    """Write a small text file in a folder that this package owns. Other processes see it whole or not at all."""
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w") as file:
@@ -86,7 +86,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def umask() -> int:
-    """The mask of this process, which can only be read by setting it."""
+    """The umask of this process. It can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -103,7 +103,7 @@ def files_in(folder: Path) -> Iterator[str]:
 
 
 def is_free(folder: Path) -> bool:
-    """Whether nothing is there, or an empty folder. The locks of writers and litter do not count."""
+    """Whether the folder does not exist or is empty. Locks of writers and litter do not count."""
     if not os.path.lexists(folder):
         return True
     return folder.is_dir() and all(path.name.startswith(LOCK) or path.name in LITTER for path in folder.iterdir())
@@ -111,11 +111,11 @@ def is_free(folder: Path) -> bool:
 
 def check_kind(folder: Path, kind: str) -> None:
     """
-    That `folder` may be replaced, as a whole, by another of its kind.
+    Check that `folder` may be replaced, as a whole, by another of its kind.
 
     Raises:
-        ValueError: it is no folder, has no marker or that of another kind, or holds files that its marker does not
-            name.
+        ValueError: it is not a folder, has no marker or the marker of another kind, or contains files that its marker
+            does not list.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file, but {KINDS[kind]} is written to a folder; choose another name.")
@@ -139,7 +139,7 @@ def check_kind(folder: Path, kind: str) -> None:
 
 def refuse_links(folder: Path, names: Iterable[str]) -> None:
     """
-    That what a command will write inside its output folder is not behind symbolic links. The folder itself may be one.
+    Check that no output inside a folder is a symbolic link. The folder itself may be one.
 
     Raises:
         ValueError: one of `names` in `folder` is a link.
@@ -154,26 +154,26 @@ def refuse_links(folder: Path, names: Iterable[str]) -> None:
 
 def refuse_urls(output: str | os.PathLike) -> None:
     """
-    That an output is a place on this machine, not a URL, of which a local folder such as `./s3:` would be made.
+    Check that an output is a path on this machine. A URL would become a local folder such as `./s3:`.
 
     Raises:
         ValueError: it is the URL of another place.
     """
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", os.fspath(output))  # `Path` has made one slash of two
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", os.fspath(output))  # `Path` turns two slashes into one
     if found:
         raise ValueError(
-            f"the output {found[1]}://{found[2]} is a URL, but output is written to folders of this"
-            " machine only; write it to one, and copy that when it is finished."
+            f"the output {found[1]}://{found[2]} is a URL, but output is only written to folders of this"
+            " machine; write it to one, and copy that when it is finished."
         )
 
 
 def refuse_overlap(output: Path, sources: Iterable[str | os.PathLike]) -> None:
     """
-    That an output is not one of the sources, inside one, or around one.
+    Check that an output is not one of the sources, is not inside one, and does not contain one.
 
     Args:
         output: the file or folder to be written.
-        sources: paths that are read, or patterns of them. What is no path on this machine, such as a Hub id, passes.
+        sources: paths that are read, or patterns of them. Other names, such as a Hub id, are accepted.
 
     Raises:
         ValueError: with both names.
@@ -207,12 +207,12 @@ def sole_writer(output: Path, *, beside: bool = False) -> Iterator[None]:
     Hold the lock of an output while the block runs.
 
     Args:
-        output: the folder, which is made where it is not there; or, with `beside`, a file or folder that is not there
-            yet or will be replaced.
+        output: the folder, which is created if it does not exist; or, with `beside`, a file or folder that does not
+            exist yet or will be replaced.
 
     Raises:
-        ValueError: another process holds it, or one of its parts (`part_writer`), or no folder can be made there; or
-            it is a URL.
+        ValueError: another process holds its lock or the lock of one of its parts (`part_writer`); no folder can be
+            created there; or it is a URL.
     """
     refuse_urls(output)
     output = output.resolve()
@@ -220,7 +220,7 @@ def sole_writer(output: Path, *, beside: bool = False) -> Iterator[None]:
     make_folder(folder)
     with _lock(folder / (f".{output.name}.lock" if beside else LOCK), output):
         for part in [] if beside else sorted(folder.glob(f"{LOCK}.*")):
-            with _lock(part, output):  # a lock that nobody holds is of a killed process, and goes
+            with _lock(part, output):  # a lock that nobody holds is from a killed process, and is deleted
                 pass
         yield
 
@@ -228,15 +228,16 @@ def sole_writer(output: Path, *, beside: bool = False) -> Iterator[None]:
 @contextmanager
 def part_writer(folder: Path, part: str) -> Iterator[None]:
     """
-    Hold the lock of a part of a folder that several processes fill together, each a part of its own, while the block
-    runs. Nobody can be the `sole_writer` of the folder meanwhile.
+    Hold the lock of a part of a folder while the block runs. Several processes can fill a folder together, one part
+    each. Meanwhile no process can be the `sole_writer` of the folder.
 
     Args:
-        folder: made where it is not there.
+        folder: created if it does not exist.
         part: a name that the other processes do not have.
 
     Raises:
-        ValueError: another process holds the lock of this part or of the whole folder, or no folder can be made there.
+        ValueError: another process holds the lock of this part or of the whole folder, or no folder can be created
+            there.
     """
     refuse_urls(folder)
     folder = folder.resolve()
@@ -262,32 +263,32 @@ def _lock(path: Path, output: Path, *, timeout: float = 0) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held, so that nobody else's is removed
+        path.unlink(missing_ok=True)  # while the lock is held, so that no other process's lock is removed
         lock.release()
 
 
 def refuse_unwritable(output: Path) -> None:
     """
-    That an output can be made where it is wanted, as far as that is known without making anything.
+    Check that an output can be created, as far as this can be known without creating anything.
 
     Raises:
-        ValueError: a file is in the place of one of its folders, or there is no right to write.
+        ValueError: one of its folders is a file, or there is no permission to write.
     """
     folder = next(folder for folder in output.resolve().parents if folder.exists())
     if not folder.is_dir():
-        raise ValueError(f"{output} cannot be made, as {folder} is a file; choose another place.")
+        raise ValueError(f"{output} cannot be created, because {folder} is a file; choose another place.")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"{output} cannot be made, as {folder} cannot be written to; choose another place.")
+        raise ValueError(f"{output} cannot be created, because {folder} cannot be written to; choose another place.")
 
 
 def make_folder(folder: Path) -> None:
     """
-    Make a folder and those above it.
+    Create a folder and the folders above it.
 
     Raises:
-        ValueError: it cannot be made, or a file is there.
+        ValueError: it cannot be created, or it is a file.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"the folder {folder} cannot be made: {error.strerror or error}.") from None
+        raise ValueError(f"the folder {folder} cannot be created: {error.strerror or error}.") from None

@@ -1,4 +1,4 @@
-"""How far a loop is: a bar on a terminal; elsewhere, such as in the log of a job, a line every half minute."""
+"""Progress of a loop: a bar on a terminal; elsewhere, such as in the log of a job, a line every half minute."""
 
 import os
 import sys
@@ -12,10 +12,10 @@ SECONDS_BETWEEN_LINES = 30
 
 class Progress(tqdm):
     """
-    A `tqdm`, whose arguments it takes. Where nobody watches, a loop of less than half a minute writes nothing,
-    but with `delay=0`.
+    A `tqdm`, with the same arguments. Without a terminal, a loop of less than half a minute writes nothing, except
+    with `delay=0`.
 
-    TQDM_DISABLE, which tqdm reads and `-q` sets, silences it too where `disable` is false.
+    TQDM_DISABLE, which tqdm reads and `-q` sets, silences it even if `disable` is false.
     """
 
     def __init__(self, *arguments: Any, disable: bool = False, **given: Any):
@@ -27,7 +27,7 @@ class Progress(tqdm):
 
 
 class _Lines:
-    """A file for a bar: what would stand in the place of what stands there becomes a line, unless it is the same."""
+    """A file for a bar. Each new state of the bar becomes a new line, unless it equals the last one."""
 
     last = ""
 

@@ -1,4 +1,4 @@
-"""What may be told of the words a user gave: no tokens, no signatures, no folders above the last."""
+"""Makes the words of a user fit for publication: without tokens, signatures and folders above the last."""
 
 import re
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 
-# With one slash too, as `Path` writes it.
+# One slash also matches, as `Path` writes it.
 URL = re.compile(
     r"\b(?P<scheme>[a-zA-Z][\w+.-]+:/{1,2})(?P<user>[^\s/@?#'\"`]*@)?(?P<rest>[^\s?#'\"`]*)(?P<query>[?#][^\s'\"`]*)?"
 )
@@ -16,8 +16,8 @@ TOKEN = re.compile(r"(?<![A-Za-z0-9])(hf_|api_org_|gh[pousr]_|github_pat_|AKIA)[
 
 def without_secrets(value: Any) -> Any:
     """
-    A text without the tokens in it, and with the URLs in it cut to what names a file: no user, password, query or
-    fragment, where signatures are. Of a list or mapping, the same with every text in it.
+    A text without its tokens, and with its URLs cut to the name of a file: without user, password, query and fragment,
+    which may contain signatures. A list or mapping is returned with this done to every text in it.
     """
     if isinstance(value, str):
         return TOKEN.sub(r"\1***", URL.sub(r"\g<scheme>\g<rest>", value))
@@ -29,7 +29,7 @@ def without_secrets(value: Any) -> Any:
 
 
 def is_hub_name(data: str) -> bool:
-    """Whether it can be `name` or `owner/name` on the Hub, and is nothing on this machine."""
+    """Whether it can be `name` or `owner/name` on the Hub, and does not exist on this machine."""
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", data):
         return False
     return not (Path(data).exists() or Path(data).suffix in (".parquet", ".tar", ".pth"))
@@ -37,8 +37,8 @@ def is_hub_name(data: str) -> bool:
 
 def public_name(data: str) -> str:
     """
-    A name of the Hub as it is. Of a path the last part, because the folders above it are private, and of a URL too,
-    without its query.
+    The public form of a name. A name on the Hub stays as it is. A path is cut to its last part, because the folders
+    above it are private. So is a URL, without its query.
     """
     return data if is_hub_name(data) else Path(without_secrets(data)).name
 

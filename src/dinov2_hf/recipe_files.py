@@ -1,4 +1,4 @@
-"""Recipes: YAML files of names and values, read so that nothing in them is lost and nothing of them is repeated."""
+"""Recipes: YAML files of names and values. Reading loses no value, and messages repeat none."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key that comes twice, of which YAML readers keep the last without a word."""
+    """A safe loader that refuses a key that occurs twice. YAML readers silently keep the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         lines: dict[Any, int] = {}
@@ -31,14 +31,14 @@ class _Loader(yaml.SafeLoader):
 
 def read_recipe(source: str | Path) -> dict[str, Any]:
     """
-    Names and values of a recipe; an empty one has none.
+    Names and values of a recipe; an empty recipe has none.
 
     Args:
         source: the path of a YAML file, or the name of a recipe of this package, such as `vits14_short`.
 
     Raises:
-        `ValueError`: it is no file and no such name, no text, no YAML or no list of `name: value` lines, or has a name
-            twice. The sentence tells the line, but not what is in it, which may be a token.
+        `ValueError`: it is neither a file nor the name of a recipe, is not text, YAML or a list of `name: value`
+            lines, or has a name twice. The message gives the line, but not its content, which may be a token.
     """
     path, shown = find_recipe(str(source)), without_secrets(str(source))
     try:
@@ -55,10 +55,10 @@ def recipe_names() -> list[str]:
 
 def find_recipe(source: str, flag: str = "--config") -> Path:
     """
-    The file of a recipe, by its path or its name.
+    The file of a recipe, from its path or its name.
 
     Args:
-        flag: what named it, for the sentence of an error.
+        flag: the flag that named it, for the error message.
 
     Raises:
         `ValueError`: it is neither.
@@ -70,19 +70,21 @@ def find_recipe(source: str, flag: str = "--config") -> Path:
         return RECIPES / f"{source}.yaml"
     near = did_you_mean(Path(source).name.removesuffix(".yaml"), names)
     hint = near or f" Give the path of a YAML recipe, or {', '.join(names)}."
-    raise ValueError(f"`{flag}` is {without_secrets(source)}, which is not a file and no recipe of the package.{hint}")
+    raise ValueError(
+        f"`{flag}` is {without_secrets(source)}, which is neither a file nor a recipe of the package.{hint}"
+    )
 
 
 @dataclass(frozen=True)
 class RecipeHeader:
     """
-    What the comment at the top of a recipe says.
+    The comment at the top of a recipe.
 
     Args:
-        purpose: what it is.
+        purpose: what the recipe is for.
         command: the subcommand that reads it.
-        hardware, time, expected: what a run needs and takes, and the numbers that it should reach. What was not
-            measured with this package says so.
+        hardware, time, expected: the hardware and time that a run needs, and the numbers that it should reach. Numbers
+            that were not measured with this package say so.
     """
 
     purpose: str
@@ -93,7 +95,7 @@ class RecipeHeader:
 
 
 def read_header(name: str) -> RecipeHeader:
-    """The header of a recipe of the package, whose labels stand at the beginning of a line, such as "# Time: ..."."""
+    """The header of a recipe of the package. Its labels are at the beginning of a line, such as "# Time: ..."."""
     text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
     lines = [
         line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), text.splitlines())
@@ -109,10 +111,10 @@ def read_header(name: str) -> RecipeHeader:
 
 def parse_mapping(text: str, subject: str) -> dict[str, Any]:
     """
-    The mapping that a YAML text is.
+    Read a YAML text as a mapping.
 
     Args:
-        subject: what the sentence of an error begins with, such as the path of the file.
+        subject: the first words of an error message, such as the path of the file.
 
     Raises:
         `ValueError`: as `read_recipe`.
@@ -133,5 +135,5 @@ def parse_mapping(text: str, subject: str) -> dict[str, Any]:
 
 
 def parse_value(text: str, subject: str) -> Any:
-    """The value that a YAML text is, such as a word of a command line; errors as those of `parse_mapping`."""
+    """Read a YAML text, such as a word of a command line, as a value; errors as in `parse_mapping`."""
     return parse_mapping(f"value: {text}", subject)["value"]

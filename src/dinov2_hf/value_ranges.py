@@ -1,4 +1,4 @@
-"""The range of a number, declared beside the field that it is of."""
+"""Ranges of numbers, declared with their fields."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ class Range:
     Finite numbers from `low` to `high`.
 
     Args:
-        low_included, high_included: whether these themselves are in it.
+        low_included, high_included: whether the bounds themselves are allowed.
     """
 
     low: float = -math.inf
@@ -29,8 +29,8 @@ class Range:
     def check(self, name: str, value: Any) -> None:
         """
         Raises:
-            `ValueError`: the value of that name, or a number in its list, is not in the range. Other values than
-                numbers, such as `None`, have no range.
+            `ValueError`: the value of that name, or a number in its list, is not in the range. Values that are not
+                numbers, such as `None`, are not checked.
         """
         is_list = isinstance(value, list | tuple)
         numbers = [number for number in (value if is_list else [value]) if isinstance(number, Real)]
@@ -50,7 +50,7 @@ class Range:
 
 
 NOT_NEGATIVE, ABOVE_ZERO, AT_LEAST_ONE = Range(0), Range(0, low_included=False), Range(1)
-# Of a network: beyond these a number is a slip of the keyboard, and building the network would fill the memory.
+# Sizes of a network: a larger number is a typing error, and building the network would fill the memory.
 WIDTH, DEPTH = Range(1, 2**16), Range(1, 1000)
 SEEDS = Range(0, 2**32 - 1)
 SHARE = Range(0, 1)  # a probability, a momentum, a part of a whole
@@ -58,7 +58,7 @@ BELOW_ONE = Range(0, 1, high_included=False)
 
 
 def ranged(default: Any, allowed: Range) -> Any:
-    """A field of a dataclass with its range; `None` is outside every range, and always allowed."""
+    """A field of a dataclass with its range; `None` has no range, and is always allowed."""
     return dataclasses.field(default=default, metadata={"range": allowed})
 
 

@@ -183,10 +183,10 @@ def test_features_mistakes_are_one_sentence_before_any_work(tmp_path, folder, im
     assert "is the same as the source" in wrong("--overwrite", output=images)
     (tmp_path / "file").touch()
     assert f"{'x' * 300}.npy: File name too long" in wrong(output=tmp_path / f"{'x' * 300}.npy")
-    assert "cannot be made, as" in wrong(output=tmp_path / "file" / "new.npy")
+    assert "cannot be created, because" in wrong(output=tmp_path / "file" / "new.npy")
     assert "is needed" in wrong(model=tmp_path / "none" / "model")
     assert "somebody/something" in wrong(model="somebody/something")
-    assert "is no model folder" in wrong(model=images)
+    assert "is not a model folder" in wrong(model=images)
     assert "lack `embeddings.cls_token`" in wrong(model=change_weights("lacking", lambda weights: weights.clear()))
     assert "NaN or infinite, in `layernorm.bias`" in wrong(
         model=change_weights("broken", lambda weights: weights["layernorm.bias"].fill_(torch.nan))

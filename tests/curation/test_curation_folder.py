@@ -96,10 +96,10 @@ def test_a_folder_of_another_kind(planted, tmp_path):
     with pytest.raises(ValueError, match="holds a training run, and a curation is not written into that"):
         planted.curate()
     (tmp_path / "file").write_text("mine")
-    for output, message in (("file", "is a file"), ("file/out", "cannot be made")):
+    for output, message in (("file", "is a file"), ("file/out", "cannot be created")):
         with pytest.raises(ValueError, match=message):
             planted.curate(output_dir=str(tmp_path / output))
-    with pytest.raises(ValueError, match="s3://bucket/out is a URL, but output is written to folders"):
+    with pytest.raises(ValueError, match="s3://bucket/out is a URL, but output is only written to folders"):
         planted.curate(output_dir="s3://bucket/out")
 
 

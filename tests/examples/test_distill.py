@@ -350,7 +350,7 @@ MISTAKES = {
         ("--patch_size", "8"),
         "`patch_size` is 8, which makes 2 x 2 patches .* teacher has 4 x 4.* `teacher_image_size` to 8",
     ),
-    "no model": (("--teacher", "{images}"), "has no config.json, so it is no model folder"),
+    "no model": (("--teacher", "{images}"), "has no config.json, so it is not a model folder"),
     "nothing there": (("--teacher", "{images}/nowhere"), "does not exist"),
     "no teacher": (("--teacher", ""), "`teacher` is missing"),
     "no heads": (("--teacher", "{teacher}/model"), 'without heads, .* set `distillation_objective` to "features"'),
