@@ -23,8 +23,6 @@ import curation_scale
 import planted_copies
 import recall_of_copies
 
-from dinov2_hf.curation.algorithms.neighbors import IndexSettings
-
 
 COPIES = {"copies": planted_copies.run, "recall_of_copies": recall_of_copies.run}
 
@@ -49,17 +47,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     copies.add_argument("--held_out", type=int, default=400, help="photographs that recall_of_copies does not fit to")
     copies.add_argument("--false_rate", type=float, default=1e-5, help="unlike pairs above the threshold")
     scale = parser.add_argument_group("the other runs, on synthetic vectors or features of random crops of --images")
-    scale.add_argument("--model", help="folder or Hub name of the network for the features")
+    scale.add_argument("--model", help="folder or Hub name of the network for the features; by default of none")
     scale.add_argument("--rows", type=int, default=100_000)
     scale.add_argument("--query_share", type=float, default=1.0, help="of the rows that are searched for")
     scale.add_argument("--scratch", type=Path, help="folder for the vectors, which are deleted at the end")
     scale.add_argument("--factory", help="in place of the index that is chosen for the size")
-    scale.add_argument("--num_probes", type=int, help="lists to visit (default: as chosen for the index)")
-    scale.add_argument("--candidates_per_neighbor", type=int, default=IndexSettings.candidates_per_neighbor)
+    scale.add_argument("--recall", type=float, default=0.99, help="of the neighbours, that a search shall reach")
+    scale.add_argument("--num_probes", type=int, help="lists to visit (default: so many that --recall is reached)")
+    scale.add_argument("--num_candidates", type=int, help="with --num_probes: candidates to rank again")
     scale.add_argument("--training_rows", type=int, help="to train the index on")
     args = parser.parse_args(argv)
-    if args.run not in COPIES and (args.images is None) != (args.model is None):
-        parser.error("--images and --model go together.")
+    if args.num_candidates is not None and args.num_probes is None:
+        parser.error("--num_candidates needs --num_probes.")
+    if args.run not in COPIES and args.model is not None and args.images is None:
+        parser.error("--model needs --images.")
     if args.run in COPIES and args.images is None:
         parser.error(f"{args.run} needs --images.")
     return args

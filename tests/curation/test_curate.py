@@ -175,11 +175,11 @@ def test_neither_shards_nor_the_index_change_what_is_chosen(planted, num_shards,
     assert dropped(found.output_dir) == expected
 
 
-@pytest.mark.parametrize(("given", "visited"), [(None, 64), (3, 3)])
+@pytest.mark.parametrize(("given", "visited"), [(None, 5), (3, 3)])
 def test_a_search_visits_as_many_lists_as_it_is_told(planted, given, visited):
     curation = planted.curate(index="IVF5,Flat", index_probes=given)
     for of in ("copies", "retrieval"):
-        settings = json.loads((curation.folders[f"{of}_train_index"].shard(0) / "settings.json").read_text())
+        settings = json.loads((curation.folders[f"{of}_merge_index"].shard(0) / "settings.json").read_text())
         assert settings["num_probes"] == visited
 
 
@@ -302,7 +302,7 @@ def test_a_change_is_refused_before_any_work_and_overwrite_keeps_what_it_can(pla
     again = {name: folder.shard(0).stat().st_mtime_ns for name, folder in curation.folders.items()}
     assert [name for name in made if made[name] == again[name]] == [
         "ingest", "hash_deduplicate", "describe", "embed",
-        "copies_train_index", "copies_fill_index", "copies_merge_index",
+        "copies_train_index", "copies_fill_index", "copies_merge_index", "search_copies",
         "benchmarks_train_index", "benchmarks_fill_index", "benchmarks_merge_index", "search_leaks",
     ]  # fmt: skip
     assert "deduplicate" not in {stage for stage, _, _ in dropped(curation.output_dir).values()}

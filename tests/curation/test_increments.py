@@ -8,6 +8,10 @@ import pytest
 from PIL import Image
 
 from dinov2_hf.curation import CurationArguments, curate
+from dinov2_hf.curation.algorithms.index_settings import IndexSettings
+from dinov2_hf.curation.stages import index as index_stages
+from dinov2_hf.curation.stages import pool_parts
+from dinov2_hf.curation.storage.edge_files import load_edges
 
 from .scenes import encoded, scene, write_scenes
 
@@ -135,6 +139,69 @@ def test_a_copy_stands_in_also_from_another_source(folder, pools):
     stand_ins = np.concatenate([np.load(path) for path in at_once.folders["embed"].files("stand_ins.npy")])
     names = [at_once.facts(stand_ins[:, column], ["path"])["path"].to_pylist() for column in (0, 1)]
     assert [[path.rsplit("/", 1)[1] for path in paths] for paths in names] == [["z144.png"], ["z192.png"]]
+
+
+PIXELS = {"embedder": f"{__name__}:small_pixels", "perceptual_hash_distance": None}
+
+
+@pytest.fixture(params=["every pair", "inverted lists"])
+def search(request, monkeypatch):
+    """Options of a curation. Of the inverted lists that so few images allow a search visits one, and misses some."""
+    if request.param == "every pair":
+        return PIXELS
+    monkeypatch.setattr(pool_parts, "FLAT_ROWS", 0)
+    monkeypatch.setattr(
+        index_stages, "choose_index", lambda rows, *_, **__: IndexSettings("IVF3,Flat" if rows > 3 else "Flat")
+    )
+    return {**PIXELS, "index_probes": 1}
+
+
+def test_only_new_images_are_searched_for(folder, search):
+    """Among all, and by an index of their own: what the search among earlier sources found and made is kept."""
+    write_scenes(folder / "e", [2, *range(30, 34)])
+    benchmark = {"benchmarks": [str(folder / "benchmark")]}
+    names = ["search_copies", "search_benchmarks"]
+    before = {}
+    for pools in ("a", "ab", "abe"):
+        grown = run(folder, "grown", pools, **search, **benchmark)
+        found = {name: {path.stat().st_ino for path in grown.folders[name].files("edges.npz")} for name in names}
+        for name, shards in before.items():
+            assert shards <= found[name]
+            assert len(found[name] - shards) == 2
+        before = found
+        assert results(grown) == results(run(folder, f"at_once_{pools}", pools, **search, **benchmark))
+    assert not list((folder / "grown" / "stages").glob("*/kept-*"))
+
+
+def test_a_source_that_came_last_goes_without_a_search(folder, search):
+    both = run(folder, "shrunk", "ab", **search)
+    before = {path.stat().st_ino for path in both.folders["search_copies"].files("edges.npz")}
+    alone = run(folder, "shrunk", "a", **search, overwrite=True)
+    assert {path.stat().st_ino for path in alone.folders["search_copies"].files("edges.npz")} < before
+    assert results(alone) == results(run(folder, "at_once", "a", **search))
+
+
+def test_a_source_as_large_as_its_group_is_indexed_with_it(folder, search):
+    """Then all is searched again, and the dataset is still that of one run. Without an index nothing is."""
+    write_scenes(folder / "d", range(30, 50))
+    before = made(run(folder, "grown", "a", **search), "search_copies")
+    grown = run(folder, "grown", "ad", **search)
+    assert results(grown) == results(run(folder, "at_once", "ad", **search))
+    assert bool(before & made(grown, "search_copies")) == ("index_probes" not in search)
+    assert grown.folders["copies_merge_index"].num_shards == 1
+
+
+def test_every_pair_of_the_sources_is_found_once_at_least(folder):
+    curation = run(folder, "out", "abc", **PIXELS, num_neighbors=30)
+    vectors = curation.pool_vectors().read(0, len(curation.pool_vectors()))
+    edges = load_edges(curation.folders["search_copies"])
+    pairs = {tuple(sorted(pair)) for pair in zip(edges.rows.tolist(), edges.others.tolist(), strict=True)}
+    cosines = np.triu(vectors @ vectors.T, 1)
+    assert pairs == set(zip(*(places.tolist() for places in np.nonzero(cosines > 0.45)), strict=True))
+    histogram = json.loads((curation.output_dir / "report.json").read_text())["histograms"]
+    nearest = np.maximum(cosines, cosines.T).max(axis=1)
+    assert histogram["Nearest other image of the pool"]["above"] == (nearest > 0.6).sum()
+    assert histogram["Nearest other image of the pool"]["floor"] == 0.45
 
 
 def test_only_sources_may_come_without_being_told_to_overwrite(folder):

@@ -80,6 +80,7 @@ CHANGES = {
     "index": ("IVF2,Flat", {}),
     "index_memory_gb": (1.0, {}),
     "index_probes": (3, {}),
+    "search_recall": (0.9, {}),
 }
 # Options that no stage's configuration tells of, and where their effect is tested or why there is none to see.
 REASONS = {

@@ -152,10 +152,16 @@ class CurationArguments:
     device: str | None = argument(None, "Where models run; by default the accelerator of the process, or the CPU.")
     bf16: bool = argument(False, "Run models under bf16 autocast.")
     index: str | None = argument(None, "faiss index of the pool, such as Flat; null: by size and memory.")
+    search_recall: float = argument(
+        0.99,
+        "Share of the true neighbours that a search which is not exhaustive shall find, measured on a sample; 1:"
+        " search exhaustively.",
+        Range(0, 1, low_included=False),
+    )
     index_memory_gb: float = argument(8.0, "What the index may take in one process, in 1e9 bytes.", ABOVE_ZERO)
     index_probes: int | None = argument(
         None,
-        "Inverted lists that a search visits, fewer faster, more exact; by default a quarter of them, from 64 to 256.",
+        "Inverted lists that a search visits; by default so many that search_recall is reached.",
         AT_LEAST_ONE,
     )
     trust_torchscript: bool = argument(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..data import max_image_pixels
 from ..devices import find_device
-from .algorithms.neighbors import IndexSettings
+from .algorithms.index_settings import IndexSettings
 from .arguments import CurationArguments
 from .embedders import kind_of_embedder
 from .filters import Columns, FilterChain, planned_filters

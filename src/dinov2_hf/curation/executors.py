@@ -33,7 +33,7 @@ class PlannedStage:
         needs: stages that must be finished before.
         collective: one shard, which all processes of a launch make together (`torch.distributed`).
         step: what `--stage` runs it with.
-        inputs: of a stage by source, gives the hash of all that a shard is made of, by its rank.
+        inputs: of a stage whose shards serve later runs, gives the hash of all that one is made of, by its rank.
     """
 
     folder: StageFolder

@@ -20,7 +20,7 @@ from .executors import PlannedStage, remove_changed, run_collective, run_stage, 
 from .increments import sources_came
 from .plan import chosen_stages, plan
 from .publishing import publish
-from .run_context import Curation, opened_store
+from .run_context import Curation, checksums_of_files, opened_store
 from .storage.source_listing import LISTING, StoredListings
 
 
@@ -53,6 +53,7 @@ def curate(
 
         check_executor(arguments)
     opened_store.cache_clear()
+    checksums_of_files.cache_clear()
     launch = _Launch(rank, world_size, arguments)
     with launch.writing_to_output(stage):
         return _run(arguments, launch, stage, alone=rank is not None)

@@ -94,15 +94,16 @@ def _planned(
     values = stage.values(curation.arguments, options)
     pool = [one for one in earlier if one.folder.title is not None][-1:] if POOL in stage.needs else []
     needs = [one for one in earlier if one.name in stage.needs or one in pool]
-    config, inputs, by_source = {**values, **stage.config(curation)}, None, None
+    config, inputs, kept_by = {**values, **stage.config(curation)}, None, None
     if stage not in STAGES:
         config["code"] = code_fingerprint(stage.function)
+    if stage.by_source or stage.reads is not None:
+        alone = {one.name: one.folder.kept_by for one in needs if one.folder.kept_by is not None}
+        kept_by = {**config, "after": alone}
+        known = [hash_of(kept_by)] * stage.num_shards(curation)
     if stage.by_source:
-        alone = {one.name: one.folder.by_source for one in needs if one.folder.by_source is not None}
-        by_source = {**config, "after": alone}
         sources = curation.sources.describe()
-        known = [hash_of([by_source, sources[piece.source], piece.rows]) for piece in curation.pieces]
-        inputs = partial(stage.inputs, curation.until_now(), known)
+        known = [hash_of([kept_by, sources[piece.source], piece.rows]) for piece in curation.pieces]
         config |= {"sources": sources, "rows": "within their source"}  # earlier versions counted through all sources
     folder = StageFolder(
         curation.output_dir / "stages" / stage.name,
@@ -110,8 +111,11 @@ def _planned(
         {**config, "after": {one.name: one.folder.config_hash for one in needs}},
         stage.title,
         stage.thins,
-        by_source,
+        kept_by,
+        stage.by_source,
     )
+    if kept_by is not None:
+        inputs = partial(stage.inputs, curation.until_now(), known)
     write_shard = partial(stage.write, curation.until_now(), values)
     curation.folders[stage.name] = folder
     return PlannedStage(folder, write_shard, tuple(needs), stage.collective, stage.step, inputs)

@@ -148,6 +148,11 @@ class Curation:
         """An array that a stage of one shard wrote, as a memory map: each of many shards reads its own part."""
         return np.load(self.folders[stage].shard(0) / f"{name}.npy", mmap_mode="r")
 
+    def checksums(self, stage: str, name: str) -> tuple[str | None, ...]:
+        """Of the file of this name of every shard of a finished stage; None where a shard has none."""
+        folder = self.folders[stage]
+        return checksums_of_files(folder.path, folder.num_shards, folder.config_hash, name)
+
     def vectors(self, stage: str, role: str) -> EmbeddingStore | None:
         """The vectors that a stage made of the images of a role; None where there are none."""
         pattern, folder = f"shard-*/{role}.npy", self.folders[stage]
@@ -267,6 +272,12 @@ def opened_store(folder: Path, pattern: str, config_hash: str) -> EmbeddingStore
     `plan.curate` empties this cache, since a stage may have been made again.
     """
     return EmbeddingStore(folder, pattern)
+
+
+@lru_cache(maxsize=8)
+def checksums_of_files(folder: Path, num_shards: int, config_hash: str, name: str) -> tuple[str | None, ...]:
+    """Of a finished stage; a process that makes many shards reads the manifests once. Emptied as `opened_store`."""
+    return tuple(StageFolder(folder, num_shards, {}).checksums(name))
 
 
 def _with_large_strings(schema: pa.Schema) -> pa.Schema:

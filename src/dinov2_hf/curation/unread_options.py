@@ -53,6 +53,7 @@ READERS: tuple[tuple[str, Callable[[CurationArguments], bool], str], ...] = (
     ("executor_options", lambda a: a.executor != "in_process", "--executor local, slurm or ray"),
     ("num_processes", lambda a: a.executor != "slurm", "executors that start the processes; Slurm does that itself"),
     ("index_memory_gb", lambda a: a.index is None, "the choice of an index, which --index makes"),
+    ("search_recall", lambda a: a.index != "Flat", "an index of inverted lists"),
     ("index_probes", lambda a: a.index != "Flat", "an index of inverted lists"),
 )
 

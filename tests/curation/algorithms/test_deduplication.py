@@ -11,7 +11,8 @@ from dinov2_hf.curation.algorithms.deduplication import (
     neighbor_edges,
     size_histogram,
 )
-from dinov2_hf.curation.algorithms.neighbors import IndexSettings, Neighbors, build_index, search
+from dinov2_hf.curation.algorithms.index_settings import IndexSettings
+from dinov2_hf.curation.algorithms.neighbors import Neighbors, build_index, search
 from dinov2_hf.curation.algorithms.unit_vectors import ArrayEmbeddings
 from tests.curation.algorithms.synthetic import at_angles, clustered_vectors
 
@@ -26,7 +27,9 @@ def edges_of(pairs, similarity=0.9):
 
 def all_edges(vectors, threshold):
     """Every pair above the threshold, by search with all others as neighbours."""
-    found = search(build_index(vectors, FLAT), vectors, vectors, len(vectors) - 1, FLAT, skip_self=True)
+    found = search(
+        build_index(vectors, FLAT), vectors, vectors, len(vectors) - 1, FLAT, own_rows=np.arange(len(vectors))
+    )
     return neighbor_edges(found, threshold)
 
 

@@ -6,11 +6,10 @@ import pytest
 
 from dinov2_hf.curation.algorithms.clustering import assign_clusters, spherical_kmeans
 from dinov2_hf.curation.algorithms.faiss_gpus import fits_gpus, gpus_for_faiss, on_gpus
+from dinov2_hf.curation.algorithms.index_settings import IndexSettings, choose_index
 from dinov2_hf.curation.algorithms.neighbors import (
-    IndexSettings,
     add_rows,
     build_index,
-    choose_index,
     search,
     train_index,
 )
@@ -63,8 +62,10 @@ def test_the_memory_of_gpus_bounds_the_choice():
 
 
 def test_neighbors_by_eight_bit_codes_are_the_exact_ones(vectors):
-    exact = search(build_index(vectors, FLAT), vectors, vectors, 64, FLAT, stop=300, skip_self=True)
-    found = search(build_index(vectors, EIGHT_BITS), vectors, vectors, 64, EIGHT_BITS, stop=300, skip_self=True)
+    exact = search(build_index(vectors, FLAT), vectors, vectors, 64, FLAT, stop=300, own_rows=np.arange(len(vectors)))
+    found = search(
+        build_index(vectors, EIGHT_BITS), vectors, vectors, 64, EIGHT_BITS, stop=300, own_rows=np.arange(len(vectors))
+    )
     assert np.mean([len(np.intersect1d(a, b)) / 64 for a, b in zip(exact.rows, found.rows, strict=True)]) >= 0.99
 
 
@@ -84,12 +85,12 @@ def test_a_named_gpu_is_used_alone():
 def test_gpus_find_what_a_cpu_finds(vectors, factory):
     """Trained, filled and searched on GPUs or not; both have the exact similarities."""
     settings, gpus = IndexSettings(factory, num_probes=16), gpus_for_faiss(None)
-    of_cpu = search(build_index(vectors, settings), vectors, vectors, 10, settings, skip_self=True)
+    of_cpu = search(build_index(vectors, settings), vectors, vectors, 10, settings, own_rows=np.arange(len(vectors)))
     trained = train_index(vectors, settings, gpus=gpus)
     filled = add_rows(trained, vectors, gpus=gpus)
     assert type(filled) is type(build_index(vectors, settings))  # in its CPU form, as it is saved
     assert filled.ntotal == len(vectors)
-    of_gpus = search(filled, vectors, vectors, 10, settings, skip_self=True, gpus=gpus)
+    of_gpus = search(filled, vectors, vectors, 10, settings, own_rows=np.arange(len(vectors)), gpus=gpus)
     assert (of_cpu.rows == of_gpus.rows).mean() > 0.99
     np.testing.assert_allclose(of_cpu.similarities, of_gpus.similarities, atol=1e-3)
 

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 from dinov2_hf.curation.algorithms.deduplication import neighbor_edges
+from dinov2_hf.curation.algorithms.index_settings import IndexSettings, choose_index
 from dinov2_hf.curation.algorithms.neighbors import (
-    IndexSettings,
     add_rows,
     build_index,
-    choose_index,
     load_index,
     merge_indexes,
     save_index,
@@ -57,7 +56,9 @@ def brute_force(pool, queries, k, *, floor=-1.0, skip_self=False):
 @pytest.mark.parametrize("floor", [-1.0, 0.5])
 def test_flat_search_is_brute_force(skip_self, floor):
     pool = ArrayEmbeddings(np.random.default_rng(0).standard_normal((40, 4)))
-    found = search(build_index(pool, FLAT), pool, pool, 5, FLAT, skip_self=skip_self, floor=floor)
+    found = search(
+        build_index(pool, FLAT), pool, pool, 5, FLAT, own_rows=np.arange(40) if skip_self else None, floor=floor
+    )
     expected = brute_force(pool.vectors, pool.vectors, 5, skip_self=skip_self, floor=floor)
     np.testing.assert_array_equal(found.rows, expected)
     assert ((found.similarities >= floor) == (expected >= 0)).all()
@@ -74,8 +75,8 @@ def test_ranges_of_queries_make_up_the_whole(vectors):
 
 
 def test_quantized_neighbors_are_the_exact_ones(vectors, quantized):
-    exact = search(build_index(vectors, FLAT), vectors, vectors, 64, FLAT, stop=500, skip_self=True)
-    found = search(quantized, vectors, vectors, 64, QUANTIZED, stop=500, skip_self=True)
+    exact = search(build_index(vectors, FLAT), vectors, vectors, 64, FLAT, stop=500, own_rows=np.arange(len(vectors)))
+    found = search(quantized, vectors, vectors, 64, QUANTIZED, stop=500, own_rows=np.arange(len(vectors)))
     recall = np.mean([len(np.intersect1d(a, b)) / 64 for a, b in zip(exact.rows, found.rows, strict=True)])
     assert recall >= 0.99
     # Not those of the codes, which are wrong by more than a tenth here.
@@ -86,8 +87,8 @@ def test_quantized_neighbors_are_the_exact_ones(vectors, quantized):
 
 def test_a_floor_loses_no_edges(vectors, quantized):
     """Queries are given up early, yet at least 99% of the edges above the floor are found, and none below."""
-    exact = search(build_index(vectors, FLAT), vectors, vectors, 64, FLAT, floor=0.6, skip_self=True)
-    found = search(quantized, vectors, vectors, 64, QUANTIZED, floor=0.6, skip_self=True)
+    exact = search(build_index(vectors, FLAT), vectors, vectors, 64, FLAT, floor=0.6, own_rows=np.arange(len(vectors)))
+    found = search(quantized, vectors, vectors, 64, QUANTIZED, floor=0.6, own_rows=np.arange(len(vectors)))
     expected = set(zip(*edge_lists(exact), strict=True))
     edges = set(zip(*edge_lists(found), strict=True))
     assert len(expected) > 4000
@@ -181,7 +182,7 @@ def test_bad_input_is_refused(tmp_path, vectors, trained, quantized):
     with pytest.raises(ValueError, match="k=11 neighbours .* has 10 rows"):
         search(index, small, small, 11, FLAT)
     with pytest.raises(ValueError, match="k=10 neighbours .* has 9 other rows"):
-        search(index, small, small, 10, FLAT, skip_self=True)
+        search(index, small, small, 10, FLAT, own_rows=np.arange(10))
     with pytest.raises(ValueError, match="k=0"):
         search(index, small, small, 0, FLAT)
     with pytest.raises(ValueError, match="floor=1.5"):

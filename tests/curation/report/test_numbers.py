@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from dinov2_hf.curation import CurationArguments, curate
 from dinov2_hf.curation.algorithms.histograms import histogram, sum_of_histograms
-from dinov2_hf.curation.algorithms.neighbors import IndexSettings
+from dinov2_hf.curation.algorithms.index_settings import IndexSettings
 from dinov2_hf.curation.report.histogram_pictures import draw_histogram
 from tests.curation.scenes import encoded, scene, write_scenes
 
@@ -140,6 +140,15 @@ def test_what_an_inexact_search_does_not_know_is_counted_apart(planted, monkeypa
     vectors, whose codes cannot be learned from twelve."""
     monkeypatch.setattr(IndexSettings, "is_exact", property(lambda settings: False))
     report = report_of(planted.curate(index="IVF2,Flat", index_probes=2, num_shards=4))
+    copies, benchmarks, retrieval = report["searches"]
+    assert benchmarks == {"among": "benchmarks", "images": 1, "index": "Flat"}
+    assert [copies[name] for name in ("among", "images", "index", "lists", "lists_visited")] == [
+        "copies", 12, "IVF2,Flat", 2, 2,
+    ]  # fmt: skip
+    # Fewer than 100 pairs are above the floor; of those at a cosine of 0 all count.
+    assert copies["recall"] == {"asked": 0.99, "measured": 1.0, "pairs": 132, "queries": 12}
+    assert (retrieval["among"], retrieval["images"]) == ("retrieval", 7)
+    assert retrieval["recall"] == {"asked": 0.99, "measured": 1.0, "pairs": 4, "queries": 2}
     found = report["histograms"]["Nearest other image of the pool"]
     assert (found["floor"], found["above"], found["unknown"]) == (0.45, 7, 5)
     assert sum(found["bins"]) == 7

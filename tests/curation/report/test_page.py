@@ -107,6 +107,9 @@ def test_leaks_and_lost_images_are_the_first_thing_that_is_read(planted, tmp_pat
         ({"relative_deduplicate": {"threshold": 0.45,
                                    "thresholds": [{"threshold": 0.45, "false_neighbors_of_an_image": 1.32}]}},
          "above 0.45 to about 1.3 benchmark images"),
+        ({"searches": [{"among": "copies", "lists": 9, "lists_visited": 9,
+                        "recall": {"asked": 0.99, "measured": 0.95, "pairs": 100, "queries": 10}}]},
+         "The search among copies finds 95.00% of the true neighbours, but 99.00% were asked for (search_recall): no"),
         ({"deduplicate": {"dropped": 10, "chained_rows": 4, "chains_split": False}}, "split_chains keeps one more"),
         ({"funnel": [{"stage": "deduplicate", "images_in": 10, "images_out": 4, "dropped": {}}]},
          "deduplicate dropped 60 % of the pool"),
@@ -117,6 +120,7 @@ def test_leaks_and_lost_images_are_the_first_thing_that_is_read(planted, tmp_pat
 def test_warnings(changes, sentence):
     report = {
         "leaks_of_curated": {}, "deduplicate": {}, "relative_deduplicate": {}, "select": {}, "sources": [],
+        "searches": [{"among": "benchmarks", "images": 3, "index": "Flat"}],
         "funnel": [{"stage": "ingest", "images_in": 10, "images_out": 10, "dropped": {}}], **changes,
     }  # fmt: skip
     found = warnings_of(report)

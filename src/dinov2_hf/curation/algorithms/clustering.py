@@ -19,7 +19,8 @@ from torch import distributed
 
 from ...progress import Progress
 from .faiss_gpus import on_gpus
-from .neighbors import IndexSettings, search
+from .index_settings import IndexSettings
+from .neighbors import search
 from .unit_vectors import ArrayEmbeddings, UnitVectors, row_blocks, shard_range
 
 

@@ -13,9 +13,7 @@ Shapes: `n` rows of the pool, `q` queries, `k` neighbours, `D` width.
 """
 
 import os
-import re
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import faiss
@@ -23,106 +21,13 @@ import numpy as np
 
 from ...atomic_files import new_file
 from ...progress import Progress
-from .faiss_gpus import GPU_CODES, MOST_CANDIDATES, on_gpus
+from .exact_similarities import exact_similarities
+from .faiss_gpus import MOST_CANDIDATES, on_gpus
+from .index_settings import IndexSettings, choose_index
 from .unit_vectors import UnitVectors, row_blocks
 
 
-# Exhaustive search of 50,000 rows by all of them is 1.3e12 multiplications at a width of 512, about a minute of one
-# core and as much as learning an index; from here on it grows with the square.
-FLAT_ROWS = 50_000
-TESTED_FACTORIES = (
-    r"Flat",
-    r"IVF\d+,Flat",
-    r"OPQ\d+_\d+,IVF\d+(_HNSW32)?,PQ\d+(x4fs|np)",  # four bits, and eight without the slow polysemous training
-)
 _QUERY_ROWS = 4096  # exhaustive search in blocks of 1,024 took 1.8 times as long
-_MIN_CANDIDATES = 128
-_PAIRS_AT_ONCE = 2048  # 4 MiB of a width of 512 in single precision, for each thread: 1.3 times faster than 16 MiB
-
-
-@dataclass(frozen=True)
-class IndexSettings:
-    """How a pool is searched.
-
-    Attributes:
-        factory: the faiss string; one of `TESTED_FACTORIES`.
-        num_probes: inverted lists that a query visits; None: a quarter of them, but at least 64 and at most 256.
-        candidates_per_neighbor: quantised candidates that are ranked again for each neighbour asked for.
-    """
-
-    factory: str
-    num_probes: int | None = None
-    candidates_per_neighbor: int = 8  # with 256 lists, 0.99 of 64 neighbours where all have a cosine above 0.5
-
-    def __post_init__(self):
-        if not any(re.fullmatch(pattern, self.factory) for pattern in TESTED_FACTORIES):
-            raise ValueError(
-                f"index {self.factory!r} is not among the tested forms: Flat, IVF4096,Flat, "
-                "OPQ128_512,IVF4096,PQ128x4fs (four bits), OPQ64_512,IVF4096,PQ64np (eight bits), each IVF also as "
-                "IVF262144_HNSW32."
-            )
-        found = re.match(r"OPQ(\d+)_(\d+),.*,PQ(\d+)", self.factory)
-        if found and (found[1] != found[3] or int(found[2]) % int(found[1])):
-            raise ValueError(
-                f"index {self.factory!r} must have as many codes after OPQ as after PQ, and a width after _ that they"
-                f" divide, as in OPQ{found[3]}_{8 * int(found[3])},...,PQ{found[3]}."
-            )
-        if self.num_probes is None:
-            object.__setattr__(self, "num_probes", min(max(self.num_lists // 4, 64), 256))
-        if self.num_probes < 1 or self.candidates_per_neighbor < 1:
-            raise ValueError(
-                f"num_probes={self.num_probes} and candidates_per_neighbor={self.candidates_per_neighbor} must be "
-                "at least 1."
-            )
-
-    @property
-    def num_lists(self) -> int:
-        found = re.search(r"IVF(\d+)", self.factory)
-        return int(found[1]) if found else 0
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the similarities of the index itself are exact."""
-        return self.factory.endswith("Flat")
-
-
-def choose_index(num_rows: int, width: int, memory_bytes: float = 8e9, *, for_gpus: bool = False) -> IndexSettings:
-    """The index for a pool of this size.
-
-    Args:
-        num_rows, width: of the pool.
-        memory_bytes: what the filled index may take in one process; of one that sees several GPUs, on all of them.
-        for_gpus: choose a form that faiss has on GPUs; it can also be searched without.
-
-    Returns:
-        Exhaustive search up to `FLAT_ROWS`; above, about 2 sqrt(n) lists of four-bit codes, one for 4
-        dimensions of a vector, or for 8, 16 or 32 where memory is short. (4 to 16 sqrt(n) are usual for eight-bit
-        codes, whose scan costs more beside finding the lists.) For GPUs eight-bit codes, one for 8, 16 or 32
-        dimensions or somewhat more, in numbers of `GPU_CODES`.
-
-    Raises:
-        ValueError: nothing fits.
-    """
-    if num_rows <= FLAT_ROWS and num_rows * width * 4 <= memory_bytes:
-        return IndexSettings("Flat")
-    num_lists = 2 ** round(np.log2(2 * max(num_rows, 1) ** 0.5))
-    while num_lists > 1 and num_lists * 39 > num_rows:  # the fewest training points for a centroid, says faiss
-        num_lists //= 2
-    # From 2^17 lists on, a CPU finds the lists of a vector by a graph search.
-    coarse = f"IVF{num_lists}" + ("_HNSW32" if num_lists >= 2**17 and not for_gpus else "")
-    for dims_per_code in (8, 16, 32) if for_gpus else (4, 8, 16, 32):
-        num_codes = width // dims_per_code // 2 * 2
-        if for_gpus:
-            num_codes = max((count for count in GPU_CODES if count <= width // dims_per_code), default=0)
-        bytes_of_row = (num_codes if for_gpus else num_codes / 2) + 8
-        if num_codes and num_rows * bytes_of_row + num_lists * width * 4 <= memory_bytes:
-            rotation = f"OPQ{num_codes}_{num_codes * (width // num_codes)}"
-            return IndexSettings(f"{rotation},{coarse},PQ{num_codes}{'np' if for_gpus else 'x4fs'}")
-    smallest = num_rows * (width / (32 if for_gpus else 64) + 8)
-    raise ValueError(
-        f"memory_bytes={memory_bytes:.3g} holds no index of {num_rows} vectors of width {width}, whose smallest takes "
-        f"{smallest:.3g}: give more memory, or search the pool in parts."
-    )
 
 
 @dataclass(frozen=True)
@@ -136,6 +41,18 @@ class Neighbors:
 
     rows: np.ndarray
     similarities: np.ndarray
+
+    def in_a_whole(self, first: int) -> "Neighbors":
+        """The same in rows of a pool of which the one that was searched is a part, from row `first` on."""
+        return Neighbors(np.where(self.rows < 0, -1, self.rows + first), self.similarities)
+
+
+def nearest_of_parts(parts: Sequence[Neighbors], k: int) -> Neighbors:
+    """The `k` nearest of what was found in the parts of a pool, the best first; fewer where the parts have fewer."""
+    rows = np.concatenate([part.rows for part in parts], axis=1)
+    similarities = np.concatenate([part.similarities for part in parts], axis=1)
+    order = np.lexsort((rows, -similarities))[:, :k]
+    return Neighbors(*(np.take_along_axis(array, order, axis=1) for array in (rows, similarities)))
 
 
 def train_index(
@@ -274,7 +191,7 @@ def search(
     start: int = 0,
     stop: int | None = None,
     floor: float = -1.0,
-    skip_self: bool = False,
+    own_rows: np.ndarray | None = None,
     gpus: Sequence[int] = (),
     progress: bool = False,
 ) -> Neighbors:
@@ -289,7 +206,8 @@ def search(
         start, stop: the range of queries, so that a search can be shared between tasks.
         floor: neighbours below this similarity are left out. A query is given up when a round of its candidates, best
             first, has none above, which spares most of the reading where near copies are rare.
-        skip_self: the queries are the pool, and a row is no neighbour of its own.
+        own_rows: (len(queries),) which rows of the pool the queries are, which are no neighbours of their own; None:
+            they are others.
         gpus: from `gpus_for_faiss`; the index is shared out between them, where its form allows and at most
             `MOST_CANDIDATES` are asked for.
 
@@ -298,14 +216,10 @@ def search(
             `floor` is outside [-1, 1].
     """
     stop = len(queries) if stop is None else stop
-    _check_search(index, pool, queries, k, floor, skip_self)
-    num_candidates = k + skip_self if settings.is_exact else max(k * settings.candidates_per_neighbor, _MIN_CANDIDATES)
-    num_candidates = min(num_candidates, len(pool))
-    num_probes = settings.num_probes or 1
-    if settings.num_lists:
-        faiss.extract_index_ivf(index).nprobe = min(num_probes, settings.num_lists)
-    if max(num_candidates, num_probes) <= MOST_CANDIDATES:
-        index = on_gpus(index, gpus, split=True)
+    is_own = own_rows is not None
+    _check_search(index, pool, queries, k, floor, is_own)
+    num_candidates = min(settings.candidates(k + is_own), len(pool))
+    index = ready_to_search(index, settings, num_candidates, gpus)
     rows = np.full((stop - start, k), -1, np.int64)
     similarities = np.full((stop - start, k), -np.inf, np.float32)
     with Progress(total=stop - start, unit="row", desc="Search", disable=not progress) as bar:
@@ -313,55 +227,47 @@ def search(
             block = queries.read(first, end)
             scores, candidates = index.search(block, num_candidates)
             known = candidates >= 0
-            if skip_self:
-                known &= candidates != np.arange(first, end)[:, None]
+            if own_rows is not None:
+                known &= candidates != own_rows[first:end, None]
             if settings.is_exact:
                 exact = np.where(known & (scores >= floor), scores, -np.inf)
             else:
-                exact = _exact_similarities(pool, block, candidates, known, floor, first_round=max(k // 4, 8))
+                exact = exact_similarities(
+                    pool, block, candidates, known, floor=floor, first_round=settings.first_candidates(k)
+                )
             place = slice(first - start, end - start)
             rows[place], similarities[place] = _best(candidates, exact, k)
             bar.update(end - first)
     return Neighbors(rows, similarities)
 
 
-def _check_search(index, pool, queries, k, floor, skip_self) -> None:
+def ready_to_search(
+    index: faiss.Index, settings: IndexSettings, num_candidates: int, gpus: Sequence[int] = ()
+) -> faiss.Index:
+    """The index with the number of lists to visit set; a copy on GPUs, where there are any and it can be searched
+    there for so many candidates."""
+    num_probes = settings.num_probes or 1
+    if settings.num_lists:
+        faiss.extract_index_ivf(index).nprobe = min(num_probes, settings.num_lists)
+    if max(num_candidates, num_probes) <= MOST_CANDIDATES:
+        return on_gpus(index, gpus, split=True)
+    return index
+
+
+def _check_search(index, pool, queries, k, floor, is_own) -> None:
     if queries.width != pool.width:
         raise ValueError(
             f"queries have width {queries.width}, but the pool has {pool.width}: embed both with one model."
         )
-    if not 1 <= k <= len(pool) - skip_self:
+    if not 1 <= k <= len(pool) - is_own:
         raise ValueError(
-            f"k={k} neighbours are asked for, but the pool has {len(pool) - skip_self} "
-            f"{'other ' if skip_self else ''}rows: k must be between 1 and that."
+            f"k={k} neighbours are asked for, but the pool has {len(pool) - is_own} "
+            f"{'other ' if is_own else ''}rows: k must be between 1 and that."
         )
     if index.ntotal != len(pool):
         raise ValueError(f"the index holds {index.ntotal} rows, but the pool has {len(pool)}: make the index again.")
     if not -1 <= floor <= 1:
         raise ValueError(f"floor={floor} must be a cosine similarity, in [-1, 1].")
-
-
-def _exact_similarities(pool, queries, candidates, known, floor, first_round) -> np.ndarray:
-    """(queries, candidates) exact cosines, -inf for those unknown, given up, or below the floor."""
-
-    def similarities_of(going_on: np.ndarray) -> np.ndarray:
-        rows = np.where(known[going_on, begin:end], candidates[going_on, begin:end], 0)
-        vectors = pool.take(rows.ravel()).reshape(*rows.shape, -1)
-        return np.einsum("qcd,qd->qc", vectors, queries[going_on])
-
-    exact = np.full(candidates.shape, -np.inf, np.float32)
-    going_on = np.arange(len(queries))
-    begin, end = 0, first_round if floor > -1 else candidates.shape[1]
-    with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
-        while begin < candidates.shape[1] and len(going_on):
-            end = min(end, candidates.shape[1])
-            blocks = row_blocks(0, len(going_on), max(1, _PAIRS_AT_ONCE // (end - begin)))
-            found = np.concatenate(list(threads.map(similarities_of, [going_on[slice(*block)] for block in blocks])))
-            found[(found < floor) | ~known[going_on, begin:end]] = -np.inf
-            exact[going_on, begin:end] = found
-            going_on = going_on[(found > -np.inf).any(axis=1)]
-            begin, end = end, 3 * end - 2 * begin  # twice as many as in this round
-    return exact
 
 
 def _best(candidates: np.ndarray, similarities: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -370,9 +276,16 @@ def _best(candidates: np.ndarray, similarities: np.ndarray, k: int) -> tuple[np.
     best = np.full((len(candidates), k), -np.inf, np.float32)
     some = np.flatnonzero((similarities > -np.inf).any(axis=1))  # few queries, where there is a floor
     candidates, similarities = candidates[some], similarities[some]
-    order = np.lexsort((candidates, -similarities))[:, :k]
-    best[some] = np.take_along_axis(similarities, order, axis=1)
-    rows[some] = np.where(best[some] > -np.inf, np.take_along_axis(candidates, order, axis=1), -1)
+    order = np.argpartition(-similarities, min(k, candidates.shape[1]) - 1, axis=1)[:, :k]
+    last = np.take_along_axis(similarities, order, axis=1).min(axis=1, keepdims=True, initial=np.inf)
+    # Of equals that the k-th place parts, the partition takes any.
+    parted = np.flatnonzero(((similarities >= last).sum(axis=1) > k) & (last[:, 0] > -np.inf))
+    order[parted] = np.lexsort((candidates[parted], -similarities[parted]))[:, :k]
+    candidates, similarities = (np.take_along_axis(array, order, axis=1) for array in (candidates, similarities))
+    order = np.lexsort((candidates, -similarities))
+    best[some, : order.shape[1]] = np.take_along_axis(similarities, order, axis=1)
+    rows[some, : order.shape[1]] = np.take_along_axis(candidates, order, axis=1)
+    rows[best == -np.inf] = -1
     return rows, best
 
 

@@ -6,7 +6,9 @@ Shapes: `n` rows, `D` width.
 from collections.abc import Iterator
 from typing import Protocol
 
+import faiss
 import numpy as np
+import torch
 
 
 # 16 MiB of a width of 512 in single precision: large enough for fast matrix products, small beside any memory.
@@ -25,6 +27,9 @@ class UnitVectors(Protocol):
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The given rows in the given order, (len(rows), D) float32."""
+
+    def take_as_stored(self, rows: np.ndarray) -> np.ndarray:
+        """As `take`, in whatever precision they are stored, and of a length that is only near 1."""
 
 
 class ArrayEmbeddings:
@@ -53,6 +58,8 @@ class ArrayEmbeddings:
     def take(self, rows: np.ndarray) -> np.ndarray:
         return self.vectors[rows]
 
+    take_as_stored = take
+
 
 class ChosenRows:
     """Some rows of other vectors, in their order."""
@@ -69,18 +76,41 @@ class ChosenRows:
     def take(self, rows: np.ndarray) -> np.ndarray:
         return self.vectors.take(self.rows[rows])
 
+    def take_as_stored(self, rows: np.ndarray) -> np.ndarray:
+        return self.vectors.take_as_stored(self.rows[rows])
+
+
+class RowRange:
+    """A range of the rows of other vectors."""
+
+    def __init__(self, vectors: UnitVectors, start: int, stop: int):
+        self.vectors, self.start, self.stop, self.width = vectors, start, stop, vectors.width
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.vectors.read(self.start + start, self.start + stop)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        return self.vectors.take(np.asarray(rows) + self.start)
+
+    def take_as_stored(self, rows: np.ndarray) -> np.ndarray:
+        return self.vectors.take_as_stored(np.asarray(rows) + self.start)
+
 
 def unit_rows(vectors: np.ndarray, name_of) -> np.ndarray:
-    """Bring rows to unit length in place; a row that has none is refused by name."""
-    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
-    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    """Bring (n, D) float32 rows to unit length in place; a row that has none is refused by name."""
+    squares = np.empty((len(vectors), 1), np.float32)
+    faiss.fvec_norms_L2sqr(faiss.swig_ptr(squares), faiss.swig_ptr(vectors), vectors.shape[1], len(vectors))
+    bad = np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))
     if len(bad):
-        found = "the zero vector" if norms[bad[0]] == 0 else "not finite"
+        found = "the zero vector" if squares[bad[0]] == 0 else "not finite"
         raise ValueError(
             f"the embedding of {name_of(int(bad[0]))} is {found} ({len(bad)} of {len(vectors)} rows read): "
             "embed these images again, or leave them out with `write_shard`."
         )
-    vectors /= norms[:, None]
+    torch.from_numpy(vectors).div_(torch.from_numpy(squares).sqrt())  # a third of NumPy's time
     return vectors
 
 

@@ -17,6 +17,7 @@ from ..arguments import ENGINE_FIELDS
 from ..filters import PlannedFilter, planned_filters
 from ..run_context import Curation
 from ..stages.deduplicate import leaks_of_curated
+from ..stages.index import searches
 from ..stages.stage import POOL, stage
 from ..stages.stand_ins import amend_dropped, load_stand_ins
 from ..storage.dataset_files import content_fingerprint
@@ -140,6 +141,7 @@ def gather_report(curation: Curation, dropped: Counter, written: np.ndarray) -> 
         "select": selection,
         "concepts": _report_of(curation, "concepts"),
         "histograms": {counts.title: asdict(counts) for counts in _histograms(curation) if sum(counts.bins)},
+        "searches": _searches(curation),
         "decoding": pixels.in_words(curation.arguments),
         "provenance": provenance(curation.arguments),
         "changed_options": changed_options(curation.arguments, configuration),
@@ -181,6 +183,11 @@ def _leaks(curation: Curation) -> dict[str, Any]:
 def reason_group(reason: str) -> str:
     """A reason without what differs from image to image, such as the words of a decoder."""
     return reason.split(":")[0]
+
+
+def _searches(curation: Curation) -> list[dict[str, Any]]:
+    """By index, what a search looks at, and what it finds of a sample."""
+    return [{"among": of, **facts} for of, facts in searches(curation)]
 
 
 def _funnel(curation: Curation, dropped: Counter) -> list[dict[str, Any]]:

@@ -16,7 +16,10 @@ def warnings_of(report: dict[str, Any]) -> list[str]:
     Args:
         report: what `numbers.gather_report` has gathered.
     """
-    found = (_leaks, _false_copies, _false_benchmarks, _lost, _chains, _large_drops, _not_read, _nothing_retrieved)
+    found = (
+        _leaks, _false_copies, _false_benchmarks, _low_recall, _lost, _chains, _large_drops, _not_read,
+        _nothing_retrieved,
+    )  # fmt: skip
     return [sentence for one in found for sentence in one(report)]
 
 
@@ -48,6 +51,21 @@ def _false_benchmarks(report: dict[str, Any]) -> Iterator[str]:
             f" {each:.2g} benchmark images: many that were dropped do not resemble one. Take a higher"
             " benchmark_threshold or another embedder."
         )
+
+
+def _low_recall(report: dict[str, Any]) -> Iterator[str]:
+    for search in report["searches"]:
+        recall = search.get("recall")
+        if recall and recall["measured"] < recall["asked"]:
+            advice = (
+                "no number of candidates of this index is enough"
+                if search["lists_visited"] == search["lists"]
+                else ("a higher index_probes, or none, finds more")
+            )
+            yield (
+                f"The search among {search['among']} finds {recall['measured']:.2%} of the true neighbours, but"
+                f" {recall['asked']:.2%} were asked for (search_recall): {advice}."
+            )
 
 
 def _lost(report: dict[str, Any]) -> Iterator[str]:

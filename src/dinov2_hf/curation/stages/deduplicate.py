@@ -6,6 +6,7 @@ import numpy as np
 
 from ..algorithms.deduplication import Edges, deduplicate_against, pair_similarities
 from ..algorithms.deduplication import deduplicate as deduplicated
+from ..algorithms.histograms import Histogram, histogram
 from ..algorithms.threshold_evidence import (
     copies_at,
     each_pair_once,
@@ -18,9 +19,11 @@ from ..algorithms.unlike_pairs import sample_unlike_pairs
 from ..run_context import Curation
 from ..storage.dropped_images import Dropped
 from ..storage.edge_files import load_edges
+from ..storage.histogram_files import save_histogram
 from ..storage.manifests import UnfinishedShard
-from .index import pool_of
 from .ingest import QUALITY_COLUMNS, quality_of
+from .pool_parts import knows_all_neighbors
+from .queries import floor_of, pool_of
 from .stage import POOL, stage
 
 
@@ -54,6 +57,7 @@ def deduplicate(
         pairs_beside(each_pair_once(edges), deduplication_threshold), ids, ids
     )
     (shard.folder / "report.json").write_text(json.dumps(found.report, indent=1))
+    save_histogram(_nearest_others(curation, edges, deduplication_threshold), shard.folder)
     stays_for = np.arange(len(pool))
     stays_for[found.dropped] = found.duplicate_of
     np.save(shard.folder / "stays_for.npy", stays_for)
@@ -64,6 +68,19 @@ def deduplicate(
     )
     reasons = np.array(texts, dtype=object)[(found.similarities > deduplication_threshold).astype(int)]
     return Dropped(ids[found.dropped], reasons, ids[found.duplicate_of], found.similarities)
+
+
+def _nearest_others(curation: Curation, edges: Edges, threshold: float) -> Histogram:
+    """Of the cosine of each image of the pool and its nearest other."""
+    nearest = np.concatenate([np.load(path) for path in curation.folders["search_copies"].files("nearest.npy")])
+    # An image was looked for among earlier ones; those that come later were looked for themselves.
+    for ends in (edges.rows, edges.others):
+        np.maximum.at(nearest, ends, edges.similarities)
+    floor = None if knows_all_neighbors(curation) else floor_of(curation.arguments, "copies")
+    if floor is not None:
+        nearest[nearest <= floor] = -np.inf
+    title = "Nearest other image of the pool"
+    return histogram(nearest, threshold, title, label="images with a copy above", floor=floor)
 
 
 @stage(

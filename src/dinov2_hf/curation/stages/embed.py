@@ -166,8 +166,9 @@ def _describe(curation: Curation, shard: UnfinishedShard, *, of: str) -> None:
     shard.rows = len(row_ids)
 
 
-def _what_it_reads(curation: Curation, piece: Piece, *, of: str) -> bytes:
+def _what_it_reads(curation: Curation, rank: int, *, of: str) -> bytes:
     """Which images of a piece are described."""
+    piece = curation.pieces[rank]
     wanted = _to_embed(curation, piece, of, alone=True)
     copies = _copies_of(curation, of, "copies_in_source")
     begin, end = np.searchsorted(copies[:, 1], (piece.row_ids.start, piece.row_ids.stop))

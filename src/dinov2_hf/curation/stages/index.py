@@ -1,138 +1,251 @@
 """Stages that make an index of vectors: trained once, filled in shards, merged.
 
+With each part of an index the exact neighbours of a sample of queries are found in that part. The merged index is
+tried on these, and so it is known how much of it a search must look at for the recall that is asked for.
+
 An exhaustive index is not kept on disk: it would be a copy of the vectors, and is made of them in a second.
 """
 
 import dataclasses
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 
-from ..algorithms.deduplication import crowded_rows
 from ..algorithms.faiss_gpus import gpus_for_faiss
+from ..algorithms.index_settings import IndexSettings, choose_index
 from ..algorithms.neighbors import (
-    IndexSettings,
+    Neighbors,
     add_rows,
     build_index,
-    choose_index,
     load_index,
     merge_indexes,
+    nearest_of_parts,
     save_index,
     train_index,
 )
-from ..algorithms.unit_vectors import ChosenRows, UnitVectors
+from ..algorithms.search_recall import Sample, exact_neighbors, reach_recall, without_own_rows
+from ..algorithms.unit_vectors import RowRange, UnitVectors, shard_range
 from ..run_context import Curation
-from ..storage.edge_files import load_edges
 from ..storage.manifests import UnfinishedShard
+from .pool_parts import hash_of_vectors, index_groups, rows_of_pieces, searches_exhaustively
+from .queries import crowded_survivors, floor_of, neighbors_wanted, pool_of, sampled_queries
 from .stage import POOL, Stage, stage
 
 
-INDEX_FILE = "pool.faiss"
+INDEX_FILE, SETTINGS_FILE, SAMPLE_FILE = "pool.faiss", "settings.json", "sample.npz"
+SEARCH_FILE = "search.json"  # what a search looks at, and finds of the sample
 ROWS_OF_PART = 1_000_000  # every part has all centroids in it, and takes half a minute
 
 
-def pool_of(curation: Curation, of: str) -> UnitVectors:
-    """What an index holds.
+@dataclass(frozen=True)
+class OpenIndex:
+    """A finished index.
+
+    Attributes:
+        index, settings: how it is searched.
+        held: the vectors in it.
+        first: of a part of the pool, the row of the pool that its first is.
+    """
+
+    index: faiss.Index
+    settings: IndexSettings
+    held: UnitVectors
+    first: int = 0
+
+
+def open_index(curation: Curation, of: str) -> OpenIndex:
+    """An index of which there is one."""
+    return _opened(curation, of, 0, pool_of(curation, of))
+
+
+def open_copies_indexes(curation: Curation, parts: Sequence[range]) -> Iterator[OpenIndex]:
+    """Those of the pool, one after the other.
 
     Args:
-        of: "copies" for the whole pool, "survivors" for what deduplication left of it, "benchmarks" for the evaluation
-            images, "retrieval" for what is left of the pool, by the embedder of retrieval.
-
-    Raises:
-        ValueError: there is no such image.
+        parts: the pieces in each, as of `searched_parts`.
     """
-    if of == "copies":
-        return curation.pool_vectors()
-    if of == "survivors":
-        return ChosenRows(curation.pool_vectors(), curation.left()[1])
-    if of == "retrieval":
-        return curation.candidates()[1]
-    references = curation.vectors("embed", "benchmark")
-    if references is None:
-        raise ValueError("benchmarks hold no image that could be read and embedded.")
-    return references
+    pool, rows = pool_of(curation, "copies"), rows_of_pieces(curation)
+    starts = [group.start for group in index_groups(curation)]
+    for part in parts:
+        first, stop = int(rows[part.start]), int(rows[part.stop])
+        if first < stop:
+            yield _opened(curation, "copies", starts.index(part.start), RowRange(pool, first, stop), first)
 
 
-def crowded_survivors(curation: Curation) -> np.ndarray:
-    """Rows of the pool that is left whose 64 neighbours may hide others that are left; see `crowded_rows`."""
-    arguments, pool = curation.arguments, curation.pool_vectors()
-    kept = np.zeros(len(pool), bool)
-    kept[curation.left()[1]] = True
-    if arguments.num_neighbors >= len(pool) - 1:  # the lists hold all
-        return np.empty(0, np.int64)
-    edges = load_edges(curation.folders["search_copies"])
-    return crowded_rows(edges, kept, arguments.num_neighbors, arguments.benchmark_threshold)
-
-
-def open_index(curation: Curation, of: str) -> tuple[faiss.Index, IndexSettings]:
-    """A finished index, and how it is searched."""
-    settings = _settings(curation, of)
+def _opened(curation: Curation, of: str, number: int, held: UnitVectors, first: int = 0) -> OpenIndex:
+    settings = _settings(curation, of, "merge", number)
     if settings.factory == "Flat":
-        return build_index(pool_of(curation, of), settings), settings
-    return load_index(curation.folders[f"{of}_merge_index"].shard(0) / INDEX_FILE), settings
+        return OpenIndex(build_index(held, settings), settings, held, first)
+    index = load_index(curation.folders[f"{of}_merge_index"].shard(number) / INDEX_FILE)
+    return OpenIndex(index, settings, held, first)
 
 
-def _settings(curation: Curation, of: str) -> IndexSettings:
-    path = curation.folders[f"{of}_train_index"].shard(0) / "settings.json"
+def how_copies_are_searched(curation: Curation, parts: Sequence[range]) -> list[Any]:
+    """Plain values: the vectors of parts of the pool, and how much of their indexes is looked at."""
+    starts = [group.start for group in index_groups(curation)]
+    settings = [vars(_settings(curation, "copies", "merge", starts.index(part.start))) for part in parts]
+    hashes = [hash_of_vectors(curation, part) for part in parts]
+    return [[part.start, part.stop, *pair] for part, *pair in zip(parts, hashes, settings, strict=True)]
+
+
+def how_benchmarks_are_searched(curation: Curation) -> list[Any]:
+    """Plain values: the vectors of the benchmarks, and how much of their index is looked at."""
+    hashes = [one for one in curation.checksums("embed", "benchmark.npy") if one is not None]
+    return [hashes, vars(_settings(curation, "benchmarks", "merge", 0))]
+
+
+def searches(curation: Curation) -> Iterator[tuple[str, dict[str, Any]]]:
+    """For each index that is searched what it holds, and what its `search.json` says."""
+    for name, folder in curation.folders.items():
+        if name.endswith("_merge_index"):
+            for path in folder.files(SEARCH_FILE):
+                if path.exists():  # not of one that nothing is searched for in
+                    yield name.removesuffix("_merge_index"), json.loads(path.read_text())
+
+
+def _held(curation: Curation, of: str, number: int) -> UnitVectors:
+    """What one of the indexes `of` holds."""
+    pool = pool_of(curation, of)
+    if of != "copies":
+        return pool
+    group, rows = index_groups(curation)[number], rows_of_pieces(curation)
+    return RowRange(pool, int(rows[group.start]), int(rows[group.stop]))
+
+
+def _settings(curation: Curation, of: str, verb: str, number: int) -> IndexSettings:
+    path = curation.folders[f"{of}_{verb}_index"].shard(number) / SETTINGS_FILE
     return IndexSettings(**json.loads(path.read_text()))
+
+
+def _save_settings(settings: IndexSettings, shard: UnfinishedShard) -> None:
+    (shard.folder / SETTINGS_FILE).write_text(json.dumps(vars(settings)))
 
 
 def _train(
     curation: Curation, shard: UnfinishedShard, *, of: str, index: str | None, index_memory_gb: float,
-    index_probes: int | None, seed: int,
+    index_probes: int | None, search_recall: float, seed: int,
 ) -> None:  # fmt: skip
     """Choose the index, unless it is given for the pool; an inverted file is trained and saved."""
-    pool, gpus = pool_of(curation, of), gpus_for_faiss(curation.arguments.device)
+    held, gpus = _held(curation, of, shard.rank), gpus_for_faiss(curation.arguments.device)
+    is_given = index is not None and of != "benchmarks"
     if of == "survivors" and not len(crowded_survivors(curation)):
         settings = IndexSettings("Flat")  # nothing will be searched
-    elif index is None or of == "benchmarks":
-        settings = choose_index(len(pool), pool.width, index_memory_gb * 1e9, for_gpus=bool(gpus))
-    else:
+    elif is_given:
         settings = IndexSettings(index)
+    elif search_recall == 1 or (of == "copies" and searches_exhaustively(curation)):
+        settings = IndexSettings("Flat")
+    else:
+        settings = choose_index(len(held), held.width, index_memory_gb * 1e9, for_gpus=bool(gpus))
     if index_probes is not None:
         settings = dataclasses.replace(settings, num_probes=index_probes)
-    (shard.folder / "settings.json").write_text(json.dumps(vars(settings)))
+    _save_settings(settings, shard)
     if settings.factory != "Flat":
-        save_index(train_index(pool, settings, seed=seed, gpus=gpus), shard.folder / INDEX_FILE)
-    shard.rows = len(pool)
+        save_index(train_index(held, settings, seed=seed, gpus=gpus), shard.folder / INDEX_FILE)
+    shard.rows = len(held)
 
 
-def _fill(curation: Curation, shard: UnfinishedShard, *, of: str) -> None:
-    """Add a range of the pool to a copy of the trained index."""
-    pool = pool_of(curation, of)
-    rows = shard.rows_of(len(pool))
+def _fill(curation: Curation, shard: UnfinishedShard, *, of: str, seed: int) -> None:
+    """Add a range of the pool to a copy of the trained index, and find what the sample has for neighbours in it."""
+    number, part, num_parts = _parts(curation, of)[shard.rank]
+    held = _held(curation, of, number)
+    rows = shard_range(len(held), part, num_parts)
     shard.rows = len(rows)
-    if _settings(curation, of).factory != "Flat":
-        trained = load_index(curation.folders[f"{of}_train_index"].shard(0) / INDEX_FILE)
+    if _settings(curation, of, "train", number).factory != "Flat":
+        trained = load_index(curation.folders[f"{of}_train_index"].shard(number) / INDEX_FILE)
         gpus, progress = gpus_for_faiss(curation.arguments.device), curation.arguments.progress
-        filled = add_rows(trained, pool, rows.start, rows.stop, gpus=gpus, progress=progress)
+        filled = add_rows(trained, held, rows.start, rows.stop, gpus=gpus, progress=progress)
         save_index(filled, shard.folder / INDEX_FILE)
+        queries, own_rows = sampled_queries(curation, of, held, seed)
+        k = min(neighbors_wanted(curation.arguments, of) + (own_rows is not None), len(held))
+        found = exact_neighbors(held, queries.read(0, len(queries)), k, rows.start, rows.stop, gpus=gpus)
+        np.savez(shard.folder / SAMPLE_FILE, rows=found.rows, similarities=found.similarities)
 
 
-def _merge(curation: Curation, shard: UnfinishedShard, *, of: str) -> None:
-    """Merge the parts."""
-    pool = pool_of(curation, of)
-    shard.rows = len(pool)
-    if _settings(curation, of).factory != "Flat":
-        parts = (load_index(path) for path in curation.folders[f"{of}_fill_index"].files(INDEX_FILE))
-        save_index(merge_indexes(parts, len(pool)), shard.folder / INDEX_FILE)
+def _merge(
+    curation: Curation, shard: UnfinishedShard, *, of: str, index_probes: int | None, search_recall: float, seed: int
+) -> None:
+    """Merge the parts, and find out how much of the index must be looked at: `search.json`."""
+    held, settings = _held(curation, of, shard.rank), _settings(curation, of, "train", shard.rank)
+    shard.rows = len(held)
+    facts: dict[str, Any] = {"images": len(held), "index": settings.factory}
+    if settings.factory != "Flat":
+        folder = curation.folders[f"{of}_fill_index"]
+        parts = [folder.shard(rank) for rank, part in enumerate(_parts(curation, of)) if part[0] == shard.rank]
+        merged = merge_indexes((load_index(part / INDEX_FILE) for part in parts), len(held))
+        save_index(merged, shard.folder / INDEX_FILE)
+        sample = _sample(parts, *sampled_queries(curation, of, held, seed))
+        settings, recall = reach_recall(
+            merged, held, sample, settings, search_recall, floor=floor_of(curation.arguments, of),
+            fixed_probes=index_probes is not None, gpus=gpus_for_faiss(curation.arguments.device),
+        )  # fmt: skip
+        visited = min(settings.num_probes, settings.num_lists)
+        facts |= {"lists": settings.num_lists, "lists_visited": visited, "candidates": settings.num_candidates}
+        facts |= {"recall": dataclasses.asdict(recall)}
+    _save_settings(settings, shard)
+    if len(held) and (of != "survivors" or len(crowded_survivors(curation))):
+        (shard.folder / SEARCH_FILE).write_text(json.dumps(facts))
 
 
-def _num_parts(curation: Curation) -> int:
-    return max(1, min(-(-curation.sources.rows_of("uncurated") // ROWS_OF_PART), curation.num_shards))
+def _sample(parts: Sequence[Path], queries: UnitVectors, own_rows: np.ndarray | None) -> Sample:
+    """The queries whose neighbours were found in each part."""
+    found = []
+    for part in parts:
+        with np.load(part / SAMPLE_FILE) as arrays:
+            found.append(Neighbors(arrays["rows"], arrays["similarities"]))
+    truth = nearest_of_parts(found, found[0].rows.shape[1])
+    return Sample(queries, truth if own_rows is None else without_own_rows(truth, own_rows), own_rows)
+
+
+def _parts(curation: Curation, of: str) -> list[tuple[int, int, int]]:
+    """(number of the index, part of it, how many parts it has) of each shard that fills."""
+    images = [curation.sources.rows_of("uncurated")]
+    if of == "benchmarks":
+        images = [0]
+    elif of == "copies":
+        images = [
+            sum(len(piece.rows) for piece in curation.pieces[group.start : group.stop])
+            for group in index_groups(curation)
+        ]
+    counts = [max(1, min(-(-count // ROWS_OF_PART), curation.num_shards)) for count in images]
+    return [(number, part, count) for number, count in enumerate(counts) for part in range(count)]
+
+
+def _what_a_group_reads(curation: Curation, rank: int, *, filling: bool) -> bytes:
+    """The vectors of a group of sources of the pool."""
+    number, *part = _parts(curation, "copies")[rank] if filling else (rank,)
+    return json.dumps([hash_of_vectors(curation, index_groups(curation)[number]), *part]).encode()
 
 
 def index_stages(of: str, step: str, needs: str, is_wanted) -> tuple[Stage, Stage, Stage]:
-    """The three stages of the index `of`, as of `pool_of`; `needs`: the stage that leaves what it holds."""
+    """The three stages of the index `of`, as of `pool_of`; `needs`: the stage that leaves what it holds.
+
+    Of "copies" there is one for each group of sources, which stays as it is when others come.
+    """
     names = [f"{of}_{verb}_index" for verb in ("train", "fill", "merge")]
-    alike = {"step": step, "is_wanted": is_wanted, "given": {"of": of}}
-    parts = {} if of == "benchmarks" else {"num_shards": _num_parts}
+    alike: dict[str, Any] = {"step": step, "is_wanted": is_wanted, "given": {"of": of}}
+    each: dict[str, Any] = {}
+    filling: dict[str, Any] = {"num_shards": lambda curation: len(_parts(curation, of))}
+    if of == "copies":
+        each = {"num_shards": lambda curation: len(index_groups(curation))}
+        each["reads"] = partial(_what_a_group_reads, filling=False)
+        filling["reads"] = partial(_what_a_group_reads, filling=True)
     return (
-        stage(names[0], needs=[needs], **alike)(_train),
-        stage(names[1], needs=names[:1], **parts, **alike)(_fill),
-        stage(names[2], needs=names[1:2], **alike)(_merge),
-    )
+        stage(names[0], needs=[needs], **each, **alike)(_train),
+        stage(
+            names[1], needs=names[:1], **filling, **alike,
+            config=lambda curation: {"num_neighbors": neighbors_wanted(curation.arguments, of)},
+        )(_fill),
+        stage(
+            names[2], needs=names[1:2], **each, **alike,
+            config=lambda curation: {"floor": floor_of(curation.arguments, of)},
+        )(_merge),
+    )  # fmt: skip
 
 
 COPIES_INDEX = index_stages("copies", "deduplicate", "embed", lambda curation: True)

@@ -1,73 +1,108 @@
 """Stages that find neighbours in shards of the queries."""
 
-from collections.abc import Iterator
+import json
 
 import numpy as np
 
 from ..algorithms.deduplication import Edges, neighbor_edges
 from ..algorithms.faiss_gpus import gpus_for_faiss
 from ..algorithms.histograms import histogram
-from ..algorithms.neighbors import Neighbors, search
+from ..algorithms.neighbors import Neighbors, nearest_of_parts, search
 from ..algorithms.threshold_evidence import search_floor
-from ..algorithms.unit_vectors import ChosenRows, UnitVectors
+from ..algorithms.unit_vectors import ChosenRows, RowRange, UnitVectors
 from ..run_context import Curation
 from ..storage.edge_files import save_edges
 from ..storage.histogram_files import save_histogram
 from ..storage.manifests import UnfinishedShard
-from .index import crowded_survivors, open_index, pool_of
+from .index import (
+    OpenIndex,
+    how_benchmarks_are_searched,
+    how_copies_are_searched,
+    open_copies_indexes,
+    open_index,
+)
+from .pool_parts import hash_of_vectors, index_groups, pieces_of_pool, rows_of_pieces, searched_parts
+from .queries import crowded_survivors, curated_queries, floor_of, pool_of
 from .stage import POOL, image_shards, stage
 
 
-@stage("search_copies", needs=["embed", "copies_merge_index"], step="deduplicate", num_shards=image_shards)
-def search_copies(
-    curation: Curation, shard: UnfinishedShard, *, num_neighbors: int, deduplication_threshold: float,
-    benchmark_threshold: float,
-) -> None:  # fmt: skip
-    """Neighbours of a range of the pool among the pool: `edges.npz`."""
-    pool = pool_of(curation, "copies")
-    rows = shard.rows_of(len(pool))
-    threshold = min(search_floor(deduplication_threshold), benchmark_threshold)
-    k = min(num_neighbors, len(pool) - 1)  # a pool of 20 images is no mistake
-    edges, nearest, floor = Edges.joined([]), np.empty(0), None
-    if k and len(rows):
-        _, settings = index = open_index(curation, "copies")
-        # An exhaustive search knows every similarity; others read vectors only while they find copies.
-        floor = None if settings.is_exact else threshold
-        found = _search(curation, index, pool, pool, k, rows, floor=-1.0 if floor is None else floor, skip_self=True)
-        edges, nearest = neighbor_edges(found, threshold, start=rows.start), found.similarities[:, 0]
+def pool_shards(curation: Curation) -> int:
+    """A shard for each piece of the sources of the pool."""
+    return pieces_of_pool(curation)[-1].stop
+
+
+def _what_copies_read(curation: Curation, piece: int) -> bytes:
+    return json.dumps([piece, how_copies_are_searched(curation, searched_parts(curation, piece))]).encode()
+
+
+@stage(
+    "search_copies",
+    needs=["embed", "copies_merge_index"],
+    step="deduplicate",
+    num_shards=pool_shards,
+    reads=_what_copies_read,
+    config=lambda curation: {"floor": floor_of(curation.arguments, "copies")},
+)
+def search_copies(curation: Curation, shard: UnfinishedShard, *, num_neighbors: int) -> None:
+    """Neighbours of a piece of the pool among its part and those before it, as in `pool_parts`: `edges.npz`, and
+    `nearest.npy`, the cosine of the nearest."""
+    pool, bounds = pool_of(curation, "copies"), rows_of_pieces(curation)
+    rows, threshold = range(*bounds[shard.rank : shard.rank + 2].tolist()), floor_of(curation.arguments, "copies")
+    queries, found = RowRange(pool, rows.start, rows.stop), []
+    for one in open_copies_indexes(curation, searched_parts(curation, shard.rank)) if rows else ():
+        is_own = one.first <= rows.start < one.first + len(one.held)
+        k = min(num_neighbors, len(one.held) - is_own)  # a pool of 20 images is no mistake
+        if k:
+            # An exhaustive search knows every similarity; others read vectors only while they find copies.
+            floor = -1.0 if one.settings.is_exact else threshold
+            own_rows = np.arange(rows.start, rows.stop) - one.first if is_own else None
+            neighbors = _search(curation, one, queries, k, range(len(rows)), floor=floor, own_rows=own_rows)
+            found.append(neighbors.in_a_whole(one.first))
+    edges, nearest = Edges.joined([]), np.full(len(rows), -np.inf, np.float32)
+    if found:
+        neighbors = nearest_of_parts(found, num_neighbors)
+        edges, nearest = neighbor_edges(neighbors, threshold, start=rows.start), neighbors.similarities[:, 0]
     save_edges(edges, shard.folder)
-    counts = histogram(
-        nearest, deduplication_threshold, "Nearest other image of the pool", label="images with a copy above",
-        missing=len(rows) - len(nearest), floor=floor,
-    )  # fmt: skip
-    save_histogram(counts, shard.folder)
+    np.save(shard.folder / "nearest.npy", nearest)
     shard.rows = len(rows)
+
+
+def _what_benchmarks_read(curation: Curation, piece: int) -> bytes:
+    rows = _left_of_piece(curation, piece)
+    reads = [hash_of_vectors(curation, range(piece, piece + 1)), how_benchmarks_are_searched(curation)]
+    return json.dumps(reads).encode() + rows.tobytes()
 
 
 @stage(
     "search_benchmarks",
     needs=[POOL, "benchmarks_merge_index"],
     step="relative_deduplicate",
-    num_shards=image_shards,
+    num_shards=pool_shards,
+    reads=_what_benchmarks_read,
     is_wanted=lambda curation: bool(curation.arguments.benchmarks),
+    config=lambda curation: {"seed": curation.arguments.seed},  # of what the index was learned from
 )
 def search_benchmarks(curation: Curation, shard: UnfinishedShard, *, benchmark_threshold: float) -> None:
-    """The nearest benchmark image of a range of the pool, of what is left of it: `edges.npz`."""
-    pool, references = pool_of(curation, "copies"), pool_of(curation, "benchmarks")
-    rows = shard.rows_of(len(pool))
+    """The nearest benchmark image of what is left of a piece of the pool: `edges.npz`."""
     edges, nearest = Edges.joined([]), np.empty(0)
-    left = curation.left()[1]
-    left = np.sort(left[(left >= rows.start) & (left < rows.stop)])
+    left = _left_of_piece(curation, shard.rank)
     if len(left):
-        index = open_index(curation, "benchmarks")
-        neighbors = _search(curation, index, references, ChosenRows(pool, left), 1, range(len(left)))
+        queries = ChosenRows(pool_of(curation, "copies"), left)
+        neighbors = _search(curation, open_index(curation, "benchmarks"), queries, 1, range(len(left)))
         found = neighbor_edges(neighbors, search_floor(benchmark_threshold))
         edges = Edges(left[found.rows], found.others, found.similarities)
         nearest = neighbors.similarities[:, 0]
     save_edges(edges, shard.folder)
     counts = histogram(nearest, benchmark_threshold, "Nearest benchmark image", label="images that resemble one above")
     save_histogram(counts, shard.folder)
-    shard.rows = len(rows)
+    shard.rows = len(left)
+
+
+def _left_of_piece(curation: Curation, piece: int) -> np.ndarray:
+    """Rows of the pool, ascending."""
+    first, stop = rows_of_pieces(curation)[piece : piece + 2]
+    left = curation.left()[1]
+    return np.sort(left[(left >= first) & (left < stop)])
 
 
 @stage(
@@ -82,13 +117,12 @@ def search_survivors(
 ) -> None:
     """Neighbours among what deduplication left, of those that it may have hidden: an image with 64 copies had no place
     for others among its 64 neighbours. `edges.npz`, in rows of the whole pool."""
-    pool, rows = pool_of(curation, "survivors"), curation.left()[1]
-    crowded = crowded_survivors(curation)
-    part = shard.rows_of(len(crowded))
-    edges, k = Edges.joined([]), min(num_neighbors + 1, len(pool))  # of which the nearest is the image itself
+    rows, crowded = curation.left()[1], crowded_survivors(curation)
+    part, edges = shard.rows_of(len(crowded)), Edges.joined([])
     if len(part):
-        queries = ChosenRows(pool_of(curation, "copies"), crowded)
-        found = _edges_above(benchmark_threshold, curation, "survivors", pool, queries, k, part)
+        queries, opened = ChosenRows(pool_of(curation, "copies"), crowded), open_index(curation, "survivors")
+        # The nearest is the image itself.
+        found = _edges_above(benchmark_threshold, curation, opened, queries, num_neighbors + 1, part)
         is_other = crowded[found.rows] != rows[found.others]
         edges = Edges(crowded[found.rows], rows[found.others], found.similarities).chosen(is_other)
     save_edges(edges, shard.folder)
@@ -107,13 +141,14 @@ def search_curated_copies(
     curation: Curation, shard: UnfinishedShard, *, num_neighbors: int, deduplication_threshold: float
 ) -> None:
     """Images of the whole pool that repeat a range of the curated images: `edges.npz`, from the pool to these."""
-    pool, (_, curated) = pool_of(curation, "copies"), curation.included_vectors()
+    _, curated = curation.included_vectors()
     part = shard.rows_of(0 if curated is None else len(curated))
-    edges = Edges.joined([])
-    if len(part):
-        k = min(num_neighbors, len(pool))  # further copies are in the group of these
-        found = _edges_above(deduplication_threshold, curation, "copies", pool, curated, k, part)
-        edges = Edges(found.others, found.rows, found.similarities)
+    edges = []
+    for opened in open_copies_indexes(curation, index_groups(curation)) if part else ():
+        # Further copies are in the group of these.
+        found = _edges_above(deduplication_threshold, curation, opened, curated, num_neighbors, part)
+        edges.append(Edges(found.others, found.rows, found.similarities))
+    edges = Edges.joined(edges)
     save_edges(edges, shard.folder)
     shard.rows = len(part)
 
@@ -132,8 +167,7 @@ def search_leaks(curation: Curation, shard: UnfinishedShard, *, benchmark_thresh
     part = shard.rows_of(0 if curated is None else len(curated))
     edges, nearest = Edges.joined([]), np.empty(0)
     if len(part):
-        index = open_index(curation, "benchmarks")
-        found = _search(curation, index, pool_of(curation, "benchmarks"), curated, 1, part)
+        found = _search(curation, open_index(curation, "benchmarks"), curated, 1, part)
         edges, nearest = neighbor_edges(found, benchmark_threshold, start=part.start), found.similarities[:, 0]
     save_edges(edges, shard.folder)
     title = "Nearest benchmark image of curated images"
@@ -153,45 +187,31 @@ def search_leaks(curation: Curation, shard: UnfinishedShard, *, benchmark_thresh
 def search_retrieval(curation: Curation, shard: UnfinishedShard) -> None:
     """Neighbours of a range of the images of each curated source: `<number of the source>.npz` (rows, similarities)
     for those by sample."""
-    pool, index = pool_of(curation, "retrieval"), open_index(curation, "retrieval")
+    opened = open_index(curation, "retrieval")
     for number, query_rows, queries in curated_queries(curation, "sample"):
         _, k = curation.arguments.retrieval_of(curation.sources.sources[number])
-        if k > len(pool):
+        if k > len(opened.held):
             raise ValueError(
-                f"retrieval_num_neighbors is {k}, but only {len(pool)} images of the pool are left: take fewer, or a"
-                " larger pool."
+                f"retrieval_num_neighbors is {k}, but only {len(opened.held)} images of the pool are left: take fewer,"
+                " or a larger pool."
             )
         part = shard.rows_of(len(query_rows))
-        found = _search(curation, index, pool, queries, k, part)
+        found = _search(curation, opened, queries, k, part)
         np.savez(shard.folder / f"{number}.npz", rows=found.rows, similarities=found.similarities)
         shard.rows += len(part)
 
 
-def _search(
-    curation: Curation, index: tuple, pool: UnitVectors, queries: UnitVectors, k: int, part: range, **options
-) -> Neighbors:
-    opened, settings = index
+def _search(curation: Curation, opened: OpenIndex, queries: UnitVectors, k: int, part: range, **options) -> Neighbors:
     where = {"gpus": gpus_for_faiss(curation.arguments.device), "progress": curation.arguments.progress}
-    return search(opened, pool, queries, k, settings, start=part.start, stop=part.stop, **where, **options)
+    return search(
+        opened.index, opened.held, queries, k, opened.settings, start=part.start, stop=part.stop, **where, **options
+    )
 
 
 def _edges_above(
-    threshold: float, curation: Curation, name: str, pool: UnitVectors, queries: UnitVectors, k: int, part: range
+    threshold: float, curation: Curation, opened: OpenIndex, queries: UnitVectors, k: int, part: range
 ) -> Edges:
     """Of a range of the queries, to their neighbours above a threshold; an approximate search looks no further."""
-    _, settings = index = open_index(curation, name)
-    floor = -1.0 if settings.is_exact else threshold
-    return neighbor_edges(_search(curation, index, pool, queries, k, part, floor=floor), threshold, start=part.start)
-
-
-def curated_queries(curation: Curation, mode: str) -> Iterator[tuple[int, np.ndarray, UnitVectors]]:
-    """(number of the source, its row ids, their vectors) of the curated sources of a way of retrieval."""
-    store = curation.vectors(curation.retrieval_stage, "curated")
-    ids = np.empty(0, np.int64) if store is None else store.ids
-    for number, (role, source) in enumerate(curation.arguments.sources):
-        if role == "curated" and curation.arguments.retrieval_of(source)[0] == mode:
-            of_source = curation.sources.range_of(number)
-            rows = np.flatnonzero((ids >= of_source.start) & (ids < of_source.stop))
-            if not len(rows):
-                raise ValueError(f"the curated source {source.name!r} has no image that could be read and embedded.")
-            yield number, ids[rows], ChosenRows(store, rows)
+    floor = -1.0 if opened.settings.is_exact else threshold
+    found = _search(curation, opened, queries, min(k, len(opened.held)), part, floor=floor)
+    return neighbor_edges(found.in_a_whole(opened.first), threshold, start=part.start)

@@ -16,7 +16,7 @@ from ..run_context import Curation
 from ..storage.dropped_images import Dropped
 from ..storage.histogram_files import save_histogram
 from ..storage.manifests import UnfinishedShard
-from .search import curated_queries
+from .queries import curated_queries
 from .stage import POOL, image_shards, stage
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from ...named_objects import Registry, did_you_mean
 from ..arguments import CurationArguments
-from ..run_context import Curation, Piece
+from ..run_context import Curation
 from ..storage.dropped_images import Dropped, write_dropped
 from ..storage.manifests import UnfinishedShard
 
@@ -42,7 +42,8 @@ class Stage:
         num_shards: into how many it is split; `shard.rows_of(n)` is the part of one.
         by_source: its shards are the `pieces` of the sources, and each depends on its source and on `reads` alone. So
             they stay when other sources come or go. They count rows within their source (`piece.rows`).
-        reads: of a stage by source, bytes that tell what a piece reads of stages that look at all sources.
+        reads: of a shard, by its number: bytes that tell what it reads of stages that look at several sources. A stage
+            that has it keeps the shards that read the same, also where it is not by source.
         is_wanted: whether a curation has this stage.
         config: what decides what it writes, beside what its function reads, as plain values.
         given: keyword arguments that are fixed.
@@ -58,7 +59,7 @@ class Stage:
     collective: bool = False
     num_shards: Callable[[Curation], int] = lambda curation: 1
     by_source: bool = False
-    reads: Callable[[Curation, Piece], bytes] = lambda curation, piece: b""
+    reads: Callable[[Curation, int], bytes] | None = None
     is_wanted: Callable[[Curation], bool] = lambda curation: True
     config: Callable[[Curation], Mapping[str, Any]] = lambda curation: {}
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -104,12 +105,12 @@ class Stage:
         write_dropped((table for part in parts for table in curation.records(self.name, part)), shard.folder)
 
     def inputs(self, curation: Curation, known: Sequence[str], rank: int) -> str:
-        """The hash of all that a shard by source is made of.
+        """The hash of all that a shard is made of, of a stage that keeps shards.
 
         Args:
             known: for each shard, what is known of that before any stage has run.
         """
-        reads = self.reads(curation, curation.pieces[rank])
+        reads = b"" if self.reads is None else self.reads(curation, rank)
         return hashlib.blake2b(known[rank].encode() + reads, digest_size=8).hexdigest()
 
     def __reduce__(self):

@@ -118,6 +118,7 @@ class EmbeddingStore:
                     f"shard {path.name!r} has vectors of width {vectors.shape[1]}, but {paths[0].name!r} has "
                     f"{self.width}: a store holds the embeddings of one model."
                 )
+        self._dtype = np.result_type(*(vectors.dtype for vectors in self._vectors))
         self.offsets = np.cumsum([0, *map(len, self._vectors)])
 
     def __len__(self) -> int:
@@ -157,13 +158,30 @@ class EmbeddingStore:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The given rows in the given order, (len(rows), D) float32 of unit length."""
-        rows = np.asarray(rows, dtype=np.int64)
-        shards = np.searchsorted(self.offsets, rows, side="right") - 1
-        stored = np.empty((len(rows), self.width), np.result_type(*(vectors.dtype for vectors in self._vectors)))
-        for shard in np.flatnonzero(np.bincount(shards)):
-            places = np.flatnonzero(shards == shard)
-            stored[places] = self._vectors[shard][rows[places] - self.offsets[shard]]
+        stored = self.take_as_stored(rows)
         return unit_rows(_in_single_precision(stored), lambda row: self._name_of(int(rows[row])))
+
+    def take_as_stored(self, rows: np.ndarray) -> np.ndarray:
+        """The given rows in the given order, in the precision of the files, of a length near 1."""
+        rows = np.asarray(rows, dtype=np.int64)
+        order = None if (rows[1:] >= rows[:-1]).all() else np.argsort(rows, kind="stable")
+        rising = rows if order is None else rows[order]
+        if len(rows) and not (0 <= rising[0] and rising[-1] < len(self)):
+            raise IndexError(f"rows from {rising[0]} to {rising[-1]} are wanted, but the store has {len(self)} rows.")
+        found = np.empty((len(rows), self.width), self._dtype)
+        cuts = np.searchsorted(rising, self.offsets)
+        for shard in np.flatnonzero(np.diff(cuts)):
+            place = slice(cuts[shard], cuts[shard + 1])
+            within, vectors = rising[place] - self.offsets[shard], self._vectors[shard].view(np.ndarray)
+            if vectors.dtype == found.dtype:  # in an eighth of the time that `vectors[within]` takes
+                np.take(vectors, within, axis=0, out=found[place], mode="clip")
+            else:
+                found[place] = vectors[within]
+        if order is None:
+            return found
+        in_given_order = np.empty_like(found)
+        in_given_order[order] = found
+        return in_given_order
 
     def _name_of(self, row: int) -> str:
         shard = int(np.searchsorted(self.offsets, row, side="right")) - 1

@@ -9,8 +9,9 @@ stages/<stage>/shard-00003-of-00016/manifest.json   rows, and the size and check
 A shard is written to a hidden folder beside its place and renamed, so a killed process, or a full disk, leaves either
 a finished shard or none. What else somebody keeps in these folders is theirs.
 
-Some stages work on each source as if it were alone. When sources come or go, their shards are set aside under names
-that tell what they were made of (`kept-<hash>`), and the shards of the new run that are made of the same take them.
+Some stages work on each source as if it were alone, or on earlier sources as if there were no later ones. When sources
+come or go, their shards are set aside under names that tell what they were made of (`kept-<hash>`), and the shards of
+the new run that are made of the same take them.
 """
 
 import hashlib
@@ -50,8 +51,9 @@ class StageFolder:
         config: what decides the content of the shards (plain values), for comparison with a later run.
         title: of a stage that drops images, what those are that it leaves.
         thins: the pool that is left after it is in its `kept.npy`.
-        by_source: of a stage whose shards are pieces of sources, what decides their content beside the piece; they
-            count rows within their source. Of other stages None.
+        kept_by: of a stage whose shards serve a later run although sources have come or gone, what decides their
+            content beside what each is made of. Of other stages None.
+        by_source: its shards are pieces of sources, and count rows within their source.
     """
 
     path: Path
@@ -59,7 +61,8 @@ class StageFolder:
     config: Mapping[str, Any]
     title: str | None = None
     thins: bool = False
-    by_source: Mapping[str, Any] | None = None
+    kept_by: Mapping[str, Any] | None = None
+    by_source: bool = False
 
     @property
     def name(self) -> str:
@@ -91,7 +94,7 @@ class StageFolder:
             )
         changes = self.changes()
         if changes:
-            kept = "" if self.by_source is None else ", which keeps what was made of the sources that are as they were"
+            kept = "" if self.kept_by is None else ", which keeps what was made of the sources that are as they were"
             raise ValueError(
                 f"stage {self.name!r} in {self.path.parents[1]} was made with {'; '.join(changes)}; choose another"
                 " output_dir, take the earlier values, or make it and what follows from it again with"
@@ -100,8 +103,8 @@ class StageFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / STAGE_FILE).exists():
             record = {"config_hash": self.config_hash, "num_shards": self.num_shards, "config": dict(self.config)}
-            if self.by_source is not None:
-                record["by_source"] = hash_of(self.by_source)
+            if self.kept_by is not None:
+                record["kept_by"] = hash_of(self.kept_by)
             write_text(self.path / STAGE_FILE, json.dumps(record, indent=1, default=str))
 
     def changes(self) -> list[str]:
@@ -134,13 +137,13 @@ class StageFolder:
         }  # fmt: skip
 
     def remove(self) -> None:
-        """Remove what the stage wrote with another configuration. Shards by source that it would still make alike are
-        set aside, for `UnfinishedShard.take_kept`."""
+        """Remove what the stage wrote with another configuration. Shards that it may still make alike are set aside,
+        for `UnfinishedShard.take_kept`."""
         try:
-            made_by = json.loads((self.path / STAGE_FILE).read_text()).get("by_source")
+            made_by = json.loads((self.path / STAGE_FILE).read_text()).get("kept_by")
         except (OSError, ValueError, AttributeError):
             made_by = None
-        if self.by_source is None or made_by != hash_of(self.by_source):
+        if self.kept_by is None or made_by != hash_of(self.kept_by):
             remove_stage(self.path)
             return
         for path in self.path.glob("shard-*"):
@@ -171,6 +174,11 @@ class StageFolder:
         """The shards that have no folder: one look at the stage, where `missing` reads every manifest."""
         present = {path.name for path in self.path.glob("shard-*")}
         return [rank for rank in range(self.num_shards) if self.shard(rank).name not in present]
+
+    def checksums(self, name: str) -> list[str | None]:
+        """Of the file of this name of every shard; None where a shard has none."""
+        manifests = [json.loads(path.read_text()) for path in self.files(MANIFEST)]
+        return [manifest["files"].get(name, {}).get("checksum") for manifest in manifests]
 
     def rows(self) -> int:
         """Rows of all finished shards."""
@@ -305,7 +313,7 @@ class UnfinishedShard:
     Attributes:
         rows: for its manifest.
         is_kept: of a collective stage only the main process's is.
-        inputs: of a shard by source, a hash of all that it is made of.
+        inputs: of a shard that can serve later runs, a hash of all that it is made of.
         known_files: records of files that an earlier run wrote.
     """
 
