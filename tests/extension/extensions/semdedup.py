@@ -3,14 +3,16 @@
 import numpy as np
 
 from dinov2_hf.curation import Dropped, histogram, save_histogram, stage
-from dinov2_hf.curation.algorithms.clustering import ClusterMembers, assign_clusters, spherical_kmeans
+from dinov2_hf.curation.algorithms.clustering import ClusterMembers, assign_together, spherical_kmeans
 
 
-@stage("semdedup", title="no semantic duplicates", after="relative_deduplicate")
+@stage("semdedup", title="no semantic duplicates", after="relative_deduplicate", collective=True)
 def semdedup(curation, shard, *, threshold=0.95, clusters=100, seed):
     row_ids, vectors = curation.candidates()
     centroids = spherical_kmeans(vectors, min(clusters, len(row_ids)), seed=seed).centroids
-    cluster_of, typical = assign_clusters(vectors, centroids)
+    cluster_of, typical = assign_together(vectors, centroids)
+    if not shard.is_kept:  # what the other processes of a launch make
+        return None
     dropped, nearest, cosines = [], [], np.full(len(row_ids), -np.inf)
     for rows in filter(len, ClusterMembers(cluster_of, len(centroids))):
         rows = rows[np.argsort(typical[rows])]  # the least typical image stays

@@ -1,7 +1,11 @@
 """What to keep of each cluster of a pool: one of those that mean the same, or more where a concept is less simple.
 
-From the text of the papers: SemDeDup (Abbas et al. 2023, arXiv 2303.09540) and density-based pruning (Abbas et al.
-2024, "Effective pruning of web-scale data based on complexity of concept clusters", arXiv 2401.04578).
+After the papers: SemDeDup (Abbas et al. 2023, arXiv 2303.09540) and density-based pruning (Abbas et al. 2024,
+"Effective pruning of web-scale datasets based on complexity of concept clusters", arXiv 2401.04578, tables 4 and 5).
+
+From the paper of density-based pruning is that clusters get shares by d_inter * d_intra, and that of a cluster the
+least typical stay. It takes 500 clusters for 280 million images and 100 for 120 million, and keeps 60 %, 40 % or 28 %
+of LAION. `NEAREST_CENTROIDS` and the defaults of `temperature`, `keep` and the number of clusters are our choice.
 
 Distances are 1 - cosine. Shapes: `n` rows, `K` clusters, `D` width.
 """
