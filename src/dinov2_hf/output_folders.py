@@ -27,6 +27,7 @@ KINDS = {
     "run": "a training run",
     "curation": "a curation",
     "dataset": "a curated dataset",
+    "stages": "the stages of a curation",
     "evaluation": "an evaluation",
     "model": "a model",
     "features": "features",

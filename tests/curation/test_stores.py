@@ -93,7 +93,7 @@ def test_what_a_dataset_in_a_store_refuses(images, store, tmp_path):
     refused("was not written by dinov2_hf", dataset_url="s3://curation/lists/files")
     refused("must be an address, such as s3://bucket/dataset", dataset_url="out/dataset")
     refused("cannot be looked at .*specified bucket does not exist", dataset_url="s3://no-bucket/x")
-    with pytest.raises(ValueError, match="is a URL, but .* --dataset_url"):
+    with pytest.raises(ValueError, match=r"is a URL, but .* \(--dataset_url\), .* \(--stages_url\)"):
         arguments_for("s3://curation", "s3://curation/out")
     with pytest.raises(ValueError, match="dataset_url is not for a builder"):
         CuratedImages(uncurated=str(images / "pool"), dataset_url="s3://curation/x")

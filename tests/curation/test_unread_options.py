@@ -85,6 +85,7 @@ CHANGES = {
 # Options that no stage's configuration tells of, and where their effect is tested or why there is none to see.
 REASONS = {
     "output_dir": "where it is written",
+    "stages_url": "where stages are kept too: test_stages_in_store.py",
     "num_processes": "speed alone: test_curate.py::test_launches_and_processes_give_the_same_dataset",
     "executor": "who runs it: test_cluster_executors.py",
     "executor_options": "of datatrove: test_cluster_executors.py::test_the_jobs_of_slurm",

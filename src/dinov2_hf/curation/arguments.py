@@ -16,9 +16,9 @@ from .storage.image_source import RETRIEVAL_MODES, ImageSource, named_apart, rea
 COSINE = Range(-1, 1)
 # Fields that do not change the result.
 ENGINE_FIELDS = (
-    "output_dir", "dataset_url", "num_shards", "num_processes", "executor", "executor_options", "batch_size",
-    "num_workers", "device", "trust_torchscript", "skip_unreadable", "max_failure_rate", "verify", "overwrite",
-    "progress",
+    "output_dir", "dataset_url", "stages_url", "num_shards", "num_processes", "executor", "executor_options",
+    "batch_size", "num_workers", "device", "trust_torchscript", "skip_unreadable", "max_failure_rate", "verify",
+    "overwrite", "progress",
 )  # fmt: skip
 # Of one launch, not of the curation: they are said again each time, and not kept in its recipe.
 LAUNCH_FIELDS = ("trust_torchscript", "verify", "overwrite")
@@ -41,6 +41,9 @@ class CurationArguments:
     output_dir: str = argument("", "Folder of the stages, the dataset and the report.")
     dataset_url: str | None = argument(
         None, "Address of an empty folder (s3://, gs://, ...) for the dataset; by default dataset in output_dir."
+    )
+    stages_url: str | None = argument(
+        None, "Address of an empty folder where finished stages are kept too, and taken from; by default none."
     )
     keep_columns: list[str] = argument([], "Further columns of the sources to keep.")
 
@@ -312,7 +315,10 @@ def _refuse_url(output_dir: str) -> None:
     try:
         refuse_urls(output_dir)
     except ValueError as error:
-        raise ValueError(f"{error} The dataset itself can be written to an address: --dataset_url.") from None
+        raise ValueError(
+            f"{error} The dataset itself can be written to an address (--dataset_url), and finished stages can be kept"
+            " at one (--stages_url)."
+        ) from None
 
 
 def read_arguments(recipe: str | Path | None, **overrides: Any) -> CurationArguments:

@@ -76,6 +76,7 @@ def run_on_cluster(
     previous = None
     for stage in stages:
         at_end = finish if stage is stages[-1] else None
+        stage.send(range(stage.folder.num_shards))
         if not stage.folder.missing(arguments.verify) and at_end is None:
             continue
         logs = stage.folder.path.parents[1] / "logs" / launch / stage.name

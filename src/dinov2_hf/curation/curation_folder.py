@@ -1,7 +1,7 @@
 """The output folder of a curation: whose it is, who writes to it now, and what is refused before any work."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from .arguments import CurationArguments
 from .embedders import EMBEDDERS
 from .publishing import REPORT_FILES, TIMINGS
 from .storage.remote_dataset import RemoteDataset
+from .storage.remote_folder import RemoteFolder
+from .storage.remote_stages import RemoteStages
 from .storage.source_listing import LISTING
 
 
@@ -56,12 +58,12 @@ def writing_to_output(arguments: CurationArguments, *, part: str | None = None) 
 
 
 def mark_output(arguments: CurationArguments) -> None:
-    """Say in the folder, and at `dataset_url`, that a curation writes there, before it does."""
+    """Say in the folder, and in those in stores, that a curation writes there, before it does."""
     folder = Path(arguments.output_dir)
     if read_marker(folder) is None:
         write_marker(folder, "curation")
-    if arguments.dataset_url is not None:
-        RemoteDataset(arguments.dataset_url, folder).mark()
+    for place in _remote_folders(arguments):
+        place.mark()
 
 
 def _check_output(folder: Path, arguments: CurationArguments) -> None:
@@ -83,20 +85,37 @@ def _check_output(folder: Path, arguments: CurationArguments) -> None:
             " replace it; choose another --output_dir, or move it away."
         )
     check_new_folder(folder / "dataset", "dataset", overwrite=True)
+    read = {source.path: f"the source {without_secrets(source.path)}" for _, source in arguments.sources}
+    for place in _remote_folders(arguments):
+        _refuse_overlap(place, read)
+        place.refuse_foreign()
+        read[place.url] = place.option
+
+
+def _remote_folders(arguments: CurationArguments) -> list[RemoteDataset | RemoteStages]:
+    """Those that a curation writes to, in stores."""
+    found: list[RemoteDataset | RemoteStages] = []
     if arguments.dataset_url is not None:
-        _check_dataset_url(arguments)
+        found.append(RemoteDataset(arguments))
+    if arguments.stages_url is not None:
+        found.append(RemoteStages(arguments.stages_url))
+    return found
 
 
-def _check_dataset_url(arguments: CurationArguments) -> None:
-    place = RemoteDataset(arguments.dataset_url, Path(arguments.output_dir))
-    for _, source in arguments.sources:
-        for one, other in ((source.path, place.url), (place.url, source.path)):
-            if is_url(source.path) and f"{one.rstrip('/')}/".startswith(f"{other.rstrip('/')}/"):
+def _refuse_overlap(place: RemoteFolder, others: Mapping[str, str]) -> None:
+    """
+    Args:
+        others: what paths and addresses are, by these.
+
+    Raises:
+        ValueError: the folder is in or around one.
+    """
+    for path, what in others.items():
+        for one, other in ((path, place.url), (place.url, path)):
+            if is_url(path) and f"{one.rstrip('/')}/".startswith(f"{other.rstrip('/')}/"):
                 raise ValueError(
-                    f"dataset_url is {place.name}, which is in or around the source {without_secrets(source.path)}:"
-                    " choose an address elsewhere."
+                    f"{place.option} is {place.name}, which is in or around {what}: choose an address elsewhere."
                 )
-    place.refuse_foreign()
 
 
 def _read_paths(arguments: CurationArguments) -> list[str]:

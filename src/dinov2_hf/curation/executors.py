@@ -6,9 +6,10 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context, parent_process, util
 from pathlib import Path
@@ -16,7 +17,8 @@ from pathlib import Path
 import torch
 
 from ..progress import Progress
-from .storage.manifests import STAGE_FILE, StageFolder, UnfinishedShard, foreign_files, remove_stage
+from .storage.manifests import StageFolder, UnfinishedShard
+from .storage.remote_stages import RemoteStages
 
 
 SECONDS_TO_END = 5.0  # of a worker that was asked to; then it is killed
@@ -34,6 +36,7 @@ class PlannedStage:
         collective: one shard, which all processes of a launch make together (`torch.distributed`).
         step: what `--stage` runs it with.
         inputs: of a stage whose shards serve later runs, gives the hash of all that one is made of, by its rank.
+        store: where finished shards are kept too, and taken from.
     """
 
     folder: StageFolder
@@ -42,18 +45,48 @@ class PlannedStage:
     collective: bool = False
     step: str = ""
     inputs: Callable[[int], str] | None = None
+    store: RemoteStages | None = None
 
     @property
     def name(self) -> str:
         return self.folder.name
 
     def run_shard(self, rank: int) -> None:
+        """Make a shard, or take what an earlier run, or another machine, made of the same."""
         with self.folder.writing(rank) as shard:
-            if self.inputs is not None:
-                shard.inputs = self.inputs(rank)
-                if shard.take_kept():
-                    return
-            self.write_shard(shard)
+            self._begin(shard)
+            is_kept = self.inputs is not None and shard.take_kept()
+            # All processes make a collective stage together: none may take it while the others wait for its part.
+            if not is_kept and not self.collective and self._take(shard):
+                return
+            if not is_kept:
+                self.write_shard(shard)
+        self.send([rank])
+
+    def fetch(self) -> None:
+        """Take from the store what is finished there and missing here."""
+        for rank in self.folder.missing() if self.store is not None else ():
+            if self.folder.is_finished(rank):  # another launch in this folder fetches too
+                continue
+            try:
+                with suppress(_NotThere), self.folder.writing(rank) as shard:
+                    self._begin(shard)
+                    if not self._take(shard):
+                        raise _NotThere
+            except OSError:
+                if not self.folder.is_finished(rank):
+                    raise
+
+    def send(self, ranks: Iterable[int]) -> None:
+        """Put into the store what is finished here and missing there."""
+        if self.store is not None:
+            self.store.send(self.folder, ranks)
+
+    def _begin(self, shard: UnfinishedShard) -> None:
+        shard.inputs = "" if self.inputs is None else self.inputs(shard.rank)
+
+    def _take(self, shard: UnfinishedShard) -> bool:
+        return self.store is not None and self.store.take(self.folder, shard)
 
     def require_needs(self) -> None:
         """
@@ -70,6 +103,10 @@ class PlannedStage:
                     f" {stage.folder.num_shards} shards are missing in {stage.folder.path} ({shown}): run that stage"
                     " first."
                 )
+
+
+class _NotThere(Exception):
+    """What is asked of the store is not finished there."""
 
 
 def start_pool(num_processes: int) -> Executor:
@@ -109,7 +146,9 @@ def run_stage(
         ValueError: the configuration has changed, an earlier stage is not finished, or what the shards raise.
     """
     stage.folder.open()
-    missing = [shard for shard in stage.folder.missing(verify) if shard % world_size == rank]
+    share = range(rank, stage.folder.num_shards, world_size)
+    missing = [shard for shard in stage.folder.missing(verify) if shard in share]
+    stage.send(shard for shard in share if shard not in missing)
     if not missing:
         return 0
     stage.require_needs()
@@ -127,6 +166,8 @@ def run_collective(stage: PlannedStage, *, is_main: bool, verify: bool = False) 
     """Run a stage of one shard in all processes together; what the main process writes is kept."""
     stage.folder.open()
     if not stage.folder.missing(verify):
+        if is_main:
+            stage.send([0])
         return
     stage.require_needs()
     if is_main:
@@ -198,40 +239,6 @@ def _end_workers(pool: ProcessPoolExecutor) -> None:
     for worker in workers:
         worker.join(SECONDS_TO_END)
         worker.kill()
-
-
-def remove_changed(stages: Sequence[PlannedStage]) -> list[str]:
-    """Remove the stages that were made with another configuration, those that follow from them, and those that this
-    curation does not have; but for what was made of single sources that are as they were.
-
-    Returns:
-        The names of the removed stages that it has.
-
-    Raises:
-        ValueError: the folder of one holds what no stage wrote. Nothing is removed then.
-    """
-    changed: list[str] = []
-    for stage in stages:
-        if stage.folder.changes() or any(need.name in changed for need in stage.needs):
-            changed.append(stage.name)
-    folder, known = stages[0].folder.path.parent, {stage.name for stage in stages}
-    made = sorted(path.parent for path in folder.glob(f"*/{STAGE_FILE}"))
-    going = [path for path in made if not path.is_symlink() and (path.name in changed or path.name not in known)]
-    for path in going:
-        foreign = foreign_files(path)
-        if foreign:
-            raise ValueError(
-                f"{path} would be made again, but holds {foreign[0]}, which dinov2_hf did not write; move that away."
-            )
-    folder_of = {stage.name: stage.folder for stage in stages}
-    # The first stages go last: after a kill, what differs is still known.
-    order = list(folder_of)
-    for path in sorted(going, key=lambda path: order.index(path.name) if path.name in order else len(order))[::-1]:
-        if path.name in folder_of:
-            folder_of[path.name].remove()
-        else:
-            remove_stage(path)
-    return changed
 
 
 def _remove_torn(stage_path: Path) -> None:

@@ -4,7 +4,7 @@ Reading, filtering and describing images, which take the time, go by source: tha
 looks at all of them together is made again: copies, selection, dataset and report.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .executors import PlannedStage
@@ -16,16 +16,20 @@ GROWING = {"sources", "modes", "roles", "included"}
 FOLLOWING = {"num_shards", "after"}
 
 
-def sources_came(stages: Sequence[PlannedStage]) -> bool:
+def sources_came(
+    stages: Sequence[PlannedStage], records: Mapping[str, bytes | None], where: str, option: str = "output_dir"
+) -> bool:
     """Whether there are more sources than in the earlier run, and all that it had, as they were.
 
     Args:
         stages: of a plan, in their order.
+        records: the `stage.json` of the stages of the earlier run, by name.
+        where, option: the place that they are in, and what chose it.
 
     Raises:
         ValueError: that is so, but something else differs too.
     """
-    differences = [stage.folder.differences() or {} for stage in stages]
+    differences = [stage.folder.differences(records.get(stage.name)) or {} for stage in stages]
     then, now = differences[0].get("sources", (None, None))
     if not _holds_more(then, now) or len(then) == len(now):
         return False
@@ -38,9 +42,9 @@ def sources_came(stages: Sequence[PlannedStage]) -> bool:
     if others:
         came = ", ".join(source["name"] for source in now if source not in then)
         raise ValueError(
-            f"sources have come to those of {stages[0].folder.path.parents[1]} ({came}), which keeps what was made of"
+            f"sources have come to those of {where} ({came}), which keeps what was made of"
             f" the others; but the earlier run had {'; '.join(dict.fromkeys(others))}. Take the earlier values, choose"
-            " another output_dir, or make again what these change with --overwrite."
+            f" another {option}, or make again what these change with --overwrite."
         )
     return True
 

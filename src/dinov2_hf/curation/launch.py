@@ -14,9 +14,10 @@ from ..data import own_max_image_pixels
 from ..output_folders import write_text
 from ..public_names import without_secrets
 from .arguments import LAUNCH_FIELDS, CurationArguments
+from .changed_stages import remove_changed, remove_changed_in_store
 from .checks_before_work import check_models
 from .curation_folder import RECIPE_FILE, mark_output, writing_to_output
-from .executors import PlannedStage, remove_changed, run_collective, run_stage, start_pool
+from .executors import PlannedStage, run_collective, run_stage, start_pool
 from .increments import sources_came
 from .plan import chosen_stages, plan
 from .publishing import publish
@@ -66,9 +67,8 @@ def _run(arguments: CurationArguments, launch: "_Launch", stage: str | None, *, 
     check_models(curation, {one.name for one in chosen if one.folder.absent()})
     if launch.is_writer:
         mark_output(arguments)
-    # Launches that do not know each other cannot wait until one has made room.
-    if launch.is_first and (arguments.overwrite or (not alone and sources_came(stages))):
-        remove_changed(stages)
+    if launch.is_first:
+        _make_room(stages, arguments, alone=alone)
     launch.wait()
     for earlier in stages[: stages.index(chosen[-1]) + 1]:
         earlier.folder.open()
@@ -76,6 +76,9 @@ def _run(arguments: CurationArguments, launch: "_Launch", stage: str | None, *, 
         curation.sources.store(listing, is_sole_writer=not alone)
     if launch.is_first:
         _note_recipe(arguments, curation.output_dir)
+    if launch.is_writer:
+        _begin_from_store(stages, chosen)
+    launch.wait()
     if arguments.executor != "in_process":
         from .cluster_executors import run_on_cluster
 
@@ -105,10 +108,44 @@ def _run(arguments: CurationArguments, launch: "_Launch", stage: str | None, *, 
     return curation
 
 
+def _make_room(stages: list[PlannedStage], arguments: CurationArguments, *, alone: bool) -> None:
+    """Remove stages of another configuration, here and in the store, if that is asked for or sources have come."""
+    store, overwrite = stages[0].store, arguments.overwrite
+    here = {one.name: one.folder.record() for one in stages}
+    # Launches that do not know each other cannot wait until one has made room.
+    goes_here = overwrite or (not alone and sources_came(stages, here, arguments.output_dir))
+    if store is not None:
+        there = store.records()
+        if overwrite or (not alone and sources_came(stages, there, store.name, store.option)):
+            remove_changed_in_store(stages, store, there)
+        else:  # before anything is removed here
+            for one in stages:
+                one.folder.refuse_changes(there.get(one.name), store.name, store.option)
+    if goes_here:
+        remove_changed(stages)
+
+
+def _begin_from_store(stages: list[PlannedStage], chosen: list[PlannedStage]) -> None:
+    """Take from the store what the shards of the chosen stages do not take themselves: the stages before them, which
+    other machines may have made, and those that processes make together."""
+    for one in stages[: stages.index(chosen[-1]) + 1]:
+        if one.store is not None:
+            one.store.open(one.folder)
+    for one in stages[: stages.index(chosen[0])]:
+        one.fetch()
+        if one.folder.absent():  # what follows from it cannot be told
+            break
+    for one in chosen:
+        if one.collective:
+            one.fetch()
+
+
 def _remove_kept(stages: list[PlannedStage]) -> None:
     """Remove what finished stages have not taken of an earlier run, as of a source that has gone."""
     for stage in stages:
         stage.folder.remove_kept()
+        if stage.store is not None:
+            stage.store.remove_unused(stage.folder)
 
 
 class _Launch:

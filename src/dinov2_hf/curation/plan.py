@@ -32,6 +32,7 @@ from .stages.stage import POOL, Stage, find_stage
 from .storage.code_fingerprints import code_fingerprint
 from .storage.dataset_files import dataset_features
 from .storage.manifests import StageFolder, hash_of
+from .storage.remote_stages import RemoteStages
 from .storage.source_listing import StoredListings
 
 
@@ -63,10 +64,11 @@ def plan(arguments: CurationArguments, listings: StoredListings | None = None) -
         refuse_untrusted(spec, trust_torchscript=arguments.trust_torchscript)
     refuse_unnamed_descriptor(curation)
     check_sizes(curation)
+    store = None if arguments.stages_url is None else RemoteStages(arguments.stages_url)
     planned: list[PlannedStage] = []
     for stage, options in _in_order(arguments):
         if stage.is_wanted(curation):
-            planned.append(_planned(stage, options, curation, planned))
+            planned.append(dataclasses.replace(_planned(stage, options, curation, planned), store=store))
     return curation, planned
 
 

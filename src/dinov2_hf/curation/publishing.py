@@ -31,7 +31,7 @@ def publish(curation: Curation) -> None:
                 shutil.copy2(made / name, path)
     write_text(curation.output_dir / TIMINGS, json.dumps(timings(curation), indent=1))
     if curation.arguments.dataset_url is not None:
-        place = RemoteDataset(curation.arguments.dataset_url, curation.output_dir)
+        place = RemoteDataset(curation.arguments)
         place.finish(sent_files(curation), made / "README.md", content_fingerprint(curation))
         return
     _publish_dataset(built_files(curation), made / "README.md", curation.output_dir / "dataset")

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from dinov2_hf import atomic_files
-from dinov2_hf.curation.executors import PlannedStage, remove_changed, run_stage, start_pool
+from dinov2_hf.curation.changed_stages import remove_changed
+from dinov2_hf.curation.executors import PlannedStage, run_stage, start_pool
 from dinov2_hf.curation.storage.manifests import StageFolder, checksum, shard_range
 
 

@@ -114,7 +114,7 @@ def build(
 
 def _sending(curation: Curation, shard: UnfinishedShard, sent: list[dict[str, Any]]) -> dict[str, Any]:
     """How a `DatasetWriter` names and sends its files; what was sent is added to a list."""
-    place = RemoteDataset(curation.arguments.dataset_url, curation.output_dir)
+    place = RemoteDataset(curation.arguments)
 
     def send(path: Path) -> None:
         facts = {"name": path.name, "rows": parquet.read_metadata(path).num_rows, "bytes": path.stat().st_size}

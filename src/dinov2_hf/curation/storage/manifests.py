@@ -92,14 +92,7 @@ class StageFolder:
                 f"{self.path} was not written by dinov2_hf (it has no {STAGE_FILE}), so nothing is written into it;"
                 " choose another output_dir, or move it away."
             )
-        changes = self.changes()
-        if changes:
-            kept = "" if self.kept_by is None else ", which keeps what was made of the sources that are as they were"
-            raise ValueError(
-                f"stage {self.name!r} in {self.path.parents[1]} was made with {'; '.join(changes)}; choose another"
-                " output_dir, take the earlier values, or make it and what follows from it again with"
-                f" --overwrite{kept}."
-            )
+        self.refuse_changes(self.record(), str(self.path.parents[1]), "output_dir")
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / STAGE_FILE).exists():
             record = {"config_hash": self.config_hash, "num_shards": self.num_shards, "config": dict(self.config)}
@@ -107,24 +100,46 @@ class StageFolder:
                 record["kept_by"] = hash_of(self.kept_by)
             write_text(self.path / STAGE_FILE, json.dumps(record, indent=1, default=str))
 
-    def changes(self) -> list[str]:
-        """How the configuration on disk differs, a clause for each field; empty where it is equal or there is none."""
-        found = self.differences()
+    def record(self) -> bytes | None:
+        """What its `stage.json` says; None where there is none."""
+        return _content(self.path / STAGE_FILE)
+
+    def refuse_changes(self, record: bytes | None, where: str, option: str) -> None:
+        """
+        Args:
+            record: of an earlier run.
+            where, option: the place that it is in, and what chose it.
+
+        Raises:
+            ValueError: the stage was made by another configuration; the message names the fields, and how to go on.
+        """
+        changes = self.changes(record)
+        if changes:
+            kept = "" if self.kept_by is None else ", which keeps what was made of the sources that are as they were"
+            raise ValueError(
+                f"stage {self.name!r} in {where} was made with {'; '.join(changes)}; choose another {option}, take the"
+                f" earlier values, or make it and what follows from it again with --overwrite{kept}."
+            )
+
+    def changes(self, record: bytes | None) -> list[str]:
+        """How the configuration in a record differs, a clause for each field; empty where it is equal or there is no
+        record."""
+        found = self.differences(record)
         if found is None:
             return [f"what its damaged {STAGE_FILE} does not tell"]
         if "sources" in found:  # of which the number of shards follows
             found.pop("num_shards", None)
         return [change_of(name, then, now) for name, (then, now) in found.items()]
 
-    def differences(self) -> dict[str, tuple[Any, Any]] | None:
-        """The fields in which the configuration on disk differs, with their values then and now; None: it cannot be
-        read."""
-        try:
-            record = json.loads((self.path / STAGE_FILE).read_text())
-            then = {"num_shards": record["num_shards"], **record["config"]}
-            found_hash = record["config_hash"]
-        except FileNotFoundError:
+    def differences(self, record: bytes | None) -> dict[str, tuple[Any, Any]] | None:
+        """The fields in which the configuration in a record differs, with their values then and now; None: it cannot
+        be read."""
+        if record is None:
             return {}
+        try:
+            read = json.loads(record)
+            then = {"num_shards": read["num_shards"], **read["config"]}
+            found_hash = read["config_hash"]
         except (ValueError, KeyError, TypeError):
             return None
         if found_hash == self.config_hash:
@@ -136,18 +151,22 @@ class StageFolder:
             if then.get(name) != now.get(name)
         }  # fmt: skip
 
+    def keeps(self, record: bytes | None) -> bool:
+        """Whether shards that were made by the configuration in a record may serve this one."""
+        try:
+            made_by = json.loads(record or b"{}").get("kept_by")
+        except (ValueError, AttributeError):
+            made_by = None
+        return self.kept_by is not None and made_by == hash_of(self.kept_by)
+
     def remove(self) -> None:
         """Remove what the stage wrote with another configuration. Shards that it may still make alike are set aside,
         for `UnfinishedShard.take_kept`."""
-        try:
-            made_by = json.loads((self.path / STAGE_FILE).read_text()).get("kept_by")
-        except (OSError, ValueError, AttributeError):
-            made_by = None
-        if self.kept_by is None or made_by != hash_of(self.kept_by):
+        if not self.keeps(self.record()):
             remove_stage(self.path)
             return
         for path in self.path.glob("shard-*"):
-            inputs = (_read_manifest(path) or {}).get("inputs")
+            inputs = (read_manifest(_content(path / MANIFEST)) or {}).get("inputs")
             if inputs:
                 place = self.path / f"{KEPT}{inputs}"
                 shutil.rmtree(place, ignore_errors=True)
@@ -213,7 +232,7 @@ class StageFolder:
             manifest = {
                 "stage": self.name, "rank": rank, "num_shards": self.num_shards, "rows": unfinished.rows,
                 "config_hash": self.config_hash, "inputs": unfinished.inputs, "files": files,
-                "seconds": round(time.monotonic() - began, 3),
+                "seconds": round(time.monotonic() - began, 3) if unfinished.seconds is None else unfinished.seconds,
             }  # fmt: skip
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
             folder.chmod(0o755)
@@ -230,12 +249,16 @@ class StageFolder:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def manifest(self, rank: int) -> dict[str, Any] | None:
+        """That of a shard; None where there is none that can be read."""
+        return read_manifest(_content(self.shard(rank) / MANIFEST))
+
     def is_finished(self, rank: int, verify: bool = False) -> bool:
         """Whether a shard is there, by this configuration, with files of the right sizes (and checksums)."""
-        manifest = _read_manifest(self.shard(rank))
+        manifest = self.manifest(rank)
         if manifest is None or manifest["config_hash"] != self.config_hash:
             return False
-        return _is_whole(self.shard(rank), manifest["files"], verify)
+        return is_whole(self.shard(rank), manifest["files"], verify)
 
 
 def hash_of(values: Any) -> str:
@@ -243,17 +266,25 @@ def hash_of(values: Any) -> str:
     return hashlib.blake2b(json.dumps(values, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
-def _read_manifest(shard: Path) -> dict[str, Any] | None:
-    """The manifest of a shard; None where there is none that can be read."""
+def _content(path: Path) -> bytes | None:
+    """Of a file; None where there is none."""
     try:
-        manifest = json.loads((shard / MANIFEST).read_text())
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def read_manifest(content: bytes | None) -> dict[str, Any] | None:
+    """What a manifest says; None where there is none that can be read."""
+    try:
+        manifest = json.loads(content or b"")
         _ = manifest["config_hash"], manifest["rows"], manifest["files"].items()
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return manifest
 
 
-def _is_whole(shard: Path, files: Mapping[str, Mapping[str, Any]], verify: bool = False) -> bool:
+def is_whole(shard: Path, files: Mapping[str, Mapping[str, Any]], verify: bool = False) -> bool:
     """Whether the files that a manifest names are there, of the right sizes (and checksums)."""
     for name, record in files.items():
         path = shard / name
@@ -315,6 +346,7 @@ class UnfinishedShard:
         is_kept: of a collective stage only the main process's is.
         inputs: of a shard that can serve later runs, a hash of all that it is made of.
         known_files: records of files that an earlier run wrote.
+        seconds: that they took then; None: as many as since the shard was begun.
     """
 
     folder: Path
@@ -324,12 +356,13 @@ class UnfinishedShard:
     is_kept: bool = True
     inputs: str = ""
     known_files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seconds: float | None = None
 
     def take_kept(self) -> bool:
         """Take what an earlier run made of the same inputs, if that was set aside; returns whether it was."""
         kept = self.folder.parent / f"{KEPT}{self.inputs}"
-        manifest = _read_manifest(kept)
-        if manifest is None or not _is_whole(kept, manifest["files"]):
+        manifest = read_manifest(_content(kept / MANIFEST))
+        if manifest is None or not is_whole(kept, manifest["files"]):
             return False
         for name in manifest["files"]:
             link_or_copy(kept / name, self.folder / name)  # what was set aside goes when the whole stage is finished

@@ -1,49 +1,40 @@
-"""The dataset in a store, such as s3://bucket/dataset: whose folder it is there, and how files get there.
+"""The dataset in a store, such as s3://bucket/dataset: whose it is there, and how files get there.
 
-Each file is written here, sent as a whole when it is complete, and removed here. Whose the folder is, its marker says:
-nobody else's files are replaced, and of ours those of an earlier run go at the end.
+Each file is written here, sent as a whole when it is complete, and removed here. Nobody else's files are replaced, and
+of ours those of an earlier run go at the end.
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...data.decoding.file_content import is_url
-from ...data.reading.damaged_files import cause_of
-from ...data.reading.remote_files import filesystem_of
-from ...output_folders import MARKER
-from ...public_names import without_secrets
+from ..arguments import CurationArguments
+from .remote_folder import RemoteFolder
 
 
 SENT = "sent.json"  # of a build shard: what it sent
 CARD = "README.md"
 
 
-class RemoteDataset:
+class RemoteDataset(RemoteFolder):
     """
     Args:
-        url: the address of the folder.
-        output_dir: of the curation, to which the dataset belongs.
+        arguments: of the curation to which the dataset belongs. Another with its `output_dir`, or its `stages_url`, is
+            the same.
 
     Raises:
-        ValueError: it is no address of a store that can be used here.
+        ValueError: `dataset_url` is no address of a store that can be used here.
     """
 
-    def __init__(self, url: str, output_dir: Path):
-        if not is_url(url):
-            raise ValueError(
-                f"dataset_url is {url!r}, but must be an address, such as s3://bucket/dataset; without it the dataset"
-                " is in output_dir."
-            )
-        self.url = url.rstrip("/")
-        self.name = without_secrets(self.url)
-        self.store, self.root = filesystem_of(self.url)
-        self.owner = hashlib.blake2b(os.fsencode(output_dir.absolute()), digest_size=8).hexdigest()
+    def __init__(self, arguments: CurationArguments):
+        super().__init__("dataset_url", arguments.dataset_url, "dataset")
+        names, self.stages_url = [os.fsencode(Path(arguments.output_dir).absolute())], arguments.stages_url
+        if self.stages_url is not None:
+            names.append(self.stages_url.rstrip("/").encode())
+        self.owners = [hashlib.blake2b(name, digest_size=8).hexdigest() for name in names]
 
     def refuse_foreign(self) -> None:
         """
@@ -52,16 +43,10 @@ class RemoteDataset:
         Raises:
             ValueError: it is not, or the store cannot be asked.
         """
-        with self._asked("looked at"):
-            self.store.invalidate_cache()
-            names = list(self._names())
-            marker = self._marker()
-        if marker is None and names:
-            raise ValueError(
-                f"dataset_url is {self.name}, which holds {names[0]}, and was not written by dinov2_hf (it has no"
-                f" {MARKER}): choose an empty folder."
-            )
-        if marker is not None and marker.get("curation") != self.owner:
+        super().refuse_foreign()
+        with self.asked("looked at"):
+            marker = self.marker()
+        if marker is not None and marker.get("curation") not in self.owners:
             raise ValueError(
                 f"dataset_url is {self.name}, which holds the dataset of a curation with another output_dir: choose"
                 " another address, or remove what is there."
@@ -69,13 +54,14 @@ class RemoteDataset:
 
     def mark(self) -> None:
         """Say in the folder, before anything is sent to it, whose it is."""
-        with self._asked("written to"):
-            if self._marker() is None:
-                self._write_marker({})
+        with self.asked("written to"):
+            marker = self.marker() or {}
+            if marker.get("curation") != self.owners[-1]:
+                self._write_marker(marker.get("fingerprint"))
 
     def send(self, path: Path) -> None:
         """Send a file to `data/`, in place of an earlier one of its name, and remove it here."""
-        with self._asked("written to"):
+        with self.asked("written to"):
             self.store.put_file(os.fspath(path), f"{self.root}/data/{path.name}")
         path.unlink()
 
@@ -88,50 +74,28 @@ class RemoteDataset:
         Raises:
             ValueError: a file is missing there, or has another size; or the store cannot be used.
         """
-        with self._asked("finished"):
-            self.store.invalidate_cache()
-            found = {f"data/{name}": self.store.size(f"{self.root}/data/{name}") for name in self._data()}
+        with self.asked("finished"):
+            found = dict(self._data())
             for file in sent:
                 size = found.pop(f"data/{file['name']}", None)
                 if size != file["bytes"]:
                     shard = int(re.match(r"train-(\d+)", file["name"])[1])
+                    also = "" if self.stages_url is None else ", also that in stages_url,"
                     raise ValueError(
                         f"{self.name}/data/{file['name']} has {size} bytes, but {file['bytes']} were sent: remove the"
-                        f" folder of shard {shard} of the stage build, and run the same command again."
+                        f" folder of shard {shard} of the stage build{also} and run the same command again."
                     )
-            marker = self._marker() or {}
+            marker = self.marker() or {}
             if marker.get("fingerprint") != fingerprint or not self.store.exists(f"{self.root}/{CARD}"):
                 self.store.pipe_file(f"{self.root}/{CARD}", card.read_bytes())
-                self._write_marker({"fingerprint": fingerprint})
-            for name in found:
-                self.store.rm_file(f"{self.root}/{name}")
+                self._write_marker(fingerprint)
+            self.remove_files(list(found))
 
-    def _data(self) -> Iterator[str]:
-        """The names of the files that a curation has sent."""
-        names = (name.removeprefix("data/") for name in self._names() if name.startswith("data/"))
-        return (name for name in names if re.fullmatch(r"train-\d{5}-\d{5}\.parquet", name))
+    def _data(self) -> Iterator[tuple[str, int]]:
+        """The files that a curation has sent, with their bytes."""
+        found = self.files("data").items()
+        return ((name, size) for name, size in found if re.fullmatch(r"data/train-\d{5}-\d{5}\.parquet", name))
 
-    def _names(self) -> Iterator[str]:
-        found = self.store.find(self.root)
-        return (name[len(self.root.rstrip("/")) + 1 :] for name in found if not name.endswith("/"))
-
-    def _marker(self) -> dict[str, Any] | None:
-        place = f"{self.root}/{MARKER}"
-        if not self.store.exists(place):
-            return None
-        marker = json.loads(self.store.cat_file(place))
-        return marker if isinstance(marker, dict) and marker.get("written_by") == "dinov2_hf" else None
-
-    def _write_marker(self, facts: Mapping[str, str]) -> None:
-        marker = {"written_by": "dinov2_hf", "kind": "dataset", "curation": self.owner, **facts}
-        self.store.pipe_file(f"{self.root}/{MARKER}", json.dumps(marker, indent=1).encode())
-
-    @contextmanager
-    def _asked(self, what: str) -> Iterator[None]:
-        """Errors of the store as one sentence."""
-        try:
-            yield
-        except ValueError:
-            raise
-        except Exception as error:  # clients of stores have no common class of errors
-            raise ValueError(f"dataset_url is {self.name}, which cannot be {what} ({cause_of(error)}).") from error
+    def _write_marker(self, fingerprint: str | None) -> None:
+        facts = {} if fingerprint is None else {"fingerprint": fingerprint}
+        self.write_marker({"curation": self.owners[-1], **facts})
