@@ -86,7 +86,7 @@ def test_mistakes(values, message):
     [
         ("- a\n- b\n", "must be a list of `name: value` lines"),
         ("a: [", "is not valid YAML in line 1"),
-        (None, "is not a file"),
+        (None, "is neither a file nor a recipe of the package"),
         ("seed: 1\nuncurated: a\nseed: 2\n", "has `seed` twice, in the lines 1 and 3"),
     ],
 )
