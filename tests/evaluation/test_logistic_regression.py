@@ -99,5 +99,5 @@ def test_mistakes_are_named_before_any_image_is_read(model, processor, change, m
 
 def test_one_class_left_to_fit_is_named(extractor):
     rows = coloured_rows(["red", "blue"], 1, 0)
-    with pytest.raises(ValueError, match="leaves images of one class only to fit"):
+    with pytest.raises(ValueError, match="leaves images of only one class to fit"):
         evaluate_logistic_regression(extractor, rows, rows, validation_fraction=0.5)

@@ -122,7 +122,7 @@ def test_bad_input(extractor, model):
     with pytest.raises(ValueError, match="`temperature` is 0; it must be above 0"):
         evaluate_patch_knn(extractor, data, data, temperature=0)
     uncropped = FeatureExtractor(model, DINOv2ImageProcessor(do_center_crop=False, size={"shortest_edge": 36}))
-    with pytest.raises(ValueError, match="`image_size` is not given, and the image processor crops to no size"):
+    with pytest.raises(ValueError, match="`image_size` is not given, and the image processor does not crop"):
         evaluate_patch_knn(uncropped, data, data)
     with torch.no_grad():
         model.layernorm.weight[0] = torch.nan

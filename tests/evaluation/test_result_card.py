@@ -253,7 +253,7 @@ def test_results_of_other_weights_go(tmp_path):
 def test_results_that_belong_in_no_card(tmp_path):
     with pytest.raises(ValueError, match="`--baseline` is pixels"):
         check_card(str(tmp_path), "pixels")
-    with pytest.raises(ValueError, match="no folder with a README"):
+    with pytest.raises(ValueError, match="not a folder with a README"):
         check_card("ada/vits", None)
     for text, message in (
         ("---\na: [\n---\n", "cannot be read as a model card"),

@@ -178,7 +178,7 @@ MISTAKES = {
     ),
     "one column": (
         ("--dense_eval_data", "{bad}/good.parquet", "--dense_eval_image_column", "annotation"),
-        "`dense_eval_mask_column` is 'annotation', which is the column of the images too; name another",
+        "`dense_eval_mask_column` is 'annotation', which is also the column of images; name another",
     ),
     "itself": (
         ("--dense_eval_data", "{bad}/good.parquet", "--dense_eval_bank_data", "{bad}/good.parquet"),

@@ -42,7 +42,7 @@ def test_kde_groups_and_gram_anchoring_to_an_earlier_run(pretrain, recipe, image
     assert weights == [0.0, 1.0]
     assert 0 < records(later)[1]["gram_anchoring_loss"] < 1
     forget_accelerate()
-    with pytest.raises(SystemExit, match="`koleo_group_size` is 3, but a forward pass of all processes has 4 images"):
+    with pytest.raises(SystemExit, match="`koleo_group_size` is 3, which does not divide the 4 images"):
         run(pretrain, recipe, images, tmp_path / "refused", "--koleo_group_size", "3")
     forget_accelerate()
     with pytest.raises(SystemExit, match="is 4, but KoLeo compares only 4 images with each other"):

@@ -64,7 +64,7 @@ def test_a_process_alone():
 
 
 def test_groups_that_do_not_divide_the_images_are_refused():
-    with pytest.raises(ValueError, match="`koleo_group_size` is 4, but a forward pass of all processes has 6 images"):
+    with pytest.raises(ValueError, match="`koleo_group_size` is 4, which does not divide the 6 images"):
         check_group_size(4, 6, "koleo_group_size")
-    with pytest.raises(ValueError, match="has 6 images, which it does not divide"):
+    with pytest.raises(ValueError, match="which does not divide the 6 images"):
         in_groups(torch.randn(2, 6, 3), 4)

@@ -1,6 +1,6 @@
-"""Frozen features, measured (paper section 7). Every protocol takes a `FeatureExtractor` of any `AutoModel`.
+"""Evaluation of frozen features (paper section 7). Every protocol takes a `FeatureExtractor` of any `AutoModel`.
 
-Each is one file with one function, and knows no other: see `protocols`.
+Each protocol is one file with one function, independent of the others: see `protocols`.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The pixels of an image as its feature, in the form of a model: what a trained network must be compared with."""
+"""A model whose feature is the pixels of the image: the baseline for a trained network."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class PixelModel(nn.Module):
-    """`last_hidden_state` is one token for each image, its processed pixels; there are no parameters to speak of.
+    """`last_hidden_state` is one token for each image, its processed pixels. The model has no real parameters.
 
     Args:
         num_channels: channels of the images.
@@ -18,10 +18,10 @@ class PixelModel(nn.Module):
         super().__init__()
         self.largest_side = largest_side
         self.config = SimpleNamespace(num_channels=num_channels)
-        self.nothing = nn.Parameter(torch.zeros(0))  # says which device to use
+        self.nothing = nn.Parameter(torch.zeros(0))  # gives the device to use
 
     def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
-        """Pixels (B, C, H, W) to one token, (B, 1, C * H * W), or so many as are left."""
+        """Pixels (B, C, H, W) to one token, (B, 1, C * H * W), or shorter if the images are averaged down."""
         side = self.largest_side
         if side is not None and max(pixel_values.shape[-2:]) > side:
             height, width = (min(pixels, side) for pixels in pixel_values.shape[-2:])

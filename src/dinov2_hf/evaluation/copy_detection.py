@@ -66,7 +66,7 @@ def evaluate_copy_detection(
     correct = np.stack([np.isin(rows, truth.relevant) for rows, truth in zip(candidates, truths, strict=True)])
     num_positives = sum(len(truth.relevant) for truth in truths)
     precision, recall = precision_recall(scores.ravel(), correct.ravel(), num_positives)
-    # A point for each correct pair is more than anybody sees.
+    # A point for each correct pair would be more than one can see.
     shown = np.unique(np.linspace(0, len(precision) - 1, 200).astype(int))
     draw_beside_numbers(
         folder_of_main(extractor, output_dir), "copy_detection.png", draw_curves,

@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-# A wide tile of the similarity matrix keeps the number of top-k merges, and on a GPU of launches, small.
+# A wide tile of the similarity matrix keeps the number of top-k merges small, and on a GPU the number of launches.
 _BANK_ROWS_PER_QUERY = 16
 _ROWS_PER_CHECK = 65536
 
 
 def check_finite(features: Tensor, field: str) -> None:
-    """`ValueError` where some of the features (n, D) are not; `field` is what the message calls them."""
+    """`ValueError` if some of the features (n, D) are not finite; the message calls them `field`."""
     num_bad = sum(int((~part.isfinite().all(dim=1)).sum()) for part in features.split(_ROWS_PER_CHECK))
     if num_bad:
         raise ValueError(
@@ -24,10 +24,10 @@ def check_finite(features: Tensor, field: str) -> None:
 
 
 def cosine_neighbors(bank: Tensor, queries: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """The `k` largest cosine similarities of each query, in descending order, and the bank rows they belong to.
+    """The `k` largest cosine similarities of each query, in descending order, and their rows in the bank.
 
-    Both are (Q, k), on the device of the queries, which are normalised. The bank, which is not, passes by tile by
-    tile: it may be larger than the device's memory, and no copy of it is made.
+    Both are (Q, k), on the device of the queries. The queries are normalised, the bank is not. The bank is processed
+    tile by tile: it may be larger than the device's memory, and no copy of it is made.
     """
     similarities = queries.new_full((len(queries), k), -torch.inf)
     neighbors = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)

@@ -79,10 +79,9 @@ def evaluate_depth(
 ) -> Metrics:
     """Train a depth head on the maps of `train_dataset` and measure it on those of `eval_dataset`.
 
-    A pixel whose depth is 0 or below, infinite or NaN has no measurement and counts nowhere; one above `max_depth`, or
-    at most `min_depth`, neither. An image to measure on without any pixel that counts is left out of the averages,
-    with a warning; a training image that cannot be decoded is replaced by the next one. Images are used at their own
-    size.
+    A pixel whose depth is 0 or below, infinite or NaN has no measurement and is ignored. So is a pixel above
+    `max_depth`, or at most `min_depth`. An evaluation image without any valid pixel is left out of the averages, with
+    a warning. A training image that cannot be decoded is replaced by the next one. Images are used at their own size.
 
     Args:
         extractor: the frozen model, and how it is run. Its image processor gives the mean and deviation of the pixels;
@@ -110,13 +109,13 @@ def evaluate_depth(
 
     Returns:
         Means over the images of `depth_rmse` (in the unit of depth), `depth_abs_rel`, `depth_log10` and `depth_delta1`
-        to `depth_delta3` (in [0, 1]); see `depth_metrics`. A prediction is that of the image and of its mirror image,
-        averaged, within the range.
+        to `depth_delta3` (in [0, 1]); see `depth_metrics`. A prediction is the average over the image and its mirror
+        image, clipped to the range.
 
     Raises:
         ValueError: a column is missing, an image or map cannot be decoded or they differ in size, more than half of
             the measured depths are out of the range, an image is smaller than a patch, an option is out of range, or
-            the model takes images of another number of channels.
+            the model takes images with another number of channels.
     """
     rules = _rules(benchmark, depth_scale, min_depth, max_depth, crop_size)
     if fusion_hidden_size is not None and head != "dpt":
@@ -232,11 +231,11 @@ def _rules(benchmark, depth_scale, min_depth, max_depth, crop_size) -> DepthBenc
 def check_depths(
     pairs: PixelPairs, rows: Sequence[int], rules: DepthBenchmark, patch_size: int, split: str, progress: bool
 ) -> None:
-    """Look at images and maps before anything is trained: all to measure on, and up to 32 to train on.
+    """Check images and maps before anything is trained: all of the evaluation data, and up to 32 of the training data.
 
     Raises:
-        ValueError: an image is smaller than a patch; no pixel has a depth; or more than half of those that have one
-            are out of the range.
+        ValueError: an image is smaller than a patch; no pixel has a depth; or more than half of the pixels with a
+            depth are out of the range.
     """
     samples = []
     for row in Progress(rows, desc=f"Checking {split} depth", unit="map", disable=not progress):

@@ -1,4 +1,4 @@
-"""What results were computed with: packages, device, precision, image size."""
+"""The environment in which results were computed: packages, device, precision, image size."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -40,7 +40,7 @@ def environment_of(extractor: FeatureExtractor) -> dict[str, Any]:
 
 
 def image_size_of(image_processor: Any) -> list[int] | None:
-    """Height and width in pixels of what the image processor makes; None where sizes differ."""
+    """Height and width in pixels of the image processor's output; None if sizes differ."""
     try:
         return list(crop_size_of(image_processor))
     except ValueError:

@@ -1,8 +1,8 @@
 """k-NN classification on frozen features (paper section 7).
 
-The protocol of the reference: cosine similarity of L2-normalised CLS features in fp32; the weights of an image's
-neighbours are the softmax of their similarities over the temperature, taken over the `max(ks)` nearest neighbours
-whatever k is scored; the score of a class is the sum of the weights of its members among the k nearest.
+The protocol of the reference: cosine similarity of L2-normalised CLS features in fp32. The weights of an image's
+neighbours are the softmax of their similarities divided by the temperature, over the `max(ks)` nearest neighbours,
+whatever k is scored. The score of a class is the sum of the weights of its members among the k nearest.
 
 Shapes: `Q` query images, `n` bank images, `D` feature size, `C` classes.
 """
@@ -27,7 +27,7 @@ from .metrics import Metrics, listed
 from .protocols import folder_of_main, protocol
 
 
-# Queries whose neighbours so far are kept while the bank passes by: 150 MiB for 200 neighbours.
+# Queries whose neighbours so far are kept while the bank is processed: 150 MiB for 200 neighbours.
 _QUERIES_PER_PASS = 65536
 
 
@@ -62,13 +62,13 @@ def evaluate_knn(
         output_dir: a folder for the plot `knn.png`. None: no plot.
 
     Returns:
-        Accuracies in [0, 1]: `knn_top1_k{k}` for each k, and `knn_top5_k{k}` where there are more than 5 classes: the
-        class is among the five best of those that a neighbour has (with k=1 there is one, and top-5 is top-1). Of
-        few-shot banks the mean and the standard deviation over the tries, `knn_{n}shot_top1_k{k}` and `..._std`.
+        Accuracies in [0, 1]: `knn_top1_k{k}` for each k, and `knn_top5_k{k}` if there are more than 5 classes: the
+        class is among the five best of the classes that a neighbour has (with k=1 there is one, and top-5 is top-1).
+        For few-shot banks, the mean and the standard deviation over the tries, `knn_{n}shot_top1_k{k}` and `..._std`.
 
     Raises:
-        ValueError: what `match_labels` or `FeatureExtractor.features` raises, or `ks`, `temperature`, `shots` or
-            `num_tries` is out of range for the bank.
+        ValueError: as `match_labels` or `FeatureExtractor.features`, or `ks`, `temperature`, `shots` or `num_tries` is
+            out of range for the bank.
     """
     labels = match_labels(train_dataset, eval_dataset, label_column)
     _checked_ks(ks, len(labels.train))
@@ -140,12 +140,12 @@ def _accuracies(
         chunk_size=1024,
         device=device,
     )
-    # Chunk by chunk, because the scores of all queries would be large with many classes.
+    # In chunks, because the scores of all queries would be large with many classes.
     for rows, scores in chunks:
         for k in ks:
             # A stable order, so that equal scores rank the same on every device.
             ranked = scores[k].sort(dim=1, descending=True, stable=True)
-            # A class that no neighbour has is no answer, however few classes have votes.
+            # A class that no neighbour has is not a prediction, even if few classes have votes.
             hits = (ranked.indices == query_labels[rows, None]) & (ranked.values > 0)
             for topk in topks:
                 correct[f"top{topk}_k{k}"] += int(hits[:, :topk].sum())
@@ -178,7 +178,7 @@ def knn_class_scores(
 ) -> dict[int, Tensor]:
     """The score of every class for every query, for every number of neighbours.
 
-    Runs in fp32 on the device of the queries, and never holds more similarities than `chunk_size` queries against
+    Runs in fp32 on the device of the queries. It never holds more similarities than those of `chunk_size` queries and
     16 * `chunk_size` bank rows, nor more of the bank than these rows.
 
     Args:
@@ -238,7 +238,7 @@ def _score_chunks(
         similarities, neighbors = cosine_neighbors(bank_features, queries, ks[-1], chunk_size)
         for start in range(0, len(queries), chunk_size):
             weights = (similarities[start : start + chunk_size] / temperature).softmax(dim=1)
-            # At a low temperature far neighbours would underflow to 0, and their votes would be none.
+            # At a low temperature, distant neighbours would underflow to 0 and have no vote.
             weights = weights.clamp_min(torch.finfo(weights.dtype).tiny)
             labels = bank_labels[neighbors[start : start + chunk_size]].long()
             yield slice(first + start, first + start + len(weights)), _vote(weights, labels, num_classes, ks)
@@ -248,8 +248,8 @@ def _vote(weights: Tensor, labels: Tensor, num_classes: int, ks: list[int]) -> d
     """Class scores (Q, C) after the first k neighbours, for each k, from (Q, max k) weights and labels."""
     scores = weights.new_zeros(len(weights), num_classes)
     scores_at = {}
-    # One neighbour at a time: every k is a prefix, and no two additions meet in one cell, which makes the sums on a
-    # GPU reproducible.
+    # One neighbour at a time: every k is a prefix, and no two additions go to the same cell, so the sums on a GPU are
+    # reproducible.
     for rank in range(ks[-1]):
         scores.scatter_add_(1, labels[:, rank : rank + 1], weights[:, rank : rank + 1])
         if rank + 1 in ks:
@@ -278,7 +278,7 @@ def _check_shots(shots: Sequence[int], bank_labels: Tensor, classes: Sequence[An
     if not shots:
         return
     counts = bank_labels.bincount(minlength=len(classes))
-    counts[counts == 0] = len(bank_labels)  # a class without images, of which none is evaluated either
+    counts[counts == 0] = len(bank_labels)  # a class without images, which is not evaluated either
     fewest = int(counts.argmin())
     if min(shots) < 1 or max(shots) > counts[fewest]:
         raise ValueError(

@@ -76,13 +76,13 @@ def evaluate_linear(
             `unmeasured_head.safetensors`, and the next call with the same arguments does not train them again.
 
     Returns:
-        Of the best classifier the accuracies in [0, 1] on `eval_dataset`, `linear_top1` and, with more than 5 classes,
-        `linear_top5`; and what it is, `linear_best_learning_rate` (before scaling), `linear_best_num_layers` and
+        The accuracies in [0, 1] of the best classifier on `eval_dataset`, `linear_top1` and, with more than 5 classes,
+        `linear_top5`; and its choices, `linear_best_learning_rate` (before scaling), `linear_best_num_layers` and
         `linear_best_patch_mean` (0 or 1). With a validation split also `linear_validation_top1`.
 
     Raises:
-        ValueError: what `match_labels` or `FeatureExtractor.features` raises, the model has fewer blocks than
-            `num_layers` asks for, or an option is out of its range.
+        ValueError: as `match_labels` or `FeatureExtractor.features`, the model has fewer blocks than `num_layers` asks
+            for, or an option is out of its range.
     """
     labels = match_labels(train_dataset, eval_dataset, label_column)
     if num_layers is None:
@@ -99,7 +99,7 @@ def evaluate_linear(
     extractor.begin(eval_dataset, *([train_dataset] if cache_features else []), **kind)
     labels.warn_of_absent_classes()
 
-    # Before the training, so that an image that cannot be decoded is known before hours of it.
+    # Before the training, so that an image that cannot be decoded is known before hours of work.
     eval_features = extractor.features(eval_dataset, description="Features of the images to classify", **kind).values
     rows, validation_rows = training.split(len(labels.train))
     validation = eval_features[:0], labels.eval[:0]
@@ -150,10 +150,10 @@ def augmented_batches(
 
 
 def feature_groups(model: nn.Module, num_layers: Sequence[int]) -> dict[str, FeatureKind]:
-    """What the groups of classifiers of a grid read, by name: last CLS tokens, without and with the mean patch.
+    """The features that the groups of classifiers read, by name: last CLS tokens, without and with the mean patch.
 
     Raises:
-        ValueError: the model has not so many blocks, or does not say how many.
+        ValueError: the model has fewer blocks, or does not say how many.
     """
     blocks = num_blocks(model)
     if not num_layers or min(num_layers) < 1 or max(num_layers) > blocks:
@@ -170,7 +170,7 @@ def feature_groups(model: nn.Module, num_layers: Sequence[int]) -> dict[str, Fea
 def save_best(
     extractor: FeatureExtractor, best: BestClassifier, reads: FeatureKind, classes: Sequence, folder: Path
 ) -> None:
-    """The classifier with its backbone as a `DINOv2ForImageClassification`; of other models, the classifier alone."""
+    """Save the classifier with its backbone as a `DINOv2ForImageClassification`; for other models, only the head."""
     fields = {"num_layers": reads.num_layers, "use_patch_mean": reads.has_mean_patch}
     config = head_config(
         extractor.model, id2label=classes, **{f"classifier_{name}": value for name, value in fields.items()}
@@ -188,7 +188,7 @@ def save_best(
 
 
 def write_grid(best: BestClassifier, folder: Path, labels: MatchedLabels) -> None:
-    """`grid.json` and `linear.png`: the accuracy of every classifier."""
+    """Write `grid.json` and `linear.png`: the accuracy of every classifier."""
     entries = [
         {"features": choice.features, "learning_rate": choice.learning_rate, "top1": accuracy}
         for choice, accuracy in best.found.items()

@@ -44,7 +44,7 @@ def evaluate_logistic_regression(
     seed: Annotated[int, SEEDS] = 0,
     output_dir: str | Path | None = None,
 ) -> Metrics:
-    """Fit a logistic regression on `train_dataset`, its C chosen on a part of it, and measure it on `eval_dataset`.
+    """Fit a logistic regression on `train_dataset`, with C chosen on a part of it, and measure it on `eval_dataset`.
 
     The features are CLS tokens, not normalised, of images whose short side is resized to the crop (no margin around
     the crop, unlike the other protocols). The fit is scikit-learn's in float64 on the CPU (L2, L-BFGS). C is the one
@@ -65,12 +65,12 @@ def evaluate_logistic_regression(
 
     Returns:
         On `eval_dataset`: `logistic_regression_top1`, the accuracy, and `logistic_regression_mean_per_class`, the mean
-        over its classes of the accuracy within each, both in [0, 1]. Also `logistic_regression_validation_top1` of the
-        best C, and `logistic_regression_c`.
+        of the accuracies of its classes, both in [0, 1]. Also `logistic_regression_validation_top1` for the best C,
+        and `logistic_regression_c`.
 
     Raises:
-        ValueError: what `match_labels` or `FeatureExtractor.features` raises, an option is out of its range, or the
-            images to fit while C is chosen have one class only.
+        ValueError: as `match_labels` or `FeatureExtractor.features`, an option is out of its range, or the images that
+            are fitted while C is chosen have only one class.
     """
     labels = match_labels(train_dataset, eval_dataset, label_column)
     limit = MAX_LOG10_C
@@ -90,7 +90,7 @@ def evaluate_logistic_regression(
     fit_rows, validation_rows = random_split(len(train_labels), validation_fraction, seed)
     if len(train_labels[fit_rows].unique()) < 2:
         raise ValueError(
-            f"`validation_fraction` is {validation_fraction}, which leaves images of one class only to fit; give more"
+            f"`validation_fraction` is {validation_fraction}, which leaves images of only one class to fit; give more"
             " images or a smaller share."
         )
     smallest, largest = log10_c_range
@@ -99,7 +99,7 @@ def evaluate_logistic_regression(
         extractor, fit, cs, features[fit_rows], train_labels[fit_rows], features[validation_rows],
         train_labels[validation_rows],
     )  # fmt: skip
-    best = max(path, key=path.__getitem__)  # of equal ones the smallest, which regularises most
+    best = max(path, key=path.__getitem__)  # the smallest of equal ones, which regularises most
     correct = torch.empty(0)
     if extractor.is_main_process:
         predicted = torch.from_numpy(fit(features, train_labels, c=best).predict(eval_features.double().numpy()))
@@ -135,7 +135,7 @@ def fit_logistic_regression(features, labels, *, c: float, max_iterations: int, 
         features: (n, D) tensor.
         labels: (n,) tensor of class indices.
         c: inverse of the regularisation: the loss is `|weights|^2 / 2 + c * sum of cross-entropies`.
-        start: another fit to start from, of the same classes.
+        start: another fit of the same classes to start from.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -149,7 +149,7 @@ def fit_logistic_regression(features, labels, *, c: float, max_iterations: int, 
 
 
 def without_margin(image_processor: Any) -> Any:
-    """The processor with the short side resized to the crop, where it crops a square from the centre."""
+    """The processor with the short side resized to the crop, if it crops a square from the centre."""
     crop = getattr(image_processor, "crop_size", None)
     if not getattr(image_processor, "do_center_crop", False) or crop is None or crop["height"] != crop["width"]:
         return image_processor
@@ -157,7 +157,7 @@ def without_margin(image_processor: Any) -> Any:
 
 
 def _path_of_c(extractor, fit, cs, features, labels, validation_features, validation_labels) -> dict[float, float]:
-    """Validation accuracy of each C. Each process fits its share, from small to large, each from the one before."""
+    """Validation accuracy of each C. Each process fits its share from small to large C, starting from the last fit."""
     found, previous = [], None
     own_cs = cs[extractor.rank :: extractor.world_size]
     for c in Progress(own_cs, desc="Fitting the path of C", disable=not extractor.progress):

@@ -1,4 +1,4 @@
-"""What a protocol returns: metrics, and beside them what it found out, for whoever keeps a record of it."""
+"""The result of a protocol: metrics, and further findings for the record."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -9,8 +9,8 @@ class Metrics(dict[str, float]):
     """Metrics by name.
 
     Attributes:
-        findings: options that the protocol has settled itself, and numbers of images and classes, by name.
-        notes: sentences for people.
+        findings: options that the protocol has chosen itself, and numbers of images and classes, by name.
+        notes: sentences for the user.
     """
 
     def __init__(self, values: Mapping[str, float] | None = None, **findings: Any) -> None:
@@ -21,12 +21,12 @@ class Metrics(dict[str, float]):
     def note_edge(
         self, name: str, found: Mapping[Any, float], *, lowest: float = -math.inf, highest: float = math.inf
     ) -> None:
-        """Note where the best value of a grid is its smallest or largest: a better one may lie beyond.
+        """Add a note if the best value of a grid is its smallest or largest: a better one may lie beyond.
 
         Args:
-            name: of what the grid varies.
-            found: of each value how good it is.
-            lowest, highest: values beyond which there is nothing.
+            name: name of the quantity in the grid.
+            found: the accuracy of each value.
+            lowest, highest: limits of the possible values.
         """
         best = max(found.values())
         bests = [value for value in found if found[value] == best]
@@ -41,5 +41,5 @@ class Metrics(dict[str, float]):
 
 
 def listed(values: Iterable[Any]) -> str:
-    """Values as they are typed on a command line."""
+    """Values in the form in which they are typed on a command line."""
     return " ".join(map(str, values)) or "empty"

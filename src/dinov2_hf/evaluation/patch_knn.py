@@ -1,9 +1,9 @@
 """Segmentation by the nearest patches of other images: nothing is trained (Balažević et al. 2023, "Towards In-context
 Scene Understanding", dense nearest-neighbour retrieval).
 
-The classes of a patch are the shares that they have of its pixels. Those of a patch to segment are the mean over the
-`k` patches of the bank with the highest cosine similarity, weighed by the softmax of the similarities over the
-temperature. They are enlarged to pixels, of which each gets the class with the largest share.
+A patch of the bank has a share of each class: the share of its pixels. The shares of a patch to segment are the mean
+over the `k` patches of the bank with the highest cosine similarity, weighted by the softmax of the similarities
+divided by the temperature. The shares are upsampled to pixels, and each pixel gets the class with the largest share.
 
 Shapes: an image (C, H, W) of `h` x `w` patches of `P` pixels a side, `D` hidden size, `K` classes, `n` patches of the
 bank.
@@ -53,10 +53,10 @@ def evaluate_patch_knn(
     temperature: Annotated[float, ABOVE_ZERO] = 0.02,
     output_dir: str | Path | None = None,
 ) -> Metrics:
-    """Segment the images of `eval_dataset` by the nearest patches of those of `train_dataset`, the bank.
+    """Segment the images of `eval_dataset` by the nearest patches of the images of `train_dataset`, the bank.
 
-    Every mask and image is read before, and refused if it cannot be used. The patches of the bank are held in memory,
-    4 * n * D bytes: of many or large images, give a part of the split.
+    All masks and images are read first, and refused if they cannot be used. The patches of the bank are held in
+    memory, 4 * n * D bytes: if there are many or large images, give a part of the split.
 
     Args:
         extractor: the frozen model, and how it is run, image by image. Its image processor gives the mean and
@@ -75,17 +75,17 @@ def evaluate_patch_knn(
 
     Returns:
         In [0, 1]: `patch_knn_miou`, `patch_knn_mean_accuracy`, `patch_knn_pixel_accuracy` and `patch_knn_iou_{class}`,
-        as of `mask_metrics`; and `patch_knn_miou_stderr`, see `miou_standard_error`.
+        see `mask_metrics`; and `patch_knn_miou_stderr`, see `miou_standard_error`.
 
     Raises:
         ValueError: a column is missing, an image or mask cannot be decoded or they differ in size, a mask holds an
             unknown number, the bank has fewer than two classes, `image_size` is smaller than a patch, an option is out
-            of range, or the model takes images of another number of channels or gives features that are not finite.
+            of range, or the model takes images with another number of channels or gives features that are not finite.
     """
     if image_size is None:
         sides = image_size_of(extractor.image_processor)
         if sides is None:
-            raise ValueError("`image_size` is not given, and the image processor crops to no size; give it in pixels.")
+            raise ValueError("`image_size` is not given, and the image processor does not crop; give it in pixels.")
         image_size = min(sides)
     check_image_size(image_size, extractor.model, "image_size")
     PixelNormalization(extractor.image_processor, extractor.num_channels)
@@ -111,13 +111,13 @@ def measure_patch_knn(
     k: int = 30,
     temperature: float = 0.02,
 ) -> tuple[Metrics, list[tuple[Tensor, Tensor, Tensor]]]:
-    """`evaluate_patch_knn` of masks that have been read.
+    """`evaluate_patch_knn` for masks that have been read.
 
-    Processes share the images, and all get the metrics, which are exactly those of one process: each image has forward
-    passes and products of its own.
+    Processes share the images, and all get the metrics. These equal those of one process exactly, because each image
+    has separate forward passes and products.
 
     Args:
-        masks, names: of `MaskedImages.read_classes`.
+        masks, names: as in `MaskedImages.read_classes`.
 
     Returns:
         The metrics, and a few images (of this process) with their masks as (image, truth, prediction).
@@ -139,7 +139,7 @@ def measure_patch_knn(
             pictures.append((image, mask, prediction))
     counted = _in_order_of_rows(extractor, counts)
     not_finite = [row for row, found in enumerate(counted) if found is None]
-    if not_finite:  # told by all: an error of one process would leave the others waiting
+    if not_finite:  # raised by all: an error in only one process would leave the others waiting
         raise ValueError(
             f"the features of row {not_finite[0]} of {masks.eval.source} are not finite; the model that made them may"
             " have diverged."
@@ -157,10 +157,10 @@ def measure_patch_knn(
 
 
 class PatchesOfImage:
-    """Image and mask in whole patches, and the features of these: the final-normed tokens of the last block.
+    """Image and mask in whole patches, and the features of the patches: the final-normed tokens of the last block.
 
     Args:
-        image_size: of the short side, in pixels.
+        image_size: short side in pixels.
     """
 
     def __init__(self, extractor: FeatureExtractor, image_size: int):
@@ -182,7 +182,7 @@ class PatchesOfImage:
 
 
 def patch_shares(mask: Tensor, patch_size: int, num_classes: int, ignore_index: int) -> Tensor:
-    """Of each patch the share of each class among its pixels that count, (h * w, K); NaN where none counts.
+    """The share of each class among the counted pixels of each patch, (h * w, K); NaN if no pixel counts.
 
     Args:
         mask: (h * P, w * P) class numbers.
@@ -210,7 +210,7 @@ def _bank(
 
 
 def _in_order_of_rows(extractor: FeatureExtractor, own: list) -> list:
-    """What the processes have of their images, in the order of all rows."""
+    """The results of all processes for their images, in the order of all rows."""
     if extractor.processes is None:
         return own
     parts = gather_object([own])

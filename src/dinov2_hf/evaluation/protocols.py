@@ -1,15 +1,16 @@
 """The evaluation protocols by name, and the contract that each follows.
 
-A protocol is a function `(extractor, train_dataset, eval_dataset, *, ..., output_dir=None)`, which returns metrics:
+A protocol is a function `(extractor, train_dataset, eval_dataset, *, ..., output_dir=None)` that returns metrics:
 
 * `extractor` is the frozen model and how it is run, see `FeatureExtractor`. `extractor.features` gives features.
 * The keywords are the protocol's own options, with a type and a default. Text in the docstring under `Args:` explains
   them; a keyword is the option `--<protocol>_<keyword>` of the command.
-* Ranges and choices stand in the types, such as `Annotated[int, AT_LEAST_ONE]`, and are checked by every call.
-* What else cannot be right is refused with a `ValueError` before the first features. Where a protocol's work begins
-  with something else, it says so by `extractor.begin()`. The command runs all up to there before the first works.
-* `output_dir` is its own folder. Only the main process writes, see `folder_of_main`.
-* What it returns is a dict, or `Metrics`, which also holds what it has found besides.
+* Ranges and choices are in the types, such as `Annotated[int, AT_LEAST_ONE]`, and are checked by every call.
+* Everything else that is wrong is refused with a `ValueError` before the first features. If a protocol's work begins
+  with something else, it calls `extractor.begin()` there. The command runs the checks of all protocols before the
+  first one starts its work.
+* `output_dir` is the protocol's own folder. Only the main process writes, see `folder_of_main`.
+* It returns a dict, or `Metrics`, which can also contain further findings.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,10 +45,10 @@ def protocol(
     """A decorator that registers a protocol.
 
     Args:
-        name: how it is called by `--protocol`, in results and in cards.
-        task: of the Hub, such as "image-classification".
-        metrics: how the names of its main metrics begin, and what the Hub calls them.
-        requires: a module that it imports, of an extra that may not be installed.
+        name: its name for `--protocol`, in results and in cards.
+        task: task of the Hub, such as "image-classification".
+        metrics: the beginnings of the names of its main metrics, and the names of these on the Hub.
+        requires: a module that it imports, from an extra that may not be installed.
     """
 
     def registered(function: Callable[P, R]) -> Callable[P, R]:
@@ -66,7 +67,7 @@ def protocol(
 
 
 def check_extra(module: str | None, needed_by: str) -> None:
-    """`ImportError`, with the line that installs it, where a module cannot be imported."""
+    """`ImportError`, with the command that installs it, if a module cannot be imported."""
     if module is not None and find_spec(module) is None:
         raise ImportError(
             f"{needed_by} needs {PIP_NAMES.get(module, module)}, which is not installed: pip install"
@@ -75,5 +76,5 @@ def check_extra(module: str | None, needed_by: str) -> None:
 
 
 def folder_of_main(extractor: FeatureExtractor, output_dir: Any) -> Path | None:
-    """The output folder on the process that writes; None on the others, and where there is none."""
+    """The output folder on the process that writes; None on the others, and if there is no folder."""
     return Path(output_dir) if output_dir is not None and extractor.is_main_process else None

@@ -1,7 +1,7 @@
-"""Results of evaluations in the README of a model: a table, and the `model-index` that the Hub shows beside it.
+"""Results of evaluations in the README of a model: a table, and the `model-index` that the Hub shows.
 
-The README holds our own record of all results, a comment that no reader sees. Table and `model-index` are made from
-it, so the order of updates makes no difference. Results of others are never touched.
+The README contains our own record of all results, in a hidden comment. Table and `model-index` are made from it, so
+the order of updates does not matter. Results of others are never changed.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ library_name: transformers
 HEADING = "## Evaluation of the frozen features"
 END = "<!-- end of dinov2_hf's evaluations -->"
 RECORD = re.compile(r"<!-- dinov2_hf evaluations: (.*?) -->")
-# Words that people add before or after it stay.
+# Text that users add before or after it is kept.
 SECTION = re.compile(rf"{re.escape(HEADING)}\s+{RECORD.pattern}.*?{re.escape(END)}\s*", re.DOTALL)
 
 
 def check_card(model: str, baseline: str | None) -> None:
-    """Raise a `ValueError` where the results of this model cannot go into its card."""
+    """Raise a `ValueError` if the results of this model cannot be written into its card."""
     if baseline is not None:
         raise ValueError(
             f"`--update_card` is given, but `--baseline` is {baseline}: those results are not of the model; leave one"
@@ -42,7 +42,7 @@ def check_card(model: str, baseline: str | None) -> None:
         )
     if not Path(model).is_dir():
         raise ValueError(
-            f"`--update_card` is given, but `--model` is {model}, which is no folder with a README to write to."
+            f"`--update_card` is given, but `--model` is {model}, which is not a folder with a README to write to."
         )
     path = Path(model) / "README.md"
     if path.exists():
@@ -50,13 +50,13 @@ def check_card(model: str, baseline: str | None) -> None:
 
 
 def update_model_card(folder: str | Path, values: Mapping[str, Any]) -> Path:
-    """Write results into the README of a model folder, which is made where it is missing; other words stay.
+    """Write results into the README of a model folder. A missing README is created; other text is kept.
 
-    Earlier results of the same protocol on the same data are replaced; those of other weights go.
+    Earlier results of the same protocol on the same data are replaced; results of other weights are removed.
 
     Args:
-        folder: of the model.
-        values: what `metrics.json` holds.
+        folder: folder of the model.
+        values: the content of `metrics.json`.
 
     Returns:
         The path of the README.
@@ -70,7 +70,7 @@ def update_model_card(folder: str | Path, values: Mapping[str, Any]) -> Path:
         card = _loaded(path) if path.exists() else RepoCard(NEW_CARD.format(name=name))
         before = _recorded(card.text)
         records = _merged(before, values)
-        # What stood there as ours is exactly what our record of then gives.
+        # Our part of the old `model-index` is exactly what our old record gives.
         index = _without(card.data.get("model-index") or [], _index_entries(before))
         entries = _index_entries(records)
         if entries and not index:
@@ -88,18 +88,18 @@ def update_model_card(folder: str | Path, values: Mapping[str, Any]) -> Path:
 def _loaded(path: Path) -> RepoCard:
     try:
         card = RepoCard.load(path)
-    except Exception as error:  # YAML raises its own kinds
+    except Exception as error:  # YAML raises its own exceptions
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read as a model card ({reason}); repair or remove it.") from None
     index = card.data.get("model-index") or []
     if not isinstance(index, list) or not all(isinstance(model, dict) for model in index):
-        raise ValueError(f"`model-index` in {path} is no list of models; repair or remove it.")
+        raise ValueError(f"`model-index` in {path} is not a list of models; repair or remove it.")
     _recorded(card.text)
     return card
 
 
 def _recorded(text: str) -> list[dict[str, Any]]:
-    """The record in a card: of each pair of datasets and protocol what was measured."""
+    """The record in a card: the results of each pair of datasets and protocol."""
     found = RECORD.search(text)
     try:
         return json.loads(found[1]) if found else []
@@ -110,13 +110,13 @@ def _recorded(text: str) -> list[dict[str, Any]]:
 
 
 def _merged(records: Iterable[Mapping[str, Any]], values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The records with those of `metrics.json`, in an order that depends on their content alone."""
+    """The records joined with those of `metrics.json`, in an order that depends only on their content."""
     data = {
         "eval": public_name(values["eval_data"]),
         "eval_split": values["eval_split"],
         "train": public_name(values["train_data"]),
         "train_split": values["train_split"],
-        # Tells two files of one name apart, and says nothing of the folders above them.
+        # Distinguishes two files with the same name, without naming the folders above them.
         "data_id": _data_id(values),
         "is_hub": is_hub_name(values["eval_data"]),
         "weights_sha256": values["weights_sha256"],
@@ -138,7 +138,7 @@ def _key(record: Mapping[str, Any]) -> tuple:
 
 
 def _sections(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    """The records of each pair of datasets, by the name of what was measured on and what was learned from."""
+    """The records of each pair of datasets, by the names of the evaluation data and the training data."""
     records = list(records)
     ids: dict[tuple[str, str], set[str]] = {}
     for record in records:
@@ -146,7 +146,7 @@ def _sections(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], lis
     sections: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for record in records:
         evaluated, learned = _names(record)
-        if len(ids[evaluated, learned]) > 1:  # files of one name
+        if len(ids[evaluated, learned]) > 1:  # files with the same name
             learned += f", data {record['data_id']}"
         sections.setdefault((evaluated, learned), []).append(record)
     return sections
@@ -157,8 +157,9 @@ def _names(record: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _index_entries(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Our entries of a `model-index`, of which no two have task, dataset, configuration and split in common: readers
-    would merge them."""
+    """Our entries of a `model-index`. No two have the same task, dataset, configuration and split, because readers
+    would merge them.
+    """
     entries: dict[tuple, dict[str, Any]] = {}
     for (_, learned), of_data in _sections(records).items():
         for record in of_data:
@@ -185,7 +186,7 @@ def _index_entries(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 
 def _without(index: list[dict[str, Any]], ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A `model-index` without our metrics; what then has no metric left goes."""
+    """A `model-index` without our metrics. Entries without any remaining metric are removed."""
     left = []
     for model in index:
         results = []
@@ -216,7 +217,7 @@ def _with_section(text: str, records: list[dict[str, Any]]) -> str:
         precision = {record["protocol"]: record["precision"] for record in of_data}
         title = f"### On {_code(evaluated)}, learned from {_code(learned)}"
         parts.append(f"{title}\n\n{format_metrics(metrics, precision)}\n")
-    # Inside the comment no text may end it.
+    # No text inside the comment may end it.
     record = json.dumps(records, sort_keys=True).replace("<", "\\u003c").replace(">", "\\u003e")
     section = f"{HEADING}\n\n<!-- dinov2_hf evaluations: {record} -->\n\n" + "\n".join(parts) + f"\n{END}\n"
     former = SECTION.search(text)

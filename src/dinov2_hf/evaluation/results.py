@@ -1,4 +1,4 @@
-"""What an evaluation leaves: a folder with `metrics.json`, and a table for the screen or a model card."""
+"""The output of an evaluation: a folder with `metrics.json`, and a table for the screen or a model card."""
 
 import json
 import os
@@ -22,8 +22,8 @@ from ..public_names import without_secrets
 
 
 METRICS = "metrics.json"
-FEATURES = "features"  # the folder of those that are kept
-# Results stand in one file only if these are the same, in the words of a message.
+FEATURES = "features"  # the folder of kept features
+# Results share a file only if these values are the same. The texts are for messages.
 MEASURED = {
     "baseline": "`--baseline`",
     "weights_sha256": "the weights of",
@@ -35,23 +35,23 @@ MEASURED = {
     "eval_split": "`--eval_split`",
     "num_eval_rows": "the number of rows of `--eval_data`",
 }
-# Options that change how long a protocol takes, and not what it finds.
+# Options that change the time of a protocol, and not its results.
 NEUTRAL = {"batch_size", "num_workers", "keep_features"}
 
 
 class EvaluationResults:
     """The results of one model on one pair of datasets, in `metrics.json`.
 
-    The file is written after every protocol. What is in it already stays: a protocol that is measured again replaces
-    its own result, and no other. The values of the file are those of `measured`, and `protocols`, of each its
-    `metrics`, `options`, `date` and all else that `add` was given.
+    The file is written after every protocol. Existing results stay: a protocol that is measured again replaces only
+    its own result. The file contains the values of `measured`, and `protocols`, with the `metrics`, `options`, `date`
+    and further arguments of `add` for each protocol.
 
     Args:
-        output_dir: the folder of the file; made by the first result. The caller holds its lock (`sole_writer`).
+        output_dir: the folder of the file; the first result creates it. The caller holds its lock (`sole_writer`).
         measured: `model`, `model_revision` and the names of `MEASURED`.
 
     Raises:
-        ValueError: the file that is there is of something else, or cannot be read.
+        ValueError: the existing file belongs to something else, or cannot be read.
     """
 
     def __init__(self, output_dir: str | os.PathLike, measured: Mapping[str, Any]):
@@ -67,13 +67,13 @@ class EvaluationResults:
         return {name: protocol["metrics"] for name, protocol in self.values["protocols"].items()}
 
     def is_finished(self, protocol: str, options: Mapping[str, Any]) -> bool:
-        """Whether a protocol is measured already, with these options.
+        """Whether a protocol has already been measured with these options.
 
         Args:
-            options: those in force, as in `add`; None where the protocol settles an option itself.
+            options: the options in force, as in `add`; None for an option that the protocol chooses itself.
 
         Raises:
-            ValueError: it is measured with others.
+            ValueError: it has been measured with other options.
         """
         former = self.values["protocols"].get(protocol)
         if former is None:
@@ -103,12 +103,12 @@ class EvaluationResults:
         settled: Mapping[str, Any],
         **record: Any,
     ) -> None:
-        """Keep the result of a protocol, and write the file.
+        """Add the result of a protocol, and write the file.
 
         Args:
-            options: all that were in force.
-            settled: values that the protocol has found for options that are None.
-            record: what else is needed to measure it again, as JSON holds it.
+            options: all options in force.
+            settled: values that the protocol has chosen for options that are None.
+            record: further values that are needed to measure it again, as JSON values.
         """
         self.values["protocols"][protocol] = {
             "metrics": dict(metrics),
@@ -123,10 +123,11 @@ class EvaluationResults:
 
 def check_output(output_dir: Path, sources: Iterable[str], protocols: Iterable[str]) -> None:
     """
-    That results may go into this folder; nothing is written.
+    Check that results may be written to this folder. Nothing is written.
 
     Raises:
-        ValueError: it overlaps a source, holds something else than an evaluation, has links in it, or cannot be made.
+        ValueError: it overlaps a source, contains something other than an evaluation, contains links, or cannot be
+            created.
     """
     refuse_urls(output_dir)
     refuse_overlap(output_dir, sources)
@@ -177,12 +178,12 @@ def format_metrics(metrics: Mapping[str, Mapping[str, float]], precision: Mappin
     """The metrics of all protocols as a table in Markdown, which reads well on a screen too.
 
     Args:
-        precision: of each protocol what it was computed in, as one more column.
+        precision: the precision of each protocol, as one more column.
     """
     rows = [("protocol", "metric", "value", "precision")]
     for protocol, found in metrics.items():
         for name, value in found.items():
-            # A name of a class may hold anything.
+            # The name of a class may contain any character.
             name = " ".join(name.split()).replace("|", "\\|")
             rows.append((protocol, name, f"{value:.4g}", (precision or {}).get(protocol, "")))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]

@@ -49,12 +49,12 @@ def evaluate_retrieval(
 ) -> Metrics:
     """Rank the images of `train_dataset`, the database, for each image of `eval_dataset`, the queries.
 
-    Queries with the columns `easy`, `hard` and `junk` (rows of the database) are judged by the revisited protocol:
-    "easy" looks for the easy ones, "medium" for easy and hard, "hard" for the hard ones, each with the remaining lists
-    taken out of the ranking. A column `bbx` (left, top, right, bottom in pixels) says which part of a query is
-    searched with. Other queries are judged by their labels: relevant is what has the same one.
+    Queries with the columns `easy`, `hard` and `junk` (rows of the database) are evaluated by the revisited protocol:
+    "easy" should find the easy rows, "medium" the easy and hard rows, and "hard" the hard rows. The remaining lists
+    are removed from the ranking. A column `bbx` (left, top, right, bottom in pixels) gives the part of a query that is
+    used for the search. Other queries are evaluated by their labels: images with the same label are relevant.
 
-    A query without anything to find is left out of the mAP.
+    A query with nothing to find is left out of the mAP.
 
     Args:
         extractor: the frozen model, and how it is run.
@@ -68,9 +68,9 @@ def evaluate_retrieval(
     Returns:
         In [0, 1]. By lists: for easy, medium and hard `retrieval_map_{...}` (see `average_precision`) and
         `retrieval_mp{k}_{...}`, the mean precision at 1, 5 and 10. By labels: `retrieval_map`, `retrieval_mp{k}`; and,
-        with the nearest image of each query as its recognised instance, `retrieval_accuracy` over the queries whose
-        label the database has, `retrieval_gap`, the micro-AP of these predictions over all queries, distractors
-        included, and `retrieval_gap_no_distractors`.
+        with the nearest image of each query as its predicted instance, `retrieval_accuracy` over the queries whose
+        label is in the database, `retrieval_gap`, the micro-AP of these predictions over all queries including
+        distractors, and `retrieval_gap_no_distractors`.
 
     Raises:
         ValueError: a column is missing, lists or labels are wrong or nothing can be found, an image cannot be decoded,
@@ -135,14 +135,14 @@ def _unformatted(dataset: Any) -> Any:
 
 
 class CroppedQueries(Sequence):
-    """Rows of queries whose image is the part of it that `bbx` says."""
+    """Rows of queries whose image is cut to the part that `bbx` gives."""
 
     def __init__(self, queries: Any, image_column: str):
         self.queries, self.image_column = queries, image_column
 
     @classmethod
     def of(cls, queries: Any, image_column: str) -> Any:
-        """The queries themselves where they have no such column."""
+        """The cropped queries, or the queries themselves if they have no such column."""
         columns = queries.column_names if isinstance(queries, datasets.Dataset) else list(queries[0])
         if "bbx" not in columns:
             return queries
@@ -176,7 +176,7 @@ def rank(database: Tensor, queries: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ranking_quality(rankings: np.ndarray, truths: Sequence[QueryTruth]) -> dict[str, float]:
-    """`map` and `mp1`, `mp5`, `mp10`, means over the queries that have something to find; nothing where none has."""
+    """`map` and `mp1`, `mp5`, `mp10`, means over the queries that have something to find; empty if none has."""
     found = []
     for ranking, truth in zip(rankings, truths, strict=True):
         if len(truth.relevant):
@@ -192,8 +192,8 @@ def recognition_quality(predicted: Sequence, labels: Sequence, known: set, score
     """Accuracy and GAP of one prediction for each query.
 
     Args:
-        predicted, labels: of the queries; what is not in `known` is a distractor, for which every prediction is wrong.
-        known: labels that the database has.
+        predicted, labels: of the queries. A label that is not in `known` is a distractor: every prediction is wrong.
+        known: labels of the database.
         scores: (Q,), confidence of the predictions.
     """
     correct = np.array([label in known and one == label for one, label in zip(predicted, labels, strict=True)])

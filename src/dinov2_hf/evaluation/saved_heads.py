@@ -16,10 +16,10 @@ from ..models import DINOv2Config, DINOv2Model
 
 
 def head_config(model: nn.Module, *, id2label: Sequence[Any] | None = None, **fields: Any) -> DINOv2Config:
-    """The configuration of a head on `model`, and, where that is a DINOv2, of both."""
+    """The configuration of a head on `model`, and of the model too if it is a DINOv2."""
     if isinstance(model, DINOv2Model):
         config = copy.deepcopy(model.config)
-    else:  # what a head reads is its width and its blocks
+    else:  # a head only reads its width and its blocks
         own: Any = model.config
         config = DINOv2Config(
             hidden_size=own.hidden_size, num_attention_heads=1, num_hidden_layers=own.num_hidden_layers
@@ -46,14 +46,14 @@ def save_head(
 ) -> None:
     """Write a folder that the Auto classes and pipelines load: backbone, head and image processor.
 
-    Of a model that is no `DINOv2Model` it holds the head alone, in `{name}.safetensors`.
+    For a model that is not a `DINOv2Model` it contains only the head, in `{name}.safetensors`.
 
     Args:
         model_class: has the backbone as `dinov2` and the head as `name`.
-        head: its weights and buffers.
-        config: of both, from `head_config`.
-        folder: made where it is missing; an earlier model that this package wrote there is replaced.
-        reads: what the head reads, for `{name}.json` beside a head alone.
+        head: weights and buffers of the head.
+        config: configuration of both, from `head_config`.
+        folder: created if it is missing; an earlier model that this package wrote there is replaced.
+        reads: the features that the head reads, for `{name}.json` of a folder with only a head.
     """
     dtype = next(model.parameters()).dtype
     head = {

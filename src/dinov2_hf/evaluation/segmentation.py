@@ -48,7 +48,7 @@ from .unmeasured_heads import training_settings
 
 @dataclass(frozen=True)
 class HeadRules:
-    """What differs between the two heads of the paper."""
+    """The differences between the two heads of the paper."""
 
     num_layers: int
     image_size: int
@@ -90,9 +90,9 @@ def evaluate_segmentation(
 ) -> Metrics:
     """Train a segmentation head on the masks of `train_dataset` and measure it on those of `eval_dataset`.
 
-    Every mask is read before the training, and refused if it holds a number that is no class; so is every image to
-    measure on. A training image that cannot be decoded is replaced by the next one. Images are enlarged or reduced so
-    that their short side is `image_size`, so small ones are no error.
+    Every mask is read before the training, and refused if it has a number that is not a class. Every image of the
+    evaluation data is read too. A training image that cannot be decoded is replaced by the next one. Images are
+    enlarged or reduced so that their short side is `image_size`, so small images are not an error.
 
     Args:
         extractor: the frozen model, and how it is run. Its image processor gives the mean and deviation of the pixels;
@@ -119,9 +119,10 @@ def evaluate_segmentation(
             the same arguments does not train it again.
 
     Returns:
-        In [0, 1]: `segmentation_miou`, the mean over the classes that occur in the evaluation masks or predictions of
-        intersection over union, summed over all images; `segmentation_mean_accuracy` over the classes in those masks;
-        `segmentation_pixel_accuracy`; and `segmentation_iou_{class}` for each class that occurs in either.
+        In [0, 1]: `segmentation_miou`, the mean intersection over union of the classes that occur in the evaluation
+        masks or predictions, with pixels summed over all images; `segmentation_mean_accuracy` over the classes in
+        those masks; `segmentation_pixel_accuracy`; and `segmentation_iou_{class}` for each class that occurs in
+        either.
 
     Raises:
         ValueError: a column is missing, an image or mask cannot be decoded or they differ in size, a mask holds an
@@ -142,7 +143,7 @@ def evaluate_segmentation(
         raise ValueError(f"`test_scales` is {listed(scales)}, but must be ratios above 0.")
     if class_names is not None and len(set(class_names)) < len(class_names):
         twice = next(name for name in class_names if list(class_names).count(name) > 1)
-        raise ValueError(f"`class_names` holds {twice!r} twice, but results are kept by name; give each its own.")
+        raise ValueError(f"`class_names` has {twice!r} twice, but results are stored by name; use different names.")
     if num_blocks(model) < rules.num_layers:
         raise ValueError(f"`head` {head} reads {rules.num_layers} blocks, but the model has {num_blocks(model)}.")
     normalize = PixelNormalization(extractor.image_processor, extractor.num_channels)
@@ -180,7 +181,7 @@ def evaluate_segmentation(
         return interpolate(decode_head(features), size, mode="bilinear", align_corners=False)
 
     def batch_loss(pixel_values: Tensor, labels: Tensor, step: int) -> Tensor:
-        # A batch without a labelled pixel has the loss 0, and not NaN.
+        # The loss of a batch without a labelled pixel is 0, not NaN.
         logits = logits_of(pixel_values, labels.shape[-2:])
         total = cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
         return total / (labels != ignore_index).sum().clamp(min=1)
@@ -201,7 +202,7 @@ def evaluate_segmentation(
         return augmented_probabilities(windows_of, resized, (height, width), rules.test_flip).argmax(dim=0)
 
     def save(folder: Path) -> None:
-        # Bilinear, as here.
+        # Bilinear, as in this protocol.
         processor = image_processor_for(
             extractor.image_processor, do_resize=True, size={"shortest_edge": image_size}, resample=2
         )
@@ -247,7 +248,7 @@ def _new_head(config: Any, extractor: FeatureExtractor) -> nn.Module:
     nn.init.normal_(head.conv_seg.weight, std=0.01)
     if head.conv_seg.bias is not None:
         nn.init.zeros_(head.conv_seg.bias)
-    if extractor.world_size > 1 and extractor.device_type == "cuda":  # elsewhere there is none
+    if extractor.world_size > 1 and extractor.device_type == "cuda":  # other devices have none
         return nn.SyncBatchNorm.convert_sync_batchnorm(head)
     return head
 
@@ -256,7 +257,7 @@ def _measure(extractor, predict, pairs, names, ignore_index):
     """The metrics, and a few images with their masks as (image, truth, prediction)."""
     from torchmetrics.classification import MulticlassConfusionMatrix  # slow to import
 
-    # Added up by hand below, because a training around it may be distributed where the evaluation is not.
+    # Summed by hand below, because a training around it may be distributed while the evaluation is not.
     confusion = MulticlassConfusionMatrix(len(names), ignore_index=ignore_index, sync_on_compute=False)
     confusion.to(extractor.device)
     pictures = []

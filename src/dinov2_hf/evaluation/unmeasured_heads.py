@@ -1,4 +1,4 @@
-"""What was trained is on disk before it is measured: if the measurement fails, the training is not done again."""
+"""Trained heads are on disk before they are measured. If the measurement fails, the training is not repeated."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,10 +16,10 @@ FILE = "unmeasured_head.safetensors"
 
 
 def training_settings(extractor: FeatureExtractor, train_dataset: DatasetOrRows, **options: Any) -> dict[str, Any]:
-    """All that the training of a head on a frozen model depends on, for `train_once`.
+    """Everything that the training of a head on a frozen model depends on, for `train_once`.
 
     Args:
-        options: of the protocol, as JSON holds them.
+        options: options of the protocol, as JSON values.
     """
     return {
         **extractor.depends_on(train_dataset),
@@ -36,17 +36,17 @@ def train_once(
     settings: Mapping[str, Any],
     output_dir: str | Path | None,
 ) -> bool:
-    """Train a head and write it, or take the one that was written by a training with the same settings.
+    """Train a head and write it, or load the head of an earlier training with the same settings.
 
     Args:
         extractor: its main process reads and writes.
         tensors: weights and buffers of the head by name, which `train` changes in place.
-        settings: of `training_settings`. A value None stands for something that cannot be told apart, such as a list
-            of rows: then nothing is taken.
+        settings: result of `training_settings`. A value None stands for something that cannot be identified, such as a
+            list of rows: then no earlier head is loaded.
         output_dir: a folder for the file, which `forget_unmeasured` removes. None: nothing is written.
 
     Returns:
-        Whether it has trained.
+        Whether the head was trained now.
     """
     path = None if output_dir is None or not extractor.is_main_process else Path(output_dir) / FILE
     found = None if path is None or None in settings.values() else read_tensors(path, settings)
@@ -70,6 +70,6 @@ def train_once(
 
 
 def forget_unmeasured(extractor: FeatureExtractor, output_dir: str | Path | None) -> None:
-    """Remove the file, once its head is measured."""
+    """Remove the file after its head has been measured."""
     if output_dir is not None and extractor.is_main_process:
         (Path(output_dir) / FILE).unlink(missing_ok=True)

@@ -43,7 +43,7 @@ def evaluate_video(
 ) -> Metrics:
     """Train linear classifiers on frames of videos, and report the best on `eval_dataset`.
 
-    The feature of a video are the CLS tokens of evenly spaced frames, taken once, without augmentation.
+    The feature of a video consists of the CLS tokens of evenly spaced frames, computed once, without augmentation.
 
     Args:
         extractor: the frozen model, and how it is run; videos in a forward pass are its `batch_size`, or else 8.
@@ -64,11 +64,11 @@ def evaluate_video(
             in `unmeasured_head.safetensors`, and the next call with the same arguments does not train them again.
 
     Returns:
-        Of the best learning rate the accuracies in [0, 1] on `eval_dataset`, `video_top1` and, with more than 5
+        The accuracies in [0, 1] of the best learning rate on `eval_dataset`, `video_top1` and, with more than 5
         classes, `video_top5`; and `video_best_learning_rate`. With a validation split also `video_validation_top1`.
 
     Raises:
-        ValueError: what `match_labels` or `FeatureExtractor.features` raises, or an option is out of its range.
+        ValueError: as `match_labels` or `FeatureExtractor.features`, or an option is out of its range.
     """
     for dataset in (train_dataset, eval_dataset):
         require_column(dataset, video_column, "video_column")
@@ -113,7 +113,7 @@ def evaluate_video(
 
 
 class FramesModel(nn.Module):
-    """A model of images as one of videos: `last_hidden_state` holds one token, from the CLS tokens of the frames.
+    """A model of images as a model of videos: `last_hidden_state` is one token, from the CLS tokens of the frames.
 
     Args:
         model: any model as in `image_features`.
@@ -132,13 +132,13 @@ class FramesModel(nn.Module):
 
 
 def process_frames(image_processor: Any, images: Sequence[Sequence[Any]], return_tensors: str) -> dict[str, Tensor]:
-    """An image processor of videos, each a list of as many frames: `pixel_values` (B, frames, C, H, W)."""
+    """Process videos, each a list with the same number of frames: `pixel_values` (B, frames, C, H, W)."""
     frames = [frame for video in images for frame in video]
     pixel_values = process_images(image_processor, frames)
     return {"pixel_values": pixel_values.unflatten(0, (len(images), -1))}
 
 
 def undecoded(dataset, video_column: str):
-    """The dataset with its videos as they are stored; a sequence of rows is left as it is."""
+    """The dataset with its videos as they are stored; a sequence of rows is not changed."""
     is_typed = isinstance(dataset, datasets.Dataset) and video_column in dataset.features
     return without_decoding(dataset, video_column) if is_typed else dataset

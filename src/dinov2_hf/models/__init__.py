@@ -1,4 +1,4 @@
-"""The network a user loads. Knows nothing of training."""
+"""The network that a user loads. It does not depend on training."""
 
 from typing import TYPE_CHECKING
 

@@ -1,9 +1,9 @@
 """
-Which checkpoint keys our classes load, beside their own.
+The checkpoint keys that our classes load in addition to their own.
 
-Our parameter names are those of the checkpoints on the Hub, so these need no rule. Two kinds of stock checkpoints do:
-those that `save_pretrained(save_original_format=False)` of transformers' own classes writes, with the names that its
-modules have in memory, and heads on a model with registers, whose prefix is `dinov2_with_registers.`.
+Our parameter names are those of the checkpoints on the Hub, so these need no rule. Two kinds of stock checkpoints need
+one: those written by `save_pretrained(save_original_format=False)` of transformers' own classes, with the names that
+their modules have in memory; and heads on a model with registers, whose prefix is `dinov2_with_registers.`.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from transformers.core_model_loading import Concatenate, WeightConverter, Weight
 
 
 def register_stock_keys(class_name: str) -> None:
-    """Make `from_pretrained` of the class of this name understand the stock keys. Harmless when done again."""
+    """Make `from_pretrained` of the class of this name load the stock keys. Calling it again is harmless."""
     renamings = {
         r"^dinov2_with_registers\.": "dinov2.",
         r"attention\.q_proj\.": "attention.attention.query.",
@@ -39,7 +39,7 @@ def register_stock_keys(class_name: str) -> None:
 
 
 class SavesCheckpointKeysAsTheyAre:
-    """Mix-in of a `PreTrainedModel`: saves under the names of its parameters, whatever it was loaded from."""
+    """Mix-in of a `PreTrainedModel` that saves weights under their parameter names, wherever they were loaded from."""
 
     def save_pretrained(self, *args, save_original_format: bool = False, **kwargs):
         """As in transformers, with another default: `save_original_format=True` would undo the rules of loading."""
@@ -47,7 +47,7 @@ class SavesCheckpointKeysAsTheyAre:
 
 
 def renamed_below(state_dict: Mapping[str, Tensor], renamed: Mapping[str, str]) -> dict[str, Tensor]:
-    """The weights below the given paths, with others in their place; an empty path is above everything."""
+    """The weights below the given paths, with these paths renamed. The empty path stands for all weights."""
     return {
         ".".join(filter(None, (new, key[len(old) :].removeprefix(".")))): value
         for old, new in renamed.items()

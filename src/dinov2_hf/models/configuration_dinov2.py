@@ -23,7 +23,7 @@ from ..value_ranges import (
 @strict
 class DINOv2Config(BackboneConfigMixin, PreTrainedConfig):
     r"""
-    What shapes a DINOv2 network. Field names follow transformers' own `Dinov2Config`; the released sizes are
+    The configuration of a DINOv2 network. Field names follow transformers' own `Dinov2Config`. The released sizes are
 
     | model | hidden_size | num_hidden_layers | num_attention_heads | feed-forward |
     |---|---|---|---|---|
@@ -88,7 +88,7 @@ class DINOv2Config(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "dinov2_hf"
-    # Fields of what is made of a finished backbone: feature maps, and heads for tasks.
+    # Fields of models built on a finished backbone: feature maps, and heads for tasks.
     downstream_fields = (
         "apply_layernorm", "reshape_hidden_states", "keep_register_tokens", "classifier_num_layers",
         "classifier_use_patch_mean", "segmentation_num_layers", "semantic_loss_ignore_index", "depth_layers",
@@ -139,16 +139,16 @@ class DINOv2Config(BackboneConfigMixin, PreTrainedConfig):
         values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         translated = from_stock_values(values, str(pretrained_model_name_or_path))
         if cls._auto_class is not None and "auto_map" in values:
-            # Loaded as remote code: the Auto classes look here for the models that came with it.
+            # When loaded as remote code, the Auto classes look here for the models that came with it.
             translated["auto_map"] = values["auto_map"]
         return translated, kwargs
 
     def validate_architecture(self):
-        """Part of `@strict`: runs after the fields are set."""
+        """Part of `@strict`. It runs after the fields are set."""
         check_ranges(self)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"`hidden_size` is {self.hidden_size}, which does not divide into `num_attention_heads`"
+                f"`hidden_size` is {self.hidden_size}, which is not divisible by `num_attention_heads`"
                 f" ({self.num_attention_heads}); choose a multiple of it."
             )
         if self.image_size % self.patch_size:
@@ -160,7 +160,7 @@ class DINOv2Config(BackboneConfigMixin, PreTrainedConfig):
         from transformers.activations import ACT2FN  # slow to import
 
         if self.hidden_act not in ACT2FN:
-            raise ValueError(f'`hidden_act` is "{self.hidden_act}", which is no activation that transformers knows.')
+            raise ValueError(f'`hidden_act` is "{self.hidden_act}", which is not an activation of transformers.')
         for name in ("classifier_num_layers", "segmentation_num_layers"):
             if getattr(self, name) > self.num_hidden_layers:
                 raise ValueError(
@@ -178,9 +178,9 @@ class DINOv2Config(BackboneConfigMixin, PreTrainedConfig):
             )
 
 
-# What transformers' own configurations have and ours does not: options of training that no released model uses.
+# Fields of transformers' own configurations that ours lacks: options of training that no released model uses.
 STOCK_ONLY_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "use_mask_token")
-# The original's interpolation of the position embeddings for each stock kind, which stock configurations do not hold.
+# The original's interpolation of the position embeddings for each stock kind. Stock configurations do not contain it.
 STOCK_INTERPOLATION = {
     "dinov2": {"num_register_tokens": 0, "interpolate_offset": 0.1, "interpolate_antialias": False},
     "dinov2_with_registers": {"num_register_tokens": 4, "interpolate_offset": 0.0, "interpolate_antialias": True},
@@ -189,14 +189,14 @@ STOCK_INTERPOLATION = {
 
 def from_stock_values(values: dict[str, Any], source: str) -> dict[str, Any]:
     """
-    The fields of a config.json as fields of ours.
+    The fields of a config.json as fields of `DINOv2Config`.
 
     Args:
         values: of our own `model_type` (returned as they are), of stock `dinov2` or of `dinov2_with_registers`.
-        source: the folder or Hub id, for the message.
+        source: the folder or Hub id, for messages.
 
     Raises:
-        `ValueError`: another `model_type`, or a stock model for images or patches that are not square.
+        `ValueError`: `model_type` is another one, or a stock model has images or patches that are not square.
     """
     model_type = values.get("model_type", DINOv2Config.model_type)
     if model_type == DINOv2Config.model_type:
@@ -212,7 +212,7 @@ def from_stock_values(values: dict[str, Any], source: str) -> dict[str, Any]:
             " `dinov2_with_registers` is needed."
         )
     defaults = {**STOCK_INTERPOLATION[model_type], "image_size": 224}
-    defaults["patch_size"] = 14 if model_type == "dinov2" else 16  # of the stock classes, for fields left out
+    defaults["patch_size"] = 14 if model_type == "dinov2" else 16  # the default of the stock classes
     dropped = (*STOCK_ONLY_FIELDS, "auto_map", "architectures")
     translated = defaults | {name: value for name, value in values.items() if name not in dropped}
     for name in ("image_size", "patch_size"):

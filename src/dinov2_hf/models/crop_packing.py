@@ -2,10 +2,10 @@
 Crops of several resolutions in one token sequence (paper, section 5: "sequence packing" and "efficient stochastic
 depth").
 
-Every norm, projection and feed-forward network is a function of one token, so it may run on the tokens of all crops
-at once: `(1, sum_i n_i * t_i, D)` for `n_i` crops of `t_i` tokens at resolution `i`. Only attention must keep crops
-apart, and it does so by running once per resolution on a dense `(n_i, heads, t_i, head_dim)` batch. The result equals
-separate forward passes to rounding; nothing is padded and no attention mask is built.
+Every norm, projection and feed-forward network works on single tokens, so it can run on the tokens of all crops at
+once: `(1, sum_i n_i * t_i, D)` for `n_i` crops of `t_i` tokens at resolution `i`. Only attention must keep crops
+apart. It runs once per resolution, on a dense `(n_i, heads, t_i, head_dim)` batch. The result equals separate forward
+passes to rounding. Nothing is padded and no attention mask is built.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import torch
 @dataclass(frozen=True)
 class CropPacking:
     """
-    How a packed sequence is laid out: resolution after resolution, crop after crop.
+    The layout of a packed sequence: resolution after resolution, crop after crop.
 
     Args:
         num_images: crops of each resolution, `n_i`.
@@ -34,7 +34,7 @@ class CropPacking:
 
 def pack_crops(crops: list[torch.Tensor]) -> tuple[torch.Tensor, CropPacking]:
     """
-    Lay token sequences `(n_i, t_i, D)` end to end: `(1, sum_i n_i * t_i, D)` and the layout.
+    Concatenate token sequences `(n_i, t_i, D)` to `(1, sum_i n_i * t_i, D)`, and return it with the layout.
     """
     packing = CropPacking(tuple(crop.shape[0] for crop in crops), tuple(crop.shape[1] for crop in crops))
     sequences = [crop.flatten(0, 1) for crop in crops]
@@ -53,7 +53,7 @@ def unpack_crops(packed: torch.Tensor, packing: CropPacking) -> list[torch.Tenso
 
 
 class _SplitHeads(torch.autograd.Function):
-    """Views of a packed query, key and value; their gradients are written where they belong, and nowhere before."""
+    """Views of a packed query, key and value. Their gradients are written directly into one packed gradient."""
 
     @staticmethod
     def forward(ctx, qkv: torch.Tensor, packing: CropPacking, head_dim: int) -> tuple[torch.Tensor, ...]:
@@ -83,18 +83,18 @@ def split_heads(qkv: torch.Tensor, packing: CropPacking, head_dim: int) -> list[
 
 
 def num_kept(num_images: int, drop_rate: float) -> int:
-    """Crops out of `num_images` that a residual branch keeps: `max(int(n * (1 - p)), 1)`, truncated."""
+    """The number of `num_images` crops that a residual branch keeps: `max(int(n * (1 - p)), 1)`, truncated."""
     return max(int(num_images * (1 - drop_rate)), 1)
 
 
 @dataclass(frozen=True)
 class KeptCrops:
     """
-    The crops that one residual branch sees (efficient stochastic depth).
+    The crops that one residual branch processes (efficient stochastic depth).
 
     Args:
         tokens: `(T',)`, indices of their tokens into the packed sequence.
-        packing: the layout of these.
+        packing: their layout.
         scales: for each resolution `n_i / s_i`, which keeps the mean of the branch when `s_i` of `n_i` crops are kept.
     """
 
@@ -107,8 +107,8 @@ def draw_kept_crops(
     packing: CropPacking, drop_rate: float, device: torch.device, num_branches: int
 ) -> list[KeptCrops]:
     """
-    Choose the crops that each of some branches sees: of the `n_i` crops of each resolution the first `s_i` of a random
-    permutation. All permutations are drawn at once, which is a few kernels in place of a few for each branch.
+    Choose the crops that each branch processes: the first `s_i` of a random permutation of the `n_i` crops of each
+    resolution. All permutations are drawn at once, which takes a few kernels instead of a few for each branch.
     """
     tokens, scales, kept, start = [], [], [], 0
     for images, length in zip(packing.num_images, packing.num_tokens, strict=True):

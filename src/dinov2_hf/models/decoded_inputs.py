@@ -1,4 +1,4 @@
-"""What an image processor is handed, decoded as in training: one image gives one result, whichever way it comes in."""
+"""Decodes the inputs of an image processor as in training, so that the kind of input does not change the result."""
 
 import base64
 import os
@@ -11,23 +11,23 @@ from transformers.image_utils import infer_channel_dimension_format
 
 
 def decode_input(value: str | os.PathLike | Image.Image, timeout: float | None = None) -> Image.Image:
-    """An upright RGB picture of what users of transformers hand over.
+    """An upright RGB picture from any input that transformers accepts.
 
     Args:
         value: a path, a URL, a base64 string (with or without "data:image/..."), or an image that Pillow has opened.
-        timeout: of a URL, in seconds.
+        timeout: for a URL, in seconds.
 
     Raises:
-        UndecodableImage: it cannot be decoded, or is beyond the limits of `data.decoding.size_limits`.
+        UndecodableImage: it cannot be decoded, or exceeds the limits of `data.decoding.size_limits`.
     """
-    # Where it is needed: the room of the data takes a second to import, and models come without images too.
+    # Imported here, because the data package takes a second to import, and models are also used without images.
     from ..data.decoding.rgb import decode_image
 
     return decode_image(encoded_input(value, timeout))
 
 
 def encoded_input(value: Any, timeout: float | None = None) -> Any:
-    """The bytes that a URL or a base64 string stands for; any other value as it is."""
+    """The bytes of a URL or a base64 string; any other value unchanged."""
     if not isinstance(value, str) or os.path.exists(value):
         return value
     if value.startswith(("http://", "https://")):
@@ -36,16 +36,16 @@ def encoded_input(value: Any, timeout: float | None = None) -> Any:
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:
-        return value  # a path that is not there, which is what it is then said to be
+        return value  # a missing path, and it is reported as such
 
 
 class DecodedInputs:
     """
     The part of both image processors that turns inputs into arrays. It comes before the backend of transformers.
 
-    Paths, URLs, base64 strings and PIL images are decoded by `data.decode_image` (by `data.decode_channels`, where
-    `image_mean` is not of 3 channels and `do_convert_rgb` is off), and arrays of 8 or 16 bits with what they hold:
-    grey, or colours and transparency. Other arrays and tensors are as in transformers.
+    Paths, URLs, base64 strings and PIL images are decoded by `data.decode_image` (by `data.decode_channels`, if
+    `image_mean` does not have 3 channels and `do_convert_rgb` is off). Arrays of 8 or 16 bits are converted in the
+    same way, as grey, or as colours and transparency. Other arrays and tensors are treated as in transformers.
     """
 
     def fetch_images(self, images: Any) -> Any:
@@ -77,7 +77,7 @@ class DecodedInputs:
 
 
 def _picture(array: np.ndarray, input_data_format: str | None) -> Image.Image | np.ndarray:
-    """An array that holds what an image file holds, as that picture; any other array as it is."""
+    """An array with the values of an image file as a picture; any other array unchanged."""
     if array.dtype == np.uint16 and array.ndim == 3 and 1 not in (array.shape[0], array.shape[-1]):
         array = np.rint(array / 257).astype(np.uint8)  # Pillow has no colours of 16 bits
     pixels = array

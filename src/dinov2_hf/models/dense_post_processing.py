@@ -1,4 +1,4 @@
-"""From the outputs of the dense heads to masks and depth maps of the images' own sizes, as the pipelines ask for."""
+"""Turns outputs of the dense heads into masks and depth maps of the size of the images, as pipelines need them."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmente
 
 
 class DensePostProcessing:
-    """What both image processors can do with the outputs of the heads for segmentation and depth."""
+    """The post-processing of both image processors for the outputs of the heads for segmentation and depth."""
 
     def post_process_semantic_segmentation(
         self,
@@ -22,9 +22,9 @@ class DensePostProcessing:
 
         Args:
             outputs: with `logits` `(B, num_labels, h, w)`.
-            target_sizes: `(height, width)` for each image, to which the logits are resized (bilinear) first; `None`
-                leaves them at one for each patch.
-            return_segmentation_scores: also give the resized logits.
+            target_sizes: `(height, width)` for each image. The logits are first resized to it (bilinear); `None` keeps
+                one logit for each patch.
+            return_segmentation_scores: also return the resized logits.
 
         Returns:
             `B` tensors `(height, width)` of class numbers; with scores, `B` times `segmentation`, such a tensor, and
@@ -68,7 +68,7 @@ def resize_each(maps: torch.Tensor, sizes: Sequence[tuple[int, int]] | None, fie
     if sizes is None:
         return each
     if len(sizes) != len(each):
-        raise ValueError(f"`{field}` holds {len(sizes)} sizes, but there are {len(each)} images; give one for each.")
+        raise ValueError(f"`{field}` has {len(sizes)} sizes, but there are {len(each)} images; give one for each.")
     return [
         interpolate(one, tuple(map(int, size)), mode="bilinear", align_corners=False)
         for one, size in zip(each, sizes, strict=True)

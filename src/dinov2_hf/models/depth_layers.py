@@ -1,12 +1,12 @@
 """The four blocks that depth heads read (paper, section 7.4)."""
 
-# 0-based, of the released heads, by the number of blocks of their backbone (S and B, L, g).
+# 0-based blocks of the released heads, by the number of blocks of their backbone (S and B, L, g).
 DEPTH_LAYERS = {12: [2, 5, 8, 11], 24: [4, 11, 17, 23], 40: [9, 19, 29, 39]}
 
 
 def four_depth_layers(num_hidden_layers: int) -> list[int]:
     """
-    Those of the released heads, and the last block of each quarter for a backbone of any other depth.
+    The blocks of the released heads, or the last block of each quarter for a backbone of another depth.
 
     Raises:
         `ValueError`: there are fewer than 4 blocks.

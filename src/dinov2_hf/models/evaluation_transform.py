@@ -1,4 +1,4 @@
-"""What both image processors share: the steps and sizes of the original's evaluation."""
+"""The common part of both image processors: the steps and sizes of the original's evaluation."""
 
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
@@ -9,8 +9,9 @@ from .dense_post_processing import DensePostProcessing
 class EvaluationTransform(DensePostProcessing, DecodedInputs):
     """
     The original's evaluation transform: short side to 256 pixels (bicubic), centre crop of 224, ImageNet mean and
-    deviation. Every step and size can be overridden at construction or in the call, as with any image processor.
-    Files and images are decoded as in training (`DecodedInputs`). It comes before the backend of transformers.
+    deviation. Every step and size can be overridden at construction or in the call, as with any image processor. Files
+    and images are decoded as in training (`DecodedInputs`). As a base class, it comes before the backend of
+    transformers.
     """
 
     resample = PILImageResampling.BICUBIC

@@ -12,11 +12,11 @@ class DINOv2ImageProcessor(EvaluationTransform, TorchvisionBackend):  # type: ig
 
 def image_processor_of(config: DINOv2Config, resize_size: int | None = None, **values) -> DINOv2ImageProcessor:
     """
-    That of a backbone at the `image_size` of its configuration.
+    The image processor of a backbone at the `image_size` of its configuration.
 
     Args:
         resize_size: short side in pixels before the centre crop; by default with the usual margin of 256 / 224.
-        values: of `DINOv2ImageProcessor`, such as `image_mean`.
+        values: arguments of `DINOv2ImageProcessor`, such as `image_mean`.
     """
     size = config.image_size
     return DINOv2ImageProcessor(

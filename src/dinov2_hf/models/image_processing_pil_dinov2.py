@@ -7,6 +7,6 @@ from .evaluation_transform import EvaluationTransform
 
 class DINOv2ImageProcessorPil(EvaluationTransform, PilBackend):
     """
-    As `DINOv2ImageProcessor`, and from the same files, but PIL resizes, as in the original. The results of the two
-    resizings are a grey level apart in photographs, and up to 9 of 255 in pure noise.
+    As `DINOv2ImageProcessor`, and loaded from the same files, but PIL resizes, as in the original. The results of the
+    two differ by one grey level in photographs, and by up to 9 of 255 in pure noise.
     """

@@ -1,4 +1,4 @@
-"""Weights pretrained on RGB, for images of another number of channels."""
+"""Adapts weights pretrained on RGB to images with another number of channels."""
 
 import torch
 from transformers import PreTrainedModel
@@ -9,17 +9,18 @@ from .modeling_dinov2 import DINOv2PatchEmbeddings
 @torch.no_grad()
 def adapt_num_channels(model: PreTrainedModel, num_channels: int) -> PreTrainedModel:
     """
-    Change the number of input channels of a model in place, keeping what its patch projection has learned.
+    Change the number of input channels of a model in place. The weights of its patch projection are kept.
 
-    One channel gets the sum of the old ones, which is exact for a grey image that was repeated to RGB. More channels
-    repeat the old ones in turn (R, G, B, R, ...), scaled by old over new so that the tokens keep their size.
+    One channel gets the sum of the old weights, which is exact for a grey image that was repeated to RGB. More
+    channels repeat the old weights in turn (R, G, B, R, ...), scaled by old over new so that the tokens keep their
+    size.
 
     Args:
-        model: any model of this package that has a patch projection; all of its projections are changed.
+        model: any model of this package with a patch projection; all of its projections are changed.
         num_channels: channels of the new images, at least 1.
 
     Returns:
-        The model itself, with `config.num_channels` brought up to date.
+        The model itself, with an updated `config.num_channels`.
 
     Raises:
         ValueError: `num_channels` is below 1, or the model has no patch projection.

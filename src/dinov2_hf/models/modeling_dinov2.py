@@ -2,7 +2,7 @@
 The DINOv2 vision transformer (paper: Oquab et al. 2024; registers: Darcet et al. 2024).
 
 Parameter names are those of the checkpoints on the Hub (`encoder.layer.0.attention.attention.query.weight`, ...), so
-released weights load and saved weights travel without any renaming.
+released weights are loaded and weights are saved without renaming.
 
 Shapes: `B` images, `N = h * w` patches, `R` register tokens, `T = 1 + R + N` tokens in the order CLS, registers,
 patches, `D` hidden size.
@@ -58,7 +58,7 @@ class DINOv2PatchEmbeddings(nn.Module):
                 f"`pixel_values` is {height} x {width} pixels; both must be multiples of the patch size,"
                 f" {self.patch_size}."
             )
-        if not torch.is_autocast_enabled(pixel_values.device.type):  # which rounds them itself, without a detour
+        if not torch.is_autocast_enabled(pixel_values.device.type):  # autocast rounds them directly
             pixel_values = pixel_values.to(self.projection.weight.dtype)
         return self.projection(pixel_values).flatten(2).transpose(1, 2)
 
@@ -80,8 +80,8 @@ class DINOv2Embeddings(nn.Module):
         self.interpolate_antialias = config.interpolate_antialias
 
     def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
-        # Under autocast the projection is half precision. The residual stream is not: updates that a LayerScale of
-        # 1e-5 scales would round away in it.
+        # Under autocast the projection is half precision. The residual stream is not, because updates scaled by a
+        # LayerScale of 1e-5 would be rounded away.
         tokens = self.patch_embeddings(pixel_values).to(self.position_embeddings.dtype)
         if bool_masked_pos is not None:
             # Before the positions are added: a masked token keeps its position.
@@ -115,7 +115,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out, `(B, heads, T, head_dim)` to `(B, T, heads, head_dim)`; the one that returns weights."""
+    """Eager attention, `(B, heads, T, head_dim)` to `(B, T, heads, head_dim)`; only this one returns weights."""
     weights = torch.softmax(query @ key.transpose(-1, -2) * scaling, dim=-1)
     return (weights @ value).transpose(1, 2), weights
 
@@ -141,8 +141,8 @@ class DINOv2SelfAttention(nn.Module):
         **kwargs,
     ) -> tuple[torch.Tensor | tuple[torch.Tensor, ...], torch.Tensor | None]:
         """
-        `(B, T, D)` to `(B, T, D)` and what the attention gives as weights; packed, to `(n_i, t_i, D)` of each
-        resolution.
+        `(B, T, D)` to `(B, T, D)` and the attention weights, if there are any; a packed sequence to `(n_i, t_i, D)`
+        for each resolution.
         """
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -165,7 +165,7 @@ class DINOv2SelfAttention(nn.Module):
             return [qkv.unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()]
         device_type = hidden_states.device.type
         if not torch.is_grad_enabled() and torch.is_autocast_enabled(device_type):
-            # Once, where autocast would do it for each of the three. With gradients, their sum must stay float32.
+            # Cast once; autocast would do it for each of the three. With gradients, their sum must stay float32.
             hidden_states = hidden_states.to(torch.get_autocast_dtype(device_type))
         parts = [
             projection(hidden_states).view(*hidden_states.shape[:-1], -1, self.head_dim) for projection in projections
@@ -179,7 +179,7 @@ class DINOv2SelfAttention(nn.Module):
 
 
 class DINOv2SelfOutput(nn.Module):
-    """The output projection of attention, a module of its own because the checkpoints name it so."""
+    """The output projection of attention. It is a separate module because checkpoints have its name."""
 
     def __init__(self, config: DINOv2Config):
         super().__init__()
@@ -218,7 +218,7 @@ class DINOv2LayerScale(nn.Module):
     def forward(self, hidden_states: torch.Tensor, added_to: torch.Tensor | None = None) -> torch.Tensor:
         if added_to is None:
             return hidden_states * self.lambda1
-        # One pass over memory; autocast would make a copy first.
+        # One pass over memory. Autocast would make a copy first.
         with torch.autocast(hidden_states.device.type, enabled=False):
             return torch.addcmul(added_to, hidden_states, self.lambda1)
 
@@ -237,7 +237,7 @@ class DINOv2MLP(nn.Module):
 
 
 class DINOv2SwiGLUFFN(nn.Module):
-    """`weights_out(silu(a) * g)` with `(a, g)` the halves of `weights_in(x)`; two thirds of the MLP width, to 8."""
+    """`weights_out(silu(a) * g)` with `(a, g) = weights_in(x)`; width two thirds of the MLP, rounded to 8."""
 
     def __init__(self, config: DINOv2Config):
         super().__init__()
@@ -280,8 +280,8 @@ class DINOv2Layer(GradientCheckpointingLayer):
         Args:
             hidden_states: `(B, T, D)`, or `(1, sum_i n_i * t_i, D)` laid out as `crop_packing` says; the same shape
                 comes out.
-            kept: what each of the two branches sees; by default drawn here.
-            is_inner: whether nobody but the block before has what comes in, and but the block after what goes out.
+            kept: the crops that each of the two branches processes; by default drawn here.
+            is_inner: whether only the previous block has the input, and only the next block gets the output.
         """
         shape = hidden_states.shape
         if self.training and self.drop_path_rate > 0:
@@ -307,11 +307,11 @@ class DINOv2Layer(GradientCheckpointingLayer):
             hidden_states, self.norm2, feed_forward, self.layer_scale2, crop_packing, seen[1],
             is_own=True, is_gradient_own=is_inner[1],
         )  # fmt: skip
-        # No view where none is needed: FSDP2 hooks into what comes out, and warns of views.
+        # No view if none is needed: FSDP2 adds hooks to the output, and warns about views.
         return hidden_states if hidden_states.shape == shape else hidden_states.view(shape)
 
     def is_eager_training(self) -> bool:
-        """Whether the branches may take the short way of residual_stream.py."""
+        """Whether the branches may use the fused path of residual_stream.py."""
         layers = [*self.attention.attention.children(), *self.attention.output.children(), *self.mlp.children()]
         return is_eager_training_of(self, tuple(layer for layer in layers if list(layer.parameters())))
 
@@ -356,7 +356,7 @@ class DINOv2PreTrainedModel(SavesCheckpointKeysAsTheyAre, PreTrainedModel):
             if module.register_tokens is not None:
                 init.normal_(module.register_tokens, std=1e-6)
         elif isinstance(module, nn.BatchNorm2d):
-            super()._init_weights(module)  # running averages too: `from_pretrained` leaves their memory as it was
+            super()._init_weights(module)  # also running averages, whose memory `from_pretrained` leaves uninitialised
 
 
 class DINOv2Encoder(DINOv2PreTrainedModel):
@@ -388,9 +388,9 @@ class DINOv2Encoder(DINOv2PreTrainedModel):
 
 class DINOv2Model(DINOv2PreTrainedModel):
     """
-    The backbone: what `AutoModel` loads.
+    The backbone, which `AutoModel` loads.
 
-    `last_hidden_state` holds CLS, registers and patches after the final norm; `pooler_output` is its CLS token.
+    `last_hidden_state` contains CLS, registers and patches after the final norm; `pooler_output` is its CLS token.
     """
 
     def __init__(self, config: DINOv2Config):
@@ -411,8 +411,8 @@ class DINOv2Model(DINOv2PreTrainedModel):
             bool_masked_pos (`torch.BoolTensor` of shape `(B, N)`, *optional*): patches to replace by the mask token.
 
         Returns:
-            `last_hidden_state` `(B, 1 + R + N, D)`, `pooler_output` `(B, D)`, and, when asked for, `hidden_states`
-            (before the final norm; index 0 is the input of the first block) and `attentions`.
+            `last_hidden_state` `(B, 1 + R + N, D)`, `pooler_output` `(B, D)`, and, on request, `hidden_states` (before
+            the final norm; index 0 is the input of the first block) and `attentions`.
 
         Raises:
             `ValueError`: when `H` or `W` is not a multiple of the patch size, or `C` is not `num_channels`.
@@ -435,8 +435,8 @@ class DINOv2Model(DINOv2PreTrainedModel):
         norm: bool = True,
     ) -> tuple[torch.Tensor | tuple[torch.Tensor, torch.Tensor], ...]:
         r"""
-        Patch tokens after chosen blocks, as the original's method of this name gives them: registers are left out, and
-        blocks come in the order of depth.
+        Patch tokens after chosen blocks, like the original's method of this name: without registers, and with blocks
+        in the order of depth.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): normalised images.
@@ -446,7 +446,7 @@ class DINOv2Model(DINOv2PreTrainedModel):
             norm: apply the final norm to every block's tokens.
 
         Raises:
-            `ValueError`: `n` is not a number of blocks, or names a block that there is not, or one twice.
+            `ValueError`: `n` is not a number of blocks, or names a block that does not exist, or names a block twice.
         """
         depth = len(self.encoder.layer)
         blocks = list(range(depth - n, depth)) if isinstance(n, int) else list(n)
@@ -473,13 +473,13 @@ class DINOv2Model(DINOv2PreTrainedModel):
         packed: bool | None = None,
     ) -> list[torch.Tensor]:
         r"""
-        Several resolutions, equal to one `forward` each.
+        Process several resolutions. The result equals one `forward` for each.
 
         Args:
             crops: images `(n_i, C, H_i, W_i)` of each resolution.
             masks: for each resolution `None` or `(n_i, N_i)` booleans, as `bool_masked_pos`.
-            packed: run all resolutions as one sequence, which saves launches on an accelerator. `None`: everywhere
-                but on a CPU, where packed ViT-S steps took 0.99 to 1.13 of the time of separate passes.
+            packed: run all resolutions as one sequence, which saves launches on an accelerator. `None`: on every
+                device except a CPU, where packed ViT-S steps took 0.99 to 1.13 of the time of separate passes.
 
         Returns:
             For each resolution the tokens after the final norm, `(n_i, 1 + R + N_i, D)`.

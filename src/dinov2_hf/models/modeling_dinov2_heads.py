@@ -39,12 +39,12 @@ def run_backbone(
 
     Args:
         blocks: 0-based.
-        output_hidden_states: as in the heads' `forward`; without it the outputs hold no `hidden_states`, and those of
+        output_hidden_states: as in the heads' `forward`. Without it the outputs have no `hidden_states`, and those of
             other blocks are not kept in memory.
     """
     if output_hidden_states is None:
         output_hidden_states = backbone.config.output_hidden_states
-    # 0 is the input of the first block, but its output in transformers before 5.23; counted from the end both agree.
+    # Index 0 is the input of the first block, but its output in transformers before 5.23. Negative indices agree.
     wanted = output_hidden_states or sorted({*blocks, *(block + 1 for block in blocks)})
     outputs = backbone(pixel_values, output_hidden_states=wanted, **kwargs)
     tokens = [outputs.hidden_states[block - backbone.config.num_hidden_layers] for block in blocks]
@@ -55,9 +55,10 @@ def run_backbone(
 
 def center_pad(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
     """
-    Images with zeros around them, so that both sides are multiples of the patch size (an odd number of pixels has the
-    larger half below and to the right). The original's segmenters and depthers do this, and resize what they predict
-    for the padded image to the image, a shift of up to half a patch that its published numbers include.
+    Pad images with zeros so that both sides are multiples of the patch size (of an odd number of pixels, the larger
+    half is below and to the right). The original's models for segmentation and depth do this. They resize the
+    prediction for the padded image to the image, a shift of up to half a patch. Its published numbers include this
+    shift.
     """
     height, width = pixel_values.shape[-2:]
     rows, columns = -height % patch_size, -width % patch_size
@@ -68,11 +69,11 @@ def center_pad(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
 
 
 class DINOv2PreTrainedHead(DINOv2PreTrainedModel):
-    """A model with a backbone `dinov2` whose inner blocks its head reads."""
+    """A model with a backbone `dinov2`, and a head that reads inner blocks of it."""
 
     def post_init(self):
         super().post_init()
-        # At the first use, as elsewhere, it would break the graph of a compiled model.
+        # Doing this at the first use, as elsewhere, would break the graph of a compiled model.
         maybe_install_capturing_hooks(self.dinov2.encoder)
 
 
@@ -98,7 +99,7 @@ class DINOv2ForImageClassification(DINOv2PreTrainedHead):
         Args:
             pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): normalised images.
             labels (`torch.LongTensor` of shape `(B,)`, *optional*): class numbers, or values for a regression
-                (`config.problem_type`); they turn `loss` on.
+                (`config.problem_type`). With labels, `loss` is returned.
 
         Returns:
             `logits` `(B, num_labels)`.
@@ -158,8 +159,8 @@ class DINOv2ForSemanticSegmentation(DINOv2PreTrainedHead):
                 `config.semantic_loss_ignore_index` do not count.
 
         Returns:
-            `logits` `(B, num_labels, h, w)`, one for each patch; `loss` is taken after bilinear upsampling to the
-            labels' size.
+            `logits` `(B, num_labels, h, w)`, one for each patch; `loss` is computed after bilinear upsampling to the
+            size of the labels.
         """
         if labels is not None and self.num_labels < 2:
             raise ValueError(f"`num_labels` is {self.num_labels}, but a loss over classes needs at least 2.")
@@ -179,8 +180,8 @@ class DINOv2ForSemanticSegmentation(DINOv2PreTrainedHead):
 
 class DINOv2DepthHead(nn.Module):
     """
-    Depth as the mean of `depth_num_bins` depths, spaced evenly from `min_depth` to `max_depth`, weighed by
-    `(relu(logit) + 0.1)` over its sum: patch features `(B, C, h, w)` to depth `(B, 4 h, 4 w)`.
+    Depth as the mean of `depth_num_bins` depths, spaced evenly from `min_depth` to `max_depth` and weighted by
+    `(relu(logit) + 0.1)` divided by its sum: patch features `(B, C, h, w)` to depth `(B, 4 h, 4 w)`.
     """
 
     def __init__(self, config: DINOv2Config):
@@ -190,8 +191,8 @@ class DINOv2DepthHead(nn.Module):
         self.conv_depth = nn.Conv2d(2 * config.hidden_size * num_layers, config.depth_num_bins, kernel_size=1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        # The original upsamples the features and convolves then. A 1 x 1 convolution and a resampling whose weights
-        # sum to 1 commute, and there are 256 bins where there are up to 12,288 features.
+        # The original first upsamples the features and then convolves. A 1 x 1 convolution and a resampling whose
+        # weights sum to 1 commute, and there are 256 bins but up to 12,288 features.
         logits = nn.functional.interpolate(
             self.conv_depth(features), scale_factor=4, mode="bilinear", align_corners=False
         )
@@ -204,7 +205,7 @@ class DINOv2DepthHead(nn.Module):
 
 class DINOv2ForDepthEstimation(DINOv2PreTrainedHead):
     """
-    Linear depth on the patches of `depth_layers`, each with the CLS token of its block beside it, without the final
+    Linear depth on the patches of `depth_layers`, each concatenated with the CLS token of its block, without the final
     norm (section 7.4).
     """
 
@@ -224,7 +225,7 @@ class DINOv2ForDepthEstimation(DINOv2PreTrainedHead):
             `predicted_depth` `(B, 4 h, 4 w)`, in the unit of `min_depth` and `max_depth`.
 
         Raises:
-            `ValueError`: for `labels`, as in transformers' depth models: the loss belongs to the training.
+            `ValueError`: `labels` are given. As in transformers' depth models, the loss is part of the training code.
         """
         if labels is not None:
             raise ValueError("`labels` is given, but this model has no loss of its own; compare `predicted_depth`.")

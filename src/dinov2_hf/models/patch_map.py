@@ -1,4 +1,4 @@
-"""From a sequence of tokens back to a picture of them."""
+"""Turns a sequence of tokens back into a map of patches."""
 
 import torch
 
@@ -6,6 +6,6 @@ from .configuration_dinov2 import DINOv2Config
 
 
 def patch_map(tokens: torch.Tensor, pixel_values: torch.Tensor, config: DINOv2Config) -> torch.Tensor:
-    """Tokens `(B, 1 + R + h * w, D)` of the images to their patches, `(B, D, h, w)`."""
+    """The patches `(B, D, h, w)` of tokens `(B, 1 + R + h * w, D)` of the images."""
     height = pixel_values.shape[-2] // config.patch_size
     return tokens[:, 1 + config.num_register_tokens :].transpose(1, 2).unflatten(2, (height, -1))

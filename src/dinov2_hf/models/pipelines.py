@@ -1,8 +1,8 @@
-"""The pipelines of transformers for images, decoding as in training where the model is ours.
+"""The pipelines of transformers for images. For our models, they decode as in training.
 
-A pipeline turns what it is handed into RGB before the image processor sees it: 16 bits are cut off at 255, and what is
-transparent takes whatever colour lies below. The classes here decode first. transformers finds them by the task; for
-any image processor but ours they give its own pipeline, of its own class.
+A stock pipeline converts its input to RGB before the image processor gets it: 16-bit values are cut off at 255, and
+transparent pixels show the colour stored below them. The classes here decode first. transformers finds them by the
+task. For other image processors they return the stock pipeline, of its own class.
 """
 
 import os
@@ -19,10 +19,10 @@ from .decoded_inputs import DecodedInputs, decode_input
 
 
 class DecodingPipeline:
-    """What the four pipelines share."""
+    """The common part of the four pipelines."""
 
     def __new__(cls, *args: Any, image_processor: Any = None, **kwargs: Any):
-        if image_processor is None or isinstance(image_processor, DecodedInputs):  # None: it is being copied
+        if image_processor is None or isinstance(image_processor, DecodedInputs):  # None: a copy is being made
             return super().__new__(cls)
         stock = cls.__mro__[cls.__mro__.index(DecodingPipeline) + 1]
         return stock(*args, image_processor=image_processor, **kwargs)  # of another class, so not initialised again
@@ -60,5 +60,5 @@ PIPELINES = {
 def register_pipelines() -> None:
     """Make `transformers.pipeline` find the classes above."""
     for task, pipeline_class in PIPELINES.items():
-        # Not by `register_pipeline`: a saved pipeline would carry a copy of this code, to be trusted on loading.
+        # Without `register_pipeline`: a saved pipeline would contain a copy of this code, to be trusted on loading.
         PIPELINE_REGISTRY.supported_tasks[task]["impl"] = pipeline_class

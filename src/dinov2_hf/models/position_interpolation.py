@@ -9,7 +9,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class _Resized:
-    """The last positions that a module resized, and what they were made from."""
+    """The last positions that a module resized, and the inputs of that resizing."""
 
     stored: torch.Tensor  # a copy: the weights may change in place
     grid: tuple[int, int]
@@ -18,7 +18,7 @@ class _Resized:
     positions: torch.Tensor
 
 
-# Beside the modules and not in them: no state dict, copy or export of a module has it.
+# Stored outside the modules, so that no state dict, copy or export of a module contains it.
 _LAST_RESIZED: WeakKeyDictionary[nn.Module, _Resized] = WeakKeyDictionary()
 
 
@@ -26,11 +26,11 @@ def remembered_position_embeddings(
     owner: nn.Module, position_embeddings: torch.Tensor, grid: tuple[int, int], *, offset: float, antialias: bool
 ) -> torch.Tensor:
     """
-    As `interpolate_position_embeddings`, but what was made for `owner` the last time serves again, while everything
-    that it was made from is the same. The weights are compared, value by value, which takes a third of the time.
+    As `interpolate_position_embeddings`, but the last result for `owner` is reused as long as all of its inputs are
+    the same. The weights are compared value by value, which takes a third of the time of resizing.
 
-    That is so on a CPU without gradients. A comparison would wait for another device, and a trace must hold the
-    resizing itself. What comes back must not be changed in place.
+    Results are reused only on a CPU without gradients. On another device the comparison would wait for it, and a trace
+    must contain the resizing itself. The result must not be changed in place.
     """
     if (
         position_embeddings.device.type != "cpu"
@@ -64,13 +64,12 @@ def interpolate_position_embeddings(
     Args:
         position_embeddings: `(1, 1 + M * M, D)`, CLS first.
         grid: wanted patches `(h, w)`.
-        offset: when not 0, the scale handed to the resampling is `((h + offset) / M, (w + offset) / M)` and is used as
-            given, which shifts the sampled coordinates a little; the original does this (with 0.1) for models without
-            registers.
+        offset: if not 0, the scale of the resampling is `((h + offset) / M, (w + offset) / M)`, used as given. This
+            shifts the sampled coordinates a little. The original does this (with 0.1) for models without registers.
         antialias: widen the cubic kernel when shrinking.
 
     Returns:
-        `(1, 1 + h * w, D)`; the input itself when the grid is already `M * M`.
+        `(1, 1 + h * w, D)`; the input itself if the grid is already `M * M`.
     """
     height, width = grid
     num_patches, side = position_embeddings.shape[1] - 1, int((position_embeddings.shape[1] - 1) ** 0.5)
@@ -100,7 +99,8 @@ def _resize_in_trace(
     """
     The resampling of `interpolate_position_embeddings` under `torch.jit.trace`, `(1, D, M, M)` to `(1, D, h, w)`.
 
-    A trace takes sizes in Python for constants. Compiled, they stay variable, so one trace is right at every size.
+    A trace treats sizes in Python as constants. In a compiled function they stay variable, so one trace is right at
+    every size.
     """
     h, w, side = int(height), int(width), stored.shape[-1]
     if h == side and w == side:

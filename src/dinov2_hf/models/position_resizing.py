@@ -1,4 +1,4 @@
-"""Stored position embeddings for another image size, such as a phase of higher resolution (paper, section 5)."""
+"""Resizes stored position embeddings for another image size, such as in the high-resolution phase (section 5)."""
 
 import torch
 from transformers import PreTrainedModel
@@ -11,16 +11,16 @@ def resize_position_embeddings(model: PreTrainedModel, image_size: int) -> PreTr
     """
     Store the position embeddings of a model for another image size, in place.
 
-    They are resized as the network itself resizes them for such an image, with its own offset and antialiasing, so
-    that its features of images of `image_size` pixels stay the same; other sizes are interpolated from the new grid
-    from then on.
+    They are resized as the network itself resizes them for such an image, with its own offset and antialiasing. So its
+    features of images of `image_size` pixels stay the same. From then on, other sizes are interpolated from the new
+    grid.
 
     Args:
-        model: any model of this package that holds a backbone; all of its backbones are changed.
+        model: any model of this package with a backbone; all of its backbones are changed.
         image_size: side of the images in pixels, a multiple of the patch size.
 
     Returns:
-        The model itself, with `config.image_size` brought up to date.
+        The model itself, with an updated `config.image_size`.
 
     Raises:
         ValueError: `image_size` is not a multiple of the patch size, or the model has no position embeddings.

@@ -1,18 +1,20 @@
 """
-The residual stream in training: what a block takes from it, and what it adds to it, with few passes over memory.
+The residual stream in training: reading the input of a block from it and adding the output to it, with few passes over
+memory.
 
-A branch of a block is `x + scale * gain * (inputs @ weight.T + bias)`, with `inputs` made from `norm(x)`. Autograd
-would keep its product, copies of it scaled by LayerScale and by stochastic depth, and the input of the norm in
-float32, and read each again. Little of it is needed. The gradient of the gain follows from that of the weight before
-the gain:
+A branch of a block is `x + scale * gain * (inputs @ weight.T + bias)`, with `inputs` computed from `norm(x)`. Autograd
+would save the product, its copies scaled by LayerScale and by stochastic depth, and the input of the norm in float32,
+and read each of them again. Most of this is not needed. The gradient of the gain follows from the gradient of the
+weight before the gain:
 
     G = gradient.T @ inputs        d weight = gain * G        d gain = sum_j weight_j * G_j + bias * sum(gradient)
 
-Nor is what the norm gives: the first layer of a branch takes it, and its backward pass makes it again. Under autocast
-the norm reads rows in the dtype in which its output is multiplied, and keeps these. The stream itself is float32 under
-every precision, and so is everything added to it.
+The output of the norm is not saved either: the first layer of a branch uses it, and its backward pass computes it
+again. Under autocast the norm reads rows in the dtype in which its output is multiplied, and saves these. The stream
+itself is float32 under every precision, and so is everything that is added to it.
 
-Shapes: `T` tokens of all crops, `T'` of those that a branch keeps, `D` channels of the stream, `d` of the inputs.
+Shapes: `T` tokens of all crops, `T'` tokens of the crops that a branch keeps, `D` channels of the stream, `d` channels
+of the inputs.
 """
 
 from collections.abc import Callable
@@ -23,8 +25,8 @@ from torch import nn
 from .crop_packing import CropPacking, KeptCrops
 
 
-# Where the kernel of a norm's gradient sums those of its weights in the dtype of the rows, unless it gets float32, and
-# where a sum of half precision that is to be float32 first makes a copy of all rows. Elsewhere sums are float32.
+# Devices on which the kernel of a norm's gradient sums the gradients of its weights in the dtype of the rows, unless
+# it gets float32, and on which a float32 sum of half-precision rows first copies all rows. Elsewhere sums are float32.
 SUM_IN_HALF_PRECISION = {"cpu"}
 
 
@@ -34,11 +36,11 @@ class ResidualStream:
 
     Args:
         hidden_states: `(..., D)`; with `kept` `(1, T, D)`.
-        norm: of the branch.
+        norm: norm of the branch.
         gain: LayerScale of the branch, `(D,)`.
-        kept: crops that the branch sees; `None` is all.
-        is_own: `hidden_states` was made by the branch before this one, and nobody else has it.
-        is_gradient_own: what `add` returns goes to the branch after this one, and nobody else has it.
+        kept: crops that the branch processes; `None` means all.
+        is_own: the previous branch made `hidden_states`, and nothing else uses it.
+        is_gradient_own: only the next branch gets the result of `add`, and nothing else uses it.
 
     """
 
@@ -56,7 +58,8 @@ class ResidualStream:
 
     def take(self, linears: tuple[nn.Linear, ...]) -> torch.Tensor:
         """
-        The first layer of the branch, of all rows or of those of the kept crops: `linears` side by side, `(..., d)`.
+        The output of the first layer of the branch, `(..., d)`, for all rows or for the kept crops. Several `linears`
+        are concatenated.
         """
         tokens = None if self.kept is None else self.kept.tokens
         norm = self.norm.weight, self.norm.bias, self.norm.eps
@@ -72,7 +75,7 @@ class ResidualStream:
 
         Args:
             linear: the last layer of the branch.
-            inputs: of that layer, `(..., d)`: all rows, or those of each resolution.
+            inputs: inputs of that layer, `(..., d)`: all rows, or the rows of each resolution.
         """
         in_place = self.is_own and self.kept is not None
         return _AddToStream.apply(
@@ -83,7 +86,9 @@ class ResidualStream:
 def first_of_branch(
     linears: tuple[nn.Module, ...], hidden_states: torch.Tensor, stream: ResidualStream | None
 ) -> torch.Tensor:
-    """What the first layer of a branch, of one part or several side by side, makes of the norm or of the stream."""
+    """
+    The output of the first layer of a branch (one linear map or several, concatenated) on the norm or the stream.
+    """
     if stream is not None:
         return stream.take(linears)
     if len(linears) == 1:
@@ -97,7 +102,7 @@ def first_of_branch(
 def last_of_branch(
     linear: nn.Module, inputs: torch.Tensor | tuple[torch.Tensor, ...], stream: ResidualStream | None
 ) -> torch.Tensor:
-    """What the last layer of a branch gives, or the stream with that added. Inputs may be those of each resolution."""
+    """The output of the last layer of a branch, or the stream with it added. Inputs may be split by resolution."""
     if stream is not None:
         return stream.add(linear, inputs if isinstance(inputs, tuple) else (inputs,))
     if isinstance(inputs, tuple):
@@ -107,8 +112,8 @@ def last_of_branch(
 
 def may_fuse(linear: nn.Module) -> bool:
     """
-    Whether the weight of `linear` may be used without a call of it: it is trained, no adapter is in its place, nobody
-    observes it, and it does not come with the call (as it does under DeepSpeed ZeRO-3).
+    Whether the weight of `linear` may be used without calling it: it is trained, no adapter replaces it, it has no
+    hooks, and its weight does not only arrive with the call (as under DeepSpeed ZeRO-3).
     """
     if type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks:
         return False
@@ -117,11 +122,11 @@ def may_fuse(linear: nn.Module) -> bool:
 
 def is_eager_training(block: nn.Module, layers: tuple[nn.Module, ...]) -> bool:
     """
-    Whether gradients are wanted, nothing is traced or compiled (compilers fuse by themselves), and nobody observes or
-    replaces a part of this block. The hooks of FSDP2 observe nothing.
+    Whether gradients are wanted, nothing is traced or compiled (compilers fuse by themselves), and no part of this
+    block has hooks or is replaced. The hooks of FSDP2 do not matter.
 
     Args:
-        layers: the first and the last ones of its branches, of which `ResidualStream` uses the weights.
+        layers: the first and the last layers of its branches, whose weights `ResidualStream` uses.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
@@ -132,8 +137,8 @@ def is_eager_training(block: nn.Module, layers: tuple[nn.Module, ...]) -> bool:
 
 class _TakeNormed(torch.autograd.Function):
     """
-    The stream as it is, and some linear maps, side by side, of the norm of some or all of its rows. The two gradients
-    meet here: those of the rows are added where they belong, in place of zeros that are filled and then added.
+    The unchanged stream, and some concatenated linear maps of the norm of some or all of its rows. The two gradients
+    meet here: the gradients of the rows are added at their positions, without filling and adding a tensor of zeros.
     """
 
     @staticmethod
@@ -151,7 +156,7 @@ class _TakeNormed(torch.autograd.Function):
         ctx.eps, ctx.is_gradient_own = eps, is_gradient_own
         ctx.lengths, ctx.dtype = [len(part) for part in weights], weights[0].dtype
         ctx.bias_dtype = None if bias is None else biases[0].dtype
-        # `data`: not a view, which could not be added to in place.
+        # `data`, because a view could not be added to in place.
         return hidden_states.data, product
 
     @staticmethod
@@ -184,13 +189,15 @@ class _TakeNormed(torch.autograd.Function):
 def _norm_parameters(
     weight: torch.Tensor, bias: torch.Tensor, rows: torch.Tensor
 ) -> tuple[torch.Size, torch.Tensor, torch.Tensor]:
-    """Shape, weight and bias of a norm as its kernels take them for these rows."""
+    """Shape, weight and bias of a norm, in the form that its kernels need for these rows."""
     dtype = torch.promote_types(rows.dtype, torch.float32) if rows.device.type in SUM_IN_HALF_PRECISION else rows.dtype
     return weight.shape, weight.to(dtype), bias.to(dtype)
 
 
 def _sum_of_rows(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Summed in float32; where that takes a copy of the rows, and 3 times as long, rounded once to their dtype."""
+    """
+    The sum in float32. Where that would copy the rows and take 3 times as long, it is rounded once to their dtype.
+    """
     if rows.device.type in SUM_IN_HALF_PRECISION:
         return rows.sum(dim=0).to(dtype)
     return rows.sum(dim=0, dtype=dtype)
@@ -250,7 +257,7 @@ class _AddToStream(torch.autograd.Function):
             gain_gradient = (weight * product).sum(dim=1, dtype=gain.dtype)
             if bias is not None:
                 gain_gradient += bias * total
-            if ctx.dtype == torch.float16:  # in which a weight times a LayerScale of 1e-5 is rounded to nothing
+            if ctx.dtype == torch.float16:  # in fp16, a weight times a LayerScale of 1e-5 is rounded to zero
                 parts, scaled_weight = [(part * gain).to(ctx.dtype) for part in parts], weight.to(ctx.dtype)
             else:
                 scaled_weight = torch.mul(gain[:, None], weight, out=torch.empty_like(weight, dtype=ctx.dtype))
@@ -303,7 +310,7 @@ def add_plainly(
     kept: KeptCrops | None,
     **_,
 ) -> torch.Tensor:
-    """The same step by step: at inference, where something is compiled, and where somebody observes."""
+    """The same, step by step: at inference, under a compiler, and if a module has hooks."""
     if kept is None:
         return layer_scale(branch(norm(hidden_states), packing, None), added_to=hidden_states)
     residual = layer_scale(branch(norm(hidden_states.index_select(1, kept.tokens)), kept.packing, None))

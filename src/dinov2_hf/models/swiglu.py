@@ -1,4 +1,4 @@
-"""The gated activation of SwiGLU, with little kept for its backward pass."""
+"""The gated activation of SwiGLU, which saves little for its backward pass."""
 
 import torch
 from torch import nn
@@ -6,8 +6,8 @@ from torch import nn
 
 class _SwiGLU(torch.autograd.Function):
     """
-    `silu(a) * gate` of `(a, gate)` side by side. Keeps, in place of these two, what the gradient is multiplied by:
-    `silu(a)` for that of the gate, `gate * silu'(a)` for that of `a`.
+    `silu(a) * gate` for concatenated `(a, gate)`. Instead of these two, it saves the factors of the gradient:
+    `silu(a)` for the gradient of the gate, `gate * silu'(a)` for the gradient of `a`.
     """
 
     @staticmethod
@@ -27,7 +27,7 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def swiglu(both: torch.Tensor) -> torch.Tensor:
-    """`silu(a) * gate` for `both` `(..., 2 * d)`, which is `a` and `gate` side by side; `(..., d)`."""
+    """`silu(a) * gate`, `(..., d)`, for `both` `(..., 2 * d)`, which is `a` and `gate` concatenated."""
     if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         return _SwiGLU.apply(both)
     activated, gate = both.chunk(2, dim=-1)

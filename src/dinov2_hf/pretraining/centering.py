@@ -1,10 +1,10 @@
 """
 Teacher targets from teacher logits (paper, section 4): Sinkhorn-Knopp, softmax with a running centre, or neither.
 
-Shapes: `n` rows on this rank (crops or patches), `K` prototypes. The modules turn logits `(n, K)`, which are not held
-at once, into a function of some of the rows to their targets `(rows, K)`: probabilities in the dtype of the logits,
-each row summing to 1. Where rows depend on one another, they do so over all ranks. Rows that only fill a batch up to
-a fixed number are left out of what others depend on; what is said of them means nothing.
+Shapes: `n` rows on this rank (crops or patches), `K` prototypes. The modules take logits `(n, K)`, which are not all
+held in memory at once. They return a function from some of the rows to their targets `(rows, K)`: probabilities in the
+dtype of the logits, where each row sums to 1. If rows depend on one another, they do so over all ranks. Padding rows,
+which only fill a batch up to a fixed number, do not influence other rows, and their own targets are meaningless.
 """
 
 from dataclasses import dataclass
@@ -35,19 +35,19 @@ def sinkhorn_knopp(
     is_counted: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Sinkhorn-Knopp: scales `exp(logits / temperature)` so that prototypes share the rows of all ranks evenly and every
-    row sums to 1. Row and prototype counts cancel and are not needed.
+    Sinkhorn-Knopp: scale `exp(logits / temperature)` so that prototypes share the rows of all ranks evenly and every
+    row sums to 1. The counts of rows and prototypes cancel and are not needed.
 
-    Each step over rows is a softmax, so only the logarithm of the scale of prototypes is kept. Each iteration makes
-    every chunk of logits once: what its rows give to the prototypes needs the same numbers as the scale of the rows.
-    Nothing overflows, however far the rows lie apart.
+    Each step over rows is a softmax, so only the logarithm of the scale of prototypes is kept. Each iteration computes
+    every chunk of logits once, because the sums over prototypes need the same numbers as the scale of the rows.
+    Nothing overflows, however different the rows are.
 
     Args:
-        logits: of `n` rows, which may differ between ranks, and may be 0.
+        logits: of `n` rows; `n` may differ between ranks, and may be 0.
         temperature: of the teacher, above 0.
-        num_iterations: of the row-then-column scaling, at least 1; 3 in the paper.
-        group: the ranks whose rows are balanced together; `None` is all.
-        is_counted: `(n,)` booleans, rows that are balanced; `None`: all of them.
+        num_iterations: iterations of the row-then-column scaling, at least 1; 3 in the paper.
+        group: the ranks whose rows are balanced together; `None` means all ranks.
+        is_counted: `(n,)` booleans, the rows that are balanced; `None` means all rows.
 
     Returns:
         `log u`, `(K,)`, float32: the targets are `softmax(logits / temperature + log u)`.
@@ -55,7 +55,7 @@ def sinkhorn_knopp(
     log_mass = logits.prototypes.new_full((len(logits.prototypes),), -torch.inf, dtype=torch.float32)
     for rows in logits.chunks():
         scores = logits.rows(rows, temperature)
-        if is_counted is not None:  # of infinities no difference is a number
+        if is_counted is not None:  # the difference of two infinities is NaN
             scores = scores.masked_fill_(~is_counted[rows, None], torch.finfo(scores.dtype).min / 2)
         log_mass = torch.logaddexp(log_mass, log_sum_exp(scores.amax(dim=0), torch.softmax(scores, dim=0), dim=0))
     largest = _all_reduce(log_mass.clone(), dist.ReduceOp.MAX, group)
@@ -68,13 +68,13 @@ def sinkhorn_knopp(
                 shares = shares.mul_(is_counted[rows, None])
             mass += shares.sum(dim=0, dtype=torch.float32)
         log_scale -= _all_reduce(mass, dist.ReduceOp.SUM, group).log_()
-    if is_counted is not None:  # of no row at all it is no number
+    if is_counted is not None:  # NaN if there is no row at all
         log_scale = torch.where(log_scale.isfinite(), log_scale, 0)
     return log_scale
 
 
 class SinkhornKnoppCentering(nn.Module):
-    """Targets by `sinkhorn_knopp` over all rows given, of all ranks of `group`; has no state."""
+    """Targets by `sinkhorn_knopp` over all given rows, of all ranks of `group`; has no state."""
 
     def forward(
         self,
@@ -91,10 +91,11 @@ class SinkhornKnoppCentering(nn.Module):
 
 class SoftmaxCentering(nn.Module):
     """
-    Targets `softmax((logits - center) / temperature)`; the centre is a running mean of the logits of earlier calls.
+    Targets `softmax((logits - center) / temperature)`, where the centre is a running mean of the logits of earlier
+    calls.
 
-    The centre moves in training mode only, so a step uses the statistics of the steps before it. `center` `(K,)` is a
-    float32 buffer, saved with the weights.
+    The centre is updated only in training mode, after its use, so a step uses the statistics of the steps before it.
+    `center` `(K,)` is a float32 buffer, saved with the weights.
     """
 
     center: torch.Tensor
@@ -117,28 +118,28 @@ class SoftmaxCentering(nn.Module):
         if self.training:
             with torch.autocast(logits.device.type, enabled=False):
                 rows = logits.bottleneck.float()
-                number = rows.new_full((), len(rows))  # no copy, for which the host would wait
+                number = rows.new_full((), len(rows))  # no copy from the host, which would have to wait
                 if is_counted is not None:
                     rows, number = rows * is_counted[:, None], is_counted.sum()
-                # A mean of products is the product of the mean; that of no rows is 0.
+                # The mean of the products is the product with the mean; the mean of no rows is taken as 0.
                 mean = rows.sum(dim=0) / number.clamp(min=1) @ logits.prototypes.float().T
-            # The mean of rank means, as the original has it for patches; crops have equal counts on all ranks. A rank
-            # without rows, none of whose patches are masked, says nothing of the mean.
+            # The mean of the means of the ranks, as in the original for patches. Crops have equal counts on all ranks.
+            # A rank without rows, because none of its patches is masked, adds nothing to the mean.
             counted = _all_reduce(torch.cat([mean, (number > 0).to(mean.dtype)[None]]), dist.ReduceOp.SUM, group)
             mean = counted[:-1] / counted[-1]
-            # A batch that is not finite, or that has no rows on any rank, is lost, but not the centre with it.
+            # A batch that is not finite, or has no rows on any rank, does not change the centre.
             self.center.lerp_(torch.where(mean.isfinite(), mean, self.center), 1 - self.momentum)
         return targets
 
 
 class NoCentering(nn.Module):
     """
-    Targets `softmax(logits / temperature)`. Nothing keeps all images from choosing the same prototype, so training
-    collapses (DINO paper, section 5.3): for ablations, and to see what a collapse looks like.
+    Targets `softmax(logits / temperature)`. Nothing prevents all images from choosing the same prototype, so training
+    collapses (DINO paper, section 5.3). Use it for ablations, and to see what a collapse looks like.
     """
 
     def forward(self, logits: LogitChunks, temperature: float | torch.Tensor, *_) -> RowTargets:
-        """Logits to their targets; every row is by itself."""
+        """Logits to their targets; rows are independent."""
         return _softmax_of_rows(logits, temperature)
 
 
@@ -163,10 +164,11 @@ class Centering:
 
     Args:
         cls, patches: the modules for CLS tokens and for patches.
-        temperature: of the teacher, above 0; a scalar tensor where it must not be compiled in.
-        chunk_size: rows of which logits are held at once.
-        group: the ranks whose rows depend on one another; `None` is all.
-        is_counted: `(M,)` booleans, which of the patches are no padding; `None`: all.
+        temperature: temperature of the teacher, above 0; a scalar tensor if it must not become a constant of compiled
+            code.
+        chunk_size: rows whose logits are held at once.
+        group: the ranks whose rows depend on one another; `None` means all ranks.
+        is_counted: `(M,)` booleans, the patches that are not padding; `None` means all patches.
     """
 
     cls: nn.Module

@@ -1,13 +1,13 @@
 """
-`torch.compile` for the step of an objective: of the blocks of its networks, or of the whole step.
+`torch.compile` for the step of an objective: for the blocks of its networks, or for the whole step.
 
-Blocks of one network share what is compiled for the first of them, so `"blocks"` is ready soon; and the gradients of
-a block are there before those of the blocks below it, so that DDP sends them meanwhile. `"step"` compiles the backbone
-of the teacher as one function, and students, heads and losses as another one.
+Blocks of one network share the code that is compiled for the first of them, so `"blocks"` compiles quickly. The
+gradients of a block are ready before the gradients of the blocks below it, so DDP can send them meanwhile. `"step"`
+compiles the backbone of the teacher as one function, and students, heads and losses as another one.
 
-Names of weights stay as they are. Shapes are compiled in, so for `"step"` all batches must have as many masked patches
-(`PreTrainingCollator`, `pad_masked`). Numbers that schedules move become scalar tensors there; of other numbers each
-value would be compiled by itself.
+Names of weights do not change. Shapes are constants of compiled code, so for `"step"` all batches must have the same
+number of masked patches (`PreTrainingCollator`, `pad_masked`). Numbers that follow schedules become scalar tensors
+there. Otherwise each of their values would be compiled separately.
 """
 
 import os
@@ -25,15 +25,15 @@ from .objective import Objective
 
 
 HOW = ("no", "blocks", "step")
-# Of one function: student and teacher, each resolution, several students. Beyond 8, torch would compile no more of
-# them and run the others as they are.
+# Compiled versions of one function: for student and teacher, each resolution, several students. Beyond the default of
+# 8, torch would run the others without compiling them.
 MOST_VARIANTS = 64
 
 
 def compile_objective(model: Objective, how: str) -> None:
     """
-    Let `torch.compile` make the step of `model` faster, from its first call on; before the model is spread over
-    processes and after recomputing in the backward pass is turned on.
+    Compile the step of `model` with `torch.compile`, at its first call. Call this before the model is distributed over
+    processes, and after gradient checkpointing is turned on.
 
     Args:
         how: one of `HOW`.
@@ -63,20 +63,20 @@ def compile_objective(model: Objective, how: str) -> None:
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of a network of transformers; itself, where it marks none."""
+    """The transformer blocks of a network of transformers, or the network itself if it marks none."""
     blocks = [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
     return blocks or [network]
 
 
 def without_compiling(how: str) -> AbstractContextManager:
-    """Where networks that were compiled see other images than those of a step, and must not be compiled for them."""
+    """A context in which compiled networks run on other images than those of a step, without compiling for them."""
     return nullcontext() if how == "no" else torch.compiler.set_stance("force_eager")
 
 
 def check_compiler(how: str, device: torch.device) -> None:
     """
     Raises:
-        `ValueError`: what `torch.compile` needs to make code for this device is not here.
+        `ValueError`: something that `torch.compile` needs for this device is missing.
     """
     if how == "no":
         return
@@ -85,10 +85,10 @@ def check_compiler(how: str, device: torch.device) -> None:
 
         if not has_triton():
             raise ValueError(
-                f'`compile` is "{how}", which needs Triton for a GPU, but there is none that works with this one;'
+                f'`compile` is "{how}", which needs Triton for a GPU, but there is none that works with this GPU;'
                 ' install it (pip install triton), or set `compile` to "no".'
             )
-    # Triton builds its launchers with one too.
+    # Triton also builds its launchers with a C++ compiler.
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Configuration of distillation: what the students of a frozen teacher are compared with it by."""
+"""Configuration of distillation: how the students are compared with their frozen teacher."""
 
 from dataclasses import field
 
@@ -15,8 +15,8 @@ OF_THE_PAPER, OF_FEATURES = {"distillation_objective": "paper"}, {"distillation_
 @strict
 class DINOv2DistillationConfig(PreTrainedConfig):
     r"""
-    What all students of one teacher share (paper, section 5, "knowledge distillation"), beside the
-    [`DINOv2PreTrainingConfig`] of each of them.
+    The part that all students of one teacher share (paper, section 5, "knowledge distillation"). Each student also has
+    its [`DINOv2PreTrainingConfig`].
 
     Args:
         distillation_objective (`str`, defaults to `"paper"`): `"paper"` is the pretraining objective with the heads of

@@ -13,8 +13,8 @@ from ..value_ranges import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, SHARE, check_
 @strict
 class DINOv2PreTrainingConfig(PreTrainedConfig):
     r"""
-    What shapes the pretraining objective (paper, section 4). In brackets: the values of the short ViT-L/16 recipe,
-    then of the ViT-g/14 recipe.
+    The configuration of the pretraining objective (paper, section 4). Brackets give the values of the short ViT-L/16
+    recipe and of the ViT-g/14 recipe.
 
     Args:
         backbone_config ([`DINOv2Config`] or `dict`, *optional*): The network of student and teacher.
@@ -45,7 +45,7 @@ class DINOv2PreTrainingConfig(PreTrainedConfig):
     model_type = "dinov2_hf_pretraining"
     sub_configs = {"backbone_config": DINOv2Config}
 
-    if TYPE_CHECKING:  # what it is once this is made
+    if TYPE_CHECKING:  # its type after construction
         backbone_config: DINOv2Config = DINOv2Config()
     else:
         backbone_config: DINOv2Config | dict | None = None
@@ -74,7 +74,7 @@ class DINOv2PreTrainingConfig(PreTrainedConfig):
 
     @property
     def num_patch_prototypes(self) -> int:
-        """Prototypes that patches are compared by, of their own head or of the shared one."""
+        """The number of prototypes for patches, of their own head or of the shared head."""
         return (self.separate_ibot_head and self.ibot_num_prototypes) or self.num_prototypes
 
     def validate_architecture(self):

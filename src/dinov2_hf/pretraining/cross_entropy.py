@@ -1,9 +1,9 @@
 """
 Cross-entropy of a student's logits with a teacher's targets, with its gradient, chunk by chunk.
 
-Of each chunk two buffers of `(rows, K)` are held, targets and logits; under autocast they are half precision, as the
-products that logits come from. Sums and exponentials are float32 whatever the buffers are: what halves of them lose
-is a fiftieth of what rounded logits have lost before.
+Two buffers of `(rows, K)` are held for each chunk, targets and logits. Under autocast they are half precision, like
+the products that logits come from. Sums and exponentials are float32 whatever the buffers are. The rounding of the
+buffers loses a fiftieth of what the rounding of the logits has lost before.
 
 Shapes: `n` rows (crops or patches), `d` bottleneck size, `K` prototypes.
 """
@@ -23,8 +23,8 @@ def weighted_cross_entropy(
     student: LogitChunks, targets: RowTargets, row_weights: torch.Tensor, temperature: float
 ) -> torch.Tensor:
     """
-    `-sum_n row_weights_n * sum_k targets_nk * log_softmax(logits_n / temperature)_k`. Number and gradient do not
-    depend on the chunks; no gradient flows to targets and weights.
+    `-sum_n row_weights_n * sum_k targets_nk * log_softmax(logits_n / temperature)_k`. Value and gradient do not depend
+    on the chunks. No gradient flows to targets and weights.
 
     Args:
         student: the factors of the student's logits, `n` rows.
@@ -38,10 +38,11 @@ def weighted_cross_entropy(
 
 class _CrossEntropy(torch.autograd.Function):
     """
-    Makes the gradient of a chunk while its logits are there, so that the backward pass does not make them again.
+    Computes the gradient of a chunk while its logits are in memory, so that the backward pass does not compute them
+    again.
 
-    What leaves it is accumulated over the chunks in float32; the products themselves are in the dtype of the factors.
-    The weight of a row, which may be small for half precision, comes last.
+    Its results are accumulated over the chunks in float32; the products themselves are in the dtype of the factors.
+    The weight of a row, which may be too small for half precision, is multiplied last.
     """
 
     @staticmethod
@@ -70,7 +71,7 @@ class _CrossEntropy(torch.autograd.Function):
                 prototype_gradient = (
                     product.float() if prototype_gradient is None else prototype_gradient.add_(product)
                 )
-                del target, logits, probabilities, gradient, product  # before those of the next rows are made
+                del target, logits, probabilities, gradient, product  # before the buffers of the next rows are made
         if needs_gradient:
             ctx.save_for_backward(bottleneck_gradient, prototype_gradient)
             ctx.dtypes = bottleneck.dtype, prototypes.dtype
@@ -85,7 +86,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _dot(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Sums of products `(n,)` of two `(n, K)`, in float32: of halves each product of a matrix rounds a part of it."""
+    """Dot products `(n,)` of the rows of two `(n, K)`, in float32. Half-precision products would be rounded."""
     width = gcd(rows.shape[-1], 1024)
     parts = torch.bmm(rows.reshape(-1, 1, width), others.reshape(-1, width, 1))
     return parts.view(len(rows), -1).sum(dim=-1, dtype=torch.float32)

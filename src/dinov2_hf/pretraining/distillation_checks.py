@@ -1,4 +1,4 @@
-"""Whether teacher and students can be compared, from their configurations: before anything is computed."""
+"""Checks, from configurations and before any computation, whether teacher and students can be compared."""
 
 from collections.abc import Mapping
 
@@ -18,17 +18,17 @@ def check_distillation(
 ) -> None:
     """
     Args:
-        teacher: of the loaded model, with heads for the paper's objective.
-        students: by name; the name of a single one may be empty.
-        teacher_image_size: side in pixels that the teacher gets; `None` is that of the global crops.
+        teacher: configuration of the loaded model, with heads for the paper's objective.
+        students: configurations by name; the name of a single one may be empty.
+        teacher_image_size: side in pixels of the teacher's images; `None` means the side of the global crops.
 
     Raises:
-        `ValueError`: other numbers of prototypes, grids of patches or channels than the teacher's, sizes that are no
-            multiple of a patch, or local crops that the objective has no use for.
+        `ValueError`: a student has other numbers of prototypes, grids of patches or channels than the teacher, a size
+            is not a multiple of the patch size, or there are local crops that the objective does not use.
     """
     if config.distillation_objective == "features" and num_local_crops:
         raise ValueError(
-            f"`num_local_crops` is {num_local_crops}, but features are compared of global crops alone; set it to 0."
+            f"`num_local_crops` is {num_local_crops}, but features are compared only for global crops; set it to 0."
         )
     network = getattr(teacher, "backbone_config", teacher)
     image_size = next(iter(students.values())).backbone_config.image_size
@@ -38,7 +38,7 @@ def check_distillation(
     if isinstance(patch_size, int) and seen % patch_size:
         nearest = max(1, round(seen / patch_size)) * patch_size
         raise ValueError(
-            f"`{field}` is {seen}, which is no multiple of the teacher's patch size, {patch_size}; the nearest"
+            f"`{field}` is {seen}, which is not a multiple of the teacher's patch size, {patch_size}; the nearest"
             f" `teacher_image_size` that fits is {nearest}."
         )
     for name, student in students.items():
@@ -59,8 +59,8 @@ def _check_heads(teacher: DINOv2PreTrainingConfig, student: DINOv2PreTrainingCon
         number, wanted = getattr(student, attribute), getattr(teacher, attribute)
         if number != wanted:
             raise ValueError(
-                f"`{field}`{whose} is {number}, but the teacher has {wanted} prototypes there, and each is compared"
-                " with one; leave it out, or use that number."
+                f"`{field}`{whose} is {number}, but the teacher has {wanted} prototypes there, and they are compared"
+                " one by one; leave it out, or use that number."
             )
 
 
@@ -70,6 +70,6 @@ def _check_grid(teacher_side: int, teacher_patch: int, student: DINOv2PreTrainin
     if side != teacher_side:
         raise ValueError(
             f"`patch_size`{whose} is {backbone.patch_size}, which makes {side} x {side} patches of a crop, but the"
-            f" teacher has {teacher_side} x {teacher_side}, and each is compared with one; use the teacher's patch"
+            f" teacher has {teacher_side} x {teacher_side}, and they are compared one by one; use the teacher's patch"
             f" size, or set `teacher_image_size` to {side * teacher_patch}."
         )

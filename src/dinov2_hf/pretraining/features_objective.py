@@ -1,5 +1,5 @@
 """
-Distillation of features, which is not the paper's: for teachers without heads, as every released DINOv2 is.
+Distillation of features. It is not in the paper. It is for teachers without heads, such as every released DINOv2.
 
 The student's CLS and patch tokens go through a projector to the teacher's width and are compared with the teacher's.
 
@@ -17,7 +17,7 @@ class BackboneWithProjectors(nn.Module):
     A student's backbone, with a projector for CLS and one for patches.
 
     Args:
-        cls_width, patch_width: of the teacher's features; `None` for no projector.
+        cls_width, patch_width: widths of the teacher's features; `None` for no projector.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class BackboneWithProjectors(nn.Module):
 
 
 def build_projector(size_in: int, hidden_size: int, size_out: int, *, std: float) -> nn.Module:
-    """A linear map, or with a `hidden_size` above 0 two with a GELU between them."""
+    """A linear map, or with a `hidden_size` above 0 two linear maps with a GELU between them."""
     widths = [size_in, hidden_size, size_out] if hidden_size else [size_in, size_out]
     layers: list[nn.Module] = []
     for width_in, width_out in zip(widths, widths[1:], strict=False):
@@ -60,7 +60,7 @@ def feature_loss(student: torch.Tensor, teacher: torch.Tensor, kind: str) -> tor
     Args:
         student, teacher: `(..., D')`.
         kind: `"cosine"`, one minus the cosine, in [0, 2]; or `"smooth_l1"`, with a threshold of 1, to the teacher's
-            features after a norm over their channels, since a few of them are far larger than the others.
+            features after a norm over their channels, because a few channels are far larger than the others.
     """
     with torch.autocast(student.device.type, enabled=False):
         student, teacher = student.float(), teacher.float()
@@ -71,8 +71,8 @@ def feature_loss(student: torch.Tensor, teacher: torch.Tensor, kind: str) -> tor
 
 def resample_grid(patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """
-    Patch features on another grid, bilinear and antialiased: `(n, h, w, D)` to `(n, *grid, D)`, unchanged where the
-    grid is the same.
+    Resample patch features to another grid, bilinear and antialiased: `(n, h, w, D)` to `(n, *grid, D)`. They are
+    unchanged if the grid is the same.
     """
     if tuple(patches.shape[1:3]) == tuple(grid):
         return patches

@@ -1,5 +1,5 @@
 """
-The frozen teacher of a distillation: what it says of the global crops.
+The frozen teacher of a distillation, and its output for the global crops.
 
 Shapes: `G` = 2 global crops, `B` images, `N = h * w` patches, `D` hidden size, `K` prototypes.
 """
@@ -20,19 +20,20 @@ from .teachers import EmaTeacher, Targets, TeacherTokens
 
 class FrozenTeacher(nn.Module):
     """
-    A network that is only run, in evaluation mode and without gradients: with the heads of an earlier pretraining it
-    is the teacher of the paper; without heads, any vision network that `AutoModel` loads (a transformer with or
-    without CLS token, or a convolutional one), whose features are compared.
+    A network that only runs in evaluation mode and without gradients. With the heads of an earlier pretraining it is
+    the teacher of the paper. Without heads, it is any vision network that `AutoModel` loads (a transformer with or
+    without CLS token, or a convolutional network), and its features are compared.
 
-    In bfloat16 its matrices are stored so, half the memory, and it runs under autocast: bit for bit what autocast
-    makes of float32 weights, since it would round each of them at every use.
+    With `bf16`, its matrices are stored in bfloat16, which halves the memory, and it runs under autocast. The result
+    is bit for bit the same as with float32 weights, because autocast would round them at every use.
 
     Args:
-        centers: running centres `(K,)` that the pretraining ended with, by the names of their modules.
+        centers: running centres `(K,)` at the end of the pretraining, by the names of their modules.
         bf16: run in bfloat16.
-        pixel_mean, pixel_std: that the crops were normalised with; `None` says that the teacher expects the same.
-        own_mean, own_std: that the teacher expects.
-        image_size: side in pixels that the crops are resized to for the teacher; `None` leaves them.
+        pixel_mean, pixel_std: values that the crops were normalised with; `None` means that the teacher expects the
+            same.
+        own_mean, own_std: values that the teacher expects.
+        image_size: side in pixels to which the crops are resized for the teacher; `None` does not resize them.
     """
 
     frozen = True
@@ -50,7 +51,7 @@ class FrozenTeacher(nn.Module):
         image_size: int | None = None,
     ):
         super().__init__()
-        self.network = getattr(network, "vision_model", network)  # of CLIP and its like, the half
+        self.network = getattr(network, "vision_model", network)  # the vision half of CLIP and similar models
         self.centers = dict(centers or {})
         self.bf16 = bf16
         self.image_size = image_size
@@ -69,12 +70,12 @@ class FrozenTeacher(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
-        """It stays in evaluation mode."""
+        """The teacher stays in evaluation mode."""
         return super().train(False)
 
     @property
     def has_heads(self) -> bool:
-        """Whether it makes targets, or has features to compare alone."""
+        """Whether it makes targets; otherwise only its features can be compared."""
         return isinstance(self.network, BackboneWithHeads)
 
     @property
@@ -83,7 +84,7 @@ class FrozenTeacher(nn.Module):
         return self.network.backbone if self.has_heads else self.network
 
     def prepare(self, global_crops: torch.Tensor) -> torch.Tensor:
-        """Crops `(G, B, C, H, W)` of the students as the teacher expects them, `(G * B, C, H', W')`."""
+        """Convert crops `(G, B, C, H, W)` of the students to those that the teacher expects, `(G * B, C, H', W')`."""
         crops = global_crops.flatten(0, 1)
         if self.scale is not None:
             crops = crops * self.scale + self.shift
@@ -93,16 +94,16 @@ class FrozenTeacher(nn.Module):
         return crops
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The precision of the teacher, whatever that of the run is."""
+        """The precision of the teacher, whatever the precision of the run."""
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     @torch.no_grad()
     def tokens(self, global_crops: torch.Tensor) -> TeacherTokens:
         """
-        Crops `(G, B, C, H, W)` to what the teacher sees of them, in its precision.
+        The teacher's tokens of crops `(G, B, C, H, W)`, in its precision.
 
         Raises:
-            `ValueError`: the tokens of the network are not those of a grid.
+            `ValueError`: the tokens of the network do not form a grid.
         """
         crops = self.prepare(global_crops)
         with self.autocast(crops.device):
@@ -121,7 +122,7 @@ class FrozenTeacher(nn.Module):
             cls = pooled.flatten(1)
         else:
             cls = patches.mean(dim=(1, 2))
-        # Heads in bfloat16 would round the tokens of a final norm in float32 anyway; half as much is exchanged.
+        # Heads in bfloat16 would round the float32 tokens of a final norm anyway, and this halves the exchanged bytes.
         dtype = torch.bfloat16 if self.bf16 and self.has_heads else torch.float32
         return TeacherTokens(*(seen.to(dtype).unflatten(0, global_crops.shape[:2]) for seen in (cls, patches)))
 
@@ -137,11 +138,11 @@ class FrozenTeacher(nn.Module):
 
     def widths(self, num_channels: int, crop_size: int, config: DINOv2DistillationConfig) -> dict[str, int | None]:
         """
-        `cls_width` and `patch_width` of its features, `None` where a weight of 0 leaves them out; it looks at an empty
-        crop of `crop_size` pixels.
+        `cls_width` and `patch_width` of its features, `None` for features whose weight is 0. They are found by running
+        the teacher on an empty crop of `crop_size` pixels.
 
         Raises:
-            `ValueError`: it cannot read such a crop.
+            `ValueError`: it cannot process such a crop.
         """
         device = next(self.network.parameters()).device
         size = self.image_size or crop_size
@@ -159,17 +160,17 @@ class FrozenTeacher(nn.Module):
         }
 
     def _grid(self, num_tokens: int, size: Sequence[int]) -> tuple[int, int]:
-        """Rows and columns of the patches, that are the last of the tokens."""
+        """Rows and columns of the patches, which are the last tokens."""
         patch_size = getattr(self.backbone.config, "patch_size", None)
         if patch_size is not None:
             patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
             grid = (size[0] // patch[0], size[1] // patch[1])
             if grid[0] * grid[1] <= num_tokens:
                 return grid
-        side = math.isqrt(num_tokens)  # networks that merge patches on the way
+        side = math.isqrt(num_tokens)  # for networks that merge patches
         if side * side == num_tokens:
             return side, side
         raise ValueError(
             f"the teacher, a {type(self.backbone).__name__}, gives {num_tokens} tokens for an image of {size[0]} x"
-            f" {size[1]} pixels, which are no grid of patches; use a teacher whose patches are one."
+            f" {size[1]} pixels, which do not form a grid of patches; use a teacher whose patches do."
         )

@@ -1,7 +1,7 @@
 """
-Gram anchoring (DINOv3 paper, section 4): in long training patch features lose what tells patches of one image apart,
-while CLS features still get better. The student's patches are held to be as alike to each other as they were to an
-earlier network, the Gram teacher, while the features themselves stay free to move.
+Gram anchoring (DINOv3 paper, section 4). In long training, patch features of one image become too similar, while CLS
+features still improve. Gram anchoring keeps the similarities between the student's patches close to the similarities
+in an earlier network, the Gram teacher. The features themselves may change.
 
 Shapes: `n` crops, `h * w` patches, `D` hidden size of the student, `D'` of the Gram teacher.
 """
@@ -18,7 +18,8 @@ def gram_anchoring_loss(student: torch.Tensor, anchor: torch.Tensor) -> torch.Te
 
     Args:
         student: `(n, h, w, D)`.
-        anchor: of the Gram teacher, `(n, h', w', D')`. On another grid, its features are resampled to the student's.
+        anchor: patches of the Gram teacher, `(n, h', w', D')`. If its grid differs, they are resampled to the
+            student's.
     """
     with torch.autocast(student.device.type, enabled=False):
         height, width = student.shape[1:3]

@@ -25,8 +25,8 @@ class Prototypes(nn.Module):
         nn.init.uniform_(self.weight_v, -(bottleneck_size**-0.5), bottleneck_size**-0.5)
 
     def forward(self, hidden_states: torch.Tensor | None = None) -> torch.Tensor:
-        """`(..., bottleneck_size)` to logits `(..., K)`; without an input the matrix, `(K, bottleneck_size)`."""
-        # A norm rounded to bf16, as which FSDP2 hands out weights, would scale a whole row of logits by up to 0.4 %.
+        """`(..., bottleneck_size)` to logits `(..., K)`; without an input, the matrix `(K, bottleneck_size)`."""
+        # FSDP2 gives weights as bf16. A norm rounded to bf16 would scale a whole row of logits by up to 0.4 %.
         direction = self.weight_v.float()
         weight = direction * (self.weight_g / direction.norm(dim=1, keepdim=True))
         weight = weight.to(self.weight_v.dtype)
@@ -61,14 +61,14 @@ class ProjectionHead(nn.Module):
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
-            factored: return what the logits are a product of, `(..., bottleneck_size)` and `(K, bottleneck_size)`,
-                for logits that are too many to be held at once.
+            factored: return the two factors of the logits, `(..., bottleneck_size)` and `(K, bottleneck_size)`, if
+                there are too many logits to hold them at once.
         """
         hidden_states = self.mlp(hidden_states)
-        # In float32, as autocast has it on a GPU but not on a CPU; in fp16 the norm of a zero vector would be NaN.
+        # In float32, as autocast does it on a GPU but not on a CPU; in fp16 the norm of a zero vector would be NaN.
         dtype = hidden_states.dtype
         hidden_states = nn.functional.normalize(hidden_states.float(), dim=-1).to(dtype)
-        # Both through a call of the module: sharded backends gather its weights there.
+        # Both use a call of the module, because sharded backends gather its weights there.
         return (hidden_states, self.last_layer()) if factored else self.last_layer(hidden_states)
 
 
@@ -94,7 +94,7 @@ class BackboneWithHeads(nn.Module):
     def project(
         self, cls_tokens: torch.Tensor, patch_tokens: torch.Tensor | None, chunk_size: int
     ) -> tuple[LogitChunks, LogitChunks | None]:
-        """CLS tokens `(n, D)` and patch tokens `(M, D)`, if any, to logits; one call of a head that both share."""
+        """CLS tokens `(n, D)` and patch tokens `(M, D)`, if any, to logits; a shared head is called only once."""
         if patch_tokens is None:
             return _logits(self.dino_head(cls_tokens, factored=True), chunk_size), None
         if self.ibot_head is not None:
@@ -106,7 +106,7 @@ class BackboneWithHeads(nn.Module):
 
 
 def _logits(factors: tuple[torch.Tensor, torch.Tensor], chunk_size: int) -> LogitChunks:
-    """In the dtype that autocast would multiply in."""
+    """Logits in the dtype in which autocast would multiply."""
     rows, prototypes = factors
     if torch.is_autocast_enabled(rows.device.type):
         dtype = torch.get_autocast_dtype(rows.device.type)

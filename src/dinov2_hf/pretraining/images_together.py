@@ -1,6 +1,6 @@
 """
-Which images a term of the loss compares with each other: those of a device, as in the paper, or groups of the images
-of all devices (DINOv3, section 3, has KoLeo look at groups of 16).
+The images that a loss term compares with each other: the images of a device, as in the paper, or groups of the images
+of all devices (in DINOv3, section 3, KoLeo uses groups of 16).
 
 Shapes: `W` ranks, `G` = 2 global crops of `B` images of each, `g` images of a group, `D` hidden size.
 """
@@ -11,19 +11,20 @@ import torch.distributed as dist
 
 def in_groups(features: torch.Tensor, group_size: int | None, ranks: dist.ProcessGroup | None = None) -> torch.Tensor:
     """
-    Features of this rank, cut into groups, with those of other ranks where groups reach over ranks. What is computed
-    of the groups, and averaged over them, then has the gradient of one process with the images of all.
+    Features of this rank, split into groups, with features of other ranks if groups span several ranks. A loss that is
+    computed for each group and averaged over groups then has the gradient of one process with all images.
 
     Args:
-        features: `(G, B, D)`, as many on every rank.
-        group_size: `g`, of consecutive images in the order of ranks; `None` for those of this rank, 0 for all.
-        ranks: that compute together; `None` is all.
+        features: `(G, B, D)`, the same number on every rank.
+        group_size: `g` consecutive images in the order of ranks; `None` for the images of this rank, 0 for all images.
+        ranks: the ranks that compute together; `None` means all ranks.
 
     Returns:
-        `(groups, g, D)`, each of one crop: of this rank alone where groups do not reach over ranks, else of all ranks.
+        `(groups, g, D)`, each of one crop: only the groups of this rank if groups do not span ranks, else those of all
+        ranks.
 
     Raises:
-        `ValueError`: the images cannot be cut into such groups.
+        `ValueError`: the images cannot be split into such groups.
     """
     if group_size is None:
         return features
@@ -37,18 +38,19 @@ def in_groups(features: torch.Tensor, group_size: int | None, ranks: dist.Proces
 
 
 def check_group_size(group_size: int, num_images: int, name: str = "group_size") -> None:
-    """`ValueError` unless so many images of all ranks can be cut into groups."""
+    """`ValueError` unless this number of images of all ranks can be split into groups."""
     if group_size and num_images % group_size:
         raise ValueError(
-            f"`{name}` is {group_size}, but a forward pass of all processes has {num_images} images, which it does not"
-            " divide; use one that does, or 0 for all of them."
+            f"`{name}` is {group_size}, which does not divide the {num_images} images of a forward pass of all"
+            " processes; use a number that does, or 0 for all images."
         )
 
 
 class _OfAllRanks(torch.autograd.Function):
     """
-    `(G, B, D)` to `(G, W * B, D)`. Every rank computes the same loss of the result, and gradients of weights are
-    averaged over ranks, so each rank takes `W` times the gradient of its own images; nothing is exchanged backwards.
+    `(G, B, D)` to `(G, W * B, D)`. Every rank computes the same loss from the result, and gradients of weights are
+    averaged over ranks. So each rank takes `W` times the gradient of its own images, and the backward pass exchanges
+    nothing.
     """
 
     @staticmethod

@@ -1,9 +1,10 @@
 """
-Logits of more rows than memory can hold at once.
+Logits for more rows than memory can hold at once.
 
-Distillation compares all patches of both global crops: 64 images of 224 pixels are 32,768 rows, which at 131,072
-prototypes are 17 GB for the teacher and as many for the student. Their factors, rows before the prototypes and the
-prototypes, are 0.2 GB; from these a chunk of logits is made whenever it is needed, and forgotten.
+Distillation compares all patches of both global crops. 64 images of 224 pixels give 32,768 rows. With 131,072
+prototypes, their logits are 17 GB for the teacher and 17 GB for the student. The factors of the logits (the rows
+before the prototypes, and the prototypes) are only 0.2 GB. A chunk of logits is computed from them whenever it is
+needed, and is not kept.
 
 Shapes: `n` rows (crops or patches), `d` bottleneck size, `K` prototypes.
 """
@@ -20,7 +21,7 @@ class LogitChunks:
     Args:
         bottleneck: `(n, d)`.
         prototypes: `(K, d)`.
-        chunk_size: rows of which logits are made at once.
+        chunk_size: rows whose logits are made at once.
     """
 
     bottleneck: torch.Tensor
@@ -32,7 +33,7 @@ class LogitChunks:
 
     @property
     def device(self) -> torch.device:
-        """Where the factors are."""
+        """The device of the factors."""
         return self.bottleneck.device
 
     def chunks(self) -> Iterator[slice]:
@@ -45,8 +46,9 @@ class LogitChunks:
 
     def plus(self, bias: torch.Tensor) -> "LogitChunks":
         """
-        Logits with `bias` `(K,)`, float32, added to each row by the product that makes them: in two columns, since one
-        of half precision would round it. Eight columns are added, of which fast products need a multiple.
+        Logits with `bias` `(K,)`, float32, added to each row by the product that makes them. The bias takes two
+        columns, because one column in half precision would round it. Eight columns are added, because fast products
+        need a multiple of eight.
         """
         high = bias.to(self.prototypes.dtype)
         columns = self.prototypes.new_zeros(len(bias), 8)
@@ -60,21 +62,21 @@ class LogitChunks:
 
     def rows(self, rows: slice, temperature: float | torch.Tensor = 1.0) -> torch.Tensor:
         """
-        Logits over `temperature`, `(rows, K)`, in the dtype of the factors, but float32 in place of float16; over a
-        scalar tensor in float32.
+        Logits divided by `temperature`, `(rows, K)`, in the dtype of the factors, but float32 instead of float16. If
+        `temperature` is a scalar tensor, they are float32.
         """
         with torch.autocast(self.device.type, enabled=False):
-            if isinstance(temperature, torch.Tensor):  # of a compiled step, which fuses the division
+            if isinstance(temperature, torch.Tensor):  # in a compiled step, which fuses the division
                 return (self.bottleneck[rows] @ self.prototypes.T).float() / temperature
-            # Scaled by the product itself, which is rounded once; `beta=0` ignores the first argument.
+            # The product itself scales, and rounds only once; `beta=0` ignores the first argument.
             nothing = self.prototypes.new_empty(())
             logits = torch.addmm(nothing, self.bottleneck[rows], self.prototypes.T, beta=0, alpha=1 / temperature)
-            # Of 65,536 probabilities many are too small for float16.
+            # Many of 65,536 probabilities are too small for float16.
             return logits.float() if logits.dtype == torch.float16 else logits
 
 
 def softmax_in_place(logits: torch.Tensor) -> torch.Tensor:
-    """Softmax over the last dimension, where nobody else needs the logits; a compiler finds that out by itself."""
+    """Softmax over the last dimension, in place of logits that nothing else needs. A compiler does this by itself."""
     if torch.compiler.is_compiling():
         return torch.softmax(logits, dim=-1)
     return torch.softmax(logits, dim=-1, out=logits)
@@ -82,10 +84,10 @@ def softmax_in_place(logits: torch.Tensor) -> torch.Tensor:
 
 def log_sum_exp(largest: torch.Tensor, probabilities: torch.Tensor, dim: int) -> torch.Tensor:
     """
-    The logarithm of the sum of `exp(logits)`, in float32, from their softmax over `dim`: it lies as far above a logit
-    as the logarithm of its probability lies below 0. No other buffer of the size of the logits is needed.
+    The logarithm of the sum of `exp(logits)`, in float32, from their softmax over `dim`: a logit minus the logarithm
+    of its probability. No other buffer of the size of the logits is needed.
 
     Args:
-        largest: of the logits over `dim`.
+        largest: the largest logits over `dim`.
     """
     return largest.float() - probabilities.amax(dim).float().log()

@@ -1,7 +1,7 @@
 """
 The losses of DINOv2 (paper, section 4). Sums and exponentials are float32 whatever the inputs are.
 
-Shapes: `S` student crops, `B` images, `M` patches that count, `K` prototypes, `D` hidden size.
+Shapes: `S` student crops, `B` images, `M` patches in the loss, `K` prototypes, `D` hidden size.
 """
 
 import math
@@ -23,15 +23,17 @@ def dino_loss(
         student: logits of `S * B` rows, crop after crop.
         teacher_targets: `(2, B, K)` probabilities of the two global crops.
         student_temperature: above 0.
-        same_crops: the student's crops are the teacher's two; a crop is then compared with the other one only.
+        same_crops: the student's crops are the two crops of the teacher; each is then only compared with the other
+            one.
     """
     num_images = teacher_targets.shape[1]
     weights = student.bottleneck.new_full((len(student),), 1 / num_images, dtype=torch.float32)
     if same_crops:
         others = teacher_targets.flip(0).flatten(0, 1)
-        # A bound method of a tensor would stop a compiler.
+        # `torch.compile` cannot trace a bound method of a tensor.
         return weighted_cross_entropy(student, lambda rows: others[rows], weights, student_temperature)
-    # The cross-entropies with two targets are twice that with their mean, which all crops of a chunk share.
+    # The cross-entropies with two targets sum to twice the cross-entropy with their mean, which all crops of a chunk
+    # share.
     mean, crops_at_once = teacher_targets.mean(dim=0), max(student.chunk_size // num_images, 1)
 
     def targets(rows: slice) -> torch.Tensor:
@@ -45,7 +47,7 @@ def image_level_losses(
     local: LogitChunks, global_: LogitChunks, teacher_targets: torch.Tensor, student_temperature: float
 ) -> dict[str, torch.Tensor]:
     """
-    `dino_local_loss` (where there are local crops) and `dino_global_loss`: each a sum over its pairs of crops, divided
+    `dino_local_loss` (if there are local crops) and `dino_global_loss`: each is a sum over its pairs of crops, divided
     by the number of all pairs, `2 L + 2`.
 
     Args:
@@ -70,13 +72,13 @@ def ibot_loss(
     student_temperature: float,
 ) -> torch.Tensor:
     """
-    Patch-level loss: cross-entropy averaged over the patches of a crop that count, then summed over crops and divided
-    by the number of all crops.
+    Patch-level loss: cross-entropy averaged over the counted patches of a crop, then summed over crops and divided by
+    the number of all crops.
 
     Args:
         student: logits of the `M` patches.
         targets: the teacher's targets `(rows, K)` for some of these rows.
-        row_weights: `(M,)`; one over the patches that count of that crop.
+        row_weights: `(M,)`; one over the number of counted patches of that crop.
         num_crops: all global crops of the batch.
         student_temperature: above 0.
     """
@@ -90,14 +92,14 @@ def koleo_loss(features: torch.Tensor, num_neighbors: int = 1, eps: float = 1e-8
 
     Args:
         features: `(n, D)` CLS tokens of one global crop, or `(groups, n, D)`.
-        num_neighbors: of each image, fewer than `n`.
+        num_neighbors: neighbours of each image, fewer than `n`.
 
     Raises:
-        `ValueError`: there are too few images for so many neighbours.
+        `ValueError`: there are too few images for this number of neighbours.
     """
     if features.shape[-2] <= num_neighbors:
         raise ValueError(
-            f"`features` holds {features.shape[-2]} image(s); KoLeo needs at least {num_neighbors + 1}: raise the"
+            f"`features` has {features.shape[-2]} image(s); KoLeo needs at least {num_neighbors + 1}: raise the"
             " batch size, or set `koleo_loss_weight` to 0."
         )
     with torch.autocast(features.device.type, enabled=False):
@@ -106,7 +108,7 @@ def koleo_loss(features: torch.Tensor, num_neighbors: int = 1, eps: float = 1e-8
             similarity = features @ features.mT
             similarity.diagonal(dim1=-2, dim2=-1).fill_(-1)
             neighbors = similarity.topk(num_neighbors, dim=-1).indices
-            if features.dim() > 2:  # places in a group, to places in all
+            if features.dim() > 2:  # from indices in a group to indices in all
                 num_groups, size = features.shape[:2]
                 neighbors += torch.arange(0, num_groups * size, size, device=features.device)[:, None, None]
             neighbors = neighbors.flatten(0, -2)
@@ -119,14 +121,14 @@ def koleo_loss(features: torch.Tensor, num_neighbors: int = 1, eps: float = 1e-8
 def kde_loss(features: torch.Tensor, concentration: float) -> torch.Tensor:
     """
     The mean log density of L2-normalised features `z`, estimated by a von Mises-Fisher kernel over their group (Wang
-    and Isola 2020, section 4.1; in place of KoLeo in Virchow2, Zimmermann et al. 2024). Unlike KoLeo it looks at all
-    images of the group, and stays finite where two are equal:
+    and Isola 2020, section 4.1; used instead of KoLeo in Virchow2, Zimmermann et al. 2024). Unlike KoLeo it uses all
+    images of the group, and stays finite if two are equal:
 
     `mean_i log(mean_j exp(concentration * (z_i . z_j)))`
 
     Args:
         features: `(n, D)` CLS tokens of one global crop, or `(groups, n, D)`.
-        concentration: of the kernel, above 0; the larger, the nearer are the images that push each other.
+        concentration: concentration of the kernel, above 0. With a larger value, only closer images repel each other.
     """
     with torch.autocast(features.device.type, enabled=False):
         features = torch.nn.functional.normalize(features.float(), dim=-1)

@@ -2,8 +2,8 @@
 One frozen teacher and one or several students (paper, section 5, "knowledge distillation"), in one module whose
 `forward` returns the loss.
 
-It is pretraining with two changes: the targets come from a frozen teacher, and the student sees its global crops
-whole. The average of a student's weights, which makes the targets in pretraining, is only kept to be exported.
+It is pretraining with two changes: the targets come from a frozen teacher, and the student's global crops are not
+masked. The average of a student's weights, which makes the targets in pretraining, is only kept for export.
 """
 
 import copy
@@ -25,20 +25,21 @@ from .rank_groups import RankGroups
 
 class DINOv2ForDistillation(Objective, nn.Module):
     """
-    Students, their averages and the loss. `forward` takes what that of `DINOv2ForPreTraining` takes; the averages are
-    moved by the training loop, in the same way.
+    Students, their averages and the loss. `forward` takes the arguments of `DINOv2ForPreTraining.forward`. As there,
+    the training loop updates the averages.
 
-    The teacher is no submodule: its weights are in no state dict and no checkpoint, and wrappers do not shard them.
-    Move it to the device of the students before.
+    The teacher is not a submodule: its weights are in no state dict and no checkpoint, and wrappers do not shard them.
+    Move it to the device of the students first.
 
     Args:
-        config: what all students share.
-        students: by name, with heads for the paper's objective and with projectors for that of features; the name of a
-            single one may be empty.
-        student_configs: by the same names. Loss weights, temperature and centering are those of the first.
+        config: the part of the configuration that all students share.
+        students: students by name, with heads for the paper's objective and with projectors for the objective of
+            features; the name of a single one may be empty.
+        student_configs: configurations by the same names. Loss weights, temperature and centering are taken from the
+            first.
         teacher: with heads for the paper's objective.
-        averages: what the averages start from, by the same names; by default copies of the students.
-        rank_groups: for students that are each computed by ranks of their own; by default every rank computes all.
+        averages: initial averages by the same names; by default copies of the students.
+        rank_groups: groups of ranks that each compute one student; by default every rank computes all students.
     """
 
     distillation_config: DINOv2DistillationConfig
@@ -63,7 +64,7 @@ class DINOv2ForDistillation(Objective, nn.Module):
         self.student, self.average = nn.ModuleDict(), nn.ModuleDict()
         for name, student in students.items():
             average = copy.deepcopy(student) if averages is None else averages[name]
-            # Nothing is masked. A parameter without gradient would be missed by DDP.
+            # Nothing is masked. DDP would wait for a parameter without gradient.
             student.backbone.embeddings.mask_token.requires_grad_(False)
             self.student[student_key(name)], self.average[student_key(name)] = student, average.requires_grad_(False)
         self.dino_centering = self.ibot_centering = None
@@ -76,7 +77,7 @@ class DINOv2ForDistillation(Objective, nn.Module):
 
     @property
     def students(self) -> dict[str, nn.Module]:
-        """What is trained, by name; the only one has an empty name."""
+        """The trained networks, by name; a single one has an empty name."""
         return {name: self.student[student_key(name)] for name in self.student_configs}
 
     @property
@@ -86,8 +87,8 @@ class DINOv2ForDistillation(Objective, nn.Module):
 
     def continued_as(self, name: str) -> tuple[DINOv2ForPreTraining | None, dict[str, str]]:
         """
-        A pretraining that goes on with a student, its average and their heads, without weights; and the paths of these
-        here, with those there. `None` for a student without heads.
+        A pretraining module, without weights, that continues with a student, its average and their heads; and a
+        mapping of their paths in this module to their paths there. The module is `None` for a student without heads.
         """
         if self.distillation_config.distillation_objective != "paper":
             return None, {}
@@ -115,11 +116,11 @@ class DINOv2ForDistillation(Objective, nn.Module):
 
 
 def student_key(name: str) -> str:
-    """Of a `ModuleDict`, whose keys must not be names of its methods, such as "half"."""
+    """The key of a student in a `ModuleDict`. Keys must not be names of its methods, such as "half"."""
     return f"{name}_student" if name else "student"
 
 
 def continued_paths(name: str) -> dict[str, str]:
-    """Of a student, its average and the centres: their paths here, with those in a `DINOv2ForPreTraining`."""
+    """Paths of a student, its average and the centres in this module, with their paths in a `DINOv2ForPreTraining`."""
     centers = {path: path for path in ("dino_centering", "ibot_centering")}
     return {f"student.{student_key(name)}": "student", f"average.{student_key(name)}": "teacher", **centers}

@@ -19,18 +19,18 @@ from .teachers import EmaTeacher
 
 class DINOv2ForPreTraining(Objective, SavesCheckpointKeysAsTheyAre, PreTrainedModel):
     """
-    DINO on CLS tokens, iBOT on masked patches, KoLeo on CLS features; the teacher is an average of the student.
+    DINO on CLS tokens, iBOT on masked patches, and KoLeo on CLS features. The teacher is an average of the student.
 
-    `forward` takes exactly what the collator makes, plus the teacher's temperature and the weights of further loss
-    terms. The module does not move the teacher: the training loop does, with
-    `update_ema(model.teacher, model.student, momentum)`.
+    `forward` takes exactly the output of the collator, plus the teacher's temperature and the weights of further loss
+    terms. The module does not update the teacher. The training loop does, with `update_ema(model.teacher,
+    model.student, momentum)`.
     """
 
     config: DINOv2PreTrainingConfig
     base_model_prefix = "student"
     main_input_name = "global_crops"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["DINOv2Layer", "ProjectionHead"]  # what FSDP2 shards as a unit, unless told otherwise
+    _no_split_modules = ["DINOv2Layer", "ProjectionHead"]  # units that FSDP2 shards by default
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -51,7 +51,7 @@ class DINOv2ForPreTraining(Objective, SavesCheckpointKeysAsTheyAre, PreTrainedMo
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Heads only; the backbones initialise themselves."""
+        """Initialise only heads; the backbones initialise themselves."""
         if isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.backbone_config.initializer_range)
             init.zeros_(module.bias)
@@ -62,7 +62,7 @@ class DINOv2ForPreTraining(Objective, SavesCheckpointKeysAsTheyAre, PreTrainedMo
 
     @property
     def students(self) -> dict[str, BackboneWithHeads]:
-        """What is trained, by name; the only one has an empty name."""
+        """The trained networks, by name; a single one has an empty name."""
         return {"": self.student}
 
     @property
@@ -71,11 +71,11 @@ class DINOv2ForPreTraining(Objective, SavesCheckpointKeysAsTheyAre, PreTrainedMo
         return {"": self.teacher}
 
     def continued_as(self, name: str) -> tuple["DINOv2ForPreTraining", dict[str, str]]:
-        """What a later run can continue from, and the paths of its weights here: the whole module."""
+        """The module that a later run can continue from, and the paths of its weights: this whole module."""
         return self, {"": ""}
 
-    def get_input_embeddings(self) -> None:  # type: ignore[override]  # which has no word for it
-        """There are two networks here and no one embedding; FSDP2 preparation asks."""
+    def get_input_embeddings(self) -> None:  # type: ignore[override]  # its type does not allow None
+        """`None`, because there are two networks and no single embedding. The preparation for FSDP2 calls this."""
         return None
 
     def train(self, mode: bool = True) -> "DINOv2ForPreTraining":
@@ -91,5 +91,5 @@ class DINOv2ForPreTraining(Objective, SavesCheckpointKeysAsTheyAre, PreTrainedMo
 
 
 def paper_weights(config: DINOv2PreTrainingConfig) -> dict[str, float]:
-    """Of the terms of the paper, by name."""
+    """The weights of the terms of the paper, by name."""
     return {name: getattr(config, f"{name}_loss_weight") for name in ("dino", "ibot", "koleo")}

@@ -19,32 +19,32 @@ from .terms import needs_of, weighted_sum
 from .views import Crops, Views
 
 
-ROWS_AT_ONCE = 32  # of the targets that entropies are told of, in float32
+ROWS_AT_ONCE = 32  # rows of targets whose entropies are computed at once, in float32
 
 
 @dataclass(init=False)
 class DINOv2ForPreTrainingOutput(ModelOutput):
     """
-    Made of any names; those of parts of the loss are of the terms that ran. Of several students each name is prefixed,
-    as in `output["small/ibot_loss"]`, and `loss` is the sum over them.
+    An output with any names. The parts of the loss are those of the terms that ran. With several students each name
+    has a prefix, as in `output["small/ibot_loss"]`, and `loss` is the sum over students.
 
     Args:
-        loss: what is optimised: the sum of the terms, each times its weight.
+        loss: the optimised loss: the sum of the terms, each times its weight.
         dino_local_loss, dino_global_loss: image-level loss of local and global student crops, each a sum over its
             pairs of crops divided by the number of all pairs, `G * L + G * (G - 1)`.
         ibot_loss: patch-level loss; about half an average cross-entropy when half of the crops are masked.
         koleo_loss: sum of the regulariser over the global crops.
-        cls_feature_loss, patch_feature_loss: distances of features, in their distillation.
-        target_entropy: mean entropy of the teacher's image-level targets, in nats. `log K` means uniform targets, that
-            teach nothing; 0 means one prototype for each image.
+        cls_feature_loss, patch_feature_loss: distances of features, in the distillation of features.
+        target_entropy: mean entropy of the teacher's image-level targets, in nats. `log K` means uniform targets,
+            which teach nothing; 0 means one prototype for each image.
         mean_target: `(K,)`, the teacher's image-level targets averaged over the crops of this device.
-        cls_features: `(B, D)`, CLS features for the first global crop of each image, of the teacher; of the student,
-            where the teacher is frozen.
-        patch_features: `(B, D)`, for the same crops the feature of the patch in the middle. Always the same position:
-            patches that tell where they are, and nothing of their image, must look alike.
+        cls_features: `(B, D)`, CLS features for the first global crop of each image, from the teacher, or from the
+            student if the teacher is frozen.
+        patch_features: `(B, D)`, the feature of the patch in the middle of the same crops. The position is always the
+            same, so that patches that only encode their position, and nothing of their image, are equal.
 
-    The last three belong to no loss: they are there to see a collapse with, carry no gradient and keep no other tensor
-    alive.
+    The last three belong to no loss. They serve to detect a collapse, have no gradient and keep no other tensor in
+    memory.
     """
 
     loss: torch.Tensor | None = None
@@ -69,16 +69,16 @@ class Objective:
     `forward` of a module that has `config`, `students` by name, `dino_centering` and `ibot_centering`.
 
     Attributes:
-        teacher_role: what makes the targets. It is no submodule: whose weights it looks through is its own affair.
-        loss_weights: of the terms that its configuration weighs, by name.
-        patch_chunk_size: patches of which logits are held at once; changes memory and speed, not results.
-        is_packed: whether the student runs all resolutions as one sequence; `None` everywhere but on a CPU.
-        rank_groups: for students that are each computed by ranks of their own; `None`: every rank computes all.
+        teacher_role: the object that makes the targets. It is not a submodule, and may use the weights of any network.
+        loss_weights: weights of the terms of its configuration, by name.
+        patch_chunk_size: patches whose logits are held at once; changes memory and speed, not results.
+        is_packed: whether the student runs all resolutions as one sequence; `None` means on every device except a CPU.
+        rank_groups: groups of ranks that each compute one student; `None`: every rank computes all students.
         term_options: keywords of further loss terms, by the names of these; see `term_options`.
     """
 
     config: DINOv2PreTrainingConfig
-    dino_centering: Any  # a module; `None` where nothing is predicted with heads
+    dino_centering: Any  # a module; `None` if there are no heads
     ibot_centering: Any
     distillation_config: DINOv2DistillationConfig | None = None
     patch_chunk_size = 1024
@@ -89,7 +89,7 @@ class Objective:
 
     @property
     def students(self) -> Mapping[str, nn.Module]:
-        """What is trained, by name; the only one has an empty name."""
+        """The trained networks, by name; a single one has an empty name."""
         raise NotImplementedError
 
     @property
@@ -103,11 +103,11 @@ class Objective:
         return self._teacher_role[0]
 
     def teach_with(self, teacher: Any) -> None:
-        """Let `teacher`, an `EmaTeacher` or another that answers `tokens` and `targets`, make the targets."""
+        """Let `teacher` make the targets: an `EmaTeacher`, or another class with `tokens` and `targets`."""
         self._teacher_role = (teacher,)  # in a tuple, where nn.Module does not see it
 
     def anchor_to(self, gram_teacher: FrozenTeacher) -> None:
-        """Let terms compare with a network that is no submodule, and so in no checkpoint."""
+        """Let terms compare with a network that is not a submodule, and so is in no checkpoint."""
         self._gram_teacher = (gram_teacher,)  # as `_teacher_role`
 
     def forward(
@@ -126,14 +126,15 @@ class Objective:
             global_crops (`torch.Tensor` of shape `(G, B, C, H, W)`): normalised pixels.
             local_crops (`torch.Tensor` of shape `(L, B, C, h, w)`): normalised pixels; `L` may be 0.
             bool_masked_pos (`torch.BoolTensor` of shape `(G * B, N)`): masked patches, crop-major.
-            masked_indices (`torch.LongTensor` of shape `(M,)`): where that is `True` in the flat `(G * B * N)` grid.
-            masked_weights (`torch.Tensor` of shape `(M,)`): one over the masked patches of that crop.
-            teacher_temperature (`float`): of the teacher's targets at this step, above 0.
-            loss_weights (`dict[str, float]`, *optional*): weights at this step of terms beside those of the
+            masked_indices (`torch.LongTensor` of shape `(M,)`): indices of the masked patches in the flat
+                `(G * B * N)` grid.
+            masked_weights (`torch.Tensor` of shape `(M,)`): one over the number of masked patches of that crop.
+            teacher_temperature (`float`): temperature of the teacher's targets at this step, above 0.
+            loss_weights (`dict[str, float]`, *optional*): weights at this step of further terms, beyond those of the
                 configuration, by their names in `TERMS` or as `package.module:function`. A term of weight 0 is left
                 out.
-            num_masked (`torch.LongTensor` of shape `()`, *optional*): how many of the `M` masked patches there are,
-                where the last of them are padding of weight 0.
+            num_masked (`torch.LongTensor` of shape `()`, *optional*): how many of the `M` patches are really masked,
+                if the last of them are padding of weight 0.
         """
         weights = {**self.loss_weights, **(loss_weights or {})}
         weights = {name: weight for name, weight in weights.items() if weight}
@@ -161,15 +162,15 @@ class Objective:
         group: dist.ProcessGroup | None,
     ) -> dict[str, torch.Tensor]:
         """
-        Each student of this rank with what the teacher says of the same crops.
+        Compare each student of this rank with the teacher's output for the same crops.
 
         Args:
-            tokens: what the teacher saw of the crops.
-            weights: of the terms that there are in this step, by name.
-            group: the ranks whose targets depend on one another; `None` is all.
+            tokens: the teacher's tokens of the crops.
+            weights: weights of the terms of this step, by name.
+            group: the ranks whose targets depend on one another; `None` means all ranks.
 
         Returns:
-            What `forward` says, of each of several students under names of its own.
+            The output of `forward`; with several students, each has its own names.
         """
         needs = needs_of(weights)
         centering = Centering(
@@ -194,12 +195,12 @@ class Objective:
 
     @torch.no_grad()
     def _signs_of_collapse(self, views: Views) -> dict[str, torch.Tensor]:
-        """What `DINOv2ForPreTrainingOutput` has beside losses: of the network that could collapse."""
+        """The values of `DINOv2ForPreTrainingOutput` that are not losses, from the network that could collapse."""
         cls, patches = views.teacher.cls, views.teacher.patches
         if getattr(self.teacher_role, "frozen", False):
             cls, patches = views.student_cls, views.student_patches
         rows, columns = patches.shape[2:4]
-        # Clones, since views would keep all tokens alive.
+        # Clones, because views would keep all tokens in memory.
         signs = {
             "cls_features": cls[0].detach().clone(),
             "patch_features": patches[0, :, rows // 2, columns // 2].detach().clone(),

@@ -1,8 +1,8 @@
 """
-Students that are assigned to groups of ranks: each rank computes one of them, on its part of the whole global batch.
+Groups of ranks for several students: each rank computes one student, on its part of the whole global batch.
 
-Every rank runs the teacher on the images that it loaded. Then crops and what the teacher said of them are exchanged,
-so that the ranks of each group together hold the images of all ranks: an image goes to one rank of every group.
+Every rank runs the teacher on the images that it loaded. Then crops and the teacher's tokens are exchanged, so that
+the ranks of each group together hold the images of all ranks: an image goes to one rank of every group.
 
 Shapes: `B` images of this rank before the exchange, `n = W * B / w` after it, for `W` ranks, `w` of them in the group.
 """
@@ -20,9 +20,9 @@ from .views import Crops
 
 class RankGroups:
     """
-    Contiguous ranks for each student, in the order given.
+    Contiguous ranks for each student, in the given order.
 
-    Every process of the run must make it: it makes process groups.
+    Every process of the run must construct it, because it creates process groups.
 
     Args:
         sizes: ranks of each student by name; their sum is the number of all ranks.
@@ -30,10 +30,10 @@ class RankGroups:
     Attributes:
         name: the student of this rank.
         group: the process group of its ranks.
-        size: how many they are, `w`.
+        size: the number of these ranks, `w`.
 
     Raises:
-        `ValueError`: the sum is another one.
+        `ValueError`: the sum differs from the number of ranks.
     """
 
     def __init__(self, sizes: Mapping[str, int]):
@@ -41,10 +41,10 @@ class RankGroups:
         if sum(sizes.values()) != self.world_size:
             raise ValueError(
                 f"`num_processes` of the students are {', '.join(map(str, sizes.values()))}, together"
-                f" {sum(sizes.values())}, but the run has {self.world_size} processes; let them be as many."
+                f" {sum(sizes.values())}, but the run has {self.world_size} processes; the two must be equal."
             )
         self.sizes = dict(sizes)
-        self.spans: list[tuple[int, int]] = []  # of the global batch, as shares of it: (position in the group, w)
+        self.spans: list[tuple[int, int]] = []  # shares of the global batch: (position in the group, w)
         start = 0
         for name, size in sizes.items():
             ranks = list(range(start, start + size))
@@ -67,10 +67,12 @@ class RankGroups:
 
     def exchange_step(self, crops: Crops, tokens: TeacherTokens) -> tuple[Crops, TeacherTokens]:
         """
-        What the collator made, and what the teacher saw of it, for the images that the group gives this rank.
+        Exchange crops and the teacher's tokens, so that this rank has those of the images that its group assigns to
+        it.
 
         Args:
-            crops: with as many masked patches on every rank, padded, or the host would wait for their number.
+            crops: crops with the same number of masked patches on every rank, padded. Otherwise the host would wait
+                for their number.
         """
         masks = crops.bool_masked_pos.unflatten(0, (len(crops.global_crops), -1))
         global_crops, local_crops, masks, cls, patches = (
@@ -89,21 +91,21 @@ class RankGroups:
         self, own: Mapping[str, torch.Tensor], students: Mapping[str, nn.Module]
     ) -> dict[str, torch.Tensor]:
         """
-        What this rank computed of its student, so that means over all ranks are those over the ranks of each student,
-        of gradients too; and what it says of the others: zeros, and features that do not count.
+        The output of this rank's student, scaled so that means over all ranks equal means over the ranks of each
+        student, also for gradients. For the other students it contains zeros, and features that do not count.
         """
         factor = len(self) / self.size
         output = {}
         for name, student in students.items():
             for key, value in own.items():
                 key = key.removeprefix(f"{self.name}/")
-                if key.endswith("_features"):  # as many on every rank
+                if key.endswith("_features"):  # the same number on every rank
                     num_images, width = len(value) * self.size // len(self), student.backbone.config.hidden_size
                     missing = value.new_full((num_images, width), torch.nan)
                     output[f"{name}/{key}"] = value[:num_images] if name == self.name else missing
                 else:
                     output[f"{name}/{key}"] = value * factor if name == self.name else torch.zeros_like(value).detach()
-        # DDP waits for a gradient of every parameter.
+        # DDP waits for the gradient of every parameter.
         others = (student for name, student in students.items() if name != self.name)
         idle = (parameter for student in others for parameter in student.parameters() if parameter.requires_grad)
         output["loss"] = output[f"{self.name}/loss"] + sum(0 * parameter.sum() for parameter in idle)
@@ -111,10 +113,10 @@ class RankGroups:
 
     def exchange(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """
-        Images of this rank for those that its group gives it.
+        Exchange the images of this rank for those that its group assigns to it.
 
         Args:
-            tensor: of the same shape on every rank, with `B` images in dimension `dim`.
+            tensor: a tensor with the same shape on every rank, and with `B` images in dimension `dim`.
 
         Returns:
             The same with `n` images, in the order of the global batch (rank after rank).
@@ -136,12 +138,12 @@ class RankGroups:
         return self.world_size
 
     def _num_sources(self, per_rank: int) -> int:
-        """From how many ranks this one gets images."""
+        """The number of ranks that this rank gets images from."""
         start, stop = self._span(self.rank, per_rank)
         return (stop - 1) // per_rank - start // per_rank + 1
 
     def _span(self, rank: int, per_rank: int) -> tuple[int, int]:
-        """First image, and the one after the last, of the global batch that `rank` computes."""
+        """The first image of the global batch that `rank` computes, and the one after its last."""
         position, size = self.spans[rank]
         share = self.world_size * per_rank // size
         return position * share, (position + 1) * share
@@ -154,7 +156,7 @@ class RankGroups:
 
 def positions_of_true(flags: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    `flags.nonzero()`, for which the host does not wait.
+    `flags.nonzero()` without making the host wait.
 
     Args:
         flags: `(n,)` booleans, of which at most `most` are true.
@@ -163,7 +165,7 @@ def positions_of_true(flags: torch.Tensor, most: int) -> tuple[torch.Tensor, tor
         `(most,)` positions, ascending, then zeros; and how many there are, a scalar.
     """
     order = flags.cumsum(dim=0)
-    # What is false goes to one place more, which is cut off.
+    # False entries go to one extra position, which is cut off.
     place = torch.where(flags, order - 1, most)
     positions = torch.arange(len(flags), device=flags.device)
     found = positions.new_zeros(most + 1).scatter_(0, place, positions)

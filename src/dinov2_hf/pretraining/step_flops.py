@@ -1,9 +1,9 @@
 """
-Floating-point operations that a forward and backward pass of an objective asks for: those of the products of its
-networks, each counted once, whatever is made again to save memory. A product of `(n, k)` and `(k, m)` is `2 n k m`.
+Floating-point operations of a forward and backward pass of an objective: those of the matrix products of its networks,
+each counted once, without recomputation that saves memory. A product of `(n, k)` and `(k, m)` is `2 n k m`.
 
-Counted are backbones and heads of students, teacher and Gram teacher, on the crops that stochastic depth keeps. Norms,
-and what losses multiply by themselves, are not. What is not trained has no gradient of its weights.
+Backbones and heads of students, teacher and Gram teacher are counted, on the crops that stochastic depth keeps. Norms
+and products inside losses are not counted. Weights that are not trained have no gradient.
 
 Shapes: `t` tokens of an image, `D` hidden size.
 """
@@ -29,7 +29,7 @@ class StepFlops:
         module: an `Objective`.
 
     Attributes:
-        is_known: whether all networks are of kinds whose products are known here; else nothing can be counted.
+        is_known: whether the products of all networks are known here. Otherwise nothing can be counted.
     """
 
     def __init__(self, module: nn.Module):
@@ -44,7 +44,7 @@ class StepFlops:
 
     @property
     def gram_teacher(self) -> FrozenTeacher | None:
-        """The one of now, which a run may renew."""
+        """The present Gram teacher. A run may replace it."""
         return self.module._gram_teacher[0]
 
     @property
@@ -53,14 +53,14 @@ class StepFlops:
 
     def of_pass(self, batch: Mapping[str, torch.Tensor], loss_weights: Mapping[str, float]) -> int | torch.Tensor:
         """
-        Of one forward and backward pass of all students, from shapes alone.
+        The operations of one forward and backward pass of all students, from shapes alone.
 
         Args:
             batch: as the objective takes it.
-            loss_weights: of terms beside those of the configuration, as `forward` takes them.
+            loss_weights: weights of further terms, beyond those of the configuration, as `forward` takes them.
 
         Returns:
-            A number; where the batch is filled up with masked patches that do not count, a scalar on the device.
+            A number, or a scalar on the device if the batch has padded masked patches.
         """
         weights = {**self.module.loss_weights, **loss_weights}
         needs = needs_of({name: weight for name, weight in weights.items() if weight})
@@ -94,17 +94,17 @@ class StepFlops:
 
 
 def num_patches(backbone: DINOv2Model, size: tuple[int, int]) -> int:
-    """Of an image of this height and width."""
+    """The number of patches of an image of this height and width."""
     side = backbone.config.patch_size
     return (size[0] // side) * (size[1] // side)
 
 
 def backbone_flops(backbone: DINOv2Model, num_images: int, size: tuple[int, int], *, is_trained: bool) -> int:
     """
-    Of images of one size, forward and, where it `is_trained`, backward.
+    The operations for images of one size, of the forward pass and, if it `is_trained`, of the backward pass.
 
-    A product `x @ weight` has two gradients, of `x` where something before it is trained, and of the weight where that
-    is; attention is two products, `4 t^2 D`, with two gradients each.
+    A product `x @ weight` has two gradients: of `x` if something before it is trained, and of the weight if that is
+    trained. Attention is two products, `4 t^2 D`, with two gradients each.
     """
     config, patches = backbone.config, num_patches(backbone, size)
     tokens = 1 + config.num_register_tokens + patches
@@ -128,21 +128,21 @@ def backbone_flops(backbone: DINOv2Model, num_images: int, size: tuple[int, int]
 def heads_flops(
     network: BackboneWithHeads, num_cls: int, num_patches: int | torch.Tensor, *, is_trained: bool
 ) -> int | torch.Tensor:
-    """Of so many CLS tokens and patches, by the heads that see them."""
+    """The operations of the heads on these numbers of CLS tokens and patches."""
     patch_head = network.dino_head if network.ibot_head is None else network.ibot_head
     of_cls, of_patch = (_head_flops(head, is_trained=is_trained) for head in (network.dino_head, patch_head))
     return num_cls * of_cls + num_patches * of_patch
 
 
 def _head_flops(head: ProjectionHead, *, is_trained: bool) -> int:
-    """Of one token; logits are made once."""
+    """The operations for one token; logits are counted once."""
     prototypes = head.last_layer.weight_v
-    logits = 2 * getattr(prototypes, "ds_numel", prototypes.numel())  # of ZeRO-3, which holds a part
+    logits = 2 * getattr(prototypes, "ds_numel", prototypes.numel())  # under ZeRO-3, each rank has only a part
     return _linear_flops(head.mlp, is_trained=is_trained) + logits * (3 if is_trained else 1)
 
 
 def _linear_flops(module: nn.Module, *, is_trained: bool, is_below_trained: bool = True) -> int:
-    """Of one token, by all linear layers of a module."""
+    """The operations of all linear layers of a module for one token."""
     total = 0
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
@@ -156,5 +156,5 @@ def _is_trained(module: nn.Module) -> bool:
 
 
 def _resolutions(batch: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """The crops of each size that there are."""
+    """The crops of each size in the batch."""
     return [batch[name] for name in ("global_crops", "local_crops") if len(batch[name])]

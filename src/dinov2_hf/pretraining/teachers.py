@@ -1,11 +1,11 @@
 """
-What a teacher is: it looks at the global crops, and makes of what it saw the targets that students should predict.
+Teachers: a teacher processes the global crops, and makes from its tokens the targets that students should predict.
 
-Pretraining and the paper's distillation differ in the teacher and in nothing else: here is the average of the student,
-and in `frozen_teacher.py` the network of an earlier run. Another one is a class that is made of the averaged network
-and answers `tokens` and `targets`.
+Pretraining and the paper's distillation differ only in the teacher: this file has the average of the student, and
+`frozen_teacher.py` has the network of an earlier run. Your own teacher is a class that is constructed from the
+averaged network and has the methods `tokens` and `targets`.
 
-Shapes: `G` = 2 global crops, `B` images, `h * w` patches, `M` patches that count, `D` hidden size, `K` prototypes.
+Shapes: `G` = 2 global crops, `B` images, `h * w` patches, `M` patches in the loss, `D` hidden size, `K` prototypes.
 """
 
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ from .cross_entropy import RowTargets
 from .heads import BackboneWithHeads
 
 
-TEACHERS = Registry("teacher class")  # has no names: those of this package are chosen by the kind of the run
+TEACHERS = Registry("teacher class")  # has no names: the kind of the run chooses the teachers of this package
 
 
 @dataclass(frozen=True)
 class TeacherTokens:
     """
-    What a teacher sees of the global crops, after its final norm and without a gradient.
+    The teacher's tokens of the global crops, after its final norm and without a gradient.
 
     Args:
-        cls: `(G, B, D)`; of a network without a CLS token its pooled output, or the mean over the patches.
+        cls: `(G, B, D)`; for a network without a CLS token its pooled output, or the mean over the patches.
         patches: `(G, B, h, w, D)`.
     """
 
@@ -40,11 +40,11 @@ class TeacherTokens:
 @dataclass(frozen=True)
 class Targets:
     """
-    What students should predict: probabilities, in the dtype of the teacher's logits.
+    The targets that students should predict: probabilities, in the dtype of the teacher's logits.
 
     Args:
         cls: `(G, B, K)`.
-        patches: a function of some of the `M` rows (a slice) to `(rows, K)`; `None` where no term asks for them.
+        patches: a function from some of the `M` rows (a slice) to `(rows, K)`; `None` if no term needs them.
     """
 
     cls: torch.Tensor
@@ -53,10 +53,10 @@ class Targets:
 
 class EmaTeacher:
     """
-    The teacher of pretraining (paper, section 4): the average of the student, which the training loop moves.
+    The teacher of pretraining (paper, section 4): the average of the student, which the training loop updates.
 
     Args:
-        network: the average; whoever holds this teacher holds its weights too, and saves them.
+        network: the average. The owner of this teacher also owns its weights, and saves them.
     """
 
     frozen = False
@@ -71,7 +71,7 @@ class EmaTeacher:
 
     @torch.no_grad()
     def tokens(self, global_crops: torch.Tensor) -> TeacherTokens:
-        """Crops `(G, B, C, H, W)` to what the teacher sees, which are not masked."""
+        """The teacher's tokens of crops `(G, B, C, H, W)`, which are not masked."""
         backbone = self.backbone
         tokens, leading = backbone(global_crops.flatten(0, 1)).last_hidden_state, global_crops.shape[:2]
         patches = patch_map(tokens, global_crops, backbone.config).movedim(1, -1)
@@ -83,12 +83,13 @@ class EmaTeacher:
     ) -> Targets | None:
         """
         Args:
-            tokens: of one call of `tokens`, or of several in another order.
-            patch_indices: those of the flat `G * B * h * w` patches that count, `(M,)`; `None` where no term asks.
+            tokens: the result of one call of `tokens`, or of several in another order.
+            patch_indices: indices of the counted patches among the flat `G * B * h * w` ones, `(M,)`; `None` if no
+                term needs them.
             centering: how logits become targets in this step.
 
         Returns:
-            The targets; `None` of a teacher that has no heads.
+            The targets; `None` for a teacher without heads.
         """
         patches = None if patch_indices is None else tokens.patches.flatten(0, 3)[patch_indices]
         cls_logits, patch_logits = self.network.project(tokens.cls.flatten(0, 1), patches, centering.chunk_size)

@@ -1,8 +1,8 @@
 """
 Loss terms (paper, section 4): functions of `Views`, by name. A recipe gives each its weight.
 
-A term returns a scalar tensor, or a `dict` of several that are added up, with names that end in "_loss". In metrics,
-curves and the progress line it goes by its name: "gram_loss" for `gram` and for `my_package.gram:gram_loss`.
+A term returns a scalar tensor, or a `dict` of several that are added up, with names that end in "_loss". Metrics,
+curves and the progress line use its name: "gram_loss" for `gram` and for `my_package.gram:gram_loss`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,9 +20,9 @@ from .losses import ibot_loss, image_level_losses, kde_loss, koleo_loss
 from .views import Views
 
 
-# `needs` says which logits a term reads, of "cls" and of "patches": heads that no term needs are not run; and whether
-# it reads the features of a "gram_teacher". `weight` is the field of a configuration that a term has its weight in;
-# others have it in the recipe's `loss_terms`, with the keywords that they take.
+# `needs` says which logits a term reads, "cls" or "patches", and whether it reads the features of a "gram_teacher".
+# Heads that no term needs are not run. `weight` is the field of a configuration with the weight of the term. Other
+# terms have their weight in the recipe's `loss_terms`, together with their keywords.
 TERMS = Registry("loss term")
 
 
@@ -61,31 +61,31 @@ def kde(
     group_size: Annotated[int | None, NOT_NEGATIVE] = None,
 ) -> torch.Tensor:
     """
-    Sum over the global crops of a regulariser that takes the place of KoLeo.
+    Sum over the global crops of a regulariser that can replace KoLeo.
 
     Args:
-        concentration: of the kernel; the larger, the nearer are the images that push each other.
-        group_size: images that look at each other; by default those of a device; 0 is all of a forward pass.
+        concentration: concentration of the kernel; with a larger value, only closer images repel each other.
+        group_size: images that are compared with each other; by default those of a device; 0 is all of a forward pass.
     """
     return len(views.student_cls) * kde_loss(views.cls_in_groups(group_size), concentration)
 
 
 @TERMS.register("gram_anchoring", needs={"gram_teacher"})
 def gram_anchoring(views: Views) -> torch.Tensor:
-    """Patches of a global crop are held to be as alike to each other as to an earlier network."""
+    """Keep the similarities between patches of a global crop as they were in an earlier network."""
     return gram_anchoring_loss(views.student_patches.flatten(0, 1), views.anchor_patches.flatten(0, 1))
 
 
 @TERMS.register("cls_feature", weight="cls_feature_loss_weight")
 def cls_feature(views: Views) -> torch.Tensor:
-    """Distance of projected CLS features from the teacher's; not the paper's."""
+    """Distance of projected CLS features from the teacher's; not in the paper."""
     projected = views.student.cls_projector(views.student_cls)
     return feature_loss(projected, views.teacher.cls, _how(views))
 
 
 @TERMS.register("patch_feature", weight="patch_feature_loss_weight")
 def patch_feature(views: Views) -> torch.Tensor:
-    """Distance of projected patch features from the teacher's on the student's grid; not the paper's."""
+    """Distance of projected patch features from the teacher's on the student's grid; not in the paper."""
     patches = views.student_patches.flatten(0, 1)
     height, width = patches.shape[1:3]
     wanted = resample_grid(views.teacher.patches.flatten(0, 1), (height, width))
@@ -106,7 +106,7 @@ def needs_of(names: Iterable[str]) -> frozenset[str]:
 def weighted_sum(
     weights: Mapping[str, float | torch.Tensor], views: Views, options: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, torch.Tensor]:
-    """`loss`, the sum of the terms times their weights; and the parts that it is made of, by name and without them."""
+    """`loss`, the sum of the terms times their weights; and its parts by name, without their weights."""
     parts: dict[str, torch.Tensor] = {}
     loss: Any = 0.0
     for name, weight in weights.items():
@@ -119,11 +119,11 @@ def weighted_sum(
 
 def term_options(loss_terms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
-    The keywords of a recipe's `loss_terms`, by the names of terms that have any: what stands beside `weight`, as in
-    `{kde: {weight: 0.05, concentration: 10}}`.
+    The keywords of a recipe's `loss_terms` other than `weight`, by the names of the terms that have any, as in `{kde:
+    {weight: 0.05, concentration: 10}}`.
 
     Raises:
-        `ValueError`: a term takes no such keyword, or it has another type or range.
+        `ValueError`: a term does not have such a keyword, or its value has another type or is out of range.
     """
     found = {}
     for name, value in loss_terms.items():
@@ -139,8 +139,8 @@ BUILT_IN = tuple(TERMS.names())
 def check_loss_terms(loss_terms: Mapping[str, Any]) -> None:
     """
     Raises:
-        `ValueError`: a name of a recipe's `loss_terms` is of no term, has a weight of its own elsewhere, or is called
-            in metrics like another; or `term_options` refuses its options.
+        `ValueError`: a name of a recipe's `loss_terms` is not a term, has its weight in another field, or has the same
+            name in metrics as another term; or `term_options` refuses its options.
     """
     called: dict[str, str] = {loss_name(name): name for name in BUILT_IN}
     for name in loss_terms:

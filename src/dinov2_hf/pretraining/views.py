@@ -1,8 +1,8 @@
 """
-What student and teacher made of one step's crops: all that a loss term may read.
+The outputs of student and teacher for the crops of one step: everything that a loss term may read.
 
-Shapes: `G` = 2 global crops, `L` local crops, `B` images per device, `h * w` patches of a global crop, `M` of all of
-them that count, `D` the student's hidden size, `K` prototypes.
+Shapes: `G` = 2 global crops, `L` local crops, `B` images per device, `h * w` patches of a global crop, `M` counted
+patches of all global crops, `D` the student's hidden size, `K` prototypes.
 """
 
 from collections.abc import Set
@@ -25,16 +25,16 @@ from .teachers import Targets, TeacherTokens
 @dataclass(frozen=True)
 class Crops:
     """
-    What the collator makes of `B` images.
+    The output of the collator for `B` images.
 
     Args:
         global_crops: `(G, B, C, H, W)`.
         local_crops: `(L, B, C, H', W')`; `L` may be 0.
-        bool_masked_pos: masked patches, `(G * B, h * w)` booleans, hidden from the student; `None` for none.
+        bool_masked_pos: masked patches, `(G * B, h * w)` booleans, hidden from the student; `None` if there are none.
         masked_indices: the patches that the patch-level loss counts, of the flat `G * B * h * w` ones: `(M,)`, or a
             slice of all.
-        masked_weights: `(M,)`, one over the patches that count of that crop.
-        num_masked: how many of the `M` count, a scalar; the others are padding, of weight 0. `None`: all of them.
+        masked_weights: `(M,)`, one over the number of counted patches of that crop.
+        num_masked: how many of the `M` patches count, a scalar; the others are padding, of weight 0. `None` means all.
     """
 
     global_crops: torch.Tensor
@@ -46,7 +46,7 @@ class Crops:
 
     @property
     def is_counted(self) -> torch.Tensor | None:
-        """Which of the `M` patches are no padding, booleans; `None`: all of them."""
+        """Which of the `M` patches are not padding, as booleans; `None` means all."""
         if self.num_masked is None:
             return None
         return torch.arange(len(self.masked_weights), device=self.masked_weights.device) < self.num_masked
@@ -56,7 +56,7 @@ class Crops:
         if counted == "masked":
             return replace(self, bool_masked_pos=None)
         if self.bool_masked_pos is None:
-            raise ValueError("nothing of these crops was masked; their patches cannot be counted.")
+            raise ValueError("no patch of these crops was masked, so there are no masked patches to count.")
         num_crops, num_patches = self.bool_masked_pos.shape
         weights = self.masked_weights.new_full((num_crops * num_patches,), 1 / num_patches)
         return Crops(self.global_crops, self.local_crops, None, slice(None), weights)
@@ -65,19 +65,19 @@ class Crops:
 @dataclass
 class Views:
     """
-    Both networks' view of a step. The student's backbone runs when this is made; logits are made when a term first
-    reads them, so that what no term reads is not computed.
+    The outputs of both networks in a step. The student's backbone runs when this is constructed. Logits are computed
+    when a term first reads them, so logits that no term reads are not computed.
 
     Attributes:
-        config, distillation_config: the objective's; the second is `None` in a pretraining.
+        config, distillation_config: configurations of the objective; the second is `None` in a pretraining.
         student: the network with its heads or projectors.
         crops: the images.
-        teacher: what the teacher saw.
-        targets: what the student should predict; `None` of a teacher without heads.
-        needs: what the terms of this step have declared: "cls" or "patches".
-        chunk_size: patches of which logits are held at once.
-        gram_teacher: an earlier network, where the recipe names one.
-        ranks: that compute this student; `None` is all.
+        teacher: the teacher's tokens.
+        targets: the targets that the student should predict; `None` for a teacher without heads.
+        needs: the needs that the terms of this step have declared: "cls" or "patches".
+        chunk_size: patches whose logits are held at once.
+        gram_teacher: an earlier network, if the recipe names one.
+        ranks: the ranks that compute this student; `None` means all ranks.
         is_packed: as `packed` of `DINOv2Model.forward_crops`.
         student_cls, local_cls: CLS tokens of the global crops, `(G, B, D)`, and of the local ones, `(L, B, D)`.
         student_patches: patch tokens of the global crops, `(G, B, h, w, D)`.
@@ -114,35 +114,35 @@ class Views:
 
     @property
     def global_logits(self) -> LogitChunks:
-        """The student's, of the CLS tokens of global crops: `G * B` rows."""
+        """The student's logits of the CLS tokens of global crops: `G * B` rows."""
         self._declared("cls")
         return self._logits[0].some(slice(self.num_global_crops))
 
     @property
     def local_logits(self) -> LogitChunks:
-        """The student's, of the CLS tokens of local crops: `L * B` rows."""
+        """The student's logits of the CLS tokens of local crops: `L * B` rows."""
         self._declared("cls")
         return self._logits[0].some(slice(self.num_global_crops, None))
 
     @property
     def patch_logits(self) -> LogitChunks:
-        """The student's, of the patches that count: `M` rows."""
+        """The student's logits of the counted patches: `M` rows."""
         self._declared("patches")
         return cast(LogitChunks, self._logits[1])
 
     @property
     def patch_targets(self) -> RowTargets:
-        """For these patches the teacher's targets; see `Targets`."""
+        """The teacher's targets for these patches; see `Targets`."""
         return cast(RowTargets, self._declared("patches").patches)
 
     @property
     def cls_targets(self) -> torch.Tensor:
-        """For the global crops the teacher's targets, `(G, B, K)`."""
+        """The teacher's targets for the global crops, `(G, B, K)`."""
         return self._declared("cls").cls
 
     @property
     def anchor_patches(self) -> torch.Tensor:
-        """Patch features of the Gram teacher, of global crops, `(G, B, h', w', D')`, without a gradient."""
+        """Patch features of the Gram teacher for global crops, `(G, B, h', w', D')`, without a gradient."""
         if self.gram_teacher is None:
             raise ValueError("a loss term reads features of a Gram teacher, but there is none; set `gram_teacher`.")
         return self.gram_teacher.tokens(self.crops.global_crops).patches
@@ -153,8 +153,8 @@ class Views:
 
     @property
     def _logits(self) -> tuple[LogitChunks, LogitChunks | None]:
-        """Of all CLS tokens and of the patches that count; one call of a head that both share, at the first use."""
-        if self._made_logits is None:  # no `cached_property`, whose lock cannot be compiled before Python 3.12
+        """Logits of all CLS tokens and of the counted patches, at the first use; a shared head is called only once."""
+        if self._made_logits is None:  # not a `cached_property`: before Python 3.12 its lock cannot be compiled
             cls = torch.cat([self.student_cls.flatten(0, 1), self.local_cls.flatten(0, 1)])
             patches = None
             if "patches" in self.needs:
@@ -163,7 +163,7 @@ class Views:
         return self._made_logits
 
     def _declared(self, what: str) -> Targets:
-        """The targets, for a term that has declared what it reads of them."""
+        """The targets, for a term that has declared which of them it reads."""
         if self.targets is None:
             raise ValueError("a loss term reads logits, but the teacher has no heads; compare features.")
         if what not in self.needs:

@@ -163,7 +163,7 @@ def test_backbones_that_are_not_whole(change, message, tmp_path):
     ("options", "message"),
     [
         ({}, "`cls_token` has 32 channels, .* --num_attention_heads"),
-        ({"num_attention_heads": 5}, "`hidden_size` is 32, which does not divide into `num_attention_heads` .5."),
+        ({"num_attention_heads": 5}, "`hidden_size` is 32, which is not divisible by `num_attention_heads` .5."),
         ({"num_attention_heads": 2, "depth_range": (1, 2)}, "holds a backbone; leave --depth_range out"),
         ({"num_attention_heads": 2, "id2label": ["a"]}, "holds a backbone; leave --id2label out"),
         ({"num_attention_heads": 2, "classifier_name": "a"}, '--classifier_name is "a", but it does not hold several'),

@@ -1,1 +1,1 @@
-"""What the protocols of classification share."""
+"""The common parts of the classification protocols."""

@@ -28,7 +28,7 @@ class TrainingImages(Dataset):
     """Crops of a data set with random access, each drawn with the seed of its `SampleKey`.
 
     Args:
-        images: of the data set.
+        images: images of the data set.
         crop_size: height and width of a crop, in pixels.
     """
 
@@ -39,7 +39,7 @@ class TrainingImages(Dataset):
         return len(self.images)
 
     def __getitem__(self, key: SampleKey) -> tuple[int, Image.Image | np.ndarray]:
-        """The row that was read, and its crop, an array (height, width, channels) where the image is one.
+        """The row that was read, and its crop: an array (height, width, channels) if the image is an array.
 
         A row whose image cannot be decoded is replaced by another, drawn from the seed.
 
@@ -55,7 +55,7 @@ class TrainingImages(Dataset):
 def random_crop(
     image: Image.Image | np.ndarray, size: tuple[int, int], rng: random.Random
 ) -> Image.Image | np.ndarray:
-    """A random part of 8 % to all of the area, resized to `size` (bicubic), and flipped every other time."""
+    """A random part of 8 % to all of the area, resized to `size` (bicubic), flipped with probability one half."""
     if isinstance(image, np.ndarray):
         tensor = torch.from_numpy(image).permute(2, 0, 1)
         return random_crop_of(tensor, size, rng).permute(1, 2, 0).numpy()
@@ -89,10 +89,10 @@ def training_loader(extractor: FeatureExtractor, dataset: DatasetOrRows, order: 
 
 
 def crop_size_of(image_processor: Any) -> tuple[int, int]:
-    """Height and width of the images that a processor makes.
+    """Height and width of the output images of a processor.
 
     Raises:
-        ValueError: it makes images of different sizes.
+        ValueError: its output images have different sizes.
     """
     names = ("crop_size", "size") if getattr(image_processor, "do_center_crop", False) else ("size",)
     for name in names:
@@ -107,5 +107,5 @@ def crop_size_of(image_processor: Any) -> tuple[int, int]:
 
 def _process(image_processor, samples: list[tuple[int, Image.Image | np.ndarray]]) -> tuple[list[int], Tensor]:
     rows, crops = zip(*samples, strict=True)
-    # They have their size already.
+    # The crops already have their size.
     return list(rows), process_images(image_processor, crops, do_resize=False, do_center_crop=False)

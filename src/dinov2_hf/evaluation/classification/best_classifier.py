@@ -1,4 +1,4 @@
-"""The best linear classifier of a grid: its options, its training, and the choice on held-out images or the others."""
+"""The best linear classifier of a grid: options, training, and the choice on held-out or on evaluation images."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from .labels import MatchedLabels
 
 @dataclass(frozen=True)
 class GridTraining:
-    """How a grid is trained.
+    """The options for training a grid.
 
     Args:
         grid: a name of `LEARNING_RATES`.
         num_steps: steps of SGD, with a cosine to 0.
         train_batch_size: images (or videos) in a step, for each process.
-        validation_fraction: share of the training images to choose on; 0: the choice is made on those to measure on.
-        seed: of the initial weights, the order and the split.
+        validation_fraction: share of the training images to choose on; 0: the choice is made on the evaluation images.
+        seed: seed of the initial weights, the order and the split.
     """
 
     grid: str
@@ -36,7 +36,7 @@ class GridTraining:
     seed: int
 
     def check(self, num_rows: int, extractor: FeatureExtractor) -> None:
-        """`ValueError` where an option is out of its range for so many training images."""
+        """`ValueError` if an option is out of its range for this number of training images."""
         self.order(len(self.split(num_rows)[0]), extractor)
 
     def split(self, num_rows: int) -> tuple[Tensor, Tensor]:
@@ -46,11 +46,11 @@ class GridTraining:
         return random_split(num_rows, self.validation_fraction, self.seed)
 
     def order(self, num_rows: int, extractor: FeatureExtractor) -> PreTrainingBatchSampler:
-        """The endless batches of rows of this process; `ValueError` where one of all would hold an image twice."""
+        """The endless batches of rows of this process; `ValueError` if a global batch would contain an image twice."""
         if self.train_batch_size < 1 or self.train_batch_size * extractor.world_size > num_rows:
             raise ValueError(
                 f"`train_batch_size` is {self.train_batch_size} on each of {extractor.world_size} processes, but"
-                f" together these must be between 1 and the {num_rows} training images."
+                f" their sum must be between 1 and the {num_rows} training images."
             )
         return PreTrainingBatchSampler(
             num_rows, self.train_batch_size, seed=self.seed, rank=extractor.rank, world_size=extractor.world_size
@@ -59,7 +59,7 @@ class GridTraining:
     def cached_batches(
         self, features: Tensor, labels: Tensor, rows: Tensor, extractor: FeatureExtractor
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The endless batches of some rows of features in memory."""
+        """Endless batches of some rows of features in memory."""
         for keys in self.order(len(rows), extractor):
             batch = rows[[key.row for key in keys]]
             yield features[batch].to(extractor.device), labels[batch].to(extractor.device)
@@ -70,9 +70,9 @@ class BestClassifier:
     """The best of a grid.
 
     Attributes:
-        metrics: `{name}_top1` on the images to measure on and so on, see `train_best_classifier`.
-        choice: which it is.
-        weight, bias: (C, f) and (C,), as of a `torch.nn.Linear`, on the CPU.
+        metrics: `{name}_top1` on the evaluation images and so on, see `train_best_classifier`.
+        choice: which classifier it is.
+        weight, bias: (C, f) and (C,), as in a `torch.nn.Linear`, on the CPU.
         found: the accuracy of every classifier.
     """
 
@@ -83,7 +83,7 @@ class BestClassifier:
     found: dict[Choice, float]
 
     def curves(self) -> dict[str, dict[float, float]]:
-        """Of each group of features the accuracies by learning rate."""
+        """The accuracies by learning rate, for each group of features."""
         curves: dict[str, dict[float, float]] = {}
         for choice, accuracy in self.found.items():
             curves.setdefault(choice.features, {})[choice.learning_rate] = accuracy
@@ -103,18 +103,18 @@ def train_best_classifier(
     settings: Mapping[str, Any],
     output_dir: str | Path | None,
 ) -> BestClassifier:
-    """Train a grid and choose.
+    """Train a grid and choose the best classifier.
 
     Args:
-        name: of the protocol, with which the names of metrics begin.
-        batches: of features (B, F) and labels (B,), endless.
+        name: name of the protocol; the names of metrics begin with it.
+        batches: endless batches of features (B, F) and labels (B,).
         columns: the groups of classifiers, see `ClassifierGrid`.
-        eval_features: (m, F), of `labels.eval`.
-        validation: features and labels to choose on; none: the choice is made on `eval_features`.
+        eval_features: (m, F), the features for `labels.eval`.
+        validation: features and labels to choose on; None: the choice is made on `eval_features`.
         settings, output_dir: as in `train_once`.
 
     Returns:
-        The best one; its metrics are `{name}_top1`, `{name}_top5` where there are more than 5 classes,
+        The best classifier; its metrics are `{name}_top1`, `{name}_top5` if there are more than 5 classes,
         `{name}_best_learning_rate` and, with a validation part, `{name}_validation_top1`.
     """
     rates = LEARNING_RATES[training.grid]

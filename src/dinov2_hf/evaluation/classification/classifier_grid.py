@@ -1,11 +1,11 @@
 """Many linear classifiers on the same features, trained together (paper, appendix B.3).
 
-Which learning rate and which features suit a backbone differs, so the protocol trains a classifier for each choice and
-reports the best. Together they cost little more than one: they share the features, and all that read the same ones
-are a single matrix product.
+The best learning rate and the best features differ between backbones, so the protocol trains a classifier for each
+choice and reports the best. Together they cost little more than one: they share the features, and all classifiers that
+read the same features are a single matrix product.
 
-Shapes: `B` images in a batch, `F` all features, `f` those that a group of classifiers reads, `L` learning rates, `C`
-classes.
+Shapes: `B` images in a batch, `F` all features, `f` features that a group of classifiers reads, `L` learning rates,
+`C` classes.
 """
 
 import math
@@ -41,18 +41,18 @@ class Choice:
 class ClassifierGrid:
     """A linear classifier for every choice of features and learning rate.
 
-    Each is what it would be alone: cross-entropy, SGD with momentum 0.9 and no weight decay, weights from N(0, 0.01)
-    that do not depend on the rest of the grid, bias 0.
+    Each equals a classifier trained alone: cross-entropy, SGD with momentum 0.9 and no weight decay, initial weights
+    from N(0, 0.01) that do not depend on the rest of the grid, initial bias 0.
 
     Args:
-        features: for each name the columns of the features that its classifiers read.
+        features: for each name, the columns of the features that its classifiers read.
         learning_rates: L rates, before their scaling.
-        learning_rate_scale: factor of all of them; images in a step of all processes over 256.
+        learning_rate_scale: factor of all of them: images in a step of all processes, divided by 256.
         num_features: F.
         num_classes: C.
         seed: of the initial weights.
         device: of the weights, and of the batches.
-        processes: those whose gradients are averaged. None: this one alone.
+        processes: the processes whose gradients are averaged. None: only this process.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class ClassifierGrid:
                 repeated = labels[:, None].expand(logits.shape[:2])
                 losses.append(F.cross_entropy(logits.transpose(1, 2), repeated, reduction="none").mean(dim=0))
             all_losses = torch.cat(losses)
-            # Every weight is of one loss only, so the gradient of the sum is that of each alone.
+            # Every weight belongs to one loss only, so the gradient of the sum is the gradient of that loss.
             gradients = torch.autograd.grad(all_losses.sum(), self._parameters)
         if self.processes is not None and self.processes.num_processes > 1:
             gradients = reduce(list(gradients), reduction="mean")
@@ -127,7 +127,7 @@ class ClassifierGrid:
         }
 
     def classifier(self, choice: Choice) -> tuple[Tensor, Tensor]:
-        """Weight (C, f) and bias (C,) of one classifier, as of a `torch.nn.Linear`, on the CPU."""
+        """Weight (C, f) and bias (C,) of one classifier, as in a `torch.nn.Linear`, on the CPU."""
         index = [other.learning_rate for other in self.choices if other.features == choice.features].index(
             choice.learning_rate
         )
@@ -164,8 +164,8 @@ def accuracies(
 ) -> dict[Choice, float]:
     """Top-k accuracy of every classifier on features (n, F) and labels (n,) in memory.
 
-    Each process of the grid takes its share, and all get the accuracies of all. Weights that have diverged count as
-    wrong, whatever the label.
+    Each process of the grid measures its share, and all processes get all accuracies. Predictions of diverged weights
+    count as wrong, whatever the label.
     """
     processes, device = grid.processes, grid._learning_rates.device
     own = slice(processes.process_index, None, processes.num_processes) if processes is not None else slice(None)
@@ -182,5 +182,5 @@ def accuracies(
 
 
 def best_choice(found: Mapping[Choice, float]) -> Choice:
-    """The choice of the highest accuracy; of equal ones the first."""
+    """The choice with the highest accuracy; the first one if several are equal."""
     return max(found, key=found.__getitem__)

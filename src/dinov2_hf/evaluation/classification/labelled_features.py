@@ -18,7 +18,7 @@ def labelled_features(
     """Features of training images and their labels; images that cannot be decoded are left out, with a warning.
 
     Args:
-        labels: (n,), of all rows of `dataset`.
+        labels: (n,), labels of all rows of `dataset`.
         kind, num_layers: as in `FeatureExtractor.features`.
 
     Returns:

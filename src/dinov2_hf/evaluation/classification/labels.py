@@ -1,6 +1,6 @@
 """Labels of two datasets in one numbering, matched by the names of their classes and never by their numbers.
 
-The original reads class numbers from files of its own, where those of two datasets may silently differ.
+The original reads class numbers from its own files, where the numbers of two datasets may silently differ.
 """
 
 import logging
@@ -26,7 +26,7 @@ class MatchedLabels:
         train: (n,) class indices in [0, C), one for each row of the first dataset.
         eval: (m,) class indices in [0, C), one for each row of the second.
         classes: the C names (or numbers) of the classes, in the order of the first dataset's `ClassLabel`, or sorted
-            where it has none.
+            if it has none.
     """
 
     train: Tensor
@@ -34,11 +34,11 @@ class MatchedLabels:
     classes: list[str] | list[int]
 
     def most_frequent_share(self) -> float:
-        """The accuracy on the second dataset of answering always with the most frequent class of the first."""
+        """The accuracy on the second dataset of always predicting the most frequent class of the first."""
         return (self.eval == self.train.bincount().argmax()).double().mean().item()
 
     def warn_of_absent_classes(self) -> None:
-        """A warning that counts the classes of the first dataset that are not measured."""
+        """Log a warning with the number of classes of the first dataset that are not measured."""
         present = self.train.unique()
         num_absent = int((~torch.isin(present, self.eval)).sum())
         if num_absent:
@@ -51,13 +51,13 @@ class MatchedLabels:
 def match_labels(train_dataset: DatasetOrRows, eval_dataset: DatasetOrRows, label_column: str) -> MatchedLabels:
     """Class indices of both datasets in one numbering.
 
-    A `ClassLabel` column stands for the names of its classes, so it may be held against a column of strings or against
-    another `ClassLabel` with the same names in another order. Two columns of plain integers are matched by value.
-    Classes of `train_dataset` that no row of `eval_dataset` has are kept.
+    A `ClassLabel` column stands for the names of its classes, so it may be compared with a column of strings or with
+    another `ClassLabel` that has the same names in another order. Two columns of plain integers are matched by value.
+    Classes of `train_dataset` without a row in `eval_dataset` are kept.
 
     Raises:
-        ValueError: the column is missing; a row has no label; names are held against plain integers; there is one
-            class only; or `eval_dataset` has a class of which `train_dataset` has no image.
+        ValueError: the column is missing; a row has no label; one dataset has names and the other plain integers;
+            there is only one class; or `eval_dataset` has a class without an image in `train_dataset`.
     """
     train_labels, names = _labels(train_dataset, label_column)
     eval_labels, _ = _labels(eval_dataset, label_column)
@@ -90,7 +90,7 @@ def match_labels(train_dataset: DatasetOrRows, eval_dataset: DatasetOrRows, labe
 
 
 def _labels(dataset, label_column: str) -> tuple[list[int] | list[str], list[str] | None]:
-    """The labels of a dataset, as names where it has names, and all these names if it is a `ClassLabel`."""
+    """The labels of a dataset, as names if it has names, and all these names if it is a `ClassLabel`."""
     require_column(dataset, label_column, "label_column")
     feature = None
     if isinstance(dataset, datasets.Dataset):

@@ -1,1 +1,1 @@
-"""What segmentation and depth share."""
+"""The common parts of segmentation and depth."""

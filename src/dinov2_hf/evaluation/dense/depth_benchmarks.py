@@ -1,4 +1,4 @@
-"""What NYU Depth v2 and KITTI prescribe: units, ranges, crops, and the colours of the training images."""
+"""The rules of NYU Depth v2 and KITTI: units, ranges, crops, and the colours of the training images."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,14 @@ class DepthBenchmark:
     Rules for one collection of images with depth.
 
     Args:
-        depth_scale: stored numbers in one unit of depth, such as 1000 for millimetres stored and metres wanted.
-        min_depth, max_depth: the range, in that unit, of what is predicted and judged.
+        depth_scale: stored numbers in one unit of depth, such as 1000 if millimetres are stored and metres are wanted.
+        min_depth, max_depth: the range, in that unit, of the predicted and the measured depths.
         crop_size: (height, width) of the training crops.
-        training_box: (top, bottom, left, right) in pixels, that training images are cut to first.
+        training_box: (top, bottom, left, right) in pixels; training images are first cut to it.
         image_box_size: (height, width) of the part of every image that is used, at its bottom and in its middle.
-        evaluation_box: (top, bottom, left, right) of what is judged, as fractions of height and width.
-        max_rotation: degrees; training images are rotated up to this much with probability one half.
-        brightness_range: of the factor in the colour distortion.
+        evaluation_box: (top, bottom, left, right) of the part that is measured, as fractions of height and width.
+        max_rotation: degrees; training images are rotated by up to this angle with probability one half.
+        brightness_range: range of the factor in the colour distortion.
     """
 
     depth_scale: float
@@ -55,7 +55,7 @@ BENCHMARKS = {
         max_rotation=0.0,
         brightness_range=(0.9, 1.1),
     ),
-    # Any other: whole images, in the unit that they are stored in.
+    # Any other data: whole images, in the unit in which they are stored.
     "none": DepthBenchmark(
         depth_scale=1.0,
         min_depth=0.001,

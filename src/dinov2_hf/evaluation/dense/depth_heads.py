@@ -40,7 +40,7 @@ class LinearDepth:
         return self.module(*features)
 
     def save(self, image_processor: Any, folder: Path) -> None:
-        """As a `DINOv2ForDepthEstimation` that takes images of any size as they are."""
+        """Save as a `DINOv2ForDepthEstimation` that takes images of any size without resizing."""
         processor, head = image_processor_for(image_processor, do_resize=False), self.module.state_dict()
         save_head(DINOv2ForDepthEstimation, self.model, "decode_head", head, self.config, processor, folder)
 
@@ -49,7 +49,7 @@ class DPTDepth:
     """transformers' DPT: four blocks, reassembled at four scales (D/8, D/4, D/2 and D channels) and fused.
 
     Raises:
-        ValueError: what `check_dpt` raises: the model is no DINOv2, or its hidden size does not divide by 8.
+        ValueError: as `check_dpt`: the model is not a DINOv2, or its hidden size is not divisible by 8.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[int], fusion_hidden_size: int = 256):
@@ -73,7 +73,7 @@ class DPTDepth:
         self.whole = DPTForDepthEstimation(config)
         self.whole.backbone.load_state_dict(model.state_dict())
         self.whole.backbone.requires_grad_(False).eval()
-        # Its last activation is a ReLU: where that starts below 0 it has no gradient.
+        # Its last activation is a ReLU, which has no gradient where its input starts below 0.
         nn.init.ones_(self.whole.head.head[-2].bias)
         self.module = nn.ModuleList([self.whole.neck, self.whole.head])
 
@@ -92,7 +92,7 @@ class DPTDepth:
         return self.whole.config.backbone_config.patch_size
 
     def save(self, image_processor: Any, folder: Path) -> None:
-        """As a `DPTForDepthEstimation` with transformers' own image processor, which pads to whole patches."""
+        """Save as a `DPTForDepthEstimation` with transformers' own image processor, which pads to whole patches."""
         from transformers import DPTImageProcessor
 
         with new_folder(folder, "model", overwrite=True) as partial:
@@ -103,12 +103,12 @@ class DPTDepth:
 
 
 def check_dpt(model: nn.Module) -> None:
-    """`ValueError` where no `DPTDepth` can be made of the model."""
+    """`ValueError` if no `DPTDepth` can be built on the model."""
     if not isinstance(model, DINOv2Model):
         raise ValueError(f"`head` dpt needs a DINOv2Model, but the model is a {type(model).__name__}.")
     width = model.config.hidden_size
     if width % 8:
-        raise ValueError(f"`head` dpt needs a hidden size that divides by 8, but that of the model is {width}.")
+        raise ValueError(f"`head` dpt needs a hidden size that is divisible by 8, but the model has {width}.")
 
 
 def frozen_features(extractor: FeatureExtractor, head: LinearDepth | DPTDepth, pixel_values: Tensor) -> list[Tensor]:

@@ -21,10 +21,10 @@ def decode_depth(value: Any, depth_scale: float) -> np.ndarray:
         depth_scale: stored numbers in one unit of depth.
 
     Returns:
-        (H, W) float32; 0 where there is no measurement: where the stored number is 0 or below, infinite or NaN.
+        (H, W) float32; 0 means no measurement: the stored number is 0 or below, infinite or NaN.
 
     Raises:
-        UndecodableImage: the file is broken, or holds more than one number for a pixel.
+        UndecodableImage: the file is broken, or has more than one number for a pixel.
     """
     depth = decode_map(value, "iuf", "number")
     depth = depth.astype(np.float32) / np.float32(depth_scale)
@@ -32,7 +32,7 @@ def decode_depth(value: Any, depth_scale: float) -> np.ndarray:
 
 
 def lower_middle(image: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """The part of `(..., H, W)` at the bottom and in the middle that KITTI uses; all of it without a size."""
+    """The part of `(..., H, W)` that KITTI uses, at the bottom and in the middle; the whole image without a size."""
     if size is None:
         return image
     height, width = image.shape[-2:]
@@ -44,7 +44,7 @@ def judged_box(depth: Tensor, box: tuple[float, float, float, float]) -> Tensor:
     """A bool map (H, W) of the pixels inside the box of a benchmark."""
     height, width = depth.shape
     inside = torch.zeros_like(depth, dtype=torch.bool)
-    # An integer part that floating point has put just below the integer is meant to be it.
+    # A product just below an integer, by floating-point rounding, means this integer.
     top, bottom = (int(fraction * height + 1e-6) for fraction in box[:2])
     left, right = (int(fraction * width + 1e-6) for fraction in box[2:])
     inside[top:bottom, left:right] = True
@@ -53,10 +53,11 @@ def judged_box(depth: Tensor, box: tuple[float, float, float, float]) -> Tensor:
 
 class DepthCrop:
     """
-    Rotation, flip, random crop and colours, as the benchmark says; each but the crop with probability one half.
+    Rotation, flip, random crop and colours by the rules of the benchmark; each except the crop has probability one
+    half.
 
     An image smaller than the crop is padded below and to the right, with zeros after normalisation and with depth 0,
-    which does not count.
+    which is not a measurement.
     """
 
     def __init__(self, benchmark: DepthBenchmark, normalize: PixelNormalization):

@@ -1,4 +1,4 @@
-"""The loss that depth heads are trained with, and how far a predicted depth is from the truth (Eigen et al. 2014)."""
+"""The training loss of depth heads, and the errors of a predicted depth (Eigen et al. 2014)."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 
 LOG_EPSILON = 0.001
 MEAN_WEIGHT = 0.15
-# Steps in which only the mean counts; of trainings shorter than 1,000 steps a tenth.
+# Steps in which only the mean counts; a tenth of the steps if there are fewer than 1,000.
 SIGLOSS_WARMUP_STEPS = 100
 
 
@@ -14,8 +14,8 @@ def sigloss(prediction: Tensor, depth: Tensor, valid: Tensor | None = None, warm
     """The scale-invariant log loss (Eigen et al. 2014) in the original's form, `sqrt(Var(g) + 0.15 mean(g)^2)`.
 
     `g = log(prediction + 0.001) - log(depth + 0.001)` over all valid pixels of the batch together; the variance is the
-    unbiased one. The original adds half of a gradient loss, which slices the batch and channel axes in place of height
-    and width, and so is exactly 0 for its two images a device: it is left out here.
+    unbiased one. The original adds half of a gradient loss. That loss slices the batch and channel axes instead of
+    height and width, and so is exactly 0 for its two images a device. It is left out here.
 
     Args:
         prediction, depth: of equal shape, in the same unit; predictions are at least 0.
@@ -23,7 +23,7 @@ def sigloss(prediction: Tensor, depth: Tensor, valid: Tensor | None = None, warm
         warmup: the form of the first 100 steps, `sqrt(0.15 mean(g)^2)`.
 
     Returns:
-        A scalar, float32; 0 where fewer than two pixels are valid.
+        A scalar, float32; 0 if fewer than two pixels are valid.
     """
     valid = depth > 0 if valid is None else valid
     if int(valid.sum()) < 2:
@@ -34,7 +34,7 @@ def sigloss(prediction: Tensor, depth: Tensor, valid: Tensor | None = None, warm
 
 
 def depth_metrics(prediction: Tensor, depth: Tensor) -> dict[str, float]:
-    """Of the pixels of one image.
+    """The metrics of the pixels of one image.
 
     Args:
         prediction, depth: (n,), above 0, in the same unit.

@@ -1,4 +1,4 @@
-"""Train a head on frozen dense features: AdamW, warm-up, decay, one progress bar."""
+"""Trains a head on frozen dense features: AdamW, warm-up, decay, one progress bar."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ def learning_rate_factor(
     warmup_ratio: float,
     final_ratio: float = 0.0,
 ) -> float:
-    """The learning rate of a step over its peak, as mmcv schedules it.
+    """The learning rate of a step divided by its peak, as in the schedules of mmcv.
 
     A decay from 1 to `final_ratio` over all steps, times a linear warm-up from `warmup_ratio` to 1 over the first
     `warmup_steps`.
@@ -49,7 +49,7 @@ def one_cycle_beta1(step: int, num_steps: int, low: float = 0.85, high: float = 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random numbers of their own, so that evaluation does not move those of a training around it."""
+    """A separate state of random numbers, so that evaluation does not change the numbers of a training around it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -70,10 +70,10 @@ def train_head(
     """Train for `num_steps`; gradients are averaged over the processes, if there are several.
 
     Args:
-        head: in training mode already; its parameters are those of the optimizer.
-        batch_loss: from pixel values, labels and the step to the loss.
+        head: the head, already in training mode; its parameters are those of the optimizer.
+        batch_loss: maps pixel values, labels and the step to the loss.
         batches: at least as many as steps.
-        learning_rate_factor, beta1: values at a step; the former is multiplied with the optimizer's learning rate.
+        learning_rate_factor, beta1: values at a step; the former is a factor of the optimizer's learning rate.
 
     Returns:
         The loss of every step (of this process).
@@ -96,7 +96,7 @@ def train_head(
         loss.backward()
         if several:
             for parameter in parameters:
-                if parameter.grad is not None:  # a DPT has layers that its output does not depend on
+                if parameter.grad is not None:  # the output of a DPT does not depend on all of its layers
                     parameter.grad = reduce(parameter.grad, "mean")
         if max_grad_norm is not None:
             nn.utils.clip_grad_norm_(parameters, max_grad_norm)

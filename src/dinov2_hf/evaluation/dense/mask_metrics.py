@@ -1,7 +1,7 @@
-"""How well masks are predicted: intersection over union and accuracies, from numbers of pixels.
+"""Metrics of predicted masks: intersection over union and accuracies, from numbers of pixels.
 
-Shapes: `K` classes. The counts of a class are its pixels that are predicted right (hits), that are truly its own, and
-that are predicted to be: (3, K) whole numbers, of one image or summed over images.
+Shapes: `K` classes. The counts of a class are three numbers of pixels: correctly predicted, truly of this class, and
+predicted as this class. They are (3, K) whole numbers, for one image or summed over images.
 """
 
 from collections.abc import Sequence
@@ -42,14 +42,14 @@ def mask_metrics(prefix: str, counts: Tensor, names: Sequence[str]) -> dict[str,
 
 
 def miou_standard_error(counts: Tensor) -> float:
-    """How far the mean IoU may lie from that of other images of the same kind: its standard error by the jackknife.
+    """The standard error of the mean IoU over images, by the jackknife.
 
     Args:
-        counts: (n, 3, K), of each of n images.
+        counts: (n, 3, K), for each of n images.
 
     Returns:
-        `sqrt((n - 1) / n * sum of (m_i - mean of m)^2)`, where `m_i` is the mean IoU of all images but the i-th. NaN
-        of fewer than two images.
+        `sqrt((n - 1) / n * sum of (m_i - mean of m)^2)`, where `m_i` is the mean IoU of all images except the i-th.
+        NaN for fewer than two images.
     """
     n = len(counts)
     if n < 2:
@@ -59,6 +59,6 @@ def miou_standard_error(counts: Tensor) -> float:
 
 
 def _iou(counts: Tensor) -> Tensor:
-    """(..., K) of counts (..., 3, K); NaN where a class is neither in the truth nor predicted."""
+    """IoU (..., K) from counts (..., 3, K); NaN for a class that is neither in the truth nor predicted."""
     hits, truth, predicted = counts.double().unbind(dim=-2)
     return hits / (truth + predicted - hits)

@@ -1,4 +1,4 @@
-"""The common end of the dense protocols: train once, save before measuring, measure, draw."""
+"""The common last part of the dense protocols: train once, save before measuring, measure, draw."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,17 +26,17 @@ def train_and_measure(
     findings: Mapping[str, Any],
     output_dir: str | Path | None,
 ) -> Metrics:
-    """The metrics of a head on the frozen model, which is on disk before it is measured.
+    """The metrics of a head on the frozen model. The head is on disk before it is measured.
 
     Args:
-        name: of the protocol, and so of its picture.
-        head: in training mode.
+        name: name of the protocol and of its picture.
+        head: the head, in training mode.
         train: changes the head in place.
         save: writes the head and its backbone to a folder.
-        measure: the metrics, and a few results to draw.
-        draw: of these.
+        measure: returns the metrics, and a few results to draw.
+        draw: draws these results.
         settings, output_dir: as in `train_once`.
-        findings: of the metrics, see `Metrics`.
+        findings: findings of the metrics, see `Metrics`.
     """
     folder = folder_of_main(extractor, output_dir)
     train_once(extractor, head.state_dict(keep_vars=True), train, settings=settings, output_dir=output_dir)

@@ -13,7 +13,7 @@ from ...models.modeling_dinov2_heads import center_pad
 
 
 def square_patch_size(model: nn.Module) -> int:
-    """The side of a patch in pixels; `ValueError` where the model does not say, or its patches are not square."""
+    """The side of a patch in pixels; `ValueError` if the model does not say it, or its patches are not square."""
     height, width = patch_size_of(model)
     if height != width:
         raise ValueError(f"the model has config.patch_size=({height}, {width}), but square patches are needed.")
@@ -21,7 +21,7 @@ def square_patch_size(model: nn.Module) -> int:
 
 
 def check_image_size(image_size: int, model: nn.Module, field: str) -> None:
-    """`ValueError` when images of this side hold no patch."""
+    """`ValueError` if images of this side are smaller than a patch."""
     patch_size = square_patch_size(model)
     if image_size < patch_size:
         raise ValueError(
@@ -43,7 +43,7 @@ def segmentation_features(model: nn.Module, pixel_values: Tensor, num_layers: in
 
 
 def depth_features(model: nn.Module, pixel_values: Tensor, layers: Sequence[int]) -> Tensor:
-    """The patches of some blocks without the final norm, each with the CLS token of its block beside it:
+    """The patches of some blocks without the final norm, each concatenated with the CLS token of its block:
     (B, 2 * n * D, h, w), patches, CLS, patches of the next block, ...
 
     Args:

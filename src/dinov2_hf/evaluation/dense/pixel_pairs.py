@@ -1,4 +1,4 @@
-"""Images with a label for every pixel: rows of a dataset to pairs of an image and a map of the same size."""
+"""Images with a label for every pixel: each row of a dataset gives an image and a map of the same size."""
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
@@ -31,16 +31,16 @@ NUM_PICTURES = 6
 
 
 def decode_map(value: Any, kinds: str, wanted: str) -> np.ndarray:
-    """A number for each pixel.
+    """Decode a map with a number for each pixel.
 
     Args:
-        value: as in `decode_image`: an image of one channel (8, 16 or 32 bits, or floats) or of a palette, a `.npy`
-            file, or an array (H, W).
-        kinds: of NumPy's types that it may hold.
-        wanted: a number, in the words of a message.
+        value: as in `decode_image`: an image with one channel (8, 16 or 32 bits, or floats) or with a palette, a
+            `.npy` file, or an array (H, W).
+        kinds: kinds of NumPy types that are allowed.
+        wanted: what messages call a number.
 
     Raises:
-        UndecodableImage: the file is broken, or holds something else.
+        UndecodableImage: the file is broken, or contains something else.
     """
     with undecodable_on_error():
         if isinstance(value, Image.Image):
@@ -63,22 +63,23 @@ class UnusableRow(UndecodableImage):
 
 class PixelPairs(Dataset):
     """
-    Row `i` is an image (C, H, W), uint8 or on its scale, and its map (H, W), as tv_tensors, so that transforms move
-    both alike.
+    Row `i` is an image (C, H, W), uint8 or on its scale, and its map (H, W), as tv_tensors, so that transforms change
+    both in the same way.
 
     Args:
         dataset: a map-style `datasets.Dataset` or a sequence of dict rows. A format or transform set on a
             `datasets.Dataset` is not applied.
         image_column: name of the column of images.
-        num_channels: of the images, which are decoded for a model of as many.
+        num_channels: channels of the images; they are decoded for a model with this number.
         map_column: name of the column of maps.
-        map_field: the name under which the user passed it, for messages.
-        decode_map: from the value of a row to an array (H, W); raises `UndecodableImage` with the reason if it cannot.
+        map_field: the user's name of that argument, for messages.
+        decode_map: turns the value of a row into an array (H, W); raises `UndecodableImage` with the reason if it
+            cannot.
         source: what messages call the dataset, such as "the training data".
 
     Raises:
-        ValueError: at once, as `require_column`, or both columns are the same; for a row, if image or map cannot be
-            decoded (`UnusableRow`), or their sizes differ.
+        ValueError: at construction, as `require_column`, or if both columns are the same; for a row, if image or map
+            cannot be decoded (`UnusableRow`), or their sizes differ.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class PixelPairs(Dataset):
         source: str,
     ):
         if map_column == image_column:
-            raise ValueError(f"`{map_field}` is {map_column!r}, which is the column of the images too; name another.")
+            raise ValueError(f"`{map_field}` is {map_column!r}, which is also the column of images; name another.")
         self.dataset = undecoded_columns(dataset, {"image_column": image_column, map_field: map_column})
         self.image_column, self.map_column, self.map_field = image_column, map_column, map_field
         self.decode_image, self.decode_map = image_decoder(num_channels), decode_map
@@ -131,9 +132,9 @@ class PixelPairs(Dataset):
 
 
 class TrainingCrops(Dataset):
-    """Pairs under a random transform, seeded by each sample's key: the same on any number of workers.
+    """Pairs under a random transform. The key of each sample is its seed, so the number of workers does not matter.
 
-    A row that cannot be decoded is replaced by the next one, because a training is long; after 20 of them it stops.
+    A row that cannot be decoded is replaced by the next one, because a training is long. After 20 such rows it stops.
     """
 
     def __init__(self, pairs: PixelPairs, transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]):
@@ -155,7 +156,7 @@ def training_batches(
     train_batch_size: int,
     seed: int,
 ) -> DataLoader:
-    """Endless batches of this process's share of `train_batch_size` images, in an order that the seed fixes."""
+    """Endless batches of this process's share of `train_batch_size` images, in an order that the seed determines."""
     sampler = PreTrainingBatchSampler(
         len(pairs), train_batch_size // extractor.world_size, seed=seed, rank=extractor.rank,
         world_size=extractor.world_size,
@@ -164,13 +165,14 @@ def training_batches(
         TrainingCrops(pairs, transform),
         batch_sampler=sampler,
         num_workers=extractor.num_workers,
-        # Its own: the loader draws a seed, and evaluation must not move the random numbers of a training around it.
+        # A separate generator: the loader draws a seed, and evaluation must not change the random numbers of a
+        # training.
         generator=torch.Generator(),
     )
 
 
 def check_train_batch_size(extractor: FeatureExtractor, train_batch_size: int, num_images: int) -> None:
-    """`ValueError` where a training step would hold more images than there are, or processes not as many each."""
+    """`ValueError` if a training step needs more images than there are, or cannot be shared equally by processes."""
     if not 1 <= train_batch_size <= num_images:
         raise ValueError(
             f"`train_batch_size` is {train_batch_size}, but must be from 1 to the {num_images} images of the training"
@@ -185,7 +187,7 @@ def check_train_batch_size(extractor: FeatureExtractor, train_batch_size: int, n
 def pairs_to_measure(
     extractor: FeatureExtractor, pairs: PixelPairs, description: str
 ) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    """This process's images and maps one by one, and of each whether it is one of a few, evenly spaced, to draw."""
+    """This process's images and maps one by one, each with whether to draw it. Those to draw are evenly spaced."""
     rows = range(extractor.rank, len(pairs), extractor.world_size)
     drawn = rows[:: ceil(len(rows) / NUM_PICTURES)] if len(rows) else ()
     loader = DataLoader(
@@ -197,10 +199,11 @@ def pairs_to_measure(
 
 
 class PixelNormalization:
-    """Pixels on the scale 0 to 255 to what the model takes, by the values of its image processor.
+    """Converts pixels on the scale 0 to 255 to inputs of the model, with the values of its image processor.
 
     Raises:
-        ValueError: the image processor's `image_mean` or `image_std` is not of as many channels as the model.
+        ValueError: the image processor's `image_mean` or `image_std` does not have the number of channels of the
+            model.
     """
 
     def __init__(self, image_processor: Any, num_channels: int):
@@ -212,7 +215,7 @@ class PixelNormalization:
             if len(values) != num_channels:
                 raise ValueError(
                     f"the image processor's {field} has {len(values)} values, but the model takes images of"
-                    f" {num_channels} channels; one value for each is needed."
+                    f" {num_channels} channels; give one value for each."
                 )
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -221,15 +224,15 @@ class PixelNormalization:
 
 
 def image_processor_for(image_processor: Any, **sizes: Any) -> DINOv2ImageProcessor:
-    """An image processor that treats the values of pixels as another does, and never crops.
+    """An image processor that treats the values of pixels like another one, and never crops.
 
     Args:
-        sizes: its fields that say how it resizes.
+        sizes: its fields for resizing.
     """
     return DINOv2ImageProcessor(**value_fields(image_processor), do_center_crop=False, **sizes)
 
 
 def value_fields(image_processor: Any) -> dict[str, Any]:
-    """What an image processor does to the values of pixels, whatever it does to sizes."""
+    """The fields of an image processor that affect values of pixels, and not sizes."""
     names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_convert_rgb")
     return {name: getattr(image_processor, name) for name in names if hasattr(image_processor, name)}

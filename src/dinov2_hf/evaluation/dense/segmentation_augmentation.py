@@ -1,4 +1,4 @@
-"""The random crops that segmentation heads are trained on (paper, appendix B.2)."""
+"""The random crops for training segmentation heads (paper, appendix B.2)."""
 
 import torch
 from torch import Tensor
@@ -18,14 +18,14 @@ class SegmentationCrop:
 
     Args:
         image_size: S, side of the crop; the short side is resized to S times a ratio drawn from `scale_range`.
-        scale_range: of that ratio; below 1 the image may be smaller than the crop, and is padded (with zeros after
-            normalisation, and `ignore_index`).
+        scale_range: range of that ratio; below 1 the image may be smaller than the crop, and is padded (with zeros
+            after normalisation, and with `ignore_index`).
         ignore_index: the number of pixels without a class.
-        normalize: of the pixels.
+        normalize: normalisation of the pixels.
         max_class_ratio: up to 10 crops are drawn until no class covers more than this share of the labelled pixels.
 
-    Colours are distorted where there are 3 channels: brightness, contrast, saturation and hue, each with probability
-    one half, in the ranges of mmsegmentation and by torchvision's operations (whose brightness is a factor, not an
+    Colours are distorted if there are 3 channels: brightness, contrast, saturation and hue, each with probability one
+    half, in the ranges of mmsegmentation and with torchvision's operations (where brightness is a factor, not an
     offset).
     """
 

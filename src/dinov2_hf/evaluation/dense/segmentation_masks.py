@@ -24,13 +24,13 @@ def decode_mask(value: Any, ignore_index: int, do_reduce_labels: bool) -> np.nda
     Args:
         value: as in `decode_map`; the indices of a palette are the classes.
         ignore_index: the number of pixels without a class.
-        do_reduce_labels: 0 means without a class, and class c is stored as c + 1 (ADE20K).
+        do_reduce_labels: 0 means that a pixel has no class, and class c is stored as c + 1 (ADE20K).
 
     Returns:
         (H, W) int64.
 
     Raises:
-        UndecodableImage: the file is broken, or holds colours in place of class numbers.
+        UndecodableImage: the file is broken, or contains colours instead of class numbers.
     """
     mask = decode_map(value, "iub", "class number")
     mask = mask.astype(np.int64)
@@ -40,7 +40,7 @@ def decode_mask(value: Any, ignore_index: int, do_reduce_labels: bool) -> np.nda
 
 
 class MaskedImages:
-    """Images with masks of class numbers: some to learn from, some to measure on.
+    """Images with masks of class numbers: some for training, some for evaluation.
 
     Args:
         train_dataset, eval_dataset: as in `PixelPairs`.
@@ -48,7 +48,7 @@ class MaskedImages:
         mask_column: a class number for each pixel, see `decode_mask`.
         ignore_index, do_reduce_labels: as in `decode_mask`.
         sources: what messages call the two.
-        num_workers: processes that read them; 0: this one.
+        num_workers: processes that read them; 0: this process.
         progress: show a bar while they are read.
 
     Attributes:
@@ -91,7 +91,7 @@ class MaskedImages:
     def of(
         cls, extractor: FeatureExtractor, train_dataset: DatasetOrRows, eval_dataset: DatasetOrRows, **masks: Any
     ) -> "MaskedImages":
-        """Those that a protocol is given, read as its extractor reads images; `masks` are the other arguments."""
+        """The datasets of a protocol, read as its extractor reads images; `masks` are the other arguments."""
         return cls(
             train_dataset,
             eval_dataset,
@@ -105,18 +105,18 @@ class MaskedImages:
     def read_classes(
         self, class_names: Sequence[str] | None, *, open_set: bool = False, with_train_images: bool = False
     ) -> list[str]:
-        """The names of the classes, after every mask has been read, and every image to measure on.
+        """The names of the classes, after reading every mask and every image of the evaluation data.
 
-        A class that no mask to learn from has is announced in a warning.
+        A warning names classes that are in no training mask.
 
         Args:
             class_names: in the order of their numbers; None: `LABEL_0`, ... up to the largest number.
-            open_set: without names, numbers that only the masks to measure on hold are classes too.
-            with_train_images: whether the images to learn from are read as well, so that one that cannot be decoded is
-                an error.
+            open_set: without names, numbers that occur only in evaluation masks are classes too.
+            with_train_images: whether the training images are read as well, so that one that cannot be decoded is an
+                error.
 
         Raises:
-            ValueError: an image or mask cannot be decoded, they differ in size, or what `mask_classes` raises.
+            ValueError: an image or mask cannot be decoded, they differ in size, or `mask_classes` raises it.
         """
         reading: dict[str, Any] = {"num_workers": self.num_workers, "progress": self.progress}
         train_ids = count_ids(self.train, with_images=with_train_images, **reading)
@@ -157,11 +157,11 @@ class _MaskIds(Dataset):
 def count_ids(
     pairs: PixelPairs, *, with_images: bool, num_workers: int = 0, progress: bool = False
 ) -> list[dict[int, int]]:
-    """For each row, how many pixels each class number has.
+    """The number of pixels of each class number, for each row.
 
     Args:
-        with_images: decode the images as well, so that one that cannot be fails here.
-        num_workers, progress: as of a `FeatureExtractor`.
+        with_images: decode the images as well, so that one that cannot be decoded fails here.
+        num_workers, progress: as in `FeatureExtractor`.
     """
     loader = DataLoader(
         _MaskIds(pairs, with_images),
@@ -188,17 +188,17 @@ def mask_classes(
     mask_column: str,
     sources: tuple[str, str],
 ) -> list[str]:
-    """The names of the classes, after checking that the masks hold no others.
+    """The names of the classes, after checking that the masks contain no others.
 
     Args:
-        train_ids, eval_ids: of `count_ids`.
-        class_names: in the order of their numbers; None: `LABEL_0`, ... up to the largest number in training.
-        open_set: or up to the largest number in any mask.
+        train_ids, eval_ids: results of `count_ids`.
+        class_names: in the order of their numbers; None: `LABEL_0`, ... up to the largest number in training masks.
+        open_set: up to the largest number in any mask instead.
         sources: what messages call the two.
 
     Raises:
-        ValueError: a mask holds a number that is neither a class nor `ignore_index`, there are fewer than two classes
-            in training, or so many without names that the numbers are hardly those of classes.
+        ValueError: a mask has a number that is neither a class nor `ignore_index`; there are fewer than two classes in
+            training masks; or there are no names, and too many numbers for classes.
     """
     used = {number for ids in train_ids for number in ids} - {ignore_index}
     if len(used) < 2:
@@ -230,7 +230,5 @@ def mask_classes(
                     f" {len(class_names) - 1} and `ignore_index` is {ignore_index}; set {advice}, or repair the mask."
                 )
     if not any(set(ids) - {ignore_index} for ids in eval_ids):
-        raise ValueError(
-            f"`mask_column` {mask_column!r} of {sources[1]} holds nothing but `ignore_index` {ignore_index}."
-        )
+        raise ValueError(f"`mask_column` {mask_column!r} of {sources[1]} holds only `ignore_index` {ignore_index}.")
     return list(class_names)

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along a side: every `stride` pixels, the last one moved back to end with the image."""
+    """The starts of windows along a side: every `stride` pixels, the last one moved back to end with the image."""
     count = max(length - window + stride - 1, 0) // stride + 1
     return [max(min(index * stride + window, length) - window, 0) for index in range(count)]
 
@@ -19,7 +19,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 def sliding_window_logits(
     predict: Callable[[Tensor], Tensor], image: Tensor, window: int, stride: int, batch_size: int
 ) -> Tensor:
-    """The mean logits of all windows that a pixel lies in.
+    """For each pixel, the mean logits of all windows that contain it.
 
     Args:
         predict: windows (B, C, h, w) to logits (B, K, h, w).
@@ -52,7 +52,7 @@ def augmented_probabilities(
     size: tuple[int, int],
     flip: bool,
 ) -> Tensor:
-    """The mean class probabilities of one image at several scales and, with `flip`, mirrored as well.
+    """The mean class probabilities of one image at several scales and, with `flip`, also mirrored.
 
     Args:
         logits_of: (C, h, w) to logits (K, h, w).

@@ -1,1 +1,1 @@
-"""What retrieval and copy detection share."""
+"""The common parts of retrieval and copy detection."""

@@ -1,19 +1,19 @@
-"""How good rankings are: average precision with junk, and micro-AP over all queries together."""
+"""Quality of rankings: average precision with junk, and micro-AP over all queries together."""
 
 import numpy as np
 
 
 def average_precision(relevant: np.ndarray, num_relevant: int | None = None) -> float:
     """The area under one query's precision-recall curve, by trapezoids, as Oxford, Paris and their revisited versions
-    compute it (Philbin et al. 2007, Radenovic et al. 2018). The plain mean of the precisions at the relevant ranks
-    (scikit-learn's) is a little larger or equal.
+    compute it (Philbin et al. 2007, Radenovic et al. 2018). The plain mean of the precisions at the relevant ranks (as
+    in scikit-learn) is equal or a little larger.
 
     Args:
-        relevant: (n,) bool, best rank first; junk is taken out before.
-        num_relevant: how many there are to find. None: all that are in the ranking.
+        relevant: (n,) bool, best rank first; junk must already be removed.
+        num_relevant: the number of relevant images to find. None: all that are in the ranking.
 
     Returns:
-        In [0, 1]; NaN where there is nothing to find.
+        In [0, 1]; NaN if there is nothing to find.
     """
     relevant = np.asarray(relevant, dtype=bool)
     ranks = np.flatnonzero(relevant)
@@ -28,8 +28,9 @@ def average_precision(relevant: np.ndarray, num_relevant: int | None = None) -> 
 
 
 def precision_at(relevant: np.ndarray, k: int) -> float:
-    """The share of relevant ones among the first k, or among all where they end before, in the revisited protocol: up
-    to the rank of the last relevant one."""
+    """The share of relevant images among the first k. As in the revisited protocol, the ranking ends at the rank of
+    the last relevant image, if that is before k.
+    """
     ranks = np.flatnonzero(relevant)
     if len(ranks) == 0:
         return float("nan")
@@ -40,12 +41,12 @@ def precision_at(relevant: np.ndarray, k: int) -> float:
 def precision_recall(scores: np.ndarray, correct: np.ndarray, num_positives: int) -> tuple[np.ndarray, np.ndarray]:
     """Precision and recall at each correct prediction of one list, best score first.
 
-    Of equal scores the wrong ones come first, so that a tie is never an advantage.
+    Among equal scores, wrong predictions come first, so that a tie is never an advantage.
 
     Args:
         scores: (n,).
         correct: (n,) bool, c of them True.
-        num_positives: predictions that would be correct if everything were found, at least 1.
+        num_positives: the number of correct predictions if everything were found, at least 1.
 
     Returns:
         (c,) and (c,), in [0, 1].
@@ -57,8 +58,8 @@ def precision_recall(scores: np.ndarray, correct: np.ndarray, num_positives: int
 
 
 def micro_average_precision(scores: np.ndarray, correct: np.ndarray, num_positives: int) -> float:
-    """The average precision of all predictions of all queries in one list, which asks for scores that can be compared
-    between queries: micro-AP of copy detection, and GAP of instance recognition.
+    """The average precision of all predictions of all queries in one list: micro-AP of copy detection, and GAP of
+    instance recognition. It needs scores that can be compared between queries.
 
     Args:
         scores, correct, num_positives: as in `precision_recall`.

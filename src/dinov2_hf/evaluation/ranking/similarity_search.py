@@ -1,4 +1,4 @@
-"""Features to search by cosine similarity: normalised, or whitened by the principal components of a database."""
+"""Features for a search by cosine similarity: normalised, or whitened by the principal components of a database."""
 
 from collections.abc import Iterator
 
@@ -26,14 +26,13 @@ def searchable_features(
     Args:
         pca_dimensions: keep as many principal components of the database's features, each scaled to the same variance
             (whitening). None: the features themselves.
-        names: of the two, for the progress bars.
+        names: names of the two datasets, for the progress bars.
 
     Returns:
         (n, D) and (Q, D) float32, on the device of the model.
 
     Raises:
-        ValueError: what `FeatureExtractor.features` raises; a feature is not finite; or `pca_dimensions` is out of
-            range.
+        ValueError: as `FeatureExtractor.features`; a feature is not finite; or `pca_dimensions` is out of range.
     """
     features = []
     for dataset, name in ((database, names[0]), (queries, names[1])):
@@ -53,15 +52,15 @@ def searchable_features(
 def check_pca_dimensions(
     extractor: FeatureExtractor, pca_dimensions: int | None, num_images: int, name: str, protocol: str
 ) -> None:
-    """`ValueError` where the features of so many images have no so many principal components.
+    """`ValueError` if the features of this number of images do not have that many principal components.
 
     Raises:
-        ImportError: scikit-learn, which computes them, is not installed.
+        ImportError: scikit-learn, which computes the components, is not installed.
     """
     if pca_dimensions is None:
         return
     check_extra("sklearn", f"{protocol} with `pca_dimensions`")
-    # Of pixels the number depends on the image processor.
+    # For pixels, the number depends on the image processor.
     width = getattr(extractor.model.config, "hidden_size", num_images)
     largest = min(num_images, width)
     if not 1 <= pca_dimensions <= largest:

@@ -1,4 +1,4 @@
-"""What each query should find: by the lists of the revisited Oxford and Paris, or by equal labels."""
+"""The images that each query should find: by the lists of the revisited Oxford and Paris, or by equal labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ...features import require_column
 
 
 LIST_COLUMNS = ("easy", "hard", "junk")
-# Of each difficulty the lists that are to be found, and those that are taken out of the ranking.
+# For each difficulty, the lists of images to find, and the lists that are removed from the ranking.
 DIFFICULTIES = {
     "easy": (("easy",), ("junk", "hard")),
     "medium": (("easy", "hard"), ("junk",)),
@@ -22,7 +22,7 @@ DIFFICULTIES = {
 
 @dataclass(frozen=True)
 class QueryTruth:
-    """Rows of the database to be found by one query, and rows to be taken out of its ranking."""
+    """Rows of the database that one query should find, and rows to remove from its ranking."""
 
     relevant: np.ndarray
     junk: np.ndarray
@@ -35,10 +35,10 @@ def has_difficulties(queries: Any) -> bool:
 
 
 def truths_by_lists(queries: Any, database_size: int) -> dict[str, list[QueryTruth]]:
-    """For each difficulty the truth of each query.
+    """The truth of each query, for each difficulty.
 
     Raises:
-        ValueError: a list holds something else than rows of the database, or a row is in two lists.
+        ValueError: a list contains something other than rows of the database, or a row is in two lists.
     """
     lists = {name: _column(queries, name) for name in LIST_COLUMNS}
     for row in range(len(queries)):
@@ -62,7 +62,7 @@ def truths_by_lists(queries: Any, database_size: int) -> dict[str, list[QueryTru
 
 
 def instance_labels(dataset: Any, label_column: str) -> list[int | str | None]:
-    """The label of each row: the name, where the column is a `ClassLabel`; None for a distractor.
+    """The label of each row: the name, if the column is a `ClassLabel`; None for a distractor.
 
     Raises:
         ValueError: a label is neither an integer, a string nor None.
@@ -84,7 +84,7 @@ def instance_labels(dataset: Any, label_column: str) -> list[int | str | None]:
 
 
 def check_kinds_of_labels(database: Sequence, queries: Sequence, label_column: str) -> None:
-    """Raise a `ValueError` where names are held against numbers, or nothing can be found."""
+    """Raise a `ValueError` if names would be compared with numbers, or nothing can be found."""
     kinds = [{type(label) is str for label in labels if label is not None} for labels in (database, queries)]
     if not kinds[0] or len(kinds[0] | kinds[1]) > 1:
         raise ValueError(
@@ -93,13 +93,13 @@ def check_kinds_of_labels(database: Sequence, queries: Sequence, label_column: s
         )
     if not set(database) & set(queries) - {None}:
         raise ValueError(
-            f"`label_column` {label_column!r} has no label that a query shares with the database, so that there is"
+            f"`label_column` {label_column!r} has no label that a query shares with the database, so there is"
             " nothing to find."
         )
 
 
 def truths_by_labels(database: Sequence, queries: Sequence) -> list[QueryTruth]:
-    """Of each query the rows with its label; nothing is junk."""
+    """For each query, the rows with its label; nothing is junk."""
     rows_of: dict[Any, list[int]] = {}
     for row, label in enumerate(database):
         rows_of.setdefault(label, []).append(row)
