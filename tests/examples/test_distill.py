@@ -375,7 +375,7 @@ MISTAKES = {
     "of the run": (("--students", "{{name: a, max_steps: 3}}"), "the student a has `max_steps`, which is not"),
     "a student's size": (
         ("--students", "{{name: a, hidden_size: 15, num_attention_heads: 2}}"),
-        "`hidden_size` is 15, which does not divide",
+        "`hidden_size` is 15, which is not divisible",
     ),
     "processes": (
         ("--students", "{{name: a, num_processes: 1}}", "{{name: b}}"),
