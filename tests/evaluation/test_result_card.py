@@ -257,7 +257,7 @@ def test_results_that_belong_in_no_card(tmp_path):
         check_card("ada/vits", None)
     for text, message in (
         ("---\na: [\n---\n", "cannot be read as a model card"),
-        ("---\nmodel-index: 3\n---\n", "`model-index` in .* is no list of models"),
+        ("---\nmodel-index: 3\n---\n", "`model-index` in .* is not a list of models"),
         (f"{HEADING}\n\n<!-- dinov2_hf evaluations: [ -->\n", "damaged record"),
     ):
         (tmp_path / "README.md").write_text(text)

@@ -201,7 +201,7 @@ def test_files_of_others_say_whose_values_these_are(tmp_path, folder):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"config": {"num_attention_heads": 5}}, r"x\.pth .*`hidden_size` is 128, which does not divide"),
+        ({"config": {"num_attention_heads": 5}}, r"x\.pth .*`hidden_size` is 128, which is not divisible"),
         ({"config": {"interpolate_offset": "far"}}, r"x\.pth .*interpolate_offset"),
         (
             {"image_processor": {"image_processor_type": "EvilProcessor"}},
