@@ -44,7 +44,7 @@ def test_a_recipe_of_another_command_is_named(capsys):
 def test_one_is_shown_as_it_is(capsys):
     run("recipes", "show", "vits14_short")
     assert capsys.readouterr().out == (RECIPES / "vits14_short.yaml").read_text()
-    assert "`--name` is vits14_shrt, which is not a file" in mistake("recipes", "show", "vits14_shrt")
+    assert "`--name` is vits14_shrt, which is neither a file" in mistake("recipes", "show", "vits14_shrt")
     assert "Did you mean `vits14_short`?" in mistake("recipes", "--action", "show", "--name", "vits14_shrt")
     said = mistake("recipes", "--action", "show", "--name", "vits_14")
     assert "Did you mean `vits14_distilled` or `vits14_features` or `vits14_one_gpu` or `vits14_short`?" in said

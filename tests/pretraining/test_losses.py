@@ -141,7 +141,7 @@ def test_koleo_of_twins_is_finite_in_half_precision():
 
 
 def test_koleo_of_one_image_is_refused():
-    with pytest.raises(ValueError, match=r"holds 1 image\(s\); KoLeo needs at least 2"):
+    with pytest.raises(ValueError, match=r"has 1 image\(s\); KoLeo needs at least 2"):
         koleo_loss(torch.randn(1, 8))
 
 

@@ -101,9 +101,9 @@ def test_bad_flags_are_named():
         parse("--learning_rat", "1")
     with pytest.raises(ValueError, match="there is no flag --batch_size. Did you mean `per_device_train_batch_size`"):
         parse("--batch_size", "0")
-    with pytest.raises(ValueError, match="nowhere.yaml, which is not a file"):
+    with pytest.raises(ValueError, match="nowhere.yaml, which is neither a file"):
         parse("--config", "nowhere.yaml")
-    with pytest.raises(ValueError, match="vits14_shrt, which is not a file .* Did you mean `vits14_short`"):
+    with pytest.raises(ValueError, match="vits14_shrt, which is neither a file .* Did you mean `vits14_short`"):
         parse("--config", "vits14_shrt")
     with pytest.raises(ValueError, match="`--config` is given twice"):
         parse("--config", "a.yaml", "--config=b.yaml")
