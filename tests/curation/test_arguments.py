@@ -98,7 +98,7 @@ def test_a_recipe_that_is_none(tmp_path, text, message):
 
 
 def test_mistakes_of_a_launch(planted):
-    with pytest.raises(ValueError, match="rank and world_size go together"):
+    with pytest.raises(ValueError, match="rank and world_size must both be given"):
         planted.curate("ingest", rank=0)
     with pytest.raises(ValueError, match="rank is 2, but must be from 0 to world_size - 1 .1."):
         planted.curate("ingest", rank=2, world_size=2)

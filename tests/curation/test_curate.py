@@ -282,7 +282,7 @@ def test_steps_one_by_one(planted, tmp_path):
     for step in ("ingest", "embed", "deduplicate", "relative_deduplicate", "retrieve", "build"):
         curation = planted.curate(step)
     assert len(dataset(curation.output_dir, tmp_path)) == 5
-    with pytest.raises(ValueError, match="stage is 'kmeans', which is no stage of this curation; there are ingest"):
+    with pytest.raises(ValueError, match="stage is 'kmeans', which is not a stage of this curation; there are ingest"):
         planted.curate("kmeans")
 
 

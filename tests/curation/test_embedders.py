@@ -175,7 +175,7 @@ def test_embedders_that_cannot_be_loaded(planted, tmp_path):
     with pytest.raises(ValueError, match="empty', a folder with neither a model .config.json. nor vectors"):
         kind_of_embedder(str(tmp_path / "empty"))
     changes = {"embedder": str(tmp_path / "not.pt"), "trust_torchscript": True}
-    with pytest.raises(ValueError, match="not.pt', which is no TorchScript file"):
+    with pytest.raises(ValueError, match="not.pt', which is not a TorchScript file"):
         planted.curate(**changes, output_dir=str(tmp_path / "hub"))
     for field in ("embedder", "retrieval_embedder", "nsfw_model", "face_model"):
         with pytest.raises(ValueError, match=f"{field} is 'nobody/nothing', which cannot be loaded"):

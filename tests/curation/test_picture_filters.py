@@ -60,7 +60,7 @@ def test_lists(tmp_path):
     assert listed("license", str(path))([None] * 4, columns) == [1, 0, 0, 1]
     with pytest.raises(ValueError, match="values is empty"):
         listed("license", [])
-    with pytest.raises(ValueError, match="values is .*none.txt', which is no text file"):
+    with pytest.raises(ValueError, match="values is .*none.txt', which is not a readable text file"):
         listed("license", str(tmp_path / "none.txt"))
     urls = [
         "https://www.Example.org/a.jpg",
@@ -84,7 +84,7 @@ def test_a_score_by_a_model_of_one_number(tmp_path):
     network = ViTForImageClassification.from_pretrained(tmp_path / "1").eval()
     pixels = ViTImageProcessor.from_pretrained(tmp_path / "1")(images, return_tensors="pt")
     np.testing.assert_allclose(found, network(**pixels).logits[:, 0].detach(), rtol=1e-5)
-    with pytest.raises(ValueError, match="has the labels LABEL_0, LABEL_1, .* take the filter classifier"):
+    with pytest.raises(ValueError, match="has the labels LABEL_0, LABEL_1, .* use the filter classifier"):
         Aesthetic(str(tmp_path / "2"))
 
 

@@ -1,4 +1,4 @@
-"""The data (paper section 3): dataset in, dataset out, and a reason kept for every image dropped."""
+"""Curation of the data (paper section 3): from datasets to a dataset, with a reason for every dropped image."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""What a curation is told: a flat YAML recipe, overridden by flags of the same names."""
+"""The arguments of a curation: a flat YAML recipe, overridden by flags of the same names."""
 
 import os
 from collections.abc import Mapping
@@ -20,17 +20,17 @@ ENGINE_FIELDS = (
     "batch_size", "num_workers", "device", "trust_torchscript", "skip_unreadable", "max_failure_rate", "verify",
     "overwrite", "progress",
 )  # fmt: skip
-# Of one launch, not of the curation: they are said again each time, and not kept in its recipe.
+# Fields of one launch, not of the curation: they are given again each time, and not kept in its recipe.
 LAUNCH_FIELDS = ("trust_torchscript", "verify", "overwrite")
-# What `--stage` takes beside the names of stages: each is one of the paper's steps, made of several of them.
+# Further names for `--stage`: each is one of the paper's steps, and consists of several stages.
 STEPS = ("ingest", "embed", "deduplicate", "relative_deduplicate", "retrieve", "build")
 
 
 @dataclass
 class CurationArguments:
-    """Everything a curation is told; defaults are the paper's constants (appendix A) where it gives them.
+    """All arguments of a curation. Defaults are the paper's constants (appendix A) where it gives them.
 
-    The last group, the engine, does not change results (but for the rounding of `bf16` and of another `index`); all
+    The last group, the engine, does not change results (except for the rounding of `bf16` and of another `index`). All
     others do.
     """
 
@@ -188,7 +188,7 @@ class CurationArguments:
 
     @property
     def sources(self) -> list[tuple[str, ImageSource]]:
-        """(role, source) in the order of their numbering."""
+        """(role, source) in the order of their numbers."""
         roles, values = [], []
         for role, given in (("uncurated", self.uncurated), ("curated", self.curated), ("benchmark", self.benchmarks)):
             roles += [role] * len(given)
@@ -212,14 +212,14 @@ class CurationArguments:
 
     @property
     def modes_of_sources(self) -> dict[str, list]:
-        """By name of the curated source, how it is retrieved for, as of `retrieval_of`; none without retrieval."""
+        """The results of `retrieval_of` by name of the curated source; empty without retrieval."""
         if self.how_selected != "retrieval":
             return {}
         return {source.name: list(self.retrieval_of(source)) for role, source in self.sources if role == "curated"}
 
     @property
     def retrieval_modes(self) -> set[str]:
-        """The ways of retrieval that there are."""
+        """The modes of retrieval that occur."""
         return {mode for mode, _ in self.modes_of_sources.values()}
 
     def includes(self, source: ImageSource) -> bool:
@@ -228,7 +228,7 @@ class CurationArguments:
 
     @property
     def copy_embedder(self) -> str:
-        """What finds copies: `embedder`, or the perceptual descriptor, which needs no model."""
+        """The embedder that finds copies: `embedder`, or the perceptual descriptor, which needs no model."""
         return self.embedder or "perceptual"
 
     @property
@@ -239,7 +239,7 @@ class CurationArguments:
 
     @property
     def included_names(self) -> list[str]:
-        """The names of `included_curated`, which stay when other sources come."""
+        """The names of `included_curated`. They do not change when other sources are added."""
         return [self.sources[number][1].name for number in self.included_curated]
 
     @property
@@ -264,7 +264,7 @@ class CurationArguments:
 
 
 def read_named(field: str, values: list[str | dict]) -> list[tuple[str, dict[str, Any]]]:
-    """What a recipe names, each by a name alone or as a mapping of the name to options."""
+    """The entries of a recipe: each is a name, or a mapping of a name to options."""
     found = []
     for value in values:
         ((name, options),) = value.items() if isinstance(value, dict) and len(value) == 1 else ((value, {}),)
@@ -275,7 +275,7 @@ def read_named(field: str, values: list[str | dict]) -> list[tuple[str, dict[str
 
 
 def _check(arguments: CurationArguments) -> None:
-    """Mistakes of several values together, which can be known before any work."""
+    """Check values that depend on each other, before any work."""
     if not arguments.uncurated:
         raise ValueError("uncurated is empty, but there must be at least one pool of images to choose from.")
     _refuse_url(arguments.output_dir)
@@ -289,7 +289,7 @@ def _check(arguments: CurationArguments) -> None:
         raise ValueError(f"min_bytes is {least}, more than max_bytes ({most}).")
     if arguments.how_selected == "retrieval" and not arguments.curated:
         raise ValueError(
-            "selection is 'retrieval', but there are no curated images to retrieve for: name them, `curated`."
+            "selection is 'retrieval', but there are no curated images to retrieve for: name them with `curated`."
         )
     levels = arguments.hierarchy
     if arguments.how_selected == "hierarchical":
@@ -322,14 +322,14 @@ def _refuse_url(output_dir: str) -> None:
 
 
 def read_arguments(recipe: str | Path | None, **overrides: Any) -> CurationArguments:
-    """A recipe's values, with those given by name in their place.
+    """The values of a recipe, overridden by values given by name.
 
     Args:
         recipe: a flat YAML file, or None.
         overrides: fields of `CurationArguments`.
 
     Raises:
-        ValueError: the file cannot be read, has an unknown name or a value of another type, or a value is out of its
+        ValueError: the file cannot be read, has an unknown name or a value of a wrong type, or a value is out of its
             range.
     """
     values = {} if recipe is None else read_recipe(recipe)

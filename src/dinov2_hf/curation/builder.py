@@ -1,4 +1,4 @@
-"""`CuratedImages`: a curation as a builder of `datasets`.
+"""`CuratedImages`, a curation as a builder of `datasets`.
 
 ```python
 builder = CuratedImages(uncurated="path/to/images", curated="path/to/others", embedder="path/to/model")
@@ -31,18 +31,18 @@ from .storage.file_fingerprints import file_fingerprint
 
 
 class CuratedImages(datasets.ArrowBasedBuilder):
-    """A curated dataset, made when it is prepared, and cached by what goes into it.
+    """A curated dataset, made when it is prepared, and cached by its inputs.
 
-    The cache is told apart by every argument that changes the result and by the files of the sources (names, sizes,
-    times), so an unchanged curation is loaded, and a changed one made. A preparation that was interrupted goes on.
+    The cache depends on every argument that changes the result and on the files of the sources (names, sizes, times).
+    So an unchanged curation is loaded, and a changed one is made. An interrupted preparation continues.
 
     Args:
         cache_dir: as in `datasets.load_dataset`.
-        output_dir: for the stages and the report; None: in the cache, `work_dir` tells where.
-        **arguments: of `CurationArguments`.
+        output_dir: folder for the stages and the report; None: in the cache, see `work_dir`.
+        **arguments: fields of `CurationArguments`.
 
     Raises:
-        ValueError: what `CurationArguments` and `plan.plan` raise.
+        ValueError: as `CurationArguments` and `plan.plan`.
     """
 
     def __init__(self, cache_dir: str | None = None, output_dir: str | os.PathLike | None = None, **arguments: Any):

@@ -1,6 +1,6 @@
-"""What is tried before the first image is read: models and filters on a picture, the device, sizes.
+"""Checks before the first image is read: models and filters on a picture, the device, sizes.
 
-Some stages come last, after hours. A model that fails there has cost them all.
+Some stages run last, after hours. A model that fails there wastes all of this time.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ from .storage.precomputed_vectors import PrecomputedVectors
 from .storage.published_images import load_face_blur
 
 
-# What the perceptual descriptor can carry. Of 499,500 pairs of unlike photographs 4 exceed 0.6 and 33 exceed 0.45
-# (docs/curation_scale.md): at these numbers one image in six has a false copy, and one in eight a false benchmark.
+# Limits of the perceptual descriptor. Of 499,500 pairs of unlike photographs, 4 exceed 0.6 and 33 exceed 0.45
+# (docs/curation_scale.md). At these limits one image in six has a false copy, and one in eight a false benchmark.
 PERCEPTUAL_FALSE_COPIES = 4 / 499_500
 PERCEPTUAL_FALSE_BENCHMARKS = 33 / 499_500
 MOST_PERCEPTUAL = 20_000
@@ -32,13 +32,13 @@ MOST_PERCEPTUAL_BENCHMARK = 2_000
 
 
 def check_models(curation: Curation, unfinished: set[str]) -> None:
-    """That the models, filters and vectors of these stages work on a picture.
+    """Check that the models, filters and vectors of these stages work on a picture.
 
     Raises:
-        ValueError: one does not, or the device cannot be used.
+        ValueError: one of them fails, or the device cannot be used.
     """
     arguments = curation.arguments
-    if arguments.executor in ("slurm", "ray"):  # their machines have the accelerators
+    if arguments.executor in ("slurm", "ray"):  # the accelerators are on other machines
         arguments = dataclasses.replace(arguments, device="cpu")
     find_device(arguments.device)
     picture = _picture()
@@ -54,7 +54,7 @@ def check_models(curation: Curation, unfinished: set[str]) -> None:
 
 
 def refuse_unnamed_descriptor(curation: Curation) -> None:
-    """That what the perceptual descriptor cannot carry is asked for by name.
+    """Refuse the perceptual descriptor as a default beyond its limits, unless it is named.
 
     Raises:
         ValueError: no embedder is named, and the pool or the benchmarks are large, or images are chosen by meaning.
@@ -86,10 +86,10 @@ def refuse_unnamed_descriptor(curation: Curation) -> None:
 
 
 def check_sizes(curation: Curation) -> None:
-    """What can be known of too many clusters or neighbours before images are dropped.
+    """Check the numbers of clusters and neighbours, as far as possible before images are dropped.
 
     Raises:
-        ValueError: a number exceeds that of the images of the pool.
+        ValueError: a number exceeds the number of images of the pool.
     """
     arguments, sources = curation.arguments, curation.sources
     pool, asked = sources.rows_of("uncurated"), {}
@@ -109,7 +109,7 @@ def check_sizes(curation: Curation) -> None:
 
 @contextmanager
 def _named(role: str) -> Iterator[None]:
-    """Errors about a model or label as errors about the field of the recipe that names it."""
+    """Turn errors about a model or label into errors about the field of the recipe that names it."""
     try:
         yield
     except ValueError as error:
@@ -136,14 +136,14 @@ def _check_embedder(
     device = str(find_device(arguments.device))
     try:
         embedder = load_embedder_of(arguments, spec, device=device)
-    except Exception as error:  # whatever a file of weights, or code in one, raises
+    except Exception as error:  # a file of weights, or code in it, can raise anything
         reason = " ".join(str(error).split())
         if reason.startswith("embedder is"):
             raise ValueError(f"{field}{reason.removeprefix('embedder')}") from error
         raise ValueError(f"{field} is {spec!r}, which cannot be loaded: {reason}") from error
     try:
         vectors = embedder([{"image": picture}]).values
-    except Exception as error:  # a network of the user's can fail in any way
+    except Exception as error:  # a network of the user can fail in any way
         reason = " ".join(str(error).split())
         raise ValueError(f"{field} is {spec!r}, which fails on a test picture: {reason}") from error
     if vectors.ndim != 2 or not vectors.isfinite().all():
@@ -156,8 +156,8 @@ def _check_embedder(
 
 def _picture() -> Image.Image:
     """
-    Noise, so that no network takes it for an empty picture; wider than high, as most photographs are, and of no more
-    pixels than images may have here.
+    A picture of noise, so that no network takes it for an empty picture. It is wider than high, as most photographs
+    are, and has no more pixels than images may have here.
     """
     width = min(320, math.isqrt(max_image_pixels()))
     size = (max(1, width * 3 // 4), width, 3)

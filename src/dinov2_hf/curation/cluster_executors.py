@@ -1,8 +1,8 @@
-"""Stages on a cluster, by datatrove (extra `datatrove`): each shard is a task, each stage depends on the one before.
+"""Stages on a cluster, with datatrove (extra `datatrove`): each shard is a task, each stage depends on the one before.
 
-What is finished is told by the manifests of the stages, not by datatrove's markers: its logs go to a new folder for
-every launch, and a task whose shard is there returns at once. So a relaunch does what is missing, also after an output
-was deleted.
+The manifests of the stages say what is finished, not datatrove's markers. Its logs go to a new folder for every
+launch, and a task whose shard exists returns at once. So a new launch does what is missing, even after an output was
+deleted.
 """
 
 import inspect
@@ -25,11 +25,11 @@ class ShardTask:
     """One shard of a stage, as a step of a datatrove pipeline.
 
     Attributes:
-        stage: whose shard `rank` is run.
-        executor: "local", whose tasks get one GPU each in turn (Slurm and Ray do that themselves); "slurm", of whose
-            tasks each holds its part of the output folder, since nobody waits for them and holds all; or "ray".
-        verify: take a finished shard for finished only if its checksums are right.
-        finish: called when the shard is there.
+        stage: the stage whose shard `rank` is run.
+        executor: "local", whose tasks get one GPU each in turn (Slurm and Ray do that themselves); "slurm", where each
+            task holds its part of the output folder, because no process waits for all of them; or "ray".
+        verify: accept a finished shard only if its checksums are right.
+        finish: called when the shard is finished.
     """
 
     stage: PlannedStage
@@ -58,12 +58,12 @@ class ShardTask:
 def run_on_cluster(
     stages: Sequence[PlannedStage], arguments: CurationArguments, *, finish: Callable[[], None] | None = None
 ) -> None:
-    """Run, or with Slurm submit, stages by datatrove's executor.
+    """Run stages with datatrove's executor, or submit them with Slurm.
 
     Args:
         stages: in order.
-        arguments: `executor` says which, `executor_options` are its own (such as `partition` and `time` of Slurm,
-            `workers`, `cpus_per_task`, `gpus_per_task`).
+        arguments: `executor` names the executor, and `executor_options` are its options (such as `partition` and
+            `time` of Slurm, `workers`, `cpus_per_task`, `gpus_per_task`).
         finish: called by the last task of the last stage.
 
     Raises:
@@ -97,7 +97,7 @@ def run_on_cluster(
 
 
 def check_executor(arguments: CurationArguments) -> None:
-    """That datatrove's executor is installed and takes these options; raises what `run_on_cluster` does."""
+    """Check that datatrove's executor is installed and takes these options; raises the errors of `run_on_cluster`."""
     _checked_options(_executor_class(arguments.executor), arguments)
 
 

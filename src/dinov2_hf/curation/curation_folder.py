@@ -1,4 +1,4 @@
-"""The output folder of a curation: whose it is, who writes to it now, and what is refused before any work."""
+"""The output folder of a curation: its owner, its present writer, and refusals before any work."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -37,13 +37,13 @@ def writing_to_output(arguments: CurationArguments, *, part: str | None = None) 
     """Hold the output folder while the block runs.
 
     Args:
-        arguments: say where it is, and what is read.
-        part: the name of the work of one of several launches, which share the folder; None: the folder is for this
+        arguments: give the folder and the sources.
+        part: name of the work of one of several launches that share the folder; None: the folder belongs to this
             process alone.
 
     Raises:
-        ValueError: the folder is a source, overlaps one, is or holds what somebody else made, or another process is
-            writing to it.
+        ValueError: the folder is a source or overlaps one, was not made by a curation or contains other files in its
+            place, or another process is writing to it.
     """
     folder = Path(arguments.output_dir)
     _check_output(folder, arguments)
@@ -53,12 +53,12 @@ def writing_to_output(arguments: CurationArguments, *, part: str | None = None) 
             yield
     finally:
         for place in made:
-            with suppress(OSError):  # it is not empty; only a run that was refused leaves nothing
+            with suppress(OSError):  # not empty; it is empty only after a refused run
                 place.rmdir()
 
 
 def mark_output(arguments: CurationArguments) -> None:
-    """Say in the folder, and in those in stores, that a curation writes there, before it does."""
+    """Mark the folder, and those in stores, as written by a curation, before anything is written."""
     folder = Path(arguments.output_dir)
     if read_marker(folder) is None:
         write_marker(folder, "curation")
@@ -119,7 +119,7 @@ def _refuse_overlap(place: RemoteFolder, others: Mapping[str, str]) -> None:
 
 
 def _read_paths(arguments: CurationArguments) -> list[str]:
-    """What the curation reads: sources, models, vectors. Names on the Hub are among them."""
+    """The inputs of the curation: sources, models, vectors. They include names on the Hub."""
     models = (arguments.embedder, arguments.retrieval_embedder, arguments.nsfw_model, arguments.face_model)
     named = [model for model in models if model not in (None, *EMBEDDERS.names())]
     return [os.path.expanduser(path) for path in [*(source.path for _, source in arguments.sources), *named]]

@@ -1,11 +1,11 @@
-"""What turns an image into a vector: a registered function, a TorchScript file, any `AutoModel`, or vectors that are
-there.
+"""Embedders turn an image into a vector: a registered function, a TorchScript file, any `AutoModel`, or precomputed
+vectors.
 
 A registered embedder, or one named as `package.module:function`, is a callable from a list of RGB pictures to their
-vectors, (images, width). A class is made first. If it is a module with an `image_processor`, that runs where images
-are decoded, and the module on the device. With the fact `fitted`, a module that is fitted to what the callable gives
-for a sample of the pool brings its vectors to their last form (`PoolWhitening`). With the fact `input_side`, large
-JPEG files are decoded smaller if their shorter side keeps twice that (`pixels`).
+vectors, (images, width). A class is instantiated first. If it is a module with an `image_processor`, the processor
+runs where images are decoded, and the module on the device. With the fact `fitted`, a module that is fitted to the
+vectors of a sample of the pool brings all vectors to their final form (`PoolWhitening`). With the fact `input_side`,
+large JPEG files are decoded smaller if their shorter side keeps twice that size (`pixels`).
 """
 
 import inspect
@@ -34,7 +34,7 @@ EMBEDDERS = Registry("embedder")
 EMBEDDERS.register(
     "perceptual",
     fitted=PerceptualDescriptor,
-    input_side=2 * perceptual_descriptor.SIDE,  # of pictures 4 : 1
+    input_side=2 * perceptual_descriptor.SIDE,  # for pictures of 4 : 1
 )(PatchSums)
 EMBEDDERS.register("efficientnet_lite0", fitted=EfficientNetDescriptor, input_side=efficientnet_descriptor.SIDE)(
     EfficientNetStatistics
@@ -45,7 +45,7 @@ def kind_of_embedder(spec: str) -> str:
     """ "registered", "torchscript", "precomputed" or "model", by the form of the name.
 
     Raises:
-        ValueError: it is a path of none of these.
+        ValueError: it is a path, but none of these.
     """
     if spec in EMBEDDERS.names() or PATH.fullmatch(spec):
         return "registered"
@@ -70,32 +70,32 @@ def kind_of_embedder(spec: str) -> str:
 
 
 def fitted_module(spec: str) -> type[nn.Module] | None:
-    """The module that an embedder has fitted to a sample of the pool, if it has one."""
+    """The module of an embedder that is fitted to a sample of the pool, if it has one."""
     return EMBEDDERS.named(spec).facts.get("fitted") if kind_of_embedder(spec) == "registered" else None
 
 
 def refuse_untrusted(spec: str, *, trust_torchscript: bool) -> None:
-    """That the code in a TorchScript file is run only where the user says so.
+    """Refuse to run the code in a TorchScript file, unless the user trusts it.
 
     Raises:
-        ValueError: the embedder is one, and `trust_torchscript` is not set.
+        ValueError: the embedder is a TorchScript file, and `trust_torchscript` is not set.
     """
     if kind_of_embedder(spec) == "torchscript" and not trust_torchscript:
         raise ValueError(
-            f"embedder is {spec!r}, a TorchScript file, which is a program that can read and overwrite any file of"
-            " yours; give --trust_torchscript if you trust where it comes from."
+            f"embedder is {spec!r}, a TorchScript file, which is a program that can read and overwrite any of your"
+            " files; give --trust_torchscript if you trust where it comes from."
         )
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """A model and how it is run over images; its features are the vectors."""
+    """A model, and how it is run over images; its features are the vectors."""
 
     extractor: FeatureExtractor
     kind: str = "cls"
 
     def __call__(self, images: Sequence[dict], description: str = "embed") -> Features:
-        """Vectors of undecoded images, rows `{"image": {"bytes", "path"}}`; those without one have a reason."""
+        """Vectors of undecoded images, rows `{"image": {"bytes", "path"}}`; images without a vector have a reason."""
         return self.extractor.features(images, kind=self.kind, skip_undecodable=True, description=description)
 
 
@@ -109,16 +109,16 @@ def load_embedder(
     trust_torchscript: bool = False,
     **run: Any,
 ) -> Embedder:
-    """An embedder of the kinds that compute.
+    """Load an embedder of a kind that computes vectors.
 
     Args:
         spec: as in `kind_of_embedder`.
-        fitted: the file of its module that was fitted to a sample; without, what it gives is left as it is.
-        feature_kind: of an `AutoModel`.
+        fitted: the file of its module that was fitted to a sample; None: its vectors are not changed.
+        feature_kind: the feature of an `AutoModel`.
         torchscript_size: (shorter side,), image by image; or (height, width), in batches.
         batch_size: images in a forward pass.
         trust_torchscript: whether a TorchScript file, which is a program, may be run.
-        run: `device`, `num_workers` and the like, of `FeatureExtractor`.
+        run: arguments of `FeatureExtractor`, such as `device` and `num_workers`.
 
     Raises:
         ValueError: the model cannot be loaded, or is a TorchScript file that is not trusted.
@@ -132,7 +132,7 @@ def load_embedder(
             network = torch.jit.load(str(Path(spec).expanduser()), map_location="cpu")
         except RuntimeError as error:
             raise ValueError(
-                f"embedder is {spec!r}, which is no TorchScript file: {str(error).splitlines()[0]}"
+                f"embedder is {spec!r}, which is not a TorchScript file: {str(error).splitlines()[0]}"
             ) from None
         if len(torchscript_size) == 1:  # images that keep their shapes cannot share a batch
             run["batch_size"] = 1
@@ -140,7 +140,7 @@ def load_embedder(
     from ..conversion.saved_models import load_network_and_processor
 
     try:
-        # Not `AutoModel`, which fills what is missing in a file with random numbers, and of MAE hides random patches.
+        # Not `AutoModel`, which fills missing weights with random numbers, and hides random patches in an MAE.
         model, image_processor = load_network_and_processor(_downloaded(spec))
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"embedder is {spec!r}, which cannot be loaded: {' '.join(str(error).split())}") from None
@@ -148,7 +148,7 @@ def load_embedder(
 
 
 def _downloaded(spec: str) -> str:
-    """Of a name on the Hub with a revision, `owner/name@revision`, the folder with that; anything else as it is."""
+    """The downloaded folder of a Hub name with a revision, `owner/name@revision`; any other name unchanged."""
     name, revision = name_and_revision(spec)
     if revision is None:
         return spec
@@ -167,25 +167,25 @@ def _registered(spec: str, fitted: Path | None, run: dict[str, Any]) -> Embedder
     run = {**run, "autocast_dtype": None}  # an option of models
     if hasattr(embed, "image_processor"):
         return Embedder(FeatureExtractor(VectorModel(nn.Sequential(embed, last)), embed.image_processor, **run))
-    if "fitted" not in found.facts:  # what a model has put on a GPU cannot be used in the processes of a loader
+    if "fitted" not in found.facts:  # the processes of a loader cannot use tensors on a GPU
         run["num_workers"] = 0
     return Embedder(FeatureExtractor(VectorModel(last), VectorInput(embed, options), **run))
 
 
 class OneToken:
-    """The output of a model that gives one vector for an image, in the form of a vision transformer's."""
+    """The output of a model that gives one vector for each image, in the form of a vision transformer's output."""
 
     def __init__(self, last_hidden_state: Tensor):
         self.last_hidden_state = last_hidden_state
 
 
 class VectorModel(nn.Module):
-    """A network that gives (B, D) for a batch, in the form of one with a single token."""
+    """A network that gives (B, D) for a batch, as a network with a single token."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
-        self.placed = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells the device, if nothing else does
+        self.placed = nn.Parameter(torch.zeros(()), requires_grad=False)  # gives the device, if nothing else does
 
     def forward(self, pixel_values: Tensor) -> OneToken:
         output = self.network(pixel_values)
@@ -197,7 +197,7 @@ class VectorModel(nn.Module):
 
 @dataclass(frozen=True)
 class VectorInput:
-    """A registered embedder in the place of an image processor: what reaches the model are vectors."""
+    """A registered embedder used as an image processor: the model gets its vectors."""
 
     embed: Callable
     options: dict[str, Any]

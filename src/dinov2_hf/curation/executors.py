@@ -1,4 +1,4 @@
-"""Who runs the shards of a stage: this process, a pool of processes, or one of several launched by others."""
+"""Runs the shards of a stage: in this process, in a pool of processes, or in one of several launches."""
 
 import os
 import shutil
@@ -21,21 +21,21 @@ from .storage.manifests import StageFolder, UnfinishedShard
 from .storage.remote_stages import RemoteStages
 
 
-SECONDS_TO_END = 5.0  # of a worker that was asked to; then it is killed
+SECONDS_TO_END = 5.0  # for a worker to end when asked; then it is killed
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A step of the curation, made of shards that know nothing of each other.
+    """A step of the curation, which consists of independent shards.
 
     Args:
-        folder: where its shards go.
-        write_shard: writes files to `shard.folder` and sets `shard.rows`. Pickled for other processes, so a function
-            of a module or a `functools.partial` of one.
+        folder: the folder of its shards.
+        write_shard: writes files to `shard.folder` and sets `shard.rows`. It is pickled for other processes, so it is
+            a function of a module or a `functools.partial` of one.
         needs: stages that must be finished before.
         collective: one shard, which all processes of a launch make together (`torch.distributed`).
-        step: what `--stage` runs it with.
-        inputs: of a stage whose shards serve later runs, gives the hash of all that one is made of, by its rank.
+        step: the name with which `--stage` runs it.
+        inputs: for a stage whose shards serve later runs, maps the rank of a shard to the hash of all its inputs.
         store: where finished shards are kept too, and taken from.
     """
 
@@ -91,7 +91,7 @@ class PlannedStage:
     def require_needs(self) -> None:
         """
         Raises:
-            ValueError: an earlier stage is not finished; the message names it and its missing shards.
+            ValueError: an earlier stage is not finished; the message names the stage and its missing shards.
         """
         for stage in self.needs:
             stage.folder.open()
@@ -110,8 +110,9 @@ class _NotThere(Exception):
 
 
 def start_pool(num_processes: int) -> Executor:
-    """Processes that run shards of any stage; importing what they need takes seconds, so one pool serves all."""
-    # Not a fork of this process, whose threads may hold locks (faiss, torch); of a server that has imported all.
+    """Processes that run shards of any stage. Their imports take seconds, so one pool serves all stages."""
+    # Forked from a server that has imported everything, not from this process, whose threads may hold locks (faiss,
+    # torch).
     if "forkserver" in get_all_start_methods():
         context = get_context("forkserver")
         context.set_forkserver_preload([__name__.rpartition(".")[0] + ".plan"])
@@ -134,16 +135,16 @@ def run_stage(
 
     Args:
         stage: what to run.
-        pool: from `start_pool`; None runs the shards here, one after the other.
+        pool: from `start_pool`; None runs the shards in this process, one after the other.
         rank, world_size: run every `world_size`-th shard from `rank` on: the share of one of several launches.
-        verify: take a finished shard for finished only if its checksums are right.
+        verify: accept a finished shard only if its checksums are right.
         progress: show a progress bar over the shards, with the time left.
 
     Returns:
-        How many shards were run.
+        The number of shards that were run.
 
     Raises:
-        ValueError: the configuration has changed, an earlier stage is not finished, or what the shards raise.
+        ValueError: the configuration has changed, an earlier stage is not finished, or a shard raises it.
     """
     stage.folder.open()
     share = range(rank, stage.folder.num_shards, world_size)
@@ -163,7 +164,7 @@ def run_stage(
 
 
 def run_collective(stage: PlannedStage, *, is_main: bool, verify: bool = False) -> None:
-    """Run a stage of one shard in all processes together; what the main process writes is kept."""
+    """Run a stage of one shard in all processes together; the files of the main process are kept."""
     stage.folder.open()
     if not stage.folder.missing(verify):
         if is_main:
@@ -178,7 +179,7 @@ def run_collective(stage: PlannedStage, *, is_main: bool, verify: bool = False) 
 
 
 def _run_shards(stage: PlannedStage, ranks: Sequence[int], pool: Executor | None) -> Iterator[int]:
-    """Yields the ranks as they are finished."""
+    """Yield the ranks as they finish."""
     if pool is None or len(ranks) == 1:
         for rank in ranks:
             stage.run_shard(rank)
@@ -192,11 +193,11 @@ def _run_shards(stage: PlannedStage, ranks: Sequence[int], pool: Executor | None
             yield futures[future]
     except BrokenProcessPool as error:
         raise ValueError(
-            f"a process of stage {stage.name!r} was killed, perhaps for want of memory; finished shards are kept: run"
-            " the same command again, with fewer num_processes if it recurs."
+            f"a process of stage {stage.name!r} was killed, perhaps because memory ran out; finished shards are kept:"
+            " run the same command again, with fewer num_processes if it recurs."
         ) from error
-    except KeyboardInterrupt:  # shards take hours, nobody waits for those that have begun
-        _end_workers(pool)  # of which no future may be cancelled before, or the pool's own thread ends in an error
+    except KeyboardInterrupt:  # shards take hours, so those that have begun are not awaited
+        _end_workers(pool)  # cancelling futures before would end the pool's own thread with an error
         raise
     except BaseException:
         for future in futures:
@@ -205,22 +206,22 @@ def _run_shards(stage: PlannedStage, ranks: Sequence[int], pool: Executor | None
 
 
 def _run_in_worker(stage: PlannedStage, rank: int) -> None:
-    """Run a shard in a process of a pool, which would take the exit that a signal asks for as the shard's error."""
+    """Run a shard in a process of a pool. The pool would report an exit by a signal as an error of the shard."""
     is_ending = False
     try:
         stage.run_shard(rank)
     except SystemExit:
         is_ending = True
     if is_ending:
-        util._exit_function()  # as at every end of such a process: it ends processes of loaders and frees semaphores
+        util._exit_function()  # as at every exit of such a process: ends processes of loaders, frees semaphores
         os._exit(1)
 
 
 def _begin_worker(num_threads: int) -> None:
-    """Share the cores, and end with the process that started this one."""
+    """Take a share of the cores, and end with the process that started this one."""
     torch.set_num_threads(num_threads)
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
-    # Ctrl-C goes to all processes of a terminal. The first one answers it, and ends the others.
+    # Ctrl-C reaches all processes of a terminal. The first process handles it, and ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an unfinished shard is removed on the way out
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -232,8 +233,8 @@ def _end_with_parent() -> None:
 
 
 def _end_workers(pool: ProcessPoolExecutor) -> None:
-    """End the processes of a pool, which shall not outlive an interrupted run."""
-    workers = list((pool._processes or {}).values())  # Python 3.14 has `terminate_workers`, no earlier one has a way
+    """End the processes of a pool, which must not outlive an interrupted run."""
+    workers = list((pool._processes or {}).values())  # only Python 3.14 has a way, `terminate_workers`
     for worker in workers:
         worker.terminate()
     for worker in workers:
@@ -242,6 +243,6 @@ def _end_workers(pool: ProcessPoolExecutor) -> None:
 
 
 def _remove_torn(stage_path: Path) -> None:
-    """Remove the hidden folders that killed processes left in a stage."""
+    """Remove hidden folders of killed processes from a stage."""
     for folder in stage_path.glob(".shard-*"):
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,8 @@
 """Filters: each gives every image of the pool a score, and drops those whose score is too low or too high.
 
-A filter is a callable `filter(images, columns, **options) -> scores`: a list of RGB pictures and `Columns` in, a
-number for each picture out. A class is made with the options, and its objects are called without. A recipe names it
-and its options, of which `min` and `max` are the scores that an image may have:
+A filter is a callable `filter(images, columns, **options) -> scores`. It takes a list of RGB pictures and `Columns`,
+and returns a number for each picture. A class is instantiated with the options, and its objects are called without
+them. A recipe names the filter and its options. `min` and `max` are the limits of the scores that an image may have:
 
 ```yaml
 filters: [my_module:caption_length, {my_module:sharpness: {min: 12, radius: 2}}]
@@ -35,8 +35,9 @@ FILTERS = Registry(
 
 
 class Columns(Mapping[str, list]):
-    """What is known of the pictures beside them: `row_id`, `id`, `path`, `width`, `height` and `num_bytes`, and the
-    columns of their sources, each read when it is asked for (None where a source does not have it)."""
+    """Facts about the pictures: `row_id`, `id`, `path`, `width`, `height` and `num_bytes`, and the columns of their
+    sources. Each column is read at its first use (None where a source does not have it).
+    """
 
     def __init__(self, sources: OpenSources, facts: Sequence[Mapping[str, Any]]):
         self.sources, self.facts = sources, facts
@@ -62,11 +63,11 @@ class PlannedFilter:
     """A filter that a recipe names.
 
     Attributes:
-        name: of its scores.
-        object: what was named.
-        options: that it is called, or made, with.
-        min, max: the scores that an image may have; None: any.
-        reads_pixels: not of columns alone.
+        name: name of its scores.
+        object: the named object.
+        options: options with which it is called or instantiated.
+        min, max: limits of the scores that an image may have; None: no limit.
+        reads_pixels: whether it reads pixels, and not only columns.
     """
 
     name: str
@@ -77,14 +78,14 @@ class PlannedFilter:
     reads_pixels: bool = True
 
     def load(self, device: str | None) -> Callable[[list[Image.Image], Columns], Any]:
-        """What is called for each batch; a model takes the `device` if it has such an option."""
+        """The callable for each batch; a model gets the `device` if it has such an option."""
         options = dict(self.options)
         if "device" in inspect.signature(self.object).parameters:
             options.setdefault("device", device)
         return self.object(**options) if isinstance(self.object, type) else partial(self.object, **options)
 
     def reason(self, score: float) -> str | None:
-        """Why an image of this score is dropped, or None."""
+        """The reason why an image with this score is dropped, or None."""
         if self.min is not None and score < self.min:
             return f"{self.name} below {self.min:g}"
         if self.max is not None and score > self.max:
@@ -93,9 +94,9 @@ class PlannedFilter:
 
 
 def planned_filters(arguments: CurationArguments) -> list[PlannedFilter]:
-    """The filters that these arguments name, in the order in which they are asked; those by size first.
+    """The filters that these arguments name, in the order in which they run; filters by size come first.
 
-    Importing a module runs it, as the filter itself is run: name only code that you trust.
+    Importing a module runs it, and the filter runs too: name only code that you trust.
 
     Raises:
         ValueError: there is no such filter, or it has no such option.
@@ -146,10 +147,10 @@ def file_bytes(images: list[Image.Image], columns: Columns) -> list[int]:
 
 
 class FilterChain:
-    """Filters that are asked in turn; later ones do not see an image that is dropped.
+    """Filters that run in turn. Later filters do not get an image that is already dropped.
 
     Raises:
-        ValueError: a model of one cannot be loaded.
+        ValueError: the model of a filter cannot be loaded.
     """
 
     def __init__(self, filters: Sequence[PlannedFilter], device: str | None = None):
@@ -160,10 +161,10 @@ class FilterChain:
     ) -> tuple[list[dict[str, float]], list[str | None]]:
         """
         Args:
-            columns_of: gives what is known of some of the images, by their places.
+            columns_of: gives the facts about some of the images, by their indices.
 
         Returns:
-            Of each image its scores by the name of the filter, and why it is dropped, or None.
+            For each image, its scores by the name of the filter, and why it is dropped, or None.
 
         Raises:
             ValueError: a filter does not return a finite number for each image.
@@ -181,7 +182,7 @@ class FilterChain:
 
 
 def _checked(name: str, scores: Any, num_images: int) -> list[float]:
-    """What a filter of the user's returned, if it is what a filter returns."""
+    """The scores that a filter returned, after checking them."""
     expected = "must return a finite number for each image"
     array = np.asarray(scores)
     if array.dtype.kind not in "biuf" or array.ndim != 1:

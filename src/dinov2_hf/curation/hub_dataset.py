@@ -1,6 +1,6 @@
-"""A curated dataset to the Hub: its files as they are, its card, and the numbers of its report.
+"""Uploads a curated dataset to the Hub: its files unchanged, its card, and the numbers of its report.
 
-`report.html` stays here: it shows images that are not in the dataset.
+`report.html` is not uploaded, because it shows images that are not in the dataset.
 """
 
 import json
@@ -24,10 +24,10 @@ def push_dataset(
     """Upload the dataset of a finished curation to a dataset repository, in one commit.
 
     Args:
-        output_dir: of the curation.
-        repo_id: "namespace/name"; made where it is missing.
-        private: of a new repository.
-        token: None is that of `hf auth login`, or HF_TOKEN.
+        output_dir: output folder of the curation.
+        repo_id: "namespace/name"; created if it is missing.
+        private: whether a new repository is private.
+        token: None is the token of `hf auth login`, or HF_TOKEN.
         revision: a branch; None is main.
 
     Returns:
@@ -49,7 +49,7 @@ def push_dataset(
         operations.append(CommitOperationAdd("README.md", dataset_card(arguments, report, repo_id).encode()))
         operations.append(CommitOperationAdd("report.json", output_dir / "report.json"))
         uploaded = {operation.path_in_repo for operation in operations}
-        # An earlier upload in another number of files would be read together with this one.
+        # Files of an earlier upload with another number of files would be read together with these.
         operations += [
             CommitOperationDelete(name)
             for name in api.list_repo_files(repo_id, repo_type="dataset", revision=revision)

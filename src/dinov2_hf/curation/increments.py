@@ -1,7 +1,7 @@
-"""A curation that grows: a run in the folder of an earlier one, with further sources.
+"""Curations that grow: a run in the folder of an earlier one, with further sources.
 
-Reading, filtering and describing images, which take the time, go by source: that of the earlier sources is kept. What
-looks at all of them together is made again: copies, selection, dataset and report.
+Reading, filtering and describing images takes most of the time and is done by source, so the results of earlier
+sources are kept. Steps that use all images together are repeated: copies, selection, dataset and report.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,15 @@ FOLLOWING = {"num_shards", "after"}
 def sources_came(
     stages: Sequence[PlannedStage], records: Mapping[str, bytes | None], where: str, option: str = "output_dir"
 ) -> bool:
-    """Whether there are more sources than in the earlier run, and all that it had, as they were.
+    """Whether there are more sources than in the earlier run, and all of its sources are unchanged.
 
     Args:
-        stages: of a plan, in their order.
+        stages: stages of a plan, in their order.
         records: the `stage.json` of the stages of the earlier run, by name.
         where, option: the place that they are in, and what chose it.
 
     Raises:
-        ValueError: that is so, but something else differs too.
+        ValueError: sources were added, but something else differs too.
     """
     differences = [stage.folder.differences(records.get(stage.name)) or {} for stage in stages]
     then, now = differences[0].get("sources", (None, None))
@@ -50,7 +50,7 @@ def sources_came(
 
 
 def _holds_more(then: Any, now: Any) -> bool:
-    """Whether a list or mapping holds all that it held before."""
+    """Whether a list or mapping contains everything that it contained before."""
     if isinstance(then, dict) and isinstance(now, dict):
         return all(name in now and now[name] == value for name, value in then.items())
     return isinstance(then, list) and isinstance(now, list) and all(item in now for item in then)

@@ -1,4 +1,4 @@
-"""A curation run: every stage, or one step of it, by this process or with others; then put where users look for it."""
+"""Runs a curation: every stage or one step, in this process or with others. Then it publishes the result."""
 
 import dataclasses
 import json
@@ -29,26 +29,26 @@ from .storage.source_listing import LISTING, StoredListings
 def curate(
     arguments: CurationArguments, stage: str | None = None, *, rank: int | None = None, world_size: int | None = None
 ) -> Curation:
-    """Run a curation, or one step of it: what is finished is left, what is missing is made.
+    """Run a curation, or one step of it: finished parts are kept, missing parts are made.
 
     Args:
-        arguments: what is wanted.
+        arguments: the arguments of the curation.
         stage: a name of `STEPS` or of a stage; None: all.
-        rank, world_size: the part of one of several launches; needs `stage`, the name of a single one. Launched by
-            Accelerate or torchrun, the processes share the shards of all stages and wait for each other.
+        rank, world_size: the part of one of several launches; needs `stage`, the name of a single stage. If Accelerate
+            or torchrun launches the processes, they share the shards of all stages and wait for each other.
 
     Raises:
-        ValueError: a mistake of the user, before it costs anything where it can be known.
+        ValueError: an error of the user, raised before any work if possible.
     """
     if not arguments.output_dir:
         raise ValueError("output_dir is not given.")
     if (rank is None) != (world_size is None):
-        raise ValueError("rank and world_size go together: the number of a launch, and how many there are.")
+        raise ValueError("rank and world_size must both be given: the number of a launch, and how many there are.")
     if rank is not None and world_size is not None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}, but must be from 0 to world_size - 1 ({world_size - 1}).")
         if stage is None:
-            raise ValueError("rank needs stage: launches that do not know each other cannot wait between stages.")
+            raise ValueError("rank needs stage: independent launches cannot wait for each other between stages.")
     if arguments.executor != "in_process":
         from .cluster_executors import check_executor
 
@@ -72,7 +72,7 @@ def _run(arguments: CurationArguments, launch: "_Launch", stage: str | None, *, 
     launch.wait()
     for earlier in stages[: stages.index(chosen[-1]) + 1]:
         earlier.folder.open()
-    if launch.is_writer:  # not of a run that is refused
+    if launch.is_writer:  # not for a refused run
         curation.sources.store(listing, is_sole_writer=not alone)
     if launch.is_first:
         _note_recipe(arguments, curation.output_dir)
@@ -112,7 +112,7 @@ def _make_room(stages: list[PlannedStage], arguments: CurationArguments, *, alon
     """Remove stages of another configuration, here and in the store, if that is asked for or sources have come."""
     store, overwrite = stages[0].store, arguments.overwrite
     here = {one.name: one.folder.record() for one in stages}
-    # Launches that do not know each other cannot wait until one has made room.
+    # Independent launches cannot wait until one has removed old stages.
     goes_here = overwrite or (not alone and sources_came(stages, here, arguments.output_dir))
     if store is not None:
         there = store.records()
@@ -141,7 +141,7 @@ def _begin_from_store(stages: list[PlannedStage], chosen: list[PlannedStage]) ->
 
 
 def _remove_kept(stages: list[PlannedStage]) -> None:
-    """Remove what finished stages have not taken of an earlier run, as of a source that has gone."""
+    """Remove results of an earlier run that no finished stage has reused, such as those of a removed source."""
     for stage in stages:
         stage.folder.remove_kept()
         if stage.store is not None:
@@ -149,14 +149,14 @@ def _remove_kept(stages: list[PlannedStage]) -> None:
 
 
 class _Launch:
-    """Which of several processes this is, by its caller or by the environment that Accelerate and torchrun set."""
+    """Which of several processes this is, from its caller or from the environment of Accelerate and torchrun."""
 
     def __init__(self, rank: int | None, world_size: int | None, arguments: CurationArguments):
         self.rank, self.world_size, self.state, self.arguments = rank or 0, world_size or 1, None, arguments
         if rank is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             from accelerate import PartialState
 
-            # The others wait for stages of one shard, such as components of a billion images, for hours.
+            # The other processes wait for hours for stages of one shard, such as components of a billion images.
             self.state = PartialState(timeout=timedelta(days=7))
             self.rank, self.world_size = self.state.process_index, self.state.num_processes
             self.arguments = dataclasses.replace(
@@ -176,7 +176,7 @@ class _Launch:
 
     @property
     def is_writer(self) -> bool:
-        """Whether this process answers for the output folder: not one that waits for the first."""
+        """Whether this process is responsible for the output folder, and does not only wait for the first."""
         return self.is_first or not self.is_joint
 
     def writing_to_output(self, stage: str | None) -> AbstractContextManager[None]:
@@ -192,7 +192,7 @@ class _Launch:
 
 
 def _note_recipe(arguments: CurationArguments, output_dir: Path) -> None:
-    """What was asked for, for a later run: not what was asked of this launch, such as to overwrite."""
+    """Write the recipe for a later run, without options of this launch, such as `overwrite`."""
     values = without_secrets(json.loads(json.dumps(dataclasses.asdict(arguments), default=str)))
     for name in LAUNCH_FIELDS:
         del values[name]

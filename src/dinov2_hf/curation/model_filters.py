@@ -1,6 +1,6 @@
-"""What a model can do to a pile of images: score them by a label, by taste or by a text, and blur faces.
+"""Models for a pile of images: they score images by a label, by aesthetics or by a text, and blur faces.
 
-All take any model of the Hub, or folder, for their task, and do nothing unless one is named.
+Each takes any model for its task, from the Hub or a folder. None is used unless it is named.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ class Classifier:
 
     Args:
         model: of the task image-classification, by folder or Hub name, such as "Falconsai/nsfw_image_detection".
-        label: as the model's `id2label` calls it; upper and lower case are alike.
+        label: a name of the model's `id2label`; case does not matter.
         device: where the model runs; None is the CPU.
 
     Raises:
@@ -42,11 +42,11 @@ class Classifier:
 
 @FILTERS.register("aesthetic")
 class Aesthetic:
-    """Scores images by the one number that a model for it gives, in that model's units.
+    """Scores images by the single output of an aesthetic model, in that model's units.
 
     Args:
-        model: of the task image-classification with a single output, by folder or Hub name. For a model with labels
-            take `classifier`.
+        model: of the task image-classification with a single output, by folder or Hub name. For a model with labels,
+            use `classifier`.
         device: where the model runs; None is the CPU.
 
     Raises:
@@ -64,7 +64,7 @@ class Aesthetic:
         if self.network.config.num_labels != 1:
             labels = ", ".join(self.network.config.id2label.values())
             raise ValueError(
-                f"model is {model!r}, which has the labels {labels}, but one number for an image is needed: take the"
+                f"model is {model!r}, which has the labels {labels}, but one number for an image is needed: use the"
                 " filter classifier, with a label."
             )
 
@@ -76,12 +76,12 @@ class Aesthetic:
 
 @FILTERS.register("clip_score")
 class ClipScore:
-    """Scores images by the cosine of image and text in a model of both, such as CLIP or SigLIP.
+    """Scores images by the cosine of image and text in a model such as CLIP or SigLIP.
 
     Args:
         model: of the task zero-shot-image-classification, by folder or Hub name ("openai/clip-vit-base-patch32").
-        column: of the source, with the text of each image; a missing text is an empty one.
-        text: one for all images instead, such as "a photograph".
+        column: column of the source with the text of each image; a missing text counts as an empty one.
+        text: instead, one text for all images, such as "a photograph".
         device: where the model runs; None is the CPU.
 
     Raises:
@@ -113,12 +113,12 @@ class ClipScore:
 
 
 class FaceBlur:
-    """Blurs what an object detector finds, such as faces.
+    """Blurs objects that a detector finds, such as faces.
 
     Args:
         model: of the task object-detection, by folder or Hub name.
-        label: what to blur; upper and lower case are alike.
-        threshold: the detector's score in [0, 1] from which on it is blurred.
+        label: the label to blur; case does not matter.
+        threshold: the detector's score in [0, 1] from which an object is blurred.
         device: where the model runs; None is the CPU.
 
     Raises:
@@ -130,13 +130,13 @@ class FaceBlur:
         self.threshold = threshold
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The image with its faces blurred; the same object where there are none."""
+        """The image with its faces blurred; the same object if there are none."""
         found = self.detect(image, threshold=self.threshold)
         return blur_boxes(image, [tuple(hit["box"].values()) for hit in found if hit["label"].lower() == self.label])
 
 
 def blur_boxes(image: Image.Image, boxes: Sequence[tuple[float, float, float, float]]) -> Image.Image:
-    """Blur rectangles (left, top, right, bottom, in pixels), grown by a tenth; without any, the same object."""
+    """Blur rectangles (left, top, right, bottom, in pixels), enlarged by a tenth; without any, the same object."""
     if not boxes:
         return image
     image = image.copy()
@@ -147,7 +147,7 @@ def blur_boxes(image: Image.Image, boxes: Sequence[tuple[float, float, float, fl
             min(image.width, round(right + grow_x)), min(image.height, round(bottom + grow_y)),
         )  # fmt: skip
         if box[0] < box[2] and box[1] < box[3]:
-            # An eighth of the face: eyes and mouth are gone, the shape of a head remains.
+            # An eighth of the face: eyes and mouth disappear, the shape of a head remains.
             radius = max(box[2] - box[0], box[3] - box[1]) / 8
             image.paste(image.crop(box).filter(ImageFilter.GaussianBlur(radius)), box)
     return image
@@ -155,7 +155,7 @@ def blur_boxes(image: Image.Image, boxes: Sequence[tuple[float, float, float, fl
 
 @contextmanager
 def _loading(model: str, task: str) -> Iterator[None]:
-    """What transformers raises for a model as one sentence."""
+    """Turn errors of transformers about a model into one sentence."""
     try:
         yield
     except (OSError, ValueError, KeyError) as error:
@@ -164,7 +164,7 @@ def _loading(model: str, task: str) -> Iterator[None]:
 
 
 def _pipeline(task: str, model: str, label: str, device: str | None):
-    """A pipeline of transformers, and the label in lower case, which its model has."""
+    """A pipeline of transformers, and the label in lower case, after checking that its model has it."""
     from transformers import pipeline
 
     name, revision = name_and_revision(model)

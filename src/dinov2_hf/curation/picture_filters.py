@@ -1,4 +1,4 @@
-"""Filters that look at the pixels or the columns, without a model: sharpness, brightness, information, lists."""
+"""Filters on pixels or columns, without a model: sharpness, brightness, information, lists."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 from .filters import FILTERS
 
 
-MEASURED_SIDE = 256  # pixels of the longer side: scores of large and of small pictures can be compared
+MEASURED_SIDE = 256  # pixels of the longer side, so that scores of large and small pictures can be compared
 
 
 @FILTERS.register("sharpness")
@@ -28,7 +28,7 @@ def brightness(images: list[Image.Image], columns: Mapping[str, Any]) -> list[fl
 
 @FILTERS.register("information")
 def information(images: list[Image.Image], columns: Mapping[str, Any]) -> list[float]:
-    """The entropy of the differences of neighbouring grey levels, in bits for each pixel; of one colour 0."""
+    """The entropy of the differences of neighbouring grey levels, in bits for each pixel; 0 for a single colour."""
     return [_entropy(np.diff(_grey(image).astype(np.int64), axis=1)) for image in images]
 
 
@@ -40,11 +40,11 @@ def pixels(images: list[Image.Image], columns: Mapping[str, Any]) -> np.ndarray:
 
 @FILTERS.register("listed", reads_pixels=False)
 class Listed:
-    """1 where the value of a column is in a list, else 0: `min: 1` keeps what is listed, `max: 0` what is not.
+    """1 if the value of a column is in a list, else 0: `min: 1` keeps listed images, `max: 0` the others.
 
     Args:
-        column: of the source, such as "license"; an image without a value is not listed.
-        values: the list, or the path of a text file with one on each line; upper and lower case are alike.
+        column: column of the source, such as "license"; an image without a value is not listed.
+        values: the list, or the path of a text file with one value on each line; case does not matter.
 
     Raises:
         ValueError: the list is empty, or the file cannot be read.
@@ -62,11 +62,11 @@ class Listed:
 
 @FILTERS.register("domain_listed", reads_pixels=False)
 class DomainListed(Listed):
-    """1 where the host of an address is in a list, or below one that is (`example.org` lists `www.example.org`).
+    """1 if the host of an address is in a list, or is a subdomain (`example.org` lists `www.example.org`).
 
     Args:
-        column: of the source that has addresses.
-        values: as of `listed`.
+        column: column of the source with addresses.
+        values: as in `listed`.
     """
 
     def __init__(self, values: Sequence[str] | str, column: str = "url"):
@@ -83,7 +83,7 @@ def _read_list(values: Sequence[str] | str) -> frozenset[str]:
         try:
             values = Path(values).expanduser().read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"values is {values!r}, which is no text file that can be read: {error}") from None
+            raise ValueError(f"values is {values!r}, which is not a readable text file: {error}") from None
     found = frozenset(str(value).strip().lower() for value in values if str(value).strip())
     if not found:
         raise ValueError("values is empty, but must be a list, or a text file with one value on each line.")
@@ -98,7 +98,7 @@ def _grey(image: Image.Image) -> np.ndarray:
 
 
 def _laplacian(grey: np.ndarray) -> np.ndarray:
-    """Of the inner pixels, or of a picture so narrow that it has none, 0."""
+    """The Laplacian of the inner pixels; 0 if the picture is so narrow that it has none."""
     level = grey.astype(np.float64)
     if min(level.shape) < 3:
         return np.zeros(1)

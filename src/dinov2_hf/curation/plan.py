@@ -1,4 +1,4 @@
-"""The stages of a curation, in their order: which of them it has, and what each is given."""
+"""The stages of a curation in their order: which of them it has, and the arguments of each."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -50,15 +50,15 @@ def plan(arguments: CurationArguments, listings: StoredListings | None = None) -
     """The stages that these arguments ask for.
 
     Args:
-        listings: of the sources, if they shall not be looked through where they were before.
+        listings: earlier listings of the sources, if the sources need not be listed again.
 
     Raises:
         ValueError: a source, a filter, an embedder or a stage cannot be used.
     """
-    # Bars of several processes in one terminal would overwrite each other: there the stage shows one.
+    # Progress bars of several processes would overwrite each other in a terminal, so the stage shows one bar.
     alone = arguments.num_processes == 1 and arguments.executor == "in_process"
     curation = Curation(dataclasses.replace(arguments, progress=arguments.progress and alone), listings=listings)
-    dataset_features(curation)  # a wrong column is found now
+    dataset_features(curation)  # finds a wrong column now
     planned_filters(arguments)
     for spec in specs_of(arguments):
         refuse_untrusted(spec, trust_torchscript=arguments.trust_torchscript)
@@ -73,7 +73,7 @@ def plan(arguments: CurationArguments, listings: StoredListings | None = None) -
 
 
 def _in_order(arguments: CurationArguments) -> list[tuple[Stage, Mapping[str, Any]]]:
-    """All stages that there are, those of the recipe after the one that each follows, with their options."""
+    """All stages with their options. Each stage of the recipe comes after the stage that it follows."""
     order: list[tuple[Stage, Mapping[str, Any]]] = [(stage, {}) for stage in STAGES]
     named: list[Stage] = []
     for name, options in arguments.named_stages:
@@ -106,7 +106,10 @@ def _planned(
     if stage.by_source:
         sources = curation.sources.describe()
         known = [hash_of([kept_by, sources[piece.source], piece.rows]) for piece in curation.pieces]
-        config |= {"sources": sources, "rows": "within their source"}  # earlier versions counted through all sources
+        config |= {
+            "sources": sources,
+            "rows": "within their source",
+        }  # earlier versions numbered rows through all sources
     folder = StageFolder(
         curation.output_dir / "stages" / stage.name,
         stage.num_shards(curation),
@@ -127,8 +130,8 @@ def chosen_stages(stages: list[PlannedStage], name: str | None, *, alone: bool =
     """The stages of a step, or all.
 
     Args:
-        alone: the name is that of one stage, not of a step: launches that do not know each other cannot wait for each
-            other between the stages of a step.
+        alone: the name is that of one stage, not of a step, because independent launches cannot wait for each other
+            between the stages of a step.
 
     Raises:
         ValueError: there is no such step in this curation.
@@ -138,5 +141,5 @@ def chosen_stages(stages: list[PlannedStage], name: str | None, *, alone: bool =
     found = [stage for stage in stages if name == stage.name or (name == stage.step and not alone)]
     if not found:
         known = dict.fromkeys([*STEPS, *(stage.name for stage in stages)])
-        raise ValueError(f"stage is {name!r}, which is no stage of this curation; there are {', '.join(known)}.")
+        raise ValueError(f"stage is {name!r}, which is not a stage of this curation; there are {', '.join(known)}.")
     return found

@@ -1,4 +1,4 @@
-"""The finished dataset and its report, put where a user looks for them; again if they were deleted."""
+"""Puts the finished dataset and its report into the output folder, and again if they were deleted."""
 
 import json
 import shutil
@@ -13,15 +13,15 @@ from .storage.remote_dataset import RemoteDataset
 
 
 REPORT_FILES = ("report.html", "report.json", "dropped.parquet")
-TIMINGS = "timings.json"  # beside the report, which is the same for the same images
+TIMINGS = "timings.json"  # a separate file, so that the report is the same for the same images
 
 
 def publish(curation: Curation) -> None:
-    """Put the report and `dataset/` into the output folder. What is there and is not older stays as it is: another
-    program may be reading it, or somebody has edited the card.
+    """Put the report and `dataset/` into the output folder. Existing files that are not older are not changed: another
+    program may be reading them, or a user may have edited the card.
 
     Raises:
-        ValueError: the disk is full, or `dataset/` holds what this package did not write.
+        ValueError: the disk is full, or `dataset/` contains files that this package did not write.
     """
     made = curation.folders["report"].shard(0)
     for name in REPORT_FILES:
@@ -38,7 +38,7 @@ def publish(curation: Curation) -> None:
 
 
 def timings(curation: Curation) -> dict[str, dict[str, float | int | None]]:
-    """By stage, the seconds of its shards together, and how many images of the pool, or rows, it went through."""
+    """For each stage, the total seconds of its shards, and the number of images of the pool, or rows, it processed."""
     report = json.loads((curation.folders["report"].shard(0) / "report.json").read_text())
     images = {row["stage"]: row["images_in"] for row in report["funnel"]} | {"ingest": len(curation.sources)}
     found = {}
@@ -70,5 +70,5 @@ def _is_published(built: list[Path], data: Path, names: list[str]) -> bool:
 
 
 def _is_older(place: Path, made: Path) -> bool:
-    """Whether a file is missing, or older than what was made for it."""
+    """Whether a file is missing, or older than the file that was made for it."""
     return not place.is_file() or place.stat().st_mtime_ns < made.stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""What the stages of one curation share: its arguments, its sources, and what earlier stages left."""
+"""The common context of the stages of one curation: arguments, sources, and results of earlier stages."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,20 +19,20 @@ from .storage.source_listing import StoredListings
 from .storage.sources import OpenSources, reopened
 
 
-# A shard of so many photographs takes minutes to decode and describe on one core.
+# Decoding and describing a shard of this many photographs takes minutes on one core.
 IMAGES_PER_SHARD = 5000
-# A process maps the vectors of all shards, and each map holds a file open.
+# A process maps the vectors of all shards, and each map keeps a file open.
 MOST_SHARDS = 1000
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A range of the rows of one source: a shard of the stages that read images. Other sources do not change it.
+    """A range of the rows of one source: a shard of the stages that read images. It does not depend on other sources.
 
     Attributes:
-        source: its number.
+        source: number of the source.
         begin: the row id of the first row of the source.
-        rows: within the source.
+        rows: rows within the source.
     """
 
     source: int
@@ -46,12 +46,12 @@ class Piece:
 
 @dataclass
 class Curation:
-    """One curation, as its stages see it; goes to other processes by pickling, without what it has opened.
+    """One curation, as its stages see it. It is pickled for other processes, without its open files.
 
     Attributes:
-        arguments: what it was told.
-        folders: of the stages, by name, in their order; a stage sees those before it.
-        listings: of sources, which another process stored.
+        arguments: its arguments.
+        folders: folders of the stages, by name, in their order; a stage sees those before it.
+        listings: listings of sources that another process stored.
     """
 
     arguments: CurationArguments
@@ -60,12 +60,12 @@ class Curation:
 
     @cached_property
     def sources(self) -> OpenSources:
-        set_max_image_pixels(self.arguments.max_image_pixels)  # every process that reads images comes through here
+        set_max_image_pixels(self.arguments.max_image_pixels)  # every process that reads images runs this line
         return reopened(tuple(self.arguments.sources), self.listings)
 
     @cached_property
     def pieces(self) -> list[Piece]:
-        """All sources in their order, each in as many shards as it would have alone."""
+        """The shards of all sources in their order. Each source has the number of shards that it would have alone."""
         found = []
         for number in range(len(self.sources.sources)):
             rows = self.sources.range_of(number)
@@ -75,7 +75,7 @@ class Curation:
 
     @property
     def num_shards(self) -> int:
-        """Of stages that read the images or vectors of all sources together."""
+        """The number of shards of stages that read the images or vectors of all sources together."""
         return self._shards_for(len(self.sources))
 
     def _shards_for(self, num_images: int) -> int:
@@ -86,7 +86,7 @@ class Curation:
         return Path(self.arguments.output_dir)
 
     def until_now(self) -> "Curation":
-        """The same with the stages that there are now, for the next one to see."""
+        """A copy with the stages so far, for the next stage."""
         seen = Curation(self.arguments, dict(self.folders))
         seen.sources = self.sources
         return seen
@@ -99,12 +99,13 @@ class Curation:
 
     def images(self, columns: list[str]) -> pa.Table:
         """Columns of `ingest`, also `row_id` and `source`, for all images that can be read, in the order of their row
-        ids; texts as of `facts`."""
+        ids; texts as in `facts`.
+        """
         tables = [self.images_of(shard, columns) for shard in range(len(self.pieces))]
         return pa.concat_tables(tables).cast(_with_large_strings(tables[0].schema))
 
     def images_of(self, shard: int, columns: list[str], filters: list | None = None) -> pa.Table:
-        """As `images`, of one shard; `filters`: of columns of its file, as of `parquet.read_table`."""
+        """As `images`, for one shard; `filters` apply to columns of its file, as in `parquet.read_table`."""
         piece, path = self.pieces[shard], self.folders["ingest"].shard(shard) / "images.parquet"
         read = dict.fromkeys(["row", *(name for name in columns if name not in ("row_id", "source"))])
         table = parquet.read_table(path, columns=list(read), filters=filters)
@@ -113,13 +114,13 @@ class Curation:
         return table.select(columns)
 
     def facts(self, row_ids: np.ndarray, columns: list[str]) -> pa.Table:
-        """Columns of `ingest` for some images, in their order; only the shards that hold them are read.
+        """Columns of `ingest` for some images, in their order. Only the shards of these images are read.
 
         Args:
-            row_ids: of images that `ingest` kept, in any order, also repeated.
+            row_ids: row ids of images that `ingest` kept, in any order, also repeated.
 
         Returns:
-            A table of so many rows; texts are `large_string`, which has no limit of 2 GiB.
+            A table with the same number of rows; texts are `large_string`, which has no limit of 2 GiB.
         """
         wanted, places = np.unique(np.asarray(row_ids, dtype=np.int64), return_inverse=True)
         shards = self.shards_of(wanted)
@@ -134,11 +135,11 @@ class Curation:
         return pa.concat_tables(tables).take(places)
 
     def shards_of(self, row_ids: np.ndarray) -> np.ndarray:
-        """The shard that each of some images is in, (n,)."""
+        """The shard of each of some images, (n,)."""
         return np.searchsorted([piece.row_ids.start for piece in self.pieces], row_ids, side="right") - 1
 
     def dropped(self, stage: str) -> Iterator[pa.Table]:
-        """What a finished stage dropped, tables of `DROPPED_SCHEMA`, in parts."""
+        """The images that a finished stage dropped, as tables of `DROPPED_SCHEMA`, in parts."""
         folder = self.folders[stage]
         for rank, path in enumerate(folder.files("dropped.parquet")):
             for table in read_dropped(path):
@@ -154,7 +155,7 @@ class Curation:
         return checksums_of_files(folder.path, folder.num_shards, folder.config_hash, name)
 
     def vectors(self, stage: str, role: str) -> EmbeddingStore | None:
-        """The vectors that a stage made of the images of a role; None where there are none."""
+        """The vectors that a stage made of the images of a role; None if there are none."""
         pattern, folder = f"shard-*/{role}.npy", self.folders[stage]
         return opened_store(folder.path, pattern, folder.config_hash) if any(folder.path.glob(pattern)) else None
 
@@ -162,7 +163,7 @@ class Curation:
         """The vectors of the pool.
 
         Raises:
-            ValueError: there are none, since every image was dropped.
+            ValueError: there are none, because every image was dropped.
         """
         vectors = self.vectors(stage, "uncurated")
         if vectors is None:
@@ -170,16 +171,16 @@ class Curation:
         return vectors
 
     def nothing_left(self, stage: str) -> ValueError:
-        """The error of a pool that is empty after a stage."""
+        """The error for a pool that is empty after a stage."""
         return ValueError(
             f"no image of the pool is left after stage {stage!r}: dropped.parquet in the folders of"
             f" {self.output_dir / 'stages'} says why."
         )
 
     def left(self) -> tuple[np.ndarray, np.ndarray]:
-        """(m,) row ids of the pool that is left, ascending, and (m,) their rows among the vectors of `embed`.
+        """(m,) row ids of the remaining pool, ascending, and (m,) their rows among the vectors of `embed`.
 
-        Stand-ins lie among the vectors of the images they stand for, so the rows do not ascend.
+        An image that replaced another has the row of that image's vector, so the rows need not ascend.
         """
         thinned = next((name for name in reversed(self.folders) if self.folders[name].thins), None)
         if thinned is not None:
@@ -193,11 +194,11 @@ class Curation:
         return [self.sources.range_of(number) for number in self.arguments.included_curated]
 
     def source_numbers(self, row_ids: np.ndarray) -> np.ndarray:
-        """(n,) the number of the source of each row."""
+        """The number of the source of each row, (n,)."""
         return np.searchsorted(self.sources.starts, row_ids, side="right") - 1
 
     def curated_left(self) -> np.ndarray:
-        """Row ids, ascending, of the curated images that can be read and have the vectors that are wanted of them."""
+        """Row ids, ascending, of the curated images that can be read and have the needed vectors."""
         row_ids = self.array("hash_deduplicate", "curated")
         stages = {"embed"} if self.arguments.compares_curated else set()
         if self.arguments.how_selected == "retrieval":
@@ -208,7 +209,7 @@ class Curation:
         return np.asarray(row_ids)
 
     def included_vectors(self) -> tuple[np.ndarray, UnitVectors | None]:
-        """(c,) row ids of the curated images that go into the dataset, and their vectors of `embed`; None without."""
+        """(c,) row ids of the curated images that go into the dataset, and their vectors of `embed`, or None."""
         store = self.vectors("embed", "curated")
         if store is None:
             return np.empty(0, np.int64), None
@@ -222,26 +223,26 @@ class Curation:
         return "retrieval_embed" if "retrieval_embed" in self.folders else "embed"
 
     def candidates(self) -> tuple[np.ndarray, UnitVectors]:
-        """(m,) row ids of the pool that is left, and their vectors.
+        """(m,) row ids of the remaining pool, and their vectors.
 
         Raises:
-            ValueError: nothing is left.
+            ValueError: no image is left.
         """
         row_ids, rows = self.left()
         if not len(rows):
             raise ValueError(
-                "nothing of the pool is left after deduplication: the benchmarks, or copies, swallow it; see the"
-                f" similarities in {self.output_dir / 'stages'}, and raise benchmark_threshold (now"
-                f" {self.arguments.benchmark_threshold}) if they are no copies."
+                "nothing of the pool is left after deduplication: all images were dropped as copies or benchmarks;"
+                f" see the similarities in {self.output_dir / 'stages'}, and raise benchmark_threshold (now"
+                f" {self.arguments.benchmark_threshold}) if they are not copies."
             )
         store = self.pool_vectors(self.retrieval_stage)
         if self.retrieval_stage == "embed":
             return row_ids, ChosenRows(store, rows)
-        places = np.flatnonzero(np.isin(store.ids, row_ids))  # what was left then, and some without a vector
+        places = np.flatnonzero(np.isin(store.ids, row_ids))  # the images that were left then, some without a vector
         return store.ids[places], ChosenRows(store, places)
 
     def records(self, stage: str, dropped: Dropped | pa.Table) -> Iterator[pa.Table]:
-        """What a stage drops as tables of `DROPPED_SCHEMA`, of at most `ROWS_AT_ONCE` rows."""
+        """The images that a stage drops, as tables of `DROPPED_SCHEMA` with at most `ROWS_AT_ONCE` rows."""
         if isinstance(dropped, pa.Table):
             yield dropped
             return
@@ -267,9 +268,9 @@ class Curation:
 
 @lru_cache(maxsize=8)
 def opened_store(folder: Path, pattern: str, config_hash: str) -> EmbeddingStore:
-    """The vectors of a finished stage; a process that makes many shards opens those it reads once.
+    """The vectors of a finished stage. A process that makes many shards opens them only once.
 
-    `plan.curate` empties this cache, since a stage may have been made again.
+    `plan.curate` empties this cache, because a stage may have been made again.
     """
     return EmbeddingStore(folder, pattern)
 
@@ -285,6 +286,6 @@ def _with_large_strings(schema: pa.Schema) -> pa.Schema:
 
 
 def _shifted(table: pa.Table, begin: int) -> pa.Table:
-    """Records of a shard that counts rows within its source, by the numbering of all sources."""
+    """Records of a shard whose rows are numbered within its source, renumbered over all sources."""
     row_ids = pa.array(table["row_id"].to_numpy() + begin, pa.int64())
     return table.set_column(0, table.schema.field(0), row_ids)

@@ -1,6 +1,6 @@
-"""Options that a curation does not read. Given on the command line, one is a mistake that must not pass in silence.
+"""Options that a curation does not read. On the command line, such an option is an error.
 
-A recipe may hold them: it serves curations with and without models, clusters and benchmarks.
+A recipe may have them, because it serves curations with and without models, clusters and benchmarks.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from .stages.embed import specs_of
 from .stages.stage import find_stage
 
 
-# Fields, whether they are read, and by what alone.
+# Fields, whether they are read, and the only reader.
 READERS: tuple[tuple[str, Callable[[CurationArguments], bool], str], ...] = (
     ("nsfw_label nsfw_threshold", lambda a: a.nsfw_model is not None, "--nsfw_model"),
     ("face_label face_threshold", lambda a: a.face_model is not None, "--face_model"),
@@ -60,16 +60,16 @@ READERS: tuple[tuple[str, Callable[[CurationArguments], bool], str], ...] = (
 
 def refuse_unread_options(arguments: CurationArguments, given: Iterable[str]) -> None:
     """
-    That every option that was given is read, by the curation or by a stage of the user's.
+    Check that every given option is read, by the curation or by a stage of the user.
 
     Raises:
-        ValueError: one is not; the message says what would read it.
+        ValueError: an option is not read; the message says what would read it.
     """
     of_stages = {field for name, _ in arguments.named_stages for field in find_stage(name).parameters}
     for fields, is_read, reader in READERS:
         for name in set(fields.split()) & set(given) - of_stages:
             if not is_read(arguments):
-                raise ValueError(f"--{name} has no effect here: it is read by {reader} only; leave it out.")
+                raise ValueError(f"--{name} has no effect here: only {reader} reads it; leave it out.")
 
 
 def _kinds(arguments: CurationArguments) -> set[str]:
@@ -77,5 +77,5 @@ def _kinds(arguments: CurationArguments) -> set[str]:
 
 
 def _is_left_open(arguments: CurationArguments, field: str) -> bool:
-    """Whether a curated source does not say this itself."""
+    """Whether a curated source does not set this itself."""
     return any(getattr(source, field) is None for role, source in arguments.sources if role == "curated")

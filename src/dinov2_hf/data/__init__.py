@@ -1,4 +1,4 @@
-"""From image files to pretraining batches."""
+"""Makes pretraining batches from image files."""
 
 from typing import TYPE_CHECKING
 

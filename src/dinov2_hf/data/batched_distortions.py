@@ -1,6 +1,6 @@
-"""The distortions of all crops of a batch at once, each with its own numbers, on any device.
+"""Distorts all crops of a batch at once, each with its own numbers, on any device.
 
-The numbers are read on the CPU, so that nothing waits for the device.
+The numbers stay on the CPU, so that nothing waits for the device.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def distort_batch(crops: torch.Tensor, distortions: torch.Tensor) -> torch.Tenso
     """Apply a distortion to each crop.
 
     Args:
-        crops: (n, C, s, s), from 0 to 255, on any device. Only those of three channels can have other distortions
+        crops: (n, C, s, s), from 0 to 255, on any device. Only crops with three channels can have distortions other
             than flip and blur.
         distortions: float32 of shape (n, 10), on the CPU; each row is a `Distortion`.
 
@@ -37,11 +37,11 @@ def distort_batch(crops: torch.Tensor, distortions: torch.Tensor) -> torch.Tenso
 
 
 def adjust_hue(crops: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-    """Turn the colours of crops (n, 3, h, w), by shifts (n,) in turns of the colour circle."""
+    """Rotate the hues of crops (n, 3, h, w), by shifts (n,) in turns of the colour circle."""
     red, green, blue = crops.unbind(1)
     value = crops.amax(1)
     chroma = value - crops.amin(1)
-    some = chroma.clamp(min=1e-6)  # where there is none, hue does not show
+    some = chroma.clamp(min=1e-6)  # without chroma, hue has no effect
     sixths = torch.where(value == green, 2 + (blue - red) / some, 4 + (red - green) / some)
     sixths = torch.where(value == red, (green - blue) / some, sixths) + 6 * shifts.view(-1, 1, 1)
     places = torch.stack([sixths + first for first in (5, 3, 1)], dim=1) % 6
@@ -62,23 +62,27 @@ def gaussian_blur(crops: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     positions = torch.arange(size, device=device)
     sources = (positions[:, None] + offsets[:, None, None]).abs()
     sources = torch.where(sources < size, sources, 2 * (size - 1) - sources)  # (9, s, 1)
-    taken = (sources == positions).float()  # (9, s, s): which pixel each place of the kernel takes, for each pixel
+    taken = (
+        sources == positions
+    ).float()  # (9, s, s): for each pixel, the pixel that each element of the kernel reads
     matrices = torch.einsum("nk,kij->nij", kernels, taken).unsqueeze(1)
     return matrices @ crops @ matrices.mT
 
 
 def _jitter(crops: torch.Tensor, numbers: Any) -> torch.Tensor:
-    places = _PLACES[numbers.order.long()]  # (n, 4): when the brightness of each crop comes, its contrast, and so on
+    places = _PLACES[
+        numbers.order.long()
+    ]  # (n, 4): for each crop, the step of its brightness, its contrast, and so on
     for place in range(4):
         brightness, contrast, saturation = (
             torch.where(places[:, kind] == place, numbers[kind], 1.0) for kind in range(3)
         )
-        # One of them comes now, or hue; all three are the sum of crop, grey picture and its mean, with other weights.
+        # This step is one of them or hue. All three are weighted sums of crop, grey picture and its mean.
         weights = torch.stack([brightness * contrast * saturation, 1 - saturation, 1 - contrast])
         own, of_grey, of_mean = weights.to(crops.device, non_blocking=True).view(3, -1, 1, 1, 1)
         grey = _grey(crops)
         added = of_grey * grey + of_mean * grey.mean((2, 3), keepdim=True)
-        crops = torch.addcmul(added, own, crops).clamp_(0, 255).floor_()  # as 8-bit images are, from step to step
+        crops = torch.addcmul(added, own, crops).clamp_(0, 255).floor_()  # as with 8-bit images, after every step
         _change(crops, (places[:, 3] == place) & (numbers.hue != 0), adjust_hue, numbers.hue)
     return crops
 
@@ -91,7 +95,7 @@ def _grey(crops: torch.Tensor) -> torch.Tensor:
 def _change(
     crops: torch.Tensor, which: torch.Tensor, change: Callable[..., torch.Tensor], *values: torch.Tensor
 ) -> None:
-    """Change some crops in place, each with its number of the values. `which` (n,) is bool, on the CPU."""
+    """Change some crops in place, each with its own value. `which` (n,) is bool, on the CPU."""
     rows = which.nonzero().squeeze(1)
     if len(rows):
         own = [value[rows].to(crops.device, non_blocking=True) for value in values]

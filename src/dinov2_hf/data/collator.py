@@ -1,4 +1,4 @@
-"""From the crops of single images to one batch: stacked crops, block masks and their flat indices.
+"""Makes a batch from the crops of single images: stacked crops, block masks and their flat indices.
 
 Letters: B images, C channels, G=2 global crops, L local crops, N patches of a global crop, M masked patches in the
 batch.
@@ -26,9 +26,9 @@ class PreTrainingSample(NamedTuple):
     """The crops of one image.
 
     `global_crops` is (G, C, S, S) and `local_crops` (L, C, s, s), of the type that the augmentation gives; `row_id`
-    names the image for people; `seed` is the sample's own; `skipped` are images that were tried before this one;
-    `distortions` (G + L, numbers) are what remains to be done to the crops on the device, if anything does;
-    `positions` are where the worker of a stream is after it, in each of its data sets.
+    names the image for people; `seed` is the seed of the sample; `skipped` are images that were tried before this one;
+    `distortions` (G + L, numbers) are the distortions that remain for the device, if any; `positions` are the
+    positions of the worker of a stream after this sample, in each of its data sets.
     """
 
     global_crops: torch.Tensor
@@ -41,8 +41,9 @@ class PreTrainingSample(NamedTuple):
 
 
 class BatchReport(NamedTuple):
-    """What a batch was made of: the id of each image, and the images that could not be decoded; and where the workers
-    of a stream are, see `build_loader`."""
+    """The origin of a batch: the id of each image, the images that could not be decoded, and the positions of the
+    workers of a stream, see `build_loader`.
+    """
 
     row_ids: list[str]
     skipped: list[SkippedImage]
@@ -55,12 +56,12 @@ class PreTrainingCollator:
     The masks are drawn from the first sample's seed, so a batch is a function of its samples.
 
     Args:
-        patch_size: side of a patch in pixels; divides that of a global crop.
+        patch_size: side of a patch in pixels; divides the side of a global crop.
         masks: one of `MASKS`, or "package.module:function".
         mask_probability: share of the global crops that are masked.
         mask_ratio: smallest and largest share of masked patches in such a crop.
-        pad_masked: give every batch as many masked patches, the most that there can be, of which the last have a
-            weight of 0: for a compiled step, which is compiled for one number, and for images that are exchanged.
+        pad_masked: give every batch the same number of masked patches, the maximum, where the last ones have weight 0.
+            A compiled step needs this, because it is compiled for one number, and so does an exchange of images.
 
     Raises:
         ValueError: there are no such masks, or the probability or the ratios are out of range.
@@ -86,19 +87,17 @@ class PreTrainingCollator:
         """Make one batch.
 
         Returns:
-            The batch and its report. The batch holds
-            `global_crops` (G, B, C, S, S) and `local_crops` (L, B, C, s, s), of the samples' type;
-            `bool_masked_pos` (G*B, N), True where a patch is masked; row g*B + i is global crop g of image i;
-            `masked_indices` (M,), int64, the flat positions of the True entries of `bool_masked_pos`;
-            `masked_weights` (M,), float32, one over the number of masked patches of the entry's crop;
-            `num_masked` (), int64, where the batch is padded: how many of the M come before the padding, which is
-            index 0 and weight 0;
-            `distortions` (G + L, B, numbers), where samples have them.
+            The batch and its report. The batch holds `global_crops` (G, B, C, S, S) and `local_crops` (L, B, C, s, s),
+            of the samples' type; `bool_masked_pos` (G*B, N), True where a patch is masked; row g*B + i is global crop
+            g of image i; `masked_indices` (M,), int64, the flat positions of the True entries of `bool_masked_pos`;
+            `masked_weights` (M,), float32, one over the number of masked patches of the entry's crop; `num_masked` (),
+            int64, if the batch is padded: how many of the M come before the padding, which has index 0 and weight 0;
+            `distortions` (G + L, B, numbers), if samples have them.
 
         Raises:
-            ValueError: a kind of masks masks more patches than it was asked for, which padding leaves no room for.
+            ValueError: a kind of masks masks more patches than asked for, so that there is no room for padding.
         """
-        # In a worker this writes once, into memory that is shared with the training process.
+        # A worker writes only once, into memory that is shared with the training process.
         crops = {
             name: default_collate([getattr(sample, name) for sample in samples]).transpose(0, 1)
             for name in ("global_crops", "local_crops", "distortions")

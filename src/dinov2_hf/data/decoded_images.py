@@ -1,4 +1,4 @@
-"""The images of a dataset by their rows, decoded one by one, and as an image processor takes them."""
+"""The images of a dataset by row, decoded one by one, and in the form that an image processor takes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -19,10 +19,10 @@ def require_column(dataset: DatasetOrRows, column: str, field: str) -> None:
     """Check that `dataset` is finite, indexable and not empty, and that its rows have `column`.
 
     Args:
-        field: the name under which the user passed `column`, for the message.
+        field: the user's name for the argument `column`, for the message.
 
     Raises:
-        ValueError: one of these does not hold; a missing column is answered with the columns there are.
+        ValueError: one of these is not true. For a missing column, the message lists the existing columns.
     """
     if isinstance(dataset, dict) or not hasattr(dataset, "__len__"):
         raise ValueError(
@@ -40,11 +40,11 @@ def require_column(dataset: DatasetOrRows, column: str, field: str) -> None:
 
 def undecoded_columns(dataset: DatasetOrRows, columns: Mapping[str, str]) -> DatasetOrRows:
     """
-    These columns alone, in no format, and images as they are stored: a broken one fails where its row is known, and
-    not inside `datasets`.
+    Only these columns, without a format, with images as they are stored. So a broken image fails where its row is
+    known, and not inside `datasets`.
 
     Args:
-        columns: by the names under which the user passed them.
+        columns: columns by the user's names of the arguments.
 
     Raises:
         ValueError: as `require_column`.
@@ -60,7 +60,7 @@ def undecoded_columns(dataset: DatasetOrRows, columns: Mapping[str, str]) -> Dat
 
 
 class DecodedImages(Dataset):
-    """Row numbers and what `decode` makes of the image, or the `UndecodableImage` that it raises."""
+    """Row numbers with the image that `decode` returns, or the `UndecodableImage` that it raises."""
 
     def __init__(self, dataset, image_column: str, decode: Callable[[Any], Any]):
         self.dataset = undecoded_columns(dataset, {"image_column": image_column})
@@ -83,6 +83,6 @@ class DecodedImages(Dataset):
 
 def process_images(image_processor: Any, images: Sequence[Image.Image | np.ndarray], **options) -> Tensor:
     """Pixel values (B, channels, height, width) of pictures, or of arrays (height, width, channels)."""
-    if isinstance(images[0], np.ndarray):  # of 4 or 5 channels a processor could not tell that they are channels
+    if isinstance(images[0], np.ndarray):  # a processor could not recognise 4 or 5 channels as channels
         options["input_data_format"] = "channels_last"
     return image_processor(images=list(images), return_tensors="pt", **options)["pixel_values"]

@@ -1,4 +1,4 @@
-"""Batches on the device of the training, ready for the network."""
+"""Moves batches to the device of the training, ready for the network."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,7 +9,7 @@ from .collator import BatchReport
 
 Tensors = dict[str, torch.Tensor]
 Batches = Iterator[tuple[Tensors, BatchReport]]
-ON_CPU = "distortions"  # numbers that choose what the device does
+ON_CPU = "distortions"  # numbers that control the work of the device
 CROPS = ("global_crops", "local_crops")
 
 
@@ -19,16 +19,16 @@ def batches_on_device(
     prepare: Callable[[Tensors], Tensors] | None,
     crops_dtype: torch.dtype | None = None,
 ) -> Batches:
-    """Copy batches to a device, and do there what remains of their augmentation.
+    """Copy batches to a device, and do the rest of their augmentation there.
 
-    For a GPU this is done one batch ahead and on a stream of its own, beside the training.
+    For a GPU this is done one batch ahead and on a separate stream, in parallel to the training.
 
     Args:
         batches: from `build_loader`, in pinned memory for a GPU.
-        device: of the training.
+        device: device of the training.
         prepare: `on_device` of the augmentation, which gets the batch on the device, but `distortions` on the CPU;
-            None: nothing remains.
-        crops_dtype: what crops are rounded to when all is done to them; None leaves them as they are.
+            None: there is nothing left to do.
+        crops_dtype: the dtype to which finished crops are rounded; None does not round them.
     """
 
     def moved(batch: Tensors) -> Tensors:
@@ -58,5 +58,7 @@ def batches_on_device(
         training = torch.cuda.current_stream(device)
         training.wait_event(done)
         for value in batch.values():
-            value.record_stream(training)  # or its memory is given to the next batch while the training still reads it
+            value.record_stream(
+                training
+            )  # otherwise the next batch could get this memory while the training still reads it
         yield batch, report

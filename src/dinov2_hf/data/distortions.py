@@ -1,6 +1,6 @@
-"""What happens to a crop after it is cut out: flip, colour jitter, greyscale, blur and solarize (DINOv2, appendix B).
+"""Distortions of a crop after it is cut out: flip, colour jitter, greyscale, blur and solarize (DINOv2, appendix B).
 
-Here the numbers are drawn. `opencv_distortions` applies them to one crop on a CPU, and `batched_distortions` to all
+This module draws the numbers. `opencv_distortions` applies them to one crop on a CPU, and `batched_distortions` to all
 crops of a batch on their device.
 """
 
@@ -47,7 +47,7 @@ def draw_distortion(
     blur_probability: float,
     solarize_probability: float,
 ) -> Distortion:
-    """Draw the numbers of one crop. Its draws are as many whatever the probabilities, so that none moves another's."""
+    """Draw the numbers of one crop. The number of draws does not depend on the probabilities."""
     is_flipped = rng.random() < flip_probability
     is_jittered = rng.random() < jitter_probability
     brightness = rng.uniform(*BRIGHTNESS_FACTOR)

@@ -1,7 +1,7 @@
-"""An endless sequence of pretraining batches that can be entered anywhere.
+"""An endless sequence of pretraining batches that can start at any position.
 
-What a batch holds depends on the run's seed and the position of its samples only. It does not depend on how often the
-run was interrupted and, for data sets with random access, not on the number of workers either.
+The content of a batch depends only on the run's seed and the position of its samples. It does not depend on how often
+the run was interrupted. For data sets with random access, it does not depend on the number of workers either.
 """
 
 import inspect
@@ -49,22 +49,22 @@ def build_batches(
     device: torch.device | str = "cpu",
     crops_dtype: torch.dtype | None = None,
 ) -> Batches:
-    """The batches of one process, as a recipe says, on its device and ready for the network; see `build_loader`.
+    """The batches of one process by a recipe, on its device and ready for the network; see `build_loader`.
 
     Args:
         dataset: the images, from `load_image_dataset`, streamed or not; or from `load_mixed_images`.
-        recipe: arguments of a run: those of data, crops and masks are read here.
-        network: the configuration of a backbone, whose `image_size`, `patch_size` and `num_channels` the crops have.
+        recipe: arguments of a run; the arguments of data, crops and masks are read here.
+        network: the configuration of a backbone; crops have its `image_size`, `patch_size` and `num_channels`.
         rank, world_size: this process and the number of processes.
         start_sample: images that all processes together have seen before.
-        positions: of a stream, see `build_loader`.
-        has_masks: whether the objective reads masks; without it none are drawn.
+        positions: positions of a stream, see `build_loader`.
+        has_masks: whether the objective reads masks; otherwise none are drawn.
         pad_masked: as in `PreTrainingCollator`.
-        device: where the batches go, and where the augmentation does its second part, if it has one.
-        crops_dtype: what crops are rounded to at the end; None leaves them as the augmentation makes them.
+        device: device of the batches, and of the second part of the augmentation, if it has one.
+        crops_dtype: the dtype to which finished crops are rounded; None does not round them.
 
     Raises:
-        ValueError: as `build_transform` and `build_loader`, and where there are no such masks or no such order.
+        ValueError: as `build_transform` and `build_loader`, or there are no such masks or no such order.
     """
     more = {"pad_masked": pad_masked} | ({} if has_masks else {"mask_probability": 0.0})
     device = torch.device(device)
@@ -104,12 +104,12 @@ def build_transform(
     local_crop_size: int | None = None,
     weight: float | None = None,
 ) -> Transform:
-    """The augmentation that a recipe names, with those of its values that the augmentation takes.
+    """The augmentation that a recipe names, with the values of the recipe that the augmentation takes.
 
     Args:
         image_size, num_channels: of the network.
-        global_crop_size, local_crop_size: in place of the network's and the recipe's; of one entry of `crop_sizes`, as
-            is the `weight`, which is read elsewhere.
+        global_crop_size, local_crop_size: sizes that replace those of the network and the recipe. They come from an
+            entry of `crop_sizes`, whose `weight` is read elsewhere.
 
     Raises:
         ValueError: there is no such augmentation, a value is out of its range, or one was set that this augmentation
@@ -121,7 +121,7 @@ def build_transform(
     taken = inspect.signature(augmentation).parameters
     options = options_of(type(recipe))
     for name, value in values_for(MultiCropTransform, recipe).items():
-        # Mean and deviation are of the image processor too.
+        # Mean and deviation are also those of the image processor.
         if name not in (*taken, "image_mean", "image_std") and value != options[name].default:
             raise ValueError(
                 f"`{name}` is {value}, but the augmentation {recipe.augmentation} takes no such option; leave it out."
@@ -153,40 +153,41 @@ def build_loader(
 ) -> Batches:
     """Endless batches for one process, from sample number `start_sample` of all processes on.
 
-    A stream continues exactly only with the number of workers and processes it had before; and where its `positions`
-    are not known, it is read again up to there, without decoding. A data set with random access needs neither.
+    A stream continues exactly only with the number of workers and processes that it had before. If its `positions` are
+    not known, it is read again up to there, without decoding. A data set with random access needs neither.
 
     Args:
         dataset, rank, world_size, pin_memory: as in `build_batches`.
         image_column: the column that holds the images, from `find_image_column`.
-        transform: makes the crops of one image, such as `MultiCropTransform`; or several of them, of which each step
-            has one.
+        transform: makes the crops of one image, such as `MultiCropTransform`; or several transforms, of which each
+            step uses one.
         collator: makes a batch of samples.
         batch_size: B, images per process and batch.
         seed: the run's seed.
-        start_sample: images that all processes together have seen before; of a stream, a multiple of B times
+        start_sample: images that all processes together have seen before; for a stream, a multiple of B times
             `world_size`.
-        positions: of a stream, what the report of the last batch before had.
+        positions: for a stream, the positions in the report of the previous batch.
         num_workers: processes that decode and augment, each on one thread; 0 does it in this process. A stream cannot
             use more of them than it has shards; a warning says so.
-        sample_order: see `PreTrainingBatchSampler`; a stream has an order of its own.
-        shuffle_buffer_size: see `PreTrainingStream`; a data set with random access has no use for it.
+        sample_order: see `PreTrainingBatchSampler`; a stream has its own order.
+        shuffle_buffer_size: see `PreTrainingStream`; a data set with random access does not use it.
         num_channels: channels to decode, see `image_decoder`.
         crop_weights: how often a step has each of several transforms, as ratios.
-        images_per_step: of an optimizer step, over all processes; by default of one forward pass.
-        one_set_a_step: whether all images of a step come of one of several data sets.
+        images_per_step: images of an optimizer step, over all processes; by default those of one forward pass.
+        one_set_a_step: whether all images of a step come from one of several data sets.
 
     Returns:
-        An iterator over (batch, report), as made by the collator. Of a stream the report has the `positions` of the
-        workers before the round of batches that the next one is of, each worker making one; None in the first round.
+        An iterator over (batch, report), as made by the collator. For a stream, the report has the `positions` of the
+        workers before the round that contains the next batch. In a round each worker makes one batch. It is None in
+        the first round.
 
     Raises:
-        ValueError: as `PreTrainingBatchSampler` and `PreTrainingStream`, where the transform does not give the crops
-            of an image, and where the batches that workers make ahead do not fit into shared memory.
+        ValueError: as `PreTrainingBatchSampler` and `PreTrainingStream`; or the transform does not return the crops of
+            an image, or the batches that workers make ahead do not fit into shared memory.
     """
     share: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size}
     images_per_step = images_per_step or batch_size * world_size
-    # Of a seed that is not that of the turns of several data sets.
+    # With a different seed than that of the turns of several data sets.
     crop_sizes = WeightedTurns(crop_weights, mix_seed(seed, -1), images_per_step) if len(crop_weights) > 1 else None
     passed = 0
     is_mixed = isinstance(dataset, MixedImages)
@@ -243,7 +244,7 @@ def build_loader(
         collate_fn=collator,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        # A loader draws a seed for its workers, which would otherwise come from the generator of the training.
+        # A loader draws a seed for its workers. Otherwise it would draw from the generator of the training.
         generator=torch.Generator().manual_seed(seed),
         worker_init_fn=outlive_preemption,
         **batching,
@@ -253,10 +254,10 @@ def build_loader(
 
 
 def _sample_bytes(transform: Transform, num_channels: int) -> int:
-    """Of the crops of one image and what goes with them, whatever its size.
+    """The bytes of the crops of one image and of everything that goes with them, whatever its size.
 
     Raises:
-        ValueError: the transform gives no crops.
+        ValueError: the transform returns no crops.
     """
     side = 64
     empty = Image.new("RGB", (side, side)) if num_channels == 3 else np.zeros((side, side, num_channels), np.float32)

@@ -1,4 +1,4 @@
-"""Data loader workers: room for what they make, and the signals that they are to outlive."""
+"""Data loader workers: shared memory for their batches, and signals that must not end them."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of a container
-BATCHES_OF_A_WORKER = 2  # that a `DataLoader` has each make ahead
+BATCHES_OF_A_WORKER = 2  # batches that each worker of a `DataLoader` makes ahead
 MOST_WORKERS = 16  # they decode and crop more images than a GPU trains on
 
 
@@ -18,20 +18,21 @@ def check_shared_memory(
     num_workers: int, batch_bytes: int, *, num_batches: int | None = None, free_bytes: int | None = None
 ) -> int:
     """
-    Whether the batches that wait for this process fit into shared memory, by which workers hand them over. Where it
+    Check whether the batches that wait for this process fit into shared memory, through which workers pass them. If it
     is full, a worker dies or hangs in the middle of a batch.
 
     Args:
-        num_workers: of this process; of the others on this machine (`LOCAL_WORLD_SIZE`) as many are counted.
-        batch_bytes: of one batch.
-        num_batches: that there are in all; `None`: no end of them.
-        free_bytes: of the shared memory; `None` looks, and where a system has no `/dev/shm`, there is no such limit.
+        num_workers: workers of this process; the same number is assumed for the others on this machine
+            (`LOCAL_WORLD_SIZE`).
+        batch_bytes: bytes of one batch.
+        num_batches: total number of batches; `None`: there is no end.
+        free_bytes: free shared memory; `None` measures it. A system without `/dev/shm` has no such limit.
 
     Returns:
-        The bytes that may be needed, of all processes of this machine.
+        The bytes that all processes of this machine may need.
 
     Raises:
-        `ValueError`: they do not.
+        `ValueError`: they do not fit.
     """
     processes = processes_of_this_machine()
     ahead = num_workers * BATCHES_OF_A_WORKER
@@ -50,12 +51,12 @@ def check_shared_memory(
 
 
 def default_workers() -> int:
-    """As many for each process of this machine as it has cores, less one for the process itself; from 1 to 16."""
+    """The cores of each process of this machine, minus one for the process itself; from 1 to 16."""
     return min(max(available_cores() // processes_of_this_machine() - 1, 1), MOST_WORKERS)
 
 
 def available_cores() -> int:
-    """The cores that this process may use: those that it is bound to, within what a container grants."""
+    """The cores that this process may use: those that it is bound to, within the limit of a container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         granted, period = CPU_LIMIT.read_text().split()
@@ -65,17 +66,17 @@ def available_cores() -> int:
 
 
 def processes_of_this_machine() -> int:
-    """That train: what a launcher says."""
+    """The number of training processes on this machine, as the launcher says."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def shared_memory_free() -> int | None:
-    """In bytes; None where a system has no `/dev/shm`."""
+    """Free shared memory in bytes; None if the system has no `/dev/shm`."""
     return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
 
 
 def describe_workers(num_workers: int, needed: int) -> str:
-    """For the log: what decodes images, and the shared memory that it needs, in bytes."""
+    """A text for the log: the workers that decode images, and the shared memory that they need, in bytes."""
     if not num_workers:
         return "in the training process"
     free = shared_memory_free()
@@ -93,24 +94,24 @@ def _size(num_bytes: float) -> str:
 
 def outlive_preemption(worker: int) -> None:
     """
-    Let this worker ignore SIGUSR1, and SIGTERM unless its parent sent it. For `worker_init_fn` of a `DataLoader`.
+    Make this worker ignore SIGUSR1, and SIGTERM unless its parent sent it. For `worker_init_fn` of a `DataLoader`.
 
-    The announcement goes to every process of a job, but the training process needs its workers until the end of its
-    step: a dead worker is an exception in the middle of it. The parent's own SIGTERM is how multiprocessing ends
-    workers, and waits for them. Where senders cannot be told apart (macOS), SIGTERM ends the worker as ever.
+    The signal goes to every process of a job, but the training process needs its workers until the end of its step: a
+    dead worker raises an exception in the middle of it. multiprocessing ends workers by a SIGTERM of the parent, and
+    waits for them. If the sender cannot be identified (macOS), SIGTERM ends the worker as usual.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
-        # Blocked here and in the threads to come, so that it is left to the thread that waits for it.
+        # Blocked in this thread and in later ones, so that the waiting thread gets it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
 
 def leave_interruption_to_parent(worker: int) -> None:
     """
-    Let this worker ignore Ctrl-C, which reaches every process of a terminal. For `worker_init_fn` of a `DataLoader`.
+    Make this worker ignore Ctrl-C, which reaches every process of a terminal. For `worker_init_fn` of a `DataLoader`.
 
-    The parent answers it and ends its workers. That one of their threads then has nobody to talk to is not reported.
+    The parent handles it and ends its workers. An error of a worker's thread whose partner has ended is not reported.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     report = sys.excepthook

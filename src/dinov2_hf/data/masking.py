@@ -1,7 +1,6 @@
 """Masks over the patches of the global crops (DINOv2, section 4, the iBOT objective).
 
-The draws come from a `random.Random` handed in by the caller, so a batch's masks are a function of a seed and nothing
-else.
+The draws come from a `random.Random` that the caller passes, so the masks of a batch are a function of a seed only.
 """
 
 import math
@@ -43,8 +42,9 @@ def block_mask(grid_size: tuple[int, int], num_masked: int, rng: random.Random) 
 
 
 def largest_area(rows: int, columns: int) -> int:
-    """Of a rectangle, in patches, as the original's chain of products and floor divisions gives it: not always half
-    of the patches, but 666 of 1369 at 518/14, where half is 684."""
+    """The largest area of a rectangle, in patches, by the original's chain of products and floor divisions. It is not
+    always half of the patches: 666 of 1369 at 518/14, where half is 684.
+    """
     return rows // 2 * columns
 
 
@@ -68,7 +68,7 @@ def add_rectangle(mask: np.ndarray, max_added: int, rng: random.Random) -> int:
 
 
 def check_mask_settings(mask_probability: float, mask_ratio: tuple[float, float]) -> None:
-    """Raise a ValueError if the masking probability or the range of ratios makes no sense."""
+    """Raise a ValueError if the masking probability or the range of ratios is invalid."""
     if not 0 <= mask_probability <= 1:
         raise ValueError(f"mask_probability is {mask_probability}, but it must lie in [0, 1].")
     if not 0 <= mask_ratio[0] <= mask_ratio[1] <= 1:
@@ -86,8 +86,8 @@ def draw_masks(
 ) -> torch.Tensor:
     """Draw the masks of all global crops of a batch.
 
-    A fixed share of the crops is masked. Their ratios are stratified: the range is cut into as many equal parts as
-    there are masked crops, and each crop draws its ratio from its own part. The masks are then dealt out at random, so
+    A fixed share of the crops is masked. Their ratios are stratified: the range is divided into as many equal parts as
+    there are masked crops, and each crop draws its ratio from its own part. The masks are then assigned at random, so
     an image may have none, one or both of its global crops masked.
 
     Args:
@@ -102,7 +102,7 @@ def draw_masks(
         bool of shape (num_crops, N).
 
     Raises:
-        ValueError: the probability or the ratios are out of range, or `masks` gives no mask of the grid.
+        ValueError: the probability or the ratios are out of range, or `masks` does not return a mask of the grid.
     """
     check_mask_settings(mask_probability, mask_ratio)
     bounds = _ratio_bounds(num_crops, mask_probability, mask_ratio)
@@ -123,15 +123,15 @@ def draw_masks(
 def most_masked(
     num_crops: int, num_patches: int, *, mask_probability: float = 0.5, mask_ratio: tuple[float, float] = (0.1, 0.5)
 ) -> int:
-    """The most patches that `draw_masks` asks for in all crops of a batch together; its arguments are those.
+    """The largest total number of patches that `draw_masks` asks for in a batch. The arguments are the same.
 
-    On average it asks for less, by half of what the ratios differ by, times the patches of one crop.
+    On average it asks for less, by half of the difference of the ratios, times the patches of one crop.
     """
     bounds = _ratio_bounds(num_crops, mask_probability, mask_ratio)
     return sum(int(num_patches * high) for high in bounds[1:])
 
 
 def _ratio_bounds(num_crops: int, mask_probability: float, mask_ratio: tuple[float, float]) -> torch.Tensor:
-    """Where the parts begin and end that masked crops draw their ratios from: one more than there are such crops."""
+    """The bounds of the parts from which masked crops draw their ratios: one more than there are such crops."""
     # float32 tensors on purpose: the original truncates float32 products, and float64 gives other integers.
     return torch.linspace(*mask_ratio, int(num_crops * mask_probability) + 1, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""The order of several data sets: at each position a row of one of them, as often as its weight says."""
+"""The order of several data sets: each position is a row of one of them, as often as its weight says."""
 
 from .reading.mixed_images import MixedImages
 from .sample_order import SAMPLE_ORDERS, Passes
@@ -6,18 +6,18 @@ from .weighted_turns import WeightedTurns
 
 
 class Mixture:
-    """Each data set has passes of its own, in the order of the recipe; whose turn it is says `WeightedTurns`.
+    """Rows of several data sets. Each has its own passes, in the order of the recipe; `WeightedTurns` gives the turns.
 
     Args:
         images: the data sets.
-        order: one of `SAMPLE_ORDERS`, or "package.module:function"; not one `per_process`.
+        order: one of `SAMPLE_ORDERS`, or "package.module:function"; not an order `per_process`.
         seed: the run's seed.
-        batch_images: of a forward pass, over all processes.
-        images_per_turn: images in a row that come of the same data set: 1, or those of a step.
+        batch_images: images of a forward pass, over all processes.
+        images_per_turn: consecutive images from the same data set: 1, or those of a step.
 
     Raises:
-        ValueError: the order cannot be that of several data sets, a weight is too small, or a batch would hold an
-            image of one of them twice.
+        ValueError: the order does not work for several data sets, a weight is too small, or a batch would contain an
+            image twice.
     """
 
     def __init__(self, images: MixedImages, order: str, *, seed: int, batch_images: int, images_per_turn: int = 1):
@@ -42,6 +42,6 @@ class Mixture:
             start += len(part)
 
     def at(self, position: int) -> int:
-        """The row at a position, in the numbering of all data sets one after the other."""
+        """The row at a position, numbered over all data sets one after the other."""
         member, index = self.turns.at(position)
         return self.starts[member] + self.passes[member].at(index)

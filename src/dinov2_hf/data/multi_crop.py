@@ -1,8 +1,8 @@
 """Multi-crop augmentation: two global crops and several local crops of one image (DINOv2, appendix B; after DINO).
 
 Every crop goes through a random resized crop (bicubic, antialiased) and the changes of `distortions`. Crops stay in 8
-bits until they are on the device of the training, where `on_device` normalises them. `device` leaves the changes to
-the device too.
+bits until they are on the device of the training, where `on_device` normalises them. With `device`, the device also
+makes the changes.
 """
 
 import math
@@ -19,9 +19,9 @@ from .batched_distortions import distort_batch
 from .distortions import BLUR_RADIUS, Distortion, draw_distortion
 
 
-# An augmentation is a class or function that takes options of the recipe, those below or some of them, and gives a
-# transform from one picture to its global and local crops. Its method `on_device`, if there is one, changes each batch
-# on the device of the training; its `reduction` says how much smaller a JPEG file may be decoded.
+# An augmentation is a class or function that takes all or some of the options below from the recipe. It returns a
+# transform from one picture to its global and local crops. The method `on_device` of the transform, if there is one,
+# changes each batch on the device of the training. Its `reduction` says how much smaller a JPEG file may be decoded.
 AUGMENTATIONS = Registry("augmentation")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -37,8 +37,8 @@ class MultiCropTransform:
 
     All randomness derives from one draw of torch's global CPU generator, so `torch.manual_seed` fixes the result.
 
-    The default blur probabilities are those that the original DINOv2 training had in effect. Its code names 1.0 and
-    0.1 for the two global crops and 0.5 for local crops, but applies one minus the named value. Pass
+    The default blur probabilities are those that the original DINOv2 training really used. Its code gives 1.0 and 0.1
+    for the two global crops and 0.5 for local crops, but applies one minus the given value. Pass
     `global_blur_probabilities=(1.0, 0.1)` to train as intended.
 
     Args:
@@ -51,8 +51,8 @@ class MultiCropTransform:
         local_blur_probability: for a local crop.
         solarize_probability: for the second global crop.
         image_mean, image_std: normalisation of the channels scaled to [0, 1].
-        num_channels: 3 is RGB. For another number images are arrays, and what only colour has (jitter, greyscale,
-            solarize) is left out whatever its probability.
+        num_channels: 3 is RGB. For another number images are arrays, and distortions of colour (jitter, greyscale,
+            solarize) are left out whatever their probability.
 
     Raises:
         ValueError: if a size is not positive (or too small to blur), if a scale is not a range in (0, 1], or if a
@@ -108,7 +108,7 @@ class MultiCropTransform:
             "jitter_probability": color_jitter_probability,
             "grey_probability": grayscale_probability,
         }
-        # What each crop has of its own.
+        # Values that differ between crops.
         self.global_probabilities = [
             {"blur_probability": blur, "solarize_probability": solarize}
             for blur, solarize in zip(global_blur_probabilities, (0.0, solarize_probability), strict=True)
@@ -128,7 +128,7 @@ class MultiCropTransform:
 
         Returns:
             The global crops, of shape (2, C, S, S), and the local crops, of shape (L, C, s, s), both from 0 to 255:
-            uint8 of a PIL image, float32 of an array.
+            uint8 for a PIL image, float32 for an array.
         """
         pixels = np.asarray(image)
         global_drawn, local_drawn = self._draw(*pixels.shape[:2])
@@ -141,17 +141,17 @@ class MultiCropTransform:
         """Normalise the crops of a batch.
 
         Args:
-            batch: of `PreTrainingCollator`, on the device of the training.
+            batch: from `PreTrainingCollator`, on the device of the training.
 
         Returns:
-            The same with `global_crops` and `local_crops` in float32.
+            The same batch with `global_crops` and `local_crops` in float32.
         """
         return batch | {name: self._normalize(batch[name]) for name in ("global_crops", "local_crops")}
 
     def reduction(self, width: int, height: int) -> int:
-        """By how much an image of so many pixels may be decoded smaller: 1, 2, 4 or 8. No crop is enlarged for it."""
+        """The factor by which an image may be decoded smaller without enlarging a crop: 1, 2, 4 or 8."""
         area = width * height * CROP_ASPECT_RATIO[0]
-        # The shortest side that a box can have. Where none fits, a box is as wide or as high as the image.
+        # The shortest side that a box can have. If no box fits, it is as wide or as high as the image.
         ratios = [
             min(math.sqrt(scale[0] * area), width, height) / size
             for size, scale in (
@@ -182,13 +182,13 @@ class MultiCropTransform:
 
 @AUGMENTATIONS.register("device")
 class DeviceMultiCropTransform(MultiCropTransform):
-    """`MultiCropTransform` whose crops are only cut out here. All else is done to a whole batch, on its device."""
+    """A `MultiCropTransform` that only cuts out crops. Everything else is done to a whole batch, on its device."""
 
     def __call__(self, image: Image.Image | np.ndarray) -> tuple[torch.Tensor, ...]:
         """Draw the crops of one image, as `MultiCropTransform`.
 
         Returns:
-            The global and local crops, and (2 + L, numbers), float32: the `Distortion` of each of them.
+            The global and local crops, and (2 + L, numbers), float32: the `Distortion` of each crop.
         """
         pixels = np.asarray(image)
         global_drawn, local_drawn = self._draw(*pixels.shape[:2])
@@ -221,10 +221,10 @@ def cut_out(pixels: np.ndarray, size: int, drawn: Drawn) -> torch.Tensor:
 
 
 def distorted_crops(pixels: np.ndarray, size: int, drawn: Drawn) -> torch.Tensor:
-    """The same, and each with its distortion."""
+    """The crops of `cut_out`, each with its distortion."""
     if pixels.dtype != np.uint8:
         return distort_batch(cut_out(pixels, size, drawn), numbers_of(drawn))
-    from .opencv_distortions import distort  # which nothing else needs
+    from .opencv_distortions import distort  # nothing else needs it
 
     crops = np.empty((len(drawn), pixels.shape[2], size, size), np.uint8)
     for crop, (box, distortion) in zip(crops, drawn, strict=True):

@@ -1,7 +1,8 @@
-"""The distortions of one crop on a CPU, by OpenCV.
+"""Distorts one crop on a CPU, with OpenCV.
 
-Each operation is torchvision's on 8-bit images, which rounds down to a whole grey level. They are equal within one
-level, hue within twelve and one on average: its colour circle has 256 steps here, as Pillow's has.
+Each operation is that of torchvision on 8-bit images, which rounds down to a whole grey level. Results are equal
+within one level. Hue is equal within twelve levels, one on average, because its colour circle has 256 steps here, as
+in Pillow.
 """
 
 import cv2
@@ -10,14 +11,14 @@ import numpy as np
 from .distortions import BLUR_RADIUS, GREY_WEIGHTS, JITTER_ORDERS, SOLARIZE_THRESHOLD, Distortion
 
 
-# Crops are small, and threads that OpenCV has started do not survive the fork of a data loader's worker.
+# Crops are small, and threads of OpenCV do not survive the fork of a data loader's worker.
 cv2.setNumThreads(0)
 
 # Matrices from (red, green, blue, 1) to (red, green, blue).
 _OWN = np.eye(3, 4)
 _GREY = np.array([[*GREY_WEIGHTS, 0.0]] * 3)
 _CONSTANT = np.array([[0.0, 0.0, 0.0, 1.0]] * 3)
-_ROUND_DOWN = -0.4999  # added to what OpenCV rounds to the nearest level
+_ROUND_DOWN = -0.4999  # added because OpenCV rounds to the nearest level
 _SOLARIZED = np.arange(256, dtype=np.uint8)
 _SOLARIZED[SOLARIZE_THRESHOLD:] = 255 - _SOLARIZED[SOLARIZE_THRESHOLD:]
 
@@ -27,7 +28,7 @@ def distort(crop: np.ndarray, distortion: Distortion, planes: np.ndarray) -> Non
 
     Args:
         crop: uint8 of shape (height, width, 3).
-        planes: where the result goes, uint8 of shape (3, height, width).
+        planes: the output, uint8 of shape (3, height, width).
     """
     if distortion.is_flipped:
         crop = cv2.flip(crop, 1)
@@ -43,7 +44,7 @@ def distort(crop: np.ndarray, distortion: Distortion, planes: np.ndarray) -> Non
 
 
 def adjust_brightness(crop: np.ndarray, factor: float) -> np.ndarray:
-    """Scale a crop; it is uint8 of shape (height, width, 3) for all of these."""
+    """Scale a crop, uint8 of shape (height, width, 3) as for the next functions."""
     return _blend(crop, factor, 0.0, 0.0)
 
 
@@ -59,7 +60,7 @@ def adjust_saturation(crop: np.ndarray, factor: float) -> np.ndarray:
 
 
 def adjust_hue(crop: np.ndarray, shift: float) -> np.ndarray:
-    """Turn the colours of a crop, by a shift in turns of the colour circle."""
+    """Rotate the hues of a crop, by a shift in turns of the colour circle."""
     hsv = cv2.cvtColor(crop, cv2.COLOR_RGB2HSV_FULL)
     hsv[..., 0] += np.uint8(round(256 * shift) % 256)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
@@ -74,11 +75,11 @@ ADJUSTMENTS = {
 
 
 def gaussian_blur(crop: np.ndarray, sigma: float) -> np.ndarray:
-    """torchvision's 9 x 9 blur, of a sigma in pixels. Edges are reflected."""
+    """torchvision's 9 x 9 blur, with sigma in pixels. Edges are reflected."""
     kernel = cv2.getGaussianKernel(2 * BLUR_RADIUS + 1, sigma, cv2.CV_32F)
     return cv2.sepFilter2D(crop, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
 
 
 def _blend(crop: np.ndarray, own: float, grey: float, constant: float) -> np.ndarray:
-    """`own` times the crop, `grey` times its grey picture, and a constant, together."""
+    """The sum of `own` times the crop, `grey` times its grey picture, and a constant."""
     return cv2.transform(crop, own * _OWN + grey * _GREY + (constant + _ROUND_DOWN) * _CONSTANT)

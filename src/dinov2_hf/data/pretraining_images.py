@@ -1,4 +1,4 @@
-"""From a data set of undecoded images, with random access or streamed, to samples: the crops of single images."""
+"""Makes samples, the crops of single images, from a data set of undecoded images (random access or streamed)."""
 
 import itertools
 import random
@@ -36,9 +36,9 @@ class PreTrainingImages(Dataset):
 
     Args:
         dataset: the images, from `load_image_dataset`.
-        image_column: the column that holds them.
-        transform: makes the global and local crops of one image, such as `MultiCropTransform`; or several, for crops
-            of several sizes.
+        image_column: the column of images.
+        transform: makes the global and local crops of one image, such as `MultiCropTransform`; or several transforms,
+            for crops of several sizes.
         num_channels: channels to decode, see `image_decoder`.
     """
 
@@ -57,7 +57,7 @@ class PreTrainingImages(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey) -> PreTrainingSample:
-        """The sample of one key; the same in any process.
+        """The sample of one key, the same in any process.
 
         An image that cannot be decoded is replaced by another row, drawn from the key's seed, and listed in the
         sample's `skipped`.
@@ -80,27 +80,27 @@ class PreTrainingImages(Dataset):
 class PreTrainingStream(IterableDataset):
     """An endless stream of samples for one process, split over its data loader workers.
 
-    Rows come in the order of `StreamRows`. Every row takes up one place: an image that cannot be decoded is listed in
-    `skipped` of the sample that takes its place, the next image of the stream that can (which comes again in its own
-    place). So the place of a sample follows from counting. Every sample tells the `positions` of its worker after it,
-    from which the stream goes on exactly. Row ids count the places of a worker.
+    Rows come in the order of `StreamRows`. Every row has one place. If an image cannot be decoded, the next decodable
+    image of the stream takes its place, with the first one listed in `skipped` (and that next image comes again in its
+    own place). So the place of a sample follows from counting. Every sample has the `positions` of its worker after
+    it, from which the stream continues exactly. Row ids count the places of a worker.
 
     Args:
-        dataset, image_column, transform, num_channels: as of `PreTrainingImages`; the data set is streamed. Of several
-            each has passes of its own, and whose turn it is says `WeightedTurns`, for all processes together.
+        dataset, image_column, transform, num_channels: as in `PreTrainingImages`; the data set is streamed. Several
+            data sets have their own passes, and `WeightedTurns` gives the turns, for all processes together.
         batch_size: B, images per process and batch.
         seed: the run's seed.
         rank, world_size: this process and the number of processes.
         shuffle_buffer_size: rows that a worker holds in memory to shuffle them.
-        start_batch: the batch to begin with. Worker w of n yields batches w, w + n, w + 2n and so on, and all of them
-            begin in the round of n batches that contains `start_batch`; `build_loader` drops what is before it.
-        positions: of every worker, where it was before that round; without them it reads again what was before.
+        start_batch: the batch to begin with. Worker w of n yields batches w, w + n, w + 2n and so on. All of them
+            begin in the round of n batches that contains `start_batch`; `build_loader` drops the batches before it.
+        positions: the position of every worker before that round; without them the earlier rows are read again.
         crop_sizes: see `PreTrainingBatchSampler`.
-        images_per_turn: of several data sets, images in a row that come of the same one: 1, or those of a step.
+        images_per_turn: for several data sets, consecutive images from the same one: 1, or those of a step.
 
     Raises:
         ValueError: if a number is out of range; while iterating, if a worker gets no rows or 20 rows in a row that
-            cannot be decoded, or if a position is of another place or of other data.
+            cannot be decoded, or if a position belongs to another place or to other data.
     """
 
     dataset: datasets.IterableDataset | MixedImages
@@ -140,7 +140,7 @@ class PreTrainingStream(IterableDataset):
     def __iter__(self) -> Iterator[PreTrainingSample]:
         worker_info = get_worker_info()
         worker, num_workers = (worker_info.id, worker_info.num_workers) if worker_info else (0, 0)
-        # A worker is forked, maybe while the process held this lock of its remote files, which nobody would return.
+        # A worker may be forked while the process holds this lock of its remote files. Nothing would release it.
         fsspec.asyn.reset_lock()
         first_place = self.start_batch // max(num_workers, 1) * self.batch_size
         share = (self.shuffle_buffer_size, self.rank, self.world_size, worker, num_workers)
@@ -159,7 +159,7 @@ class PreTrainingStream(IterableDataset):
             in_run = (batch * self.world_size + self.rank) * self.batch_size + index
             number = self.turns.at(in_run)[0] if self.turns else 0
             stream = streams[number]
-            if place < first_place:  # it is read again
+            if place < first_place:  # these rows are read again
                 stream.take()
                 continue
             name = f"{number}:{worker}" if self.turns else f"{worker}"
@@ -170,12 +170,12 @@ class PreTrainingStream(IterableDataset):
             decode, transform = self.crop_makers[self.crop_sizes.at(in_run)[0] if self.crop_sizes else 0]
             sample = _sample_of_first(candidates, decode, transform, mix_seed(self.seed, in_run))
             stream.take()
-            # Any further images that failed are reported in their own places.
+            # Further images that failed are reported in their own places.
             yield sample._replace(skipped=sample.skipped[:1], positions=[stream.position for stream in streams])
 
 
 class _Upcoming:
-    """Rows from a position on, which can be looked at before they are taken."""
+    """Rows from a position on. One can look at them before taking them."""
 
     def __init__(self, rows: StreamRows, position: StreamPosition):
         self.position = position
@@ -183,20 +183,20 @@ class _Upcoming:
         self._seen: deque[StreamRow] = deque()
 
     def ahead(self) -> Iterator[StreamRow]:
-        """Those that are to be taken next, without end."""
+        """The next rows, without end."""
         for index in itertools.count():
             if index == len(self._seen):
                 self._seen.append(next(self._rows))
             yield self._seen[index]
 
     def take(self) -> None:
-        """Take the next one, after which `position` is then."""
+        """Take the next row. `position` is then the position after it."""
         row = self._seen.popleft() if self._seen else next(self._rows)
         self.position = row.position
 
 
 def _crop_makers(transform: Transform | Sequence[Transform], num_channels: int) -> list[tuple[Decode, Transform]]:
-    """For each transform also what decodes an image for it, which may be smaller than the image is."""
+    """Each transform with the decoder for its images, which may decode them smaller."""
     transforms = transform if isinstance(transform, Sequence) else [transform]
     return [(image_decoder(num_channels, getattr(one, "reduction", None)), one) for one in transforms]
 
@@ -204,7 +204,7 @@ def _crop_makers(transform: Transform | Sequence[Transform], num_channels: int) 
 def _undecoded_images(
     dataset: datasets.Dataset | datasets.IterableDataset, image_column: str
 ) -> datasets.Dataset | datasets.IterableDataset:
-    # One column only, or reading a row would read and decode its other images as well.
+    # Only one column. Otherwise reading a row would also read and decode its other images.
     return dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
 
 
@@ -214,7 +214,7 @@ def _sample_of_first(
     """The sample made from the first of the candidates, pairs of a row id and an image, that can be decoded."""
     row_id, image, failed = first_decodable(candidates, decode)
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would also seed the GPUs, whose generators belong to the training.
+        # Not torch.manual_seed, which would also seed the generators of the GPUs. These belong to the training.
         torch.default_generator.manual_seed(seed)
         crops = transform(image)
     skipped = tuple(SkippedImage(*one) for one in failed)

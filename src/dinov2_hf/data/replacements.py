@@ -1,4 +1,4 @@
-"""In place of an image that cannot be decoded, another: a training is long, and a few broken files do not stop it."""
+"""Replaces images that cannot be decoded by others, so that a few broken files do not stop a long training."""
 
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -16,11 +16,11 @@ def first_decodable(
     """The first candidate that can be decoded.
 
     Args:
-        candidates: rows and their values, of which at most 20 are tried.
-        decode: of a value; raises `UndecodableImage`.
+        candidates: rows and their values; at most 20 are tried.
+        decode: decodes a value, or raises `UndecodableImage`.
 
     Returns:
-        Its row, what was decoded, and the rows before it with the reasons.
+        Its row, the decoded image, and the rows before it with the reasons.
 
     Raises:
         ValueError: none of 20 can be decoded.

@@ -1,4 +1,4 @@
-"""The order in which images are seen: endless, fixed by a seed, and entered at any position at no cost."""
+"""The order of images in training: endless, determined by a seed, and with free access to any position."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -14,13 +14,15 @@ from .weighted_turns import WeightedTurns
 
 
 # An order is a function (dataset, pass_index, seed) -> row numbers of one pass over the data, as many as there are
-# rows. One that is registered with `per_process` also takes rank and world_size, and gives the rows of that process.
+# rows. An order that is registered with `per_process` also takes rank and world_size, and returns the rows of that
+# process.
 SAMPLE_ORDERS = Registry("order of samples")
 
 
 class SampleKey(NamedTuple):
-    """One entry of the order: which row to read, the seed of everything random that is done to it, and the number of
-    the crop sizes that its step has, of several."""
+    """One entry of the order: the row to read, the seed of all random operations on it, and the index of the crop
+    sizes of its step.
+    """
 
     row: int
     seed: int
@@ -37,12 +39,13 @@ def global_order(dataset: Any, pass_index: int, seed: int) -> np.ndarray:
 
 @SAMPLE_ORDERS.register("sharded", per_process=True)
 def sharded_order(dataset: Any, pass_index: int, seed: int, rank: int, world_size: int) -> list[int]:
-    """The order of the original: one permutation is dealt out to the processes once; each reshuffles its own part on
-    every pass. The last rows mod `world_size` of the permutation are never seen."""
+    """The order of the original: one permutation is divided among the processes once, and each reshuffles its own part
+    on every pass. The last rows mod `world_size` of the permutation are never used.
+    """
     permutation = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     part = permutation[rank::world_size][: len(dataset) // world_size].tolist()
     generator = torch.Generator().manual_seed(seed + rank + (pass_index << 24))
-    # The inside-out shuffle draws one number per element, from the second on; randperm would give another order.
+    # The inside-out shuffle draws one number per element, from the second on. randperm would give another order.
     shuffled = part[:1]
     for i, row in enumerate(part[1:], start=1):
         j = int(torch.randint(0, i + 1, (1,), generator=generator))
@@ -56,10 +59,10 @@ class Passes:
 
     Args:
         order: a function of `SAMPLE_ORDERS`, with its `name` there.
-        dataset: what the function is told of the rows.
-        rows_per_pass: how many it must give.
-        seed: of the order.
-        of_process: rank and world size, of an order `per_process`.
+        dataset: the argument of the function that describes the rows.
+        rows_per_pass: how many rows it must return.
+        seed: seed of the order.
+        of_process: rank and world size, for an order `per_process`.
     """
 
     def __init__(
@@ -77,10 +80,10 @@ class Passes:
         self._pass, self._rows = -1, cast(Sequence[int], [])
 
     def at(self, index: int) -> int:
-        """The row of place `index`, counted over all passes.
+        """The row at `index`, counted over all passes.
 
         Raises:
-            ValueError: the order gives another number of rows than there are.
+            ValueError: the order returns another number of rows than there are.
         """
         pass_index, place = divmod(index, self.rows_per_pass)
         if pass_index != self._pass:
@@ -95,7 +98,7 @@ class Passes:
 
 
 class Rows(Protocol):
-    """What says which row is at a position, as `Passes` does."""
+    """Anything that gives the row at a position, such as `Passes`."""
 
     def at(self, position: int) -> int: ...
 
@@ -105,9 +108,10 @@ class PreTrainingBatchSampler:
     """Endless batches of `SampleKey` for one process.
 
     The passes over the data follow each other without a gap, so a batch that spans two passes may hold a row twice.
-    Global batch t is positions s + t*B*W to s + (t+1)*B*W of that sequence, s being `start_sample`, of which rank r
-    takes the r-th block of B. The sequence is therefore the same for every batch size and number of processes, also
-    when they change on the way, and no row is dropped. (Not so for an order `per_process`, which is the rank's own.)
+    Global batch t is positions s + t*B*W to s + (t+1)*B*W of that sequence, where s is `start_sample`. Rank r takes
+    the r-th block of B of them. So the sequence is the same for every batch size and number of processes, even if they
+    change during a run, and no row is dropped. (This is not true for an order `per_process`, which belongs to the
+    rank.)
 
     Args:
         num_rows: rows in the data set.
@@ -117,13 +121,13 @@ class PreTrainingBatchSampler:
         start_sample: the position to begin with, counted in samples over all ranks; reached directly, without walking
             through the earlier ones. With an order `per_process`, a multiple of W.
         order: one of `SAMPLE_ORDERS`, or "package.module:function".
-        dataset: what the order is told of the rows, such as their labels; by default their number.
-        mixture: of several data sets, the rows in place of `order` and `dataset`.
-        crop_sizes: whose turn says the number of the crop sizes at a position; by default it is 0.
+        dataset: the argument of the order that describes the rows, such as their labels; by default their number.
+        mixture: for several data sets, their rows, instead of `order` and `dataset`.
+        crop_sizes: turns that give the index of the crop sizes at a position; by default it is 0.
 
     Raises:
-        ValueError: if there are no rows, if a global batch is larger than the data set, if there is no such order or
-            it does not give a pass, or if another number is out of range.
+        ValueError: there are no rows, a global batch is larger than the data set, there is no such order or it does
+            not return a pass, or another number is out of range.
     """
 
     num_rows: int
@@ -181,7 +185,7 @@ class PreTrainingBatchSampler:
 
 
 def check_share(batch_size: int, rank: int, world_size: int) -> None:
-    """Raise a ValueError if a process has no images of a batch, or is not one of the processes."""
+    """Raise a ValueError if a process has no images of a batch, or its rank is not one of the ranks."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but it must be at least 1.")
     if not 0 <= rank < world_size:

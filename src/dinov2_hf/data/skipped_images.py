@@ -1,4 +1,4 @@
-"""The list of images that could not be decoded, and the point at which there are too many of them."""
+"""The list of images that could not be decoded, and the limit for their number."""
 
 import json
 from collections.abc import Iterable
@@ -12,8 +12,8 @@ class SkippedImageLog:
     Writes the images that a process had to skip to a file of JSON lines, each row once.
 
     Args:
-        path: the file of this process; what is in it already (a resumed run) counts.
-        num_images: rows of the dataset, or `None` for a stream, where the images seen so far stand in for it.
+        path: the file of this process; existing entries (of a resumed run) count.
+        num_images: rows of the dataset, or `None` for a stream, where the images seen so far are used instead.
         max_fraction: share of the images, in [0, 1], that may be skipped.
     """
 
@@ -31,7 +31,7 @@ class SkippedImageLog:
                 self.reasons[record["row_id"]] = record["reason"]
 
     def add(self, report: BatchReport) -> None:
-        """Note the images of a batch that were not what the sampler asked for."""
+        """Note the images of a batch that were skipped."""
         new = [image for image in report.skipped if image.row_id not in self.reasons]
         if new:
             with self.path.open("a") as file:
@@ -48,7 +48,7 @@ class SkippedImageLog:
             num_seen: images that all processes have seen.
         """
         num_skipped = len(set(row_ids))
-        # A stream's first images are too few to judge a fraction by.
+        # The first images of a stream are too few for a fraction.
         total = self.num_images if self.num_images is not None else max(num_seen, 1000)
         if num_skipped <= self.max_fraction * total:
             return None

@@ -1,18 +1,18 @@
-"""Where the data loader workers of a stream are, so that a resumed run goes on there in place of reading again."""
+"""Positions of the data loader workers of a stream, so that a resumed run continues there without reading again."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 
 class StreamPosition(NamedTuple):
-    """Where a worker is in its rows of a data set, in numbers and texts alone, as JSON has them.
+    """The position of a worker in its rows of a data set, as JSON values.
 
     Args:
-        place: rows that it has given out, over all passes.
+        place: rows that it has yielded, over all passes.
         pass_index: the pass over the data.
-        rounds: how often it has given out its share of a full buffer in this pass.
-        given: rows given out of the buffer since then.
-        row: number in this pass of the first row that is to be read again: none before it is still wanted.
+        rounds: how often it has yielded its share of a full buffer in this pass.
+        given: rows yielded from the buffer since then.
+        row: number in this pass of the first row that must be read again; no earlier row is needed any more.
         source: the state of the data set before that row; None at the beginning of the pass.
     """
 
@@ -24,26 +24,26 @@ class StreamPosition(NamedTuple):
     source: dict[str, Any] | None = None
 
     def at_next_pass(self) -> "StreamPosition":
-        """After as many rows, at the beginning of a pass: for data that is no longer the same."""
+        """The position after the same number of rows, at the beginning of a pass, for data that has changed."""
         return StreamPosition(self.place, self.pass_index + 1)
 
 
-# Of each worker, in each of the data sets.
+# The positions of each worker, in each of the data sets.
 Positions = list[list[StreamPosition]]
 
 
 def positions_from(saved: list | None) -> Positions | None:
-    """As a checkpoint tells them, in lists."""
+    """Positions from the lists of a checkpoint."""
     return saved and [[StreamPosition(*one) for one in of_worker] for of_worker in saved]
 
 
 def before_rounds(batches: Iterator, positions: Positions | None, num_workers: int) -> Iterator:
-    """Let each report tell where all workers were before the round of batches, one of each, that the next batch is of.
+    """Give each report the positions of all workers before the round that contains the next batch.
 
     Args:
-        batches: pairs of a batch and a report, of whose one worker the report tells the position after it.
-        positions: before the first round.
-        num_workers: of a round.
+        batches: pairs of a batch and a report; the report has the position of its worker after the batch.
+        positions: positions before the first round.
+        num_workers: workers, each of which makes one batch of a round.
     """
     round_so_far: Positions = []
     for batch, report in batches:

@@ -1,4 +1,4 @@
-"""The rows of a stream that one data loader worker reads: endless, shuffled, and entered where they were left."""
+"""The rows of a stream that one data loader worker reads: endless, shuffled, and resumable."""
 
 import itertools
 import logging
@@ -17,7 +17,7 @@ from .stream_positions import StreamPosition
 
 
 class StreamRow(NamedTuple):
-    """A row, the number of rows that the worker has given out before it, and where the worker is after it."""
+    """A row, the number of rows that the worker has yielded before it, and the worker's position after it."""
 
     place: int
     value: dict[str, Any]
@@ -28,18 +28,18 @@ class StreamRow(NamedTuple):
 class StreamRows:
     """The rows of one worker, pass after pass. Each pass shuffles the shards and, in a buffer, the rows.
 
-    When the buffer is full it is shuffled, one half is given out and the other kept, as `IterableDataset.shuffle` of
-    datasets 5.2 does it. Which row numbers are in the buffer follows from the seed alone. So a position need not hold
-    what is in it: the rows are read again, from the oldest on that is still wanted. That is about log2(S) x S / 2 rows
-    before, with a buffer of S.
+    When the buffer is full it is shuffled, one half is yielded and the other kept, as in `IterableDataset.shuffle` of
+    datasets 5.2. The seed alone determines which row numbers are in the buffer. So a position need not contain the
+    buffer: the rows are read again, from the oldest one that is still needed. With a buffer of S, this is about
+    log2(S) x S / 2 rows earlier.
 
     Args:
-        dataset: the stream, with the columns that are wanted.
-        seed: of the order.
-        buffer_size: S, rows that are held.
-        rank, world_size: the process and the number of processes, which share the shards; or the rows, where their
-            number is no multiple of that of the processes.
-        worker, num_workers: of the process; `num_workers` 0 is the process itself.
+        dataset: the stream, with the needed columns.
+        seed: seed of the order.
+        buffer_size: S, rows in the buffer.
+        rank, world_size: the process and the number of processes. They share the shards, or the rows if the number of
+            shards is not a multiple of the number of processes.
+        worker, num_workers: worker of the process; `num_workers` 0 is the process itself.
     """
 
     dataset: datasets.IterableDataset
@@ -54,7 +54,7 @@ class StreamRows:
         """The rows from a position on, without end.
 
         Raises:
-            ValueError: there are none in a pass, or fewer than when the position was noted.
+            ValueError: a pass has no rows, or fewer than when the position was recorded.
         """
         for pass_index in itertools.count(position.pass_index):
             for row in self._one_pass(position):
@@ -109,7 +109,7 @@ class StreamRows:
             states.append((read, dataset.state_dict()))
 
     def _generator(self, pass_index: int) -> np.random.Generator:
-        """Of the order in the buffer; as `datasets` draws it, so that runs go on that were made before."""
+        """The generator for the order in the buffer. It draws like `datasets`, so that earlier runs can continue."""
         generator = np.random.default_rng(mix_seed(self.seed, -1 - pass_index))
         if not self.num_workers:
             return generator
@@ -118,8 +118,9 @@ class StreamRows:
     def _read(
         self, pass_index: int, state: dict[str, Any] | None
     ) -> tuple[datasets.IterableDataset, Iterator[dict[str, Any]]]:
-        """The share of a pass in the order of the shards, and its rows from a state on."""
-        # A new shuffle per pass, not `set_epoch`: workers share the memory of the epoch, but not their passes.
+        """This worker's share of a pass in the order of the shards, and its rows from a state on."""
+        # A new shuffle for each pass instead of `set_epoch`: workers share the memory of the epoch, but not their
+        # passes.
         dataset = self.dataset.shuffle(seed=mix_seed(self.seed, -1 - pass_index), buffer_size=1)
         if dataset.num_shards % self.world_size == 0:
             dataset = dataset.shard(self.world_size, self.rank, contiguous=False)
@@ -131,7 +132,7 @@ class StreamRows:
             dataset.load_state_dict(state)
 
         def rows() -> Iterator[dict[str, Any]]:
-            # Not `iter(dataset)`, which would in a worker share the shards out once more.
+            # Not `iter(dataset)`, which would divide the shards again in a worker.
             batches = dataset.iter(batch_size=1)
             with _loading_state():
                 first = list(itertools.islice(batches, 1))
@@ -143,7 +144,7 @@ class StreamRows:
 
 @contextmanager
 def _loading_state() -> Iterator[None]:
-    """No warning of rows that are lost with a buffer: one of a single row is empty between two rows."""
+    """Suppress the warning about rows that are lost with a buffer: a buffer of one row is empty between rows."""
     logger = logging.getLogger(datasets.iterable_dataset.__name__)
     level = logger.level
     logger.setLevel(logging.ERROR)

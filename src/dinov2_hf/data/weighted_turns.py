@@ -1,4 +1,4 @@
-"""Whose turn it is in an endless sequence that is dealt out by weights: fixed by a seed, and entered anywhere."""
+"""Turns in an endless sequence by weights, determined by a seed, with access to any position."""
 
 from collections.abc import Sequence
 
@@ -12,17 +12,17 @@ ROUND = 10_000  # turns in which the shares are exact
 
 
 class WeightedTurns:
-    """Turns of several members. Each has its share of every round of 10,000 turns, in an order drawn for that round.
+    """Turns of several members. Each has its share of every round of 10,000 turns, in a random order for that round.
 
-    So it is known at once how often a member has had its turn before any other turn, however late.
+    So the number of earlier turns of a member can be computed directly for any position.
 
     Args:
         weights: one for each member, above 0; only their ratios count.
-        seed: of the order.
-        length: positions of a turn.
+        seed: seed of the order.
+        length: positions in a turn.
 
     Raises:
-        ValueError: a weight is not above 0, or below one 10,000th of all.
+        ValueError: a weight is not above 0, or is below one 10,000th of the sum.
     """
 
     def __init__(self, weights: Sequence[float], seed: int, length: int = 1):
@@ -33,13 +33,13 @@ class WeightedTurns:
             )
         shares = ROUND * np.asarray(weights, dtype=float) / sum(weights)
         self.counts = np.floor(shares).astype(int)
-        # What is left over goes to the largest remainders, so that the counts fill a round.
+        # The rest goes to the largest remainders, so that the counts fill a round.
         self.counts[np.argsort(self.counts - shares, kind="stable")[: ROUND - self.counts.sum()]] += 1
         self.seed, self.length = seed, length
-        self._number, self._round = -1, (self.counts, self.counts)  # of no round yet
+        self._number, self._round = -1, (self.counts, self.counts)  # no round yet
 
     def at(self, position: int) -> tuple[int, int]:
-        """Whose turn it is at a position, counted from 0, and how many positions this member has had before it."""
+        """The member at a position, counted from 0, and the number of earlier positions of this member."""
         turn, offset = divmod(position, self.length)
         number, place = divmod(turn, ROUND)
         if number != self._number:
@@ -49,7 +49,7 @@ class WeightedTurns:
         return member, (number * int(self.counts[member]) + int(before[place])) * self.length + offset
 
     def _drawn(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The members of one round, and for each of its turns how many the same member has had in it."""
+        """The members of one round, and for each turn the number of earlier turns of the same member in the round."""
         generator = torch.Generator().manual_seed(mix_seed(self.seed, number))
         order = torch.randperm(ROUND, generator=generator).numpy()
         members = np.repeat(np.arange(len(self.counts)), self.counts)[order]

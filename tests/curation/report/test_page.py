@@ -114,7 +114,7 @@ def test_leaks_and_lost_images_are_the_first_thing_that_is_read(planted, tmp_pat
         ({"funnel": [{"stage": "deduplicate", "images_in": 10, "images_out": 4, "dropped": {}}]},
          "deduplicate dropped 60 % of the pool"),
         ({"sources": [{"name": "a", "role": "uncurated", "splits_not_read": {"test": 3}}]},
-         "Of a not all splits were read: test were not"),
+         "Some splits of a were not read: test"),
     ],
 )  # fmt: skip
 def test_warnings(changes, sentence):

@@ -135,7 +135,7 @@ def test_a_large_file_has_its_own_size_in_the_records(tmp_path, orientation):
 def test_the_report_says_how_images_were_decoded(pool, tmp_path):
     made = curated(pool, tmp_path / "out")
     said = json.loads((made.output_dir / "report.json").read_text())["decoding"]
-    assert said == "JPEG files are decoded at 1/2, 1/4 or 1/8 of their size where 640 pixels of the shorter side stay"
+    assert said == "JPEG files are decoded at 1/2, 1/4 or 1/8 of their size if 640 pixels of the shorter side remain"
     assert said in (made.output_dir / "report.html").read_text()
 
 

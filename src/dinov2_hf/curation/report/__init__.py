@@ -1,1 +1,1 @@
-"""What a curation tells people: the summary, its page, and the card of the dataset."""
+"""The report of a curation: the summary, its page, and the card of the dataset."""

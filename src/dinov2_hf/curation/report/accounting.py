@@ -1,4 +1,4 @@
-"""No image is unaccounted for: of every source, rows = in the dataset + dropped + only compared with."""
+"""No image is unaccounted for: for every source, rows = in the dataset + dropped + only compared with."""
 
 import json
 
@@ -10,10 +10,10 @@ from ..storage.remote_dataset import SENT
 
 
 def written_row_ids(curation: Curation) -> np.ndarray:
-    """(n,) int64 row ids of the images that the dataset holds, in its order; a multiset has them with repeats.
+    """(n,) int64 row ids of the images of the dataset, in its order; a multiset has repeats.
 
     Raises:
-        ValueError: a shard of the dataset has another number of rows than it noted.
+        ValueError: a shard of the dataset has another number of rows than its record says.
     """
     parts = [np.empty(0, np.int64)]
     for shard in curation.folders["build"].shards():
@@ -31,7 +31,7 @@ def written_row_ids(curation: Curation) -> np.ndarray:
 
 
 def only_compared(curation: Curation) -> np.ndarray:
-    """Row ids of the images that are there to compare with: benchmarks, and curated sources that are not included."""
+    """Row ids of images that are only compared with: benchmarks, and curated sources that are not included."""
     arguments, parts = curation.arguments, [np.empty(0, np.int64)]
     benchmarks = curation.vectors("embed", "benchmark") if arguments.benchmarks else None
     if benchmarks is not None:
@@ -44,10 +44,10 @@ def only_compared(curation: Curation) -> np.ndarray:
 
 
 def check_complete(curation: Curation, times_dropped: np.ndarray, written: np.ndarray) -> None:
-    """That every image of every source has exactly one fate.
+    """Check that every image of every source has exactly one fate.
 
     Args:
-        times_dropped: (number of all images,) how many records of `dropped.parquet` each has.
+        times_dropped: (number of all images,) the number of records of each in `dropped.parquet`.
         written: from `written_row_ids`.
 
     Raises:
@@ -65,6 +65,6 @@ def check_complete(curation: Curation, times_dropped: np.ndarray, written: np.nd
                 some = ", ".join(map(str, np.flatnonzero(wrong)[:5]))
                 raise ValueError(
                     f"{int(wrong.sum())} of {len(rows)} images of the source {source.name!r} {problem} (rows {some}):"
-                    " the curation stops, since none may be unaccounted for. Run it again with verify (--verify); if"
+                    " the curation stops, because none may be unaccounted for. Run it again with verify (--verify); if"
                     " that does not help, this is a fault of dinov2_hf, or of a stage of your own: please report it."
                 )

@@ -1,4 +1,4 @@
-"""The README of a curated dataset: what is in it, and how it was made."""
+"""The README of a curated dataset: its content, and how it was made."""
 
 import re
 from typing import Any
@@ -22,7 +22,7 @@ def dataset_card(arguments: CurationArguments, report: dict[str, Any], repo_id: 
 
     Args:
         report: from `numbers.gather_report`.
-        repo_id: where it will be on the Hub; None: its loading example names the folder.
+        repo_id: its repository on the Hub; None: the loading example names the folder.
     """
     dataset = report["dataset"]
     data = DatasetCardData(
@@ -30,7 +30,7 @@ def dataset_card(arguments: CurationArguments, report: dict[str, Any], repo_id: 
         task_categories=["image-feature-extraction"],
         tags=["dinov2", "dinov2_hf", "data-curation"],
         size_categories=[next(name for limit, name in SIZES if dataset["rows"] < limit)],
-        # `datasets` caches a folder by its name and this one. Of another content it would give what it read before.
+        # `datasets` caches a folder by its name and this name. Without it, changed content would not be read again.
         configs=[
             {
                 "config_name": f"curated-{dataset['fingerprint']}",
@@ -59,6 +59,6 @@ def _loaded(arguments: CurationArguments, repo_id: str | None) -> str:
 
 
 def _as_text(value: str) -> str:
-    """A name or reason in a cell of a table as it is: no markup, no link, no end of the cell or of the line."""
+    """A name or reason as plain text for a cell of a table: without markup, links, or ends of the cell or line."""
     value = " ".join(value.split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\|\[\]`*])", r"\\\1", value)

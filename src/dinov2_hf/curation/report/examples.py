@@ -1,4 +1,4 @@
-"""Examples of what was kept and dropped, as pictures for the page of the report."""
+"""Examples of kept and dropped images, as pictures for the page of the report."""
 
 import base64
 from collections import Counter
@@ -21,7 +21,7 @@ from .accounting import written_row_ids
 SIDE = 112
 KEPT_EXAMPLES = 28
 GROUPS_PER_REASON = 8
-MOST_REASONS = 20  # of a filter that says something else of each image
+MOST_REASONS = 20  # for a filter with a different reason for each image
 COPIES_PER_GROUP = 4
 RETRIEVED_PER_QUERY = 5
 SHOWN_CONCEPTS = 12
@@ -29,7 +29,7 @@ SHOWN_CONCEPTS = 12
 
 @dataclass
 class ExamplePicture:
-    """A thumbnail and what to say under it."""
+    """A thumbnail and its caption."""
 
     data: str  # base64 of a JPEG
     caption: str
@@ -38,7 +38,7 @@ class ExamplePicture:
 
 @dataclass
 class ExampleGroup:
-    """Pictures that belong together: one that stays (or that asked), and those dropped for it (or that it brought)."""
+    """Pictures that belong together: one that stays (or a query), and those dropped for it (or retrieved for it)."""
 
     stays: list[ExamplePicture] = field(default_factory=list)
     others: list[ExamplePicture] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Pictures:
         self.sources, self.blur = curation.sources, load_face_blur(curation.arguments)
 
     def __call__(self, row_id: int, caption: str = "") -> list[ExamplePicture]:
-        """One, or none where the image cannot be read."""
+        """One picture, or none if the image cannot be read."""
         try:
             data = thumbnail(self.sources.image(int(row_id)), SIDE, self.blur)
         except (UndecodableImage, UnreadableFile):
@@ -64,7 +64,7 @@ class Pictures:
 
 
 def kept_examples(curation: Curation, picture: Pictures) -> dict[str, list[ExampleGroup]]:
-    """Images of the dataset: some at random, and what some curated images brought."""
+    """Images of the dataset: some at random, and some that were retrieved for curated images."""
     generator = np.random.default_rng(0)
     written = np.unique(written_row_ids(curation))
     row_ids = np.sort(generator.choice(written, min(KEPT_EXAMPLES, len(written)), replace=False))
@@ -87,7 +87,7 @@ def kept_examples(curation: Curation, picture: Pictures) -> dict[str, list[Examp
 
 
 def threshold_examples(report: dict[str, Any], picture: Pictures) -> dict[str, dict[str, list[ExampleGroup]]]:
-    """By stage that has a threshold, and by side of it, pairs of images beside it.
+    """Pairs of images near each threshold, by stage and by side of the threshold.
 
     Args:
         report: from `numbers.gather_report`.
@@ -102,7 +102,7 @@ def threshold_examples(report: dict[str, Any], picture: Pictures) -> dict[str, d
 
 
 def leak_examples(curation: Curation, picture: Pictures) -> list[ExampleGroup]:
-    """Curated images of the dataset beside the benchmark images that they resemble, the most alike first."""
+    """Curated images of the dataset and the benchmark images that they resemble, the most similar first."""
     if "search_leaks" not in curation.folders:
         return []
     leaks = leaks_of_curated(curation)
@@ -133,17 +133,17 @@ def _pair(picture: Pictures, row: int, other: int, cosine: float) -> ExampleGrou
 def example_groups(
     curation: Curation, picture: Pictures, dropped: pa.Table, counts: Counter
 ) -> dict[str, list[ExampleGroup]]:
-    """For each group of reasons some of the images that it dropped; copies beside the image that stays.
+    """For each group of reasons, some of the images that were dropped; copies with the image that stays.
 
-    What `nsfw_model` or a filter of the user's dropped is not shown, nor what they have not seen since it was dropped
-    before them.
+    Images that `nsfw_model` or a filter of the user dropped are not shown. Images that were dropped before these
+    filters ran are not shown either.
 
-    Half of the copies are those least alike, which show whether the threshold is right, half are from the largest
-    groups.
+    Half of the copies are the least similar ones, which show whether the threshold is right. The other half are from
+    the largest groups.
 
     Args:
         dropped: rows to choose from.
-        counts: of all, by (stage, source, group of reasons).
+        counts: numbers of all images, by (stage, source, group of reasons).
     """
     arguments = curation.arguments
     if arguments.filters or arguments.nsfw_model:
@@ -190,7 +190,7 @@ def _copies(picture: Pictures, rows: pa.Table, original: str, kept: int | None) 
 
 
 def _rows_of(curation: Curation, ids: list[str], dropped: pa.ChunkedArray) -> dict[str, int]:
-    """The row ids of images by their ids; of those that share one, that which was not dropped."""
+    """The row ids of images by their ids; if several share an id, the image that was not dropped."""
     found: dict[str, int] = {}
     for shard in range(len(curation.pieces)):
         table = curation.images_of(shard, ["row_id", "id"], filters=[("id", "in", ids)])
@@ -200,5 +200,5 @@ def _rows_of(curation: Curation, ids: list[str], dropped: pa.ChunkedArray) -> di
 
 
 def _order(reason: str) -> int:
-    """Copies first: they are what a person must judge."""
+    """The order of reasons: copies first, because a person must judge them."""
     return 0 if "benchmark" in reason else 1 if "copy" in reason else 2 if "same" in reason else 3

@@ -8,8 +8,9 @@ from ..algorithms.histograms import Histogram
 
 
 def draw_histogram(counts: Histogram) -> str:
-    """A histogram as SVG text, logarithmic, with the threshold drawn where there is one. What it cannot show is said
-    below it."""
+    """A histogram as SVG text, logarithmic, with the threshold if there is one. A line below it says what it cannot
+    show.
+    """
     bins, edges, threshold = np.array(counts.bins), counts.edges, counts.threshold
     figure = new_figure(6.4, 2.7)
     figure.set_layout_engine("constrained")
@@ -42,7 +43,7 @@ def draw_histogram(counts: Histogram) -> str:
 
 
 def not_shown(counts: Histogram) -> str:
-    """What a histogram leaves out, as the end of a line; empty where it shows all."""
+    """What a histogram leaves out, as the end of a line; empty if it shows everything."""
     if not counts.unknown:
         return ""
     why = "for which the search found nothing"

@@ -1,4 +1,4 @@
-"""What happened to the images, in numbers (`report.json`) and to look at (`report.html`)."""
+"""The report on all images, as numbers (`report.json`) and as a page (`report.html`)."""
 
 import json
 from collections import Counter
@@ -44,7 +44,7 @@ from .warnings import warnings_of
 
 
 MOST_PAIRS = 100  # of a source and a reason
-COUNTED_REASONS = 10_000  # a filter may say something else of each of a billion images
+COUNTED_REASONS = 10_000  # a filter may have a different reason for each of a billion images
 
 
 @stage("report", needs=[POOL, "concepts"], step="build")
@@ -72,12 +72,12 @@ def report(curation: Curation, shard: UnfinishedShard, *, license: str | None) -
 
 @dataclass
 class AllDropped:
-    """What `dropped.parquet` holds, which can be more than memory does.
+    """Summary of `dropped.parquet`, which can be larger than memory.
 
     Attributes:
-        counts: images by (stage, source, group of reasons).
+        counts: numbers of images by (stage, source, group of reasons).
         times: (number of all images,) how often each occurs.
-        some: rows to show examples of, all where they are few: the first `ROWS_AT_ONCE` of each stage.
+        some: rows for examples: the first `ROWS_AT_ONCE` of each stage.
     """
 
     counts: Counter
@@ -113,7 +113,7 @@ def gather_report(curation: Curation, dropped: Counter, written: np.ndarray) -> 
     """The numbers: plain values, ready for JSON.
 
     Args:
-        dropped: images by (stage, source, group of reasons).
+        dropped: numbers of images by (stage, source, group of reasons).
         written: row ids of the images of the dataset, with the repeats of a multiset.
     """
     images = np.unique(written)
@@ -156,18 +156,18 @@ def _dropping(curation: Curation) -> list[StageFolder]:
 
 
 def _report_of(curation: Curation, stage: str) -> dict[str, Any]:
-    """`report.json` of a stage of one shard; empty where there is none."""
+    """`report.json` of a stage of one shard; empty if there is none."""
     path = curation.folders[stage].shard(0) / "report.json" if stage in curation.folders else None
     return json.loads(path.read_text()) if path and path.exists() else {}
 
 
 def _of_role(curation: Curation, row_ids: np.ndarray, role: str) -> np.ndarray:
-    """(n,) bool: which of the rows are of sources of this role."""
+    """(n,) bool: which of the rows belong to sources of this role."""
     return np.array(curation.sources.roles)[curation.source_numbers(row_ids)] == role
 
 
 def _leaks(curation: Curation) -> dict[str, Any]:
-    """Curated images that go into the dataset and resemble one of a benchmark; empty where they are not compared."""
+    """Curated images that go into the dataset and resemble a benchmark image; empty if they are not compared."""
     if "search_leaks" not in curation.folders:
         return {}
     leaks, sources = leaks_of_curated(curation), curation.sources.sources
@@ -181,7 +181,7 @@ def _leaks(curation: Curation) -> dict[str, Any]:
 
 
 def reason_group(reason: str) -> str:
-    """A reason without what differs from image to image, such as the words of a decoder."""
+    """A reason without the parts that differ between images, such as the message of a decoder."""
     return reason.split(":")[0]
 
 
@@ -191,7 +191,7 @@ def _searches(curation: Curation) -> list[dict[str, Any]]:
 
 
 def _funnel(curation: Curation, dropped: Counter) -> list[dict[str, Any]]:
-    """What went into each stage from the pool, and what came out."""
+    """The number of images of the pool before and after each stage."""
     sources = curation.sources
     pool = [source.name for source, role in zip(sources.sources, sources.roles, strict=True) if role == "uncurated"]
     left = sources.rows_of("uncurated")
@@ -213,7 +213,7 @@ def _funnel(curation: Curation, dropped: Counter) -> list[dict[str, Any]]:
 
 
 def _sources(curation: Curation, dropped: Counter, written: np.ndarray, images: np.ndarray) -> list[dict[str, Any]]:
-    """How each source fared: its rows, what stages dropped of it, and what of it is in the dataset."""
+    """For each source: its rows, the images that stages dropped, and its images in the dataset."""
     sources, retrieved = curation.sources, _retrieved_for(curation, images)
     described = []
     for number, source in enumerate(sources.sources):
@@ -238,7 +238,7 @@ def _sources(curation: Curation, dropped: Counter, written: np.ndarray, images: 
 
 
 def _by_source(dropped: Counter) -> list[dict[str, Any]]:
-    """How many images of each source went for which reason, the most frequent first, at most `MOST_PAIRS`."""
+    """The number of dropped images by source and reason, the most frequent first, at most `MOST_PAIRS`."""
     pairs = Counter()
     for (_, source, reason), count in dropped.items():
         pairs[source, reason] += count
@@ -251,7 +251,7 @@ def _inside(row_ids: np.ndarray, rows: range) -> int:
 
 
 def _retrieved_for(curation: Curation, images: np.ndarray) -> np.ndarray:
-    """By number of the source, how many images of the dataset it brought; one that two brought counts for both."""
+    """By number of the source, the images of the dataset retrieved for it; one for two sources counts for both."""
     path = curation.folders["select"].shard(0) / "selected.parquet"
     table = parquet.read_table(path, columns=["row_id", "retrieved_for"])
     table = table.filter(np.isin(table["row_id"].to_numpy(), images))
@@ -260,13 +260,13 @@ def _retrieved_for(curation: Curation, images: np.ndarray) -> np.ndarray:
 
 
 def _histograms(curation: Curation) -> list[Histogram]:
-    """Those that stages wrote, and the scores of the filters."""
+    """The histograms that stages wrote, and those of the scores of the filters."""
     found = [_scores(curation, planned) for planned in planned_filters(curation.arguments)]
     return found + [counts for folder in curation.folders.values() if (counts := load_histogram(folder)) is not None]
 
 
 def _scores(curation: Curation, planned: PlannedFilter) -> Histogram:
-    """The scores that a filter gave, with the threshold that decided; the upper one, where there are two."""
+    """The scores of a filter, with its threshold; the upper one if there are two."""
     files = curation.folders["ingest"].files("scores.parquet")
     scores = np.concatenate(
         [parquet.read_table(path, columns=[planned.name])[planned.name].to_numpy() for path in files]
@@ -281,7 +281,7 @@ def _scores(curation: Curation, planned: PlannedFilter) -> Histogram:
 
 
 def _configuration(curation: Curation) -> dict[str, Any]:
-    """What was asked for, without what does not change the result, and of paths only the last part."""
+    """The arguments that change the result; paths are cut to their last part."""
     values = vars(curation.arguments)
     shown = {name: value for name, value in values.items() if name not in ENGINE_FIELDS}
     shown["embedder"] = curation.arguments.copy_embedder
@@ -294,7 +294,7 @@ def _configuration(curation: Curation) -> dict[str, Any]:
 
 
 def _last_part(value: Any) -> Any:
-    """Of a path its last part, also among options; of a name on the Hub both."""
+    """The last part of a path, also among options; a name on the Hub is kept whole."""
     if isinstance(value, dict):
         return {name: _last_part(item) for name, item in value.items()}
     if isinstance(value, list):

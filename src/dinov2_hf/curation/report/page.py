@@ -1,4 +1,4 @@
-"""The page of the report: one HTML file that needs nothing else."""
+"""The page of the report: one self-contained HTML file."""
 
 from typing import Any
 

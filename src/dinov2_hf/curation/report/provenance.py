@@ -1,4 +1,4 @@
-"""By what a curation was made: versions of libraries, revisions of models, and options that are not the default."""
+"""The provenance of a curation: versions of libraries, revisions of models, and options that are not the default."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +22,7 @@ def provenance(arguments: CurationArguments) -> dict[str, Any]:
     for name in PACKAGES:
         try:
             versions[name] = version(name)
-        except PackageNotFoundError:  # of faiss one is there; the package itself may be run from its sources
+        except PackageNotFoundError:  # only one faiss package is installed; this package may run from its sources
             continue
     models = {}
     for field in ("copy_embedder", "retrieval_embedder", "nsfw_model", "face_model"):
@@ -42,13 +42,13 @@ def _described(name: str) -> str:
     repo, revision = name_and_revision(name)
     try:
         found = try_to_load_from_cache(repo, "config.json", revision=revision)
-    except ValueError:  # no name of the Hub
+    except ValueError:  # not a name of the Hub
         found = None
     commit = Path(found).parent.name if isinstance(found, str) else None
     return name if commit is None else f"{name}, revision {commit}"
 
 
 def changed_options(arguments: CurationArguments, shown: dict[str, Any]) -> dict[str, Any]:
-    """Of the options that are shown, those that are not the default."""
+    """The shown options that are not the default."""
     defaults = vars(CurationArguments(uncurated="pool"))
     return {name: value for name, value in shown.items() if name == "uncurated" or value != defaults[name]}

@@ -1,4 +1,4 @@
-"""Sizes, shapes and formats of the images of the pool that could be read, and of those of the dataset."""
+"""Sizes, shapes and formats of the readable images of the pool, and of the images of the dataset."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ import numpy as np
 from ..run_context import Curation
 
 
-# Upper ends of the bins, which belong to them; what is above the last is in a bin of its own.
+# Upper ends of the bins, which belong to them. Larger values have their own bin.
 SHORTER_SIDE = (63, 127, 255, 511, 1023, 2047)
 ASPECT_RATIO = (1.1, 1.4, 1.6, 2.0, 3.0)
 KILOBYTES = (10, 30, 100, 300, 1000, 3000)
 
 
 def sizes_before_and_after(curation: Curation, images: np.ndarray) -> dict[str, dict[str, Any]]:
-    """By what is counted, names of bins with the counts of "pool" and "dataset".
+    """For each quantity, the names of bins with the counts of "pool" and "dataset".
 
     Args:
         images: row ids of the dataset, ascending, each once.
@@ -58,6 +58,6 @@ def _name_of(ends: tuple, place: int) -> str:
 
 
 def _described(names: list[str], counts: Any) -> dict[str, dict[str, int]]:
-    """Without bins that are empty both before and after."""
+    """The bins that are not empty both before and after."""
     pairs = zip(names, counts, strict=True)
     return {name: {"pool": int(before), "dataset": int(after)} for name, (before, after) in pairs if before or after}

@@ -1,20 +1,20 @@
-"""What a reader of a report must know first: where its numbers say that something may be wrong."""
+"""Warnings of a report: numbers that show that something may be wrong."""
 
 from collections.abc import Iterator
 from typing import Any
 
 
-FALSE_NEIGHBORS = 0.1  # of an image, at the threshold
+FALSE_NEIGHBORS = 0.1  # per image, at the threshold
 LOST_SHARE = 0.01  # of the pool, to files that cannot be read or embedded
 CHAINED_SHARE = 0.1  # of the copies, that do not resemble what stays for them
 LARGE_SHARE = 0.5  # of the pool, to one reason of deduplication
 
 
 def warnings_of(report: dict[str, Any]) -> list[str]:
-    """Sentences for people, the gravest first.
+    """Sentences for the user, the most serious first.
 
     Args:
-        report: what `numbers.gather_report` has gathered.
+        report: result of `numbers.gather_report`.
     """
     found = (
         _leaks, _false_copies, _false_benchmarks, _low_recall, _lost, _chains, _large_drops, _not_read,
@@ -38,7 +38,7 @@ def _false_copies(report: dict[str, Any]) -> Iterator[str]:
     if each > FALSE_NEIGHBORS:
         yield (
             f"By chance alone each image of the pool has about {each:.2g} neighbours above the threshold of copies,"
-            f" {report['deduplicate']['threshold']}: many that were dropped are no copies. Take a higher"
+            f" {report['deduplicate']['threshold']}: many dropped images are not copies. Set a higher"
             " deduplication_threshold or another embedder."
         )
 
@@ -48,7 +48,7 @@ def _false_benchmarks(report: dict[str, Any]) -> Iterator[str]:
     if each > FALSE_NEIGHBORS:
         yield (
             f"By chance alone an image of the pool is above {report['relative_deduplicate']['threshold']} to about"
-            f" {each:.2g} benchmark images: many that were dropped do not resemble one. Take a higher"
+            f" {each:.2g} benchmark images: many dropped images do not resemble one. Set a higher"
             " benchmark_threshold or another embedder."
         )
 
@@ -82,8 +82,8 @@ def _chains(report: dict[str, Any]) -> Iterator[str]:
     chained, dropped = found.get("chained_rows", 0), found.get("dropped", 0)
     if not found.get("chains_split") and chained > CHAINED_SHARE * max(dropped, 1):
         yield (
-            f"{chained:,} of the {dropped:,} images dropped as copies do not resemble the image that stays, but hang"
-            " on a chain: split_chains keeps one more for them."
+            f"{chained:,} of the {dropped:,} images dropped as copies do not resemble the image that stays, and only a"
+            " chain connects them to it: split_chains keeps one more for them."
         )
 
 
@@ -93,25 +93,25 @@ def _large_drops(report: dict[str, Any]) -> Iterator[str]:
         gone = row["images_in"] - row["images_out"]
         if row["stage"] in ("deduplicate", "relative_deduplicate") and gone > LARGE_SHARE * total:
             share = f"{100 * gone / total:.0f} %"
-            yield f"{row['stage']} dropped {share} of the pool: look at the pairs beside its threshold."
+            yield f"{row['stage']} dropped {share} of the pool: look at the pairs near its threshold."
 
 
 def _not_read(report: dict[str, Any]) -> Iterator[str]:
     for source in report["sources"]:
         if source.get("splits_not_read"):
-            yield f"Of {source['name']} not all splits were read: {', '.join(source['splits_not_read'])} were not."
+            yield f"Some splits of {source['name']} were not read: {', '.join(source['splits_not_read'])}."
         if source.get("unread"):
-            yield f"Of {source['name']} {sum(source['unread'].values()):,} files are no images that are read."
+            yield f"{sum(source['unread'].values()):,} files of {source['name']} are not images and were not read."
 
 
 def _nothing_retrieved(report: dict[str, Any]) -> Iterator[str]:
     for source in report["sources"]:
         is_asked = source["role"] == "curated" and report["select"].get("how") == "retrieval"
         if is_asked and source["images"] and not source["retrieved_for_it"]:
-            yield f"Nothing of the pool was retrieved for {source['name']}."
+            yield f"No image of the pool was retrieved for {source['name']}."
 
 
 def _at_threshold(found: dict[str, Any]) -> dict[str, Any]:
-    """The row of its table of thresholds that was used."""
+    """The row for the used threshold in its table of thresholds."""
     rows = [row for row in found.get("thresholds", ()) if abs(row["threshold"] - found["threshold"]) < 1e-9]
     return rows[0] if rows else {}

@@ -1,1 +1,1 @@
-"""From the bytes of a file to pixels, in the one way."""
+"""Decodes the bytes of files to pixels, in the same way for the whole package."""

@@ -1,4 +1,4 @@
-"""Images of any number of channels, such as grey medical ones and multi-band TIFF files of satellites."""
+"""Images with any number of channels, such as grey medical images and multi-band TIFF files of satellites."""
 
 import io
 import math
@@ -18,12 +18,12 @@ from .undecodable import UndecodableImage, undecodable_on_error
 
 
 NPY_BEGINNING = b"\x93NUMPY"
-# Fractions of 1 may go beyond it (reflectance at noon, standardised scans), but not like this.
+# Fractions of 1 may exceed it (reflectance at noon, standardised scans), but not by this much.
 LARGEST_FRACTION = 16
 
 
 def image_decoder(num_channels: int, reduction: Reduction | None = None) -> Callable[[Any], Image.Image | np.ndarray]:
-    """`decode_image` for 3 channels, with its reduction; `decode_channels` for any other number."""
+    """`decode_image` with its reduction for 3 channels; `decode_channels` for any other number."""
     if num_channels == 3:
         return partial(decode_image, reduction=reduction) if reduction else decode_image
     return partial(decode_channels, num_channels=num_channels)
@@ -34,9 +34,9 @@ def decode_channels(
 ) -> np.ndarray:
     """Decode one image to an array of `num_channels` channels, without rounding it to 8 bits.
 
-    Values are on the scale of 8-bit images, 0 to 255, so that `image_mean` and `image_std` mean the same for all:
-    other integers are divided by the largest of their type (16 bit: 65535) and floats are taken as fractions of 1,
-    both then times 255. Nothing is clipped, and no scale depends on the content of an image.
+    Values are on the scale of 8-bit images, 0 to 255, so that `image_mean` and `image_std` mean the same for all.
+    Other integers are divided by the largest value of their type (16 bit: 65535) and floats are taken as fractions of
+    1; both are then multiplied by 255. Nothing is clipped, and no scale depends on the content of an image.
 
     TIFF files of several bands, interleaved, in planes or in pages, are read by tifffile (the extra `multiband`),
     `.npy` files (height, width[, channels]) by numpy, and all others by Pillow, which turns colour into grey for 1
@@ -51,7 +51,7 @@ def decode_channels(
 
     Raises:
         UndecodableImage: as `decode_image`, and for another number of channels, for NaN or infinite numbers, and for
-            floats beyond 16, which are no fractions of 1 but another scale, such as 0 to 255.
+            floats beyond 16, which are not fractions of 1 but on another scale, such as 0 to 255.
         ValueError: for a TIFF file of several bands without tifffile.
     """
     with undecodable_on_error():
@@ -72,22 +72,22 @@ def _from_pillow(image: Image.Image, num_channels: int) -> np.ndarray:
         return _scaled(np.asarray(image), num_channels)
     if image.mode.startswith("I;16") or image.mode == "F":
         return _scaled(np.asarray(image)[..., None], 1)
-    if image.mode == "I":  # 16 bits in a wider type, as Pillow reads some files of 16 bits
+    if image.mode == "I":  # 16 bits in a wider type, as Pillow reads some 16-bit files
         return _scaled(np.asarray(image)[..., None] / np.float32(65535), 1)
     return _scaled(np.asarray(image.convert("L"))[..., None], 1)
 
 
 def read_npy(content: bytes) -> np.ndarray:
-    """The array of a `.npy` file, whose header is checked before its numbers are read.
+    """The array of a `.npy` file. Its header is checked before its numbers are read.
 
     Args:
         content: the bytes of the file, which begin with `NPY_BEGINNING`.
 
     Returns:
-        The array, of 2 or 3 dimensions and of numbers.
+        An array of numbers with 2 or 3 dimensions.
 
     Raises:
-        UndecodableImage: it has another shape or type, is beyond the limits of `size_limits`, or cut short.
+        UndecodableImage: it has another shape or type, exceeds the limits of `size_limits`, or is cut short.
     """
     file = io.BytesIO(content)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

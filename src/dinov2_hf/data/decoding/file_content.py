@@ -1,4 +1,4 @@
-"""The bytes of a file that a row or a user names, and the mark of a path that a row may not name (`row_paths`)."""
+"""Reads a file that a row or a user names, and recognises paths that a row may not name (`row_paths`)."""
 
 import os
 import re
@@ -12,12 +12,12 @@ from .size_limits import BYTES_PER_PIXEL, check_file_size, max_image_pixels
 from .undecodable import UndecodableImage
 
 
-# What a forbidden path becomes, so that it is reported as an image that cannot be decoded, and never opened.
+# The mark of a forbidden path. Such a path is reported as an image that cannot be decoded, and is never opened.
 OUTSIDE = "outside-of-its-dataset:"
 
 
 def outside_path(path: str | os.PathLike) -> str | None:
-    """The forbidden path that `row_paths.confined` has found in a row; None for any other path."""
+    """The forbidden path that `row_paths.confined` found in a row; None for any other path."""
     text = os.fspath(path)
     return text.removeprefix(OUTSIDE) if isinstance(text, str) and text.startswith(OUTSIDE) else None
 
@@ -26,11 +26,11 @@ def read_content(value: Mapping[str, Any] | bytes | str | os.PathLike) -> bytes:
     """The bytes of an image file.
 
     Args:
-        value: as in `decode_image`, but no open image.
+        value: as in `decode_image`, but not an open image.
 
     Raises:
-        UndecodableImage: there are none, the file is no regular file (a device or a pipe could be read for ever), it
-            is larger than any allowed image, or a row names a file outside of its dataset (see `row_paths`).
+        UndecodableImage: there are no bytes, the file is not a regular file (reading a device or a pipe might never
+            end), it is larger than any allowed image, or a row names a file outside of its dataset (see `row_paths`).
         OSError: the file cannot be read.
     """
     if isinstance(value, Mapping):
@@ -50,7 +50,7 @@ def read_content(value: Mapping[str, Any] | bytes | str | os.PathLike) -> bytes:
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is an address, not a place on this machine."""
+    """Whether a path is an address, and not on this machine."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
 
 
@@ -62,7 +62,7 @@ def _read_remote(url: str) -> bytes:
 
 
 def _read_regular(path: str | os.PathLike) -> bytes:
-    # Opening a pipe that nobody writes to would wait; reading a device would not end.
+    # Opening a pipe without a writer would wait, and reading a device would not end.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)

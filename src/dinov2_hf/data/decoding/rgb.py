@@ -1,6 +1,6 @@
-"""From the bytes of an image file to an upright 8-bit RGB picture, or to a reason why not.
+"""Decodes the bytes of an image file to an upright 8-bit RGB picture, or gives the reason why it cannot.
 
-This is the one way in: training, features, evaluation, curation, the image processors and the pipelines decode here.
+All decoding is done here, for training, features, evaluation, curation, the image processors and the pipelines.
 """
 
 import io
@@ -17,7 +17,7 @@ from .size_limits import check_size, max_image_pixels
 from .undecodable import UndecodableImage, undecodable_on_error
 
 
-# No other decoder of Pillow is started, whatever a file is called: some of them run programs (EPS: Ghostscript).
+# No other decoder of Pillow is used, whatever the name of a file: some of them run programs (EPS: Ghostscript).
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 Reduction = Callable[[int, int], int]
 
@@ -27,22 +27,21 @@ def decode_image(
 ) -> Image.Image:
     """Decode one image to RGB, rotated upright by its EXIF orientation.
 
-    Transparent images are composited on white. Of an animated image the first frame is taken. 16-bit grey is divided
-    by 257, so that white stays white; 32-bit integers and floats are scaled by `_grey_to_8_bit`. CMYK and grey are
-    converted by Pillow.
+    Transparent images are composited on white. The first frame of an animated image is used. 16-bit grey is divided by
+    257, so that white stays white. `_grey_to_8_bit` scales 32-bit integers and floats. Pillow converts CMYK and grey.
 
     Args:
-        value: a mapping with `bytes` and `path` (a row of `datasets.Image(decode=False)`), of which `bytes` wins; the
-            bytes of a file; a path or an fsspec URL; or an image that Pillow has opened, which is left as it is.
-        reduction: says of a width and a height by how much a JPEG file may be decoded smaller (1, 2, 4 or 8), which
-            takes a part of the time. None: not at all.
+        value: a mapping with `bytes` and `path` (a row of `datasets.Image(decode=False)`), where `bytes` has priority;
+            the bytes of a file; a path or an fsspec URL; or an image that Pillow has opened, which is not changed.
+        reduction: for a width and a height, the factor by which a JPEG file may be decoded smaller (1, 2, 4 or 8),
+            which takes less time. None: full size.
 
     Returns:
         A new image of mode "RGB".
 
     Raises:
-        UndecodableImage: for a missing, empty or truncated file, for a file that is no image of `IMAGE_FORMATS`, and
-            for an image beyond the limits of `size_limits`.
+        UndecodableImage: for a missing, empty or truncated file, for a file that is not an image of `IMAGE_FORMATS`,
+            and for an image that exceeds the limits of `size_limits`.
     """
     with undecodable_on_error():
         image = load_pixels(value) if isinstance(value, Image.Image) else open_image(read_content(value), reduction)
@@ -50,13 +49,13 @@ def decode_image(
 
 
 def open_image(content: bytes, reduction: Reduction | None = None) -> Image.Image:
-    """Open the bytes of an image file with Pillow and read its pixels, as they are stored or (of a JPEG file) smaller.
+    """Open the bytes of an image file with Pillow and read its pixels, as they are stored or (for JPEG files) smaller.
 
     Raises:
-        UndecodableImage: it is in none of `IMAGE_FORMATS`, or beyond the limits of `size_limits`. What decoders raise
-            for damaged files is left as it is.
+        UndecodableImage: it is in none of `IMAGE_FORMATS`, or exceeds the limits of `size_limits`. Errors of decoders
+            for damaged files are not changed.
     """
-    Image.init()  # or the formats that come as plugins are not known yet
+    Image.init()  # otherwise formats that are plugins are not known yet
     _let_pillow_allow(max_image_pixels())
     formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
     try:
@@ -75,27 +74,27 @@ def open_image(content: bytes, reduction: Reduction | None = None) -> Image.Imag
 
 
 def format_of(content: bytes) -> str | None:
-    """What kind of image file this is, one of `IMAGE_FORMATS`, by its first bytes; None where it is none."""
+    """The format of an image file, one of `IMAGE_FORMATS`, by its first bytes; None if it is none of these."""
     with suppress(Exception), Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
         return image.format
     return None
 
 
 def load_pixels(image: Image.Image) -> Image.Image:
-    """Read the pixels of an image that Pillow has opened; `UndecodableImage` where it is too large for that."""
+    """Read the pixels of an image that Pillow has opened; `UndecodableImage` if it is too large for that."""
     check_size(*image.size)
     image.load()
     return image
 
 
 def _let_pillow_allow(num_pixels: int) -> None:
-    """Raise Pillow's own limit to ours: it would warn at every crop of a large image that has passed our check."""
+    """Raise Pillow's own limit to ours. Otherwise it would warn at every crop of a large image that passed ours."""
     if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < num_pixels:
         Image.MAX_IMAGE_PIXELS = num_pixels
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-    """Rotated and mirrored as its EXIF orientation says; the image itself where it is upright."""
+    """The image rotated and mirrored by its EXIF orientation, or the image itself if it is upright."""
     return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
 
 
@@ -112,8 +111,8 @@ def _to_upright_rgb(image: Image.Image) -> Image.Image:
 def _grey_to_8_bit(grey: np.ndarray) -> np.ndarray:
     """Scale a grey picture to 0..255 (uint8).
 
-    The range is that of the type where the type says it (16 bit). 32-bit integers and floats do not say it, so it is
-    the smallest of 1 (floats only), 255 and 65535 that holds all values, and otherwise the range of the values.
+    The range is given by the type for 16 bit. 32-bit integers and floats have no fixed range, so it is the smallest of
+    1 (floats only), 255 and 65535 that contains all values, and otherwise the range of the values.
     """
     if grey.dtype.itemsize == 2:
         low, high = 0, 65535

@@ -1,7 +1,7 @@
-"""How large an image may be. Sizes are checked by what a file says of itself, before anything is allocated.
+"""Limits for the size of an image. The size in the header of a file is checked before any memory is allocated.
 
-A file of 200 bytes can say that it holds 20000 x 20000 pixels, and a strip of 20000 x 1 becomes 5 million x 256 when
-its short side is resized. Neither is worth a run: such an image counts as one that cannot be decoded.
+A file of 200 bytes can claim to have 20000 x 20000 pixels, and a strip of 20000 x 1 becomes 5 million x 256 when its
+short side is resized. Neither should stop a run, so such an image counts as one that cannot be decoded.
 """
 
 import os
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from .undecodable import UndecodableImage
 
 
-# An image of more is refused by Pillow's own defaults too (twice `PIL.Image.MAX_IMAGE_PIXELS`).
+# Pillow's own defaults also refuse an image with more pixels (twice `PIL.Image.MAX_IMAGE_PIXELS`).
 DEFAULT_MAX_IMAGE_PIXELS = 178_956_970
 # Numbers for each allowed pixel: those of an image with transparency.
 NUMBERS_PER_PIXEL = 4
@@ -20,17 +20,17 @@ BYTES_PER_PIXEL = 16
 MAX_ASPECT_RATIO = 100
 # Hyperspectral cameras have some 500.
 MAX_CHANNELS = 1024
-# Where the limit is kept: processes inherit it, however they are started.
+# The environment variable of the limit: processes inherit it, however they are started.
 VARIABLE = "DINOV2_HF_MAX_IMAGE_PIXELS"
 
 
 def max_image_pixels() -> int:
-    """The most pixels that an image may have in this process."""
+    """The largest number of pixels that an image may have in this process."""
     return int(os.environ.get(VARIABLE, DEFAULT_MAX_IMAGE_PIXELS))
 
 
 def set_max_image_pixels(value: int | None) -> None:
-    """Set the most pixels that an image may have, in this process and in those that it starts.
+    """Set the largest number of pixels that an image may have, in this process and in those that it starts.
 
     Args:
         value: height times width. None: leave the limit as it is.
@@ -47,7 +47,7 @@ def set_max_image_pixels(value: int | None) -> None:
 
 @contextmanager
 def own_max_image_pixels() -> Iterator[None]:
-    """What the block sets as the most pixels of an image holds until its end; then the limit is what it was."""
+    """Restore the limit of pixels at the end of the block, if the block has changed it."""
     before = os.environ.get(VARIABLE)
     try:
         yield
@@ -84,7 +84,7 @@ def check_size(width: int, height: int, num_channels: int = 1) -> None:
 
 
 def check_file_size(num_bytes: int) -> None:
-    """`UndecodableImage` for a file that is larger than any image of the allowed pixels."""
+    """`UndecodableImage` for a file that is larger than any image with the allowed number of pixels."""
     limit = BYTES_PER_PIXEL * max_image_pixels()
     if num_bytes > limit:
         raise UndecodableImage(

@@ -1,8 +1,8 @@
-"""TIFF files of any number of bands, as arrays, within limits that are checked before a pixel is read.
+"""TIFF files with any number of bands, as arrays, within limits that are checked before a pixel is read.
 
-tifffile decodes; it trusts what a file says. So this file first walks through the directories (one for each page), and
-then checks each page: its size, that there is a place in the file for every strip or tile, and that no strip or tile
-unpacks to more than its part of the image. Metadata of OME, ImageJ and the like are not read.
+tifffile decodes, and it trusts the file. So this module first walks through the directories (one for each page), and
+then checks each page: its size, that the file contains every strip or tile, and that no strip or tile unpacks to more
+than its part of the image. Metadata of OME, ImageJ and the like are not read.
 """
 
 import io
@@ -31,16 +31,16 @@ UNPACKERS: dict[int, Callable[[], Any]] = {
 
 
 def read_tiff(content: bytes) -> np.ndarray:
-    """The image of a file, from bands that are interleaved, in planes, or in pages of the first page's size.
+    """The image of a file, with bands that are interleaved, in planes, or in pages of the first page's size.
 
     Args:
         content: the bytes of the file.
 
     Returns:
-        (height, width, bands), in the numbers of the file.
+        (height, width, bands), in the number type of the file.
 
     Raises:
-        UndecodableImage: it is damaged, beyond the limits of `size_limits`, or holds several images of bands.
+        UndecodableImage: it is damaged, exceeds the limits of `size_limits`, or contains several images with bands.
         MissingTiffReader: tifffile (the extra `multiband`) is not installed.
     """
     try:
@@ -50,7 +50,7 @@ def read_tiff(content: bytes) -> np.ndarray:
             'TIFF files of several bands need tifffile, which is not installed: pip install "dinov2_hf[multiband]".'
         ) from error
     num_pages = count_directories(content)
-    # These kinds would be read as a whole when they are opened.
+    # Files of these kinds would be read completely when they are opened.
     plain = {"is_lsm": False, "is_scanimage": False, "is_ndpi": False}
     with tifffile.TiffFile(io.BytesIO(content), **plain) as file:
         first = file.pages[0]
@@ -58,7 +58,7 @@ def read_tiff(content: bytes) -> np.ndarray:
         pages = [first]
         for index in range(1, num_pages):
             page = file.pages[index]
-            # Others are smaller copies, masks and labels.
+            # Other pages are smaller copies, masks and labels.
             if (page.shape, page.dtype) == (first.shape, first.dtype):
                 _check_page(page, content)
                 pages.append(page)
@@ -74,11 +74,10 @@ def read_tiff(content: bytes) -> np.ndarray:
 
 
 def count_directories(content: bytes) -> int:
-    """How many pages a TIFF file has, by following the chain of their directories.
+    """The number of pages of a TIFF file, by following the chain of their directories.
 
     Raises:
-        UndecodableImage: the chain leaves the file, returns to where it was, has no link, or is longer than
-            `MAX_CHANNELS`.
+        UndecodableImage: the chain leaves the file, loops, is empty, or is longer than `MAX_CHANNELS`.
     """
     order = "<" if content[:2] == b"II" else ">"
     is_big = content[2:4] in (b"+\0", b"\0+")
@@ -113,7 +112,7 @@ def _check_page(page: Any, content: bytes, num_pages: int = 1) -> None:
     if page.is_tiled:
         check_size(page.tilewidth, page.tilelength)
     offsets, sizes = page.dataoffsets, page.databytecounts
-    # One contiguous block may stand for all strips.
+    # One contiguous block may contain all strips.
     if len(offsets) != len(sizes) or len(offsets) not in (1, math.prod(page.chunked)):
         raise UndecodableImage(f"it names {len(offsets)} places of data for {math.prod(page.chunked)} strips or tiles")
     if sum(sizes) > len(content):

@@ -1,4 +1,4 @@
-"""An image that cannot be decoded, whatever the decoder raises for it."""
+"""The error for an image that cannot be decoded, whatever the decoder raises."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +9,12 @@ class UndecodableImage(ValueError):
 
 
 class MissingTiffReader(ValueError):
-    """Not a fault of the image: every other one would fail too."""
+    """A TIFF reader is missing. This is not a fault of the image: every other image would fail too."""
 
 
 @contextmanager
 def undecodable_on_error() -> Iterator[None]:
-    """Decoders meet hostile bytes and raise nearly anything (OSError, SyntaxError, struct.error, IndexError, ...)."""
+    """Turn any error of a decoder into `UndecodableImage`. Damaged bytes raise nearly any error."""
     try:
         yield
     except (UndecodableImage, MissingTiffReader):

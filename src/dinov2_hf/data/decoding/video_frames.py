@@ -1,4 +1,4 @@
-"""Evenly spaced frames of videos: of files, or of lists of images."""
+"""Evenly spaced frames of videos, from files or from lists of images."""
 
 import io
 import os
@@ -14,7 +14,7 @@ from .size_limits import check_size
 from .undecodable import UndecodableImage, undecodable_on_error
 
 
-# Formats that hold their frames themselves. Others, such as playlists, name files and addresses to be read.
+# Formats that contain their frames. Others, such as playlists, name files and addresses that would be read.
 ONLY_VIDEO_FILES = {"format_whitelist": "asf,avi,flv,gif,matroska,mov,mp4,mpeg,mpegts,ogg,webm"}
 
 
@@ -23,15 +23,15 @@ def decode_frames(
 ) -> list[Image.Image]:
     """`num_frames` evenly spaced frames of a video, each the middle one of an equal part of it.
 
-    A video of fewer frames gives some of them more than once.
+    If a video has fewer frames, some of them are returned more than once.
 
     Args:
         value: a video file, as mapping of `bytes` and `path`, bytes or path, read by PyAV (the extra `evaluation`); or
             a sequence of frames, each as in `decode_image`.
 
     Raises:
-        UndecodableImage: the video or a wanted frame cannot be decoded, or there are no frames.
-        ImportError: a video file without PyAV.
+        UndecodableImage: the video or a needed frame cannot be decoded, or there are no frames.
+        ImportError: it is a video file, and PyAV is not installed.
     """
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         images: Sequence[Any] = value
@@ -59,7 +59,7 @@ def decode_frames(
                     frames[index] = frame.to_image()
                 if index >= wanted[-1]:
                     break
-        # A stream may hold a packet or two more than frames.
+        # A stream may have one or two packets more than frames.
         return [frames[index] if index in frames else frames[max(frames)] for index in wanted]
 
 

@@ -1,1 +1,1 @@
-"""Data sets from where people keep them, undecoded."""
+"""Loads data sets from their places, undecoded."""

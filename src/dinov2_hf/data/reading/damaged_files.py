@@ -1,4 +1,4 @@
-"""Parquet files, tars and saved data sets that are cut short or no such files: found and named."""
+"""Finds and names damaged parquet files, tars and saved data sets."""
 
 import os
 import tarfile
@@ -12,16 +12,16 @@ from pyarrow import parquet
 from ..decoding.file_content import is_url
 
 
-# What reading a damaged file raises, here or inside `datasets`.
+# Errors of reading a damaged file, here or inside `datasets`.
 DAMAGE = (DatasetGenerationError, pa.ArrowException, tarfile.TarError, EOFError, UnicodeDecodeError)
 
 
 def refuse_damaged(builder: str, files: Sequence[str]) -> None:
-    """Look at files of this machine one by one.
+    """Check files of this machine one by one.
 
     Args:
         builder: "parquet" or "webdataset".
-        files: paths; URLs are passed over.
+        files: paths; URLs are skipped.
 
     Raises:
         ValueError: one of them cannot be read; the message names it and says why.
@@ -41,7 +41,7 @@ def refuse_damaged(builder: str, files: Sequence[str]) -> None:
 
 
 def load_saved(folder: str) -> datasets.Dataset | datasets.DatasetDict:
-    """What `save_to_disk` wrote to a folder.
+    """Load a folder that `save_to_disk` wrote.
 
     Raises:
         ValueError: it cannot be read.
@@ -53,14 +53,14 @@ def load_saved(folder: str) -> datasets.Dataset | datasets.DatasetDict:
 
 
 def cause_of(error: BaseException) -> str:
-    """What began it, on one line."""
+    """The first cause of an error, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _read_parquet(file: str) -> None:
-    parquet.ParquetFile(file).close()  # its footer, which comes last and tells where everything is
+    parquet.ParquetFile(file).close()  # reads the footer, which is at the end and gives all positions
 
 
 def _read_tar(file: str) -> None:

@@ -1,18 +1,18 @@
-"""How a folder is read: which files are its data, which split each belongs to, and which class.
+"""Rules for reading a folder: which files are its data, and to which split and class each belongs.
 
-The rule, in this order:
+The rules, in this order:
 
-1. Hidden files and folders are passed over. Links are followed, but not a link to a folder that it lies in.
+1. Hidden files and folders are ignored. Links are followed, except a link to a folder that contains it.
 2. The data of a folder is of one kind: images, parquet files, or tars. Two kinds in one folder are refused.
-3. Top folders called train, val, test or the like are splits where there are two of them, or where all data is inside.
-   What lies outside of the splits is then left out. One such folder beside other data is refused: it could be a split
-   or a class. Parquet files and tars can tell their split by their own name too; either all of them do, or none.
-4. A split of images has labels where each of its images lies in one class folder, directly below the split. The
-   numbers of the classes are by alphabetical order over all splits.
-5. Files called metadata.csv, .jsonl or .parquet give images other columns, by `file_name` (see `metadata_files`).
-   Folders then give no labels.
+3. Top folders called train, val, test or the like are splits if there are two of them, or if all data is inside. Files
+   outside of the splits are then left out. One such folder beside other data is refused: it could be a split or a
+   class. The split of parquet files and tars can also be in their names; either all of them have it, or none.
+4. A split of images has labels if each of its images is in one class folder, directly below the split. Classes are
+   numbered in alphabetical order over all splits.
+5. Files called metadata.csv, .jsonl or .parquet give images other columns, by `file_name` (see `metadata_files`). Then
+   folders give no labels.
 
-What is left out or not read is counted, and said on standard error.
+Files that are left out or not read are counted, and reported on standard error.
 """
 
 import logging
@@ -34,7 +34,7 @@ IMAGE_SUFFIXES = frozenset((
 ))  # fmt: skip
 Kind = Literal["image", "parquet", "tar"]
 KIND_OF_SUFFIX: dict[str, Kind] = {**dict.fromkeys(IMAGE_SUFFIXES, "image"), ".parquet": "parquet", ".tar": "tar"}
-# Files that lie beside data without being any: not worth a warning.
+# Files that are often beside data without being data. They need no warning.
 DOCUMENT_SUFFIXES = frozenset((".csv", ".html", ".json", ".jsonl", ".lock", ".md", ".txt", ".xml", ".yaml", ".yml"))
 SPLIT_OF_FOLDER_NAME = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -46,16 +46,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class FolderContent:
-    """What a folder holds, by the rule above.
+    """The content of a folder, by the rules above.
 
     Attributes:
-        kind: of the data.
+        kind: kind of the data.
         splits: for each split its files, as paths relative to the folder, in alphabetical order.
         has_split_folders: whether the splits are top folders.
         metadata: the metadata files.
         left_out: data files outside of the splits.
-        unread: files of other suffixes, how many of each.
-        loops: links to a folder that they lie in.
+        unread: numbers of files with other suffixes, by suffix.
+        loops: links to a folder that contains them.
     """
 
     folder: str
@@ -75,15 +75,15 @@ class FolderContent:
             is_labelled = self.kind == "image" and not self.metadata
             if is_labelled and all(file.count(os.sep) == depth + 1 for file in files):
                 found[split] = [file.split(os.sep)[depth] for file in files]
-        # A single folder over all images is no class.
+        # A single folder that contains all images is not a class.
         return found if len({name for names in found.values() for name in names}) > 1 else {}
 
 
 def named_split(splits: Iterable[str], split: str, folder: str) -> str:
-    """The split that is meant, such as "validation" by "val".
+    """The split that a name means, such as "validation" for "val".
 
     Raises:
-        ValueError: there is none; the message lists those there are.
+        ValueError: there is no such split; the message lists the existing ones.
     """
     for name in (split, SPLIT_OF_FOLDER_NAME.get(split)):
         if name is not None and name in splits:
@@ -92,7 +92,7 @@ def named_split(splits: Iterable[str], split: str, folder: str) -> str:
 
 
 def read_folder(folder: str) -> FolderContent:
-    """Look through a folder by the rule above.
+    """Read a folder by the rules above.
 
     Raises:
         ValueError: as `content_of`.
@@ -102,27 +102,27 @@ def read_folder(folder: str) -> FolderContent:
 
 
 def content_of(folder: str, files: Sequence[str], loops: Sequence[str] = ()) -> FolderContent:
-    """The content of a folder by the rule above.
+    """The content of a folder, by the rules above, from its files.
 
     Args:
         folder: a path, or an address (`remote_files`).
-        files, loops: as of `files_below`.
+        files, loops: results of `files_below`.
 
     Raises:
-        ValueError: it holds no data, data of two kinds, or what could be splits or something else.
+        ValueError: it contains no data, data of two kinds, or folders that could be splits or something else.
     """
     metadata = [file for file in files if os.path.basename(file).lower() in METADATA_NAMES]
     of_kind: dict[Kind, list[str]] = {}
     unread: Counter[str] = Counter()
     for file in files:
         suffix = os.path.splitext(file)[1].lower()
-        if not _is_text(file):  # tables of paths cannot hold it
+        if not _is_text(file):  # tables of paths cannot contain it
             unread["names that are not UTF-8"] += 1
         elif file not in metadata and suffix in KIND_OF_SUFFIX:
             of_kind.setdefault(KIND_OF_SUFFIX[suffix], []).append(file)
         elif file not in metadata:
             unread[suffix or "no suffix"] += 1
-    if "image" not in of_kind:  # a parquet file of this name is then one as any other
+    if "image" not in of_kind:  # then a parquet file of this name is like any other
         parquets = [file for file in metadata if file.lower().endswith(".parquet")]
         if parquets:
             of_kind["parquet"] = sorted(of_kind.get("parquet", []) + parquets)
@@ -145,9 +145,9 @@ def content_of(folder: str, files: Sequence[str], loops: Sequence[str] = ()) -> 
 
 
 def files_below(folder: str) -> tuple[list[str], list[str], list[str]]:
-    """All files below a folder but hidden ones, the folders they are in, and links that loop.
+    """All files below a folder except hidden ones, their folders, and links that loop.
 
-    Paths are relative to the folder, which is "" itself, in alphabetical order.
+    Paths are relative to the folder, in alphabetical order. The folder itself is "".
     """
     files, folders, loops = [], [], []
 
@@ -173,7 +173,7 @@ def files_below(folder: str) -> tuple[list[str], list[str], list[str]]:
 
 
 def _up_from(folder: str) -> list[tuple[int, int]]:
-    """What tells a folder and all those above it apart from others: a link to one of them leads back to it."""
+    """Identifiers of a folder and of all folders above it. A link to one of them leads back to it."""
     place = Path(folder).resolve()
     return [(status.st_dev, status.st_ino) for status in map(os.stat, (place, *place.parents))]
 
@@ -218,7 +218,7 @@ def _split(folder: str, data: Sequence[str], kind: str) -> tuple[dict[str, list[
 
 
 def _split_by_name(folder: str, data: Sequence[str]) -> dict[str, list[str]]:
-    """Parquet files or tars by the first split name among the words of their path; by none, all are for training."""
+    """Parquet files or tars by the first split name among the words of their path; without any, all are training."""
     splits: dict[str, list[str]] = {}
     unnamed: list[str] = []
     for file in data:
@@ -239,8 +239,8 @@ def _counted(unread: Counter) -> str:
 
 
 def say_what_is_read(content: FolderContent) -> None:
-    """One line on what was found; a warning where something is left out."""
-    if int(os.environ.get("RANK", 0)) > 0:  # of several processes of one launch, the first speaks
+    """Log one line about the content; a warning if something is left out."""
+    if int(os.environ.get("RANK", 0)) > 0:  # only the first process of a launch logs
         return
     classes = content.classes()
     splits = []

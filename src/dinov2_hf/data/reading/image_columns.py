@@ -1,4 +1,4 @@
-"""Which column of a data set holds its images, and the images in it."""
+"""Finds the column of images of a data set, and reads images from it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,24 +15,24 @@ IMAGE_COLUMN_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
 
 
 def find_image_column(dataset: datasets.Dataset | datasets.IterableDataset, image_column: str | None = None) -> str:
-    """The name of the column that holds the images.
+    """The name of the column of images.
 
     Args:
         dataset: the data set.
         image_column: the column the user named, which is then only checked.
 
     Returns:
-        `image_column`. Where it is not given, the only column of type `Image`; of several, the only one that is named
-        like an image ("image", "img", "jpg", ...). Where no column has that type, the only column of encoded files
-        (binary, or structs of `bytes` and `path`) that is named so.
+        `image_column`. If it is not given, the only column of type `Image`; if there are several, the only one that is
+        named like an image ("image", "img", "jpg", ...). If no column has that type, the only column of encoded files
+        (binary, or structs of `bytes` and `path`) with such a name.
 
     Raises:
-        ValueError: if there is no such column, or several (a picture and its mask): none is taken silently. The
-            message lists them.
+        ValueError: there is no such column, or several (such as a picture and its mask), and none is chosen silently.
+            The message lists them.
     """
     features = dataset.features
     if features is None:
-        # A stream of untyped rows (such as JSON lines) tells its columns only through its rows.
+        # The columns of a stream of untyped rows (such as JSON lines) are only known from its rows.
         features = datasets.Dataset.from_list([next(iter(dataset))]).features
     columns = ", ".join(features)
     if image_column is not None:
@@ -65,7 +65,7 @@ def first_images(
 ) -> list[Image.Image | np.ndarray]:
     """The first `count` images that can be decoded, by `image_decoder(num_channels)`; fewer if there are no more."""
     images, decode = [], image_decoder(num_channels)
-    for row in dataset.select_columns([image_column]):  # other columns may hold images that cannot be decoded
+    for row in dataset.select_columns([image_column]):  # other columns may have images that cannot be decoded
         try:
             images.append(decode(row[image_column]))
         except UndecodableImage:

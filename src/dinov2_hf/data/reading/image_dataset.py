@@ -1,4 +1,4 @@
-"""Images from where people keep them: folders, parquet, saved data sets, WebDataset tars, the Hub."""
+"""Loads images from folders, parquet files, saved data sets, WebDataset tars and the Hub."""
 
 import glob
 import hashlib
@@ -40,17 +40,15 @@ def load_image_dataset(
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load images, leaving them undecoded.
 
-    Nothing is decoded here, so empty or broken files do not disturb the loading; `decode_image` meets them. Rows that
-    name files in place of bytes may name those in the folder of the dataset only (`row_paths`).
+    Nothing is decoded here, so empty or broken files are only found by `decode_image`. Rows that name files instead of
+    bytes may only name files in the folder of the dataset (`row_paths`).
 
     Args:
-        path_or_name: one of
-            a folder of images, parquet files or tars, read by the rule of `folders` in the order of the paths;
-            class folders become a `label` column (`ClassLabel`);
-            a folder written by `save_to_disk`;
-            a parquet file, WebDataset tar, or a glob of either: all rows make up the one split asked for;
-            the name of a data set on the Hub.
-        split: the split to load; "all": every split, one after the other. A slice, such as train[:1000], is understood
+        path_or_name: one of a folder of images, parquet files or tars, read by the rules of `folders` in the order of
+            the paths; class folders become a `label` column (`ClassLabel`); a folder written by `save_to_disk`; a
+            parquet file, WebDataset tar, or a glob of either: all rows make up the one split asked for; the name of a
+            data set on the Hub.
+        split: the split to load; "all": every split, one after the other. A slice, such as train[:1000], is possible
             for parquet files, tars and the Hub.
         config_name: the configuration of a Hub data set or of a local copy of one.
         image_column: the column of the images; by default the one that `find_image_column` finds.
@@ -58,16 +56,18 @@ def load_image_dataset(
         cache_dir, token, revision: as in `datasets.load_dataset`.
 
     Returns:
-        The data set; its image column is `datasets.Image(decode=False)`, that is, mappings of `bytes` and `path`.
+        The data set. Its image column is `datasets.Image(decode=False)`, which gives mappings of `bytes` and `path`.
 
     Raises:
-        ValueError: if the path does not exist and is no Hub name, if it holds no images or what is ambiguous, if a
-            parquet file or tar is damaged, or if the split or the column is missing; the message lists the splits or
-            columns that there are.
+        ValueError: the path does not exist and is not a Hub name, it contains no images or is ambiguous, a parquet
+            file or tar is damaged, or the split or the column is missing; the message lists the existing splits or
+            columns.
     """
     path, options = os.path.expanduser(path_or_name), {"streaming": streaming, "cache_dir": cache_dir}
     if os.path.isdir(path):
-        path = os.path.abspath(path)  # the files' names would otherwise count from here, and those of rows from there
+        path = os.path.abspath(
+            path
+        )  # otherwise names of files would be relative to this folder, and names in rows to that one
         dataset = _load_folder(path, split, config_name, options)
     elif Path(path).suffix in BUILDER_OF_SUFFIX:
         if config_name is not None:
@@ -102,17 +102,17 @@ def load_image_dataset(
 
 
 def evaluation_split(path_or_name: str, option: str = "--eval_split") -> str:
-    """The split to evaluate on where the user names none: "test", else "validation", else the only split there is.
+    """The split to evaluate on if the user names none: "test", else "validation", else the only split.
 
-    A parquet file or tar is one split under any name, and what the Hub has is not asked: both are "test". So is what
-    cannot be read: loading it says why.
+    A parquet file or tar is one split under any name, and the Hub is not asked: both are "test". So is data that
+    cannot be read, because loading it gives the reason.
 
     Args:
         path_or_name: as in `load_image_dataset`.
-        option: by which the user names one.
+        option: the option by which the user names a split.
 
     Raises:
-        ValueError: a folder has several splits and none of these.
+        ValueError: a folder has several splits, but none of these.
     """
     path = os.path.expanduser(path_or_name)
     if not os.path.isdir(path) or os.path.exists(os.path.join(path, "state.json")):
@@ -134,7 +134,7 @@ def evaluation_split(path_or_name: str, option: str = "--eval_split") -> str:
 
 
 def roots_of(path_or_name: str, cache_dir: str | None = None) -> list[str]:
-    """Where the rows of a dataset may name files: its own folder, and the caches of what `datasets` downloads.
+    """The folders in which rows of a dataset may name files: its own folder, and the download caches of `datasets`.
 
     Args:
         path_or_name, cache_dir: as in `load_image_dataset`.
@@ -159,9 +159,9 @@ def _load_packed(builder: str, files: list[str], split: str, options: dict[str, 
     Raises:
         ValueError: one of them is damaged; the message names it.
     """
-    if options["streaming"] and builder == "parquet":  # or it would be found in the middle of a training
+    if options["streaming"] and builder == "parquet":  # otherwise damage would be found in the middle of a training
         refuse_damaged(builder, files)
-    if split == ALL_SPLITS:  # no name that files may have
+    if split == ALL_SPLITS:  # not a name of files
         split = "train"
     try:
         return datasets.load_dataset(builder, data_files={without_slice(split): files}, split=split, **options)
@@ -210,7 +210,7 @@ def one_after_the_other(splits: Mapping[str, datasets.Dataset], folder: str) -> 
 
 
 def without_slice(split: str) -> str:
-    """Of "train[:100]" it is "train"."""
+    """The name of a split without its slice: "train" for "train[:100]"."""
     return re.split(r"\W", split)[0]
 
 
@@ -231,7 +231,7 @@ def images_of(content: FolderContent, split: str) -> datasets.Dataset:
         return datasets.concatenate_datasets([dataset, metadata], axis=1) if metadata.column_names else dataset
     classes_of_split = content.classes()
     if split in classes_of_split:
-        # The class names of all splits together, so that a class has the same number in each.
+        # The class names of all splits together, so that a class has the same number in every split.
         names = sorted({name for classes in classes_of_split.values() for name in classes})
         label_of_class = {name: label for label, name in enumerate(names)}
         labels = [label_of_class[name] for name in classes_of_split[split]]
@@ -242,6 +242,6 @@ def images_of(content: FolderContent, split: str) -> datasets.Dataset:
 
 
 def _dataset_of(table: pa.Table, features: datasets.Features, content: Sequence[str]) -> datasets.Dataset:
-    """With a fingerprint by texts that its rows follow from: `datasets` would go through all rows to make one."""
+    """A dataset with a fingerprint from texts that determine its rows. `datasets` would read all rows for one."""
     digest = hashlib.blake2b("\n".join(content).encode(errors="surrogateescape"), digest_size=8).hexdigest()
     return datasets.Dataset(InMemoryTable(table), info=datasets.DatasetInfo(features=features), fingerprint=digest)

@@ -1,4 +1,4 @@
-"""Columns beside the images of a folder, as the `imagefolder` convention of `datasets` keeps them.
+"""Further columns for the images of a folder, by the `imagefolder` convention of `datasets`.
 
 A file `metadata.csv`, `metadata.jsonl` or `metadata.parquet` has a row for each image of its folder, or of folders
 below it: `file_name`, relative to the metadata file, and any other columns.
@@ -23,7 +23,7 @@ def read_metadata(folder: str, metadata: Sequence[str], images: Sequence[str]) -
     """The other columns of some images.
 
     Args:
-        folder: what all paths are relative to.
+        folder: the folder to which all paths are relative.
         metadata: the metadata files.
         images: the images.
 

@@ -1,4 +1,4 @@
-"""Several data sets that a run takes images of, each as often as its weight says."""
+"""Several data sets of one run, each used as often as its weight says."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ KEYS = ("path", "weight", "split", "dataset_config_name", "image_column")
 class MixedImages:
     """
     Args:
-        parts: the data sets as they were loaded; of streams the column "image" alone.
-        weights: how often an image of each is taken, as ratios.
-        images: of all of them, one after the other, in the column "image" alone.
+        parts: the data sets as they were loaded; for streams, only the column "image".
+        weights: how often an image of each is used, as ratios.
+        images: the images of all of them, one after the other, with only the column "image".
         is_streamed: whether they are read as streams.
     """
 
@@ -32,12 +32,12 @@ class MixedImages:
 
     @property
     def num_shards(self) -> list[int]:
-        """Of each of several streams."""
+        """The numbers of shards of several streams."""
         return [part.num_shards for part in self.parts]
 
     @property
     def column_names(self) -> list[str]:
-        """Of what they have in common."""
+        """The common columns."""
         return self.images.column_names
 
     def __len__(self) -> int:
@@ -46,11 +46,11 @@ class MixedImages:
 
 def read_entries(train_data: str | Sequence[str | Mapping[str, Any]]) -> str | list[dict[str, Any]]:
     """
-    What a recipe says of its images: one path as it is; of several data sets what `load_mixed_images` takes, where a
-    path alone has the weight 1.
+    The training data of a recipe: a single path unchanged, or the entries of several data sets for
+    `load_mixed_images`. A path alone has the weight 1.
 
     Raises:
-        ValueError: an entry has no path, an unknown key, or a weight that is none.
+        ValueError: an entry has no path, an unknown key, or an invalid weight.
     """
     if isinstance(train_data, str):
         return train_data
@@ -70,7 +70,7 @@ def read_entries(train_data: str | Sequence[str | Mapping[str, Any]]) -> str | l
 
 
 def paths_of(train_data: str | Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of one data set or of several."""
+    """The paths of one data set or of several."""
     return [train_data] if isinstance(train_data, str) else [entry["path"] for entry in train_data]
 
 
@@ -86,8 +86,8 @@ def load_mixed_images(
     Load the data sets of a mixture.
 
     Args:
-        entries: `path` and `weight` of each; `split`, `dataset_config_name` and `image_column` where they are others
-            than those of all.
+        entries: `path` and `weight` of each; `split`, `dataset_config_name` and `image_column` if they differ from the
+            common ones.
         split, config_name, image_column, streaming: see `load_image_dataset`.
 
     Raises:

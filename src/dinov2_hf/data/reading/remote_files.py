@@ -1,4 +1,4 @@
-"""Files at addresses, such as s3://bucket/folder: found and opened where they are, through fsspec."""
+"""Finds and opens files at addresses, such as s3://bucket/folder, through fsspec, without copying them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from .damaged_files import cause_of
 
 PACKAGE_OF = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 PACKAGE_OF |= {"abfs": "adlfs", "az": "adlfs"}
-# What stores say of the content of a file without reading it, the best first.
+# Facts by which stores identify the content of a file without reading it, the best first.
 VERSION_KEYS = (
     "ETag",
     "etag",
@@ -33,7 +33,7 @@ class RemoteFile:
 
     Attributes:
         url: its address.
-        state: bytes (-1 if unknown), and 63 bits of what the store says of its content (0 if it says nothing).
+        state: its bytes (-1 if unknown), and 63 bits that identify its content (0 if the store gives nothing).
     """
 
     url: str
@@ -44,7 +44,7 @@ def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The store of an address, and the path in it.
 
     Raises:
-        ValueError: there is no such kind of store, its package is not installed, or it is this machine.
+        ValueError: there is no such kind of store, its package is not installed, or the address is on this machine.
     """
     protocol = url.partition("://")[0].lower()
     if protocol in ("file", "local") or "::" in url:
@@ -60,31 +60,33 @@ def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def open_url(url: str) -> BinaryIO:
-    """A file of a store, to be read in parts: each read is one request.
+    """Open a file of a store for reading in parts. Each read is one request.
 
     Raises:
         ValueError: as `filesystem_of`.
-        OSError: it is not there, or cannot be read.
+        OSError: it does not exist, or cannot be read.
     """
     store, path = filesystem_of(url)
     return store.open(path, "rb", cache_type="none")
 
 
 def matching_files(url: str) -> tuple[str | None, list[RemoteFile]]:
-    """The file at an address, all below a folder, or all that match a pattern with `*`; by name, without hidden ones.
+    """The file at an address, all files below a folder, or all that match a pattern with `*`; sorted, none hidden.
 
     Returns:
-        The address of the folder, None where it is none, and the files.
+        The address of the folder, or None if it is not a folder, and the files.
 
     Raises:
-        ValueError: as `filesystem_of`; or the store cannot be asked, or has nothing there.
+        ValueError: as `filesystem_of`; or the store cannot be reached, or has nothing there.
     """
     store, path = filesystem_of(url)
     root = path.rstrip("/")
-    store.invalidate_cache()  # or what an earlier look found would be found again
+    store.invalidate_cache()  # otherwise the result of an earlier call would be returned
     try:
-        found = store.glob(path, detail=True) if "*" in path else store.find(path, detail=True)  # of a file itself
-    except Exception as error:  # clients of stores have no common class of errors
+        found = (
+            store.glob(path, detail=True) if "*" in path else store.find(path, detail=True)
+        )  # also for a single file
+    except Exception as error:  # the clients of stores have no common class of errors
         raise ValueError(f"{url} cannot be looked through ({cause_of(error)}).") from error
     files = [
         RemoteFile(store.unstrip_protocol(name), _state(info))

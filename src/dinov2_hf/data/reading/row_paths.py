@@ -1,10 +1,10 @@
-"""Which files the rows of a dataset may name: those inside the folder that the dataset itself lies in.
+"""Restricts the files that rows of a dataset may name to the folder of the dataset.
 
-A row of a parquet file can hold a path in place of the bytes of an image, and whoever made the file chose the path.
-If any were read, a downloaded dataset could put a private picture of its reader into a curated one. So `confined`
-looks at every path of a dataset that is loaded by name. Relative paths count from the folder of the dataset. Paths are
-compared as they are written: links inside the folder are followed, as they are in a folder of images. Not image
-columns alone are looked at: columns of other files can be kept, and are then read.
+A row of a parquet file can contain a path instead of the bytes of an image, and the author of the file chose the path.
+If every path were read, a downloaded dataset could put a private picture of its reader into a curated dataset. So
+`confined` checks every path of a dataset that is loaded by name. Relative paths are relative to the folder of the
+dataset. Paths are compared as they are written: links inside the folder are followed, as in a folder of images.
+Columns of other files are checked too, because they can be kept and are then read.
 """
 
 import dataclasses
@@ -22,16 +22,16 @@ from ..decoding.file_content import OUTSIDE, is_url, outside_path, read_content
 def confined(
     dataset: datasets.Dataset | datasets.IterableDataset, roots: Sequence[str]
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """The dataset with all paths of its image columns inside of `roots`, or marked as forbidden.
+    """The dataset with all paths of its columns of files inside of `roots`, or marked as forbidden.
 
     Args:
-        dataset: its columns of files (images, videos, audio, documents, ...) are looked at, however deep in lists and
-            structs these lie.
-        roots: folders or URLs; the first is where relative paths count from.
+        dataset: its columns of files (images, videos, audio, documents, ...) are checked, however deep they are in
+            lists and structs.
+        roots: folders or URLs; relative paths are relative to the first.
 
     Returns:
-        A dataset of the same rows and types. Rows with bytes keep their name; a path alone is made absolute. Of a
-        stream no column is decoded: `datasets` would open the files of each while it is read.
+        A dataset with the same rows and types. Rows with bytes keep their name; a path alone is made absolute. In a
+        stream no column is decoded, because `datasets` would open the files of each column while reading.
     """
     columns = [name for name, feature in (dataset.features or {}).items() if holds_files(feature)]
     if isinstance(dataset, datasets.IterableDataset):
@@ -49,7 +49,7 @@ def confined(
 
 
 def confined_value(value: Any, feature: Any, roots: Sequence[str]) -> Any:
-    """A value of a row, as it is stored, with the paths of its files as `confined` has them."""
+    """A stored value of a row, with the paths of its files confined as in `confined`."""
 
     def confine(file: dict[str, Any] | None) -> dict[str, Any] | None:
         if file is None or file["path"] is None or file.get("bytes") is not None:
@@ -62,9 +62,9 @@ def confined_value(value: Any, feature: Any, roots: Sequence[str]) -> Any:
 def allowed_path(path: str, roots: Sequence[str]) -> str:
     """The path to open: absolute, and inside of one of the roots; or marked as forbidden."""
     if is_url(path):
-        # Chained URLs, zip://a.jpg::hf://..., name the file that is really opened last.
+        # In chained URLs, zip://a.jpg::hf://..., the file that is really opened comes last.
         *inner, last = path.split("::")
-        # A version of a Hub dataset stands behind its name: hf://datasets/owner/name@main/a.jpg.
+        # The version of a Hub dataset comes after its name: hf://datasets/owner/name@main/a.jpg.
         beginnings = tuple(f"{root}{end}" for root in roots if is_url(root) for end in "/@")
         is_inside = last.startswith(beginnings)
         is_plain = ".." not in last.split("/") and all(part.startswith("zip://") for part in inner)
@@ -79,7 +79,7 @@ def allowed_path(path: str, roots: Sequence[str]) -> str:
 
 
 def holds_files(feature: Any) -> bool:
-    """Whether values of a type are files, of any kind that `datasets` reads by itself, or lists or structs of such."""
+    """Whether values of a type are files that `datasets` reads by itself, or lists or structs of such files."""
     if isinstance(feature, Mapping):
         return any(holds_files(part) for part in feature.values())
     if isinstance(feature, datasets.List | datasets.LargeList):
@@ -89,13 +89,13 @@ def holds_files(feature: Any) -> bool:
 
 def refuse_unreadable_files(dataset: datasets.Dataset, column: str) -> None:
     """
-    That a column of files can be copied: `datasets` itself would read any file that a row names, when it writes one.
+    Check that a column of files can be copied. `datasets` would read any file that a row names when it writes the row.
 
     Args:
-        dataset: what `confined` gave.
+        dataset: result of `confined`.
 
     Raises:
-        ValueError: a row names a forbidden file, or what is missing or no regular file.
+        ValueError: a row names a file that is forbidden, missing or not a regular file.
     """
 
     def refuse(path: str) -> str:
@@ -114,7 +114,7 @@ def refuse_unreadable_files(dataset: datasets.Dataset, column: str) -> None:
 
 def with_content(value: Any, feature: Any) -> Any:
     """
-    A value that `undecoded` datasets hold, with the bytes of its files in place of their paths.
+    A value of an `undecoded` dataset, with the bytes of its files instead of their paths.
 
     Raises:
         UndecodableImage, OSError: as `read_content`.
@@ -122,14 +122,14 @@ def with_content(value: Any, feature: Any) -> Any:
 
     def read(file: dict[str, Any]) -> dict[str, Any] | None:
         is_empty = file["bytes"] is None and file["path"] is None
-        # Without a name: `datasets` prefers the file of a name to the bytes, wherever there is one.
+        # Without a name, because `datasets` prefers a named file to the bytes if it exists.
         return None if is_empty else {"bytes": read_content(file), "path": None}
 
     return _with_files(value, feature, read)
 
 
 def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
-    """The dataset, whose files `datasets` then leaves as they are stored."""
+    """The dataset with its files as they are stored, not decoded by `datasets`."""
     info = dataset.info.copy()
     info.features = datasets.Features({name: _undecoded(feature) for name, feature in dataset.features.items()})
     return datasets.Dataset(dataset.data.table, info=info, split=dataset.split, indices_table=dataset._indices)
@@ -151,22 +151,22 @@ def _is_list(type: pa.DataType) -> bool:
 
 def _with_paths(array: pa.Array, feature: Any, change: Callable[[str], str]) -> pa.Array:
     """
-    An array of files, or of lists or structs of them, with the paths of files that have no bytes changed; the array
-    itself where they stay as they are.
+    An array of files, or of lists or structs of them, where the paths of files without bytes are changed; the array
+    itself if nothing changes.
     """
     if not holds_files(feature):
         return array
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     if _is_list(array.type):
-        whole = pa.concat_arrays([array])  # of a slice, values and offsets would be those of all
+        whole = pa.concat_arrays([array])  # in a slice, values and offsets would be those of the whole
         inner = _with_paths(whole.values, feature.feature, change)
         if inner is whole.values or inner.equals(whole.values):
             return array
         if pa.types.is_fixed_size_list(array.type):
             return pa.FixedSizeListArray.from_arrays(inner, type=array.type, mask=whole.is_null())
         return type(whole).from_arrays(whole.offsets, inner, type=array.type, mask=whole.is_null())
-    # `field` shares the buffers: the bytes of the images are not copied.
+    # `field` shares the buffers, so the bytes of the images are not copied.
     before = [array.field(field.name) for field in array.type]
     if isinstance(feature, Mapping):
         new = [_with_paths(part, feature[field.name], change) for part, field in zip(before, array.type, strict=True)]
@@ -206,7 +206,7 @@ def _confined_stream(
             return file
         if file.get("bytes") is None:
             return {**file, "path": allowed_path(file["path"], roots)}
-        # `datasets` prefers the file of this name to the bytes, wherever the name is that of a file.
+        # `datasets` prefers the file of this name to the bytes if it exists.
         return {**file, "path": None} if os.path.isfile(file["path"]) else file
 
     def confine_row(row: dict[str, Any]) -> dict[str, Any]:

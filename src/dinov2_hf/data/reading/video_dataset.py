@@ -1,4 +1,4 @@
-"""Data sets of videos: files in class folders, saved data sets, parquet, the Hub."""
+"""Loads data sets of videos: files in class folders, saved data sets, parquet, the Hub."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ def load_video_dataset(
     Args:
         path_or_name: a folder of video files in class folders, a folder written by `save_to_disk`, a parquet file or a
             folder of them, or the name of a data set on the Hub.
-        split: the split to load; train[:1000] is a part of one.
+        split: the split to load; train[:1000] is a part of a split.
         video_column: the column of the videos; by default the first of type `Video`, or else of lists of images.
 
     Returns:
@@ -56,7 +56,7 @@ def load_video_dataset(
 
 
 def without_decoding(dataset: datasets.Dataset, video_column: str) -> datasets.Dataset:
-    """The data set, whose videos or frames `datasets` then leaves as they are stored."""
+    """The data set with its videos or frames as they are stored, not decoded by `datasets`."""
     feature = dataset.features[video_column]
     if isinstance(feature, datasets.Video):
         return dataset.cast_column(video_column, datasets.Video(decode=False))
