@@ -49,8 +49,8 @@ def parameter_groups(
     """
     Trainable parameters of `student`, each in exactly one group.
 
-    Groups are made within each part (`backbone`, `dino_head`, `ibot_head`) and carry `part`, `lr_multiplier`,
-    `weight_decay_multiplier` and `is_last_layer` (prototypes) beside `params`.
+    Groups are made within each part (`backbone`, `dino_head`, `ibot_head`) and have `part`, `lr_multiplier`,
+    `weight_decay_multiplier` and `is_last_layer` (prototypes) in addition to `params`.
     """
     blocks = [int(block[1]) for name, _ in student.named_parameters() if (block := BLOCK.search(name))]
     num_layers = 1 + max(blocks, default=-1)
@@ -87,11 +87,13 @@ def set_schedule(optimizer: torch.optim.Optimizer, now: ScheduleValues) -> None:
 
 def step_unless(optimizer: torch.optim.Optimizer, left_out: torch.Tensor) -> None:
     """
-    A step that moves neither weights nor moments where `left_out`, a float32 scalar on the device, is 1: AdamW's fused
-    kernel asks the device, and the host does not wait.
+    A step that changes neither weights nor moments if `left_out`, a float32 scalar on the device, is 1. AdamW's fused
+    kernel reads it on the device, so the host does not wait.
     """
     adamw = getattr(optimizer, "optimizer", optimizer)  # in the wrapper that Accelerate makes
-    if isinstance(adamw, torch.optim.AdamW):  # DeepSpeed's own has stepped in the backward pass, or left that out
+    if isinstance(
+        adamw, torch.optim.AdamW
+    ):  # DeepSpeed's own optimizer has already stepped in the backward pass, or left it out
         # Weights may be in the memory of the host (FSDP2 with offloading).
         vars(adamw)["found_inf"] = left_out.to(adamw.param_groups[0]["params"][0].device)
     try:
@@ -104,16 +106,17 @@ def clip_gradients(
     accelerator: Accelerator, students: Mapping[str, nn.Module], max_grad_norm: float, *, per_part: bool
 ) -> dict[str, torch.Tensor]:
     """
-    Clip the gradients of each student to an L2 norm of `max_grad_norm`. Under DeepSpeed the backward pass has clipped
-    them, by one norm over all, and updated the weights or left that out; here it tells the norm.
+    Clip the gradients of each student to an L2 norm of `max_grad_norm`. Under DeepSpeed the backward pass has already
+    clipped them, by one norm over all, and updated the weights or left the update out. Then this only returns the
+    norm.
 
     Args:
         students: by name; the only one has an empty name.
-        per_part: clip the backbone and each head by a norm of its own, as the original does; otherwise by one norm.
+        per_part: clip the backbone and each head by its own norm, as the original does; otherwise by one norm.
 
     Returns:
-        Norms before clipping, scalars on the device: `grad_norm_<part>` for each part, or `grad_norm`; of several
-        students after their name, as in `small/grad_norm`.
+        Norms before clipping, scalars on the device: `grad_norm_<part>` for each part, or `grad_norm`. With several
+        students, the name of the student comes first, as in `small/grad_norm`.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED or (not per_part and len(students) == 1):
         parameters = [parameter for network in students.values() for parameter in network.parameters()]

@@ -1,8 +1,8 @@
 """
-Signals that ask a run to make room: SIGTERM (preemption, shutdown, launchers) and SIGUSR1 (batch systems, on request).
+Signals that ask a run to stop: SIGTERM (preemption, shutdown, launchers) and SIGUSR1 (batch systems, on request).
 
-The signal only leaves a note, which is a vote of its process in the next step (see votes.py). So all processes stop
-after the same step, although they are signalled at different moments, or only one of them is.
+The signal is only noted, and becomes a vote of its process in the next step (see votes.py). So all processes stop
+after the same step, even if they get the signal at different moments, or only one of them gets it.
 """
 
 import signal
@@ -16,9 +16,9 @@ PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 class Preemption:
     """
-    Within its `with` block, the signals are noted rather than deadly; and after it when it is left by `RunPreempted`,
-    because a launcher whose first process has left sends SIGTERM to those that are still closing their files and
-    trackers. To be entered in the main thread.
+    Within its `with` block, the signals are noted and do not end the process. This also holds after a `RunPreempted`,
+    because a launcher sends SIGTERM after the first process has ended, while others are still closing their files and
+    trackers. It must be entered in the main thread.
 
     Attributes:
         received: name of the last signal, such as `"SIGTERM"`, or `None`.

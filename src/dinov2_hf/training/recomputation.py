@@ -1,9 +1,9 @@
 """
-What a backward pass makes again in place of keeping it (activation checkpointing): memory for time.
+Recomputation in the backward pass instead of saving activations (activation checkpointing): less memory, more time.
 
-`"full"` keeps the input of each block and runs the block again. `"selective"` keeps, beside it, attention and all
-products but the widest one, the first of the feed-forward network, which takes as much memory as all others and a
-third of their time. That one, norms and activations are made again.
+`"full"` saves the input of each block and runs the block again. `"selective"` also saves attention and all products
+except the widest one. This is the first of the feed-forward network, which takes as much memory as all others and a
+third of their time. It is computed again, and so are norms and activations.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ WIDEST_KEPT = 3  # times the input: query, key and value side by side
 
 
 def recompute_blocks(network: PreTrainedModel, how: str) -> None:
-    """Let the blocks of `network` make again what they need in the backward pass; `how` is one of `HOW`."""
+    """Make the blocks of `network` recompute activations in the backward pass; `how` is one of `HOW`."""
     if how in ("no", "false"):
         return
     options: dict[str, Any] = {"use_reentrant": False}
@@ -28,7 +28,7 @@ def recompute_blocks(network: PreTrainedModel, how: str) -> None:
 
 
 def kept_or_made_again(_, kernel: Any, *args: Any, **__: Any) -> CheckpointPolicy:
-    """What becomes of the result of a kernel of PyTorch; kernels of others, which cannot be told apart, run again."""
+    """Whether the result of a PyTorch kernel is saved. Other kernels cannot be distinguished, and run again."""
     schema = getattr(kernel, "_schema", None)
     name = "" if schema is None else schema.name.removeprefix("aten::")
     is_kept = "scaled_dot_product" in name

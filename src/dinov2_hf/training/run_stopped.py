@@ -1,4 +1,4 @@
-"""Runs that end before their last step: why, and with which exit code."""
+"""Errors of runs that end before their last step, with the reason and the exit code."""
 
 import errno
 from collections.abc import Iterator
@@ -6,20 +6,20 @@ from contextlib import contextmanager
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# EX_TEMPFAIL of sysexits.h: nothing is wrong, start it again.
+# EX_TEMPFAIL of sysexits.h: there is no error, and the run can be started again.
 PREEMPTED_EXIT_CODE = 75
-# What shells give to a program that SIGINT (Ctrl-C) ended.
+# The exit code that shells give to a program that SIGINT (Ctrl-C) ended.
 INTERRUPTED_EXIT_CODE = 130
 
 
 class RunStopped(Exception):
-    """A run that cannot go on; its message says why, and what is left. Raised on all processes together."""
+    """A run that cannot continue. The message says why, and what is saved. It is raised on all processes together."""
 
     exit_code = 1
 
 
 class RunPreempted(RunStopped):
-    """A run that was asked to make room, and has saved a checkpoint."""
+    """A run that was asked to stop, and has saved a checkpoint."""
 
     exit_code = PREEMPTED_EXIT_CODE
 
@@ -31,7 +31,7 @@ class RunInterrupted(RunStopped):
 
 
 def as_run_stopped(error: BaseException) -> RunStopped | None:
-    """A `RunStopped` as it is, one in place of Ctrl-C or of a disk, quota or file that is full, or `None`."""
+    """A `RunStopped` unchanged, a new one for Ctrl-C or for a full disk, quota or file, or `None`."""
     if isinstance(error, RunStopped):
         return error
     if isinstance(error, KeyboardInterrupt):
@@ -45,8 +45,8 @@ def as_run_stopped(error: BaseException) -> RunStopped | None:
 @contextmanager
 def bad_data_stops_run() -> Iterator[None]:
     """
-    Turn a `ValueError` about the data, such as too many broken images in a row, into a `RunStopped`; but not that of a
-    full disk, which is told by `as_run_stopped`.
+    Turn a `ValueError` about the data, such as too many broken images in a row, into a `RunStopped`. The error of a
+    full disk is not changed here; `as_run_stopped` handles it.
     """
     try:
         yield

@@ -1,7 +1,7 @@
 """
 The schedules of a DINOv2 run (paper, appendix B), as values read at a step.
 
-They are plain numbers written into the optimizer rather than `LRScheduler` objects: not all of them are learning
+They are plain numbers that are written into the optimizer, not `LRScheduler` objects: not all of them are learning
 rates, and Accelerate steps a prepared scheduler once for every process.
 """
 
@@ -14,14 +14,14 @@ from ..named_objects import Registry, did_you_mean
 from ..value_ranges import NOT_NEGATIVE
 
 
-# A kind says how far a value has come from `base` to `final`: 0 to 1, for the share of the steps that is over.
+# A kind of schedule maps the share of finished steps to the progress of a value from `base` to `final`, 0 to 1.
 SCHEDULES = Registry("schedule")
 DECAY_SHARE = 0.2  # of a warm-up-stable-decay schedule, the steps at its end
 
 
 @SCHEDULES.register("cosine")
 def cosine(progress: float) -> float:
-    """Half a cosine, the paper's."""
+    """Half a cosine, as in the paper."""
     return 0.5 * (1 - math.cos(math.pi * progress))
 
 
@@ -33,7 +33,7 @@ def linear(progress: float) -> float:
 
 @SCHEDULES.register("constant")
 def constant(progress: float) -> float:
-    """`base` throughout."""
+    """Always `base`."""
     return 0.0
 
 

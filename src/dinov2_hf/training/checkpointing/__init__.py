@@ -1,1 +1,1 @@
-"""Checkpoints: written whole, checked, read back."""
+"""Checkpoints are written whole, checked and read back."""

@@ -1,4 +1,4 @@
-"""Which folders are checkpoints of a run, and what they say of it."""
+"""Finds the checkpoint folders of a run, and reads the state of the run from them."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 CHECKPOINTS = "checkpoints"  # of the output folder of a run
 STATE_FILE = "run_state.json"
-LATEST = "latest"  # in the place of the newest checkpoint
+LATEST = "latest"  # stands for the newest checkpoint
 CHECKPOINT_NAME = r"step_\d+"
 
 
@@ -27,7 +27,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def read_state(checkpoint: Path) -> dict:
-    """The `state` that `CheckpointSaver.save` was given; `ValueError` where the file holds something else."""
+    """The `state` that `CheckpointSaver.save` was given; `ValueError` if the file contains something else."""
     path = checkpoint / STATE_FILE
     try:
         state = json.loads(path.read_text())

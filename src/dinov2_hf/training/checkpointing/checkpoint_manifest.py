@@ -1,4 +1,4 @@
-"""Size and SHA-256 of every file of a checkpoint, so that a damaged one is found before it is continued from."""
+"""Size and SHA-256 of every file of a checkpoint, so that damage is found before a run continues from it."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from ...output_folders import files_in
 
 
 MANIFEST_FILE = "manifest.json"
-# hashlib lets go of the interpreter lock; sharded checkpoints have a file for each process.
+# hashlib releases the interpreter lock; sharded checkpoints have a file for each process.
 NUM_THREADS = 8
 
 
@@ -36,7 +36,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """What of `folder` is not as its manifest says, such as "its optimizer.bin has 12 bytes instead of 345"."""
+    """The difference of `folder` to its manifest, such as "its optimizer.bin has 12 bytes instead of 345"."""
     try:
         files = json.loads((folder / MANIFEST_FILE).read_text())
     except FileNotFoundError:
@@ -60,12 +60,12 @@ def find_damage(folder: Path) -> str | None:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Names of the files in `folder` that its manifest does not name; all of them where there is none to read."""
+    """Names of the files in `folder` that its manifest does not list; all of them if there is no readable manifest."""
     return sorted(set(files_in(folder)) - _listed(folder))
 
 
 def remove_listed(folder: Path) -> None:
-    """Delete the files that the manifest of `folder` names, last of all the manifest; and `folder`, if it is empty."""
+    """Delete the files that the manifest of `folder` lists, then the manifest, then `folder` if it is empty."""
     for name in sorted(_listed(folder) & set(files_in(folder)), key=lambda name: name == MANIFEST_FILE):
         (folder / name).unlink()
     for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
@@ -74,7 +74,7 @@ def remove_listed(folder: Path) -> None:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Where it is there."""
+    """Delete an empty folder, if it exists."""
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 

@@ -1,10 +1,10 @@
 """
-Pickles in a checkpoint hold data, never code.
+Ensures that pickles in a checkpoint contain data, never code.
 
-Accelerate, torch and DeepSpeed save optimizers, random states and lists of shards as pickles, and a pickle may name
-any function to be called when it is read. Checksums do not help: who changes a file can renew the manifest. So names
-are looked at before anything is read (`refuse_code`), and everything is read by torch's unpickler for weights, which
-knows a list of harmless classes (`data_only`), whatever the reader asks for.
+Accelerate, torch and DeepSpeed save optimizers, random states and lists of shards as pickles. A pickle may name any
+function to be called when it is read. Checksums do not help, because whoever changes a file can also change the
+manifest. So names are checked before anything is read (`refuse_code`), and everything is read by torch's unpickler for
+weights, which allows a list of harmless classes (`data_only`), whatever the reader asks for.
 """
 
 import os
@@ -19,8 +19,8 @@ import torch
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".pkl")
 METADATA_FILE = ".metadata"
-# Beside what torch's unpickler allows by itself: arrays, for NumPy's random state (as in accelerate.utils.load), and
-# small records of DeepSpeed's optimizers.
+# Allowed in addition to torch's own list: arrays, for NumPy's random state (as in accelerate.utils.load), and small
+# records of DeepSpeed's optimizers.
 NUMPY_NAMES = (
     "numpy._core.multiarray._reconstruct", "numpy.core.multiarray._reconstruct", "numpy.dtype", "numpy.ndarray",
     "numpy.dtypes.UInt32DType", "_codecs.encode",
@@ -29,7 +29,7 @@ DEEPSPEED_NAMES = (
     "deepspeed.runtime.fp16.loss_scaler.LossScaler", "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
 )  # fmt: skip
-# Of torch.distributed.checkpoint, whose list of shards is read by pickle itself.
+# Names of torch.distributed.checkpoint, whose list of shards is read by pickle itself.
 METADATA_NAMES = {
     "torch.distributed.checkpoint.metadata": (
         "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
@@ -46,10 +46,10 @@ METADATA_NAMES = {
 
 def refuse_code(checkpoint: Path) -> None:
     """
-    That no pickle in a folder asks for more than data.
+    Check that no pickle in a folder asks for more than data.
 
     Raises:
-        ValueError: one does, or is none that torch or torch.distributed.checkpoint wrote.
+        ValueError: a pickle asks for more, or was not written by torch or torch.distributed.checkpoint.
     """
     for path in sorted(checkpoint.rglob("*")):
         if path.name == METADATA_FILE:
@@ -67,7 +67,7 @@ def refuse_code(checkpoint: Path) -> None:
 
 @contextmanager
 def data_only() -> Iterator[None]:
-    """While the block runs, every `torch.load` of this process reads weights and plain data alone."""
+    """While the block runs, every `torch.load` of this process reads only weights and plain data."""
     before = {name: os.environ.pop(name, None) for name in (_FORCED, _FORCED_OFF)}
     os.environ[_FORCED] = "1"
     try:
@@ -82,7 +82,7 @@ _FORCED, _FORCED_OFF = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_
 
 
 def _deepspeed_classes() -> list[type]:
-    """`DEEPSPEED_NAMES`, where DeepSpeed is installed."""
+    """The classes of `DEEPSPEED_NAMES`, if DeepSpeed is installed."""
     try:
         return [
             getattr(import_module(module), name) for module, _, name in (n.rpartition(".") for n in DEEPSPEED_NAMES)
@@ -106,7 +106,7 @@ def _complaint_of_metadata(path: Path) -> str | None:
             _MetadataUnpickler(file).load()
         except _UnknownName as error:
             return f"asks for {error}"
-        except Exception:  # of a damaged pickle: nearly anything
+        except Exception:  # a damaged pickle can raise nearly anything
             return "is no list of shards"
     return None
 

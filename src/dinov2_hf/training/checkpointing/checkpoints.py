@@ -1,10 +1,10 @@
 """
-Full-state checkpoints that are either whole or not there.
+Full-state checkpoints, which are either complete or do not exist.
 
-A checkpoint appears under its name when it is complete and on the disk, so a process killed at any moment, or a full
-disk, leaves the previous one usable. Its manifest of checksums tells a damaged one from a whole one later, and whose
-files are in it. Position in the data is a number in the state, the images seen: the sampler is a function of it. Of a
-stream each process has a position of its own beside it.
+A checkpoint appears under its name when it is complete and on the disk. So a process killed at any moment, or a full
+disk, leaves the previous one usable. Its manifest of checksums shows later whether it is damaged, and which files
+belong to it. The position in the data is a number in the state, the images seen so far, and the sampler is a function
+of it. For a stream, each process also has its own position.
 """
 
 import json
@@ -27,7 +27,7 @@ from .random_states import check_restored, find_damage_of_random_states
 
 
 logger = logging.getLogger(__name__)
-# What a checkpoint raises that is of another network, or not what it says: torch, safetensors, and the readers of
+# Errors for a checkpoint of another network, or with wrong content: of torch, of safetensors, and of the readers of
 # shards, whose error is not even an Exception.
 LOAD_ERRORS = (
     OSError, RuntimeError, ValueError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError,
@@ -37,11 +37,12 @@ LOAD_ERRORS = (
 
 class CheckpointSaver:
     """
-    Saves checkpoints of a run into `folder`. Files are written while the run waits; checksums, the wait for the disk,
-    the move to their place and the reading back are done by a thread of the main process while the run goes on.
+    Saves checkpoints of a run into `folder`. The run waits while files are written. Then the run continues, and a
+    thread of the main process computes checksums, waits for the disk, moves the files to their place and reads them
+    back.
 
     Args:
-        save_total_limit: how many are kept, see `remove_others`.
+        save_total_limit: number of checkpoints to keep, see `remove_others`.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, save_total_limit: int):
@@ -52,16 +53,16 @@ class CheckpointSaver:
 
     def save(self, state: dict, *, kept: int | None = None, data_position: list | None = None) -> Path:
         """
-        Save everything a run needs to go on: weights of student, teacher, heads and centres, optimizer, random state
-        of every process, and `state`, which must hold `step`. The one before is completed first.
+        Save everything that a run needs to continue: weights of student, teacher, heads and centres, optimizer, random
+        state of every process, and `state`, which must contain `step`. The previous checkpoint is completed first.
 
         Args:
-            kept: a step of which the checkpoint is not deleted, beside the newest.
-            data_position: what this process, and no other, tells of its place in the data; see `read_data_position`.
+            kept: a step whose checkpoint is not deleted, in addition to the newest ones.
+            data_position: the position of this process in the data; see `read_data_position`.
 
         Raises:
-            RunStopped: on all processes, when this one or the one before could not be written; earlier checkpoints are
-                untouched.
+            RunStopped: on all processes, if this checkpoint or the previous one could not be written; earlier
+                checkpoints are not changed.
         """
         self.wait()
         self._checkpoint = self.folder / checkpoint_name(state["step"])
@@ -82,21 +83,21 @@ class CheckpointSaver:
             _data_position_file(partial, self.accelerator.process_index).write_text(json.dumps(data_position))
 
     def has_failed(self) -> bool:
-        """Whether what this process does in the background has ended in an error, which `wait` raises."""
+        """Whether the background work of this process has failed. `wait` raises the error."""
         return bool(self._completing and self._completing.done() and self._completing.exception())
 
     def wait(self) -> None:
         """
-        Until the last checkpoint is complete. Every process must call it.
+        Wait until the last checkpoint is complete. Every process must call it.
 
         Raises:
-            RunStopped: on all processes, when it could not be written; earlier checkpoints are untouched.
+            RunStopped: on all processes, if it could not be written; earlier checkpoints are not changed.
         """
         completing, self._completing = self._completing, None
         together(self.accelerator, self._checkpoint, completing.result if completing else lambda: None)
 
     def close(self) -> None:
-        """Let this process end what it has begun, whatever the others do. Nothing is saved after it."""
+        """Finish the background work of this process, whatever the others do. Nothing can be saved afterwards."""
         self._background.shutdown()
 
     def _complete(self, checkpoint: Path, partial: Path, held: ExitStack, state: str, kept: int | None) -> None:
@@ -111,11 +112,11 @@ class CheckpointSaver:
 
 def remove_others(checkpoint: Path, save_total_limit: int, kept: int | None = None) -> None:
     """
-    After `checkpoint` was saved: if it reads back whole, delete all but the `save_total_limit` newest, it included,
-    and that of the step that is `kept`.
+    After `checkpoint` was saved and read back correctly, delete all checkpoints except the `save_total_limit` newest,
+    including it, and the one of the step `kept`.
 
-    Checkpoints of later steps go as well: the run was resumed from before them, and "latest" must mean its own. What a
-    killed process left of its save goes, too. Of each, only what a run wrote.
+    Checkpoints of later steps are deleted too: the run was resumed from before them, and "latest" must mean its own.
+    So are incomplete checkpoints of killed processes. Only files that a run wrote are deleted.
     """
     damage = find_damage(checkpoint)
     if damage:
@@ -132,14 +133,14 @@ def remove_others(checkpoint: Path, save_total_limit: int, kept: int | None = No
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Delete the files that its manifest names. From the first moment on it is no checkpoint any more."""
-    if not checkpoint.is_symlink():  # what is elsewhere was put there by somebody else
+    """Delete the files that its manifest lists. From the first deletion on, it no longer counts as a checkpoint."""
+    if not checkpoint.is_symlink():  # a link was made by the user
         (checkpoint / STATE_FILE).unlink(missing_ok=True)
         remove_listed(checkpoint)
 
 
 def refuse_foreign(checkpoint: Path) -> None:
-    """`ValueError` where a checkpoint holds files that no run wrote, or is a link: it may not be replaced."""
+    """`ValueError` if a checkpoint contains files that no run wrote, or is a link: it may not be replaced."""
     foreign = foreign_files(checkpoint)
     if checkpoint.is_symlink() or foreign:
         what = f"holds {foreign[0]}, which dinov2_hf did not write" if foreign else "is a symbolic link"
@@ -148,11 +149,11 @@ def refuse_foreign(checkpoint: Path) -> None:
 
 def find_checkpoint(folder: Path, wanted: str) -> Path:
     """
-    The checkpoint that `--resume_from_checkpoint` means: a path, or `"latest"` in `folder`, the newest that is whole.
-    Reads it all, to compare checksums, and executes nothing of it.
+    The checkpoint that `--resume_from_checkpoint` means: a path, or `"latest"`, the newest complete one in `folder`.
+    It is read completely, to compare checksums, and nothing in it is executed.
 
     Raises:
-        `ValueError`: when there is none, or the one given by its path is damaged, or what is to be read holds code.
+        `ValueError`: there is none, the one given by its path is damaged, or it contains code.
     """
     checkpoint = _find(folder, wanted)
     refuse_code(checkpoint)
@@ -164,8 +165,8 @@ def find_checkpoint(folder: Path, wanted: str) -> Path:
 
 def checkpoints_meant(folder: Path, wanted: str) -> list[Path]:
     """
-    Those that `--resume_from_checkpoint` may mean, unread: the one of that path, or for `"latest"` all in `folder`
-    (for `a/latest` all in `a`), the newest first.
+    The checkpoints that `--resume_from_checkpoint` may mean, without reading them: the one at that path, or for
+    `"latest"` all in `folder` (for `a/latest` all in `a`), the newest first.
 
     Raises:
         `ValueError`: there is none.
@@ -201,7 +202,7 @@ def _find(folder: Path, wanted: str) -> Path:
 
 
 def _is_latest(wanted: str) -> bool:
-    """Alone it is never a folder of that name in the working directory."""
+    """Whether "latest" is meant. The word alone never means a folder of that name in the working directory."""
     return wanted == LATEST or (Path(wanted).name == LATEST and not Path(wanted).is_dir())
 
 
@@ -213,7 +214,7 @@ def _none_complete(wanted: str, folder: Path, complaint: str = "") -> str:
 
 
 def read_data_position(checkpoint: Path, process_index: int) -> list | None:
-    """What that process told of its place in the data; None where it told nothing."""
+    """The position in the data that this process saved; None if it saved none."""
     path = _data_position_file(checkpoint, process_index)
     return json.loads(path.read_text()) if path.is_file() else None
 
@@ -224,10 +225,10 @@ def _data_position_file(checkpoint: Path, process_index: int) -> Path:
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
     """
-    Put the prepared model and optimizer and all random states back. Nothing but data is read.
+    Restore the prepared model and optimizer and all random states. Only data is read.
 
     Raises:
-        ValueError: the checkpoint is of another network, or holds more than data.
+        ValueError: the checkpoint belongs to another network, or contains more than data.
     """
     try:
         with data_only():
@@ -237,6 +238,6 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
         raise ValueError(
             f"{checkpoint} could not be put into this run ({reason}); continue with the recipe that it was made with."
         ) from error
-    # Accelerate goes on counting forward passes; a checkpoint is made between steps, whatever a step has of them now.
+    # Accelerate continues its count of forward passes. A checkpoint is between steps, whatever passes a step has now.
     accelerator.step = 0
     check_restored(checkpoint, accelerator.process_index)

@@ -1,7 +1,7 @@
 """
-The random states in a checkpoint, one file for each process: all there, and really put back.
+Checks that the random states in a checkpoint, one file for each process, are complete and really restored.
 
-Accelerate goes on without a word where it cannot read one; the run would then draw other numbers.
+Accelerate silently continues if it cannot read one. The run would then draw other random numbers.
 """
 
 import logging
@@ -18,7 +18,7 @@ CUDA_NAME = "torch_cuda_manual_seed"
 
 
 def find_damage_of_random_states(checkpoint: Path, state: dict) -> str | None:
-    """What is missing of the states of all processes that the `state` of a run says it had; `None` if nothing is."""
+    """The missing part of the random states of all processes in the `state` of a run; `None` if nothing is missing."""
     for index in range(state.get("launch", {}).get("num_processes", 1)):
         path = _path(checkpoint, index)
         if not path.is_file():
@@ -34,11 +34,11 @@ def find_damage_of_random_states(checkpoint: Path, state: dict) -> str | None:
 
 def check_restored(checkpoint: Path, process_index: int) -> None:
     """
-    That this process goes on with the random state that was saved for it. A process that the run did not have then has
-    none; states of GPUs cannot be put back where there were none, or other ones, and a warning says so.
+    Check that this process continues with the random state that was saved for it. A new process has none. States of
+    GPUs cannot be restored if the number of GPUs differs. Warnings say so.
 
     Raises:
-        ValueError: the saved state was not put back.
+        ValueError: the saved state was not restored.
     """
     path = _path(checkpoint, process_index)
     if not path.is_file():

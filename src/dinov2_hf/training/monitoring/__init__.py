@@ -1,1 +1,1 @@
-"""Numbers of the steps, and what they say of the health of a run."""
+"""Numbers of the steps, and checks of the health of a run."""

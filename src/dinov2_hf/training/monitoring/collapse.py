@@ -1,5 +1,5 @@
 """
-Is a run collapsing? Rules over the numbers of the log lines and of evaluations, that answer in a sentence.
+Detects a collapse of a run, by rules over the numbers of log lines and evaluations. Each finding is one sentence.
 
 A collapsed model gives every image the same target, or the same feature. The loss does not show it: without centering
 it falls to 0 within 200 steps, and KoLeo keeps the CLS features apart meanwhile.
@@ -16,28 +16,28 @@ from ..checkpointing.checkpoints import list_checkpoints
 
 logger = logging.getLogger(__name__)
 
-# Of a run that was stopped for a collapse; every other error has 1, and 2 is Python's own.
+# Exit code of a run that was stopped for a collapse; every other error has 1, and 2 is Python's own.
 COLLAPSED_EXIT_CODE = 3
 
-# One odd batch or the first steps must not count: so many log lines in a row, over at least so many steps. A running
-# centre with the usual momentum of 0.9 has forgotten where it started after 50.
+# One odd batch or the first steps must not count, so a rule needs this many log lines in a row, over at least this
+# many steps. A running centre with the usual momentum of 0.9 has forgotten its start after 50 steps.
 MIN_MEASUREMENTS = 3
 MIN_STEPS = 50
 
 # Nats that a target tells about its image. On handwritten digits an untrained network had 0.1, a trained one 3, and a
 # collapsed one 1e-16; with targets as good as uniform, from teacher temperatures of 0.04 to 0.07, it was 0.02 to 0.4.
 MIN_TARGET_INFORMATION = 0.02
-# Of the entropy of uniform targets, ln K: such targets teach nothing, but are not a collapse by themselves.
+# Share of the entropy of uniform targets, ln K. Such targets teach nothing, but are not a collapse by themselves.
 UNIFORM_ENTROPY = 0.98
 # Mean cosine of two images. On digits, trained networks had 0.03 to 0.1, and one that collapsed without KoLeo 0.99. An
 # untrained one has 0.99 too, so this counts after the learning rate's warm-up, or below DISTINCT_COSINE once.
 MAX_PAIR_COSINE = 0.98
 DISTINCT_COSINE = 0.9
-# Of the best effective rank so far; on digits the rank of a run that learns only rises.
+# Share of the best effective rank so far; on digits the rank of a run that learns only rises.
 MIN_SHARE_OF_BEST_RANK = 0.25
-# Of the best k-NN accuracy so far that may be lost.
+# Share of the best k-NN accuracy so far that may be lost.
 MAX_KNN_LOSS = 0.05
-# Of the best mean IoU of patch k-NN so far that may be lost.
+# Share of the best mean IoU of patch k-NN so far that may be lost.
 MAX_MIOU_LOSS = 0.05
 # Images of one step below which training made trained features worse, on digits: from 0.942, 50 steps of 4 images
 # ended at 0.818, of 4 x 8 accumulated at 0.930, and of 32 in one pass at 0.960.
@@ -61,7 +61,7 @@ KINDS = {"cls": "CLS features", "patch": "patch features"}
 
 
 def small_batch_advice() -> str:
-    """What to do about few images in a step."""
+    """Advice for a step with few images."""
     return (
         f"at least {SMALL_BATCH}, best in one pass by --per_device_train_batch_size, else accumulated by"
         " --gradient_accumulation_steps"
@@ -73,8 +73,8 @@ class RunCollapsed(Exception):
     A run that stops because it has collapsed; its message is the sentence of the rule.
 
     Args:
-        sentence: what crossed what, and what usually helps.
-        healthy_step: the last step at which the number was on the right side, or `None` when it never was.
+        sentence: the number and the limit that it crossed, and what usually helps.
+        healthy_step: the last step at which the number was healthy, or `None` if it never was.
     """
 
     def __init__(self, sentence: str, healthy_step: int | None):
@@ -82,7 +82,7 @@ class RunCollapsed(Exception):
         self.healthy_step = healthy_step
 
     def advice(self, checkpoints: Path) -> str:
-        """Which checkpoint of the folder to go on from, in a sentence."""
+        """The checkpoint of the folder to continue from, in a sentence."""
         good = [
             path
             for path in list_checkpoints(checkpoints)
@@ -99,14 +99,14 @@ class RunCollapsed(Exception):
 @dataclass(frozen=True)
 class Verdict:
     """
-    What a rule makes of one record.
+    The result of a rule for one record.
 
     Args:
-        bad: whether the number is on the wrong side.
-        sentence: for a warning; `{measurements}` stands for the number of log lines.
-        collapse: whether training on is a waste, which is where `stop_on_collapse` stops.
-        armed: whether the rule counts yet. A number that is bad before, as those of untrained networks are, is not
-            healthy either.
+        bad: whether the number is beyond the limit.
+        sentence: text of a warning; `{measurements}` stands for the number of log lines.
+        collapse: whether further training is useless; `stop_on_collapse` then stops the run.
+        armed: whether the rule already counts. A number that is bad before, as for untrained networks, is not healthy
+            either.
         patient: whether one log line is not enough.
     """
 
@@ -120,7 +120,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class CollapseWarning:
-    """What a rule found; `healthy_step` is the last one at which its number was on the right side."""
+    """The finding of a rule; `healthy_step` is the last step at which its number was healthy."""
 
     sentence: str
     collapse: bool
@@ -129,17 +129,17 @@ class CollapseWarning:
 
 class CollapseMonitor:
     """
-    Sees every record of `metrics.jsonl` and warns once of each cause.
+    Checks every record of `metrics.jsonl` and warns once about each cause.
 
     Args:
-        memory: where values of the start, the best and the last healthy ones are kept, as plain numbers and names;
-            saved with a checkpoint, so that a resumed run knows them. Empty at the start of a run.
+        memory: stores the first, the best and the last healthy values, as plain numbers and names. It is saved with a
+            checkpoint, so that a resumed run knows them, and is empty at the start of a run.
         num_prototypes: K of the DINO head.
-        warmup_steps: of the learning rate, in steps.
+        warmup_steps: warm-up of the learning rate, in steps.
         image_level: whether the DINO loss trains CLS tokens; if not, their targets and features are not judged.
         patch_level: whether the iBOT loss trains patches; if not, their features are not judged.
-        num_eval_images: classified by k-NN, for the noise of its accuracy.
-        num_images_per_step: over all passes and processes; `None` when not known.
+        num_eval_images: images classified by k-NN, for the noise of its accuracy.
+        num_images_per_step: images over all passes and processes; `None` if unknown.
     """
 
     def __init__(
@@ -168,10 +168,10 @@ class CollapseMonitor:
 
     def warn(self, step: int, metrics: Mapping[str, float], *, stop: bool) -> None:
         """
-        `observe`, and log what it finds.
+        Call `observe`, and log its findings.
 
         Raises:
-            `RunCollapsed`: when `stop` is set and a cause found is a collapse.
+            `RunCollapsed`: `stop` is set and a finding is a collapse.
         """
         for warning in self.observe(step, metrics):
             if stop and warning.collapse:
@@ -180,10 +180,10 @@ class CollapseMonitor:
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> list[CollapseWarning]:
         """
-        Judge the record of `step`; numbers that are missing or not finite are passed over.
+        Check the record of `step`. Numbers that are missing or not finite are skipped.
 
         Returns:
-            One warning for each cause that has not been warned of before, usually none.
+            One warning for each new cause, usually none.
         """
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         for name in metrics:
@@ -197,7 +197,7 @@ class CollapseMonitor:
         return [warning for verdict in verdicts if (warning := self._count(step, verdict))]
 
     def _targets(self, step: int, metrics: Mapping[str, float]) -> Iterator[Verdict]:
-        """Image-level targets that are the same for all images: uniform ones, or any other."""
+        """Image-level targets that are the same for all images, uniform or not."""
         if not {"target_information", "target_entropy"} <= metrics.keys():
             return
         information, entropy = metrics["target_information"], metrics["target_entropy"]
@@ -279,7 +279,7 @@ class CollapseMonitor:
     def _dense(self, metrics: Mapping[str, float]) -> Iterator[Verdict]:
         """Mean IoU of patch k-NN that has fallen well below its best, by more than the noise, while k-NN holds."""
         name, error_name = "patch_knn_miou", "patch_knn_miou_stderr"
-        if not {name, error_name} <= metrics.keys():  # of one image there is no error to compare with
+        if not {name, error_name} <= metrics.keys():  # with one image there is no standard error
             return
         best, miou = self.memory["best"], metrics[name]
         if miou >= best.get(name, miou):
@@ -293,7 +293,7 @@ class CollapseMonitor:
             f" {best[name]:.3f}{self._at_start(name)}{', while k-NN accuracy holds' if knn_holds else ''};"
             f" {DENSE_REMEDIES}.",
             collapse=False,
-            armed=knn_holds is not False,  # else its own sentence says that all features get worse
+            armed=knn_holds is not False,  # otherwise the k-NN rule says that all features get worse
             patient=False,
         )
 
@@ -305,7 +305,7 @@ class CollapseMonitor:
         return f" ({self.memory['start'][name]:.3g} at the start)"
 
     def _count(self, step: int, verdict: Verdict) -> CollapseWarning | None:
-        """Count the log lines in a row that are bad; warn once when they are enough and the rule is armed."""
+        """Count bad log lines in a row; warn once if there are enough and the rule is armed."""
         cause, memory = verdict.cause, self.memory
         if not verdict.bad:
             memory["healthy_steps"][cause] = step

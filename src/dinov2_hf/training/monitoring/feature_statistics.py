@@ -1,7 +1,7 @@
 """
-Numbers that tell features which differ between images from features which do not: what a collapse is seen by.
+Statistics that show a collapse: they tell whether features differ between images.
 
-Shapes: `n` features (rows), `D` their size, `K` prototypes. All is computed in float32, whatever the features are.
+Shapes: `n` features (rows), `D` their size, `K` prototypes. Everything is computed in float32.
 """
 
 import torch
@@ -33,7 +33,7 @@ def mean_pair_cosine(features: Tensor) -> Tensor:
     """
     Mean cosine similarity over all pairs of two different features, without making the pairs.
 
-    The square of the sum of `n` unit vectors holds every pair twice and each vector with itself once.
+    The square of the sum of `n` unit vectors contains every pair twice and each vector with itself once.
 
     Args:
         features: `(n, D)`, finite, `n` at least 2.
@@ -43,7 +43,7 @@ def mean_pair_cosine(features: Tensor) -> Tensor:
     """
     directions = F.normalize(features.float(), dim=-1)
     num_features = len(directions)
-    squares = directions.square().sum()  # n, less what zero vectors lack
+    squares = directions.square().sum()  # n, minus the number of zero vectors
     return (directions.sum(dim=0).square().sum() - squares) / (num_features * (num_features - 1))
 
 

@@ -10,14 +10,14 @@ from torch import Tensor
 from .feature_statistics import effective_rank, entropy_of, mean_pair_cosine
 
 
-# Features of each kind that the statistics are made of, over all processes. The rank cannot exceed their number, and
-# 1024 of size 1024 take 4 MiB and 0.2 s on a CPU core.
+# Number of features of each kind for the statistics, over all processes. The rank cannot exceed this number. 1024
+# features of size 1024 take 4 MiB and 0.2 s on a CPU core.
 NUM_FEATURES = 1024
 
 
 class FeatureWindow:
     """
-    Holds references only, so that adding a step costs nothing; the latest features are kept and no more than needed.
+    It only stores references, so that adding a step costs nothing. It keeps the latest features, as many as needed.
     """
 
     def __init__(self, num_features: int = NUM_FEATURES):
@@ -41,13 +41,14 @@ class FeatureWindow:
 
     def statistics(self, accelerator: Accelerator) -> dict[str, Tensor]:
         """
-        Over the features of all processes; a collective, to be called by all of them after equally many steps.
+        Statistics over the features of all processes. This is a collective: all must call it after the same number of
+        steps.
 
         Returns:
             Scalars. For `cls` and `patch` features `..._effective_rank` and `..._pair_cosine`;
             `prototypes_in_use`, the effective number of prototypes that share the mean target, in [1, K];
-            `target_information`, what targets tell about their image, in nats: the entropy of the mean target less
-            the mean entropy of the targets, in [0, ln K] and 0 when every image has the same target.
+            `target_information`, what targets tell about their image, in nats: the entropy of the mean target minus
+            the mean entropy of the targets, in [0, ln K], and 0 if every image has the same target.
         """
         statistics = {}
         for name, kept in self.features.items():

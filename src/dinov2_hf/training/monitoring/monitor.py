@@ -28,7 +28,7 @@ def append_metrics(path: str | Path, record: dict[str, int | float]) -> None:
     line = json.dumps({name: _json_number(name, value) for name, value in record.items()})
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A line that a killed process left unfinished must not swallow this one.
+    # The record must not be appended to an unfinished line of a killed process.
     with path.open("a+b") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
@@ -41,7 +41,7 @@ def append_metrics(path: str | Path, record: dict[str, int | float]) -> None:
 def read_metrics(path: str | Path) -> list[dict[str, int | float | None]]:
     """All records of a metrics file, in the order they were written; None stands for NaN or infinity.
 
-    A line that a killed process left unfinished is passed over.
+    An unfinished line of a killed process is skipped.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -56,9 +56,9 @@ def read_metrics(path: str | Path) -> list[dict[str, int | float | None]]:
 
 
 def truncate_metrics(path: str | Path, step: int) -> None:
-    """Drop the records after `step`, when a run resumes from there; the file is replaced in one move.
+    """Remove the records after `step`, if a run resumes from there. The file is replaced in one step.
 
-    A missing file stays missing: the run had not written any record.
+    A missing file stays missing, because the run has not written any record.
     """
     path = Path(path)
     if not path.exists():

@@ -1,5 +1,5 @@
 """
-What known GPUs multiply at most, to hold a run against. A device that is not listed has no peak: none is guessed.
+The peak FLOP/s of known GPUs, for comparison with a run. A device that is not listed has no peak, and none is guessed.
 """
 
 import re
@@ -41,16 +41,16 @@ WITHOUT_BF16 = ("V100", "T4")
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """
-    FLOP/s that `device` reaches at most, or `None` where that is not known.
+    The peak FLOP/s of `device`, or `None` if it is not known.
 
     Args:
-        precision: of the products: "bf16", "fp16", or "no", which is TF32 on a GPU that has it.
+        precision: precision of the products: "bf16", "fp16", or "no", which is TF32 on a GPU that has it.
     """
     return peak_of(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
 
 
 def peak_of(name: str, precision: str) -> float | None:
-    """As `peak_flops`, of the GPU of this name. A part of one (MIG) has another peak, which is not known."""
+    """As `peak_flops`, for the GPU with this name. A part of a GPU (MIG) has another peak, which is not known."""
     name = re.sub(r"^(NVIDIA|Tesla|GeForce| )*", "", name)
     if precision == "bf16" and name.startswith(WITHOUT_BF16):
         return None

@@ -1,4 +1,4 @@
-"""What the steps since the last log line were like: losses, features, speed, memory, time waiting for data."""
+"""Numbers of the steps since the last log line: losses, features, speed, memory, time waiting for data."""
 
 import time
 from collections import defaultdict, deque
@@ -13,10 +13,10 @@ from .feature_window import FeatureWindow
 
 class StepWindow:
     """
-    Sums stay on the device until they are asked for, so that adding a step does not wait for it.
+    Sums stay on the device until they are read, so that adding a step does not wait for the device.
 
     Args:
-        peak_flops: FLOP/s that the device of this process reaches at most; `None` where that is not known.
+        peak_flops: peak FLOP/s of the device of this process; `None` if it is not known.
     """
 
     def __init__(self, peak_flops: float | None = None):
@@ -24,7 +24,7 @@ class StepWindow:
         self.restart()
 
     def restart(self) -> None:
-        """Forget everything; time runs from here."""
+        """Forget everything, and start the time again."""
         self.sums: dict[str, torch.Tensor | float] = defaultdict(float)
         self.counts: dict[str, int] = defaultdict(int)
         self.features: dict[str, FeatureWindow] = defaultdict(FeatureWindow)
@@ -37,19 +37,19 @@ class StepWindow:
 
     def add(self, output: Mapping[str, torch.Tensor], num_images: int) -> None:
         """
-        Count one forward pass: its scalars by name, its features, and its images over all processes. Names may be
-        prefixed with that of a student.
+        Count one forward pass: its scalars by name, its features, and its images over all processes. Names may have
+        the name of a student as a prefix.
         """
         self.of_this_step.append({name: value.detach() for name, value in output.items()})
         self.num_images += num_images
 
     def end_step(self) -> None:
-        """What was added since the last step is one step, of which `decide` will be told."""
+        """End a step, which consists of all passes since the last one. `decide` is called for it later."""
         self.undecided.append(self.of_this_step)
         self.of_this_step = []
 
     def decide(self, *, left_out: bool) -> None:
-        """Let the earliest undecided step count in the means, or not: a NaN would take the others with it."""
+        """Count the earliest undecided step in the means, or leave it out, because a NaN would spoil the means."""
         for output in self.undecided.popleft():
             for name, value in output.items():
                 if value.dim() == 0:
@@ -64,7 +64,7 @@ class StepWindow:
         self.waited += seconds
 
     def add_flops(self, flops: int | torch.Tensor) -> None:
-        """Count what the networks of this process multiply in a pass; a scalar on the device, or a number."""
+        """Count the FLOPs of the networks of this process in a pass; a scalar on the device, or a number."""
         self.flops = self.flops + flops
 
     def means(self) -> dict[str, torch.Tensor]:
@@ -80,10 +80,10 @@ class StepWindow:
 
     def rates(self, device: torch.device) -> dict[str, float]:
         """
-        To be asked after the device was waited for. `images_per_second` is that of all processes; of this one,
-        `data_wait_share` is the share of the time in [0, 1] spent waiting for data; `mfu`, where the peak is known, is
-        the share of its FLOP/s that the networks needed; on a GPU `peak_memory_gib` is the most that tensors have
-        taken since the process started.
+        Call this after waiting for the device. `images_per_second` is that of all processes. The others are for this
+        process: `data_wait_share` is the share of the time in [0, 1] spent waiting for data. `mfu`, if the peak is
+        known, is the share of its FLOP/s that the networks needed. On a GPU, `peak_memory_gib` is the most memory that
+        tensors have taken since the process started.
         """
         elapsed = time.perf_counter() - self.started
         rates = {"images_per_second": self.num_images / elapsed, "data_wait_share": self.waited / elapsed}
@@ -96,8 +96,8 @@ class StepWindow:
 
 def format_progress(metrics: Mapping[str, float], rates: Mapping[str, float]) -> str:
     """
-    One line for a progress bar: every part of the loss, or the loss of every student; images per second, and of the
-    other rates what there is. Waiting for data is told from a twentieth of the time on.
+    One line for a progress bar: every part of the loss, or the loss of every student; images per second, and the other
+    rates if they exist. Waiting for data is shown if it is at least a twentieth of the time.
     """
     parts = {
         name.removesuffix("/loss").removesuffix("_loss"): value

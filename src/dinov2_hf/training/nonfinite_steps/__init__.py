@@ -1,1 +1,1 @@
-"""Steps whose loss or gradient is not finite: found on all processes, left out, kept to be taken again."""
+"""Steps whose loss or gradient is not finite: they are found on all processes, left out, and saved for a replay."""

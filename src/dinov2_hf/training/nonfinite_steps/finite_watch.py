@@ -1,4 +1,4 @@
-"""Where numbers that are not finite come from: the operations, forward or backward, that made them of finite ones."""
+"""Finds the origin of non-finite numbers: the forward or backward operations that made them from finite ones."""
 
 import math
 import sys
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-# Memory that is not yet written to may hold anything.
+# Operations that return uninitialised memory.
 UNWRITTEN = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
 TORCH = str(Path(torch.__file__).parent)
 
@@ -24,12 +24,12 @@ TORCH = str(Path(torch.__file__).parent)
 @dataclass(frozen=True)
 class Birthplace:
     """
-    An operation that made numbers that are not finite of finite ones.
+    An operation that made non-finite numbers from finite ones.
 
     Args:
-        operation: of torch, such as "log"; in the backward pass also the gradient that it was part of.
-        module: path of the innermost module that was running, forward; "" outside of all.
-        line: file and number of the line of Python, forward; "" where there was none.
+        operation: operation of torch, such as "log"; in the backward pass also the gradient that it was part of.
+        module: path of the innermost module that was running in the forward pass; "" outside of all modules.
+        line: file and line of Python in the forward pass; "" if there was none.
         is_backward: whether it was part of the backward pass.
     """
 
@@ -46,14 +46,15 @@ class Birthplace:
 
 class FiniteWatch(TorchDispatchMode):
     """
-    While it is entered, `birthplaces` gets the first operations that make numbers that are not finite of finite ones,
-    in their order: what follows them is their consequence. Each operation is waited for, so it is slow.
+    Inside this context, `birthplaces` collects the first operations that make non-finite numbers from finite ones, in
+    their order. Later ones are consequences of these. It is slow, because it waits for each operation.
 
-    Forward hooks of modules would lead blocks another way, and so change random numbers; nothing here does.
+    It uses no forward hooks of modules, because hooks would make blocks use another path, which changes random
+    numbers.
 
     Args:
-        module: whose parts are named.
-        most: how many places are noted.
+        module: the module whose parts are named.
+        most: the largest number of operations that are recorded.
     """
 
     def __init__(self, module: nn.Module, most: int = 3):
@@ -61,7 +62,7 @@ class FiniteWatch(TorchDispatchMode):
         self.most, self.birthplaces = most, []
         self._paths = {part: path for path, part in module.named_modules()}
         self._running: list[str] = []
-        # Where forward the nodes of the backward pass were made, by their sequence numbers.
+        # The places in the forward pass where the nodes of the backward pass were made, by sequence number.
         self._numbers: list[int] = []
         self._made: list[tuple[str, str]] = []
         self._held = ExitStack()
@@ -99,7 +100,7 @@ class FiniteWatch(TorchDispatchMode):
         self._running.pop()
 
     def _note(self) -> None:
-        """The node of an operation is made right before it, and takes a number."""
+        """Record the node of an operation. It is made right before the operation, and gets a number."""
         number = torch._C._autograd._get_sequence_nr()
         if not self._numbers or number > self._numbers[-1]:
             self._numbers.append(number)
@@ -120,7 +121,7 @@ class FiniteWatch(TorchDispatchMode):
 
 
 def _all_finite(values: Any) -> bool:
-    """Of all tensors and plain numbers in a structure."""
+    """Whether all tensors and plain numbers in a structure are finite."""
     for value in tree_leaves(values):
         if isinstance(value, torch.Tensor):
             if value.is_floating_point() and not value.isfinite().all():
@@ -131,7 +132,7 @@ def _all_finite(values: Any) -> bool:
 
 
 def _line() -> str:
-    """The line of Python outside of torch that is running, with two folders of its path."""
+    """The running line of Python outside of torch, with two folders of its path."""
     for frame, number in traceback.walk_stack(sys._getframe()):
         name = frame.f_code.co_filename
         if name != __file__ and not name.startswith((TORCH, "<")):

@@ -1,10 +1,9 @@
 """
 Steps whose loss or gradient is not finite: they are left out and listed, and too many in a row end the run.
 
-A step that is left out changes neither weights nor optimizer nor teacher nor centres. Its images are seen and its
-place in the schedules is used up, so that a resumed run meets the same steps. The device decides and does not wait for
-the host, which counts and lists the step when it reads of it. What keeps such steps to be taken again is in
-`nonfinite_batches.py`.
+A step that is left out changes neither weights nor optimizer nor teacher nor centres. Its images and its position in
+the schedules are used up, so that a resumed run has the same steps. The device decides and does not wait for the host,
+which counts and lists the step when it reads the result. `nonfinite_batches.py` saves such steps for a replay.
 """
 
 import json
@@ -31,9 +30,9 @@ class StepPasses:
     The forward passes of one step.
 
     Args:
-        number: of the step, from 1.
-        losses: of each pass, on the device.
-        row_ids: of the images of each pass.
+        number: number of the step, from 1.
+        losses: loss of each pass, on the device.
+        row_ids: row ids of the images of each pass.
     """
 
     number: int
@@ -43,18 +42,18 @@ class StepPasses:
 
 class NonFiniteSteps:
     """
-    For each step: `begin`, `add` for every forward pass, `found` for the votes of this process, `leave_out` with the
-    counts of all on the device; and when the host has read these, be it a step later, `settle`.
+    For each step call `begin`, `add` for every forward pass, `found` for the votes of this process, and `leave_out`
+    with the counts of all processes on the device. Call `settle` when the host has read these, possibly a step later.
 
     Args:
-        module: the module without wrappers; its buffers (centres move in the forward pass) are put back after a step
+        module: the module without wrappers. Its buffers (centres change in the forward pass) are restored after a step
             that is left out.
-        state: of the run; holds `nonfinite_steps`, all of them, and `nonfinite_steps_in_a_row`, and is saved with it.
-        max_in_a_row: the most that are left out one after the other; 0 stops at the first.
-        path: JSON lines, one for each such step: `step`, `losses` of the forward passes that were not finite (as
-            text; none where only a gradient was not) and `row_ids` of the images.
-        batches: what keeps such steps to be taken again; each step must then be settled before the next one. `None`
-            keeps none.
+        state: state of the run, saved with it. It contains `nonfinite_steps`, their total number, and
+            `nonfinite_steps_in_a_row`.
+        max_in_a_row: the largest number of steps left out in a row; 0 stops at the first.
+        path: JSON lines, one for each such step: `step`, `losses` of the forward passes that were not finite (as text;
+            none if only a gradient was not finite) and `row_ids` of the images.
+        batches: saves such steps for a replay; then each step must be settled before the next one. `None` saves none.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class NonFiniteSteps:
             self.batches.begin()
 
     def add(self, loss: torch.Tensor, row_ids: list[str]) -> None:
-        """Note the loss of one forward pass, and what it was made of."""
+        """Note the loss and the images of one forward pass."""
         self.passes.losses.append(loss.detach())
         self.passes.row_ids.append(row_ids)
 
@@ -97,13 +96,13 @@ class NonFiniteSteps:
 
     def leave_out(self, num_losses: torch.Tensor, num_gradients: torch.Tensor) -> torch.Tensor:
         """
-        Decide on the device whether this step is left out, and put the buffers back there.
+        Decide on the device whether this step is left out, and if so restore the buffers there.
 
         Args:
-            num_losses, num_gradients: on how many processes a loss and a gradient was not finite.
+            num_losses, num_gradients: numbers of processes on which a loss or a gradient was not finite.
 
         Returns:
-            Float32 scalar: 1 where it is left out, else 0.
+            Float32 scalar: 1 if it is left out, else 0.
         """
         left_out = num_losses + num_gradients > 0
         for buffer, before in zip(self.buffers, self.buffers_before, strict=True):
@@ -112,11 +111,11 @@ class NonFiniteSteps:
 
     def settle(self, passes: StepPasses, num_losses: int, num_gradients: int) -> bool:
         """
-        Whether a step was left out, now that the host knows; if so, it is counted and listed. Steps come in their
+        Whether a step was left out, called when the host knows. If so, it is counted and listed. Call it for steps in
         order.
 
         Raises:
-            RunStopped: on all processes, for more than `max_in_a_row` such steps.
+            RunStopped: on all processes, after more than `max_in_a_row` such steps.
         """
         if not num_losses and not num_gradients:
             self.state["nonfinite_steps_in_a_row"] = 0
@@ -132,13 +131,13 @@ class NonFiniteSteps:
 
     def _is_scale_search(self, num_losses: int) -> bool:
         """
-        Under fp16, whether a gradient overflowed only since the loss scaler looks for its scale: such a step is left
-        out, but counted once the scale is below 1, where there is nothing more to find.
+        Under fp16, whether a gradient overflowed only because the loss scaler searches its scale. Such a step is left
+        out. It is only counted if the scale is below 1, where the search is over.
         """
         if self.accelerator.scaler is None:
             return False
         scale = self.accelerator.scaler.get_scale()
-        # The optimizer is not stepped; without an update the next step would be unscaled twice.
+        # The optimizer does not step. Without this update, the next step would be unscaled twice.
         self.accelerator.scaler.update()
         return not num_losses and scale >= 1
 

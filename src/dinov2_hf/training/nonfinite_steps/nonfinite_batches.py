@@ -1,9 +1,10 @@
 """
-Steps that were not finite, kept so that each can be taken again alone: `nonfinite_steps/step_N/` of a run.
+Saves steps that were not finite, so that each can be replayed alone: `nonfinite_steps/step_N/` of a run.
 
-In such a folder `weights.safetensors` holds all weights and buffers from before the step, `process_K.safetensors` the
-batch of every forward pass of one process with its loss and the random states that it began with, `step.json` what the
-objective was told, and `recipe.yaml` the recipe. All is tensors and text: nothing of it is executed when it is read.
+In such a folder `weights.safetensors` contains all weights and buffers from before the step, `process_K.safetensors`
+the batch of every forward pass of one process with its loss and initial random states, `step.json` the further
+arguments of the objective, and `recipe.yaml` the recipe. Everything is tensors and text: nothing is executed when it
+is read.
 """
 
 import json
@@ -40,9 +41,9 @@ class KeptPass:
 
     Args:
         batch: tensors by name, as the objective takes them.
-        random_states: of torch, by the type of the device, from before the pass.
-        loss: that it had, a float32 scalar.
-        row_ids: of its images.
+        random_states: random states of torch before the pass, by the type of the device.
+        loss: its loss, a float32 scalar.
+        row_ids: row ids of its images.
     """
 
     batch: dict[str, torch.Tensor]
@@ -51,7 +52,7 @@ class KeptPass:
     row_ids: list[str] | None = None
 
     def restore_random_states(self) -> None:
-        """Let random numbers be those of the pass, on every kind of device that is here."""
+        """Restore the random states of the pass, on every kind of device of this machine."""
         for kind, state in self.random_states.items():
             if kind == "cpu":
                 torch.set_rng_state(state)
@@ -61,15 +62,15 @@ class KeptPass:
 
 class NonFiniteBatches:
     """
-    Notes what each step is made of, and writes it where the step was not finite. `write` must come before anything
-    moves the weights: after the step that was left out, and before the next one.
+    Notes the inputs of each step, and writes them if the step was not finite. Call `write` before anything changes the
+    weights: after the step that was left out, and before the next one.
 
     Args:
         module: the module without wrappers.
-        folder: of all such steps.
-        most: how many of them are kept; the first ones, since what follows is often their consequence.
-        facts: of the run, as JSON holds them: what `step.json` says beside the step.
-        recipe: of the run.
+        folder: folder of all such steps.
+        most: how many are saved. The first ones are saved, because later ones are often their consequence.
+        facts: facts about the run for `step.json`, as JSON values.
+        recipe: recipe of the run.
     """
 
     def __init__(
@@ -95,7 +96,8 @@ class NonFiniteBatches:
         Note a batch and the random states, right before the forward pass.
 
         Args:
-            told: what the objective is told beside the batch, as JSON holds it; the same for all passes of a step.
+            told: the arguments of the objective other than the batch, as JSON values; the same for all passes of a
+                step.
         """
         kind = self.accelerator.device.type
         states = {"cpu": torch.get_rng_state()}
@@ -106,8 +108,8 @@ class NonFiniteBatches:
 
     def write(self, step: int, losses: list[torch.Tensor], row_ids: list[list[str]]) -> None:
         """
-        Write the step, unless there are enough. Every process must call it. A step that cannot be written is a
-        warning: the run does not need it.
+        Write the step, unless there are enough. Every process must call it. If a step cannot be written, this is only
+        a warning, because the run does not need it.
         """
         if on_main_for_all(self.accelerator, lambda: len(kept_steps(self.folder))) >= self.most:
             return
@@ -144,12 +146,12 @@ class NonFiniteBatches:
 
 
 def _owned(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """As a file takes them: each with a memory of its own."""
+    """Tensors in the form that a file needs: each with its own memory."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def kept_steps(folder: Path) -> list[Path]:
-    """The steps in `nonfinite_steps`, in their order."""
+    """The steps in `nonfinite_steps`, in order."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if re.fullmatch(CHECKPOINT_NAME, path.name))
@@ -157,10 +159,10 @@ def kept_steps(folder: Path) -> list[Path]:
 
 def read_step(folder: Path) -> dict[str, Any]:
     """
-    What `step.json` says of a step that is kept.
+    Read `step.json` of a saved step.
 
     Raises:
-        ValueError: `folder` is none; the sentence names those that it holds.
+        ValueError: `folder` is not a saved step; the message names the steps that it contains.
     """
     path = folder / STEP
     try:

@@ -1,6 +1,6 @@
 """
-What processes vote on in each step: whether it is finite, whether to make room. Counted on the device, all in one
-all-reduce; the host reads the counts when they have arrived, and lets the device go on until then.
+Votes of the processes in each step: whether it is finite, and whether to stop for a preemption. They are counted on
+the device, in one all-reduce. The host reads the counts when they have arrived, and the device continues until then.
 """
 
 import torch
@@ -14,7 +14,7 @@ def count_processes(accelerator: Accelerator, *conditions: torch.Tensor | bool) 
     """
     device = accelerator.device
     flags = [
-        # A kernel that fills: a number that is sent to the device is waited for.
+        # A kernel fills the tensor, because the host would wait for a number that is sent to the device.
         condition.float() if torch.is_tensor(condition) else torch.full((), float(condition), device=device)
         for condition in conditions
     ]
@@ -22,7 +22,7 @@ def count_processes(accelerator: Accelerator, *conditions: torch.Tensor | bool) 
 
 
 class CountsOnTheWay:
-    """Counts that the device has still to make, and a copy of them for the host, which comes behind them."""
+    """Counts that the device is still computing, and a copy for the host after them."""
 
     def __init__(self, counts: torch.Tensor):
         self._on_host, self._arrived = counts, None
@@ -32,7 +32,7 @@ class CountsOnTheWay:
             self._arrived.record()
 
     def read(self) -> list[int]:
-        """Wait for the counts, and for nothing that was asked of the device after them."""
+        """Wait for the counts, but not for later work of the device."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return [round(count) for count in self._on_host.tolist()]

@@ -1,1 +1,1 @@
-"""Several processes: backends, sharded weights, files that they share."""
+"""Several processes: backends, sharded weights, shared files."""

@@ -1,8 +1,8 @@
 """
-How a run is spread over processes: not at all, replicated (DDP), or sharded (FSDP2, DeepSpeed ZeRO-1/2/3).
+How a run is distributed over processes: not at all, replicated (DDP), or sharded (FSDP2, DeepSpeed ZeRO-1/2/3).
 
-The loop is the same for all. What a backend needs before it starts is here: `accelerate launch` chooses the backend,
-the recipe the batch, precision and clipping, and neither may silently overrule the other.
+The loop is the same for all. This module has what a backend needs before it starts. `accelerate launch` chooses the
+backend, and the recipe chooses batch, precision and clipping. Neither may silently override the other.
 """
 
 import importlib.metadata
@@ -34,7 +34,7 @@ def launch_settings(use_cpu: bool) -> list[KwargsHandler]:
     process_group = {"timeout": timedelta(hours=4)}
     if use_cpu and "LOCAL_RANK" in os.environ:  # DeepSpeed would not start one by itself
         process_group["backend"] = "gloo"
-    # DDP else keeps gradients twice, 4 bytes a parameter more.
+    # Otherwise DDP keeps gradients twice, 4 bytes more for each parameter.
     return [InitProcessGroupKwargs(**process_group), DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
 
 
@@ -51,7 +51,7 @@ COMPUTE_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.flo
 
 
 def compute_precision(accelerator: Accelerator) -> str:
-    """`"no"`, `"bf16"` or `"fp16"`: what matrices are multiplied in; weights are float32 always."""
+    """`"no"`, `"bf16"` or `"fp16"`: the precision of matrix products. Weights are always float32."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:  # where Accelerate knows of cast weights only
         return "bf16" if accelerator.state.deepspeed_plugin.deepspeed_config["torch_autocast"]["enabled"] else "no"
     return accelerator.mixed_precision
@@ -68,7 +68,7 @@ def configure_backend(
     compile: str,
 ) -> None:
     """
-    Tell the backend what the recipe says.
+    Configure the backend by the recipe.
 
     Raises:
         `ValueError`: Accelerate fell back to another backend than the launch asked for, or the backend cannot do what
@@ -112,7 +112,7 @@ def configure_backend(
 def prepare(
     accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """`accelerator.prepare`, after which `model` computes in the precision of the run under every backend."""
+    """`accelerator.prepare`. Afterwards `model` computes in the precision of the run under every backend."""
     if backend_name(accelerator) == "fsdp2" and accelerator.mixed_precision == "bf16":
         # Accelerate casts inputs and outputs of every block instead, with them the residual stream and the loss.
         model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)
@@ -122,11 +122,11 @@ def prepare(
 
 def resume_launch(accelerator: Accelerator, state: dict) -> None:
     """
-    Note in the `state` of a run how it is launched.
+    Record in the `state` of a run how it is launched.
 
     Raises:
-        `ValueError`: its checkpoint is of another backend, or under DeepSpeed of another number of processes, and
-            cannot be read by this launch.
+        `ValueError`: its checkpoint belongs to another backend, or under DeepSpeed to another number of processes, so
+            this launch cannot read it.
     """
     backend, processes = backend_name(accelerator), accelerator.num_processes
     launch = {"backend": backend, "num_processes": processes}
@@ -147,7 +147,7 @@ def resume_launch(accelerator: Accelerator, state: dict) -> None:
 
 
 def allow_fsdp_on_cpu() -> None:
-    """Let FSDP2 run over gloo too, for tests and measurements; call it before an `Accelerator` is made."""
+    """Let FSDP2 also run over gloo, for tests and measurements. Call it before creating an `Accelerator`."""
     original = PartialState.__init__
 
     def init(self, cpu: bool = False, **kwargs):

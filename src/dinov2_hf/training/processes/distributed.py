@@ -1,4 +1,4 @@
-"""Choices that depend on the device, sums over processes, and their end."""
+"""Choices that depend on the device, sums over processes, and the end of processes."""
 
 import time
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from accelerate.utils import broadcast_object_list
 
 
 def cpu_supports_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX); elsewhere bf16 is slower."""
+    """Whether this CPU has bfloat16 matrix products in hardware (AVX512-BF16 or AMX). Otherwise bf16 is slower."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def multiplies_bfloat16(device_type: str) -> bool:
-    """Whether a CPU or GPU does so in hardware. GPUs before Ampere (V100, T4, RTX 20) emulate it, slowly."""
+    """Whether a CPU or GPU has bfloat16 products in hardware. GPUs before Ampere (V100, T4, RTX 20) emulate them."""
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return cpu_supports_bfloat16()
@@ -28,10 +28,10 @@ def choose_mixed_precision(requested: str, launched: str, use_cpu: bool, is_shar
     The precision of a run: `"no"`, `"bf16"` or `"fp16"`.
 
     Args:
-        requested: one of these, which is final, or `"auto"`: bf16 where the hardware multiplies it. Where it does not,
-            fp16 on a GPU, or `"no"` where the backend shards, and `"no"` on a CPU.
-        launched: what `accelerate launch` was configured with; used by `"auto"` unless it is `"no"`, which is also
-            what an unconfigured launch says.
+        requested: one of these, which is final, or `"auto"`: bf16 if the hardware has bf16 products. Otherwise fp16 on
+            a GPU, or `"no"` if the backend shards, and `"no"` on a CPU.
+        launched: the setting of `accelerate launch`. `"auto"` uses it unless it is `"no"`, which is also the setting
+            of an unconfigured launch.
         is_sharded: whether the backend is FSDP2 or DeepSpeed, which do not train in fp16 here.
     """
     if requested != "auto":
@@ -44,7 +44,7 @@ def choose_mixed_precision(requested: str, launched: str, use_cpu: bool, is_shar
 
 
 def precision_in_words(precision: str, device_type: str) -> str:
-    """`precision`, and what is to be known of it on this device."""
+    """`precision`, with a remark about it on this device."""
     if precision == "bf16" and not multiplies_bfloat16(device_type):
         return "bf16, which this device emulates slowly; `mixed_precision: auto` takes another"
     if precision == "fp16" and device_type == "cuda" and not multiplies_bfloat16(device_type):
@@ -73,7 +73,7 @@ def mean_over_processes(
 
 
 def on_main_for_all(accelerator: Accelerator | PartialState, work: Callable[[], Any]) -> Any:
-    """What `work` returns on the main process, or the `ValueError` or `OSError` that it raises there, on every one."""
+    """The result of `work` on the main process, or its `ValueError` or `OSError`, on every process."""
     answer = [None]
     if accelerator.is_main_process:
         try:
@@ -87,17 +87,17 @@ def on_main_for_all(accelerator: Accelerator | PartialState, work: Callable[[], 
 
 
 def end_run(accelerator: Accelerator) -> None:
-    """`accelerator.end_training()` (trackers send what they hold), after which the process may exit."""
+    """`accelerator.end_training()` (trackers send their remaining data). Then the process may exit."""
     let_gloo_finish(accelerator.state)
     accelerator.end_training()
 
 
 def let_gloo_finish(state: AcceleratorState | PartialState) -> None:
     """
-    Give gloo a moment, before the process group of several processes on CPUs is destroyed and they exit.
+    Wait a moment for gloo, before the process group of several processes on CPUs is destroyed and they exit.
 
-    Its threads live as long as the process, and one that still drops the tensors of the last collective while Python
-    exits aborts the process (https://github.com/pytorch/pytorch/pull/179291): a finished run would end with an error.
+    Its threads live as long as the process. If one still frees the tensors of the last collective while Python exits,
+    it aborts the process (https://github.com/pytorch/pytorch/pull/179291): a finished run would end with an error.
     """
     if state.num_processes > 1 and state.device.type == "cpu":
         time.sleep(0.5)  # milliseconds are needed, more of them on a busy machine

@@ -1,9 +1,10 @@
 """
-bf16 under FSDP2 that is what autocast makes of DDP: matrices are multiplied in bf16, all else is float32.
+bf16 under FSDP2 with the same result as autocast under DDP: matrices are multiplied in bf16, everything else is
+float32.
 
-FSDP2 hands out weights in one dtype for each sharded unit. In bf16 a norm, a LayerScale of 1e-5 or a position would
-be rounded, and with them the residual stream: an update that LayerScale makes small is lost in it. So the matrices are
-units of their own, in bf16, inside the units that Accelerate makes, in float32.
+FSDP2 gives weights in one dtype for each sharded unit. In bf16 a norm, a LayerScale of 1e-5 or a position would be
+rounded, and with them the residual stream: an update that LayerScale makes small is lost in it. So the matrices are
+separate units, in bf16, inside the units that Accelerate makes, in float32.
 """
 
 import torch
@@ -16,8 +17,8 @@ MATRICES = (nn.Linear, nn.Conv2d)  # whose weights autocast would round at every
 
 def shard_matrices_in_bf16(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """
-    Shard the modules of `model` that consist of matrices alone, and let `optimizer` hold what their parameters have
-    become. `accelerator.prepare` shards the rest.
+    Shard the modules of `model` that consist only of matrices, and replace their parameters in `optimizer` by the
+    sharded ones. `accelerator.prepare` shards the rest.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 

@@ -1,8 +1,8 @@
 """
-Weights that are spread over processes: this process's share of them, and the whole.
+Weights that are distributed over processes: this process's share of them, and whole weights.
 
-A parameter is one of three things. Under DDP and DeepSpeed ZeRO-1/2 it is a plain tensor, the same on every process.
-Under FSDP2 it is a `DTensor`. Under ZeRO-3 it is a plain tensor, empty most of the time, that carries its share as
+A parameter has one of three forms. Under DDP and DeepSpeed ZeRO-1/2 it is a plain tensor, the same on every process.
+Under FSDP2 it is a `DTensor`. Under ZeRO-3 it is a plain tensor, empty most of the time, with its share as
 `ds_tensor`: a float32 slice of the flat weights, padded to the same length on every process.
 """
 
@@ -21,12 +21,12 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def num_parameters(module: nn.Module) -> int:
-    """Parameters of `module`, those that other processes hold included."""
+    """The number of parameters of `module`, including those that other processes hold."""
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
 
 
 def local_share(parameter: nn.Parameter) -> torch.Tensor:
-    """What this process stores of a parameter, to be changed in place; `drop_stale_copies` must follow."""
+    """This process's share of a parameter, for changes in place. Call `drop_stale_copies` afterwards."""
     if isinstance(parameter, DTensor):
         return parameter.to_local()
     return getattr(parameter, "ds_tensor", parameter.data)
@@ -34,8 +34,8 @@ def local_share(parameter: nn.Parameter) -> torch.Tensor:
 
 def drop_stale_copies(module: nn.Module) -> None:
     """
-    After a change of `local_share`: ZeRO-3 keeps small parameters whole on every process beside the shares, in the
-    dtype that it sends; without these copies the next forward pass gathers anew.
+    Call this after a change of `local_share`. ZeRO-3 keeps whole copies of small parameters on every process, in the
+    dtype that it sends. Without these copies the next forward pass gathers them again.
     """
     whole = [parameter for parameter in module.parameters() if getattr(parameter, "ds_shape", None) == parameter.shape]
     if whole:
@@ -46,7 +46,8 @@ def whole_weights(module: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
     """
     The state dict of `module` with whole tensors, on the processes that `keep` them. Every process must call it.
 
-    Sharded weights are gathered one tensor at a time and kept in the memory of the host; others are given as they are.
+    Sharded weights are gathered one tensor at a time and kept in the memory of the host. Other weights are returned
+    unchanged.
     """
     tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())}
     weights, sharded = {}, is_sharded(module)
@@ -59,8 +60,8 @@ def whole_weights(module: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
 
 def whole_copy(module: PreTrainedModel) -> PreTrainedModel:
     """
-    A module that each process can run by itself: `module` where its weights are not sharded, else a copy with whole
-    weights in the memory of the host. Every process must call it.
+    A module that each process can run alone: `module` if its weights are not sharded, else a copy with whole weights
+    in the memory of the host. Every process must call it.
     """
     if not is_sharded(module):
         return module

@@ -1,4 +1,4 @@
-"""A folder that all processes of a run write together: it is there as a whole, or not at all."""
+"""A folder that all processes of a run write together. It appears whole or not at all."""
 
 import shutil
 from collections.abc import Callable
@@ -23,17 +23,17 @@ def replace_folder(
     check: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """
-    Put a folder that all processes have written in the place of `folder`, when it is complete and on the disk.
+    Replace `folder` by a folder that all processes have written, when that is complete and on the disk.
 
     Args:
         write: called with the unfinished folder on every process.
-        kind: that of its marker, which names all files.
-        check: called with `folder` where one is there, before anything is written; it raises a `ValueError` when that
-            may not be replaced.
+        kind: kind in its marker, which lists all files.
+        check: called with `folder` if it exists, before anything is written; it raises a `ValueError` if `folder` may
+            not be replaced.
 
     Raises:
-        RunStopped: on all processes, when one of them could not write. The unfinished folder is removed then, and the
-            old folder as it was.
+        RunStopped: on all processes, if one of them could not write. Then the unfinished folder is removed, and the
+            old folder is not changed.
     """
     partial, held = write_unfinished(accelerator, folder, write, check=check)
 
@@ -50,8 +50,8 @@ def write_unfinished(
     accelerator: Accelerator, folder: Path, write: Callable[[Path], None], *, check: Callable[[Path], None]
 ) -> tuple[Path, ExitStack]:
     """
-    The unfinished folder that all processes have written, for `put_on_disk` on the main process, and what removes the
-    rest of it when it is closed. Arguments and errors are those of `replace_folder`.
+    The unfinished folder that all processes have written, for `put_on_disk` on the main process, and a context that
+    removes its leftovers when it is closed. Arguments and errors are those of `replace_folder`.
     """
     with ExitStack() as stack:
         partial: list[Path | None] = [None]
@@ -72,14 +72,14 @@ def write_unfinished(
 
 
 def put_on_disk(partial: Path, folder: Path) -> None:
-    """Wait until `partial` is on the disk, give it its place, and wait until that is on the disk."""
+    """Wait until `partial` is on the disk, move it to its place, and wait until this is on the disk."""
     sync_folder(partial)
     put_in_place(partial, folder)
     sync(folder.parent)
 
 
 def together(accelerator: Accelerator, folder: Path, work: Callable[[], None]) -> None:
-    """Do on every process what writes `folder`, and stop all with a `RunStopped` when one of them failed."""
+    """Run `work`, which writes `folder`, on every process. If it fails on one, all stop with a `RunStopped`."""
     complaint, cause = None, None
     try:
         work()
