@@ -1,1 +1,1 @@
-"""A run from recipe to upload."""
+"""Runs, from the recipe to the upload."""

@@ -1,4 +1,4 @@
-"""The `Accelerator` of a run: its device, precision, backend and tracker; and what goes to the log."""
+"""The `Accelerator` of a run: its device, precision, backend and tracker, and its log."""
 
 import logging
 import os
@@ -20,10 +20,10 @@ from .pretraining_arguments import PreTrainingArguments
 
 def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerator:
     """
-    For one process of a run, which is launched as it is.
+    The `Accelerator` for one process of a run, by the present launch.
 
     Raises:
-        ValueError: the launch cannot do what the recipe asks, or an option is none that there is.
+        ValueError: the launch cannot do what the recipe asks, or the value of an option does not exist.
     """
     use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "")
@@ -51,7 +51,7 @@ def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerat
 
 
 def _find_tracker(report_to: str) -> str | None:
-    """What `Accelerator(log_with=...)` is to be given, if it is known and installed."""
+    """The argument of `Accelerator(log_with=...)`, if the tracker is known and installed."""
     if report_to == "none":
         return None
     known = LoggerType.list()

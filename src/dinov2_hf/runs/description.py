@@ -1,4 +1,6 @@
-"""What a run is about to do, for the log: sizes, passes over the data, the learning rate that came out, the device."""
+"""
+Describes a run in the log before it starts: sizes, passes over the data, the resulting learning rate, the device.
+"""
 
 import logging
 import os
@@ -20,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def describe_run(run: "Run") -> None:
-    """Log it, one line for each thing."""
+    """Log the description, one line for each fact."""
     accelerator, args, students = run.accelerator, run.args, run.module.students
     global_batch_size, num_images = run.global_batch_size, run.num_images
     sizes = {
@@ -77,7 +79,7 @@ def describe_run(run: "Run") -> None:
 
 
 def _beginning(run: "Run") -> dict[str, str]:
-    """What a run goes on from, or where its weights come from at its start."""
+    """The checkpoint that a run continues from, or the origin of its first weights."""
     if run.checkpoint:
         return {"continued from": str(run.checkpoint)}
     weights = "a fresh initialisation"
@@ -87,7 +89,7 @@ def _beginning(run: "Run") -> dict[str, str]:
 
 
 def _ending(run: "Run") -> str:
-    """Where a run ends elsewhere than a user may think."""
+    """A remark if a run ends at another step than a user may expect."""
     last, step = run.args.stop_after_steps or run.args.max_steps, run.state["step"]
     if step == last:
         which = "max_steps" if last == run.args.max_steps else "stop_after_steps"

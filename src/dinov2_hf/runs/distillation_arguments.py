@@ -1,4 +1,4 @@
-"""What a distillation is told beside what a pretraining is: its teacher and its students."""
+"""The arguments of a distillation: those of a pretraining, the teacher and the students."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from ..value_ranges import AT_LEAST_ONE
 from .pretraining_arguments import PreTrainingArguments
 
 
-# What an entry of `students` may say of its own beside its network and heads; all else is of the run, its crops and
-# its teacher.
+# Values that an entry of `students` may set in addition to its network and heads. All others belong to the run, its
+# crops and its teacher.
 NOT_IN_RECIPES = ("name", "num_processes")
 OF_A_STUDENT = ("learning_rate", "layerwise_decay", "patch_embed_lr_multiplier", "init_from")
 
 
 @dataclass
 class DistillationArguments(PreTrainingArguments):
-    """Those of a pretraining, a teacher, and several students where wanted."""
+    """The arguments of a pretraining, a teacher, and optionally several students."""
 
-    # Has a default only because the fields before it do.
+    # It has a default only because the fields before it have one.
     teacher: str | None = argument(
         None,
         "The frozen network to learn from: a run or pretraining_model folder (the paper's objective needs its heads),"
@@ -66,8 +66,8 @@ class DistillationArguments(PreTrainingArguments):
 
 def values_of_student(entry: Mapping[str, Any], of_networks: Iterable[str]) -> dict[str, Any]:
     """
-    Of an entry of `students` what takes the place of the recipe's values; `ValueError` for a name that is of the whole
-    run, or unknown. `of_networks` describe a network and its heads.
+    The values of an entry of `students` that override those of the recipe; `ValueError` for a name that belongs to the
+    whole run, or is unknown. `of_networks` are the names that describe a network and its heads.
     """
     allowed = {*of_networks, *OF_A_STUDENT}
     for key in entry:

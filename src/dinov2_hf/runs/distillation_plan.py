@@ -1,4 +1,4 @@
-"""What is particular to a distillation: a frozen teacher, and one student or several with values of their own."""
+"""The parts of a run that are specific to a distillation: a frozen teacher, and one student or several."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 KINDS = (DistillationArguments, DINOv2Config, DINOv2PreTrainingConfig, DINOv2DistillationConfig)
-# What students may differ in. The crops are those of all, and prototypes are the teacher's.
+# Fields in which students may differ. All have the same crops, and the prototypes of the teacher.
 OWN_FIELDS = {
     *BACKBONE_FIELDS, *FREE_BACKBONE_FIELDS, "head_hidden_size", "head_num_layers", "bottleneck_size",
     "ibot_bottleneck_size",
@@ -35,12 +35,12 @@ OWN_FIELDS = {
 
 
 class StudentPlan(NetworkPlan):
-    """One student: the recipe with its own values in their place, and the weights that it starts from."""
+    """One student: the recipe overridden by its own values, and the weights that it starts from."""
 
     def build_with(
         self, attention: str, feature_widths: dict | None
     ) -> tuple[torch.nn.Module, torch.nn.Module | None]:
-        """The student and what its average starts from, `None` for a copy; the same whatever was built before it."""
+        """The student and the start of its average (`None` for a copy), independent of what was built before."""
         set_seed(self.args.seed)
         if feature_widths is None:
             whole = self.build_network(attention)
@@ -69,7 +69,7 @@ class DistillationPlan:
             name: StudentPlan(arguments, KINDS, of_teacher, values_of_student(entry, OWN_FIELDS))
             for name, entry in entries.items()
         }
-        # What the entries of students are laid over.
+        # The values that the entries of students override.
         _, backbone, objective, _ = parse_recipe(arguments, KINDS[0], KINDS[1:], of_teacher)
         values = backbone | objective if args.students else self.students[""].values
         self.groups = {name: entry["num_processes"] for name, entry in entries.items() if "num_processes" in entry}
@@ -81,11 +81,11 @@ class DistillationPlan:
             teacher_image_size=args.teacher_image_size,
             num_local_crops=args.num_local_crops,
         )
-        self.config = next(iter(self.configs.values()))  # crops and loss weights are those of all
+        self.config = next(iter(self.configs.values()))  # crops and loss weights are common to all
         check_mask_grid(self.config.backbone_config)
         self.fixed = (*FIXED_FIELDS, "train_blocks", "lora_rank", "distillation_objective", "projector_hidden_size")
         self.recipe = {**values, **distillation, **recipe_values(args)}
-        # Elsewhere masks hide nothing, and there is nothing to choose.
+        # Otherwise masks hide nothing, and there is nothing to choose.
         self.has_masks = self.objective == "paper" and self.distillation.ibot_tokens != "all"
         self.shares_images = bool(self.groups)
         if args.compile == "step" and self.groups and self.has_masks:
@@ -101,7 +101,7 @@ class DistillationPlan:
 
     @property
     def description(self) -> dict[str, str]:
-        """More lines for the log."""
+        """Further lines for the log."""
         patches = f"the paper's, iBOT on {self.distillation.ibot_tokens} patches"
         features = f"{self.distillation.feature_loss} of features (not the paper's)"
         lines = {"teacher": self.args.teacher, "objective": patches if self.objective == "paper" else features}
@@ -111,13 +111,13 @@ class DistillationPlan:
         return lines
 
     def build(self, run: "Run") -> DINOv2ForDistillation:
-        """Teacher, students and their averages; to be called once."""
+        """Build teacher, students and their averages. Call it only once."""
         precision = self.args.teacher_mixed_precision
         if precision == "auto":
             precision = compute_precision(run.accelerator)
         teacher = self.loaded.freeze(self.args, bf16=precision == "bf16", device=run.accelerator.device)
         network, widths = self.config.backbone_config, None
-        if self.objective == "features":  # one look also tells whether it can read such crops
+        if self.objective == "features":  # this also checks that it can process such crops
             widths = {
                 **teacher.widths(network.num_channels, network.image_size, self.distillation),
                 "projector_hidden_size": self.distillation.projector_hidden_size,
@@ -134,7 +134,7 @@ class DistillationPlan:
         )
 
     def parameter_groups(self, model: DINOv2ForDistillation) -> list[dict[str, Any]]:
-        """Those of all students, each by its own learning rates."""
+        """The parameter groups of all students, each with its own learning rates."""
         groups = []
         for name, student in self.students.items():
             factor = student.args.learning_rate / self.args.learning_rate  # schedules are those of the run
@@ -143,7 +143,7 @@ class DistillationPlan:
         return groups
 
     def _rank_groups(self, backend: str) -> RankGroups | None:
-        """Processes of their own for the students, where the recipe gives them."""
+        """Separate processes for the students, if the recipe sets them."""
         if not self.groups:
             return None
         if backend != "ddp":  # gradients are averaged over all processes in the same order

@@ -1,4 +1,4 @@
-"""The teacher of a distillation, read from a folder or the Hub: with its heads, or any network that gives features."""
+"""Loads the teacher of a distillation from a folder or the Hub: with its heads, or any network with features."""
 
 import os
 from collections.abc import Iterator
@@ -32,9 +32,9 @@ class LoadedTeacher:
     A teacher on the CPU in float32, before it is frozen.
 
     Args:
-        objective: that it is read for, `"paper"` or `"features"`.
+        objective: the objective for which it is loaded, `"paper"` or `"features"`.
         network: student, teacher and heads of an earlier pretraining, or a network without heads.
-        image_mean, image_std: that it expects; `None` where it does not say.
+        image_mean, image_std: values that it expects; `None` if unknown.
     """
 
     objective: str
@@ -43,7 +43,7 @@ class LoadedTeacher:
     image_std: list[float] | None
 
     def recipe(self) -> dict[str, Any]:
-        """What the teacher says of its students, by the names of fields, where the recipe says nothing else."""
+        """Default values for the students from the teacher, by the names of fields."""
         if self.objective != "paper":
             return {}
         config = self.network.config
@@ -55,7 +55,7 @@ class LoadedTeacher:
 
     def freeze(self, args: DistillationArguments, *, bf16: bool, device: torch.device) -> FrozenTeacher:
         """
-        The teacher on `device`, as `args` want it. What it does not need is given up, so this can be called once.
+        The teacher on `device`, as `args` configure it. Parts that it does not need are freed, so call this only once.
 
         Raises:
             `ValueError`: it does not fit into the memory of the device.
@@ -85,20 +85,20 @@ class LoadedTeacher:
 
 def load_teacher(source: str, objective: str, option: str = "teacher") -> LoadedTeacher:
     """
-    Read a teacher.
+    Load a teacher.
 
     Args:
         source: for the paper's objective a `pretraining_model` folder, the folder of a finished run, the same on the
-            Hub (`owner/name/pretraining_model`), or a teacher of the original with its heads; for that of features
-            also any model that `AutoModel` loads.
+            Hub (`owner/name/pretraining_model`), or a teacher of the original with its heads; for the objective of
+            features also any model that `AutoModel` loads.
         objective: `"paper"` or `"features"`.
-        option: what a sentence calls it.
+        option: its name in messages.
 
     Raises:
         `ValueError`: there is no such model, it has no heads but the objective needs them, its weights are damaged or
-            not whole, or it does not fit into the memory of this machine.
+            incomplete, or it does not fit into the memory of this machine.
     """
-    # Of a run, the part that the objective needs.
+    # For a run, the part that the objective needs.
     parts = (PRETRAINING_MODEL, MODEL) if objective == "paper" else (MODEL, PRETRAINING_MODEL)
     with _said_of(option):
         folder = find_model(source, parts)
@@ -106,7 +106,7 @@ def load_teacher(source: str, objective: str, option: str = "teacher") -> Loaded
         config = read_config(folder) if has_config else None
     network = _on_meta(config) if config is not None else None
     if network is not None:
-        # It is loaded in float32, beside what the file is mapped to.
+        # It is loaded in float32, in addition to the mapped file.
         needed = 4 * sum(parameter.numel() for parameter in network.parameters())
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         check_memory(source, needed, psutil.virtual_memory().available // processes, "this machine", processes)
@@ -152,12 +152,12 @@ def _on_meta(config: PreTrainedConfig) -> torch.nn.Module | None:
     with torch.device("meta"):
         try:
             return model_class._from_config(config) if model_class is not AutoModel else AutoModel.from_config(config)
-        except (ValueError, KeyError):  # AutoModel will say so when it is to load it
+        except (ValueError, KeyError):  # AutoModel reports this when it loads the model
             return None
 
 
 def _normalization(folder: Path | str) -> tuple[list[float] | None, list[float] | None]:
-    """Mean and deviation that the image processor beside the model says; `None` without one."""
+    """Mean and deviation of the image processor in the folder of the model; `None` without one."""
     if is_other_layout(folder):
         return None, None
     try:

@@ -1,4 +1,4 @@
-"""The network that a run keeps the similarities of patches of (Gram anchoring), on the device of the training."""
+"""The Gram teacher of a run, whose similarities of patches the run keeps, on the device of the training."""
 
 from pathlib import Path
 
@@ -17,14 +17,14 @@ from .run_folder import MODELS_OF_STEPS
 
 def anchor(model: Objective, args: PreTrainingArguments, accelerator: Accelerator, folder: Path, step: int) -> None:
     """
-    Give an objective the Gram teacher that it has after `step` steps, if the recipe has one: that of the recipe, or
-    what the run itself was at the last multiple of `gram_teacher_update_steps`.
+    Set the Gram teacher of an objective after `step` steps, if the recipe has one: the network of the recipe, or the
+    average of the run itself at the last multiple of `gram_teacher_update_steps`.
 
     Args:
         folder: of the run.
 
     Raises:
-        `ValueError`: as `load_gram_teacher`, or it is to be renewed by several students.
+        `ValueError`: as `load_gram_teacher`, or several students would have to update it.
     """
     if not args.gram_teacher:
         return
@@ -44,16 +44,16 @@ def load_gram_teacher(
     source: str, args: PreTrainingArguments, num_channels: int, *, bf16: bool, device: torch.device
 ) -> FrozenTeacher:
     """
-    Read a Gram teacher and freeze it; of a run with heads, its averaged backbone.
+    Load a Gram teacher and freeze it; for a run with heads, its averaged backbone.
 
     Args:
         source: a model, as `gram_teacher` of a recipe.
-        args: whose normalisation the crops have.
-        num_channels: of the crops.
+        args: arguments with the normalisation of the crops.
+        num_channels: channels of the crops.
         bf16: whether it runs in bfloat16.
 
     Raises:
-        `ValueError`: there is no such model, or it takes images of other channels.
+        `ValueError`: there is no such model, or it takes images with another number of channels.
     """
     loaded = load_teacher(source, "features", option="gram_teacher")
     network = loaded.network

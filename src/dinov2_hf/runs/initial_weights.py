@@ -1,4 +1,4 @@
-"""Weights that a pretraining starts from: a backbone, of which student and teacher begin, or all of an earlier run."""
+"""The initial weights of a pretraining: a backbone for student and teacher, or everything of an earlier run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from ..models import DINOv2Config, DINOv2Model, adapt_num_channels, resize_posit
 from ..pretraining import DINOv2ForPreTraining, DINOv2PreTrainingConfig
 
 
-# What weights were made for, and a recipe cannot change; LayerScale of which the initial value is past.
+# Fields that are fixed by the weights, and a recipe cannot change. The initial value of LayerScale no longer matters.
 BACKBONE_FIELDS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "hidden_act", "use_swiglu_ffn",
     "layer_norm_eps", "patch_size", "qkv_bias", "num_register_tokens", "layerscale_value",
@@ -21,12 +21,12 @@ HEAD_FIELDS = (
     "num_prototypes", "head_hidden_size", "head_num_layers", "bottleneck_size", "separate_ibot_head",
     "ibot_num_prototypes", "ibot_bottleneck_size",
 )  # fmt: skip
-# What it can: the first two by `adapt_num_channels` and `resize_position_embeddings`, the others since no weight
-# depends on them.
+# Fields that a recipe can change: the first two by `adapt_num_channels` and `resize_position_embeddings`, the others
+# because no weight depends on them.
 FREE_BACKBONE_FIELDS = (
     "num_channels", "image_size", "drop_path_rate", "initializer_range", "interpolate_offset", "interpolate_antialias",
 )  # fmt: skip
-# What cannot change within a run: what its checkpoints hold, and what only fresh weights are made with.
+# Fields that cannot change within a run: those of its checkpoints, and those that only matter for fresh weights.
 FIXED_FIELDS = (
     *BACKBONE_FIELDS, *HEAD_FIELDS, "num_channels", "image_size", "layerscale_value", "initializer_range",
 )  # fmt: skip
@@ -37,15 +37,15 @@ def load_initial_model(source: str) -> DINOv2Model | DINOv2ForPreTraining:
     The model of `source`, in float32.
 
     Args:
-        source: what `model_source.find_model` takes. A `pretraining_model` folder, a folder that holds one, the same
-            on the Hub (`owner/name/pretraining_model`), a checkpoint of a run and a teacher of the original with its
-            heads give student, teacher and heads; all else a backbone.
+        source: as in `model_source.find_model`. A `pretraining_model` folder, a folder that contains one, the same on
+            the Hub (`owner/name/pretraining_model`), a checkpoint of a run and a teacher of the original with its
+            heads give student, teacher and heads. Everything else gives a backbone.
 
     Returns:
         A `DINOv2Model` or, with heads, a `DINOv2ForPreTraining`.
 
     Raises:
-        `ValueError`: there is none, or its weights are damaged or not whole.
+        `ValueError`: there is no such model, or its weights are damaged or incomplete.
     """
     found = find_model(source, (PRETRAINING_MODEL, MODEL))
     if is_other_layout(found):
@@ -63,7 +63,7 @@ def load_initial_model(source: str) -> DINOv2Model | DINOv2ForPreTraining:
 
 
 def recipe_of(initial: DINOv2Model | DINOv2ForPreTraining) -> dict[str, Any]:
-    """What weights say about a recipe, by the names of its fields: the network and, with heads, the objective."""
+    """The fields of a recipe that weights determine: the network and, with heads, the objective."""
     config = initial.config
     if isinstance(initial, DINOv2ForPreTraining):
         names = DINOv2PreTrainingConfig.__annotations__.keys() - DINOv2PreTrainingConfig.sub_configs.keys()
@@ -75,7 +75,7 @@ def recipe_of(initial: DINOv2Model | DINOv2ForPreTraining) -> dict[str, Any]:
 def refuse_other_architecture(
     initial: DINOv2Model | DINOv2ForPreTraining, recipe: Mapping[str, Any], source: str
 ) -> None:
-    """`ValueError` where `recipe` describes another network or, where `initial` has heads, other heads."""
+    """`ValueError` if `recipe` describes another network or, if `initial` has heads, other heads."""
     known = recipe_of(initial)
     advice = dict.fromkeys(BACKBONE_FIELDS, "leave it out of the recipe")
     if not recipe["num_register_tokens"]:
@@ -88,7 +88,7 @@ def refuse_other_architecture(
 
 
 def drop_registers(initial: DINOv2Model | DINOv2ForPreTraining) -> None:
-    """Continue without the register tokens of the weights, in place; nothing where there are none."""
+    """Remove the register tokens of the weights in place, if there are any."""
     networks = [initial]
     if isinstance(initial, DINOv2ForPreTraining):
         networks = [initial.student.backbone, initial.teacher.backbone]
@@ -100,11 +100,11 @@ def drop_registers(initial: DINOv2Model | DINOv2ForPreTraining) -> None:
 
 def initialise(model: DINOv2ForPreTraining, initial: DINOv2Model | DINOv2ForPreTraining) -> None:
     """
-    Copy weights into a model that is to be pretrained; `ValueError` as `refuse_other_architecture`.
+    Copy weights into a model before its pretraining; `ValueError` as in `refuse_other_architecture`.
 
-    A backbone becomes that of the student and of the teacher; the heads stay as they are. Of a `DINOv2ForPreTraining`
-    everything is copied, running centres too where both have them. Another number of channels or image size than the
-    model's is adapted, in `initial` itself.
+    A backbone is copied to the student and the teacher, and the heads are not changed. From a `DINOv2ForPreTraining`
+    everything is copied, including running centres if both have them. A different number of channels or image size is
+    adapted, in `initial` itself.
     """
     wanted = recipe_of(model)
     refuse_other_architecture(initial, wanted, f"the {type(initial).__name__}")
@@ -118,7 +118,7 @@ def initialise(model: DINOv2ForPreTraining, initial: DINOv2Model | DINOv2ForPreT
 
 
 def initialise_backbone(backbone: DINOv2Model, initial: DINOv2Model | DINOv2ForPreTraining) -> None:
-    """As `initialise`, for a backbone alone; of a `DINOv2ForPreTraining` it takes the teacher's."""
+    """As `initialise`, for a backbone alone; from a `DINOv2ForPreTraining` it takes the backbone of the teacher."""
     wanted = recipe_of(backbone)
     initial = initial.teacher.backbone if isinstance(initial, DINOv2ForPreTraining) else initial
     refuse_other_architecture(initial, wanted, f"the {type(initial).__name__}")

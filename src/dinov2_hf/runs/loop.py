@@ -1,4 +1,4 @@
-"""The steps of a run, and what happens between two of them: logging, evaluation, saving, stopping when asked to."""
+"""The steps of a run, and the work between steps: logging, evaluation, saving, and stopping on request."""
 
 import time
 from collections import deque
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 class Steps:
     """
-    Iterated over, the steps of a run from where its state says, as `Step`s; what is due comes after each of them.
+    Iterates over the steps of a run from its state on, as `Step`s. After each step, the due work is done.
 
     Raises:
         RunStopped, RunCollapsed: on all processes together.
@@ -74,7 +74,7 @@ class Steps:
             self.run.saver.wait()
 
     def _count_flops(self) -> None:
-        """Where they are known, and the peak of the device is."""
+        """Count FLOPs, if they are known and the peak of the device is known."""
         accelerator, flops = self.run.accelerator, StepFlops(self.run.module)
         peak = peak_flops(accelerator.device, compute_precision(accelerator))
         if peak is not None and flops.is_known:
@@ -103,17 +103,17 @@ class Steps:
             disable=not self.run.accelerator.is_local_main_process,
             dynamic_ncols=True,
             mininterval=0.5,
-            delay=0,  # the last line tells of a short run too
+            delay=0,  # so that a short run also shows its last line
             bar_format="{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
         )
 
     def settle(self, but: int = 0) -> bool:
         """
-        Read the votes on the steps that were not read yet, but for so many of the last ones, which the device may be
-        at. Whatever shows what these steps did needs all of them settled before.
+        Read the remaining votes on steps, except for this many of the last ones, which the device may still be
+        computing. All steps must be settled before their results are shown or saved.
 
         Returns:
-            Whether the last step that was read is left out.
+            Whether the last step that was read was left out.
         """
         left_out = False
         while len(self.unsettled) > but:
@@ -187,10 +187,10 @@ class Step:
     One optimizer step: its batches, the backward pass of each, and the update.
 
     Args:
-        now: the values of the schedules.
+        now: the values of the schedules at this step.
 
     Attributes:
-        left_out: after `update`, 1 where the weights have not moved, else 0: a float32 scalar on the device.
+        left_out: after `update`, 1 if the weights have not changed, else 0: a float32 scalar on the device.
     """
 
     def __init__(self, steps: Steps, now: ScheduleValues):
@@ -215,7 +215,7 @@ class Step:
                 yield batch
 
     def backward(self, output: Mapping[str, torch.Tensor]) -> None:
-        """Of the `loss` in what the objective says of the last batch; the rest of it is for the log."""
+        """Run the backward pass of `loss` in the output of the objective. The rest of the output is for the log."""
         run, num_images = self._run, len(self._row_ids) * self._run.accelerator.num_processes
         run.accelerator.backward(output["loss"])
         self._steps.nonfinite.add(output["loss"], self._row_ids)
@@ -225,8 +225,7 @@ class Step:
     def update(self, optimizer: torch.optim.Optimizer) -> None:
         """
         Clip the gradients and step the optimizer, unless a loss or gradient of any process is not finite. The device
-        decides that, the same on all processes, and the host reads of it a step later, or at once where such steps are
-        kept.
+        decides this, equally on all processes. The host reads it a step later, or at once if such steps are saved.
         """
         accelerator, args, steps = self._run.accelerator, self._run.args, self._steps
         self.norms = clip_gradients(
@@ -243,7 +242,7 @@ class Step:
         steps.window.end_step()
         if accelerator.scaler is None:
             step_unless(optimizer, self.left_out)
-            # What is kept of a step are the weights before it, which the next one may move.
+            # A saved step contains the weights before it, which the next step may change.
             steps.settle(but=0 if args.save_nonfinite_batch else 1)
         elif not steps.settle():  # the loss scaler of fp16 looks for its scale on the host
             optimizer.step()

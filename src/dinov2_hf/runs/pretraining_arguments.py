@@ -1,9 +1,9 @@
 """
-What a run is told beside its network and objective: the fields of a recipe, each with its help, its range, and what it
-needs to have an effect.
+The arguments of a run other than its network and objective: the fields of a recipe, each with its help, its range, and
+the options that it needs to have an effect.
 
-A recipe may hold every field of `PreTrainingArguments` and of the two configurations (the backbone's and the
-pretraining's): names are unique over the three, so one flat list of them can be read and compared line by line.
+A recipe may have every field of `PreTrainingArguments` and of the two configurations (of the backbone and of the
+pretraining). Names are unique over the three, so a recipe is one flat list that can be read and compared line by line.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from ..training.recomputation import HOW as RECOMPUTATIONS
 from ..value_ranges import ABOVE_ZERO, AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, SEEDS, SHARE, WIDTH, Range
 
 
-# Of ImageNet, as transformers has them, whose import takes seconds.
+# Values of ImageNet as in transformers. Importing transformers takes seconds.
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 MEASURED, DENSE, UPLOADED = {"eval_data": True}, {"dense_eval_data": True}, {"push_to_hub": True}
 CROP_AREA = Range(0, 1, low_included=False)
-# What measures the metrics whose names begin so.
+# The options that measure metrics whose names begin like this.
 KEPT_BEST = {
     "knn_": ("eval_data", "no k-NN accuracy is measured; give labelled images as"),
     "linear_": ("linear_eval_steps", "no linear probe is measured; give the steps between two as"),
@@ -36,11 +36,11 @@ KEPT_BEST = {
 @dataclass
 class PreTrainingArguments:
     """
-    What belongs to a run rather than to the network or the objective. The first six groups change results; the others
-    do not. The size of the global crops is the backbone's `image_size`.
+    The arguments that belong to a run, and not to the network or the objective. The first six groups change results.
+    The others do not. The size of the global crops is the backbone's `image_size`.
 
     Raises:
-        `ValueError`: a value is out of its range, or does not fit the others.
+        `ValueError`: a value is out of its range, or does not fit the other values.
     """
 
     # --- data
@@ -457,8 +457,8 @@ class PreTrainingArguments:
                 )
 
 
-# Of one start, not of the recipe: repeating a run from its recipe must not write over what an earlier one left or
-# uploaded, and a token belongs in no file.
+# Arguments of one start, not of the recipe: repeating a run from its recipe must not overwrite the results or uploads
+# of an earlier run, and a token must not be in a file.
 OF_ONE_START = (
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "allow_recipe_change", "stop_after_steps",
     "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_pretraining_model", "hub_token",
@@ -466,6 +466,6 @@ OF_ONE_START = (
 
 
 def recipe_values(args: PreTrainingArguments) -> dict[str, Any]:
-    """What of `args` belongs in a recipe that gives the same run again, without tokens and signatures of URLs."""
+    """The values of `args` for a recipe that gives the same run again, without tokens and signatures of URLs."""
     values = {name: value for name, value in dataclasses.asdict(args).items() if name not in OF_ONE_START}
     return without_secrets(values)

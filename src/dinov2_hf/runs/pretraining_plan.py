@@ -1,4 +1,4 @@
-"""What is particular to a pretraining: what its recipe says of the network and the objective, and where they start."""
+"""The parts of a run that are specific to a pretraining: network and objective of its recipe, and their start."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,15 +31,15 @@ KINDS = (PreTrainingArguments, DINOv2Config, DINOv2PreTrainingConfig)
 
 class NetworkPlan:
     """
-    A network that is trained: the values of its recipe, and the weights that it starts from.
+    A network to train: the values of its recipe, and the weights that it starts from.
 
     Args:
         arguments: the words of a command line.
-        kinds: that of the arguments, then those of configurations: backbone, pretraining, and more.
+        kinds: the type of the arguments, then the types of configurations: backbone, pretraining, and more.
         defaults, overrides: as in `parse_recipe`.
 
     Raises:
-        `ValueError`: as `parse_recipe`, or values do not fit each other or the weights of `init_from`.
+        `ValueError`: as `parse_recipe`, or values do not fit together or do not fit the weights of `init_from`.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class NetworkPlan:
         self.args, backbone, objective, *_ = parse(defaults)
         self.initial = None
         if self.args.init_from and (resumed := network_of_checkpoint(self.args, config_types[:2])):
-            # All weights are those of the checkpoint. What the first ones told of the network, it tells too.
+            # All weights come from the checkpoint. It also has the facts about the network from the first weights.
             self.args, backbone, objective, *_ = parse({**defaults, **resumed})
         elif self.args.init_from:
             self.initial = load_initial_model(self.args.init_from)
-            # Whose network is the recipe's, where it says nothing else.
+            # Their network is the default of the recipe.
             self.args, backbone, objective, *_ = parse({**defaults, **recipe_of(self.initial)})
             if self.args.allow_recipe_change and not backbone["num_register_tokens"]:
                 drop_registers(self.initial)
@@ -78,11 +78,11 @@ class NetworkPlan:
             )
 
     def build_network(self, attention: str) -> DINOv2ForPreTraining:
-        """Student, teacher and heads, from `init_from` where the recipe has it; to be called once."""
+        """Build student, teacher and heads, from `init_from` if the recipe has it. Call it only once."""
         model = DINOv2ForPreTraining._from_config(self.config, attn_implementation=attention)
         if self.initial is not None:
             initialise(model, self.initial)
-        self.initial = None  # as large as the backbone, or as all
+        self.initial = None  # it is as large as the backbone, or as the whole module
         choose_trained(model.student.backbone, model.teacher.backbone, **values_for(choose_trained, self.args))
         return model
 
@@ -92,13 +92,13 @@ class PreTrainingPlan(NetworkPlan):
     A pretraining.
 
     Attributes:
-        kinds: of the arguments and configurations, whose fields are the options.
+        kinds: types of the arguments and configurations, whose fields are the options.
         recipe: names and values that give the same run again.
         fixed: names that cannot change within a run.
-        has_masks: whether patches are hidden or chosen.
-        shares_images: whether processes exchange images, for which each must have as many masked patches.
-        networks_alone_see_crops: whether nothing of the user's, and no other network, is given the pixels.
-        description: more lines for the log.
+        has_masks: whether patches are masked or chosen by masks.
+        shares_images: whether processes exchange images; then each must have the same number of masked patches.
+        networks_alone_see_crops: whether no code of the user and no other network gets the pixels.
+        description: further lines for the log.
     """
 
     fixed: tuple[str, ...] = (*FIXED_FIELDS, "train_blocks", "lora_rank")
@@ -117,7 +117,7 @@ class PreTrainingPlan(NetworkPlan):
         return not (args.loss_terms or args.gram_teacher or args.teacher_class)
 
     def build(self, run: "Run") -> DINOv2ForPreTraining:
-        """What is trained; to be called once."""
+        """Build the module to train. Call it only once."""
         model = self.build_network(run.attention)
         if self.args.teacher_class:
             model.teach_with(TEACHERS.find(self.args.teacher_class)(model.teacher))

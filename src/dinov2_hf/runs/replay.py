@@ -1,4 +1,4 @@
-"""A step that was not finite, taken again alone: whether its loss is the same, and where the numbers come from."""
+"""Replays a step that was not finite: whether its loss is the same, and where the non-finite numbers come from."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -28,13 +28,13 @@ class ReplayedPass:
     One forward and backward pass of the step.
 
     Args:
-        process, number: whose, and which of its passes, from 0.
-        terms: `loss` and what it is made of, by name.
-        recorded: the loss that the run had.
-        is_same: whether the loss is that of the run, bit for bit.
-        not_finite: inputs that were not finite to begin with: images by their names, other tensors by theirs.
-        birthplaces: what first made numbers that are not finite of finite ones, in words.
-        in_float32: the loss without autocast; `None` where the run had none.
+        process, number: the process, and the number of its pass, from 0.
+        terms: `loss` and its parts, by name.
+        recorded: the loss in the run.
+        is_same: whether the loss equals that of the run, bit for bit.
+        not_finite: inputs that were already not finite: images and other tensors, by their names.
+        birthplaces: the first operations that made non-finite numbers from finite ones, in words.
+        in_float32: the loss without autocast; `None` if the run had none.
     """
 
     process: int
@@ -53,9 +53,9 @@ class ReplayedStep:
     Args:
         step: its number, from 1.
         precision, device: of the replay, in words.
-        caveats: why a loss may be another than in the run; where there are none it is the same.
+        caveats: reasons why a loss may differ from that of the run; without reasons it is the same.
         weights: names of weights and buffers that were not finite before the step.
-        passes: those of the processes that are looked at.
+        passes: passes of the replayed processes.
     """
 
     step: int
@@ -85,20 +85,21 @@ class ReplayedStep:
 
 def replay_step(folder: Path) -> ReplayedStep | None:
     """
-    Take a step again that `--save_nonfinite_batch` has kept, forward and backward, on the device of this launch.
+    Replay a step that `--save_nonfinite_batch` has saved, forward and backward, on the device of this launch.
 
-    Losses depend on all processes of the run. Launched with as many, each replays its own. Launched alone, a step of
-    several is replayed process by process, those first whose loss was not finite; its losses are then other ones.
+    Losses depend on all processes of the run. A launch with the same number of processes replays each in its own
+    process. A single process replays a step of several process by process, first those whose loss was not finite. Then
+    its losses differ.
 
     Args:
-        folder: `nonfinite_steps/step_N` of a run. What its recipe starts from (`init_from`, `teacher`,
-            `gram_teacher`) must still be there.
+        folder: `nonfinite_steps/step_N` of a run. The models that its recipe names (`init_from`, `teacher`,
+            `gram_teacher`) must still exist.
 
     Returns:
-        What was found; on the main process, `None` on others.
+        The findings on the main process, `None` on others.
 
     Raises:
-        `ValueError`: there is no such step, its files are damaged, or the launch does not suit it.
+        `ValueError`: there is no such step, its files are damaged, or the launch does not fit.
     """
     said = read_step(folder)
     words = ["--config", str(folder / RECIPE), "--report_to", "none", "--compile", "no"]
@@ -135,7 +136,7 @@ def replay_step(folder: Path) -> ReplayedStep | None:
 def _build(
     plan: PreTrainingPlan | DistillationPlan, accelerator: Accelerator, run_folder: Path, step: int
 ) -> torch.nn.Module:
-    """The module as a run has it before it is compiled and spread over processes."""
+    """The module of a run before it is compiled and distributed over processes."""
     precision = plan.args.mixed_precision
     attention = choose_attention(plan.args.attn_implementation, precision, accelerator.device)
     module = plan.build(SimpleNamespace(accelerator=accelerator, attention=attention))
@@ -144,7 +145,7 @@ def _build(
 
 
 def _processes(folder: Path, said: Mapping[str, Any], accelerator: Accelerator) -> list[int]:
-    """Those whose passes this one replays: its own; alone, those with a loss that was not finite, or else all."""
+    """The processes that this one replays: its own; a single process replays those with a non-finite loss, or all."""
     everyone = range(said["num_processes"])
     if accelerator.num_processes > 1:
         return [accelerator.process_index]
@@ -183,7 +184,7 @@ class _Replay:
         self.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
 
     def of_process(self, folder: Path, process: int) -> list[ReplayedPass]:
-        """All passes of one process, three times: as in the run, watched, and without autocast."""
+        """All passes of one process, three times: as in the run, with a `FiniteWatch`, and without autocast."""
         device, precision, recorded = self.accelerator.device, self.said["precision"], read_passes(folder, process)
         passes = [
             KeptPass({name: tensor.to(device) for name, tensor in kept.batch.items()}, kept.random_states)
@@ -216,7 +217,7 @@ class _Replay:
         ]
 
     def _forward(self, passes: Iterable[KeptPass], precision: str) -> Iterable[Mapping[str, torch.Tensor]]:
-        """What the objective says in each pass, one after the other: a pass may move the centres for the next."""
+        """The output of the objective in each pass, in order, because a pass may change the centres for the next."""
         for name, buffer in self.module.named_buffers():
             buffer.data.copy_(self.buffers[name])
         device = self.accelerator.device.type
@@ -236,12 +237,12 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Bit for bit; any NaN is like any other."""
+    """Whether two tensors are equal bit for bit; all NaN count as equal."""
     return bool(torch.equal(one, other) or (one.isnan().all() and other.isnan().all()))
 
 
 def _not_finite(kept: KeptPass) -> Iterable[str]:
-    """What of a batch is not finite: "local_crops of 3.png"."""
+    """The parts of a batch that are not finite, such as "local_crops of 3.png"."""
     for name, tensor in kept.batch.items():
         if _is_finite(tensor):
             continue

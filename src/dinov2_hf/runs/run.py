@@ -57,12 +57,12 @@ from .while_training.feature_pictures import WatchedImages
 @contextmanager
 def start_run(plan_type: type[PreTrainingPlan], arguments: list[str]) -> Iterator["Run"]:
     """
-    The run that a command line asks for. Its output folder is its own while the block runs.
+    The run for a command line. It holds its output folder while the block runs.
 
-    A user's mistake, a signal, a full disk or a collapse ends the process with one sentence and an exit code.
+    An error of the user, a signal, a full disk or a collapse ends the process with one sentence and an exit code.
 
     Args:
-        plan_type: what is particular to a kind of run.
+        plan_type: the plan of a kind of run.
         arguments: the words of the command line, without the name of the program.
     """
     run = None
@@ -79,15 +79,15 @@ def start_run(plan_type: type[PreTrainingPlan], arguments: list[str]) -> Iterato
 
 class Run:
     """
-    What a run is made of, ready for its model. Nothing is written before `prepare` has seen all that could be refused.
+    The parts of a run, ready for its model. Nothing is written before `prepare` has made all checks.
 
     Args:
         plan: the recipe, read and checked.
-        held: what ends with the run, such as the lock of its folder.
+        held: contexts that end with the run, such as the lock of its folder.
 
     Attributes:
-        state: what a checkpoint keeps beside weights: steps, images seen, accuracies.
-        data_position: where this process is in a stream, for the next checkpoint; None of data that is no stream.
+        state: values of a checkpoint other than weights: steps, images seen, accuracies.
+        data_position: position of this process in a stream, for the next checkpoint; None if the data is not a stream.
         is_training: whether files are written, from `prepare` to the end of `finish`.
 
     Raises:
@@ -163,17 +163,17 @@ class Run:
 
     @property
     def precision(self) -> str:
-        """What matrices are multiplied in: `"no"`, `"bf16"` or `"fp16"`."""
+        """The precision of matrix products: `"no"`, `"bf16"` or `"fp16"`."""
         return compute_precision(self.accelerator)
 
     @property
     def attention(self) -> str:
-        """The attention of the networks that are trained."""
+        """The attention implementation of the trained networks."""
         return choose_attention(self.args.attn_implementation, self.precision, self.accelerator.device)
 
     @property
     def pictured(self) -> tuple[Dataset | IterableDataset, str | None]:
-        """The images of the training, for pictures, and the column of the recipe; mixed sets have their own."""
+        """The images of the training, for pictures, and the column of the recipe. Mixed sets have their own column."""
         if isinstance(self.dataset, MixedImages):
             return self.dataset.images, None
         return self.dataset, self.args.image_column
@@ -182,12 +182,13 @@ class Run:
         self, model: torch.nn.Module, groups: list[dict[str, Any]]
     ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         """
-        Spread model and optimizer over the processes, put a checkpoint back, and mark the output folder as the run's.
+        Distribute model and optimizer over the processes, restore a checkpoint, and mark the output folder as the
+        run's.
 
         Args:
-            model: `forward` returns the `loss`. It offers `students` and what is `exported` of each, by name,
-                `continued_as` and `task`, as `DINOv2ForPreTraining` does.
-            groups: what is trained, as from `parameter_groups`.
+            model: `forward` returns the `loss`. It has `students` and `exported` networks by name, `continued_as` and
+                `task`, like `DINOv2ForPreTraining`.
+            groups: trained parameters, as from `parameter_groups`.
 
         Returns:
             The model as the backend wraps it, and AdamW over the groups.
@@ -205,7 +206,7 @@ class Run:
         apply_objective_options(model, args, accelerator, self.output_dir, self.state["step"])
         compile_objective(model, args.compile)
         optimizer = build_optimizer(groups, **values_for(build_optimizer, args))
-        set_seed(args.seed, device_specific=True)  # but stochastic depth of its own
+        set_seed(args.seed, device_specific=True)  # but different stochastic depth
         self.model, self.optimizer = prepare(accelerator, model, optimizer)
         # Where a run starts, in order: its own checkpoint, else `init_from`, else fresh weights.
         if self.checkpoint:
@@ -217,22 +218,22 @@ class Run:
         return self.model, self.optimizer
 
     def steps(self) -> Iterator[Step]:
-        """Those that are left, one after the other; see `Steps`."""
+        """The remaining steps, one after the other; see `Steps`."""
         self._steps = iter(Steps(self))
         self._held.callback(self.end_steps)
         return self._steps
 
     def end_steps(self) -> None:
-        """Signals are deadly again, also where the loop's own lines failed, and the progress bar is drawn no more."""
+        """Let signals end the process again, even if the loop failed, and close the progress bar."""
         if self._steps is not None:
             self._steps.close()
 
     def evaluate(self, names: list[str]) -> None:
         """
-        Measure each backbone as it would be exported now, and note it.
+        Measure each backbone as it would be exported now, and record the metrics.
 
         Args:
-            names: of those of the `evaluations` that are due.
+            names: names of the due `evaluations`.
         """
         if not names:
             return
@@ -248,7 +249,7 @@ class Run:
             output.say_measured(found, time.perf_counter() - start)
 
     def draw_pictures(self) -> None:
-        """Of what each backbone sees, as it would be exported now."""
+        """Draw pictures of the features of each backbone, as it would be exported now."""
         with without_compiling(self.args.compile):
             self.watched.draw()
 
@@ -263,12 +264,12 @@ class Run:
             output.look_for_collapse(step, metrics)
 
     def draw_curves(self) -> None:
-        """Of all students, by the main process."""
+        """Draw the curves of all students, on the main process."""
         for output in self.outputs if self.accelerator.is_main_process else ():
             output.draw_curves()
 
     def finish(self) -> None:
-        """Export models, cards and pictures, and upload what is to be uploaded."""
+        """Export models, cards and pictures, and upload them if the recipe says so."""
         with without_compiling(self.args.compile):
             leave_results(self)
         end_run(self.accelerator)

@@ -1,1 +1,1 @@
-"""What a run leaves: weights, card, upload, its last words."""
+"""The end of a run: weights, card, upload, last messages."""

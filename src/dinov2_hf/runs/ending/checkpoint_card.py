@@ -1,4 +1,4 @@
-"""The README of a model folder that was made of a checkpoint: that of the run, as it was at this step."""
+"""The README of a model folder that was made from a checkpoint: the card of the run at this step."""
 
 from pathlib import Path
 
@@ -18,14 +18,14 @@ def checkpoint_card(path: Path, student: str, config: PreTrainedConfig) -> Model
     """
     Args:
         path: the checkpoint.
-        student: of several the name of the one that the folder holds; else empty.
-        config: of its backbone.
+        student: with several students, the name of the one in the folder; else empty.
+        config: configuration of its backbone.
     """
     state = read_state(path)
     recipe = recipe_of_student(state["recipe"], student)
     kinds = "runs.distillation_plan:KINDS" if "teacher" in recipe else "runs.pretraining_plan:KINDS"
     options = {name: option for kind in declared(kinds) for name, option in options_of(kind).items()}
-    # It has sizes of the data too, and one of an earlier version lacks options that came later.
+    # It also has sizes of the data. A recipe of an earlier version lacks later options.
     known = {name: value for name, value in recipe.items() if name in options}
     measured = {name: measured_by(state, name, student) for name in WORDS if f"{name}_after" in state}
     return model_card(

@@ -1,4 +1,4 @@
-"""How a run ends before its last step: a sentence on standard error, an exit code, and how to go on."""
+"""Ends a run before its last step: a sentence on standard error, an exit code, and how to continue."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 def end_in_words(error: BaseException, run: "Run | None") -> None:
     """
-    End the process as `error` asks for; return where it is a fault of the program, which needs its traceback.
+    End the process as `error` requires. Return if it is a fault of the program, which needs its traceback.
 
     Args:
-        run: `None` when it could not even be set up.
+        run: `None` if it could not be set up.
     """
     if run is None or not run.is_training:
         return _before_or_after_training(error)
-    run.saver.close()  # so that its checkpoint is there to be named
+    run.saver.close()  # so that its checkpoint exists and can be named
     if isinstance(error, RunCollapsed):
         run.draw_curves()
         print(f"\nstopped: {error} {error.advice(run.output_dir / 'checkpoints')}", file=sys.stderr)
@@ -36,7 +36,7 @@ def end_in_words(error: BaseException, run: "Run | None") -> None:
 
 
 def _before_or_after_training(error: BaseException) -> None:
-    """A mistake in recipe, flags or data, before anything is computed; or an upload that failed."""
+    """An error in recipe, flags or data before anything is computed, or a failed upload."""
     if isinstance(error, KeyboardInterrupt):
         sys.stderr.write("\nstopped: Ctrl-C ended the run.\n")
         sys.exit(INTERRUPTED_EXIT_CODE)
@@ -54,6 +54,6 @@ def _in_training(stop: RunStopped, run: "Run") -> None:
         sys.exit(f"stopped: {why}{advice}")
     if run.accelerator.is_main_process:
         sys.stderr.write(f"\nstopped: {why}{advice}\n")
-    if isinstance(stop, RunPreempted):  # Ctrl-C may have come in the middle of what all processes do together
+    if isinstance(stop, RunPreempted):  # Ctrl-C may have interrupted a collective
         end_run(run.accelerator)
     sys.exit(stop.exit_code)

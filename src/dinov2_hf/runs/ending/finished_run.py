@@ -1,4 +1,4 @@
-"""What a finished run leaves: models, numbers and pictures; and what it says of them, loaded as a user would."""
+"""The results of a finished run: models, numbers and pictures; and a report on them, loaded as by a user."""
 
 import shlex
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def leave_results(run: "Run") -> None:
-    """For each student; every process must call it."""
+    """Write the results of each student. Every process must call it."""
     export_models(run)
     for output in run.outputs if run.accelerator.is_main_process else ():
         output.write_summary()
@@ -36,7 +36,7 @@ def leave_results(run: "Run") -> None:
             device=run.accelerator.device,
         )
         print(f"\n{output.format_gains()}", end="")
-        if num_channels == 3:  # which is what a pipeline reads
+        if num_channels == 3:  # pipelines read 3 channels
             extract = pipeline("image-feature-extraction", model=str(model_folder), device=run.accelerator.device)
             features = extract(images[0], return_tensors=True)
             print(f'pipeline("image-feature-extraction", model="{model_folder}") returns {tuple(features.shape)}')

@@ -1,8 +1,8 @@
 """
-A finished run, or any model folder, to the Hub.
+Uploads a finished run, or any model folder, to the Hub.
 
 A wrong name or token is found before the first step (`prepare_upload`). The upload itself is a single commit, so a
-repository never holds half of a model, and whatever goes wrong is one sentence: the run is whole on disk by then.
+repository never contains half of a model. Any error is one sentence: at that time the run is complete on the disk.
 """
 
 import re
@@ -20,7 +20,8 @@ from ..pretraining_arguments import PreTrainingArguments
 from .model_card import PICTURES, card_for_repo
 
 
-# What from_pretrained looks for in turn: a file left by an earlier upload in another number of shards could win.
+# Files that from_pretrained looks for in turn: one from an earlier upload with another number of shards could be
+# chosen.
 WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
@@ -35,18 +36,18 @@ def push_folder(
     commit_message: str = "Upload model",
 ) -> str:
     """
-    Upload a model folder, or of a run's output folder its `model/`, pictures and `metrics.json`, to the root of a
-    model repository, in one commit. The card's examples then name the repository; the folder is left as it is.
+    Upload a model folder, or `model/`, pictures and `metrics.json` of a run's output folder, to the root of a model
+    repository, in one commit. The examples of the card then name the repository. The folder is not changed.
 
     Args:
         repo_id, private, revision, token: as in `prepare_repo`.
-        pretraining_model: of a run, also upload student, teacher and heads, to a folder of that name.
+        pretraining_model: for a run, also upload student, teacher and heads, to a folder of that name.
 
     Returns:
         The address of the repository.
 
     Raises:
-        `ValueError`: one sentence, when the folder holds no model, or when the upload fails.
+        `ValueError`: one sentence, if the folder contains no model, or if the upload fails.
     """
     files = _files_to_upload(Path(folder), pretraining_model)
     repo_id = prepare_repo(repo_id, private=private, revision=revision, token=token)
@@ -97,7 +98,7 @@ def prepare_upload(
 
 
 def push_run(folder: Path, args: PreTrainingArguments, repo_id: str) -> str:
-    """`push_folder` of a finished run; where that fails, the `ValueError` says which command uploads it again."""
+    """`push_folder` for a finished run. If it fails, the `ValueError` gives the command that uploads it again."""
     try:
         return push_folder(
             folder,
@@ -135,7 +136,7 @@ def _is_run(folder: str | Path) -> bool:
 
 
 def _files_to_upload(folder: Path, pretraining_model: bool) -> dict[str, Path]:
-    """Files by the name they get in the repository; hidden ones stay."""
+    """Files by their name in the repository; hidden files are not uploaded."""
     if _is_run(folder):
         files = _files_in(folder / "model")
         files |= {name: folder / name for name in (*PICTURES, "metrics.json") if (folder / name).is_file()}

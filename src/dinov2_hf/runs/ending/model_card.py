@@ -1,4 +1,4 @@
-"""The README of an exported backbone: recipe, data, steps, what was measured, and how to load it."""
+"""The README of an exported backbone: recipe, data, steps, results, and how to load it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -47,15 +47,15 @@ def model_card(
     The card of a backbone, whose example loads from the folder of the card itself.
 
     Args:
-        name: of the run.
-        recipe: of paths in it only the last part reaches the card.
-        measured: by the name of each evaluation the metrics in [0, 1] by name, such as `knn_top1_k20`, `before` and
-            `after` training, or `None`.
-        best: the metric, value and step of the best model of the run, where it is kept.
+        name: name of the run.
+        recipe: its recipe; only the last part of a path goes into the card.
+        measured: for each evaluation, the metrics in [0, 1] by name, such as `knn_top1_k20`, `before` and `after`
+            training, or `None`.
+        best: the metric, value and step of the best model of the run, if it is kept.
     """
     public = public_recipe(recipe)
     data = card_metadata(recipe)
-    # Else they are of weights before this continuation of the run.
+    # Otherwise they belong to weights before this continuation of the run.
     now = {key: found for key, found in measured.items() if found["after"] and recipe[WORDS[key].data]}
     if now:
         results = [
@@ -84,7 +84,7 @@ def model_card(
 
 
 def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe as others may read it: of paths only the last part, and no secrets."""
+    """A recipe for publication: paths are cut to their last part, and secrets are removed."""
     public = {
         key: public_name(value)
         if isinstance(value, str) and (key.endswith("_data") or key in ("init_from", "teacher", "gram_teacher"))
@@ -101,7 +101,7 @@ def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def card_metadata(recipe: dict[str, Any]) -> ModelCardData:
-    """What is known of a card before the first step: `license` and data set of the recipe, task and tags."""
+    """The metadata of a card that is known before the first step: `license` and data set, task and tags."""
     init_from = recipe.get("init_from")
     return ModelCardData(
         library_name="transformers",
@@ -117,9 +117,8 @@ def card_for_repo(
     card: ModelCard, repo_id: str, *, revision: str | None, pictures: Sequence[str], pretraining_model: bool
 ) -> ModelCard:
     """
-    The card as it reads on the Hub: its examples load from the repository rather than from a folder, and it shows the
-    pictures and mentions the pretraining model that are uploaded with it. A card that `model_card` did not write
-    keeps its own words.
+    The card for the Hub: its examples load from the repository instead of a folder. It shows the pictures and mentions
+    the pretraining model if they are uploaded with it. A card that `model_card` did not write is not changed.
     """
     source = f'"{repo_id}"' + (f', revision="{revision}"' if revision else "")
     text = card.text

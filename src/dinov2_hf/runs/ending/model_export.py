@@ -1,4 +1,4 @@
-"""What a run leaves for others: the backbone that users load, and the whole module with teacher and heads."""
+"""Exports the models of a run: the backbone that users load, and the whole module with teacher and heads."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def export_models(run: "Run") -> None:
     """
-    For each student write `model` (the backbone of its average, with image processor and model card) and, where it has
+    For each student write `model` (the backbone of its average, with image processor and model card) and, if it has
     heads to continue with, `pretraining_model` (student, average and heads). Every process must call it.
     """
     state_dict = merged_weights(whole_weights(run.module, keep=run.accelerator.is_main_process))
@@ -38,7 +38,7 @@ def export_models(run: "Run") -> None:
 
 
 def export_backbone(run: "Run", output: "Output", name: str) -> None:
-    """Write the averaged backbone of one student to a folder of this name, as `model` is. All must call it."""
+    """Write the averaged backbone of one student to a folder of this name, as for `model`. All must call it."""
     backbone = run.module.exported[output.name].backbone
     weights = merged_weights(whole_weights(backbone, keep=run.accelerator.is_main_process))
     _write(run, output.folder / name, backbone, weights, _card(run, output))

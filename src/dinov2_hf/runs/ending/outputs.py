@@ -1,4 +1,4 @@
-"""What a run leaves of each network that it trains: metrics, curves and results, as if of a run of its own."""
+"""The output of a run for each student: metrics, curves and results, as for a separate run."""
 
 import json
 import sys
@@ -27,11 +27,11 @@ class Output:
     Of one student.
 
     Args:
-        name: that of the student; the only one has an empty name.
+        name: name of the student; a single one has an empty name.
 
     Attributes:
-        folder: of the run, or below it one of the student.
-        recipe: that would train the student alone.
+        folder: folder of the run, or the student's folder below it.
+        recipe: the recipe that would train the student alone.
     """
 
     def __init__(self, run: "Run", name: str):
@@ -55,15 +55,15 @@ class Output:
         truncate_metrics(self.metrics_path, step)
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append what concerns this student."""
+        """Append the metrics of this student."""
         append_metrics(self.metrics_path, {"step": step, **of_student(metrics, self.name)})
 
     def look_for_collapse(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Warn of one, or stop the run, if its recipe says so."""
+        """Warn about a collapse, or stop the run if its recipe says so."""
         self.monitor.warn(step, of_student(metrics, self.name), stop=self.run.args.stop_on_collapse)
 
     def draw_curves(self) -> None:
-        """Where there is something to draw by now."""
+        """Draw the curves, if there is something to draw."""
         plot_training_curves(
             self.metrics_path,
             self.folder / "training_curves.png",
@@ -72,19 +72,19 @@ class Output:
         )
 
     def measured(self) -> dict[str, dict[str, dict[str, float] | None]]:
-        """Of each evaluation of the run, by its name, what `measured_by` tells."""
+        """The result of `measured_by` for each evaluation of the run, by name."""
         return {
             name: measured_by(self.run.state, name, self.name) for name in WORDS if name in self.run.evaluations.names
         }
 
     def say_measured(self, found: Mapping[str, Mapping[str, float]], seconds: float) -> None:
-        """Print what evaluations have found, by their names, in one line, and how long they took."""
+        """Print the results of evaluations by name in one line, and the time they took."""
         said = [words.line(own_of_student(found[name], self.name)) for name, words in WORDS.items() if name in found]
         student = f"{self.name} " if self.name else ""
         tqdm.write(f"step {self.run.state['step']}: {student}{'; '.join(said)} ({seconds:.0f} s)", file=sys.stdout)
 
     def format_gains(self) -> str:
-        """Before and after for the main number of each evaluation; nothing of those that were not measured."""
+        """The main number of each evaluation before and after training, if it was measured."""
         student = f", student {self.name}" if self.name else ""
         lines = []
         for name, found in self.measured().items():
@@ -104,8 +104,8 @@ class Output:
 
     def write_summary(self) -> None:
         """
-        Write `metrics.json`: the steps, what evaluations found before and after, and the last training record of
-        `metrics.jsonl`; `None` where there is none, as when a finished run is continued in another folder.
+        Write `metrics.json`: the steps, the results of evaluations before and after, and the last training record of
+        `metrics.jsonl`, or `None` if there is none, as when a finished run is continued in another folder.
         """
         records = read_metrics(self.metrics_path) if self.metrics_path.exists() else []
         training = [record for record in records if "loss" in record]

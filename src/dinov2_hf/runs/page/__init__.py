@@ -1,1 +1,1 @@
-"""A run as a page for a browser."""
+"""The page of a run for a browser."""

@@ -1,4 +1,4 @@
-"""What `dinov2-hf evaluate` has left in the folder of a run: the trained features beside untrained ones and pixels."""
+"""Results of `dinov2-hf evaluate` in the folder of a run: the trained features, untrained features and pixels."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from ...public_names import public_name
 
 BASELINES = {None: "trained", "untrained": "untrained", "pixels": "pixels"}
 LEVELS = ("*", "*/*", "students/*/*", "students/*/*/*")
-# Of one table: the same images, seen through the same image processor.
+# Values that are the same within a table: the same images, with the same image processor.
 SAME = ("train_data", "train_split", "eval_data", "eval_split", "num_train_rows", "num_eval_rows", "image_processor")
 
 
@@ -23,9 +23,9 @@ class EvaluationTable:
     Results on one pair of data sets.
 
     Args:
-        title: of them, by the last part of their paths.
-        models: what was measured, such as `model` or `checkpoints/step_0000600`, by the name of the column.
-        rows: protocol and metric, with the value of each column that was measured.
+        title: names of the data sets, by the last part of their paths.
+        models: measured models, such as `model` or `checkpoints/step_0000600`, by the name of the column.
+        rows: protocol and metric, with the value of each measured column.
     """
 
     title: str
@@ -34,7 +34,7 @@ class EvaluationTable:
 
 
 def evaluations_there(folder: Path) -> list[EvaluationTable]:
-    """Those in folders of the run, by their main metrics."""
+    """The tables of evaluations in folders of the run, with their main metrics."""
     tables: dict[str, EvaluationTable] = {}
     found = {path.parent for level in LEVELS for path in folder.glob(f"{level}/{METRICS}")}
     for place in sorted(found):
@@ -70,6 +70,6 @@ def _add(tables: dict[str, EvaluationTable], values: Mapping[str, Any]) -> None:
 
 
 def _main(found: Mapping[str, Any]) -> list[str]:
-    """The metrics that stand for a protocol; all, where it does not say."""
+    """The main metrics of a protocol, or all if it names none."""
     main = [name for name in found.get("main_metrics") or () if name in found["metrics"]]
     return main or list(found["metrics"])

@@ -1,4 +1,4 @@
-"""What to do next with a run, as commands to type."""
+"""Suggestions for the next commands after a run."""
 
 import shlex
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from .run_facts import RunFacts
 
 @dataclass(frozen=True)
 class NextStep:
-    """What it is good for, and the command."""
+    """The purpose of a command, and the command."""
 
     why: str
     command: str
 
 
 def next_steps(facts: RunFacts) -> list[NextStep]:
-    """Commands for the folder that holds the run; words in capitals are for the reader to fill in."""
+    """Commands for the folder of the run; the reader must replace words in capitals."""
     run = shlex.quote(facts.folder.resolve().name)
     model = f"{run}/students/{facts.students[0].name}/model" if facts.students[0].name else f"{run}/model"
     steps = []

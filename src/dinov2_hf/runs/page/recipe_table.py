@@ -1,4 +1,4 @@
-"""A recipe as rows to read: first what was chosen, then what stayed as it is by default."""
+"""A recipe as a table: first the chosen values, then the defaults."""
 
 import json
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from ..ending.model_card import public_recipe
 class RecipeRow:
     """
     Args:
-        name, value: as in the recipe; of a path the last part.
-        default: empty where there is none.
-        help: what the option is.
+        name, value: as in the recipe; a path is cut to its last part.
+        default: empty if there is none.
+        help: description of the option.
     """
 
     name: str
@@ -27,7 +27,7 @@ class RecipeRow:
 
 
 def recipe_rows(recipe: Mapping[str, Any], options: Mapping[str, Option]) -> tuple[list[RecipeRow], list[RecipeRow]]:
-    """Rows of the options that differ from their defaults, or have none; and of the others."""
+    """Rows of the options that differ from their defaults or have none, and rows of the others."""
     changed, same = [], []
     for name, value in public_recipe(recipe).items():
         option = options.get(name)

@@ -1,4 +1,4 @@
-"""The page of a run as a file: in its folder, or elsewhere."""
+"""Writes the page of a run to a file, in its folder or elsewhere."""
 
 from pathlib import Path
 
@@ -10,15 +10,15 @@ from .run_page import render_page
 
 def write_report(run: Path, output: Path | None = None, *, overwrite: bool = False) -> Path:
     """
-    Write the page of a run; a training that goes on meanwhile does not mind.
+    Write the page of a run. This also works during the training.
 
     Args:
         run: its output folder.
         output: an HTML file; `None` for `report.html` in the folder of the run.
-        overwrite: replace `output`. The page in the folder of a run is the run's, and is always written anew.
+        overwrite: replace `output`. The page in the folder of a run belongs to the run, and is always replaced.
 
     Raises:
-        ValueError: it is no run, or the file is there, or is no HTML file.
+        ValueError: it is not a run, the file exists, or it is not an HTML file.
     """
     if output is not None and output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"`output` is {output}, but must end in .html.")

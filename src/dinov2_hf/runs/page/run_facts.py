@@ -1,4 +1,4 @@
-"""What the output folder of a run tells: read from its files, at any time, without loading a network."""
+"""Facts about a run from the files of its output folder, at any time, without loading a network."""
 
 import json
 from collections.abc import Mapping
@@ -26,13 +26,13 @@ from ..while_training.evaluation_words import WORDS
 @dataclass(frozen=True)
 class Measured:
     """
-    What one evaluation of the run found.
+    The results of one evaluation of the run.
 
     Args:
         evaluation: its name in `WORDS`.
-        step: of the last time.
-        after, before: its metrics then, and of the network that the run started from, where that is known.
-        pixels: those of raw pixels, where they were measured.
+        step: step of the last evaluation.
+        after, before: its metrics at that step, and those of the initial network, if known.
+        pixels: metrics of raw pixels, if they were measured.
     """
 
     evaluation: str
@@ -45,16 +45,16 @@ class Measured:
 @dataclass(frozen=True)
 class StudentFacts:
     """
-    Of one network that the run trains.
+    Facts about one network that the run trains.
 
     Args:
-        name: empty for the only one.
-        folder: that of the run, or below it the student's.
-        recipe: that would train it alone.
-        records: all of `metrics.jsonl`.
-        measured: by the evaluations of the run.
-        warnings: step and sentence of each cause that the log warned of.
-        num_parameters: of the model that is left; `None` before there is one.
+        name: empty for a single student.
+        folder: folder of the run, or the student's folder below it.
+        recipe: the recipe that would train it alone.
+        records: all records of `metrics.jsonl`.
+        measured: results of the evaluations of the run.
+        warnings: step and sentence of each warning of the log.
+        num_parameters: parameters of the exported model; `None` before there is one.
     """
 
     name: str
@@ -71,14 +71,14 @@ class RunFacts:
     """
     Args:
         folder: the output folder.
-        recipe: as the run wrote it.
-        options: those that a recipe of this kind has, by name.
-        step: the last that anything is known of.
-        students: one, or those of a distillation of several.
-        checkpoints: steps of those that are there.
-        best: the best step, in words; empty where none is kept.
+        recipe: the recipe that the run wrote.
+        options: options of a recipe of this kind, by name.
+        step: the last known step.
+        students: one student, or several of a distillation.
+        checkpoints: steps of the existing checkpoints.
+        best: the best step, in words; empty if none is kept.
         num_skipped: images that could not be decoded.
-        num_nonfinite: steps that were left out, since their loss or gradients were not finite.
+        num_nonfinite: steps that were left out, because their loss or gradients were not finite.
     """
 
     folder: Path
@@ -97,7 +97,7 @@ class RunFacts:
 
     @property
     def has_models(self) -> bool:
-        """Whether it came to an end, and left a model of every student."""
+        """Whether the run finished, and exported a model of every student."""
         return all(student.num_parameters is not None for student in self.students)
 
     @property
@@ -108,7 +108,7 @@ class RunFacts:
 def read_run(folder: Path) -> RunFacts:
     """
     Raises:
-        ValueError: the folder is not the output folder of a run, or what is in it is not as a run wrote it.
+        ValueError: the folder is not the output folder of a run, or its files were changed.
     """
     path = folder / RECIPE_FILE
     marker = read_marker(folder)
@@ -120,7 +120,7 @@ def read_run(folder: Path) -> RunFacts:
     missing = [name for name in ("train_data", "max_steps") if recipe.get(name) is None]
     if missing:
         raise ValueError(f"{path} has no `{missing[0]}`, so it is not the recipe of a run.")
-    # A recipe of an earlier version has no options that came later.
+    # A recipe of an earlier version does not have later options.
     in_force = {name: option.default for name, option in options.items()} | recipe
     checkpoints = list_checkpoints(folder / CHECKPOINTS)
     state = read_state(checkpoints[-1]) if checkpoints else {}
@@ -165,7 +165,7 @@ def _measured(name: str, records: list[dict], state: Mapping[str, Any], summary:
         if not of_it or not of_it[-1]["step"]:
             continue
         after = {key: value for key, value in of_it[-1].items() if key.startswith(f"{evaluation}_")}
-        # A run forgets numbers of its start that are none to compare with, since the images are other ones by now.
+        # A run forgets numbers of its start that cannot be compared, because the images have changed.
         before = next((dict(record) for record in of_it if record["step"] == 0), None)
         pixels = None
         if state or evaluation in summary:
@@ -176,7 +176,7 @@ def _measured(name: str, records: list[dict], state: Mapping[str, Any], summary:
 
 
 def _warnings(records: list[dict], recipe: Mapping[str, Any], state: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """What the log of the run warned of: the same rules over the same numbers."""
+    """The warnings of the log: the same rules over the same numbers."""
     monitor = CollapseMonitor(
         {},
         num_prototypes=recipe["num_prototypes"],
@@ -193,7 +193,7 @@ def _warnings(records: list[dict], recipe: Mapping[str, Any], state: Mapping[str
 
 
 def _num_parameters(path: Path) -> int | None:
-    """Of a model, from the header of its file; `None` where there is none, or several files."""
+    """The number of parameters of a model, from the header of its file; `None` if there is none or several files."""
     if not path.is_file():
         return None
     with safe_open(path, framework="numpy") as file:
@@ -211,7 +211,7 @@ def _num_lines(folder: Path, pattern: str) -> int:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Of a file that a run writes at its end; empty before."""
+    """The content of a file that a run writes at its end; empty before."""
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError):

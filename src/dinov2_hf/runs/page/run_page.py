@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file that opens from the disk, without network and without other files."""
+"""The page of a run: one HTML file that opens from the disk, without a network or other files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from .recipe_table import recipe_rows
 from .run_facts import Measured, RunFacts, StudentFacts
 
 
-MOST_STEPS = 12  # of which pictures are shown
+MOST_STEPS = 12  # steps whose pictures are shown
 KINDS_OF_PICTURES = {PCA: "Patch features, as colours", ATTENTION: "Attention of CLS, head by head"}
 
 
@@ -29,7 +29,7 @@ KINDS_OF_PICTURES = {PCA: "Patch features, as colours", ATTENTION: "Attention of
 class _Table:
     described: str
     step: int
-    start: str  # what the second column is called
+    start: str  # title of the second column
     has_pixels: bool
     rows: list[tuple[str, float, float | None, float | None]]  # label, now, at the start, of raw pixels
 
@@ -47,7 +47,7 @@ class _Student:
 
 
 def render_page(facts: RunFacts) -> str:
-    """The page of a run as HTML; of paths it holds the last part only, and no secrets."""
+    """The page of a run as HTML. Paths are cut to their last part, and secrets are removed."""
     changed, same = recipe_rows(facts.recipe, facts.options)
     return (
         templates(__package__, autoescape=True)

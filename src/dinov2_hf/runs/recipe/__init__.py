@@ -1,1 +1,1 @@
-"""The recipe of a run: read, checked, compared with the one it is resumed with."""
+"""Reads and checks the recipe of a run, and compares it with that of its checkpoint."""

@@ -1,4 +1,4 @@
-"""How an objective is computed, as a recipe says beside the configuration of the objective."""
+"""Options of a recipe for computing an objective, in addition to the configuration of the objective."""
 
 from pathlib import Path
 
@@ -15,12 +15,11 @@ def apply_objective_options(
     model: torch.nn.Module, args: PreTrainingArguments, accelerator: Accelerator, folder: Path, step: int
 ) -> None:
     """
-    Tell an objective chunks, keywords of loss terms, the network that Gram anchoring keeps to, how crops are run, and
-    what its backward pass makes again.
+    Set the chunks, keywords of loss terms, Gram teacher, packing of crops and recomputation of an objective.
 
     Args:
         folder: of the run.
-        step: after which the run goes on.
+        step: the step after which the run continues.
 
     Raises:
         `ValueError`: the Gram teacher cannot be loaded.

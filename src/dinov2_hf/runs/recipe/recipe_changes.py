@@ -1,4 +1,4 @@
-"""A resumed run and the recipe that its checkpoint was made with: what may have changed, and what may not."""
+"""Compares a resumed run with the recipe of its checkpoint: which values may change, and which may not."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from typing import Any
 
 
 logger = logging.getLogger(__name__)
-# How a run is carried out; numbers stay the same, or are those of another division of the same batch.
+# Options that do not change results, or only the division of the same batch.
 FREE = (
     "logging_steps", "eval_steps", "save_steps", "save_total_limit", "dataloader_num_workers", "max_skipped_fraction",
     "max_nonfinite_steps", "attn_implementation", "gradient_checkpointing", "report_to", "stop_on_collapse", "license",
@@ -16,10 +16,10 @@ FREE = (
     "save_nonfinite_batch", "max_saved_nonfinite_steps",
     "linear_eval_steps", "dense_eval_steps", "eval_pictures",
 )  # fmt: skip
-# Data may lie in another place by now. The number of images is compared (`DATA_SIZES`), and the log says so.
+# Data may have moved to another place. The number of images is compared (`DATA_SIZES`), and the log says so.
 MOVABLE = ("train_data", "eval_data", "eval_bank_data", "dense_eval_data", "dense_eval_bank_data")
 DATA_SIZES = ("train_data shards", *(f"{name} images" for name in MOVABLE))
-# What evaluations measure with: numbers from before a change are none to compare with.
+# Options of evaluations: numbers from before a change cannot be compared.
 OF_LABELLED = (
     "eval_split", "eval_bank_split", "label_column", "image_column", "max_eval_bank_images", "max_eval_images",
     "eval_resize_size", "image_mean", "image_std", "eval_data images", "eval_bank_data images",
@@ -46,21 +46,21 @@ def check_recipe(
     defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """
-    Compare a run with what its checkpoint was made with, and note it in its state. Metrics from before a change of
-    their evaluation are removed from the state.
+    Compare a run with the recipe of its checkpoint, and record its recipe in its state. Metrics from before a change
+    of their evaluation are removed from the state.
 
     Args:
-        state: of `start_state`.
-        sizes: by the names of `DATA_SIZES`, numbers of images, `None` for a stream and where there is no evaluation,
-            and shards of a stream. One that the checkpoint does not tell was as it is now.
-        fixed: names that describe what a checkpoint holds, or that nothing reads after the first step.
+        state: from `start_state`.
+        sizes: by the names of `DATA_SIZES`, numbers of images (`None` for a stream or without evaluation) and shards
+            of a stream. A size that the checkpoint does not have counts as unchanged.
+        fixed: names that describe the content of a checkpoint, or that nothing reads after the first step.
         allow_changes: `--allow_recipe_change`.
-        defaults: of all options. A checkpoint of an earlier version does not have those that came later, and was made
-            as their defaults say; it may have some that are gone.
+        defaults: defaults of all options. A checkpoint of an earlier version does not have later options, and was made
+            with their defaults. It may have options that no longer exist.
 
     Raises:
-        ValueError: with names, earlier and new values, when something changed that cannot, or needs the flag; or when
-            the change would put the checkpoint into the middle of a cool-down.
+        ValueError: with names, earlier and new values, if something changed that cannot change, or needs the flag; or
+            if the change would put the checkpoint into the middle of a cool-down.
     """
     now = json.loads(json.dumps({**recipe, **sizes}))  # as it is read from a checkpoint
     known = json.loads(json.dumps(dict(defaults or {}), default=str))
@@ -98,14 +98,14 @@ def _check_cooldown(step: int, max_steps: int, cooldown_steps: int) -> None:
 
 
 def _is_moved(old: Any, new: Any) -> bool:
-    """Whether the same data sets lie elsewhere: what stands beside the paths of several, as weights, is the same."""
+    """Whether only the paths of the data sets differ, and other values, such as weights, are the same."""
     if isinstance(old, list) and isinstance(new, list):
         return [{**entry, "path": ""} for entry in old] == [{**entry, "path": ""} for entry in new]
     return isinstance(old, str) and isinstance(new, str)
 
 
 def forget_measured(state: dict, evaluation: str) -> None:
-    """Remove the metrics of an evaluation from a run's state, with what `CollapseMonitor` remembers of them."""
+    """Remove the metrics of an evaluation from a run's state, and from the memory of `CollapseMonitor`."""
     for moment in ("pixels", "before", "after"):
         state.pop(f"{evaluation}_{moment}", None)
     collapse = state.get("collapse", {})
@@ -116,7 +116,7 @@ def forget_measured(state: dict, evaluation: str) -> None:
 
 
 def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """With the values of each of several students under names of their own, such as "students/small/hidden_size"."""
+    """The recipe with the values of each student under separate names, such as "students/small/hidden_size"."""
     entries = recipe.get("students") or []
     flat = {key: value for key, value in recipe.items() if key != "students"}
     flat["students"] = [entry["name"] for entry in entries]

@@ -1,4 +1,4 @@
-"""Whether the crops of a recipe suit its network and objective, before anything is computed."""
+"""Checks, before anything is computed, that the crops of a recipe fit its network and objective."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ LEAST_PATCHES = 4  # a side: the smallest grid in which the original's blocks of
 
 
 def check_crops(args: PreTrainingArguments, config: PreTrainedConfig) -> None:
-    """`ValueError` where local crops are not whole patches, or KoLeo has no two images to compare."""
+    """`ValueError` if local crops do not consist of whole patches, or KoLeo has no two images to compare."""
     patch_size = config.backbone_config.patch_size
     local_sizes = [("`local_crop_size`", args.local_crop_size)]
     for sizes in args.crop_sizes or ():
@@ -36,7 +36,7 @@ def check_crops(args: PreTrainingArguments, config: PreTrainedConfig) -> None:
 
 
 def _check_sizes(sizes: Mapping[str, Any], patch_size: int) -> None:
-    """`ValueError` where an entry of `crop_sizes` has other keys, or global crops that are not whole patches."""
+    """`ValueError` if an entry of `crop_sizes` has other keys, or global crops that are not whole patches."""
     for key, value in sizes.items():
         if key not in CROP_SIZES:
             near = did_you_mean(str(key), CROP_SIZES) or f" It may have {', '.join(CROP_SIZES)}."
@@ -53,7 +53,7 @@ def _check_sizes(sizes: Mapping[str, Any], patch_size: int) -> None:
 
 
 def check_groups(args: PreTrainingArguments, config: PreTrainedConfig, num_processes: int) -> None:
-    """`ValueError` where images cannot be cut into the groups that terms compare, or KoLeo has too few of them."""
+    """`ValueError` if images cannot be split into the groups that terms compare, or KoLeo has too few images."""
     num_images = args.per_device_train_batch_size * num_processes
     sizes = {name: own.get("group_size") for name, own in term_options(args.loss_terms or {}).items()}
     if config.koleo_loss_weight > 0:
@@ -71,7 +71,7 @@ def check_groups(args: PreTrainingArguments, config: PreTrainedConfig, num_proce
 
 
 def check_mask_grid(backbone: PreTrainedConfig) -> None:
-    """`ValueError` where a global crop of this network has too few patches to mask blocks of them."""
+    """`ValueError` if a global crop of this network has too few patches for masks of blocks."""
     patch_size, image_size = backbone.patch_size, backbone.image_size
     side = image_size // patch_size
     if side < LEAST_PATCHES:

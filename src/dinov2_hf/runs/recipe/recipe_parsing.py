@@ -1,4 +1,4 @@
-"""Reading a run's recipe: a flat YAML file of names and values, overridden by flags of the same names."""
+"""Reads the recipe of a run: a flat YAML file of names and values, overridden by flags of the same names."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from .resumed_recipe import recipe_of_run
 
 
 def options_of_run(kinds: Iterable[type]) -> dict[str, Option]:
-    """All names of a recipe: the fields of the arguments and of each configuration, which have none in common."""
+    """All names of a recipe: the fields of the arguments and of each configuration. No two share a name."""
     return {name: option for kind in kinds for name, option in options_of(kind).items()}
 
 
@@ -27,13 +27,13 @@ def parse_recipe(
     one `dict` of values for each configuration.
 
     Args:
-        defaults: values for what neither recipe nor flags say, in place of those of the types.
-        overrides: values in place of what recipe and flags say.
+        defaults: values for names that neither recipe nor flags set, instead of the defaults of the types.
+        overrides: values that override recipe and flags.
 
     Raises:
-        `ValueError`: for a recipe that is not there or no recipe, an unknown key or flag, a value of the wrong type or
-            out of its range, or one that would have no effect; and as `recipe_of_run`. The sentence repeats no word
-            that belongs to no flag, since it may be a token.
+        `ValueError`: the recipe does not exist or is not a recipe, a key or flag is unknown, a value has the wrong
+            type, is out of its range or would have no effect; and as `recipe_of_run`. The message repeats no word that
+            belongs to no flag, because it may be a token.
     """
     kinds = (arguments_type, *config_types)
     options = options_of_run(kinds)
@@ -48,5 +48,5 @@ def parse_recipe(
     values |= read_recipe_and_words(options, arguments, known=defaults, without_config=recipe_of_resumed)
     values |= read_mapping(options, overrides or {}, "`students`")
     parsed = [{name: values[name] for name in options_of(kind)} for kind in kinds]
-    refuse_without_effect(options, values, defaults | of_run)  # a flag may take the effect of what a run had
+    refuse_without_effect(options, values, defaults | of_run)  # a flag may make a value of the run ineffective
     return arguments_type(**parsed[0]), *parsed[1:]

@@ -1,4 +1,4 @@
-"""The recipe that a resumed run goes on with where the command line names none: its own."""
+"""The recipe of a resumed run, if the command line names none: its own."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,18 +16,18 @@ RECIPE_FILE = "recipe.yaml"  # of the output folder of a run
 
 def recipe_of_run(options: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
     """
-    What the run was made with of which `--resume_from_checkpoint` wants a checkpoint: the `recipe.yaml` of its folder,
-    or what the checkpoint tells where it lies in no such folder. Options that are no more are left out.
+    The recipe of the run whose checkpoint `--resume_from_checkpoint` names: the `recipe.yaml` of its folder, or the
+    recipe in the checkpoint if it is not in such a folder. Options that no longer exist are left out.
 
     Args:
-        options: of a pretraining or a distillation.
-        given: what the flags say.
+        options: options of a pretraining or a distillation.
+        given: values of the flags.
 
     Returns:
-        Names and values; none where nothing is resumed.
+        Names and values; empty if nothing is resumed.
 
     Raises:
-        ValueError: there is no such checkpoint, the recipe is of another kind of run, or it is not as it was written.
+        ValueError: there is no such checkpoint, the recipe belongs to another kind of run, or it was damaged.
     """
     wanted = given.get("resume_from_checkpoint")
     if wanted is None:
@@ -41,20 +41,20 @@ def recipe_of_run(options: Mapping[str, Option], given: Mapping[str, Any]) -> di
     if recipe and ("teacher" in recipe) != ("teacher" in options):
         kind, command = ("distillation", "distill") if "teacher" in recipe else ("pretraining", "pretrain")
         raise ValueError(f"{source} is of a {kind}; continue it with `dinov2-hf {command}`.")
-    # A name that the checkpoint has as well is of an earlier version, another one a mistake of who edited the file.
+    # An unknown name that the checkpoint also has is from an earlier version. Any other is an error of an edit.
     known = {name: value for name, value in recipe.items() if name in options or name not in of_checkpoint}
     return read_mapping(options, known, str(source))
 
 
 def network_of_checkpoint(args: PreTrainingArguments, kinds: Iterable[type]) -> dict[str, Any]:
     """
-    What the checkpoint that a run is resumed from tells of its network and objective.
+    The network and objective of the checkpoint that a run is resumed from.
 
     Args:
-        kinds: configurations, whose fields are wanted.
+        kinds: configurations whose fields are returned.
 
     Returns:
-        Names and values; none where nothing is resumed, or where each of several students has a network of its own.
+        Names and values; empty if nothing is resumed, or if several students have their own networks.
 
     Raises:
         ValueError: there is no such checkpoint.

@@ -1,1 +1,1 @@
-"""What is measured, drawn and kept while a run goes on."""
+"""Evaluations, pictures and the best model during a run."""

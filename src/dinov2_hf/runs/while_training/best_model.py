@@ -1,4 +1,4 @@
-"""The best step of a run by one of its metrics, and which it was."""
+"""The best step of a run by one of its metrics."""
 
 import logging
 import math
@@ -16,15 +16,14 @@ logger = logging.getLogger(__name__)
 
 class BestStep:
     """
-    Looks at the metrics of a run as they come. Step 0 is none: weights that no step has moved are those that the run
-    started from.
+    Watches the metrics of a run. Step 0 does not count, because its weights are those that the run started from.
 
     Args:
-        metric: a name in `metrics.jsonl`, such as "knn_top1_k20"; of several students with the name of one before it,
-            as in "small/knn_top1_k20". `None` keeps nothing.
-        greater_is_better: by default not for a metric whose name ends with "loss".
-        state: of the run; holds `best` with `metric`, `value` and `step`, and is saved with it.
-        evaluations: with which the names of metrics begin that come beside those of training, such as "knn".
+        metric: a name in `metrics.jsonl`, such as "knn_top1_k20"; with several students, with the name of one before
+            it, as in "small/knn_top1_k20". `None` keeps nothing.
+        greater_is_better: by default true, except for a metric whose name ends with "loss".
+        state: state of the run, saved with it. It contains `best` with `metric`, `value` and `step`.
+        evaluations: the beginnings of the names of evaluation metrics, such as "knn".
     """
 
     def __init__(
@@ -44,21 +43,20 @@ class BestStep:
 
     @property
     def step(self) -> int | None:
-        """The best so far."""
+        """The best step so far."""
         return self.state["best"]["step"] if "best" in self.state else None
 
     @property
     def student(self) -> str:
-        """The name of the student that the metric is of; empty for the only one."""
+        """The name of the student of the metric; empty for a single student."""
         return names_of([self.metric])[0]
 
     def see(self, step: int, metrics: Mapping[str, float]) -> None:
         """
-        Note numbers of a step; those that are not finite are none.
+        Record the numbers of a step; numbers that are not finite are ignored.
 
         Raises:
-            RunStopped: there were numbers of training and of all evaluations by now, and the metric was not among
-                them.
+            RunStopped: training and all evaluations have given numbers, and the metric was not among them.
         """
         self._names |= metrics.keys()
         own = [name.rpartition("/")[2] for name in metrics]
@@ -74,7 +72,7 @@ class BestStep:
             self.state["best"] = {"metric": self.metric, "value": value, "step": step}
 
     def check_student(self, names: Iterable[str]) -> None:
-        """`ValueError` where the metric is of none of the students of the run."""
+        """`ValueError` if the metric does not belong to a student of the run."""
         names = list(names)
         if self.metric is None or self.student in names:
             return
@@ -85,11 +83,11 @@ class BestStep:
 
     def forget_without(self, checkpoints: list[Path]) -> None:
         """
-        At the start of a resumed run: a best step whose checkpoint is not there any more, since a later one was better
-        before the run was resumed, is none that could be kept.
+        Forget the best step of a resumed run if its checkpoint no longer exists. This happens if a later step was
+        better before the run was resumed.
 
         Args:
-            checkpoints: those that are there.
+            checkpoints: existing checkpoints.
         """
         if self.step is not None and checkpoint_name(self.step) not in [path.name for path in checkpoints]:
             logger.warning(
@@ -100,5 +98,5 @@ class BestStep:
 
 
 def describe_best(best: Mapping[str, Any] | None) -> str:
-    """`"knn_top1_k20 0.9300 at step 600"`; nothing where nothing was kept."""
+    """`"knn_top1_k20 0.9300 at step 600"`; empty if nothing was kept."""
     return f"{best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""

@@ -1,6 +1,6 @@
 """
-What the patches of a backbone tell of what they show, while it trains: segmentation by the nearest patches of other
-images. CLS features do not show it: in long runs they get better while those of patches get worse.
+Measures the patch features of a backbone during training: segmentation by the nearest patches of other images. CLS
+features do not show this: in long runs they improve while patch features get worse.
 """
 
 import hashlib
@@ -43,14 +43,14 @@ class DenseEvaluation:
     def measure(self, extractor: FeatureExtractor) -> dict[str, float]:
         """Mean IoU, its standard error, and accuracies: exactly those of one process and of `dinov2-hf evaluate`."""
         metrics, _ = measure_patch_knn(extractor, self.masks, self.class_names, image_size=self.image_size)
-        # Of one image there is no standard error, and JSON has no NaN.
+        # One image has no standard error, and JSON has no NaN.
         shown = {name: value for name, value in metrics.items() if math.isfinite(value)}
         return {name: value for name, value in shown.items() if not name.startswith("patch_knn_iou_")}
 
 
 def load_dense_evaluation(args: PreTrainingArguments, backbone: DINOv2Config) -> DenseEvaluation | None:
     """
-    What `dense_eval_data` asks for, or `None` without it. Every image and mask of it is read.
+    Load the evaluation of `dense_eval_data`, or return `None` without it. Every image and mask of it is read.
 
     Raises:
         `ValueError`: there are no such images, columns or masks; a mask does not fit its image; or the images to
@@ -100,14 +100,14 @@ def _load(path: str, split: str, args: PreTrainingArguments) -> tuple[Dataset, s
 
 
 def spread_rows(dataset: Dataset, most: int | None) -> Dataset:
-    """At most so many rows, evenly spaced: data sets are often sorted by scene."""
+    """At most `most` rows, evenly spaced, because data sets are often sorted by scene."""
     if most is None or len(dataset) <= most:
         return dataset
     return dataset.select([number * len(dataset) // most for number in range(most)])
 
 
 def _refuse_same_images(bank: Dataset, queries: Dataset, image_column: str) -> None:
-    """An image that is in the bank finds itself: the numbers would be high, and say nothing."""
+    """Refuse images that are in the bank. They would match themselves, and the numbers would be meaninglessly high."""
     of_bank, of_queries = (
         [hashlib.sha256(read_content(row[image_column])).digest() for row in dataset.select_columns([image_column])]
         for dataset in (bank, queries)

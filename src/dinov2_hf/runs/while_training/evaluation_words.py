@@ -1,4 +1,4 @@
-"""The evaluations of a run in words: how the progress line, the end of a run and the card call their numbers."""
+"""Names and texts for the evaluations of a run: in the progress line, at the end of a run and in the card."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from typing import Any
 @dataclass(frozen=True)
 class Words:
     """
-    Of one evaluation.
+    The texts of one evaluation.
 
     Args:
-        title: in the progress line.
-        main: of the metrics, the name of the one that stands for all, and what it is called.
+        title: its name in the progress line.
+        main: maps metrics to the name of the main one, and its label.
         labels: the short name of a metric, `None` for one that is not shown.
-        data, bank: the options of the images that are measured on, and of those that are learned from or compared
-            with, where the recipe names any.
-        described: the sentence above the numbers in the card; it has `data` and `bank`.
-        task: its type on the Hub, and what it is called there.
-        on_hub: the name of a metric there, from its short name.
+        data, bank: the options for the evaluated images, and for the images to learn from or compare with, if the
+            recipe names any.
+        described: the sentence above the numbers in the card, with `data` and `bank`.
+        task: its type and name on the Hub.
+        on_hub: the name of a metric on the Hub, from its short name.
     """
 
     title: str
@@ -31,7 +31,7 @@ class Words:
     on_hub: str
 
     def shown(self, metrics: Mapping[str, float]) -> dict[str, tuple[str, float]]:
-        """Of each metric that is shown its short name and its value."""
+        """The short name and the value of each metric that is shown."""
         found = {name: (self.labels(name), value) for name, value in metrics.items()}
         return {name: (label, value) for name, (label, value) in found.items() if label}
 
@@ -45,7 +45,7 @@ def _main_of_knn(metrics: Mapping[str, float]) -> tuple[str, str]:
     return name, f"k-NN accuracy (k={name.rpartition('k')[2]})"
 
 
-# One for both: the Hub puts the metrics of a task and a data set together.
+# One text for both, because the Hub joins the metrics of a task and a data set.
 CLASSIFICATION = ("image-classification", "classification of frozen features, by the training run")
 WORDS = {
     "knn": Words(
@@ -85,6 +85,6 @@ WORDS = {
 
 
 def bank_of(words: Words, recipe: Mapping[str, Any]) -> Any:
-    """What of a recipe the bank is read from."""
+    """The data of a recipe that the bank is read from."""
     default = recipe["train_data"] if words.data == "eval_data" else recipe[words.data]
     return recipe[words.bank] or default

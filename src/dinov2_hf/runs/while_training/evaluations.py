@@ -1,9 +1,9 @@
 """
-What a run measures of its backbones, and when.
+The evaluations of the backbones of a run, and their steps.
 
-Each evaluation has a `name`, that of the protocol of `dinov2-hf evaluate` whose number it is and with which the names
-of its metrics begin; the steps between two, `every`; and `measure(extractor)`, which every process calls and which
-gives all the same metrics. It says of itself, as a string, what it measures.
+Each evaluation has a `name`: the protocol of `dinov2-hf evaluate` that gives the same number. The names of its metrics
+begin with it. It has the steps between two evaluations, `every`, and `measure(extractor)`, which every process calls
+and which returns the same metrics on all. Its `str` says what it measures.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 class Evaluations:
     """
-    Those that a recipe asks for; iterated over, in the order in which they are measured.
+    The evaluations of a recipe. Iteration gives them in the order in which they are measured.
 
     Args:
-        train_dataset: the bank of labelled images, where the recipe names no other.
+        train_dataset: the bank of labelled images, if the recipe names no other.
         backbone: the network, for its channels and sizes.
 
     Raises:
@@ -44,7 +44,7 @@ class Evaluations:
     def __init__(self, args: PreTrainingArguments, train_dataset: Dataset | IterableDataset, backbone: DINOv2Config):
         self.labelled, self.dense = load_labelled_images(args, train_dataset), load_dense_evaluation(args, backbone)
         self._all: list[LinearEvaluation | KnnEvaluation | DenseEvaluation] = []
-        if self.labelled and args.linear_eval_steps:  # first: its features hold those of k-NN
+        if self.labelled and args.linear_eval_steps:  # first, because its features contain those of k-NN
             self._all.append(LinearEvaluation(self.labelled, args.linear_eval_steps))
         if self.labelled:
             self._all.append(KnnEvaluation(self.labelled, args.eval_steps))
@@ -59,7 +59,7 @@ class Evaluations:
         return [evaluation.name for evaluation in self]
 
     def due(self, is_due: Callable[[int], bool]) -> list[str]:
-        """The names of those whose step it is, as said of the steps between two."""
+        """The names of the due evaluations; `is_due` decides by the steps between two."""
         return [evaluation.name for evaluation in self if is_due(evaluation.every)]
 
     def sizes(self) -> dict[str, int]:
@@ -74,10 +74,11 @@ class Evaluations:
 
     def measure(self, run: "Run", names: list[str]) -> dict[str, dict[str, float]]:
         """
-        By the name of each evaluation its metrics, of each backbone as it would be exported now. All processes share
-        the images, and all get the numbers, which are those of one process.
+        The metrics of each evaluation, by name, for each backbone as it would be exported now. All processes share the
+        images, and all get the numbers, which equal those of one process.
 
-        In float32 whatever the run trains in, as `dinov2-hf evaluate` measures the exported model.
+        They are measured in float32 whatever the precision of the run, as `dinov2-hf evaluate` measures the exported
+        model.
         """
         found: dict[str, dict[str, float]] = {name: {} for name in names}
         for student, average in run.module.exported.items() if names else ():
@@ -89,7 +90,7 @@ class Evaluations:
         return found
 
     def measure_pixels(self, run: "Run") -> dict[str, float] | None:
-        """k-NN of raw pixels on the same images, for each student alike, where it can be measured at little cost."""
+        """k-NN of raw pixels on the same images, the same for each student, if it can be measured at little cost."""
         for evaluation in self:
             if isinstance(evaluation, KnnEvaluation):
                 pixels = evaluation.raw_pixels(run.config.backbone_config.num_channels)

@@ -1,5 +1,5 @@
 """
-What the averaged backbones see of a few images, the same ones at each evaluation, so that one can watch features form.
+Pictures of the features of the averaged backbones, for the same few images at each evaluation, to watch features form.
 """
 
 from pathlib import Path
@@ -34,10 +34,10 @@ MOST_HEADS, MOST_STEPS = 6, 8
 
 class WatchedImages:
     """
-    Those of `eval_data`, or else of the training, spread over the data set; of a stream the first ones.
+    Images of `eval_data`, or else of the training data, evenly spaced over the data set; for a stream, the first ones.
 
     Args:
-        count: how many; 0 draws nothing.
+        count: number of images; 0 draws nothing.
     """
 
     def __init__(self, run: "Run", count: int):
@@ -46,8 +46,8 @@ class WatchedImages:
 
     def draw(self) -> None:
         """
-        Draw them for each student, into `pictures/step_N` and to the tracker. Every process must call it; the main one
-        draws. What fails is a warning: no picture ends a run.
+        Draw them for each student, into `pictures/step_N` and to the tracker. Every process must call it; the main
+        process draws. A failure is only a warning and does not end the run.
         """
         for output in self.run.outputs if self.count else ():
             backbone = whole_copy(self.run.module.exported[output.name].backbone)
@@ -62,7 +62,7 @@ class WatchedImages:
         step = self.run.state["step"]
         earlier = {number: colours for number, colours in _drawn(folder.parent).items() if number < step}
         like = earlier[max(earlier)] if earlier else None
-        if like is not None and like.shape[:3] != (len(pictures), PATCHES, PATCHES):  # of other images
+        if like is not None and like.shape[:3] != (len(pictures), PATCHES, PATCHES):  # from other images
             like = None
         colours = patch_pca(backbone, pixel_values, like=like)
         maps = attention_maps(backbone, pixel_values)
@@ -80,7 +80,7 @@ class WatchedImages:
             dataset, column = run.pictured
             if (labelled := run.evaluations.labelled) is not None:
                 dataset, column = labelled.queries, labelled.image_column
-            if not isinstance(dataset, IterableDataset):  # classes may lie one behind the other
+            if not isinstance(dataset, IterableDataset):  # the data may be sorted by class
                 stride = max(len(dataset) // self.count, 1)
                 dataset = dataset.select(range(0, len(dataset), stride))
             num_channels = run.plan.config.backbone_config.num_channels
@@ -89,7 +89,7 @@ class WatchedImages:
         return self._images
 
     def _track(self, files: dict[str, Path]) -> None:
-        """To the trackers that take images, each in its own way."""
+        """Send the pictures to the trackers that take images, each in its own way."""
         step = self.run.state["step"]
         for tracker in self.run.accelerator.trackers:
             for name, path in files.items():
@@ -103,7 +103,7 @@ class WatchedImages:
 
 
 def _drawn(folder: Path) -> dict[int, np.ndarray]:
-    """By their steps, the colours (n, h, w, 3) in [0, 1] of all pictures that there are."""
+    """The colours (n, h, w, 3) in [0, 1] of all existing pictures, by step."""
     found = {}
     for path in sorted(folder.glob(f"step_*/{COLOURS}")):
         found[int(path.parent.name.removeprefix("step_"))] = np.load(path) / 255
@@ -111,7 +111,7 @@ def _drawn(folder: Path) -> dict[int, np.ndarray]:
 
 
 def _draw_over_steps(pictures: list[Image.Image], drawn: dict[int, np.ndarray], path: Path) -> None:
-    """Each image beside its colours at up to `MOST_STEPS` steps, from the first to the last."""
+    """Draw each image next to its colours at up to `MOST_STEPS` steps, from the first to the last."""
     steps = [step for step in sorted(drawn) if len(drawn[step]) == len(pictures)]
     chosen = sorted({steps[round(place)] for place in np.linspace(0, len(steps) - 1, min(len(steps), MOST_STEPS))})
     rows = [

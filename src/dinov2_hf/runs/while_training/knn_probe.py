@@ -1,4 +1,4 @@
-"""k-NN accuracy of a backbone while it trains: of labelled images, by the CLS features of others."""
+"""k-NN accuracy of a backbone during training: labelled images are classified by the CLS features of others."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +12,7 @@ from .labelled_images import LabelledImages
 
 
 KNN_NEIGHBOURS = (10, 20, 100, 200)
-# Of raw pixels: images are averaged down to this side, and a bank that would be larger is not compared.
+# For raw pixels: images are averaged down to this side, and a larger bank is not measured.
 PIXELS_SIDE, MOST_PIXEL_BYTES = 32, 2**30
 
 
@@ -28,7 +28,7 @@ class KnnEvaluation:
         return f"k-NN of {self.images}"
 
     def raw_pixels(self, num_channels: int) -> nn.Module | None:
-        """What gives raw pixels in the place of features; `None` where the bank would take too much memory."""
+        """A model that gives raw pixels as features; `None` if the bank would take too much memory."""
         is_small = 4 * num_channels * PIXELS_SIDE**2 * len(self.images.bank) <= MOST_PIXEL_BYTES
         return PixelModel(num_channels, PIXELS_SIDE) if is_small else None
 

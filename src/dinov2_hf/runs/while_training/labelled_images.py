@@ -1,4 +1,4 @@
-"""Labelled images that a run measures its backbones on."""
+"""Labelled images for the evaluations of a run."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from ..pretraining_arguments import PreTrainingArguments
 
 @dataclass
 class LabelledImages:
-    """Those of the bank are learned from, or compared with; the queries are classified."""
+    """A bank of images to learn from or compare with, and queries to classify."""
 
     bank: Dataset
     queries: Dataset
@@ -26,7 +26,7 @@ def load_labelled_images(
     args: PreTrainingArguments, train_dataset: Dataset | IterableDataset
 ) -> LabelledImages | None:
     """
-    What `eval_data` asks for, or `None` without it.
+    Load the images of `eval_data`, or return `None` without it.
 
     Raises:
         `ValueError`: there are no such images, or no labels to classify with.
@@ -48,5 +48,5 @@ def load_labelled_images(
         bank = bank.rename_column(bank_column, image_column)
     bank = bank.select(range(min(len(bank), args.max_eval_bank_images or len(bank))))
     queries = queries.select(range(min(len(queries), args.max_eval_images or len(queries))))
-    match_labels(bank, queries, args.label_column)  # or it would complain in the middle of the run
+    match_labels(bank, queries, args.label_column)  # otherwise the error would come in the middle of the run
     return LabelledImages(bank, queries, image_column, args.label_column)

@@ -1,4 +1,4 @@
-"""A linear probe of a backbone while it trains: classifiers on the features of labelled images, taken once."""
+"""A linear probe of a backbone during training: classifiers on features of labelled images, computed once."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,8 +11,8 @@ from ...features import FeatureExtractor
 from .labelled_images import LabelledImages
 
 
-# The probe is to take seconds, and the same ones at every step: larger batches and fewer steps than the protocol, on
-# the last block alone, at the larger learning rates that few steps need.
+# The probe must take seconds, and be the same at every step. It has larger batches and fewer steps than the protocol,
+# uses only the last block, and the larger learning rates that few steps need.
 NUM_STEPS, BATCH_SIZE, GRID, NUM_LAYERS = 1000, 256, "paper", 1
 
 
@@ -30,7 +30,7 @@ class LinearEvaluation:
     def measure(self, extractor: FeatureExtractor) -> dict[str, float]:
         """Top-1 and top-5 accuracy of the best of 26 classifiers: CLS token or with the mean patch, 13 learning rates.
 
-        Processes share the images. The main one trains for all, so that the numbers are those of one process.
+        Processes share the images. The main process trains for all, so the numbers equal those of one process.
         """
         bank, queries = self.images.bank, self.images.queries
         kind = {"kind": KIND, "num_layers": NUM_LAYERS}
