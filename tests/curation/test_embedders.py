@@ -194,7 +194,7 @@ def test_a_torchscript_file_is_a_program_and_runs_only_where_it_is_trusted(plant
     monkeypatch.chdir(tmp_path)
     torch.jit.script(WritesFiles()).save("copies.pt")
     (tmp_path / "OVERWRITTEN").write_text("mine")
-    with pytest.raises(ValueError, match="a TorchScript file, .* overwrite any file .* --trust_torchscript"):
+    with pytest.raises(ValueError, match="a TorchScript file, .* overwrite any of .* --trust_torchscript"):
         planted.curate(**{field: "copies.pt"})
     (tmp_path / "recipe.yaml").write_text("uncurated: [pool]\ntrust_torchscript: true\n")
     with pytest.raises(ValueError, match="has trust_torchscript, but a recipe cannot give that trust"):

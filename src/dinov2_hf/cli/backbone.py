@@ -1,4 +1,4 @@
-"""Loading the network of a command, and what is measured in its place to compare with."""
+"""Loads the network of a command, or the baseline that is measured instead."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ def load_backbone(model: str, baseline: str | None = None) -> tuple[torch.nn.Mod
     """A network without a head and its image processor.
 
     Args:
-        model: what `model_source.find_model` takes. How it is loaded, `load_network` says; of a model of images and
-            texts, the part that sees images is taken.
+        model: as in `model_source.find_model`. `load_network` loads it; for a model of images and texts, only the part
+            for images is used.
         baseline: "untrained": the same configuration with fresh weights (seed 0). "pixels": no network.
 
     Raises:
-        ValueError: it cannot be loaded, its weights are missing or not finite, it has no image processor that can be
-            used, or that is for another number of channels.
+        ValueError: it cannot be loaded, its weights are missing or not finite, or it has no usable image processor or
+            one for another number of channels.
     """
     source = find_model(model)
     network, image_processor = load_network_and_processor(source)
@@ -40,7 +40,7 @@ def load_backbone(model: str, baseline: str | None = None) -> tuple[torch.nn.Mod
 
 
 def describe_processing(image_processor: Any) -> str:
-    """In words, to which size an image processor brings images."""
+    """The sizes to which an image processor brings images, in words."""
     steps = []
     if getattr(image_processor, "do_resize", False):
         steps.append(f"resized to {_size_in_words(image_processor.size)}")

@@ -43,7 +43,7 @@ def completion(shell: str) -> None:
 
 
 def choices(command: str, option: Option) -> list[str] | None:
-    """The words that an option may have, where they are known; for others files are offered."""
+    """The possible words of an option, if they are known; otherwise files are offered."""
     if option.name == "config" or (command, option.name) == ("recipes", "name"):
         return recipe_names()
     if option.name == "protocol":

@@ -59,7 +59,7 @@ def read_labels(path: Path) -> list[str] | dict[int, str]:
 
 
 def describe(config: Any) -> str:
-    """A network in a line."""
+    """A network in one line."""
     parts = [
         f"{config.num_hidden_layers} blocks of {config.hidden_size} channels",
         f"{config.num_attention_heads} heads",

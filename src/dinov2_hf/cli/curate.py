@@ -39,7 +39,7 @@ def curate(
     refuse_unread_options(arguments, values)
     if push_to_hub and arguments.dataset_url is not None:
         raise ValueError("`--push_to_hub` uploads a dataset of this machine; leave it or `--dataset_url` out.")
-    is_first = int(os.environ.get("RANK", 0)) == 0  # of several processes of one launch, the first speaks
+    is_first = int(os.environ.get("RANK", 0)) == 0  # only the first process of a launch prints
     if push_to_hub and arguments.executor == "slurm":
         raise ValueError("`--push_to_hub` cannot wait for jobs of Slurm; give it when they are done.")
     if push_to_hub and is_first:
@@ -55,7 +55,7 @@ def curate(
 
 
 def describe(curation) -> dict[str, Any]:
-    """Print how far each stage is, and of a finished curation the funnel; and return that."""
+    """Print the progress of each stage, and the funnel of a finished curation; and return these."""
     path = curation.output_dir / "report.json"
     if "report" not in curation.folders or curation.folders["report"].missing():
         stages = {}

@@ -10,7 +10,7 @@ from ..public_names import is_hub_name
 from ..value_ranges import AT_LEAST_ONE, NOT_NEGATIVE
 
 
-MAX_IMAGE_PIXELS = 50_000_000  # of a stranger's picture: 150 MB when it is decoded
+MAX_IMAGE_PIXELS = 50_000_000  # limit for a picture of a visitor: 150 MB when it is decoded
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -85,7 +85,7 @@ def demo(
     network.to(device)
     image_size = image_size or picture_size(network)
     samples = sample_pictures()
-    look(network, image_processor, samples[0][0], image_size)  # a mistake in the size is told now
+    look(network, image_processor, samples[0][0], image_size)  # an error in the size is found now
     heads = {
         task: load_head(source, task, device)
         for task, source in (("depth", depth), ("segmentation", segmentation))
@@ -107,7 +107,7 @@ def demo(
 
 
 def shown_name(model: str) -> str:
-    """An id on the Hub as it is; of a path the folder of the run or the model, or the file: visitors see no more."""
+    """The name of the model for visitors: an id on the Hub, or only the last part of a path."""
     if is_hub_name(model):
         return model
     path = Path(model).expanduser().absolute()

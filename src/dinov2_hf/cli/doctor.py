@@ -25,14 +25,14 @@ PACKAGES = (
     "opencv-python-headless", "deepspeed", "torchao", "faiss-cpu", "faiss-gpu", "scikit-learn", "datatrove", "onnx",
     "onnxruntime", "av", "peft", "timm",
 )  # fmt: skip
-OF_THE_TESTS = "test"  # an extra that nobody needs for work
+OF_THE_TESTS = "test"  # an extra only for tests
 ATTENTION = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
-MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # the limit of a container
 
 
 def doctor() -> dict[str, Any]:
@@ -57,7 +57,7 @@ def doctor() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that are installed."""
+    """The versions of the installed packages."""
     found = {}
     for name in PACKAGES:
         try:
@@ -69,7 +69,7 @@ def versions() -> dict[str, str]:
 
 
 def devices() -> dict[str, dict[str, Any]]:
-    """The CPU and every accelerator, each with what was tried on it."""
+    """The CPU and every accelerator, each with the features that work."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     count = torch.accelerator.device_count() if accelerator is not None else 0
     names = ["cpu", *(f"{accelerator.type}:{number}" for number in range(count))]
@@ -106,7 +106,7 @@ def attention(device: torch.device, dtype: torch.dtype) -> list[str]:
 
     def attend(kernel: SDPBackend) -> None:
         with warnings.catch_warnings(), sdpa_kernel(kernel):
-            warnings.simplefilter("ignore")  # which say why one does not run
+            warnings.simplefilter("ignore")  # warnings say why a kernel does not run
             scaled_dot_product_attention(tokens, tokens, tokens)
 
     return [name for name, kernel in ATTENTION.items() if _runs(partial(attend, kernel))]
@@ -121,7 +121,9 @@ def _runs(function: Callable[[], Any]) -> bool:
 
 
 def memory() -> dict[str, dict[str, float]]:
-    """In GB of 1e9 bytes, what a container grants included: main memory, and what workers hand batches over by."""
+    """
+    Main memory and shared memory (through which workers pass batches), in GB of 1e9 bytes, within container limits.
+    """
     main = psutil.virtual_memory()
     total, free = main.total, main.available
     try:
@@ -143,7 +145,7 @@ def extras() -> list[str]:
 
 
 def missing(extra: str | None) -> list[str]:
-    """What of an extra, or without one of the package itself, is not installed, or only in another version."""
+    """Requirements of an extra, or of the package itself, that are not installed, or only in another version."""
     found = []
     for line in requires(PACKAGE) or ():
         requirement = Requirement(line)
@@ -161,7 +163,7 @@ def missing(extra: str | None) -> list[str]:
 
 
 def describe(found: dict[str, Any]) -> None:
-    """Print it, a line for each thing."""
+    """Print the findings, one line each."""
     lines = [("python", f"{found['python']}, {found['platform']}"), *found["versions"].items()]
     for name, device in found["devices"].items():
         size = f"{found['cpu_cores']} cores" if name == "cpu" else f"{device.get('memory_gb', '?')} GB"

@@ -98,7 +98,7 @@ def evaluate(
 
     processes = start_processes(device)
     transformers_logging.disable_progress_bar()
-    with processes.main_process_first():  # the others find what it has put into the cache of datasets
+    with processes.main_process_first():  # the others find the data in the cache of datasets
         columns = {"image_column": image_column, "video_column": options.get("video_column")}
         train_dataset, eval_dataset, column = load_datasets(functions, columns, **data)
     network, image_processor = load_backbone(model, baseline)
@@ -139,7 +139,7 @@ def evaluate(
     say = print if processes.is_main_process else lambda *words: None
     with ExitStack() as held:
         on_main_for_all(processes, lambda: hold(held, output_dir))
-        results = EvaluationResults(output_dir, measured)  # as it is now that nobody else writes it
+        results = EvaluationResults(output_dir, measured)  # read now, while no other process writes it
         for name in protocols:
             if name not in left:
                 say(f"{name}: measured already; it stays (again: --overwrite)")
@@ -183,7 +183,7 @@ def evaluate(
 
 
 def options_in_force(function: Callable, given: dict[str, Any]) -> dict[str, Any]:
-    """Every option of a protocol: those given, and the defaults of the others."""
+    """Every option of a protocol: the given values, and the defaults of the others."""
     return {
         name: given.get(name, parameter.default)
         for name, parameter in inspect.signature(function).parameters.items()
@@ -192,7 +192,7 @@ def options_in_force(function: Callable, given: dict[str, Any]) -> dict[str, Any
 
 
 def command_line(**options: Any) -> str:
-    """The command with the options that were given, as it can be typed again, but for tokens and signatures."""
+    """The command with the given options, so that it can be typed again, without tokens and signatures."""
     words = ["dinov2-hf", "evaluate"]
     for name, value in options.items():
         if value is None or value is False:
@@ -253,7 +253,7 @@ def load_datasets(
 def what_is_measured(
     model: str, baseline: str | None, network, train_dataset, eval_dataset, image_processor, **data: str
 ) -> dict[str, Any]:
-    """What one `metrics.json` is about, see `EvaluationResults`. Local data are named by their whole path."""
+    """The subject of one `metrics.json`, see `EvaluationResults`. Local data is named by its whole path."""
     data = {
         name: str(Path(value).resolve()) if name.endswith("_data") and Path(value).exists() else value
         for name, value in data.items()
@@ -272,6 +272,6 @@ def what_is_measured(
 
 
 def hold(held: ExitStack, output_dir: Path) -> None:
-    """Hold the lock of the output folder until `held` ends. What is half done when it is killed is then ours too."""
+    """Hold the lock of the output folder until `held` ends, and mark it, so that files of a killed run are ours."""
     held.enter_context(sole_writer(output_dir))
     write_marker(output_dir, "evaluation")

@@ -46,7 +46,7 @@ def features(
         bf16: run the network under bf16 autocast.
         overwrite: replace what is at the output.
     """
-    # Here and not above: the help needs none of it.
+    # Imported here, because the help does not need it.
     import torch
     from transformers.utils import logging as transformers_logging
 
@@ -57,7 +57,7 @@ def features(
     from ..model_source import find_model
     from .backbone import describe_processing, load_backbone
 
-    # Mistakes first, then what takes long.
+    # Checks first, then the long work.
     set_max_image_pixels(max_image_pixels)
     if kind not in KINDS_OF_LAST_LAYERS:
         refuse(given(num_layers=num_layers), f"`kind` is {kind}")

@@ -1,9 +1,10 @@
 """
-Calling a subcommand: a function of `cli` whose signature and docstring are its options and its help.
+Calls a subcommand, a function of `cli` whose signature and docstring are its options and its help.
 
-Both are read from its file, which is imported when the command line has been understood: help, and a mistake in the
-words, wait for nothing. A user's mistake is one sentence on standard error and exit status 1; 2 with the usage of the
-subcommand, where the command line cannot be read. Anything else is a fault of the package, with its traceback.
+Both are read from the text of its file. The file is only imported after the command line has been parsed, so help and
+errors in the command line come at once. An error of the user is one sentence on standard error and exit status 1. If
+the command line cannot be parsed, the status is 2, and the usage of the subcommand is printed. Anything else is a
+fault of the package, with its traceback.
 """
 
 import errno
@@ -30,7 +31,8 @@ from .user_words import in_users_words
 
 
 __all__ = ["call", "main", "options_of_command"]
-# Of files and folders that a user named: not there, not readable, not writable, of another kind; and full disks.
+# Errors of files and folders that a user named (missing, not readable, not writable, of another kind), and of full
+# disks.
 MISTAKES = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR,
     errno.ENAMETOOLONG, errno.ELOOP,
@@ -41,9 +43,9 @@ def call(name: str, words: list[str]) -> None:
     """
     Run the subcommand `name`, the function of that name in the file of that name.
 
-    What it prints is for people. What it returns, if its signature says that it returns something, is for `--json`. A
-    function of `*words` reads them itself. `more_options` has options beside those of a signature; the function gets
-    those that are given as keywords.
+    It prints for people. Its result, if its signature has one, is for `--json`. A function of `*words` parses them
+    itself. `more_options` has further options that are not in a signature. The function gets the given ones as
+    keywords.
     """
     options: dict[str, Option] = {}
     parser, talk = None, Talk()
@@ -54,7 +56,7 @@ def call(name: str, words: list[str]) -> None:
         parser = parser_of(name, options, words)
         _refuse_other_recipe(options, words)
         if _takes_words(function):
-            is_resumed = values_of("resume_from_checkpoint", words)  # and has a recipe of its own
+            is_resumed = values_of("resume_from_checkpoint", words)  # then it has its own recipe
             read_recipe_and_words(options, words, parser, known=options if is_resumed else ())
             given, places = {}, words
         else:
@@ -62,10 +64,10 @@ def call(name: str, words: list[str]) -> None:
             refuse_missing(options, given)
         with talk.in_force():
             results = getattr(import_module(f".{name}", __package__), name)(*places, **given)
-        if talk.json and results is not None:  # of several processes the first has them
+        if talk.json and results is not None:  # only the first of several processes has them
             print(json.dumps(without_secrets(_in_words(results)), indent=2, default=str, allow_nan=False))
     except BrokenPipeError:
-        raise  # no mistake: `dinov2_hf_command` ends on it
+        raise  # not an error of the user: `dinov2_hf_command` handles it
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None:
@@ -112,14 +114,14 @@ def _refuse_other_recipe(options: dict[str, Option], words: Sequence[str]) -> No
 
 
 def _sentence(error: Exception) -> str | None:
-    """What a user did wrong; None for a fault of the package."""
+    """The sentence for an error of the user; None for a fault of the package."""
     if isinstance(error, ValueError | ImportError | ExportCheckError):  # ImportError: an extra that is not installed
         return str(error)
-    from huggingface_hub.errors import HTTPError  # of the client that it uses, which depends on its version
+    from huggingface_hub.errors import HTTPError  # from its HTTP client, which depends on its version
 
     if not isinstance(error, OSError | HTTPError):
         return None
-    # Without a number it is a library's sentence on something that it cannot read, or find on the Hub.
+    # Without a number it is the message of a library about something that it cannot read or find on the Hub.
     number = getattr(error, "errno", None)
     if number is not None and number not in MISTAKES and not isinstance(error, ConnectionError | TimeoutError):
         return None
@@ -128,7 +130,7 @@ def _sentence(error: Exception) -> str | None:
 
 
 def _in_words(results: Any) -> Any:
-    """Results with numbers that are not finite as "nan", "inf" and "-inf": JSON has no such numbers."""
+    """Results with non-finite numbers as "nan", "inf" and "-inf", because JSON has no such numbers."""
     if isinstance(results, dict):
         return {name: _in_words(value) for name, value in results.items()}
     if isinstance(results, list | tuple):
@@ -137,10 +139,10 @@ def _in_words(results: Any) -> Any:
 
 
 def _takes_words(function: Callable) -> bool:
-    """Whether a subcommand reads its words itself."""
+    """Whether a subcommand parses its words itself."""
     return any(one.kind is one.VAR_POSITIONAL for one in inspect.signature(function).parameters.values())
 
 
 def _returns(function: Callable) -> bool:
-    """Whether a subcommand has results beside what it prints."""
+    """Whether a subcommand returns results in addition to its prints."""
     return inspect.signature(function).return_annotation is not None

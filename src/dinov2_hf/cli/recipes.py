@@ -27,7 +27,7 @@ def recipes(action: Literal["list", "show"] = "list", name: str | None = None) -
 
 
 def list_recipes() -> dict[str, Any]:
-    """Print and return what the headers say."""
+    """Print and return the headers."""
     headers = {name: asdict(read_header(name)) for name in recipe_names()}
     for name, said in headers.items():
         print(f"{name}\n{_paragraph(said['purpose'])}")

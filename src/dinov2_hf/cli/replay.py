@@ -15,7 +15,7 @@ def replay(step: Path) -> dict[str, Any] | None:
     from ..runs.replay import replay_step
 
     found = replay_step(step)
-    if found is None:  # of several processes the first has it
+    if found is None:  # only the first of several processes has it
         return None
     print(found)
     return asdict(found)

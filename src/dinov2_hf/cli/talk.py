@@ -1,4 +1,4 @@
-"""How much a command says, and to whom: `--json`, `-q` and `-v`."""
+"""The amount and place of a command's output: `--json`, `-q` and `-v`."""
 
 import argparse
 import contextlib
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..options import OptionError
 
 
-# Bars of libraries, which know no other place than a terminal; transformers goes by the Hub's.
+# Progress bars of libraries, which are made for a terminal; transformers uses the setting of the Hub.
 NO_BARS_OF_OTHERS = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS")
 NO_BARS = "TQDM_DISABLE"  # ours
 MUCH = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
@@ -21,9 +21,9 @@ MUCH = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
 class Talk:
     """
     Args:
-        json: results are printed as JSON, and what is for people goes to standard error.
-        quiet: nothing but results, warnings and mistakes.
-        verbose: what libraries log, and the traceback of a mistake.
+        json: results are printed as JSON, and texts for people go to standard error.
+        quiet: only results, warnings and errors.
+        verbose: also logs of libraries, and the traceback of an error.
     """
 
     json: bool = False
@@ -32,7 +32,7 @@ class Talk:
 
     @contextlib.contextmanager
     def in_force(self) -> Iterator[None]:
-        """What is printed meanwhile goes where it should. What libraries say is settled before they are imported."""
+        """Direct all prints to their place. The verbosity of libraries is set before they are imported."""
         with contextlib.ExitStack() as held:
             if self.quiet:
                 held.enter_context(_environment({NO_BARS: "1"}))
@@ -63,7 +63,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def add_help(parser: argparse.ArgumentParser, *, has_results: bool) -> None:
-    """What `split_talk` takes, for `--help`."""
+    """Add the options of `split_talk` to `--help`."""
     group = parser.add_argument_group("how much is said")
     shown = {"action": "store_true", "default": argparse.SUPPRESS}
     if has_results:
@@ -73,7 +73,7 @@ def add_help(parser: argparse.ArgumentParser, *, has_results: bool) -> None:
 
 
 def split_talk(words: Sequence[str], *, has_results: bool) -> tuple[list[str], Talk]:
-    """The words without those of this file, and what those say."""
+    """The words without the options of this module, and the values of these."""
     spelled = {"-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
     spelled |= {"--json": "json"} if has_results else {}
     said = {spelled[word]: True for word in words if word in spelled}

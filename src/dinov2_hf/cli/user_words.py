@@ -1,4 +1,4 @@
-"""Errors of the package, which speak of Python arguments, in the words of the command line."""
+"""Translates errors of the package, which name Python arguments, into the words of the command line."""
 
 import re
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 def in_users_words(message: str, flags: dict[str, str]) -> str:
     """
-    A message in one line, with flags in the place of arguments: `--batch_size 0` for `batch_size=0`, `--overwrite` for
+    A message in one line, with flags instead of arguments: `--batch_size 0` for `batch_size=0`, `--overwrite` for
     `overwrite=True`, and `--num_layers` for a bare `num_layers`.
 
     Args:
-        message: of an error.
-        flags: by the names of the arguments.
+        message: message of an error.
+        flags: flags by the names of the arguments.
     """
     message = " ".join(message.split())
     if not flags:
@@ -27,7 +27,7 @@ def in_users_words(message: str, flags: dict[str, str]) -> str:
 
     message = re.sub(rf"`({names})`", lambda match: f"`{flags[match[1]]}`", message)
     message = re.sub(rf"{free}({names})=({value})", with_value, message)
-    # A plain word, such as `data`, is an argument only where a sentence begins with it.
+    # A plain word, such as `data`, is an argument only if a sentence begins with it.
     message = re.sub(rf"^({names})(?= is | has | holds )", lambda match: flags[match[1]], message)
     with_underscore = "|".join(name for name in names.split("|") if "_" in name)
     if with_underscore:
@@ -38,7 +38,7 @@ def in_users_words(message: str, flags: dict[str, str]) -> str:
 
 @contextmanager
 def flags_for(**flags: str) -> Iterator[None]:
-    """Mistakes name keywords of a function by flags of other names; those of the same name, `main` knows.
+    """Make errors name keywords of a function by flags with other names; `main` handles flags with the same name.
 
     Args:
         flags: the names of the flags, by the keywords.

@@ -1,1 +1,1 @@
-"""Weights from other layouts to ours and back: the original implementation, transformers' own classes, graphs."""
+"""Converts weights from other layouts to ours and back: the original, transformers' own classes, graphs."""

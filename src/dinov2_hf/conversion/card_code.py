@@ -1,4 +1,4 @@
-"""The Python in a card: it runs as it stands in the folder of the card, with an `image.jpg` there."""
+"""The Python code in a card. It runs unchanged in the folder of the card, if there is an `image.jpg`."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from ..model_source import HERE
 
 
-# Above code that opens a file by its name, which an id on the Hub cannot replace.
+# The comment above code that opens a file by its name, which an id on the Hub cannot replace.
 HERE_ONLY = "# In this folder, on this machine."
-# Imports, and what gives `pixel_values`.
+# Imports, and the code that makes `pixel_values`.
 PREPROCESSED = (
     "from PIL import Image\nfrom transformers import AutoImageProcessor",
     """\
@@ -22,7 +22,7 @@ def inputs(shape: Sequence[int] | None) -> tuple[str, str]:
     Imports and code for `pixel_values`.
 
     Args:
-        shape: of images that no image processor is saved for, `(B, C, H, W)`; `None` where there is one.
+        shape: shape `(B, C, H, W)` of images if no image processor is saved; `None` if there is one.
     """
     if shape is None:
         return PREPROCESSED
@@ -35,7 +35,7 @@ def python_block(parts: Iterable[tuple[str, str]], here: str = HERE) -> str:
 
     Args:
         parts: imports and code of each, in their order.
-        here: the comment above it, which says where it runs.
+        here: the comment above the code, which says where it runs.
     """
     parts = list(parts)
     lines = dict.fromkeys(line for imports, _ in parts for line in imports.splitlines())
@@ -44,7 +44,7 @@ def python_block(parts: Iterable[tuple[str, str]], here: str = HERE) -> str:
 
 
 def _merged(imports: list[str]) -> list[str]:
-    """Names that are imported from one module on one line."""
+    """Imports with all names of one module on one line."""
     names: dict[str, list[str]] = {}
     for line in imports:
         match = re.fullmatch(r"(from \S+ import) (.+)", line)
@@ -54,8 +54,8 @@ def _merged(imports: list[str]) -> list[str]:
 
 def without_code(text: str) -> str:
     """
-    The text of another folder's card, to be quoted: its code loads from there, and its pictures lie there, so both
-    are left out.
+    The text of another folder's card, for a quotation. Its code and its pictures are left out, because they refer to
+    that folder.
     """
     text = re.sub(r"^```python\n.*?^```\n?", "", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"!\[([^\]]*)\]\((?!https?://)[^)]*\)", r"\1", text)

@@ -1,6 +1,7 @@
-"""`from_pretrained` for commands: every weight is in the file, has the right shape, and is a number.
+"""`from_pretrained` for commands: it checks that every weight is in the file, has the right shape and is finite.
 
-The method itself, which transformers' users call, fills what is missing with random numbers and says so in a table.
+The method itself, which users of transformers call, fills missing weights with random numbers and reports them in a
+table.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from ..public_names import some
 
 
 def load_whole(model_class: type[PreTrainedModel], source: str | Path, subfolder: str = "", **options: Any):
-    """`load_with_missing` of a model that may do without none of its tensors; the model alone."""
+    """`load_with_missing` for a model that needs all of its tensors; returns only the model."""
     return load_with_missing(model_class, source, subfolder, may_be_missing=lambda name: False, **options)[0]
 
 
@@ -33,24 +34,24 @@ def load_with_missing(
     **options: Any,
 ) -> tuple[PreTrainedModel, set[str]]:
     """
-    `from_pretrained` of a class, which must find every tensor of the model but those that may be missing.
+    `from_pretrained` of a class. It must find every tensor of the model except those that may be missing.
 
     Args:
         source: folder or Hub id.
-        may_be_missing: says of a tensor's name whether the model may do without it.
-        may_be_unexpected: says of a tensor in the file whether the model may ignore it, as a backbone does a head.
-        options: of `from_pretrained`. The number type is the saved one unless `dtype` says otherwise.
+        may_be_missing: whether the tensor with a name may be missing.
+        may_be_unexpected: whether a tensor in the file may be ignored, as a backbone ignores a head.
+        options: options of `from_pretrained`. The number type is the saved one unless `dtype` is given.
 
     Returns:
-        The model, in evaluation mode, and those names of its tensors that are missing, which hold random numbers.
+        The model, in evaluation mode, and the names of its missing tensors, which have random values.
 
     Raises:
-        ValueError: there is no such model, a file is damaged, a tensor is missing, unexpected, of another shape, or
-            holds values that are not finite.
+        ValueError: there is no such model, a file is damaged, a tensor is missing, unexpected, has another shape, or
+            has values that are not finite.
     """
     _refuse_whole_numbers(Path(source) / subfolder)
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what transformers would report as a table is raised below as a sentence
+    logging.set_verbosity_error()  # the table of transformers is raised below as a sentence
     try:
         model, report = model_class.from_pretrained(
             source,
@@ -91,7 +92,7 @@ def load_with_missing(
 def refuse_not_finite(weights: nn.Module | dict[str, torch.Tensor], source: str | Path) -> None:
     """
     Raises:
-        ValueError: tensors hold values that are no numbers, or infinite; with their names.
+        ValueError: tensors have values that are NaN or infinite; the message has their names.
     """
     tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
     damaged = [
@@ -111,11 +112,11 @@ def refuse_not_finite(weights: nn.Module | dict[str, torch.Tensor], source: str 
 
 def _refuse_whole_numbers(folder: Path) -> None:
     """
-    That weights are no whole numbers, of which `from_pretrained` would make a model without a word. Models that say in
-    their config.json how they are quantized may have them.
+    Refuse weights that are whole numbers. `from_pretrained` would silently accept them. Models whose config.json
+    describes a quantization may have them.
 
     Raises:
-        ValueError: with the name of a tensor.
+        ValueError: weights are whole numbers; the message has the name of a tensor.
     """
     config = folder / "config.json"
     if config.is_file() and "quantization_config" in config.read_text(errors="replace"):
@@ -125,7 +126,7 @@ def _refuse_whole_numbers(folder: Path) -> None:
             with safe_open(path, framework="pt") as file:
                 kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}
         except (OSError, SafetensorError):
-            continue  # which `from_pretrained` will say
+            continue  # `from_pretrained` reports this
         whole = [name for name, kind in kinds.items() if kind[0] in "IU" and not name.endswith("num_batches_tracked")]
         if whole:
             raise ValueError(
@@ -135,7 +136,7 @@ def _refuse_whole_numbers(folder: Path) -> None:
 
 
 def _why_not_read(source: str | Path, model_class: type, error: Exception) -> str:
-    """One sentence for what `from_pretrained` raised."""
+    """One sentence for an error of `from_pretrained`."""
     reason = " ".join(str(error).split()).rstrip(".")
     if Path(source).is_dir() and isinstance(error, (OSError, SafetensorError)):
         return (

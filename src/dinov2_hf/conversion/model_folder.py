@@ -1,4 +1,4 @@
-"""From a folder on disk to the model of this package that it holds, to be exported to another folder."""
+"""Loads the model of this package from a folder on disk, for an export to another folder."""
 
 from pathlib import Path
 
@@ -43,15 +43,15 @@ def load_model_folder(folder: str | Path) -> PreTrainedModel:
     The model of a folder that `save_pretrained` of this package wrote, or of transformers' own DINOv2 classes.
 
     Args:
-        folder: holds config.json, whose `architectures` chooses the class, and safetensors weights; or a run's output
-            folder, whose `model` is taken.
+        folder: contains config.json, whose `architectures` gives the class, and safetensors weights; or a run's output
+            folder, whose `model` is used.
 
     Returns:
         The model in evaluation mode, with every weight from the file and in the file's dtype.
 
     Raises:
-        `ValueError`: there is no such folder or file, it holds another kind of model or one to be pretrained, or its
-            weights are damaged or not those of that model.
+        `ValueError`: there is no such folder or file, it contains another kind of model or a model for pretraining, or
+            its weights are damaged or do not fit that model.
     """
     folder = find_model_folder(folder)
     values = read_json(folder / "config.json", "a model folder")
@@ -66,7 +66,7 @@ def load_model_folder(folder: str | Path) -> PreTrainedModel:
             f"{folder} has a config.json but neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}; the weights"
             " are needed in that format."
         )
-    # Stock models may leave the mask token out, which only pretraining reads, or hold registers without numbers.
+    # Stock models may leave out the mask token, which only pretraining reads, or have registers of size 0.
     no_mask_token, no_registers = values.get("use_mask_token") is False, values.get("num_register_tokens") == 0
     return load_with_missing(
         model_class,

@@ -1,5 +1,5 @@
 """
-Our networks behind the methods of the original's, for code that was written for `torch.hub.load` of it.
+Our networks with the methods of the original's networks, for code that was written for its `torch.hub.load`.
 
 Shapes: `B` images, `N` patches, `R` registers, `D` hidden size.
 """
@@ -12,7 +12,7 @@ from ..models import DINOv2ForImageClassification, DINOv2Model
 
 class OriginalBackbone(nn.Module):
     """
-    A `DINOv2Model` that is called as the original network is: images in, CLS features out.
+    A `DINOv2Model` with the interface of the original network: images in, CLS features out.
 
     The attribute `model` is the network itself, with its Hub parameter names.
     """
@@ -61,7 +61,7 @@ class OriginalBackbone(nn.Module):
 
 
 class OriginalClassifier(nn.Module):
-    """A `DINOv2ForImageClassification` that is called as the original's: images `(B, C, H, W)` in, logits out."""
+    """A `DINOv2ForImageClassification` with the original's interface: images `(B, C, H, W)` in, logits out."""
 
     def __init__(self, model: DINOv2ForImageClassification):
         super().__init__()

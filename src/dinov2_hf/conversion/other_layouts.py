@@ -1,4 +1,4 @@
-"""Models that lie in no model folder: files of the original or of timm, and checkpoints of a run."""
+"""Models that are not in a model folder: files of the original or of timm, and checkpoints of a run."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +18,9 @@ from .original.from_original import read_models
 class OtherLayout:
     """
     Args:
-        models: by the folder that each would have: "" for what users load, "pretraining_model" for student, teacher
-            and heads.
-        image_processor: of the models; `None` where there can be none.
+        models: models by the folder that each would have: "" for the model that users load, "pretraining_model" for
+            student, teacher and heads.
+        image_processor: image processor of the models; `None` if there cannot be one.
     """
 
     models: dict[str, PreTrainedModel]
@@ -31,7 +31,7 @@ class OtherLayout:
         return self.models[""].base_model
 
     def save(self, folder: Path) -> None:
-        """Write what `from_pretrained` loads."""
+        """Write folders that `from_pretrained` loads."""
         for name, model in self.models.items():
             model.save_pretrained(folder / name)
             if self.image_processor is not None:
@@ -40,10 +40,10 @@ class OtherLayout:
 
 def read_other_layout(path: Path) -> OtherLayout:
     """
-    What `model_source.is_other_layout` says is one, in memory and in evaluation mode.
+    Load a model for which `model_source.is_other_layout` is true, in evaluation mode.
 
     Raises:
-        `ValueError`: it is damaged, or of no kind that is known.
+        `ValueError`: it is damaged, or has no known kind.
     """
     if path.is_file():
         read = read_models(path)
@@ -55,8 +55,8 @@ def read_other_layout(path: Path) -> OtherLayout:
 @contextmanager
 def model_folder(source: str | Path, parts: Sequence[str] = (MODEL,)) -> Iterator[Path | str]:
     """
-    The folder or Hub id of what a user named as a model. Of what is another layout, a folder that is made of it and
-    lasts as long as the block.
+    The folder or Hub id of a model that a user named. For another layout, a folder is made from it, which exists as
+    long as the block.
     """
     found = find_model(source, parts)
     if not is_other_layout(found):

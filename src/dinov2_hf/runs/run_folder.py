@@ -1,7 +1,7 @@
 """
-The folder that a run writes to: free, or its own to continue; nobody else's, and one run's at a time.
+The output folder of a run. It is free, or belongs to the run that continues. Only one run can use it at a time.
 
-A run's folder carries a marker, and its files are known by name. Anything else in it is left alone.
+The folder of a run has a marker, and its files are recognised by name. Other files in it are not touched.
 """
 
 import os
@@ -39,7 +39,7 @@ BEST, MODELS_OF_STEPS, PICTURES = "model_best", "models", "pictures"
 OVER_STEPS = "patch_pca_over_steps.png"
 PAGE = "report.html"
 MODELS = ("model", "pretraining_model", BEST)
-# Folders in which single steps leave folders of their own, and the kind of these.
+# Folders in which steps have their own folders, and the kind of these.
 OF_STEPS = {MODELS_OF_STEPS: "model", NONFINITE_STEPS: NONFINITE_STEP, PICTURES: "pictures"}
 FOLDERS = (CHECKPOINTS, TRACKERS, STUDENTS_FOLDER, *OF_STEPS, *MODELS)
 FILES = (
@@ -52,17 +52,17 @@ TRACKER_FILES = ("events.out.tfevents.*", "hparams.yml")  # of TensorBoard; othe
 @contextmanager
 def claimed_folder(accelerator: Accelerator, args: PreTrainingArguments) -> Iterator[Path | None]:
     """
-    The output folder is this run's while the block runs. The main process looks and holds the lock, and all get its
-    answer. Nothing is written or deleted in it but the lock and what killed runs left unfinished; a folder that stays
-    empty is gone afterwards.
+    Hold the output folder for this run while the block runs. The main process checks it and holds the lock, and all
+    processes get its answer. Only the lock is written, and only unfinished files of killed runs are deleted. A folder
+    that stays empty is removed afterwards.
 
     Yields:
         The checkpoint to resume from, or `None` for a fresh start.
 
     Raises:
-        ValueError: on all processes, when there is no such checkpoint, when the folder holds another run or files
-            under a run's names that no run wrote, is or overlaps a source, is no folder of this machine, or is
-            written to by another run now.
+        ValueError: on all processes, if there is no such checkpoint, or the folder contains another run or files with
+            names of a run that no run wrote, is or overlaps a source, is not a folder of this machine, or another run
+            is writing to it.
     """
     with ExitStack() as held:
         yield on_main_for_all(accelerator, lambda: _claim(held, args))
@@ -70,8 +70,8 @@ def claimed_folder(accelerator: Accelerator, args: PreTrainingArguments) -> Iter
 
 def start_output_dir(output_dir: Path, fresh: bool, step: int) -> None:
     """
-    Mark the folder as a run's. For a fresh start remove what an earlier run left; for another what steps left that
-    are done anew, those after `step`; and nothing else.
+    Mark the folder as a run's. For a fresh start, remove the files of an earlier run. Otherwise remove only the files
+    of steps after `step`, which are done again.
     """
     write_marker(output_dir, "run")
     if fresh:
@@ -135,7 +135,7 @@ def _look(output_dir: Path, wanted: str | None, overwrite: bool) -> Path | None:
 
 
 def _sources(args: PreTrainingArguments) -> list[str]:
-    """What the run reads; of a distillation also its teacher, and what its students start from."""
+    """The inputs of the run; for a distillation also its teacher, and the initial weights of its students."""
     students = getattr(args, "students", None) or []
     named = [
         *paths_of(args.train_data), args.eval_data, args.eval_bank_data, args.dense_eval_data,
@@ -145,7 +145,7 @@ def _sources(args: PreTrainingArguments) -> list[str]:
 
 
 def _folders(output_dir: Path) -> list[Path]:
-    """The folder of the run, and those of its students, each like that of a run."""
+    """The folder of the run, and those of its students, which have the same structure."""
     students = output_dir / STUDENTS_FOLDER
     return [output_dir, *(sorted(path for path in students.iterdir() if path.is_dir()) if students.is_dir() else [])]
 
@@ -155,7 +155,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _written_whole(folder: Path) -> dict[Path, str]:
-    """Folders that a run left there as a whole, at its end and on its way, with their kinds."""
+    """Folders that a run wrote as a whole, at its end and before, with their kinds."""
     return {folder / name: "model" for name in MODELS if (folder / name).exists()} | _left_by_steps(folder)
 
 
@@ -175,7 +175,7 @@ def _remove(folder: Path, kind: str) -> None:
 
 
 def _left_by_run(output_dir: Path) -> list[Path]:
-    """What is there under the names of a run."""
+    """Existing files and folders with names of a run."""
     folders = [output_dir / name for name in FOLDERS]
     return [*(folder for folder in folders if folder.exists()), *_files(output_dir)]
 
@@ -185,7 +185,7 @@ def _names(output_dir: Path) -> str:
 
 
 def _refuse_foreign_files(output_dir: Path) -> None:
-    """What will be replaced or deleted must be all a run's own."""
+    """Check that all files to replace or delete belong to a run."""
     for folder in _folders(output_dir):
         for left, kind in _written_whole(folder).items():
             check_kind(left, kind)

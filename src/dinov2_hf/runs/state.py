@@ -1,4 +1,4 @@
-"""What a run knows of itself, and when a checkpoint can be continued with other processes, workers or batches."""
+"""The state of a run, and rules for continuing a checkpoint with other processes, workers or batches."""
 
 import logging
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from .pretraining_arguments import PreTrainingArguments
 
 
 logger = logging.getLogger(__name__)
-# What the rows of a stream and their order are made of.
+# Options that determine the rows of a stream and their order.
 ORDER_OF_STREAM = (
     "train_data shards", "train_split", "dataset_config_name", "image_column", "shuffle_buffer_size", "seed",
 )  # fmt: skip
@@ -25,11 +25,11 @@ def start_state(args: PreTrainingArguments, num_processes: int, checkpoint: Path
     The state a run starts with: `step`, `images_seen` (its position in the order of the images, over all processes)
     and the `readers` of the data.
 
-    Any number of processes and accumulated passes may continue a run whose steps have as many images as before. A
-    stream and an order such as "sharded" depend on who reads them, and continue with the same readers only.
+    Any number of processes and accumulated passes may continue a run if its steps have the same number of images. A
+    stream and an order such as "sharded" depend on their readers, and only continue with the same readers.
 
     Raises:
-        ValueError: when the checkpoint cannot be continued so.
+        ValueError: the checkpoint cannot be continued in this way.
     """
     readers = {name: getattr(args, name) for name in ("dataloader_num_workers", "per_device_train_batch_size")}
     readers = {"processes": num_processes, **readers}
@@ -63,11 +63,12 @@ def find_data_position(
     checkpoint: Path, process_index: int, before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> Positions | None:
     """
-    Where this process goes on in a stream: `None` where a checkpoint does not tell, so that it is read again.
+    The position from which this process continues in a stream: `None` if a checkpoint does not have it, so that the
+    stream is read again.
 
     Args:
-        before, now: the recipe of the checkpoint, and that of the run. Where another order of rows follows from what
-            has changed, a new pass begins.
+        before, now: the recipe of the checkpoint, and the recipe of the run. If the changes give another order of
+            rows, a new pass begins.
     """
     positions = positions_from(read_data_position(checkpoint, process_index))
     changed = [name for name in ORDER_OF_STREAM if name in before and before[name] != now[name]]
@@ -82,7 +83,7 @@ def find_data_position(
 
 
 def check_steps_left(args: PreTrainingArguments, step: int) -> None:
-    """`ValueError` where the run would have ended before the checkpoint that it continues from."""
+    """`ValueError` if the run would have ended before the checkpoint that it continues from."""
     if step > args.max_steps:
         raise ValueError(
             f"`max_steps` is {args.max_steps}, but the checkpoint is of step {step}; give more, or continue from an"
@@ -97,10 +98,11 @@ def check_steps_left(args: PreTrainingArguments, step: int) -> None:
 
 def note_measured(state: dict, found: Mapping[str, dict[str, float]]) -> None:
     """
-    Keep the metrics of evaluations at the step of the state.
+    Store the metrics of evaluations at the step of the state.
 
     Args:
-        found: by the name of each evaluation. They are kept under `<name>_after` and, of step 0, `<name>_before`.
+        found: metrics by the name of each evaluation. They are stored as `<name>_after` and, for step 0,
+            `<name>_before`.
     """
     for name, metrics in found.items():
         if state["step"] == 0:
@@ -110,8 +112,8 @@ def note_measured(state: dict, found: Mapping[str, dict[str, float]]) -> None:
 
 def measured_by(state: Mapping[str, Any], name: str, student: str) -> dict[str, dict[str, float] | None]:
     """
-    Of the evaluation of that name a student's metrics `before` training and `after` the last step, `None` when
-    unknown; and those of raw `pixels`, where they were measured.
+    A student's metrics of the evaluation with this name: `before` training and `after` the last step, `None` if
+    unknown; and those of raw `pixels`, if they were measured.
     """
     found = {moment: state.get(f"{name}_{moment}") for moment in ("before", "after")}
     if state.get(f"{name}_step", state["step"]) != state["step"]:  # that of an earlier one

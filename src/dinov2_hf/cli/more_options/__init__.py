@@ -1,7 +1,7 @@
 """
-Options of a subcommand beside those of its signature, a file for each that has any.
+Options of subcommands that are not in their signatures, one file for each subcommand that has any.
 
-`more_options(words)` gives them by name, for the words of the command line, on which they may depend. It imports
-nothing heavy: `declarations` reads what files of the package declare. `more_help(words)`, where there is one, gives
-lines below the options.
+`more_options(words)` returns them by name. They may depend on the words of the command line. It imports nothing heavy:
+`declarations` reads declarations from files of the package. `more_help(words)`, if it exists, returns lines below the
+options.
 """

@@ -1,4 +1,4 @@
-"""Those of `dinov2-hf convert`, of both directions."""
+"""Further options of `dinov2-hf convert`, for both directions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ BACK = "conversion.original.to_original:convert_to_original"
 
 
 def more_options(words: Sequence[str]) -> dict[str, Option]:
-    """Those of both directions."""
+    """The options of both directions."""
     forth = keyword_options(declared(FORTH), without=["overwrite"], group=("from the original", ""))
     labels = "a JSON file with the names of the classes, in their order, or by their numbers."
     forth["id2label"] = Option("id2label", Path, labels, None, group=forth["id2label"].group)

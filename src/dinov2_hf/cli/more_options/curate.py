@@ -1,4 +1,4 @@
-"""Those of `dinov2-hf curate`: of a recipe, and the names of the stages."""
+"""Further options of `dinov2-hf curate`: the fields of a recipe, and the names of the stages."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from ...recipe_files import read_recipe
 
 
 def more_options(words: Sequence[str]) -> dict[str, Option]:
-    """The fields of a recipe; in the help of stages and filters, the options of those that are named."""
+    """The fields of a recipe. The help of stages and filters lists the options of the named ones."""
     steps = ", ".join(declared("curation.arguments:STEPS"))
     steps = f"run one step: {steps}, or one of the stages that they are made of."
     options = {"stage": Option("stage", str, steps, None)}
@@ -28,7 +28,7 @@ def more_options(words: Sequence[str]) -> dict[str, Option]:
 
 
 def _about(field: str, named: list[Any]) -> str:
-    """The options of the stages or filters that are named, with their defaults."""
+    """The options of the named stages or filters, with their defaults."""
     from ...curation.arguments import read_named
     from ...curation.filters import FILTERS
     from ...curation.stages.stage import find_stage

@@ -1,4 +1,4 @@
-"""Those of `dinov2-hf distill`: all names of its recipes."""
+"""Further options of `dinov2-hf distill`: all names of its recipes."""
 
 from collections.abc import Sequence
 
@@ -7,5 +7,5 @@ from . import pretrain
 
 
 def more_options(words: Sequence[str]) -> dict[str, Option]:
-    """As of a pretraining, with those of the teacher and the students."""
+    """The options of a pretraining, and those of the teacher and the students."""
     return pretrain.more_options(words, "runs.distillation_plan:KINDS")

@@ -1,4 +1,4 @@
-"""Those of `dinov2-hf evaluate`: of the protocols that are named, as `--knn_temperature` for `temperature`."""
+"""Further options of `dinov2-hf evaluate`: those of the named protocols, as `--knn_temperature` for `temperature`."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -13,7 +13,7 @@ from ..user_words import flags_for, in_users_words
 
 
 def more_options(words: Sequence[str]) -> dict[str, Option]:
-    """Those of the protocols that are named; and of others where they are typed, to be refused in their words."""
+    """The options of the named protocols, and typed options of other protocols, so that they are refused by name."""
     protocols = _protocols()
     typed = [word.lstrip("-").replace("-", "_") for word in words if word.startswith("--")]
     named = [name for name in protocols.places if any(word.startswith(f"{name}_") for word in typed)]
@@ -26,7 +26,7 @@ def more_options(words: Sequence[str]) -> dict[str, Option]:
 
 
 def more_help(words: Sequence[str]) -> str:
-    """The protocols that there are, where none is named."""
+    """The list of protocols, if none is named."""
     if _named(words):
         return ""
     protocols = _protocols()
@@ -42,7 +42,7 @@ def names_in(named: Sequence[str]) -> list[str]:
 
 
 def _named(words: Sequence[str]) -> list[str]:
-    """What names protocols: their flag, or the first word, which belongs to no flag."""
+    """The words that name protocols: those of their flag, or the first word if it belongs to no flag."""
     return values_of("protocol", words) or [word for word in words[:1] if not word.startswith("-")]
 
 
@@ -53,14 +53,14 @@ def _protocols() -> Registry:
 def _declared(protocols: Registry, name: str) -> Named:
     if name in protocols.places:
         return Named(name, registered(protocols, name))
-    return named_protocol(name) if ":" in name else protocols.named(name)  # which says what there is
+    return named_protocol(name) if ":" in name else protocols.named(name)  # its error lists the protocols
 
 
 def named_protocol(name: str) -> Named:
-    """A protocol, which is imported, with what it was registered with.
+    """A protocol, imported, with its registered facts.
 
     Raises:
-        ValueError: there is none of the name, or it is not registered by `evaluation.protocol`.
+        ValueError: there is no protocol of this name, or it is not registered by `evaluation.protocol`.
     """
     from ...evaluation.protocols import PROTOCOLS
 
@@ -74,22 +74,22 @@ def named_protocol(name: str) -> Named:
 
 
 def flags_of(protocol: Named) -> dict[str, str]:
-    """The keywords of a protocol, but those of all, by their flags: `knn_temperature`; `depth_scale` stays itself."""
+    """The keywords of a protocol, without common ones, by flag: `knn_temperature`; `depth_scale` does not change."""
     keywords = keyword_options(protocol.object, without=("label_column", "output_dir"))
     return {name if name.startswith(f"{protocol.name}_") else f"{protocol.name}_{name}": name for name in keywords}
 
 
 def purpose(protocol: Named) -> str:
-    """What a protocol does, in a sentence."""
+    """The purpose of a protocol, in one sentence."""
     return as_typed(protocol, protocol.object.__doc__.splitlines()[0])
 
 
 def as_typed(protocol: Named, sentence: str) -> str:
-    """What a protocol says of its arguments, with the options that they are: `--train_data` for `train_dataset`."""
+    """A text of a protocol, with options instead of arguments: `--train_data` for `train_dataset`."""
     own = {keyword: f"--{flag}" for flag, keyword in flags_of(protocol).items()}
     return in_users_words(sentence, {**own, "train_dataset": "--train_data", "eval_dataset": "--eval_data"})
 
 
 def in_words_of_the_command(protocol: Named) -> AbstractContextManager[None]:
-    """Mistakes that a protocol finds name its own options as they are typed: `--knn_ks` for `ks`."""
+    """Errors of a protocol name its options as they are typed: `--knn_ks` for `ks`."""
     return flags_for(**{keyword: flag for flag, keyword in flags_of(protocol).items()})

@@ -1,4 +1,4 @@
-"""Those of `dinov2-hf export`: of the formats that there are, and of the one that is named."""
+"""Further options of `dinov2-hf export`: those of all formats, and of the named format."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from ...options import Option, keyword_options
 
 
 def more_options(words: Sequence[str]) -> dict[str, Option]:
-    """Those of the formats, each in the group of those that have it."""
+    """The options of the formats, each in the group of the formats that have it."""
     exporters = {name: registered(EXPORTS, name) for name in EXPORTS.places}
     exporters |= {name: EXPORTS.find(name) for name in values_of("format", words) if ":" in name}
     found: dict[str, Option] = {}
@@ -22,5 +22,5 @@ def more_options(words: Sequence[str]) -> dict[str, Option]:
 
 
 def own_options(exporter: Callable) -> dict[str, Option]:
-    """Those of a format."""
+    """The options of one format."""
     return keyword_options(exporter, without=["overwrite"])

@@ -1,4 +1,4 @@
-"""Those of `dinov2-hf pretrain`: all names of its recipes."""
+"""Further options of `dinov2-hf pretrain`: all names of its recipes."""
 
 from collections.abc import Sequence
 

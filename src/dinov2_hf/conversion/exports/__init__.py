@@ -1,1 +1,1 @@
-"""Forms of a model that need no dinov2_hf, each checked when it is written."""
+"""Exports of a model that do not need dinov2_hf. Each is checked when it is written."""

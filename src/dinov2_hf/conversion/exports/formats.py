@@ -1,9 +1,9 @@
 """
 The formats that a model can be exported to, by name.
 
-A format is a function `(folder, output_dir, *, overwrite=False, <options of its own>)`. It writes a model folder to
-`output_dir`, by `atomic_files.new_folder`, and returns what is printed. Its options, with their types and what the
-docstring says of them, are those of `dinov2-hf export --format NAME`.
+A format is a function `(folder, output_dir, *, overwrite=False, <its own options>)`. It writes a model folder to
+`output_dir`, with `atomic_files.new_folder`, and returns the text to print. Its options, with their types and their
+texts in the docstring, are those of `dinov2-hf export --format NAME`.
 """
 
 from ...named_objects import Registry
@@ -21,4 +21,4 @@ EXPORTS = Registry(
 
 
 class ExportCheckError(RuntimeError):
-    """The exported model does not compute what the model does; the message says by how much."""
+    """The exported model does not compute the same as the model; the message gives the difference."""

@@ -1,5 +1,5 @@
 """
-Export to a graph for one image size: ONNX, or PyTorch's own (`torch.export`).
+Exports a model to a graph for one image size: ONNX, or PyTorch's own (`torch.export`).
 
 Shapes: `B` images of `height` x `width` pixels and `C` channels, `N` patches, `R` register tokens, `D` hidden size.
 Graphs compute in float32.
@@ -51,11 +51,11 @@ PIPELINE_TAGS = {
     DINOv2ForDepthEstimation: "depth-estimation",
 }
 TOLERANCE = 1e-4
-CHECKED_BATCHES = (1, 3)  # of a graph with a dynamic batch, which is traced with 2
+CHECKED_BATCHES = (1, 3)  # batch sizes for checking a graph with a dynamic batch, which is traced with 2
 ONNX_FILE, TORCH_FILE = "model.onnx", "model.pt2"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-LOWEST_OPSET = 18  # of the exporter; its conversion to older ones does not succeed for transformers
-# How a loaded graph runs: images to outputs by name.
+LOWEST_OPSET = 18  # of the exporter; its conversion to older opsets fails for transformers
+# Runs a loaded graph: maps images to outputs by name.
 Runner = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 
 # Imports and code of README.md.
@@ -155,8 +155,8 @@ def export_torch(
 
 class FixedSizeEmbeddings(nn.Module):
     """
-    `DINOv2Embeddings` for one patch grid: its positions are resized once, those of CLS and of the registers (none) are
-    added once, and nothing of the stored size or of masking remains.
+    `DINOv2Embeddings` for one patch grid: its positions are resized once, and the position of CLS is added once
+    (registers have none). Nothing of the stored size or of masking remains.
     """
 
     def __init__(self, embeddings: DINOv2Embeddings, grid: tuple[int, int]):
@@ -176,7 +176,7 @@ class FixedSizeEmbeddings(nn.Module):
 
 
 class NamedOutputs(nn.Module):
-    """A model whose `forward` takes `pixel_values` alone and returns a plain `dict` of tensors."""
+    """A model whose `forward` takes only `pixel_values` and returns a plain `dict` of tensors."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -201,7 +201,7 @@ def export_graph(
     library: str,
 ) -> ExportReport:
     """
-    What all formats share: load, trace, write, verify, describe.
+    The common steps of all formats: load, trace, write, verify, describe.
 
     Args:
         write: puts the graph, whose outputs have these names, into a folder and returns how the file runs.
@@ -247,7 +247,7 @@ def random_images(
     Batches `(B, C, H, W)` to measure with; the size is the one asked for, else the image processor's crop.
 
     Raises:
-        `ValueError`: the size is no multiple of the patch size, or of more than two numbers.
+        `ValueError`: the size is not a multiple of the patch size, or has more than two numbers.
     """
     crop = (processor or {}).get("crop_size") or {}
     size = image_size or [crop.get(side, config.image_size) for side in ("height", "width")]
@@ -265,7 +265,7 @@ def random_images(
 
 
 def fix_size(model: PreTrainedModel, images: torch.Tensor) -> None:
-    """Make a model one for images of this height and width alone, in place."""
+    """Change a model in place so that it only takes images of this height and width."""
     backbone, patch_size = model.base_model, model.config.patch_size  # of a head, or the model itself
     grid = (images.shape[2] // patch_size, images.shape[3] // patch_size)
     backbone.embeddings = FixedSizeEmbeddings(cast(DINOv2Embeddings, backbone.embeddings), grid)
@@ -274,13 +274,13 @@ def fix_size(model: PreTrainedModel, images: torch.Tensor) -> None:
 def trace(named: NamedOutputs, images: torch.Tensor, dynamic_batch: bool) -> torch.export.ExportedProgram:
     """The graph for images of this shape `(B, C, H, W)`, or for any `B`."""
     if dynamic_batch:
-        # Not 1, which the trace would take for a constant.
+        # Not 1, because the trace would treat it as a constant.
         two = images[:1].expand(2, -1, -1, -1).contiguous()
         program = torch.export.export(named, (two,), dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}})
     else:
         program = torch.export.export(named, (images,))
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # names the files of this machine
+        node.meta.pop("stack_trace", None)  # contains file names of this machine
     return program
 
 
@@ -324,7 +324,7 @@ def onnx_runner(path: Path) -> Runner:
 def verify(
     run: Runner, images: list[torch.Tensor], expected: list[dict[str, torch.Tensor]]
 ) -> tuple[Measurement, ...]:
-    """Every batch through the written file; `ExportCheckError` where it is not what the model gave."""
+    """Run every batch through the written file; `ExportCheckError` if the result differs from that of the model."""
     measurements = []
     for pixel_values, reference in zip(images, expected, strict=True):
         outputs = run(pixel_values)
@@ -341,7 +341,7 @@ def verify(
 
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Without what torch's exporters print, warn and log on the way. Errors are still raised."""
+    """Suppress prints, warnings and logs of torch's exporters. Errors are still raised."""
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -362,7 +362,7 @@ def graph_card(
     library: str,
     batch_size: int | None,
 ) -> ModelCard:
-    """README.md: inputs, outputs, how to run, what was measured."""
+    """README.md: inputs, outputs, how to run the graph, and the measurements."""
     name, height, width = report.folder.name, report.measurements[0].height, report.measurements[0].width
     shapes: dict[str, tuple[int, ...]] = {"pixel_values": (model.config.num_channels, height, width)}
     shapes |= {output: tuple(value.shape[1:]) for output, value in outputs.items()}

@@ -12,7 +12,7 @@ FILE_NAME = "preprocessor_config.json"
 # Both have the same fields, and give the same pixels.
 STOCK_CLASS = "BitImageProcessor"
 REPLACED_CLASSES = ("DINOv2ImageProcessor", "DINOv2ImageProcessorPil", "BitImageProcessor", "BitImageProcessorFast")
-# What converted heads for segmentation and depth have, already transformers' own: whole images, padded to patches.
+# The class of converted heads for segmentation and depth, already transformers' own: whole images, padded to patches.
 DENSE_CLASS = "DPTImageProcessor"
 
 
@@ -21,14 +21,14 @@ def stock_image_processor_values(folder: Path, num_channels: int) -> dict[str, A
     The fields of a folder's image processor, for transformers' own class.
 
     Args:
-        num_channels: of the model. The processor's defaults are for 3.
+        num_channels: channels of the model. The processor's defaults are for 3.
 
     Returns:
-        `None` when the folder has none and the model is not for RGB images; without a file, the original's evaluation
-        transform for those.
+        `None` if the folder has none and the model is not for RGB images. For RGB images without a file, the
+        original's evaluation transform.
 
     Raises:
-        `ValueError`: the folder's image processor is of a class that transformers has no match for.
+        `ValueError`: the class of the folder's image processor has no match in transformers.
     """
     if (folder / FILE_NAME).is_file():
         values = read_json(folder / FILE_NAME, "an image processor")
@@ -51,8 +51,9 @@ def for_fixed_size(values: dict[str, Any], height: int, width: int) -> dict[str,
     """
     The same processor with `(height, width)` images as its result.
 
-    A short side before the crop grows in proportion: 256 for a crop of 224 is 592 for one of 518. For a rectangle it
-    follows the longer side, so that every image fills the crop. Whole images, of dense tasks, are stretched to it.
+    The short side before the crop is scaled in proportion: 256 for a crop of 224 becomes 592 for a crop of 518. For a
+    rectangle it is scaled by the longer side, so that every image fills the crop. Whole images, for dense tasks, are
+    stretched to the size.
     """
     size, crop = values.get("size") or {}, values.get("crop_size") or {}
     fixed = {"height": height, "width": width}

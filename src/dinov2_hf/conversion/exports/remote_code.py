@@ -1,4 +1,4 @@
-"""A folder that is transformers' own DINOv2 by default, and ours, with its code beside it, for those who trust it."""
+"""Exports a folder that loads as transformers' own DINOv2 by default, and as ours if its code is trusted."""
 
 import ast
 import inspect
@@ -54,12 +54,12 @@ def export_dual(folder: str | Path, output_dir: str | Path, *, overwrite: bool =
     As `export_transformers`, with this package's configuration, models and image processors as remote code.
 
     Args:
-        folder: of a `DINOv2Model`, `DINOv2Backbone` or `DINOv2ForImageClassification`.
+        folder: folder of a `DINOv2Model`, `DINOv2Backbone` or `DINOv2ForImageClassification`.
         output_dir: the new folder.
         overwrite: replace an earlier model there.
 
     Returns:
-        The report; what it measured is how far the default, transformers' own class, is from ours.
+        The report. It measures the difference between the default, transformers' own class, and ours.
 
     Raises:
         `ValueError`, `ExportCheckError`: as `export_transformers`.
@@ -83,7 +83,7 @@ def export_dual(folder: str | Path, output_dir: str | Path, *, overwrite: bool =
 
 
 def own_fields(model: PreTrainedModel) -> dict:
-    """The fields of our configuration only. Stock classes keep those that they do not know."""
+    """Only the fields of our configuration. Stock classes keep fields that they do not know."""
     return {name: getattr(model.config, name) for name in DINOv2Config.__annotations__ if not name.startswith("_")}
 
 
@@ -94,8 +94,8 @@ def class_reference(auto_class: type) -> str:
 
 def code_files() -> dict[str, str]:
     """
-    Names and texts of the files of those classes and of all that they import from this package, for a flat folder: an
-    import from another room becomes one from the same folder.
+    Names and texts of the files of those classes and of all files that they import from this package, for a flat
+    folder: an import from another subpackage becomes an import from the same folder.
     """
     paths, found = [Path(inspect.getfile(one)) for one in (*AUTO_CLASSES.values(), *IMAGE_PROCESSORS)], {}
     while paths:
@@ -108,7 +108,7 @@ def code_files() -> dict[str, str]:
 
 
 def imported_files(path: Path, text: str) -> list[Path]:
-    """The files of this package that a file imports, inside of its functions too."""
+    """The files of this package that a file imports, also inside its functions."""
     imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.level]
     return [
         path.parents[node.level - 1].joinpath(*(node.module or "").split(".")).with_suffix(".py") for node in imports

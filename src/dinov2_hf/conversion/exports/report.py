@@ -1,4 +1,4 @@
-"""What an export wrote, and how far it is from the model it was made of."""
+"""The report of an export: its files, and its difference to the model."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,9 +32,9 @@ class Measurement:
 class ExportReport:
     """
     Args:
-        folder: where the export is.
-        measurements: the exported model against the model it was made of.
-        notes: sentences for the user: where and why the two differ, what was left out.
+        folder: folder of the export.
+        measurements: comparison of the exported model with the model.
+        notes: sentences for the user: where and why the two differ, and what was left out.
     """
 
     folder: Path
@@ -66,7 +66,7 @@ def measure(reference: Iterable[torch.Tensor], other: Iterable[torch.Tensor], im
 
 
 def measurement_table(measurements: Iterable[Measurement]) -> str:
-    """Markdown."""
+    """The measurements as a table in Markdown."""
     rows = [
         f"| {m.batch_size} | {m.height} x {m.width} | {m.max_difference:.1e} | {m.largest_value:.1e} |"
         for m in measurements
@@ -78,11 +78,11 @@ def export_card(
     source: Path, *, title: str, body: str, library_name: str, pipeline_tag: str, report: ExportReport
 ) -> ModelCard:
     """
-    README.md of an export. Licence, data sets and other metadata come from the card of the source folder, where there
-    is one, and its text follows at the end, without its code.
+    README.md of an export. Licence, data sets and other metadata come from the card of the source folder, if there is
+    one. Its text follows at the end, without its code.
 
     Args:
-        body: Markdown; what this is and how to load it.
+        body: Markdown that says what this is and how to load it.
     """
     data: Any = ModelCardData()
     source_text = ""

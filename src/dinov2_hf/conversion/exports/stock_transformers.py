@@ -1,8 +1,8 @@
 """
-Export to the DINOv2 classes of transformers itself (`dinov2`, `dinov2_with_registers`).
+Exports a model to the DINOv2 classes of transformers itself (`dinov2`, `dinov2_with_registers`).
 
-Parameter names are the same, so an export is another config.json, another prefix where a head sits on registers, and
-a check: both models run on random images, and the export is only kept when they agree.
+Parameter names are the same. So an export changes config.json, and the prefix if a head is on a model with registers.
+Then it is checked: both models run on random images, and the export is only kept if they agree.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ STOCK_CLASSES = {
     },
 }
 STOCK_CONFIGS = {"dinov2": Dinov2Config, "dinov2_with_registers": Dinov2WithRegistersConfig}
-# How stock models resize their position embeddings. It is no field of their configurations.
+# How stock models resize their position embeddings. Their configurations have no field for it.
 STOCK_ANTIALIAS = {"dinov2": False, "dinov2_with_registers": True}
 TOLERANCE = 1e-5
 CHECKED_GRIDS = ((16, 16), (7, 7), (16, 22))  # patches beside the native grid: 224, 98 and a rectangle for /14
@@ -74,7 +74,7 @@ def export_transformers(folder: str | Path, output_dir: str | Path, *, overwrite
     `dinov2_with_registers` with 0 registers, which computes the same. Weights keep their dtype and are bit-equal.
 
     Args:
-        folder: of a `DINOv2Model`, `DINOv2Backbone` or `DINOv2ForImageClassification`.
+        folder: folder of a `DINOv2Model`, `DINOv2Backbone` or `DINOv2ForImageClassification`.
         output_dir: the new folder.
         overwrite: replace an earlier model there.
 
@@ -82,10 +82,10 @@ def export_transformers(folder: str | Path, output_dir: str | Path, *, overwrite
         The report, with the difference at the native size, at 224, at 98 and for a rectangle (all rounded to patches).
 
     Raises:
-        `ValueError`: the folder holds no such model, transformers has no class that computes the same, or `output_dir`
-            is in use.
-        `ExportCheckError`: the exported model differs by more than 1e-5 of the largest value at the native size.
-            Nothing is left behind then.
+        `ValueError`: the folder contains no such model, transformers has no class that computes the same, or
+            `output_dir` is in use.
+        `ExportCheckError`: the exported model differs by more than 1e-5 of the largest value at the native size. Then
+            no file is left.
     """
     folder, output_dir = find_model_folder(folder), Path(output_dir)
     with new_folder(output_dir, "model", overwrite=overwrite, sources=[folder]) as new:
@@ -103,7 +103,7 @@ def write_stock_folder(
     Write config, weights and image processor, and compare. Afterwards `model` is in float32.
 
     Args:
-        extra_fields: to add to the config.json; stock classes keep and do not read them.
+        extra_fields: fields to add to the config.json; stock classes keep them and do not read them.
 
     Returns:
         Measurements and notes of the report.
@@ -131,7 +131,7 @@ def write_stock_folder(
 
 
 def stock_model_type(config: DINOv2Config) -> str:
-    """The kind of stock model whose interpolation of positions is nearest."""
+    """The kind of stock model with the closest interpolation of positions."""
     return "dinov2_with_registers" if config.num_register_tokens or config.interpolate_antialias else "dinov2"
 
 
@@ -142,7 +142,7 @@ def stock_config(
     The configuration and class that compute the same in transformers.
 
     Raises:
-        `ValueError`: there is none.
+        `ValueError`: there is no such class.
     """
     config, kind = model.config, type(model)
     if kind not in STOCK_CLASSES:
@@ -165,7 +165,7 @@ def stock_config(
     values = {name: value for name, value in config.to_dict().items() if name in stock_fields}
     values |= {
         name: float(values[name]) for name in ("initializer_range", "layer_norm_eps", "layerscale_value")
-    }  # ours may be whole numbers, which stock refuses
+    }  # ours may be whole numbers, which stock classes refuse
     values |= {"mlp_ratio": int(config.mlp_ratio), "out_features": config.out_features}
     stock_class = STOCK_CLASSES[kind][model_type]
     values |= {"architectures": [stock_class.__name__], "dtype": model.dtype}
@@ -182,7 +182,7 @@ def stock_state_dict(model: PreTrainedModel, config: PreTrainedConfig) -> dict[s
         for name, value in model.state_dict().items()
     }
     if not config.num_register_tokens:
-        # The stock class always has this parameter, of 0 tokens too.
+        # The stock class always has this parameter, even with 0 tokens.
         prefix = stock if isinstance(model, DINOv2ForImageClassification) else ""
         cls_token = weights[f"{prefix}embeddings.cls_token"]
         weights[f"{prefix}embeddings.register_tokens"] = cls_token.new_zeros(1, 0, cls_token.shape[-1])
@@ -193,7 +193,7 @@ def stock_state_dict(model: PreTrainedModel, config: PreTrainedConfig) -> dict[s
 def compare_with_stock(
     model: PreTrainedModel, stock_class: type[PreTrainedModel], folder: Path
 ) -> tuple[Measurement, ...]:
-    """The model against the exported folder on random images: first the native size, then `CHECKED_GRIDS`."""
+    """Compare the model with the exported folder on random images: first the native size, then `CHECKED_GRIDS`."""
     stock = stock_class.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     config = model.config
     native = config.image_size // config.patch_size
@@ -218,7 +218,7 @@ def main_outputs(model: PreTrainedModel, images: torch.Tensor) -> tuple[torch.Te
 def difference_notes(
     config: DINOv2Config, stock: PreTrainedConfig, measurements: tuple[Measurement, ...]
 ) -> tuple[str, ...]:
-    """A sentence for the sizes at which the features are not the same, if there are any."""
+    """A sentence about the sizes at which the features differ, if there are any."""
     differing = [m for m in measurements if not m.within(TOLERANCE)]
     if not differing:
         return ()

@@ -1,1 +1,1 @@
-"""The files of the original implementation: from them, and to them."""
+"""Converts from and to files of the original implementation."""

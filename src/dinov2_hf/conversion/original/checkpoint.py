@@ -1,4 +1,4 @@
-"""Read a checkpoint file of the original implementation without executing anything in it, and say what it holds."""
+"""Reads a checkpoint file of the original implementation without executing anything in it, and recognises its kind."""
 
 import pickle
 import re
@@ -21,7 +21,7 @@ CLASSIFIER = "linear classifier"
 SEGMENTATION = "linear segmentation head"
 DEPTH = "linear depth head"
 
-# Under this name, in a state dict's `_metadata`, this package keeps what tensors do not tell.
+# The name in a state dict's `_metadata` under which this package stores facts that tensors do not give.
 RECORD = "dinov2_hf"
 # The keys under which the original and the toolboxes of its evaluations wrap a state dict, first one first.
 WRAPPERS = ("teacher", "model", "state_dict")
@@ -38,16 +38,16 @@ NUMPY_NUMBERS = [
 @dataclass
 class OriginalCheckpoint:
     """
-    What a file holds, prefixes and chunks taken away; names are still the original's.
+    The content of a file, without prefixes and chunks. Names are still those of the original.
 
     Args:
         path: the file.
         kind: `BACKBONE`, `TEACHER`, `CLASSIFIER`, `SEGMENTATION` or `DEPTH`.
         backbone: empty when the file has only a head.
         heads: `{"dino_head": ..., "ibot_head": ...}` of a teacher, `{"": ...}` of the other heads.
-        class_names: of a segmentation head, where the file names them.
-        record: what this package noted when it wrote the file, by "config", "image_processor" and "pretraining";
-            empty for files of others.
+        class_names: class names of a segmentation head, if the file has them.
+        record: facts that this package stored when it wrote the file, by "config", "image_processor" and
+            "pretraining"; empty for other files.
     """
 
     path: Path
@@ -63,10 +63,10 @@ def read_original_checkpoint(path: str | Path, classifier_name: str | None = Non
     Read a `.pth` file of the original and recognise its kind from its keys.
 
     Args:
-        classifier_name: which one to take from a checkpoint of the linear evaluation, which holds dozens.
+        classifier_name: the classifier to take from a checkpoint of the linear evaluation, which has dozens.
 
     Raises:
-        `ValueError`: the file is not there, not whole, would have to execute code, or is of no kind that is known.
+        `ValueError`: the file does not exist, is incomplete, would have to execute code, or has no known kind.
     """
     path = Path(path)
     loaded = read_tensors(path)
@@ -94,7 +94,7 @@ def read_original_checkpoint(path: str | Path, classifier_name: str | None = Non
 
 
 def record_of(state: Mapping) -> dict[str, dict]:
-    """The record of a state dict that this package wrote; empty for others, and for what is none of its parts."""
+    """The record of a state dict that this package wrote; empty for others. Unknown parts are ignored."""
     metadata = getattr(state, "_metadata", None)
     record = metadata.get(RECORD) if isinstance(metadata, Mapping) else None
     if not isinstance(record, Mapping):
@@ -105,7 +105,8 @@ def record_of(state: Mapping) -> dict[str, dict]:
 def refuse_other_values(state: State) -> None:
     """
     Raises:
-        `ValueError`: a tensor is no array of floating-point numbers. Only counters, of batch norms, are whole numbers.
+        `ValueError`: a tensor is not an array of floating-point numbers. Only counters of batch norms may be whole
+            numbers.
     """
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized:
@@ -121,7 +122,7 @@ def refuse_other_values(state: State) -> None:
 
 
 def recognise_heads(parts: dict[str, State], classifier_name: str | None) -> tuple[str, dict[str, State]]:
-    """Kind of a file and its heads, as in `OriginalCheckpoint`, from all of its parts but the backbone."""
+    """The kind of a file and its heads, as in `OriginalCheckpoint`, from all of its parts except the backbone."""
     if not parts:
         return BACKBONE, {}
     if set(parts) <= {"dino_head", "ibot_head"}:
@@ -153,7 +154,8 @@ def read_tensors(path: Path) -> Mapping:
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals(NUMPY_NUMBERS):
-            # Mapped, a file of 4.5 GB (ViT-g) is not in memory twice; the format before torch 1.6 cannot be.
+            # With mapping, a file of 4.5 GB (ViT-g) is not in memory twice. The format before torch 1.6 cannot be
+            # mapped.
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         unknown = re.search(r"GLOBAL (\S+)", str(error))
@@ -164,7 +166,7 @@ def read_tensors(path: Path) -> Mapping:
         ) from None
     except OSError:
         raise
-    except Exception as error:  # what a damaged file makes the reader raise has no common class
+    except Exception as error:  # the errors of damaged files have no common class
         first_line = (str(error).splitlines() or [""])[0][:120]
         raise ValueError(
             f"{path} cannot be read as a PyTorch checkpoint ({type(error).__name__}: {first_line}); it may be cut off"
@@ -179,10 +181,10 @@ def read_tensors(path: Path) -> Mapping:
 
 def split_parts(state: State) -> dict[str, State]:
     """
-    Tensors by the module they belong to, its name taken away: `backbone` (also what has no prefix), heads.
+    Tensors by their module, without its name: `backbone` (also tensors without a prefix), heads.
 
     Raises:
-        `ValueError`: two names are one when their prefixes are taken away.
+        `ValueError`: two names are equal without their prefixes.
     """
     parts: dict[str, State] = {}
     heads = "dino_head|ibot_head|decode_head|linear_head|classifiers_dict"
@@ -198,7 +200,7 @@ def split_parts(state: State) -> dict[str, State]:
 
 
 def decode_head_kind(head: State) -> str:
-    """Whether a head of the dense tasks is linear, and of which task."""
+    """The task of a linear head for a dense task; other heads are refused."""
     if "conv_seg.weight" in head and "bn.weight" in head:
         return SEGMENTATION
     if "conv_depth.weight" in head:
@@ -234,7 +236,7 @@ def class_names(loaded: dict) -> list[str] | None:
 def refuse_other_kinds(state: State) -> None:
     """
     Raises:
-        `ValueError`: this is no DINOv2 backbone; says what it looks like instead.
+        `ValueError`: this is not a DINOv2 backbone; the message says what it looks like.
     """
     if {"cls_token", "pos_embed", "mask_token", "patch_embed.proj.weight"} <= set(state):
         return

@@ -1,4 +1,4 @@
-"""A checkpoint of the original implementation to folders that `from_pretrained` loads."""
+"""Converts a checkpoint of the original implementation to folders that `from_pretrained` loads."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,10 +46,10 @@ logger = logging.get_logger(__name__)
 class ConversionReport:
     """
     Args:
-        kind: what the checkpoint was recognised as, for people.
-        config: of the backbone or the model with its head.
-        folders: what was written: the folder asked for, and for a teacher with heads the one of the whole module.
-        choices: values that no tensor tells, and where each came from.
+        kind: the recognised kind of the checkpoint, in words.
+        config: configuration of the backbone or of the model with its head.
+        folders: the written folders: the requested one, and for a teacher with heads the folder of the whole module.
+        choices: values that no tensor gives, and the source of each.
     """
 
     kind: str
@@ -65,8 +65,8 @@ class ReadModels:
 
     Args:
         original: its parts.
-        models: by the folder, inside of the output, that they belong to.
-        image_processor: of the models, where there can be one.
+        models: models by their folder inside the output.
+        image_processor: image processor of the models, if there can be one.
         choices: as in `ConversionReport`.
     """
 
@@ -76,7 +76,7 @@ class ReadModels:
     choices: tuple[Choice, ...]
 
     def say_choices(self) -> None:
-        """Log what rules chose, for callers that have no report to say it in."""
+        """Log the choices of rules, for callers without a report."""
         by_rule = [choice for choice in self.choices if choice.name in BACKBONE_FIELDS and not choice.is_known]
         if by_rule:
             logger.warning(
@@ -99,13 +99,15 @@ def convert_from_original(
     overwrite: bool = False,
 ) -> ConversionReport:
     """
-    Convert a `.pth` file of the original. Weights stay bit for bit. The kind is told by the keys, sizes by the shapes.
+    Convert a `.pth` file of the original. Weights stay equal bit for bit. Keys determine the kind, and shapes the
+    sizes.
 
-    A backbone becomes a `DINOv2Model`. A teacher with heads becomes that too, and in the folder `pretraining_model`
-    inside a `DINOv2ForPreTraining` whose student and teacher both have its weights. A linear head becomes a whole
-    model of its task. A network without LayerScale gets one of ones. What tensors do not tell (attention heads,
-    interpolation, image processor, losses) is read from the record that this package leaves in its files; for files of
-    others, options or the rules below choose, and the report and the card say which.
+    A backbone becomes a `DINOv2Model`. A teacher with heads also becomes one, and in addition, in the folder
+    `pretraining_model` inside, a `DINOv2ForPreTraining` whose student and teacher both have its weights. A linear head
+    becomes a whole model of its task. A network without LayerScale gets a LayerScale of ones. Facts that tensors do
+    not give (attention heads, interpolation, image processor, losses) are read from the record that this package
+    stores in its files. For other files, options or the rules below choose them, and the report and the card say
+    which.
 
     Args:
         checkpoint: the file.
@@ -122,8 +124,8 @@ def convert_from_original(
         overwrite: replace the model that is at `output_dir`, if this package wrote it.
 
     Raises:
-        `ValueError`: the file is not whole, of another kind, holds values that are not finite, or does not fit to the
-            backbone or to an option; or `output_dir` may not be written (`atomic_files.new_folder`).
+        `ValueError`: the file is incomplete, has another kind or values that are not finite, or does not fit the
+            backbone or an option; or `output_dir` may not be written (`atomic_files.new_folder`).
     """
     output_dir = Path(output_dir)
     if output_dir.suffix in (".pth", ".pt"):
@@ -158,10 +160,10 @@ def convert_from_original(
 
 def load_original(checkpoint: str | Path, **options) -> PreTrainedModel:
     """
-    The model that `convert_from_original` writes, in memory and in evaluation mode; of a teacher its backbone.
+    The model that `convert_from_original` writes, in memory and in evaluation mode; for a teacher, its backbone.
 
     Args:
-        options: those of `convert_from_original` that say what to read.
+        options: the options of `convert_from_original` for reading.
 
     Raises:
         `ValueError`: as `convert_from_original`.
@@ -180,7 +182,7 @@ def read_models(
     classifier_name: str | None = None,
     **backbone_options,
 ) -> ReadModels:
-    """A file, and the models that it holds."""
+    """Read a file and its models."""
     original = read_checked(checkpoint, classifier_name)
     _refuse_options_without_use(original, backbone, depth_range, id2label)
     if original.backbone:
@@ -203,7 +205,7 @@ def read_checked(path: str | Path, classifier_name: str | None = None) -> Origin
 
 @contextmanager
 def _said_of(subject: str) -> Iterator[None]:
-    """Begin the sentence of a `ValueError` with its subject, also of one that a configuration wraps in its own."""
+    """Begin the message of a `ValueError` with its subject, even if a configuration wraps the error."""
     try:
         yield
     except (ValueError, StrictDataclassError) as error:
@@ -212,7 +214,7 @@ def _said_of(subject: str) -> Iterator[None]:
 
 
 def _refuse_options_without_use(original: OriginalCheckpoint, backbone, depth_range, id2label) -> None:
-    """An option that would be ignored is a mistake about the file."""
+    """Refuse options that would be ignored."""
     without_use = []
     if original.backbone and backbone is not None:
         raise ValueError(f"{original.path} holds a backbone of its own; leave --backbone out.")
@@ -235,7 +237,7 @@ def _original_backbone(original: OriginalCheckpoint, **options) -> tuple[DINOv2C
 def _read_backbone(
     original: OriginalCheckpoint, backbone: str | Path | None, **options
 ) -> tuple[DINOv2Config, State, list[Choice]]:
-    """The same of the backbone that a file with only a head needs."""
+    """The same for the backbone that a file with only a head needs."""
     if backbone is None:
         raise ValueError(
             f"{original.path} holds a {original.kind} without its backbone; give the one it was trained on with"
@@ -272,7 +274,7 @@ def _build_models(
         teacher |= {f"{head}.{name}": tensor for head, tensors in heads.items() for name, tensor in tensors.items()}
         both = {f"teacher.{name}": tensor for name, tensor in teacher.items()}
         both |= {f"student.{name}": tensor.clone() for name, tensor in teacher.items()}
-        if whole.centering == "softmax":  # its running centres start where a run's do
+        if whole.centering == "softmax":  # its running centres start like those of a run
             ibot_head = heads.get("ibot_head", heads["dino_head"])
             for loss, head in (("dino", heads["dino_head"]), ("ibot", ibot_head)):
                 both[f"{loss}_centering.center"] = torch.zeros(len(head["last_layer.weight_g"]))
@@ -311,7 +313,7 @@ def _build(model_class: type[PreTrainedModel], config: PreTrainedConfig, weights
     """
     A model that holds exactly these tensors, without a second copy of them.
 
-    A folder has one number type. Where the tensors have several, the one that holds the values of all is taken.
+    A folder has one number type. If the tensors have several, the type that can represent all values is used.
     """
     dtype = reduce(torch.promote_types, {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()})
     weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}

@@ -1,4 +1,4 @@
-"""The original's linear heads on a backbone: which configuration their shapes mean, and their tensors' names."""
+"""The original's linear heads on a backbone: the configuration for their shapes, and the names of their tensors."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ def classifier_config(
     The backbone's configuration with the fields of a linear classifier, `weight` and `bias`.
 
     Raises:
-        `ValueError`: the tensors are not those of a linear layer on 1 or 4 blocks of this backbone, or the labels are
-            not as many as its outputs.
+        `ValueError`: the tensors are not a linear layer on 1 or 4 blocks of this backbone, or the number of labels
+            differs from its outputs.
     """
     num_labels, width = shape_of(head, "weight", 2)
     check_tensors(head, {"weight": (num_labels, width), "bias": (num_labels,)})
@@ -96,10 +96,10 @@ def depth_config(config: DINOv2Config, head: State, depth_range: tuple[float, fl
 
 def depth_range_of(name: str) -> tuple[float, float]:
     """
-    The range that the data set in the name of a released file has.
+    The depth range of the data set in the name of a released file.
 
     Raises:
-        `ValueError`: the name holds none, or both.
+        `ValueError`: the name contains no data set, or both.
     """
     found = [depth_range for dataset, depth_range in DEPTH_RANGES.items() if dataset in name.lower()]
     if len(found) != 1:
@@ -121,7 +121,7 @@ def _check_depth(config: DINOv2Config, num_layers: int) -> None:
 def _with_labels(
     config: DINOv2Config, num_labels: int, id2label: Mapping[int, str] | Sequence[str] | None
 ) -> DINOv2Config:
-    """Set the number of labels and their names, `LABEL_0`, ... where none are given."""
+    """Set the number of labels and their names, `LABEL_0`, ... if none are given."""
     if id2label is None:  # not those of another head that the backbone may have had
         id2label = [f"LABEL_{index}" for index in range(num_labels)]
     labels = dict(id2label) if isinstance(id2label, Mapping) else dict(enumerate(id2label))

@@ -1,9 +1,9 @@
 """
-Names of the original implementation's tensors beside ours, in both directions.
+Maps names of the original implementation's tensors to ours, in both directions.
 
-The original keeps query, key and value in one matrix, `qkv`, stacked in that order; ours are three. Nothing else but
-names differs, so both directions keep every bit. Blocks may be chunked, `blocks.{chunk}.{block}.`, where `block`
-counts from the first block of the network, not of the chunk.
+The original has query, key and value in one matrix, `qkv`, stacked in that order; ours are three matrices. Apart from
+this only names differ, so both directions keep every bit. Blocks may be chunked, `blocks.{chunk}.{block}.`, where
+`block` counts from the first block of the network, not of the chunk.
 """
 
 import re
@@ -45,7 +45,7 @@ def replace_beginning(name: str, beginnings: Mapping[str, str]) -> str:
 
 def backbone_from_original(state: State) -> State:
     """
-    A backbone in the original's names, blocks not chunked, in ours.
+    Rename a backbone, without chunked blocks, from the original's names to ours.
 
     The parts of `qkv` are copies: views of one storage cannot be saved to safetensors.
     """
@@ -67,10 +67,10 @@ def backbone_from_original(state: State) -> State:
 
 def from_timm(state: State) -> State:
     """
-    A DINOv2 backbone as timm keeps it, in the original's names; anything else as it is.
+    Rename a DINOv2 backbone of timm to the original's names; anything else is not changed.
 
-    timm has no mask token, which becomes 0 here and is never read. With registers it adds CLS's own position to the
-    CLS token, and its other positions are those of the patches alone.
+    timm has no mask token, so it becomes 0 here and is never read. With registers, timm adds the position of CLS to
+    the CLS token, and has positions only for patches.
     """
     if "mask_token" in state or not {"cls_token", "pos_embed", "blocks.0.ls1.gamma"} <= state.keys():
         return state
@@ -90,7 +90,7 @@ def from_timm(state: State) -> State:
 
 
 def backbone_to_original(state: State) -> State:
-    """A backbone in our names, in the original's, blocks not chunked."""
+    """Rename a backbone from our names to the original's, without chunked blocks."""
     outside = {ours: original for original, ours in OUTSIDE_THE_BLOCKS.items()}
     in_a_block = {ours: original for original, ours in IN_A_BLOCK.items()}
     converted = {}
@@ -114,7 +114,7 @@ def unchunk_blocks(state: State) -> State:
     `blocks.{chunk}.{block}.` to `blocks.{block}.`; names without a chunk stay.
 
     Raises:
-        `ValueError`: two chunks hold a tensor of one name.
+        `ValueError`: two chunks have a tensor with the same name.
     """
     unchunked = {}
     for name, tensor in state.items():
@@ -127,9 +127,10 @@ def unchunk_blocks(state: State) -> State:
 
 def chunk_blocks(state: State, block_chunks: int) -> State:
     """
-    The inverse of `unchunk_blocks`, as the original's option of that name.
+    The inverse of `unchunk_blocks`, like the original's option of that name.
 
-    A chunk has `depth // block_chunks` blocks, so when that does not divide there are more than `block_chunks`.
+    A chunk has `depth // block_chunks` blocks, so there are more than `block_chunks` chunks if the division has a
+    remainder.
 
     Args:
         block_chunks: 0 for no chunks.
@@ -152,7 +153,7 @@ def chunk_blocks(state: State, block_chunks: int) -> State:
 
 
 def projection_head_from_original(state: State) -> State:
-    """A `DINOHead` in our names: the same, but for an MLP of one layer, which the original does not number."""
+    """Rename a `DINOHead` to our names. Only an MLP of one layer differs, which the original does not number."""
     return {re.sub(r"^mlp\.(?=weight|bias)", "mlp.0.", name): tensor for name, tensor in state.items()}
 
 

@@ -1,9 +1,9 @@
 """
-What the tensors of a file of the original do not tell: attention heads, interpolation, image processor, ranges, names.
+Facts that the tensors of an original file do not give: attention heads, interpolation, image processor, ranges, names.
 
-A file that this package writes keeps them in the `_metadata` of its state dict, where `torch.nn.Module.state_dict`
-keeps the versions of modules. `load_state_dict` passes over what is there for no module, so the original loads the
-file as it is, strictly too. A file of anybody else has no such record; then a rule chooses, and what it chose is said.
+A file that this package writes stores them in the `_metadata` of its state dict, where `torch.nn.Module.state_dict`
+stores the versions of modules. `load_state_dict` ignores entries without a module, so the original loads the file
+unchanged, also with `strict`. Other files have no such record. Then a rule chooses, and the choice is reported.
 """
 
 import json
@@ -34,7 +34,7 @@ IMAGE_PROCESSORS = {
 
 
 class Choice(NamedTuple):
-    """A value that the tensors do not tell, and where it came from."""
+    """A value that the tensors do not give, and its source."""
 
     name: str
     value: Any
@@ -51,7 +51,7 @@ class Choice(NamedTuple):
 
 def choose(name: str, given: Any, record: Mapping[str, Any], rule: tuple[Any, str]) -> Choice:
     """
-    The value of an option: as given, else as the file records it, else by a rule.
+    The value of an option: the given one, else the recorded one, else that of a rule.
 
     Args:
         rule: its value, and the rule in words.
@@ -65,11 +65,11 @@ def choose(name: str, given: Any, record: Mapping[str, Any], rule: tuple[Any, st
 
 def with_record(state: State, config: DINOv2Config, folder: Path, *, has_head: bool = False) -> State:
     """
-    The same tensors with what they do not tell.
+    The same tensors with a record of the facts that they do not give.
 
     Args:
-        config: of the model.
-        folder: where its image processor is, if it has one.
+        config: configuration of the model.
+        folder: folder of its image processor, if it has one.
         has_head: whether the tensors are those of the model's head.
     """
     names = BACKBONE_FIELDS + HEAD_FIELDS * has_head
@@ -80,7 +80,7 @@ def with_record(state: State, config: DINOv2Config, folder: Path, *, has_head: b
 
 
 def with_pretraining_record(state: State, config: PreTrainedConfig) -> State:
-    """The same for a teacher with its heads: what the objective was, beside what is recorded of the backbone."""
+    """The same for a teacher with its heads, with the objective in addition to the record of the backbone."""
     names = [name for name in type(config).__annotations__ if not name.startswith("_") and name != "backbone_config"]
     return _add(state, {"pretraining": {name: getattr(config, name) for name in names}})
 
@@ -88,7 +88,7 @@ def with_pretraining_record(state: State, config: PreTrainedConfig) -> State:
 def _add(state: State, record: dict[str, Any]) -> State:
     recorded = OrderedDict(state)
     metadata = dict(getattr(state, "_metadata", {}))
-    # Through JSON: numbers, texts, lists and objects are all that readers of weights alone take.
+    # Through JSON, because readers of weights only accept numbers, texts, lists and objects.
     metadata[RECORD] = metadata.get(RECORD, {}) | json.loads(json.dumps(record))
     recorded._metadata = metadata
     return recorded
@@ -98,14 +98,14 @@ def image_processor_of(
     kind: str, config: DINOv2Config, record: Mapping[str, Any]
 ) -> tuple[BaseImageProcessor | None, Choice]:
     """
-    The image processor of a converted model, and why it is that.
+    The image processor of a converted model, and the reason for it.
 
-    Without a record it does what the original does to an image: for features and classes 256 pixels and a crop of 224;
-    for depth the image as it is and for segmentation about 518 pixels, padded around to whole patches and never
-    cropped. For other images than RGB there is none.
+    Without a record it processes an image like the original: for features and classes 256 pixels and a crop of 224;
+    for depth the image at its own size and for segmentation about 518 pixels, both padded around to whole patches and
+    never cropped. For images that are not RGB there is none.
 
     Raises:
-        `ValueError`: the record holds no image processor.
+        `ValueError`: the record does not contain a valid image processor.
     """
     name = "image processor"
     if "image_processor" in record:

@@ -1,4 +1,4 @@
-"""Configurations from the shapes of the original's tensors, and the check that a file has every tensor of them."""
+"""Derives configurations from the shapes of the original's tensors, and checks that a file has all their tensors."""
 
 import math
 import re
@@ -15,7 +15,7 @@ from .names import State, backbone_to_original
 from .record import BACKBONE_FIELDS, Choice, choose
 
 
-# Of all released networks.
+# The value of all released networks.
 HEAD_SIZE = 64
 
 
@@ -28,19 +28,19 @@ def backbone_config(
     record: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[DINOv2Config, list[Choice]]:
     """
-    The configuration of a backbone in the original's names, and proof that the tensors are those of it.
+    The configuration of a backbone in the original's names, after checking that the tensors fit it.
 
     Args:
-        num_attention_heads, interpolate_offset, interpolate_antialias: no tensor tells them. `None`: what the file
-            records; without that 64 channels for each head, as in all released networks, and 0.1 and `False` without
+        num_attention_heads, interpolate_offset, interpolate_antialias: no tensor gives them. `None`: the recorded
+            value; without a record 64 channels for each head, as in all released networks, and 0.1 and `False` without
             registers, 0.0 and `True` with them, as released.
-        record: fields of the configuration that this package noted in the file.
+        record: fields of the configuration that this package stored in the file.
 
     Returns:
-        The configuration, and for each of those three where its value came from.
+        The configuration, and the source of each of those three values.
 
     Raises:
-        `ValueError`: tensors are missing, unexpected or of another shape, or no configuration has these shapes.
+        `ValueError`: tensors are missing, unexpected or have another shape, or no configuration has these shapes.
     """
     hidden_size = shape_of(state, "cls_token", 3)[-1]
     num_positions = shape_of(state, "pos_embed", 3)[1]
@@ -88,12 +88,12 @@ def backbone_config(
 
 
 def has_layer_scale(state: State) -> bool:
-    """Whether the network was built with LayerScale; the original has no tensor for it otherwise."""
+    """Whether the network was built with LayerScale. Otherwise the original has no tensor for it."""
     return any(name.endswith(".gamma") for name in state)
 
 
 def with_layer_scale(state: State) -> State:
-    """The same backbone with LayerScale: ones where the original has none, which change no feature."""
+    """The same backbone with LayerScale: ones if the original has none, which change no feature."""
     if has_layer_scale(state):
         return state
     ones = {}
@@ -105,7 +105,7 @@ def with_layer_scale(state: State) -> State:
 
 
 def _feed_forward(state: State, hidden_size: int) -> dict[str, object]:
-    """`use_swiglu_ffn` and the `mlp_ratio` that leads to the hidden width of block 0."""
+    """`use_swiglu_ffn` and the `mlp_ratio` that gives the hidden width of block 0."""
     use_swiglu = "blocks.0.mlp.w12.weight" in state
     name = f"blocks.0.mlp.{'w3' if use_swiglu else 'fc2'}.weight"
     width = shape_of(state, name, 2)[1]
@@ -124,12 +124,12 @@ def pretraining_config(
     config: DINOv2Config, heads: Mapping[str, State], record: Mapping[str, Any] = MappingProxyType({})
 ) -> DINOv2PreTrainingConfig:
     """
-    The configuration of a teacher with its heads, which are in our names. What a teacher does not show, centering and
-    the weights of the losses, is as the file records it, or has its defaults.
+    The configuration of a teacher with its heads, which are in our names. A teacher does not show the centering and
+    the weights of the losses. They come from the record of the file, or are defaults.
 
     Raises:
-        `ValueError`: tensors are missing, unexpected or of another shape, or the two heads have not the same depth
-            and hidden width.
+        `ValueError`: tensors are missing, unexpected or have another shape, or the two heads differ in depth or hidden
+            width.
     """
     if "dino_head" not in heads:
         raise ValueError("it holds an `ibot_head` without a `dino_head`; both, or the second alone, are expected.")
@@ -175,7 +175,7 @@ def _head_sizes(name: str, head: State, hidden_size: int) -> dict[str, int]:
 def check_tensors(state: State, expected: Mapping[str, tuple[int, ...]]) -> None:
     """
     Raises:
-        `ValueError`: names or shapes are not those expected.
+        `ValueError`: names or shapes differ from the expected ones.
     """
     missing, unexpected = expected.keys() - state.keys(), state.keys() - expected.keys()
     if missing or unexpected:
@@ -191,7 +191,7 @@ def check_tensors(state: State, expected: Mapping[str, tuple[int, ...]]) -> None
 def shape_of(state: State, name: str, num_dimensions: int) -> torch.Size:
     """
     Raises:
-        `ValueError`: there is no such tensor, or it has not so many dimensions.
+        `ValueError`: there is no such tensor, or it has another number of dimensions.
     """
     if name not in state:
         raise ValueError(f"`{name}` is missing.")

@@ -1,4 +1,4 @@
-"""A saved model to a file in the layout of the original implementation."""
+"""Converts a saved model to a file in the layout of the original implementation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +37,8 @@ class OriginalFile:
     Args:
         path: absolute.
         network: the call of the original's class that builds the network of these tensors; empty for a head.
-        flags: of `dinov2-hf convert`, for what the tensors do not tell, should the file's record of it be lost.
+        flags: flags of `dinov2-hf convert` for facts that the tensors do not give, in case the file's record of them
+            is lost.
     """
 
     path: Path
@@ -62,23 +63,24 @@ def convert_to_original(
     overwrite: bool = False,
 ) -> OriginalFile:
     """
-    Write the weights of a saved model, bit for bit, as the original's own code loads them.
+    Write the weights of a saved model, equal bit for bit, in a form that the original's own code loads.
 
-    A backbone is a state dict. A `pretraining_model` of this package gives `{"teacher": ...}` with backbone and heads,
-    as training writes `teacher_checkpoint.pth`. A classifier is the state dict of a linear layer; heads for
-    segmentation and depth are `{"state_dict": ...}` under `decode_head.`, that for segmentation with its classes.
+    A backbone becomes a state dict. A `pretraining_model` of this package becomes `{"teacher": ...}` with backbone and
+    heads, like `teacher_checkpoint.pth` of the original's training. A classifier becomes the state dict of a linear
+    layer. Heads for segmentation and depth become `{"state_dict": ...}` under `decode_head.`, for segmentation with
+    the classes.
 
     Args:
-        folder: of any model of this package, or of transformers' own DINOv2 classes; or of a run, whose `model` is
-            taken.
+        folder: folder of any model of this package, or of transformers' own DINOv2 classes; or of a run, whose `model`
+            is used.
         output_file: a name that ends in `.pth` or `.pt`.
         part: `"backbone"`, or `"head"` for the head alone.
-        block_chunks: as the original's option of that name; 0, as in the released files, for none.
+        block_chunks: like the original's option of that name; 0, as in the released files, for no chunks.
         overwrite: replace `output_file`.
 
     Raises:
-        `ValueError`: the folder has no whole model or no such part, the model is one that the original cannot build,
-            or `output_file` may not be written (`atomic_files.new_file`).
+        `ValueError`: the folder has no complete model or no such part, the original cannot build the model, or
+            `output_file` may not be written (`atomic_files.new_file`).
     """
     refuse_urls(output_file)  # made absolute, a URL looks like a folder
     output_file = Path(output_file).absolute()
@@ -101,7 +103,9 @@ def convert_to_original(
 
 
 def original_checkpoint(model: PreTrainedModel, folder: Path, part: str, block_chunks: int) -> dict:
-    """What the file holds: the tensors as the original names them, and the record of what they do not tell."""
+    """
+    The content of the file: the tensors with the original's names, and the record of facts that they do not give.
+    """
     if part == "head":
         head = original_head(model)
         if isinstance(model, DINOv2ForImageClassification):
@@ -136,7 +140,7 @@ def original_network(config: DINOv2Config, block_chunks: int) -> str:
 
 
 def backbone_flags(config: DINOv2Config) -> str:
-    """The options of `dinov2-hf convert` for what the tensors of a backbone do not tell."""
+    """The options of `dinov2-hf convert` for facts that the tensors of a backbone do not give."""
     antialias = "--interpolate_antialias" if config.interpolate_antialias else "--no-interpolate_antialias"
     return (
         f"--num_attention_heads {config.num_attention_heads} --interpolate_offset {config.interpolate_offset}"
@@ -145,7 +149,7 @@ def backbone_flags(config: DINOv2Config) -> str:
 
 
 def head_flags(model: PreTrainedModel) -> str:
-    """The same for a head, beside its backbone."""
+    """The same for a head, in addition to its backbone."""
     if isinstance(model, DINOv2ForDepthEstimation):
         return f"--backbone FOLDER --depth_range {model.config.min_depth} {model.config.max_depth}"
     return "--backbone FOLDER --id2label NAMES.json"
@@ -169,10 +173,10 @@ def original_teacher(model: DINOv2ForPreTraining, block_chunks: int) -> State:
 
 def original_head(model: PreTrainedModel) -> dict:
     """
-    What a file of the original with the head of this model holds.
+    The content of an original file with the head of this model.
 
     Raises:
-        `ValueError`: the model has no linear head, or a file of the original cannot tell what its head reads.
+        `ValueError`: the model has no linear head, or an original file cannot express the inputs of its head.
     """
     if not isinstance(model, WITH_LINEAR_HEAD):
         raise ValueError(
