@@ -1,4 +1,4 @@
-"""Checkpoints of a run, read as models, whatever backend wrote them and however many students they hold."""
+"""Reads checkpoints of a run as models, from any backend and with any number of students."""
 
 import warnings
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from ..training.trained_parts import merged_weights
 from .loaded_weights import refuse_not_finite
 
 
-# Where Accelerate writes the weights: whole, in the shards of FSDP2, in those of DeepSpeed.
+# Names under which Accelerate writes the weights: whole, in shards of FSDP2, and in shards of DeepSpeed.
 WHOLE, FSDP, DEEPSPEED = "model.safetensors", "pytorch_model_fsdp_0", "pytorch_model"
 
 
@@ -49,13 +49,14 @@ class ReadCheckpoint:
 
 def read_checkpoint(source: Path) -> ReadCheckpoint:
     """
-    What a run would have left at this step, in memory and in evaluation mode.
+    The models that a run would have exported at this step, in memory and in evaluation mode.
 
     Args:
-        source: a checkpoint, as `model_source.find_model` gives it; of several students, with the name of one below.
+        source: a checkpoint, as from `model_source.find_model`; with several students, with the name of one below it.
 
     Raises:
-        `ValueError`: it is damaged, holds code or no student of this name, or holds several and none is named.
+        `ValueError`: it is damaged, contains code or no student of this name, or has several students and none is
+            named.
     """
     path, student = split_checkpoint(source)
     recipe = read_state(path).get("recipe")
@@ -94,7 +95,7 @@ def _check_student(path: Path, student: str, known: list[str]) -> None:
 
 
 def _flat_weights(path: Path) -> dict[str, Tensor]:
-    """All weights and buffers of the module that was trained, in the memory of the host."""
+    """All weights and buffers of the trained module, in the memory of the host."""
     try:
         if (path / WHOLE).is_file():
             return load_file(path / WHOLE)

@@ -1,4 +1,4 @@
-"""Backbones, of ours and of others, read from folders or the Hub."""
+"""Loads backbones of this package and of others from folders or the Hub."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ from .model_folder import saved_backbone
 from .other_layouts import read_other_layout
 
 
-# transformers would ask at the terminal whether the Python in a model folder is to be run.
+# Otherwise transformers would ask at the terminal whether to run the Python code in a model folder.
 DATA_ALONE = {"trust_remote_code": False}
 # Pixels: as many squared are more than any image may have by default (`data.decoding.size_limits`).
 MAX_SIDE = 16_384
@@ -29,7 +29,7 @@ CLASS_OF_TYPE = {
 
 def load_backbone(source: str | Path) -> PreTrainedModel:
     """
-    The DINOv2 backbone of whatever `model_source.find_model` takes.
+    Load the DINOv2 backbone of any source that `model_source.find_model` takes.
 
     Raises:
         `ValueError`: there is none, or its weights are damaged or not whole.
@@ -40,11 +40,11 @@ def load_backbone(source: str | Path) -> PreTrainedModel:
 
 def load_network(source: str | Path, **options: Any) -> PreTrainedModel:
     """
-    The network, without a head, of any vision model that `AutoModel` loads.
+    Load the network, without a head, of any vision model that `AutoModel` loads.
 
     Stock `dinov2` checkpoints become a `DINOv2Model`, with the features of the original at every size of image, and
-    ViTMAE becomes a `ViTModel`. A pooler that was never trained is `None` afterwards. A mask token that is not in the
-    file is never read.
+    ViTMAE becomes a `ViTModel`. An untrained pooler becomes `None`. A mask token that is missing in the file is never
+    used.
 
     Args:
         source: what `model_source.find_model` takes.
@@ -70,7 +70,7 @@ def load_network(source: str | Path, **options: Any) -> PreTrainedModel:
 
 
 def load_network_and_processor(source: str | Path) -> tuple[PreTrainedModel, Any]:
-    """`load_network` and `load_image_processor` of one model, which is read once."""
+    """`load_network` and `load_image_processor` for one model, which is read only once."""
     found = find_model(source)
     if not is_other_layout(found):
         return load_network(found), load_image_processor(found)
@@ -111,8 +111,8 @@ def load_image_processor(source: str | Path, **options: Any) -> Any:
         options: of `from_pretrained`, such as `subfolder`.
 
     Raises:
-        `ValueError`: one sentence. There is none, it needs Python of its folder, or its numbers would make features
-            of no meaning.
+        `ValueError`: one sentence. There is no image processor, it needs Python code of its folder, or its numbers
+            would make features meaningless.
     """
     try:
         image_processor = AutoImageProcessor.from_pretrained(source, **DATA_ALONE, **options)
@@ -135,7 +135,7 @@ def load_image_processor(source: str | Path, **options: Any) -> Any:
 
 
 def _numbers(value: Any) -> list[Any]:
-    """The numbers of a value: of a size its sides, and not its areas."""
+    """The numbers of a value; for a size only its sides, and not its areas."""
     if value is None or isinstance(value, int | float | str):
         value = [value]
     elif not isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What `torch.hub.load` of this repository makes: the released architectures, with or without weights."""
+"""The models of `torch.hub.load` of this repository: the released architectures, with or without weights."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def backbone(
     A DINOv2 backbone, `(B, 3, H, W)` to CLS features `(B, D)`.
 
     Args:
-        pretrained: load weights; otherwise the network is a new one.
+        pretrained: load weights; otherwise the network has fresh weights.
         weights: what `model_source.find_model` takes: Hub id, model folder, `.pth` file of the original, ... `None`:
             those released on the Hugging Face Hub.
         fields: of `DINOv2Config`, for a network that is not pretrained.
@@ -75,7 +75,7 @@ def linear_classifier(
 
     Args:
         layers: last blocks whose CLS tokens it reads, 1 or 4.
-        pretrained: load weights; otherwise network and classifier are new ones.
+        pretrained: load weights; otherwise network and classifier have fresh weights.
         weights: Hub id or folder of a classifier, or the original's `.pth` file of the linear head. `None`: the one
             released on the Hugging Face Hub, which exists for `layers=1`.
         backbone_weights: for a file with only the head, its backbone: Hub id, model folder or `.pth` file. `None`:

@@ -1,4 +1,4 @@
-"""Stages that an earlier run made with another configuration: which they are, and how they go, here and in a store."""
+"""Finds and removes stages that an earlier run made with another configuration, here and in a store."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,14 +8,14 @@ from .storage.remote_stages import RemoteStages
 
 
 def remove_changed(stages: Sequence[PlannedStage]) -> list[str]:
-    """Remove the stages that were made with another configuration, those that follow from them, and those that this
-    curation does not have; but for what was made of single sources that are as they were.
+    """Remove the stages that were made with another configuration, the stages that depend on them, and the stages that
+    this curation does not have. Results for single sources that have not changed are kept.
 
     Returns:
-        The names of the removed stages that it has.
+        The names of the removed stages that this curation has.
 
     Raises:
-        ValueError: the folder of one holds what no stage wrote. Nothing is removed then.
+        ValueError: the folder of a stage contains files that no stage wrote. Then nothing is removed.
     """
     folder_of = {stage.name: stage.folder for stage in stages}
     changed = _changed(stages, {stage.name: stage.folder.record() for stage in stages})
@@ -38,14 +38,14 @@ def remove_changed(stages: Sequence[PlannedStage]) -> list[str]:
 
 
 def remove_changed_in_store(stages: Sequence[PlannedStage], store: RemoteStages, records: Mapping[str, bytes]) -> None:
-    """As `remove_changed`, of what a store holds, with the records that it has. What else is there stays."""
+    """As `remove_changed`, for the stages of a store and its records. Other files there are kept."""
     folder_of = {stage.name: stage.folder for stage in stages}
     for name in _going(stages, _changed(stages, records), records):
         store.remove(name, keeps=name in folder_of and folder_of[name].keeps(records[name]))
 
 
 def _changed(stages: Sequence[PlannedStage], records: Mapping[str, bytes | None]) -> list[str]:
-    """Those whose configuration is not that of the records, and those that follow from them."""
+    """The stages whose configuration differs from the records, and the stages that depend on them."""
     changed: list[str] = []
     for stage in stages:
         if stage.folder.changes(records.get(stage.name)) or any(need.name in changed for need in stage.needs):
@@ -54,8 +54,9 @@ def _changed(stages: Sequence[PlannedStage], records: Mapping[str, bytes | None]
 
 
 def _going(stages: Sequence[PlannedStage], changed: Sequence[str], made: Iterable[str]) -> list[str]:
-    """Of those that were made, the changed ones and those that there are no more. The first ones go last: after a
-    kill, what differs is still known."""
+    """The made stages that changed or no longer exist. The first stages are removed last, so that after a kill the
+    difference is still known.
+    """
     order = [stage.name for stage in stages]
     going = [name for name in made if name in changed or name not in order]
     return sorted(going, key=lambda name: order.index(name) if name in order else len(order))[::-1]

@@ -36,7 +36,7 @@ class PlannedStage:
         collective: one shard, which all processes of a launch make together (`torch.distributed`).
         step: the name with which `--stage` runs it.
         inputs: for a stage whose shards serve later runs, maps the rank of a shard to the hash of all its inputs.
-        store: where finished shards are kept too, and taken from.
+        store: a store where finished shards are also kept, and from which they are fetched.
     """
 
     folder: StageFolder

@@ -24,7 +24,7 @@ def sources_came(
     Args:
         stages: stages of a plan, in their order.
         records: the `stage.json` of the stages of the earlier run, by name.
-        where, option: the place that they are in, and what chose it.
+        where, option: their place, and the option that gives it.
 
     Raises:
         ValueError: sources were added, but something else differs too.

@@ -109,7 +109,7 @@ def _run(arguments: CurationArguments, launch: "_Launch", stage: str | None, *, 
 
 
 def _make_room(stages: list[PlannedStage], arguments: CurationArguments, *, alone: bool) -> None:
-    """Remove stages of another configuration, here and in the store, if that is asked for or sources have come."""
+    """Remove stages of another configuration, here and in the store, if `overwrite` is set or sources were added."""
     store, overwrite = stages[0].store, arguments.overwrite
     here = {one.name: one.folder.record() for one in stages}
     # Independent launches cannot wait until one has removed old stages.
@@ -126,8 +126,9 @@ def _make_room(stages: list[PlannedStage], arguments: CurationArguments, *, alon
 
 
 def _begin_from_store(stages: list[PlannedStage], chosen: list[PlannedStage]) -> None:
-    """Take from the store what the shards of the chosen stages do not take themselves: the stages before them, which
-    other machines may have made, and those that processes make together."""
+    """Fetch from the store what the shards of the chosen stages do not fetch themselves: the stages before them, which
+    other machines may have made, and stages that processes make together.
+    """
     for one in stages[: stages.index(chosen[-1]) + 1]:
         if one.store is not None:
             one.store.open(one.folder)

@@ -1,1 +1,1 @@
-"""What a model sees, to be tried in a browser: plain functions from images to pictures, and a layout of Gradio."""
+"""A demo of a model in a browser: plain functions from images to pictures, and a layout in Gradio."""

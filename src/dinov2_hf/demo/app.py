@@ -1,4 +1,4 @@
-"""The layout of the demo, in Gradio. What is drawn is made in `sight`, `dense_heads` and `gallery`."""
+"""The layout of the demo, in Gradio. `sight`, `dense_heads` and `gallery` make the pictures."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from .gallery import Gallery, search
 from .sight import Sight, attention_pictures, compare, look, pca_pictures
 
 
-# No telemetry, and no look for a newer version. Gradio reads it when it is imported.
+# No telemetry, and no check for a newer version. Gradio reads this when it is imported.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 
@@ -33,15 +33,15 @@ patch you clicked; the best matches in the second picture have numbers."""
 @dataclass(frozen=True)
 class Demo:
     """
-    What is shown.
+    The content of the page.
 
     Args:
         model, image_processor: a backbone of RGB pictures.
-        name: of the model, above the page.
-        image_size: side of the square that is seen, in pixels; `None` as the image processor is configured.
+        name: name of the model, above the page.
+        image_size: side of the square input, in pixels; `None`: as the image processor is configured.
         depth, segmentation: trained heads, or `None`.
-        gallery: to search in, or `None`.
-        samples: pictures to begin with, with their names.
+        gallery: the gallery to search in, or `None`.
+        samples: sample pictures with their names.
     """
 
     model: nn.Module
@@ -57,7 +57,7 @@ class Demo:
 def build_app(demo: Demo) -> gr.Blocks:
     """The page, ready for `launch_app`."""
     with gr.Blocks(title=f"DINOv2: {demo.name}", analytics_enabled=False, delete_cache=(3600, 3600)) as app:
-        first, second = gr.State(None), gr.State(None)  # what was seen, for this visitor alone
+        first, second = gr.State(None), gr.State(None)  # the processed pictures of this visitor
         gr.Markdown(f"# What {escape(demo.name)} sees")
         with gr.Row():
             columns = [_Column(demo, which) for which in ("first", "second")]
@@ -93,14 +93,14 @@ def build_app(demo: Demo) -> gr.Blocks:
             return [sight, *show(own, sight)]
 
         def click(event: gr.SelectData, own: Sight | None, other: Sight | None):
-            if own is None:  # it was removed meanwhile
+            if own is None:  # it was removed in the meantime
                 return None, gr.skip(), ""
             x, y = event.index
             patch = patch_at(x / own.picture.width, y / own.picture.height, own.grid)
             compared = compare(own, patch, other)
             return compared.own, compared.other, _matches_in_words(patch, compared)
 
-        # One after the other, whoever asks: the model is one.
+        # All requests run one after the other, because there is only one model.
         run = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         shown = [*pictures, matches, *colours]
         columns[0].when_opened(open_first, second, [first, *shown, attention, *dense, *found], run)
@@ -116,16 +116,16 @@ def launch_app(
     Serve the page.
 
     Args:
-        host: the address to listen on; only 127.0.0.1 is out of reach of others.
+        host: the address to listen on; other machines cannot reach 127.0.0.1.
         port: `None` for the first free one from 7860.
         max_upload_mb: larger files are refused while they arrive.
         say: gets the address of the page.
-        block: return at the end of the server only.
+        block: return only when the server ends.
 
     Raises:
-        ValueError: nothing can listen there.
+        ValueError: the address or port cannot be used.
     """
-    font = ["system-ui", "sans-serif"]  # those of the theme would be fetched from elsewhere
+    font = ["system-ui", "sans-serif"]  # the fonts of the theme would be downloaded
     theme = gr.themes.Default(font=font, font_mono=["monospace"])
     app.queue(max_size=64, default_concurrency_limit=1)
     try:
@@ -151,7 +151,7 @@ def launch_app(
 
 
 class _Column:
-    """Where one of the two pictures is chosen: a file, or a sample."""
+    """The column for choosing one of the two pictures: a file or a sample."""
 
     def __init__(self, demo: Demo, which: str):
         self.samples, self.which = demo.samples, which
@@ -165,7 +165,7 @@ class _Column:
                 )  # fmt: skip
 
     def when_opened(self, act, other: gr.State, outputs: list, run: dict[str, Any]) -> None:
-        """`act(image, other)` when a file was uploaded or removed, or a sample was clicked."""
+        """Call `act(image, other)` when a file is uploaded or removed, or a sample is clicked."""
 
         def of_file(path: str | None, sight: Sight | None):
             try:

@@ -33,13 +33,14 @@ class DenseHead:
 
 def load_head(source: str | Path, task: str, device: torch.device | str | None = None) -> DenseHead:
     """
-    A model folder or Hub id with a head, such as `dinov2-hf evaluate segmentation,depth` leaves.
+    Load a model folder or Hub id with a head, such as `dinov2-hf evaluate segmentation,depth` writes.
 
     Args:
         task: "depth" or "segmentation".
 
     Raises:
-        ValueError: there is none, its weights are damaged or not whole, or its image processor cannot be read.
+        ValueError: there is no such model, its weights are damaged or incomplete, or its image processor cannot be
+            read.
     """
     found = find_model(source, folder_only=True)
     model, _ = load_with_missing(
@@ -59,7 +60,7 @@ def _task_name(task: str) -> str:
 
 
 def _predict(head: DenseHead, image: Image.Image, task: str) -> tuple[Image.Image, Any]:
-    """The picture that the head saw, and what it says of each pixel of it."""
+    """The picture that the head got, and its prediction for each pixel."""
     pixel_values, (picture,) = prepare_pictures(head.model, [image], head.image_processor)
     device = next(head.model.parameters()).device
     with evaluation_mode(head.model), torch.no_grad():
@@ -73,7 +74,7 @@ def depth_picture(head: DenseHead, image: Image.Image) -> tuple[Image.Image, tup
     The depth of a picture as colours, near in yellow and far in blue.
 
     Returns:
-        The picture that was seen beside its depths, and the nearest and farthest of these, in the unit of the head.
+        The input picture next to its depths, and the nearest and farthest depth, in the unit of the head.
     """
     from matplotlib import colormaps
 
@@ -89,8 +90,8 @@ def segmentation_picture(head: DenseHead, image: Image.Image) -> tuple[Image.Ima
     The class of every pixel, as colours.
 
     Returns:
-        The picture that was seen beside its classes; and of each class in it, the largest first, its colour (as
-        "#rrggbb") and its share of the pixels.
+        The input picture next to its classes; and for each class in it, the largest first, its colour (as "#rrggbb")
+        and its share of the pixels.
     """
     picture, mask = _predict(head, image, "segmentation")
     mask = mask.cpu()

@@ -1,4 +1,4 @@
-"""A collection of images that can be searched by what a model sees in them."""
+"""A collection of images that can be searched by the features of a model."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,9 +18,9 @@ class Gallery:
     """
     Args:
         dataset: the images.
-        extractor: how their features were made, and those of a query are.
-        index: of these features, an exact one.
-        rows: of the dataset, those that the index has, whose images can be decoded.
+        extractor: makes the features of the images and of a query.
+        index: an exact index of these features.
+        rows: the rows of the dataset in the index, whose images can be decoded.
     """
 
     dataset: Dataset
@@ -55,7 +55,7 @@ def search(gallery: Gallery, image: Image.Image, count: int = 12) -> list[tuple[
     for similarity, place in zip(similarities[0].tolist(), places[0].tolist(), strict=True):
         try:
             picture = square_picture(decode(gallery.dataset[int(gallery.rows[place])][column]))
-        except UndecodableImage:  # its file has changed since
+        except UndecodableImage:  # its file has changed
             continue
         found.append((picture, similarity))
     return found

@@ -1,4 +1,4 @@
-"""What a model sees of a picture, and what that looks like: from images to pictures, without a browser."""
+"""Features of a picture and pictures of these features, without a browser."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from ..pictures.patch_similarity import best_patches, draw_similarity, similarit
 from ..pictures.seen_images import prepare_pictures
 
 
-SIDE = 448  # of the pictures that are shown, in pixels
+SIDE = 448  # side of the shown pictures, in pixels
 MATCHES = 5
 
 
 @dataclass(frozen=True)
 class Sight:
     """
-    One picture, as a model sees it.
+    One picture as the input of a model, with its features.
 
     Args:
-        picture: the crop that it saw, `SIDE` pixels wide.
+        picture: the input crop, `SIDE` pixels wide.
         pixel_values: (1, 3, height, width).
-        features: (h, w, D) of its patches, float64.
+        features: (h, w, D), features of its patches, float64.
     """
 
     picture: Image.Image
@@ -44,8 +44,8 @@ def look(model: nn.Module, image_processor, image: Image.Image, image_size: int 
     Run a model over one image.
 
     Args:
-        image: of any size.
-        image_size: side of the square that is seen, a multiple of the patch size; `None` as the image processor is
+        image: an image of any size.
+        image_size: side of the square input, a multiple of the patch size; `None`: as the image processor is
             configured.
     """
     pixel_values, (picture,) = prepare_pictures(model, [image], image_processor, image_size)
@@ -55,9 +55,9 @@ def look(model: nn.Module, image_processor, image: Image.Image, image_size: int 
 
 
 def pca_pictures(sights: Sequence[Sight]) -> list[Image.Image]:
-    """The patch features of pictures as colours: equal colours are like features, across the pictures too.
+    """The patch features of pictures as colours. Equal colours mean similar features, also across pictures.
 
-    Pictures whose grids of patches differ have colours of their own.
+    Pictures with different grids of patches have separate colours.
     """
     if len({sight.grid for sight in sights}) != 1:
         return [picture for sight in sights for picture in pca_pictures([sight])]
@@ -66,10 +66,10 @@ def pca_pictures(sights: Sequence[Sight]) -> list[Image.Image]:
 
 
 def attention_pictures(model: nn.Module, sight: Sight) -> list[tuple[Image.Image, str]]:
-    """What the CLS token of the last block attends to: the mean of its heads, then each, with their names.
+    """What the CLS token of the last block attends to: the mean of its heads, then each head, with names.
 
     Raises:
-        ValueError: the model gives no attention over CLS, registers and patches.
+        ValueError: the model does not return attention over CLS, registers and patches.
     """
     heads = attention_maps(model, sight.pixel_values)[0]
     named = {"mean of heads": heads.mean(axis=0)} | {f"head {number}": head for number, head in enumerate(heads)}
@@ -79,13 +79,13 @@ def attention_pictures(model: nn.Module, sight: Sight) -> list[tuple[Image.Image
 @dataclass(frozen=True)
 class Comparison:
     """
-    A patch and those that are like it.
+    A patch and the patches that are similar to it.
 
     Args:
         own: its picture, coloured by the similarity to it, with the patch in a frame.
         other: another picture, coloured by the same scale, with its best matches in frames; `None` without one.
-        matches: of these row, column and cosine.
-        limits: the cosines that are black and yellow.
+        matches: row, column and cosine of these matches.
+        limits: the cosines that are shown as black and yellow.
     """
 
     own: Image.Image
@@ -96,7 +96,7 @@ class Comparison:
 
 def compare(sight: Sight, patch: tuple[int, int], other: Sight | None = None) -> Comparison:
     """
-    How like a patch of one picture the patches of it and of another are.
+    The similarity of a patch of one picture to the patches of this and of another picture.
 
     Args:
         patch: row and column.
@@ -104,7 +104,7 @@ def compare(sight: Sight, patch: tuple[int, int], other: Sight | None = None) ->
     feature = sight.features[patch]
     inside = similarity_map(feature, sight.features)
     outside = similarity_map(feature, other.features) if other is not None else None
-    # Without the patch itself, whose cosine of 1 would leave the rest dark.
+    # Without the patch itself, because its cosine of 1 would make the rest dark.
     rest = np.delete(inside.ravel(), patch[0] * inside.shape[1] + patch[1])
     values = np.concatenate([rest, outside.ravel() if outside is not None else []])
     limits = (float(values.min()), float(np.percentile(values, 99.5))) if len(values) else (0.0, 1.0)
@@ -118,6 +118,6 @@ def compare(sight: Sight, patch: tuple[int, int], other: Sight | None = None) ->
 
 
 def _enlarged(colours: np.ndarray, sight: Sight) -> Image.Image:
-    """Colours (h, w, 3) in [0, 1] as a picture of the size of the one that was seen, with patches as squares."""
+    """Colours (h, w, 3) in [0, 1] as a picture of the size of the input, with patches as squares."""
     picture = Image.fromarray(np.rint(colours * 255).astype(np.uint8))
     return picture.resize(sight.picture.size, Image.Resampling.NEAREST)

@@ -1,1 +1,1 @@
-"""What people look at: figures, grids, and what a network sees."""
+"""Figures, grids of pictures, and pictures of a network's features."""

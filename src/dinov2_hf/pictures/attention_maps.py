@@ -18,7 +18,8 @@ from .grid import Cell, PictureGrid
 def attention_maps(model: nn.Module, pixel_values: Tensor, *, layer: int = -1) -> np.ndarray:
     """The attention of the CLS token to every patch, for each head of one block.
 
-    All blocks of one image are held in memory for a moment: a ViT-L takes 2.8 GB at 518 x 518 pixels in float32.
+    The attention of all blocks for one image is in memory at once: a ViT-L takes 2.8 GB at 518 x 518 pixels in
+    float32.
 
     Args:
         model: any vision transformer of transformers that can output attentions; the CLS token first, then
@@ -27,7 +28,7 @@ def attention_maps(model: nn.Module, pixel_values: Tensor, *, layer: int = -1) -
         layer: number of the block, from 0, or from the end below 0.
 
     Returns:
-        (n, heads, h, w) float64; the values of a map sum to 1 less what CLS gives to itself and to registers.
+        (n, heads, h, w) float64; the values of a map sum to 1 minus the attention of CLS to itself and to registers.
 
     Raises:
         ValueError: there is no such block, or the model does not output attentions over CLS, registers and patches.
@@ -56,7 +57,7 @@ def attention_maps(model: nn.Module, pixel_values: Tensor, *, layer: int = -1) -
 
 @contextmanager
 def eager_attention(model: nn.Module) -> Iterator[None]:
-    """The attention that computes its weights; the faster ones do not. Afterwards it is what it was."""
+    """Use eager attention, which computes the weights; faster ones do not. Afterwards the old one is restored."""
     former = getattr(getattr(model, "config", None), "_attn_implementation", None)
     implement = getattr(model, "set_attn_implementation", None)
     if former is None or former == "eager" or implement is None:
@@ -82,11 +83,11 @@ def draw_attention_maps(
     because single patches of large models attract most of the attention.
 
     Args:
-        images: n pictures, as the model saw them (cropped).
+        images: n input pictures of the model (cropped).
         maps: (n, heads, h, w), from `attention_maps`.
         path: the PNG.
         title: a line above the pictures.
-        max_heads: draw the first so many heads beside the mean, which is that of all.
+        max_heads: draw this many first heads next to the mean, which is over all heads.
 
     Raises:
         ValueError: there is no picture, or there are not as many maps as pictures.
@@ -104,7 +105,7 @@ def colour_map(values: np.ndarray, limits: tuple[float, float] | None = None) ->
     """(h, w) numbers to colours (h, w, 3), from black to yellow.
 
     Args:
-        limits: what is black and what is yellow. None: the smallest value, and the largest hundredth.
+        limits: the values of black and yellow. None: the smallest value and the 99th percentile.
     """
     from matplotlib import colormaps
 

@@ -34,9 +34,9 @@ def nearest_images(
 
     Args:
         query_features: (Q, D).
-        features: (n, D), of the collection.
-        k: how many.
-        own_rows: where the queries are of the collection themselves, the row of each, which is left out.
+        features: (n, D), features of the collection.
+        k: number of neighbours.
+        own_rows: if the queries are from the collection, the row of each, which is left out.
 
     Raises:
         ValueError: the collection is too small.
@@ -50,16 +50,16 @@ def nearest_images(
 
 
 def check_num_neighbors(k: int, num_images: int) -> None:
-    """`ValueError` where there are not so many other images."""
+    """`ValueError` if there are fewer other images."""
     if not 1 <= k <= num_images:
         raise ValueError(f"`k` is {k}, but must lie between 1 and the {num_images} other images of the collection.")
 
 
 def square_picture(image: Image.Image | np.ndarray, side: int = 256) -> Image.Image:
-    """The middle of an image as a square picture.
+    """The centre of an image as a square picture.
 
-    It is larger than what a small network sees: people need more pixels. Of an array (height, width, channels) of
-    `decode_channels` the first three channels are shown, stretched to the range of their values.
+    It is larger than the input of a small network, because people need more pixels. For an array (height, width,
+    channels) of `decode_channels`, the first three channels are shown, stretched to the range of their values.
     """
     if isinstance(image, np.ndarray):
         image = rgb_picture(image, image.min(), image.max())
@@ -82,7 +82,7 @@ def draw_nearest_images(
         neighbors: k pictures for each query, of that size.
         similarities: (Q, k).
         path: the PNG.
-        labels: of each query its own label and those of its neighbours, 1 + k words, to be written below them.
+        labels: for each query its own label and those of its neighbours, 1 + k words, written below them.
         title: a line above the pictures.
     """
     rows = []

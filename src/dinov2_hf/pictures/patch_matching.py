@@ -1,4 +1,4 @@
-"""Parts of two images that are alike to a model: patches that are each other's nearest neighbours (section 7.5)."""
+"""Similar parts of two images: patches that are each other's nearest neighbours (section 7.5)."""
 
 import os
 from dataclasses import dataclass
@@ -38,13 +38,13 @@ def match_patches(
     max_matches: int = 24,
     min_distance: float = 1.5,
 ) -> PatchMatches:
-    """Pairs of patches of two images, each the most similar one of the other, by the cosine of their features.
+    """Pairs of patches of two images where each is the most similar one to the other, by the cosine of features.
 
     Args:
         model: as in `image_features`.
         pixel_values: (2, channels, height, width).
-        foreground: match the patches of `foreground_mask` of the two images only.
-        max_matches: how many to keep.
+        foreground: only match patches in the `foreground_mask` of the two images.
+        max_matches: number of matches to keep.
         min_distance: between kept patches of one image, in patches, so that matches spread over the object instead of
             crowding where it is most alike.
 
@@ -88,12 +88,12 @@ def match_patches(
 def draw_patch_matches(
     images: tuple[Image.Image, Image.Image], matches: PatchMatches, path: str | os.PathLike, title: str | None = None
 ) -> Path:
-    """Draw two pictures beside each other with a line for each match to a PNG.
+    """Draw two pictures side by side, with a line for each match, to a PNG.
 
-    A match has the colour of its place in the first image, so that a part of an object is told from others.
+    The colour of a match depends on its place in the first image, so that parts of an object can be distinguished.
 
     Args:
-        images: as the model saw them (cropped), of equal size.
+        images: the input pictures of the model (cropped), of equal size.
         matches: from `match_patches`.
         path: the PNG.
         title: a line above the pictures.

@@ -1,4 +1,4 @@
-"""Colour pictures by the principal components of their patch features (paper section 7).
+"""Colours pictures by the principal components of their patch features (paper section 7).
 
 Shapes: `n` images, `h` x `w` patches of an image, `D` hidden size.
 """
@@ -25,29 +25,29 @@ def patch_pca(
 ) -> np.ndarray:
     """The first three principal components of the patch features, as colours.
 
-    The components are those of the patches of all images together, so equal colours mean similar features across
-    images too. Each component is scaled from its 1st to its 99th percentile. The sign of a component is the one that
-    makes its largest loading positive.
+    The components are computed over the patches of all images together, so equal colours also mean similar features
+    across images. Each component is scaled from its 1st to its 99th percentile. Its sign makes its largest loading
+    positive.
 
     Args:
         model: any model with `config.patch_size` whose `last_hidden_state` is the CLS token, then
             `config.num_register_tokens` registers (none if the config has no such field), then the patches row by row.
         pixel_values: (n, channels, height, width).
-        foreground: colour the patches of `foreground_mask` only, by components of their own; the others are black.
-        like: what this function gave for the same images and an earlier state of the network. Components then have the
-            order and the signs in which they are most like these colours, so that pictures can be compared.
+        foreground: only colour the patches of `foreground_mask`, by separate components; the others are black.
+        like: the result of this function for the same images and an earlier state of the network. Components then get
+            the order and the signs for which they are most similar to these colours, so that pictures can be compared.
 
     Returns:
         (n, h, w, 3) float64 in [0, 1].
 
     Raises:
-        ValueError: the model gives another number of patch tokens than the patch grid of the images has.
+        ValueError: the number of patch tokens of the model differs from the patch grid of the images.
     """
     return colours_of_features(patch_features(model, pixel_values), foreground=foreground, like=like)
 
 
 def colours_of_features(features: Tensor, *, foreground: bool = False, like: np.ndarray | None = None) -> np.ndarray:
-    """What `patch_pca` makes of patch features (n, h, w, D), float64 on the CPU."""
+    """The result of `patch_pca` for patch features (n, h, w, D), float64 on the CPU."""
     mask = foreground_mask(features) if foreground else np.ones(features.shape[:3], dtype=bool)
     components = principal_components(features[torch.from_numpy(mask)], 3)
     if like is not None:
@@ -59,15 +59,15 @@ def colours_of_features(features: Tensor, *, foreground: bool = False, like: np.
 
 
 def foreground_mask(features: Tensor) -> np.ndarray:
-    """Which patches belong to the objects: the first principal component tells them from the background (paper).
+    """The patches of the objects: the first principal component separates them from the background (paper).
 
-    The background is the side of the component's mean on which more of the patches at the edges of the images lie.
+    The background is the side of the component's mean that has more of the patches at the edges of the images.
 
     Args:
         features: (n, h, w, D), of all images together.
 
     Returns:
-        (n, h, w) booleans; all true where the features do not differ.
+        (n, h, w) booleans; all true if the features do not differ.
     """
     first = principal_components(features.flatten(0, 2), 1).reshape(features.shape[:3])
     edges = np.ones(first.shape[1:], dtype=bool)
@@ -79,9 +79,9 @@ def foreground_mask(features: Tensor) -> np.ndarray:
 
 
 def patch_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """The patch features (n, h, w, D) of images, float64 on the CPU, taken in eval mode on the device of the model."""
+    """The patch features (n, h, w, D) of images, float64 on the CPU, computed in eval mode on the model's device."""
     with evaluation_mode(model), torch.no_grad():
-        # One image at a time: pictures are few and may be large.
+        # One image at a time, because there are few pictures and they may be large.
         device = next(model.parameters()).device
         grids = [image_features(model, image[None].to(device), "patch_grid") for image in pixel_values]
     # In fp64, so that the same features give the same colours everywhere.
@@ -100,8 +100,8 @@ def principal_components(features: Tensor, count: int) -> np.ndarray:
 def matched_to(earlier: np.ndarray, components: np.ndarray) -> np.ndarray:
     """Components (rows, 3) in the order and with the signs that correlate most with earlier ones of the same rows.
 
-    A basis that was kept from an earlier state would not do: while a network learns, the directions of its features
-    turn. What can be compared is how the patches lie to each other, which the components say.
+    A basis from an earlier state does not work, because the directions of features rotate while a network learns. The
+    relations between patches can be compared, and the components describe these.
     """
     deviations = [values - values.mean(axis=0) for values in (earlier, components)]
     norms = [np.maximum(np.linalg.norm(values, axis=0), 1e-12) for values in deviations]
@@ -114,10 +114,10 @@ def matched_to(earlier: np.ndarray, components: np.ndarray) -> np.ndarray:
 def draw_patch_pca(
     images: Sequence[Image.Image], pca: np.ndarray, path: str | os.PathLike, title: str | None = None
 ) -> None:
-    """Draw pictures, with their PCA colours below them, to a PNG; more than 8 are broken into several bands.
+    """Draw pictures, with their PCA colours below them, to a PNG; more than 8 are split into several rows.
 
     Args:
-        images: n pictures, as the model saw them (cropped).
+        images: n input pictures of the model (cropped).
         pca: (n, h, w, 3) in [0, 1], from `patch_pca`.
         path: the PNG; missing folders are made, and the file appears complete or not at all.
         title: a line above the pictures.

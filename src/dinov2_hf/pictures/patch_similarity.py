@@ -1,4 +1,4 @@
-"""How like one patch all others are, in its own picture and in another one (section 7.5)."""
+"""The similarity of one patch to all others, in its own picture and in another one (section 7.5)."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,7 +11,7 @@ from .attention_maps import colour_map
 
 
 def similarity_map(patch: Tensor, features: Tensor) -> np.ndarray:
-    """The cosine of a feature with that of every patch.
+    """The cosine of a feature with the feature of every patch.
 
     Args:
         patch: (D,).
@@ -28,8 +28,8 @@ def best_patches(similarity: np.ndarray, count: int, min_distance: float = 1.5) 
 
     Args:
         similarity: (h, w).
-        count: how many at most.
-        min_distance: between two of them, in patches, so that they are not all beside the best one.
+        count: largest number of patches.
+        min_distance: smallest distance between two of them, in patches, so that they are not all next to the best one.
     """
     found: list[tuple[int, int]] = []
     for place in np.argsort(-similarity, axis=None, kind="stable"):
@@ -64,12 +64,12 @@ def draw_similarity(
     """A picture below the colours of a similarity map, from black for the least to yellow for the most similar.
 
     Args:
-        picture: as the model saw it.
+        picture: the input picture of the model.
         similarity: (h, w).
-        limits: what is black and what is yellow, the same for pictures that are to be compared.
+        limits: the values of black and yellow, the same for pictures that are compared.
         marked: rows and columns of patches that get a frame.
-        names: a word beside each of them.
-        strength: of the colours, in [0, 1].
+        names: a word next to each of them.
+        strength: strength of the colours, in [0, 1].
     """
     height, width = similarity.shape
     colours = Image.fromarray(np.rint(colour_map(similarity, limits) * 255).astype(np.uint8))

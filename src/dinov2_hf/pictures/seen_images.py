@@ -1,4 +1,4 @@
-"""Images as a model sees them: its input, and the same crops as pictures."""
+"""The inputs of a model, and the same crops as pictures."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +13,9 @@ from .channels_as_rgb import rgb_picture
 
 
 def picture_size(model: nn.Module) -> int | None:
-    """Input size that gives a picture of patches some detail: at least 16 patches a side.
+    """An input size for detailed pictures of patches: at least 16 patches a side.
 
-    None for a model that has no square `config.image_size` of whole square patches.
+    None for a model without a square `config.image_size` of whole square patches.
     """
     size, (height, width) = getattr(model.config, "image_size", None), patch_size_of(model)
     if not isinstance(size, int) or height != width or size % height:
@@ -32,9 +32,9 @@ def prepare_pictures(
     """Pixel values for the model, and the same crops as pictures.
 
     Args:
-        model: one with `config.patch_size` where `image_size` is given.
-        images: PIL images, or arrays (height, width, channels) of `decode_channels`, of which the first three channels
-            are shown, each stretched to the range of its values.
+        model: needs `config.patch_size` if `image_size` is given.
+        images: PIL images, or arrays (height, width, channels) of `decode_channels`, whose first three channels are
+            shown, each stretched to the range of its values.
         image_processor: any transformers image processor.
         image_size: resize the short side to this many pixels and crop a square of it, a multiple of the patch size; a
             larger one gives a finer patch grid. None: as the image processor is configured.
@@ -61,7 +61,7 @@ def prepare_pictures(
         }
     inputs = [image.convert("RGB") if isinstance(image, Image.Image) else image for image in images]
     pixel_values = process_images(image_processor, inputs, **overrides)
-    # The same crop without the normalisation is what the model saw, as a picture.
+    # The same crop without normalisation is the input of the model as a picture.
     seen = process_images(image_processor, inputs, **{**overrides, "do_rescale": True, "do_normalize": False})
     pictures, low, high = seen.permute(0, 2, 3, 1).numpy(), 0.0, 1.0
     if isinstance(inputs[0], np.ndarray):

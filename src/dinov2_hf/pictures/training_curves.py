@@ -12,7 +12,7 @@ from ..training.monitoring.monitor import read_metrics
 from .figures import new_figure, save_figure
 
 
-# Of the Okabe-Ito palette, which colour-blind readers can tell apart.
+# Colours of the Okabe-Ito palette, which colour-blind readers can distinguish.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _TARGETS = {"target_entropy": "mean entropy", "target_information": "information on the image"}
 _RANKS = {"cls_effective_rank": "CLS", "patch_effective_rank": "patches"}
@@ -36,18 +36,18 @@ def plot_training_curves(
 ) -> bool:
     """Draw the curves of a metrics file to a PNG, one panel for each kind of metric that the file has.
 
-    Noisy curves of many points are drawn pale, with their running mean on top. A metric whose standard error is there
-    too, as `{metric}_stderr`, has a band of that width.
+    Noisy curves with many points are drawn pale, with their running mean on top. A metric with a standard error,
+    `{metric}_stderr`, has a band of that width.
 
     Args:
         metrics_path: a file of `append_metrics`.
         png_path: the picture; missing folders are made, and the file appears complete or not at all.
-        num_prototypes: K, for a line at ln K in the panel of the targets: the entropy, in nats, of targets that are
-            uniform over the prototypes; and for one at K in that of the prototypes in use.
+        num_prototypes: K, for a line at ln K in the panel of the targets (the entropy, in nats, of targets that are
+            uniform over the prototypes), and for a line at K in the panel of the prototypes in use.
         pixels: the k-NN accuracies of raw pixels, by the names of the metrics, for a line at the best of them.
 
     Returns:
-        Whether there was anything to draw: not before the first record of a run.
+        Whether there was anything to draw; there is nothing before the first record of a run.
     """
     curves = curves_of(read_metrics(metrics_path)) if Path(metrics_path).exists() else {}
     panels = panels_of(curves, num_prototypes, pixels)
@@ -87,16 +87,16 @@ def curves_of(records: list[dict]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 @dataclass
 class Panel:
-    """Curves that are drawn over each other.
+    """Curves that are drawn in the same panel.
 
     Attributes:
-        title: above them.
-        labels: of each metric in it.
+        title: text above the panel.
+        labels: the label of each metric in it.
         wide: whether it takes a whole row.
-        smooth: whether curves of many points are noisy, and have a running mean.
+        smooth: whether curves with many points are noisy, and have a running mean.
         percent: whether values are shares.
-        logarithmic: the axis of the values.
-        line: a value to compare with, and what it is.
+        logarithmic: whether the axis of the values is logarithmic.
+        line: a value for comparison, and its label.
     """
 
     title: str
@@ -108,20 +108,20 @@ class Panel:
     line: tuple[float, str] | None = None
 
     def mean_of(self, values: np.ndarray) -> np.ndarray | None:
-        """The running mean of a curve that is drawn with one."""
+        """The running mean of a curve, if it is drawn with one."""
         return running_mean(values) if self.smooth and len(values) >= _MIN_POINTS_TO_SMOOTH else None
 
 
 def panels_of(
     names: Iterable[str], num_prototypes: int | None, pixels: Mapping[str, float] | None = None
 ) -> list[Panel]:
-    """The panels for the metrics there are, each with the label of every metric in it; see `plot_training_curves`."""
+    """The panels for the existing metrics, each with the labels of its metrics; see `plot_training_curves`."""
 
     def present(labels: dict[str, str]) -> dict[str, str]:
         return {name: label for name, label in labels.items() if name in names}
 
     def like(prefix: str = "", suffix: str = "") -> dict[str, str]:
-        """All that are called so, by what else their names say."""
+        """All metrics with this prefix and suffix, labelled by the rest of their names."""
         found = (name for name in names if name.startswith(prefix) and name.endswith(suffix))
         return {name: name.removeprefix(prefix).removesuffix(suffix).replace("_", " ").strip() for name in found}
 
@@ -190,7 +190,7 @@ def _draw_panel(axes, panel: Panel, curves: dict) -> None:
 
 
 def errors_of(name: str, curves: dict) -> np.ndarray | None:
-    """The standard errors of a curve, where they are known at all of its steps."""
+    """The standard errors of a curve, if they are known at all of its steps."""
     steps, errors = curves.get(f"{name}_stderr", ((), None))
     return errors if np.array_equal(steps, curves[name][0]) else None
 
