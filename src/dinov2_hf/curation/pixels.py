@@ -20,7 +20,7 @@ def reduction(width: int, height: int) -> int:
 
 
 def is_reduced(arguments: CurationArguments, spec: str) -> bool:
-    """Whether images are decoded smaller for an embedder. For that of all images, other readers must allow it too."""
+    """Whether images are decoded smaller for an embedder. If it embeds all images, filters must not read pixels."""
     if spec == arguments.copy_embedder and any(planned.reads_pixels for planned in planned_filters(arguments)):
         return False
     side = _input_side(spec, tuple(arguments.torchscript_size))

@@ -106,10 +106,7 @@ def _planned(
     if stage.by_source:
         sources = curation.sources.describe()
         known = [hash_of([kept_by, sources[piece.source], piece.rows]) for piece in curation.pieces]
-        config |= {
-            "sources": sources,
-            "rows": "within their source",
-        }  # earlier versions numbered rows through all sources
+        config |= {"sources": sources, "rows": "within their source"}  # earlier versions numbered rows globally
     folder = StageFolder(
         curation.output_dir / "stages" / stage.name,
         stage.num_shards(curation),

@@ -62,17 +62,13 @@ def gaussian_blur(crops: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     positions = torch.arange(size, device=device)
     sources = (positions[:, None] + offsets[:, None, None]).abs()
     sources = torch.where(sources < size, sources, 2 * (size - 1) - sources)  # (9, s, 1)
-    taken = (
-        sources == positions
-    ).float()  # (9, s, s): for each pixel, the pixel that each element of the kernel reads
+    taken = (sources == positions).float()  # (9, s, s): the pixel that each kernel element reads, for each pixel
     matrices = torch.einsum("nk,kij->nij", kernels, taken).unsqueeze(1)
     return matrices @ crops @ matrices.mT
 
 
 def _jitter(crops: torch.Tensor, numbers: Any) -> torch.Tensor:
-    places = _PLACES[
-        numbers.order.long()
-    ]  # (n, 4): for each crop, the step of its brightness, its contrast, and so on
+    places = _PLACES[numbers.order.long()]  # (n, 4): the step of brightness, contrast, and so on, for each crop
     for place in range(4):
         brightness, contrast, saturation = (
             torch.where(places[:, kind] == place, numbers[kind], 1.0) for kind in range(3)

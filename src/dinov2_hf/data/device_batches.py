@@ -58,7 +58,6 @@ def batches_on_device(
         training = torch.cuda.current_stream(device)
         training.wait_event(done)
         for value in batch.values():
-            value.record_stream(
-                training
-            )  # otherwise the next batch could get this memory while the training still reads it
+            # Otherwise the next batch could get this memory while the training still reads it.
+            value.record_stream(training)
         yield batch, report

@@ -51,7 +51,7 @@ def check_shared_memory(
 
 
 def default_workers() -> int:
-    """The cores of each process of this machine, minus one for the process itself; from 1 to 16."""
+    """The number of cores for each process of this machine, minus one for the process itself; from 1 to 16."""
     return min(max(available_cores() // processes_of_this_machine() - 1, 1), MOST_WORKERS)
 
 

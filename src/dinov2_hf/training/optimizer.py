@@ -91,9 +91,7 @@ def step_unless(optimizer: torch.optim.Optimizer, left_out: torch.Tensor) -> Non
     kernel reads it on the device, so the host does not wait.
     """
     adamw = getattr(optimizer, "optimizer", optimizer)  # in the wrapper that Accelerate makes
-    if isinstance(
-        adamw, torch.optim.AdamW
-    ):  # DeepSpeed's own optimizer has already stepped in the backward pass, or left it out
+    if isinstance(adamw, torch.optim.AdamW):  # DeepSpeed's own has already stepped, or left the step out
         # Weights may be in the memory of the host (FSDP2 with offloading).
         vars(adamw)["found_inf"] = left_out.to(adamw.param_groups[0]["params"][0].device)
     try:

@@ -65,9 +65,8 @@ def load_image_dataset(
     """
     path, options = os.path.expanduser(path_or_name), {"streaming": streaming, "cache_dir": cache_dir}
     if os.path.isdir(path):
-        path = os.path.abspath(
-            path
-        )  # otherwise names of files would be relative to this folder, and names in rows to that one
+        # Otherwise names of files would be relative to this folder, and names in rows to that one.
+        path = os.path.abspath(path)
         dataset = _load_folder(path, split, config_name, options)
     elif Path(path).suffix in BUILDER_OF_SUFFIX:
         if config_name is not None:

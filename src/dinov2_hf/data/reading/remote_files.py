@@ -83,9 +83,8 @@ def matching_files(url: str) -> tuple[str | None, list[RemoteFile]]:
     root = path.rstrip("/")
     store.invalidate_cache()  # otherwise the result of an earlier call would be returned
     try:
-        found = (
-            store.glob(path, detail=True) if "*" in path else store.find(path, detail=True)
-        )  # also for a single file
+        # `find` also finds a single file.
+        found = store.glob(path, detail=True) if "*" in path else store.find(path, detail=True)
     except Exception as error:  # the clients of stores have no common class of errors
         raise ValueError(f"{url} cannot be looked through ({cause_of(error)}).") from error
     files = [
