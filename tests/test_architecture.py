@@ -45,16 +45,18 @@ ALLOWED = {
     "models": {"data"},  # one way to decode an image
     "training": set(),
     "pretraining": {"models", "training"},  # names of metrics
+    "cosines": set(),
     "feature_kinds": set(),
     "fingerprints": set(),
     "keyed_tensors": set(),
     "features": {"data", "feature_kinds", "fingerprints", "keyed_tensors"},  # one way to decode an image
     "feature_files": {"features", "data"},  # which files of columns that are kept may be read
     "model_source": {"training"},  # which folders are checkpoints
-    "pictures": {"features", "feature_kinds", "training"},  # training writes the metrics whose curves are drawn
+    # Training writes the metrics whose curves are drawn.
+    "pictures": {"cosines", "features", "feature_kinds", "training"},
     "conversion": {"model_source", "models", "pretraining", "training"},  # which reads checkpoints
     "curation": {"features", "feature_kinds", "data", "conversion", "model_source", "pictures"},
-    "evaluation": {"features", "feature_kinds", "keyed_tensors", "models", "data", "pictures"},
+    "evaluation": {"cosines", "features", "feature_kinds", "keyed_tensors", "models", "data", "pictures"},
     "runs": {
         "data",
         "features",

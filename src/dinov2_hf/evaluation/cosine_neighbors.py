@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..cosines import centred, cosines_less_one
+
 
 # A wide tile of the similarity matrix keeps the number of top-k merges small, and on a GPU the number of launches.
 _BANK_ROWS_PER_QUERY = 16
@@ -32,16 +34,15 @@ def cosine_neighbors(bank: Tensor, queries: Tensor, k: int, chunk_size: int) -> 
     similarities = queries.new_full((len(queries), k), -torch.inf)
     neighbors = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)
     bank_chunk = _BANK_ROWS_PER_QUERY * chunk_size
+    centre = F.normalize(bank[:bank_chunk].to(queries.device, torch.float32), dim=1).mean(dim=0)
     for start in range(0, len(bank), bank_chunk):
-        tile = F.normalize(bank[start : start + bank_chunk].to(queries.device, torch.float32), dim=1).T
+        tile = centred(F.normalize(bank[start : start + bank_chunk].to(queries.device, torch.float32), dim=1), centre)
         for first in range(0, len(queries), chunk_size):
             rows = slice(first, first + chunk_size)
-            # An autocast around the call would compute the similarities in half precision.
-            with torch.autocast(queries.device.type, enabled=False):
-                candidates = queries[rows] @ tile
+            candidates = cosines_less_one(centred(queries[rows], centre), tile)
             candidates, columns = candidates.topk(min(k, candidates.shape[1]), dim=1)
             candidates = torch.cat([similarities[rows], candidates], dim=1)
             columns = torch.cat([neighbors[rows], columns + start], dim=1)
             similarities[rows], order = candidates.topk(k, dim=1)
             neighbors[rows] = columns.gather(1, order)
-    return similarities, neighbors
+    return similarities.add_(1), neighbors

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..cosines import centred, cosines_less_one
 from .channels_as_rgb import rgb_picture
 from .grid import Cell, PictureGrid
 
@@ -42,11 +43,14 @@ def nearest_images(
         ValueError: the collection is too small.
     """
     check_num_neighbors(k, len(features) - (own_rows is not None))
-    similarities = F.normalize(query_features.float(), dim=1) @ F.normalize(features.float(), dim=1).T
+    features = F.normalize(features.float(), dim=1)
+    centre = features.mean(dim=0)
+    queries = centred(F.normalize(query_features.float(), dim=1), centre)
+    similarities = cosines_less_one(queries, centred(features, centre))
     if own_rows is not None:
         similarities[range(len(own_rows)), list(own_rows)] = -float("inf")
     values, rows = similarities.topk(k, dim=1)
-    return Neighbors(rows, values)
+    return Neighbors(rows, values + 1)
 
 
 def check_num_neighbors(k: int, num_images: int) -> None:

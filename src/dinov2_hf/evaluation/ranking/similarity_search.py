@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ...cosines import centred, cosines_less_one
 from ...features import DatasetOrRows, FeatureExtractor
 from ..protocols import check_extra
 
@@ -71,9 +72,9 @@ def check_pca_dimensions(
 
 
 def similarities(database: Tensor, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of queries and their similarities (rows, n) to the whole database, 256 queries at a time."""
+    """Rows of queries and their cosines minus 1, (rows, n), with the whole database, 256 queries at a time."""
+    centre = database.mean(dim=0)
+    others = centred(database, centre)
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         rows = slice(start, start + QUERIES_AT_ONCE)
-        # An autocast around the call would compute the similarities in half precision.
-        with torch.autocast(queries.device.type, enabled=False):
-            yield rows, queries[rows] @ database.T
+        yield rows, cosines_less_one(centred(queries[rows], centre), others)
