@@ -62,9 +62,11 @@ def run(*words) -> None:
 def test_features(photos, model, tmp_path, capfd):
     run("features", model, "--data", photos, "--output", tmp_path / "f.npy", "--max_image_pixels", 6400)
     assert np.isfinite(np.load(tmp_path / "f.npy")).all(axis=1).sum() == 16
-    told = capfd.readouterr().err
-    for _, reason in HOSTILE.values():
+    printed, told = capfd.readouterr()
+    assert "f.npy: 22 rows of shape (32,), 6 of them NaN" in printed
+    for name, (_, reason) in HOSTILE.items():
         assert reason in told
+        assert f"cannot be decoded: {photos / 'a' / name}: " in told
     assert "pipe.png is no regular file" in told
     run("features", model, "--data", photos, "--output", tmp_path / "g.npy", "--max_image_pixels", 8100)
     assert np.isfinite(np.load(tmp_path / "g.npy")).all(axis=1).sum() == 17

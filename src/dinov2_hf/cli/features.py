@@ -89,7 +89,12 @@ def features(
         **given(num_layers=num_layers),
     )
     print(f"{kind}: {written.rule}; {describe_processing(image_processor)}")
-    print(f"{output}: {written.num_rows} rows of shape {written.shape}")
+    num_left_out = len(written.undecodable_rows)
+    if output.lower().endswith(".npy") and num_left_out:  # row i of the file belongs to row i of the dataset
+        rows = f"{written.num_rows + num_left_out} rows of shape {written.shape}, {num_left_out} of them NaN"
+    else:
+        rows = f"{written.num_rows} rows of shape {written.shape}"
+    print(f"{output}: {rows}")
     for row, reason in written.undecodable_rows.items():
         print(f"row {row} has no feature, since its image cannot be decoded: {reason}", file=sys.stderr)
     return {"output": output, "kind": kind, **asdict(written)}

@@ -9,6 +9,7 @@ from transformers.utils import logging as transformers_logging
 from ..atomic_files import new_file
 from ..data import (
     UndecodableImage,
+    describe_row,
     find_image_column,
     image_decoder,
     load_image_dataset,
@@ -151,7 +152,7 @@ def read_images(network, files: list[Path] | None, collection, rows: list[int] |
     if missing:
         raise ValueError(f"there is no file {missing[0]}; name the images to draw.")
     values = files if files is not None else [collection[0][row][collection[1]] for row in rows]
-    names = files if files is not None else [f"row {row}" for row in rows]
+    names = files if files is not None else [describe_row(value, row) for value, row in zip(values, rows, strict=True)]
     decoded = []
     for name, value in zip(names, values, strict=True):
         try:

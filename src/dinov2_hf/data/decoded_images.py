@@ -15,11 +15,13 @@ from .decoding.undecodable import UndecodableImage
 DatasetOrRows: TypeAlias = datasets.Dataset | Sequence[dict[str, Any]]
 
 
-def require_column(dataset: DatasetOrRows, column: str, field: str) -> None:
+def require_column(dataset: DatasetOrRows, column: str, field: str, *, of: str = "dataset", hint: str = "") -> None:
     """Check that `dataset` is finite, indexable and not empty, and that its rows have `column`.
 
     Args:
         field: the user's name for the argument `column`, for the message.
+        of: what the message calls the dataset.
+        hint: what to do about a missing column.
 
     Raises:
         ValueError: one of these is not true. For a missing column, the message lists the existing columns.
@@ -34,8 +36,9 @@ def require_column(dataset: DatasetOrRows, column: str, field: str) -> None:
     columns = dataset.column_names if isinstance(dataset, datasets.Dataset) else list(dataset[0])
     if column not in columns:
         split = getattr(dataset, "split", None)
-        where = f"the dataset (split {split})" if split else "the dataset"
-        raise ValueError(f"{field}={column!r} is not a column of {where}, which has {', '.join(columns)}.")
+        where = f"the {of} (split {split})" if split else f"the {of}"
+        advice = f"; {hint}" if hint else ""
+        raise ValueError(f"{field}={column!r} is not a column of {where}, which has {', '.join(columns)}{advice}.")
 
 
 def undecoded_columns(dataset: DatasetOrRows, columns: Mapping[str, str]) -> DatasetOrRows:
@@ -71,8 +74,19 @@ class DecodedImages(Dataset):
         return len(self.dataset)
 
     def image(self, row: int) -> Image.Image | np.ndarray:
-        """The decoded image of a row; raises `UndecodableImage`."""
-        return self.decode(self.dataset[row][self.image_column])
+        """The decoded image of a row.
+
+        Raises:
+            UndecodableImage: with the name of the file, if the row has one.
+        """
+        value = self.dataset[row][self.image_column]
+        try:
+            return self.decode(value)
+        except UndecodableImage as reason:
+            path = value.get("path") if isinstance(value, Mapping) else None
+            if not path or path in str(reason):
+                raise
+            raise UndecodableImage(f"{path}: {reason}") from reason
 
     def __getitem__(self, row: int) -> tuple[int, Image.Image | np.ndarray | UndecodableImage]:
         try:

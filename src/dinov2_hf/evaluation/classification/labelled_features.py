@@ -34,7 +34,10 @@ def labelled_features(
     left_out = list(found.undecodable_rows)
     if left_out:
         first = ", ".join(map(str, left_out[:5])) + (", ..." if len(left_out) > 5 else "")
-        logger.warning("%d training images cannot be decoded and are left out: rows %s", len(left_out), first)
+        logger.warning(
+            "%d training images cannot be decoded and are left out: rows %s (row %d: %s)",
+            len(left_out), first, left_out[0], found.undecodable_rows[left_out[0]],
+        )  # fmt: skip
     return found.values, labels[found.rows], found.rows
 
 
