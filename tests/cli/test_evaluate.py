@@ -76,6 +76,17 @@ def test_three_protocols_and_a_card(tmp_path, folder, data, capsys):
     assert {result.metric_name for result in results} >= {"knn_top1_k5", "linear_top1", "logistic_regression_top1"}
 
 
+def test_the_same_rows_to_learn_from_and_to_measure_on_are_named(tmp_path, folder, data, capsys):
+    words = list(evaluate_words(folder, data, "knn", tmp_path / "same"))
+    words[words.index("--eval_data") + 1] = data / "train.parquet"
+    run(*words, "--knn_ks", 1)
+    assert "knn: `--train_data` and `--eval_data` are the same rows" in capsys.readouterr().out
+    (note,) = json.loads((tmp_path / "same" / "metrics.json").read_text())["protocols"]["knn"]["notes"]
+    assert "says nothing about other images" in note
+    run(*evaluate_words(folder, data, "knn", tmp_path / "other"), "--knn_ks", 1)
+    assert "are the same rows" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("baseline", ["untrained", "pixels"])
 def test_baselines(tmp_path, folder, data, baseline):
     output = tmp_path / baseline
@@ -238,4 +249,5 @@ def test_notes_and_splits_are_named_as_they_are_typed(tmp_path, folder, data, ca
     note = as_typed(PROTOCOLS.named("knn"), sentence)
     assert note == "the best k of `--knn_ks`, 3, is the largest that was tried; see `--train_data`"
     said = mistake(*evaluate_words(folder, data, "knn", tmp_path / "out"), "--label_column", "fine")
-    assert "--label_column fine is not a column of the dataset (split train), which has image, label" in said
+    assert "--label_column fine is not a column of the training data (split train), which has image, label" in said
+    assert "a folder for each class" in said

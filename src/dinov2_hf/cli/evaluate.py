@@ -14,6 +14,7 @@ from accelerate.utils import parse_flag_from_env
 from transformers.utils import logging as transformers_logging
 
 from ..data import evaluation_split, find_image_column, load_image_dataset, set_max_image_pixels
+from ..data.decoded_images import undecoded_columns
 from ..data.reading.video_dataset import load_video_dataset
 from ..devices import find_device
 from ..evaluation.environment import environment_of, image_size_of
@@ -30,6 +31,14 @@ from ..training.processes.distributed import let_gloo_finish, on_main_for_all
 from ..value_ranges import AT_LEAST_ONE, NOT_NEGATIVE
 from .backbone import load_backbone
 from .more_options.evaluate import as_typed, flags_of, in_words_of_the_command, named_protocol, names_in, purpose
+
+
+# Where images are looked for in a collection, the queries may come from it.
+SEARCH_TASK = "image-feature-extraction"
+SAME_ROWS = (
+    "`--train_data` and `--eval_data` are the same rows, so this measures how well they are remembered, and says"
+    " nothing about other images"
+)
 
 
 def evaluate(
@@ -102,6 +111,9 @@ def evaluate(
         columns = {"image_column": image_column, "video_column": options.get("video_column")}
         train_dataset, eval_dataset, column = load_datasets(functions, columns, **data)
     network, image_processor = load_backbone(model, baseline)
+    learns_what_it_measures = "image_column" in column and are_same_rows(
+        train_dataset, eval_dataset, column["image_column"]
+    )
     measured = what_is_measured(model, baseline, network, train_dataset, eval_dataset, image_processor, **data)
     extractor = FeatureExtractor(
         network,
@@ -153,6 +165,8 @@ def evaluate(
                 )
             findings = dict(getattr(metrics, "findings", {}))
             notes = [as_typed(one, sentence) for sentence in getattr(metrics, "notes", ())]
+            if learns_what_it_measures and one.facts["task"] != SEARCH_TASK:
+                notes.insert(0, SAME_ROWS)
             if processes.is_main_process:
                 unsettled = [key for key, value in recorded[name].items() if value is None]
                 results.add(
@@ -248,6 +262,14 @@ def load_datasets(
     if eval_column != column:
         eval_dataset = eval_dataset.rename_column(eval_column, column)
     return train_dataset, eval_dataset, {kind: column}
+
+
+def are_same_rows(train_dataset, eval_dataset, column: str) -> bool:
+    """Whether two datasets are as long as each other, and their first and last images the same."""
+    if len(train_dataset) != len(eval_dataset):
+        return False
+    ends = [undecoded_columns(one, {"column": column}) for one in (train_dataset, eval_dataset)]
+    return all(ends[0][row] == ends[1][row] for row in (0, len(train_dataset) - 1))
 
 
 def what_is_measured(

@@ -59,8 +59,8 @@ def match_labels(train_dataset: DatasetOrRows, eval_dataset: DatasetOrRows, labe
         ValueError: the column is missing; a row has no label; one dataset has names and the other plain integers;
             there is only one class; or `eval_dataset` has a class without an image in `train_dataset`.
     """
-    train_labels, names = _labels(train_dataset, label_column)
-    eval_labels, _ = _labels(eval_dataset, label_column)
+    train_labels, names = _labels(train_dataset, label_column, "training data")
+    eval_labels, _ = _labels(eval_dataset, label_column, "evaluation data")
     kinds = [("names" if isinstance(labels[0], str) else "numbers") for labels in (train_labels, eval_labels)]
     if kinds[0] != kinds[1]:
         raise ValueError(
@@ -89,9 +89,10 @@ def match_labels(train_dataset: DatasetOrRows, eval_dataset: DatasetOrRows, labe
     )
 
 
-def _labels(dataset, label_column: str) -> tuple[list[int] | list[str], list[str] | None]:
+def _labels(dataset, label_column: str, of: str) -> tuple[list[int] | list[str], list[str] | None]:
     """The labels of a dataset, as names if it has names, and all these names if it is a `ClassLabel`."""
-    require_column(dataset, label_column, "label_column")
+    hint = "name the column of the classes, or give a folder of images with a folder for each class"
+    require_column(dataset, label_column, "label_column", of=of, hint=hint)
     feature = None
     if isinstance(dataset, datasets.Dataset):
         feature = dataset.features[label_column]
