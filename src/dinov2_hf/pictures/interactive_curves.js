@@ -3,7 +3,8 @@
 
 function drawCurves(place, panels) {
   const all = panels.flatMap(panel => panel.curves.flatMap(curve => curve.steps));
-  const whole = [Math.min(...ends(all, Math.min)), Math.max(...ends(all, Math.max), Math.min(...ends(all, Math.min)) + 1)];
+  const [first] = ends(all, Math.min), [last] = ends(all, Math.max);
+  const whole = first === last ? [first - 1, last + 1] : [first, last];  // a single step stands in the middle
   const view = { range: whole, pointer: null };
   const drawings = panels.map(panel => panelOf(place, panel, view, redraw));
   let waiting = false;
@@ -130,6 +131,7 @@ function panelOf(place, panel, view, redraw) {
         panel.percent ? `${Number((100 * value).toPrecision(3))} %` : say(Math.abs(value) < 1e-12 ? 0 : value, panel));
     }
     for (const number of ticks(view.range[0], view.range[1], panel.wide ? 10 : 5)) {
+      if (!Number.isInteger(Number(number.toFixed(6)))) continue;  // there is no half of a step
       const x = toX(number);
       make("line", { x1: x, x2: x, y1: height - bottom, y2: height - bottom + 4, class: "axis" }, svg);
       make("text", { x, y: height - bottom + 17, class: "tick middle" }, svg, number.toLocaleString("en"));

@@ -61,7 +61,7 @@ def plot_training_curves(
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.04)
     grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
     all_steps = np.concatenate([curves[name][0] for panel in panels for name in panel.labels])
-    margin = 0.02 * max(np.ptp(all_steps), 1)
+    margin = 0.02 * np.ptp(all_steps) or 1  # a single step stands in the middle
     cell = 0
     for panel in panels:
         row, column = divmod(cell, columns)
@@ -149,7 +149,7 @@ def panels_of(
 
 
 def _draw_panel(axes, panel: Panel, curves: dict) -> None:
-    from matplotlib.ticker import EngFormatter, FuncFormatter, PercentFormatter
+    from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 
     for color, (name, label) in zip(cycle(COLORS), panel.labels.items(), strict=False):
         steps, values = curves[name]
@@ -181,6 +181,7 @@ def _draw_panel(axes, panel: Panel, curves: dict) -> None:
     axes.spines[["left", "bottom"]].set_color("#999999")
     axes.tick_params(colors="#444444", labelsize=9)
     axes.set_xlabel("step", fontsize=9, color="#444444")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if panel.logarithmic:
         axes.set_yscale("log")

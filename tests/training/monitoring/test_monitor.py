@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dinov2_hf.pictures import training_curves
 from dinov2_hf.pictures.training_curves import panels_of, plot_training_curves
 from dinov2_hf.training.monitoring.monitor import append_metrics, read_metrics, truncate_metrics
 
@@ -135,6 +136,19 @@ def test_every_curve_is_ink_in_the_picture(path, tmp_path):
         return int(coloured.sum())
 
     assert 0 < ink(LOSSES[:1]) < ink(LOSSES[:3]) < ink(LOSSES)
+
+
+def test_only_whole_steps_are_numbered(path, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(training_curves, "save_figure", lambda figure, *_, **__: figures.append(figure))
+    append_metrics(path, {"step": 6, "loss": 1.0})
+    assert plot_training_curves(path, tmp_path / "curves.png")
+    append_metrics(path, {"step": 8, "loss": 0.5})
+    assert plot_training_curves(path, tmp_path / "curves.png")
+    one, two = (figure.axes[0] for figure in figures)
+    assert one.get_xlim() == (5, 7)
+    for axes in (one, two):
+        assert all(float(place).is_integer() for place in axes.get_xticks())
 
 
 def test_num_prototypes_adds_the_line_of_uniform_targets(path, tmp_path):
