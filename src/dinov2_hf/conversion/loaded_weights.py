@@ -144,4 +144,12 @@ def _why_not_read(source: str | Path, model_class: type, error: Exception) -> st
             " again."
         )
     # transformers lists every configuration that it knows, 10 kB of them.
-    return f"No {model_class.__name__} can be read from {source}: {reason[:300]}{'...' if len(reason) > 300 else ''}."
+    said = f"{reason[:300]}{'...' if len(reason) > 300 else ''}."
+    return f"No {model_class.__name__} can be read from {as_it_was_taken(source)}: {said}"
+
+
+def as_it_was_taken(source: str | Path) -> str:
+    """What a message calls the source of a model: a misspelled path looks like an id on the Hub."""
+    if Path(source).is_dir():
+        return str(source)
+    return f"{source} (no folder of this machine, so it was taken for an id on the Hub)"

@@ -11,7 +11,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ..model_source import find_model, is_other_layout
 from ..models import DINOv2Model
-from .loaded_weights import load_with_missing
+from .loaded_weights import as_it_was_taken, load_with_missing
 from .model_folder import saved_backbone
 from .other_layouts import read_other_layout
 
@@ -95,10 +95,9 @@ def read_config(source: str | Path) -> PreTrainedConfig:
     except (
         OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, SafetensorError, StrictDataclassError,
     ) as error:  # fmt: skip
-        where = "" if Path(source).is_dir() else " (no folder of this machine, so it was taken for an id on the Hub)"
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(
-            f"{source}{where} has no configuration that transformers can read: {reason[:300]}"
+            f"{as_it_was_taken(source)} has no configuration that transformers can read: {reason[:300]}"
             f"{'...' if len(reason) > 300 else ''}."
         ) from error
 
