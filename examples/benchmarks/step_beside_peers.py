@@ -5,10 +5,11 @@ A whole training step with its data on one thread of a CPU: ours, the original's
         --original <clone of github.com/facebookresearch/dinov2> \
         --lightly_train <Python in whose environment lightly-train is> --output steps.json
 
-ViT-S/14 by the recipe vits14_short, bfloat16, 8 images a step, each decoded and augmented in the same process (2 crops
-of 224, 8 of 98 pixels), 65,536 prototypes. Every way is a process of its own, for its memory. They take turns, round
-after round. CPU time counts, since others may use the machine. A step's is the difference between a process of many
-steps and one of few, divided by the steps between: imports, compiling and the first step do not count.
+ViT-S/14 by the recipe vits14_short, bfloat16 (`--mixed_precision no`: float32), 8 images a step, each decoded and
+augmented in the same process (2 crops of 224, 8 of 98 pixels), 65,536 prototypes. Every way is a process of its own,
+for its memory. They take turns, round after round. CPU time counts, since others may use the machine. A step's is the
+difference between a process of many steps and one of few, divided by the steps between: imports, compiling and the
+first step do not count.
 
 - `ours`, `ours, blocks`, `ours, step`: as `examples/pretrain.py` takes it, `compile` as named.
 - `original`: its own modules (`original_step.py`), its transforms on PIL images, our collator's masks.
@@ -32,10 +33,10 @@ LIGHTLY_TRAIN = """
 import sys
 from lightly_train import pretrain
 
-folder, out = sys.argv[1:]
+folder, out, precision = sys.argv[1:]
 pretrain(
     out=out, data=folder, model="dinov2/vits14-notpretrained", method="dinov2", epochs=1, batch_size={batch_size},
-    num_workers=0, devices=1, accelerator="cpu", precision="bf16-mixed", overwrite=True,
+    num_workers=0, devices=1, accelerator="cpu", precision=precision, overwrite=True,
 )
 """
 
@@ -47,12 +48,13 @@ def main() -> None:
     parser.add_argument("--lightly_train", help="A Python with lightly-train; without it that is left out.")
     parser.add_argument("--steps", type=int, default=6, help="Timed steps of each process.")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--mixed_precision", choices=("bf16", "no"), default="bf16")
     parser.add_argument("--ways", nargs="+", help="Of those above, by default all.")
     parser.add_argument("--output", type=Path, help="JSON file for the numbers.")
     parser.add_argument("--way", help=argparse.SUPPRESS)  # in a process of its own
     args = parser.parse_args()
     if args.way:
-        take_steps(args.way, args.images, args.original, args.steps)
+        take_steps(args.way, args)
         return
     ways = ["ours", "ours, blocks", "ours, step"]
     ways += ["original"] if args.original else []
@@ -79,9 +81,11 @@ def measure(way: str, args: argparse.Namespace, steps: int, scratch: Path) -> tu
         if not folder.exists():
             write_images(args.images, folder, steps * BATCH_SIZE)
         code = LIGHTLY_TRAIN.format(batch_size=BATCH_SIZE)
-        command = [args.lightly_train, "-c", code, str(folder), str(scratch / "out")]
+        precision = "bf16-mixed" if args.mixed_precision == "bf16" else "32-true"
+        command = [args.lightly_train, "-c", code, str(folder), str(scratch / "out"), precision]
     else:
         command = [sys.executable, __file__, "--way", way, "--images", args.images, "--steps", str(steps)]
+        command += ["--mixed_precision", args.mixed_precision]
         command += ["--original", args.original] if args.original else []
     process = subprocess.Popen(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -101,7 +105,7 @@ def write_images(parquet: str, folder: Path, count: int) -> None:
         (folder / f"{index:05d}.jpg").write_bytes(file)
 
 
-def take_steps(way: str, images: str, original: str | None, steps: int) -> None:
+def take_steps(way: str, own: argparse.Namespace) -> None:
     import torch
     from pretraining_step import Variant
 
@@ -113,21 +117,23 @@ def take_steps(way: str, images: str, original: str | None, steps: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     args, backbone, objective = parse_recipe(
-        [*RECIPE, "--train_data", images], PreTrainingArguments, [DINOv2Config, DINOv2PreTrainingConfig]
+        [*RECIPE, "--train_data", own.images], PreTrainingArguments, [DINOv2Config, DINOv2PreTrainingConfig]
     )
     config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone), **objective)
     device = torch.device("cpu")
     if way == "original":
-        of_original(args, config, images, original, steps)
+        of_original(args, config, own)
         return
-    variant = Variant(f"separate-bf16-{way.removeprefix('ours').removeprefix(', ') or 'no'}", args, config, device)
+    variant = Variant(
+        f"separate-{own.mixed_precision}-{way.removeprefix('ours').removeprefix(', ') or 'no'}", args, config, device
+    )
     args.compile = variant.compile
-    batches = build_batches(load_image_dataset(images), args, config.backbone_config, device=device)
-    for _ in range(steps):
+    batches = build_batches(load_image_dataset(own.images), args, config.backbone_config, device=device)
+    for _ in range(own.steps):
         variant.step(next(batches)[0], "time")
 
 
-def of_original(args, config, images: str, original: str, steps: int) -> None:
+def of_original(args, config, own: argparse.Namespace) -> None:
     import torch
     from data_path import OriginalTransform, read_files
     from PIL import Image
@@ -138,12 +144,12 @@ def of_original(args, config, images: str, original: str, steps: int) -> None:
     from dinov2_hf.options import values_for
 
     os.environ["XFORMERS_DISABLED"] = "1"  # its kernels are for GPUs
-    sys.path.insert(0, original)
+    sys.path.insert(0, own.original)
     from original_step import OriginalStep
 
-    step = OriginalStep(args, DINOv2ForPreTraining(config), torch.device("cpu"), "bf16")
+    step = OriginalStep(args, DINOv2ForPreTraining(config), torch.device("cpu"), own.mixed_precision)
     collate = PreTrainingCollator(config.backbone_config.patch_size, **values_for(PreTrainingCollator, args))
-    transform, files = OriginalTransform(), read_files(images, steps * BATCH_SIZE)
+    transform, files = OriginalTransform(), read_files(own.images, own.steps * BATCH_SIZE)
     for first in range(0, len(files), BATCH_SIZE):
         samples = []
         for index in range(first, first + BATCH_SIZE):

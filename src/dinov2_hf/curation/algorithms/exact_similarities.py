@@ -1,6 +1,7 @@
 """Exact cosines of the candidates that a quantised index finds, with the vectors where they lie.
 
-A row that several queries of a block have among their candidates is read once, and rows are read in rising order.
+Pairs of a query and a candidate are sorted by the row of the candidate. So a row that many queries have among their
+candidates is read once, and rows are read in rising order, as many at a time as a cache holds.
 
 Shapes: `q` queries, `c` candidates, `D` width.
 """
@@ -14,9 +15,8 @@ import torch
 from .unit_vectors import UnitVectors, row_blocks
 
 
-_PAIRS_AT_ONCE = 2**19  # of all threads together; at most 0.5 GB of a width of 512 in half precision
-_ROWS_IN_CACHE = 256  # 0.5 MB of a width of 512 in single precision
-_QUERIES_OF_ROW = 4
+_PAIRS_AT_ONCE = 2**21  # 50 MB of numbers about them; with fewer, rows are read again for other queries
+_ROWS_IN_CACHE = 1024  # 2 MB of a width of 512 in single precision
 
 
 def exact_similarities(
@@ -38,51 +38,60 @@ def exact_similarities(
         (q, c) float32; -inf for those that do not count, were given up, or are below the floor.
     """
     exact = np.full(candidates.shape, -np.inf, np.float32)
-    going_on, num_threads = np.arange(len(queries)), faiss.omp_get_max_threads()
+    going_on = np.arange(len(queries))
     begin, end = 0, first_round if floor > -1 else candidates.shape[1]
     # Threads of faiss would come on top of these.
+    num_threads = faiss.omp_get_max_threads()
     with ThreadPoolExecutor(num_threads, initializer=faiss.omp_set_num_threads, initargs=(1,)) as threads:
         while begin < candidates.shape[1] and len(going_on):
             end = min(end, candidates.shape[1])
-            columns, rows = slice(begin, end), min(_PAIRS_AT_ONCE // (end - begin), len(going_on)) // num_threads
-            parts = [going_on[first:last] for first, last in row_blocks(0, len(going_on), max(rows, 1))]
-
-            def cosines_of(part: np.ndarray, columns: slice = columns) -> np.ndarray:
-                return _cosines(pool, queries[part], candidates[part, columns], known[part, columns])
-
-            found = np.concatenate(list(threads.map(cosines_of, parts)))
-            found[found < floor] = -np.inf
-            exact[going_on, columns] = found
-            going_on = going_on[(found > -np.inf).any(axis=1)]
+            columns, still = slice(begin, end), []
+            for first, last in row_blocks(0, len(going_on), max(_PAIRS_AT_ONCE // (end - begin), 1)):
+                part = going_on[first:last]
+                found = _cosines(pool, queries[part], candidates[part, columns], known[part, columns], threads)
+                found[found < floor] = -np.inf
+                exact[part, columns] = found
+                still.append(part[(found > -np.inf).any(axis=1)])
+            going_on = np.concatenate(still)
             begin, end = end, 3 * end - 2 * begin
     return exact
 
 
-def _cosines(pool: UnitVectors, queries: np.ndarray, candidates: np.ndarray, known: np.ndarray) -> np.ndarray:
+def _cosines(
+    pool: UnitVectors, queries: np.ndarray, candidates: np.ndarray, known: np.ndarray, threads: ThreadPoolExecutor
+) -> np.ndarray:
     """(q, c) float32 cosines of some queries and all of their candidates; -inf for those that are not known."""
-    found = np.full(candidates.size, -np.inf, np.float32)
     pairs = np.flatnonzero(known)
     pairs = pairs[np.argsort(candidates.ravel()[pairs])]
     row_of_pair = candidates.ravel()[pairs]
     begins = np.flatnonzero(np.diff(row_of_pair, prepend=-1))
-    stored = pool.take_as_stored(row_of_pair[begins])
+    rows, ends = row_of_pair[begins], np.append(begins[1:], len(pairs))
+    query_of_pair = pairs // max(candidates.shape[1], 1)
+    sorted_cosines = np.empty(len(pairs), np.float32)
 
-    # A row with more queries than `_QUERIES_OF_ROW` is repeated: faiss takes as many of each.
-    counts = np.diff(begins, append=len(pairs))
-    place = np.arange(len(pairs)) - np.repeat(begins, counts)
-    repeats = -(-counts // _QUERIES_OF_ROW)
-    repeated = np.repeat(np.arange(len(begins)), repeats)
-    line_of_pair = np.repeat(np.cumsum(repeats) - repeats, counts) + place // _QUERIES_OF_ROW
-    asking = np.full((len(repeated), _QUERIES_OF_ROW), -1, np.int64)
-    asking[line_of_pair, place % _QUERIES_OF_ROW] = pairs // candidates.shape[1]
-    cosines = np.empty(asking.shape, np.float32)
-    for first, end in row_blocks(0, len(repeated), _ROWS_IN_CACHE):
-        some = torch.from_numpy(np.take(stored, repeated[first:end], axis=0, mode="clip")).float().numpy()
-        squares = np.empty((end - first, 1), np.float32)
-        faiss.fvec_norms_L2sqr(faiss.swig_ptr(squares), faiss.swig_ptr(some), pool.width, end - first)
-        # One pair after the other: matrix products round differently where there are more rows or fewer.
-        pointers = (faiss.swig_ptr(array) for array in (cosines[first:end], some, queries, asking[first:end]))
-        faiss.fvec_inner_products_by_idx(*pointers, pool.width, end - first, _QUERIES_OF_ROW)
-        cosines[first:end] /= np.sqrt(squares)
-    found[pairs] = cosines[line_of_pair, place % _QUERIES_OF_ROW]
+    def compute(block: tuple[int, int]) -> None:
+        some = slice(*block)
+        of_block = slice(begins[some][0], ends[some][-1])
+        sorted_cosines[of_block] = _cosines_of_rows(
+            pool, rows[some], ends[some] - begins[some], queries, query_of_pair[of_block]
+        )
+
+    for _ in threads.map(compute, row_blocks(0, len(rows), _ROWS_IN_CACHE)):
+        pass
+    found = np.full(candidates.size, -np.inf, np.float32)
+    found[pairs] = sorted_cosines
     return found.reshape(candidates.shape)
+
+
+def _cosines_of_rows(
+    pool: UnitVectors, rows: np.ndarray, counts: np.ndarray, queries: np.ndarray, asking: np.ndarray
+) -> np.ndarray:
+    """The cosines of some rows with the queries that have them among their candidates: `counts` of each row."""
+    vectors = torch.from_numpy(pool.take_as_stored(rows)).float().numpy()
+    squares, products = np.empty(len(rows), np.float32), np.empty(len(asking), np.float32)
+    faiss.fvec_norms_L2sqr(faiss.swig_ptr(squares), faiss.swig_ptr(vectors), pool.width, len(rows))
+    place = np.repeat(np.arange(len(rows)), counts)
+    # One pair after the other: matrix products round differently where there are more rows or fewer.
+    pointers = [faiss.swig_ptr(array) for array in (queries, asking, vectors, place, products)]
+    faiss.pairwise_indexed_inner_product(pool.width, len(asking), *pointers)
+    return products / np.sqrt(squares)[place]
