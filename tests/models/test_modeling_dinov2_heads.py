@@ -233,7 +233,7 @@ def test_post_processing_resizes_each_image(processor_class):
         assert torch.equal(depths[index]["predicted_depth"], resized)
     whole = processor.post_process_semantic_segmentation(SemanticSegmenterOutput(logits=logits))
     assert torch.equal(torch.stack(whole), logits.argmax(dim=1))
-    with pytest.raises(ValueError, match="`target_sizes` holds 1 sizes, but there are 2 images"):
+    with pytest.raises(ValueError, match="`target_sizes` has 1 sizes, but there are 2 images"):
         processor.post_process_depth_estimation(DepthEstimatorOutput(predicted_depth=depth), sizes[:1])
 
 
