@@ -7,6 +7,7 @@ The files are empty, 1,000 in a folder.
 
 import argparse
 import json
+import os
 import pickle
 import resource
 import tempfile
@@ -69,11 +70,13 @@ def measure_pool(folder: Path, num_files: int) -> tuple[dict[str, float], float]
 
 
 def write_files(folder: Path, number: int) -> None:
-    for file in range(number):
-        place = folder / f"{file // FILES_IN_FOLDER:06d}"
-        if file % FILES_IN_FOLDER == 0:
-            place.mkdir(parents=True)
-        (place / f"{file:09d}.jpg").touch()
+    for start in range(0, number, FILES_IN_FOLDER):
+        place = folder / f"{start // FILES_IN_FOLDER:06d}"
+        place.mkdir(parents=True)
+        descriptor = os.open(place, os.O_RDONLY)  # which makes five million files in minutes
+        for file in range(start, min(start + FILES_IN_FOLDER, number)):
+            os.close(os.open(f"{file:09d}.jpg", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor))
+        os.close(descriptor)
 
 
 def timed(seconds: dict[str, float], name: str, work: Callable) -> object:
