@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..cosines import centred, cosines_less_one
+from ..cosines import CentredRows, centred, cosines_less_one
 
 
 # A wide tile of the similarity matrix keeps the number of top-k merges small, and on a GPU the number of launches.
@@ -35,11 +35,12 @@ def cosine_neighbors(bank: Tensor, queries: Tensor, k: int, chunk_size: int) -> 
     neighbors = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)
     bank_chunk = _BANK_ROWS_PER_QUERY * chunk_size
     centre = F.normalize(bank[:bank_chunk].to(queries.device, torch.float32), dim=1).mean(dim=0)
+    around_centre = centred(queries, centre)
     for start in range(0, len(bank), bank_chunk):
         tile = centred(F.normalize(bank[start : start + bank_chunk].to(queries.device, torch.float32), dim=1), centre)
         for first in range(0, len(queries), chunk_size):
             rows = slice(first, first + chunk_size)
-            candidates = cosines_less_one(centred(queries[rows], centre), tile)
+            candidates = cosines_less_one(CentredRows(around_centre.rows[rows], around_centre.terms[rows]), tile)
             candidates, columns = candidates.topk(min(k, candidates.shape[1]), dim=1)
             candidates = torch.cat([similarities[rows], candidates], dim=1)
             columns = torch.cat([neighbors[rows], columns + start], dim=1)
