@@ -66,7 +66,7 @@ def _cosines(
     row_of_pair = candidates.ravel()[pairs]
     begins = np.flatnonzero(np.diff(row_of_pair, prepend=-1))
     rows, ends = row_of_pair[begins], np.append(begins[1:], len(pairs))
-    query_of_pair = pairs // max(candidates.shape[1], 1)
+    query_of_pair = pairs // candidates.shape[1]
     sorted_cosines = np.empty(len(pairs), np.float32)
 
     def compute(block: tuple[int, int]) -> None:

@@ -8,7 +8,7 @@
 
 The name of a shard there tells what is in it. So shards of two configurations never mix, and one that serves a later
 run stays where it is. A shard counts if it has a manifest, and all files have its sizes and checksums. What else
-somebody puts there is theirs.
+somebody puts there is theirs, but for the folders of shards, which go whole.
 """
 
 import os
@@ -115,7 +115,8 @@ class RemoteStages(RemoteFolder):
                 sizes = {f"{place}/{name}": record["bytes"] for name, record in files.items()}
                 if f"{place}/{MANIFEST}" in found and all(found.get(name) == size for name, size in sizes.items()):
                     continue
-                self.remove_files([name for name in found if name.startswith(f"{place}/")])
+                # Files are overwritten, so none is removed but the manifest, without which the shard does not count.
+                self.remove_files([name for name in (f"{place}/{MANIFEST}",) if name in found])
                 for name in (*files, MANIFEST):
                     self.store.put_file(os.fspath(shard / name), f"{self.root}/{place}/{name}")
 
