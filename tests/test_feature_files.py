@@ -13,6 +13,7 @@ from torch import nn
 from transformers import BitImageProcessor, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from dinov2_hf import feature_files
+from dinov2_hf.data import load_image_dataset
 from dinov2_hf.feature_files import write_features
 from dinov2_hf.features import FeatureExtractor
 from dinov2_hf.output_folders import sole_writer
@@ -121,6 +122,34 @@ def test_the_other_columns_keep_their_values_and_types(model, processor, dataset
     }
     assert table["row"][:] == [0, 1, 2, 3]
     assert table.select_columns(others).to_list() == dataset.select(order).select_columns(others).to_list()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_of_a_folder_names_the_file_of_each_row(model, processor, dataset, tmp_path, name):
+    folder = tmp_path / "images"
+    (folder / "cats").mkdir(parents=True)
+    files = [folder / "b.png", folder / "cats" / "a.png", folder / "c.png"]
+    for row, file in enumerate(files):
+        dataset[row]["image"].save(file)
+    (folder / "broken.png").write_bytes(b"no image")
+    images = load_image_dataset(str(folder))
+    order = np.random.default_rng(0).permutation(len(images))
+    write_features_of(model, images.select(order), processor, tmp_path / name, batch_size=2)
+    features, table = read(tmp_path / name)
+    assert table.column_names == ["row", "path", "features"]
+    assert sorted(table["path"]) == sorted(map(str, files))  # absolute, and without the broken one
+    for path, feature in zip(table["path"], features, strict=True):
+        alone = [{"image": Image.open(path)}]
+        expected = FeatureExtractor(model, processor).features(alone, kind="cls").values[0]
+        np.testing.assert_allclose(feature, expected.numpy(), atol=1e-6)
+    write_features_of(model, images, processor, tmp_path / "without" / name, keep_columns=[])
+    assert read(tmp_path / "without" / name)[1].column_names == ["row", "features"]
+
+
+def test_a_column_of_the_dataset_called_path_stays_as_it_is(model, processor, dataset, tmp_path):
+    named = dataset.select_columns(["image"]).add_column("path", [f"mine {row}" for row in range(NUM_IMAGES)])
+    write_features_of(model, named, processor, tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet")[1]["path"][:] == [f"mine {row}" for row in range(NUM_IMAGES)]
 
 
 def test_a_table_says_how_its_features_were_taken(model, processor, dataset, tmp_path):

@@ -18,6 +18,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from pyarrow import parquet
 from torch import Tensor
@@ -28,6 +29,7 @@ from .features import DatasetOrRows, FeatureExtractor, require_column
 
 
 KIND = "features"  # of a folder, for its marker
+PATH = "path"  # the column with the names of the image files
 ORIGIN = b"dinov2_hf"  # key in the metadata of the Arrow schema
 # Readers load whole row groups and keep a record of each, so batches of a few hundred kB are joined up to this size.
 ROW_GROUP_BYTES = 32 * 2**20
@@ -66,7 +68,9 @@ def write_features(
 
     `*.parquet`, and a folder that `datasets.load_from_disk` opens (a name without an ending), are tables with the
     columns `row` (the row of `dataset`, int64), the kept columns with their `datasets` types (a `ClassLabel` keeps its
-    names), and `features` (a list of fixed length, or `datasets.Array3D` for patch grids). Tables leave out rows whose
+    names), and `features` (a list of fixed length, or `datasets.Array3D` for patch grids). Where the dataset knows the
+    names of its image files, the kept columns include `path` (str): the path of the file on this machine, or the name
+    that is stored with the bytes of the image. Tables leave out rows whose
     image cannot be decoded. The metadata of the parquet schema (key `dinov2_hf`) and the description of the dataset
     contain, as JSON, the model of the features and how they were taken. `Dataset.from_parquet`,
     `load_dataset("parquet", ...)` and `load_from_disk` restore all types, and `.with_format("numpy")` gives patch
@@ -79,8 +83,9 @@ def write_features(
         extractor: the model, and how it is run.
         dataset, kind, num_layers: as in `FeatureExtractor.batches`.
         output: the file or folder; missing folders above it are made.
-        keep_columns: columns of the dataset to copy into a table. None: all but the images. A sequence of dict rows
-            is read once more for them. Columns called `row` or `features` cannot be kept.
+        keep_columns: columns of the dataset to copy into a table, and `path`. None: all but the images. A sequence of
+            dict rows is read once more for them. Columns called `row` or `features` cannot be kept. A column of the
+            dataset called `path` is kept in place of the names of the files.
         dtype: "float32", or "float16" for half the size at a relative precision of 1/2048.
         overwrite: replace an existing `output`: a file, or a folder of features that this function wrote and to which
             no file was added.
@@ -171,6 +176,8 @@ def _files_of(dataset) -> list[str]:
 def _kept_columns(dataset, image_column: str, keep_columns: Sequence[str] | None) -> datasets.Dataset:
     """The columns to copy, without any format, as rows of Arrow tables."""
     is_typed = isinstance(dataset, datasets.Dataset)
+    if is_typed:
+        dataset = _with_image_paths(dataset, image_column)
     columns = dataset.column_names if is_typed else list(dataset[0])
     names = [name for name in columns if name != image_column] if keep_columns is None else list(keep_columns)
     if isinstance(keep_columns, str) or not set(names) <= set(columns):
@@ -191,6 +198,21 @@ def _kept_columns(dataset, image_column: str, keep_columns: Sequence[str] | None
         refuse_unreadable_files(dataset, name)
     # The stored values unchanged: a kept image is not decoded and encoded again.
     return dataset.select_columns(names).with_format("arrow")
+
+
+def _with_image_paths(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:
+    """With a column `path`, the stored names of the image files, where there are any and the name is free."""
+    if PATH in dataset.column_names or not isinstance(dataset.features[image_column], datasets.Image):
+        return dataset
+    table = dataset.data.table
+    paths = pc.struct_field(table.column(image_column), "path")  # a view, without the bytes of the images
+    if paths.null_count == len(paths):
+        return dataset
+    info = dataset.info.copy()
+    info.features = datasets.Features({**dataset.features, PATH: datasets.Value("string")})
+    return datasets.Dataset(
+        table.append_column(PATH, paths), info=info, split=dataset.split, indices_table=dataset._indices
+    )
 
 
 def _table_features(kept: datasets.Dataset, shape: tuple[int, ...], dtype: str) -> datasets.Features:

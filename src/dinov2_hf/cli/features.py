@@ -38,7 +38,7 @@ def features(
         num_layers: blocks of the kinds last_layers... (default: 4).
         max_image_pixels: skip images of more pixels (default: 178956970, as Pillow does).
         image_column: (default: the first one that holds images).
-        keep_columns: what to copy into a table (default: all columns but images); without names, none.
+        keep_columns: what to copy into a table (default: all but images, and `path`, the file); without names, none.
         batch_size: images in a forward pass.
         num_workers: processes that decode images.
         dtype: of the written features.
