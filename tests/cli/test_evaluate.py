@@ -200,6 +200,27 @@ def test_pictures(tmp_path, folder, data, capsys):
         output.unlink()
 
 
+def test_a_broken_image_is_not_searched(tmp_path, folder, capsys):
+    """The neighbours are those of the folder without it, and a row keeps its number."""
+    pictures = []
+    for name in ("with", "without"):
+        images = tmp_path / name
+        images.mkdir()
+        for number in range(6):
+            colour = (40 * number, 255 - 40 * number, 90)
+            Image.new("RGB", (40, 40), colour).save(images / f"{number}.png")
+        if name == "with":
+            (images / "2a.png").write_bytes(b"no image")
+        rows = (0, 6) if name == "with" else (0, 5)
+        output = tmp_path / f"{name}.png"
+        words = ("--kind", "neighbors", "--data", images, "--rows", *rows, "--num_neighbors", 3, "--output", output)
+        run("visualize", folder, *words)
+        said = capsys.readouterr().err
+        assert ("row 3 is not searched, since its image cannot be decoded: " in said) == (name == "with")
+        pictures.append(Image.open(output).convert("RGB").tobytes())
+    assert pictures[0] == pictures[1]
+
+
 def test_mistakes_about_pictures(tmp_path, folder, data):
     Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
 

@@ -1,9 +1,11 @@
 """`dinov2-hf visualize`."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from transformers.utils import logging as transformers_logging
 
 from ..atomic_files import new_file
@@ -184,12 +186,16 @@ def draw_neighbors(
     if label_column is not None:
         require_column(dataset, label_column, "label_column")
     extractor = FeatureExtractor(network, image_processor, image_column=image_column, progress=True, **extraction)
-    features = extractor.features(dataset).values
+    searched = extractor.features(dataset, skip_undecodable=True)
+    for row, reason in searched.undecodable_rows.items():
+        print(f"row {row} is not searched, since its image cannot be decoded: {reason}", file=sys.stderr)
     queries = replace(extractor, progress=False).features([{image_column: image} for image in images]).values
-    found = nearest_images(queries, features, num_neighbors, rows)
+    own_places = None if rows is None else torch.searchsorted(searched.rows, torch.tensor(rows)).tolist()
+    found = nearest_images(queries, searched.values, num_neighbors, own_places)
+    found_rows = searched.rows[found.rows].tolist()
     neighbors = [
         [square_picture(image) for image in read_images(network, None, collection, of_query)]
-        for of_query in found.rows.tolist()
+        for of_query in found_rows
     ]
     labels = None
     if label_column is not None:
@@ -197,8 +203,7 @@ def draw_neighbors(
         word = feature.int2str if hasattr(feature, "int2str") else str
         own = ["query"] * len(images) if rows is None else [word(values[row]) for row in rows]
         labels = [
-            [mine, *(word(values[row]) for row in of_query)]
-            for mine, of_query in zip(own, found.rows.tolist(), strict=True)
+            [mine, *(word(values[row]) for row in of_query)] for mine, of_query in zip(own, found_rows, strict=True)
         ]
     pictures = [square_picture(image) for image in images]
     draw_nearest_images(pictures, neighbors, found.similarities, output, labels=labels, title=title)

@@ -19,13 +19,17 @@ class Gallery:
     Args:
         dataset: the images.
         extractor: makes the features of the images and of a query.
-        index: an exact index of these features.
+        index: an exact index of these features, of length 1, less `centre`. The cosine of two of them is
+            1 - d^2 / 2 for their distance d. Their products would order images by rounding errors where all
+            features are nearly the same, as those of a fresh network are.
+        centre: (D,) the mean of the features.
         rows: the rows of the dataset in the index, whose images can be decoded.
     """
 
     dataset: Dataset
     extractor: FeatureExtractor
     index: Any
+    centre: np.ndarray
     rows: np.ndarray
 
     def __len__(self) -> int:
@@ -41,23 +45,24 @@ def build_gallery(extractor: FeatureExtractor, dataset: Dataset) -> Gallery:
     """
     features = extractor.features(dataset, skip_undecodable=True)
     vectors = _unit(features.values.numpy())
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    return Gallery(dataset, extractor, index, features.rows.numpy())
+    centre = vectors.mean(axis=0)
+    index = faiss.IndexFlatL2(vectors.shape[1])
+    index.add(vectors - centre)
+    return Gallery(dataset, extractor, index, centre, features.rows.numpy())
 
 
 def search(gallery: Gallery, image: Image.Image, count: int = 12) -> list[tuple[Image.Image, float]]:
     """The most similar images of a gallery, as square pictures, with the cosine of their CLS features."""
     column = gallery.extractor.image_column
     query = replace(gallery.extractor, progress=False, num_workers=0).features([{column: image}]).values.numpy()
-    similarities, places = gallery.index.search(_unit(query), min(count, len(gallery)))
+    squares, places = gallery.index.search(_unit(query) - gallery.centre, min(count, len(gallery)))
     decode, found = image_decoder(3), []
-    for similarity, place in zip(similarities[0].tolist(), places[0].tolist(), strict=True):
+    for square, place in zip(squares[0].tolist(), places[0].tolist(), strict=True):
         try:
             picture = square_picture(decode(gallery.dataset[int(gallery.rows[place])][column]))
         except UndecodableImage:  # its file has changed
             continue
-        found.append((picture, similarity))
+        found.append((picture, 1 - square / 2))
     return found
 
 
