@@ -79,7 +79,7 @@ def test_options_of_a_stage(planted):  # noqa: F811
         planted.curate(stages=[other])
     with pytest.raises(ValueError, match="the stage 'semdedup' has no option 'treshold'. Did you mean `threshold`"):
         planted.curate(stages=[{"semdedup:semdedup": {"treshold": 0.9}}])
-    with pytest.raises(ValueError, match="stages has 'detail:detail', which is no stage"):
+    with pytest.raises(ValueError, match="`stages` names 'detail:detail', which is a function, but must be a stage"):
         planted.curate(stages=["detail:detail"])
     with pytest.raises(ValueError, match="a stage 'semdedup' which there is already"):
         planted.curate(stages=[SEMDEDUP, SEMDEDUP])

@@ -1,4 +1,4 @@
-"""The images that were chosen, read again and written as the files of the dataset."""
+"""Reads the images that were chosen again, and writes them as the files of the dataset."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ from .stage import image_shards, stage
 def chosen_rows(curation: Curation, accounting: str) -> pa.Table:
     """The rows of the dataset: those selected from the pool, then those of the curated sources that are included.
 
-    Of a curated source those that `Curation.curated_left` has, but for those that `drop_leaks` dropped.
+    The rows of a curated source are those of `Curation.curated_left`, without those that `drop_leaks` dropped.
     """
     selected = parquet.read_table(curation.folders["select"].shard(0) / "selected.parquet")
     if accounting == "multiset":

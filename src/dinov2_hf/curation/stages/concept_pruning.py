@@ -1,7 +1,7 @@
 """Stages that a recipe may name: SemDeDup, pruning by the density of concepts, and a sample balanced over them.
 
-Each clusters what is left of the pool, by the vectors that serve retrieval. They follow deduplication, and come before
-what curated images bring.
+Each stage clusters the images that are left of the pool, by the vectors that serve retrieval. They run after
+deduplication and before the selection.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from .select import TRAINING_ROWS_PER_CLUSTER, where_to_cluster
 from .stage import NAMED_STAGES, stage
 
 
-# Their order in a recipe is that in which they run.
+# They run in the order in which the recipe names them.
 PLACE = {"after": "retrieval_embed", "collective": True, "step": "retrieve"}
 
 
@@ -31,10 +31,10 @@ class Clustered:
 
     Attributes:
         row_ids: (n,) of the images.
-        vectors: of them.
+        vectors: the vectors of these images.
         centroids: (K, D).
         members: rows of each cluster.
-        typical: (n,) cosine of each and its centroid.
+        typical: (n,) cosine between each image and its centroid.
     """
 
     row_ids: np.ndarray
@@ -64,7 +64,7 @@ def semdedup(
     curation: Curation, shard: UnfinishedShard, *, threshold: float = 0.95, clusters: int | None = None,
     kmeans_iterations: int, seed: int,
 ) -> Dropped | None:  # fmt: skip
-    """Of images of one cluster whose cosine exceeds `threshold`, the least typical stays (Abbas et al. 2023)."""
+    """Keep the least typical of images of one cluster whose cosine exceeds `threshold` (Abbas et al. 2023)."""
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}, but must be a cosine, from -1 to 1.")
     pool = _clustered(curation, clusters, kmeans_iterations, seed)
@@ -83,8 +83,8 @@ def density_pruning(
     curation: Curation, shard: UnfinishedShard, *, keep: float = 0.5, temperature: float = 0.1,
     clusters: int | None = None, kmeans_iterations: int, seed: int,
 ) -> Dropped | None:  # fmt: skip
-    """Keep a share of the pool, more of clusters that are wide and apart, and of each the least typical images (Abbas
-    et al. 2024)."""
+    """Keep a share of the pool. Clusters that are wide and far from others keep more images. Each cluster keeps its
+    least typical ones (Abbas et al. 2024)."""
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, but must be above 0.")
     pool = _clustered(curation, clusters, kmeans_iterations, seed)
@@ -103,7 +103,7 @@ def balance(
     curation: Curation, shard: UnfinishedShard, *, keep: float = 0.5, clusters: int | None = None,
     kmeans_iterations: int, seed: int,
 ) -> Dropped | None:  # fmt: skip
-    """Keep a share of the pool, as many images of each cluster as of any other, as far as it has them."""
+    """Keep a share of the pool: equally many images of each cluster, as far as a cluster has that many."""
     pool = _clustered(curation, clusters, kmeans_iterations, seed)
     if not shard.is_kept:
         return None

@@ -1,4 +1,4 @@
-"""How evenly the pool and the dataset lie over concepts: clusters of the pool, for the report."""
+"""How evenly the pool and the dataset are spread over concepts (clusters of the pool), for the report."""
 
 import json
 
@@ -14,17 +14,17 @@ from .stage import stage
 
 
 MOST_CONCEPTS = 100
-IMAGES_PER_CONCEPT = 20  # of smaller pools there are fewer concepts
+IMAGES_PER_CONCEPT = 20  # smaller pools have fewer concepts
 SAMPLED_IMAGES = 200_000  # of the pool, and of the dataset
 SHOWN_IMAGES = 4
 
 
 @stage("concepts", needs=["build"], step="build", collective=True)
 def concepts(curation: Curation, shard: UnfinishedShard, *, seed: int) -> None:
-    """Clusters of the pool that was embedded, and how many images of the dataset each has: `report.json`.
+    """Cluster the pool that was embedded, and count the images of the dataset in each cluster: `report.json`.
 
-    The vectors are those that serve retrieval. The most typical images of each are named: of the dataset, or of the
-    pool where it has none.
+    The vectors are those that serve retrieval. The report names the most typical images of each cluster: images of the
+    dataset, or of the pool if the dataset has none there.
     """
     store = curation.pool_vectors(curation.retrieval_stage)
     count = min(MOST_CONCEPTS, len(store) // IMAGES_PER_CONCEPT)

@@ -32,8 +32,8 @@ def deduplicate(
     curation: Curation, shard: UnfinishedShard, *, deduplication_threshold: float, representative: str,
     split_chains: bool, seed: int,
 ) -> Dropped:  # fmt: skip
-    """Keep one image of each group of copies: `report.json` tells of the groups, `stays_for.npy`, (n,), has the row
-    that stays for each."""
+    """Keep one image of each group of copies. `report.json` describes the groups; `stays_for.npy`, (n,), has for each
+    row the row that stays for it."""
     pool = curation.pool_vectors()
     ids, quality = pool.ids, None
     if representative == "best_quality":
@@ -61,7 +61,7 @@ def deduplicate(
     stays_for = np.arange(len(pool))
     stays_for[found.dropped] = found.duplicate_of
     np.save(shard.folder / "stays_for.npy", stays_for)
-    # Of a chain, in which each is a copy of the next, the ends need not resemble each other.
+    # In a chain each image is a copy of the next, but the ends need not resemble each other.
     texts = (
         f"end of a chain of copies (cosine > {deduplication_threshold} from one to the next)",
         f"copy in the pool (cosine > {deduplication_threshold})",
@@ -71,9 +71,9 @@ def deduplicate(
 
 
 def _nearest_others(curation: Curation, edges: Edges, threshold: float) -> Histogram:
-    """Of the cosine of each image of the pool and its nearest other."""
+    """The histogram of the cosine between each image of the pool and its nearest other."""
     nearest = np.concatenate([np.load(path) for path in curation.folders["search_copies"].files("nearest.npy")])
-    # An image was looked for among earlier ones; those that come later were looked for themselves.
+    # Each image was compared with earlier ones only, so an edge counts for both of its images.
     for ends in (edges.rows, edges.others):
         np.maximum.at(nearest, ends, edges.similarities)
     floor = None if knows_all_neighbors(curation) else floor_of(curation.arguments, "copies")
@@ -91,7 +91,7 @@ def _nearest_others(curation: Curation, edges: Edges, threshold: float) -> Histo
     is_wanted=lambda curation: curation.arguments.excludes_copies_of_curated,
 )
 def drop_curated_copies(curation: Curation, shard: UnfinishedShard, *, deduplication_threshold: float) -> Dropped:
-    """Drop what repeats a curated image that goes into the dataset, or stays for an image that does."""
+    """Drop images that repeat a curated image of the dataset, and images that stay for one that does."""
     pool, (curated_ids, curated) = curation.pool_vectors(), curation.included_vectors()
     edges, stays_for = (
         load_edges(curation.folders["search_curated_copies"]),
@@ -123,9 +123,9 @@ def drop_curated_copies(curation: Curation, shard: UnfinishedShard, *, deduplica
     ),
 )
 def drop_leaks(curation: Curation, shard: UnfinishedShard, *, benchmark_threshold: float) -> Dropped:
-    """Leave curated images that resemble one of a benchmark out of the dataset: `leaks.npy`, their row ids.
+    """Leave curated images that resemble a benchmark image out of the dataset: `leaks.npy` has their row ids.
 
-    They have been retrieved for, which brings nothing that resembles a benchmark: the pool was cleaned before.
+    Images were retrieved for them, but none that resembles a benchmark image: the pool was cleaned before.
     """
     leaks = leaks_of_curated(curation)
     np.save(shard.folder / "leaks.npy", leaks.row_ids)
@@ -134,7 +134,7 @@ def drop_leaks(curation: Curation, shard: UnfinishedShard, *, benchmark_threshol
 
 
 def leaks_of_curated(curation: Curation) -> Dropped:
-    """The curated images that go into the dataset and resemble one of a benchmark, and which."""
+    """The curated images that go into the dataset and resemble a benchmark image, and which image that is."""
     edges = load_edges(curation.folders["search_leaks"])
     row_ids, references = curation.included_vectors()[0], pool_of(curation, "benchmarks").ids
     reason = f"curated image that resembles a benchmark (cosine > {curation.arguments.benchmark_threshold})"
@@ -150,7 +150,7 @@ def leaks_of_curated(curation: Curation) -> Dropped:
 def relative_deduplicate(
     curation: Curation, shard: UnfinishedShard, *, benchmark_threshold: float, seed: int
 ) -> Dropped:
-    """Drop the groups that a benchmark image touches, whole; `report.json` tells of them."""
+    """Drop each whole group that a benchmark image touches; `report.json` describes them."""
     pool, references = curation.pool_vectors(), pool_of(curation, "benchmarks")
     ids, present = pool.ids, np.zeros(len(pool), bool)
     present[curation.left()[1]] = True
@@ -195,7 +195,7 @@ def relative_deduplicate(
 
 
 def _row_ids(pairs: dict[str, Edges], ids: np.ndarray, other_ids: np.ndarray) -> dict[str, list[list]]:
-    """By side of a threshold, [row id, other row id, cosine] of its pairs."""
+    """[row id, other row id, cosine] of the pairs on each side of a threshold."""
     return {
         side: [
             [int(ids[row]), int(other_ids[other]), round(float(cosine), 4)]

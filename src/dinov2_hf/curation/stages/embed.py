@@ -1,7 +1,7 @@
 """Stages that turn images into vectors.
 
-What an embedder gives for an image is kept by source. What it learns from a sample of the pool, and which images of
-the pool are left, depends on all sources, and is applied to that in a second step, which reads no image.
+The output of an embedder for an image is kept by source. What the embedder learns from a sample of the pool, and which
+images of the pool are left, depends on all sources. A second step applies this to the output, and reads no image.
 """
 
 import bisect
@@ -56,12 +56,12 @@ class RowsOfSources(Sequence):
     def __getitem__(self, place: int) -> dict:
         try:
             content = read_image_file(self.sources.image(int(self.row_ids[place])))
-        except (UndecodableImage, UnreadableFile):  # an error would end a process of a loader; the reason is asked for
+        except (UndecodableImage, UnreadableFile):  # an error would end a loader's process; `why_not` tells it
             content = b""
         return {"image": {"bytes": content, "path": None}}
 
     def why_not(self, place: int, reason: str) -> str:
-        """Why there is no picture at a place, which may be that its file cannot be read."""
+        """The reason why there is no picture at a place: its file cannot be read, or the reason that is given."""
         try:
             read_image_file(self.sources.image(int(self.row_ids[place])))
         except (UndecodableImage, UnreadableFile) as error:
@@ -75,12 +75,12 @@ def specs_of(arguments: CurationArguments) -> list[str]:
 
 
 def spec_of(arguments: CurationArguments, of: str) -> str | None:
-    """That which is meant by the field "embedder" or "retrieval_embedder"."""
+    """The embedder that the field "embedder" or "retrieval_embedder" stands for."""
     return arguments.copy_embedder if of == "embedder" else arguments.retrieval_embedder
 
 
 def load_embedder_of(arguments: CurationArguments, spec: str, **run: Any) -> Embedder:
-    """An embedder that computes, as these arguments want it; `run`: as in `load_embedder`, with `fitted`."""
+    """Load an embedder that computes vectors, as these arguments ask; `run`: as in `load_embedder`, with `fitted`."""
     return load_embedder(
         spec,
         feature_kind=arguments.feature_kind,
@@ -93,7 +93,7 @@ def load_embedder_of(arguments: CurationArguments, spec: str, **run: Any) -> Emb
 
 
 def embedder_at_work(arguments: CurationArguments, spec: str) -> Embedder:
-    """An embedder that computes, where this process runs it, on images decoded as it needs them."""
+    """Load an embedder that computes vectors on the device of this process, of images decoded as it needs them."""
     embedder = load_embedder_of(arguments, spec, **workers_of(arguments))
     if pixels.is_reduced(arguments, spec) and embedder.extractor.num_channels == 3:
         embedder.extractor.decode = partial(decode_image, reduction=pixels.reduction)
@@ -113,7 +113,7 @@ def what_decides_vectors(spec: str, arguments: CurationArguments) -> dict[str, A
 
 
 def roles_of(curation: Curation, of: str) -> list[str]:
-    """Of which images vectors are made."""
+    """The roles of the images that get vectors."""
     arguments = curation.arguments
     if of == "retrieval_embedder":
         return ["uncurated", *(["curated"] if arguments.how_selected == "retrieval" else [])]
@@ -123,10 +123,10 @@ def roles_of(curation: Curation, of: str) -> list[str]:
 
 
 def _to_embed(curation: Curation, piece: Piece, of: str, *, alone: bool) -> np.ndarray:
-    """Row ids of a piece that vectors are wanted of, ascending.
+    """Row ids of the images of a piece that need vectors, ascending.
 
     Args:
-        alone: also those that are copies of images of other sources, so that other sources change nothing.
+        alone: include copies of images of other sources, so that other sources change nothing.
     """
     role = curation.sources.roles[piece.source]
     if role not in roles_of(curation, of):
@@ -140,15 +140,16 @@ def _to_embed(curation: Curation, piece: Piece, of: str, *, alone: bool) -> np.n
 
 
 def _copies_of(curation: Curation, of: str, name: str) -> np.ndarray:
-    """(m, 2) copies, of which one is embedded where the image that stays has no vector."""
+    """(m, 2) copies; one of them is embedded if the image that stays has no vector."""
     return curation.array("hash_deduplicate", name) if of == "embedder" else np.empty((0, 2), np.int64)
 
 
 def _describe(curation: Curation, shard: UnfinishedShard, *, of: str) -> None:
-    """What the embedder gives for a piece of a source: `vectors.npy`, in single precision if they are brought to their
-    last form later, `rows.npy`, their rows within the source, and `failures.json`, reasons by row.
+    """Write what the embedder gives for a piece of a source.
 
-    Images without a vector have a copy in their place, if there is one in the source.
+    `vectors.npy` is in single precision if the vectors are brought to their last form later. `rows.npy` has their rows
+    within the source, and `failures.json` the reasons by row. A copy takes the place of an image without a vector, if
+    there is one in the source.
     """
     piece, spec = curation.pieces[shard.rank], spec_of(curation.arguments, of)
     usable = partial(_usable_vectors, curation, spec, f"{of} {shard.label}")
@@ -167,7 +168,7 @@ def _describe(curation: Curation, shard: UnfinishedShard, *, of: str) -> None:
 
 
 def _what_it_reads(curation: Curation, rank: int, *, of: str) -> bytes:
-    """Which images of a piece are described."""
+    """Bytes that tell which images of a piece are described."""
     piece = curation.pieces[rank]
     wanted = _to_embed(curation, piece, of, alone=True)
     copies = _copies_of(curation, of, "copies_in_source")
@@ -176,7 +177,7 @@ def _what_it_reads(curation: Curation, rank: int, *, of: str) -> bytes:
 
 
 def _described(curation: Curation, row_ids: np.ndarray, of: str) -> tuple[np.ndarray, np.ndarray]:
-    """Those of some images that have been described, ascending, and what the embedder gave for them."""
+    """Which of some images have been described, ascending, and what the embedder gave for them."""
     found, vectors = np.empty(0, np.int64), np.empty((0, 1), np.float32)
     wanted_sources = {curation.sources.locate(row)[0] for row in row_ids.tolist()}
     for rank, piece in enumerate(curation.pieces):
@@ -192,7 +193,7 @@ def _described(curation: Curation, row_ids: np.ndarray, of: str) -> tuple[np.nda
 
 
 def _fit(curation: Curation, shard: UnfinishedShard, *, of: str, seed: int) -> None:
-    """Fit what the embedder learns from a sample of the pool, as the perceptual descriptor its mean."""
+    """Fit what the embedder learns from a sample of the pool, such as the mean of the perceptual descriptor."""
     row_ids = curation.array("hash_deduplicate", "uncurated") if of == "embedder" else curation.left()[0]
     sample = np.random.default_rng(seed).choice(row_ids, min(FITTED_SAMPLE, len(row_ids)), replace=False)
     found, vectors = _described(curation, sample, of)
@@ -206,7 +207,7 @@ def _fit(curation: Curation, shard: UnfinishedShard, *, of: str, seed: int) -> N
 def _in_last_form(
     curation: Curation, row_ids: np.ndarray, vectors: np.ndarray, of: str
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """What the embedder gave, brought to its last form by what was fitted, if anything was; as `_with_direction`."""
+    """The last form of what the embedder gave: what was fitted is applied, if anything was. As `_with_direction`."""
     if FIT[of] not in curation.folders or not len(vectors):
         return row_ids, vectors, {}
     module = fitted_module(spec_of(curation.arguments, of))()
@@ -217,8 +218,8 @@ def _in_last_form(
 
 
 def _embed(curation: Curation, shard: UnfinishedShard, *, of: str) -> Dropped:
-    """The vectors of what is left of a piece: `<role>.npy` and `<role>.ids.npy`, read by `EmbeddingStore`; copies in
-    the place of images of the pool that have none: `stand_ins.npy`."""
+    """Write the vectors of what is left of a piece: `<role>.npy` and `<role>.ids.npy`, which `EmbeddingStore` reads.
+    `stand_ins.npy` names the copies that take the place of images of the pool without a vector."""
     piece, described = curation.pieces[shard.rank], curation.folders[DESCRIBE[of]].shard(shard.rank)
     wanted = _to_embed(curation, piece, of, alone=False)
     stand_ins, reasons = np.empty((0, 2), np.int64), {}
@@ -295,7 +296,7 @@ FIT = {"embedder": EMBED[1].name, "retrieval_embedder": RETRIEVAL_EMBED[1].name}
 def _joined(
     row_ids: np.ndarray, vectors: np.ndarray, others: np.ndarray, their_vectors: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images with their vectors, and further ones after them; of none, vectors have no width."""
+    """Images with their vectors, and further ones after them. The vectors of no images have no width."""
     if not len(others):
         return row_ids, vectors
     vectors = np.concatenate([vectors, their_vectors.astype(vectors.dtype)]) if len(row_ids) else their_vectors
@@ -303,7 +304,7 @@ def _joined(
 
 
 def _with_direction(row_ids: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """The images whose vectors have a direction, with these, and why the others have none."""
+    """The images whose vectors have a direction, these vectors, and why the others have none."""
     problems = np.array(problems_of(vectors), dtype=object)
     is_good = problems == ""
     if is_good.all():
@@ -343,7 +344,7 @@ def _vectors(curation: Curation, spec: str, row_ids: np.ndarray, description: st
 
 
 def _known_vectors(curation: Curation, spec: str, row_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The places of images whose vectors were made when they were first read, ascending, and these."""
+    """The places of images whose vectors were made when the images were first read, ascending, and these vectors."""
     decided_by, shards = what_decides_vectors(spec, curation.arguments), curation.shards_of(row_ids)
     found, vectors = np.empty(0, np.int64), np.empty((0, 1), np.float32)
     for shard in np.unique(shards).tolist():
@@ -358,7 +359,7 @@ def _known_vectors(curation: Curation, spec: str, row_ids: np.ndarray) -> tuple[
 
 
 def _refuse_unread(curation: Curation, rows: RowsOfSources, reasons: dict[int, str]) -> dict[int, str]:
-    """The reasons, by place, for images that were read before and cannot be now, if such are left out."""
+    """The reasons, by place, for images that were read before and cannot be read now, if the user leaves these out."""
     found = {}
     for place, reason in reasons.items():
         reason, image_id = rows.why_not(place, reason), curation.sources.image_id(int(rows.row_ids[place]))
@@ -368,8 +369,8 @@ def _refuse_unread(curation: Curation, rows: RowsOfSources, reasons: dict[int, s
 
 
 def workers_of(arguments: CurationArguments) -> dict[str, Any]:
-    """Where and by how many processes. Decoding must not keep an accelerator waiting; on a CPU it would compete with
-    the network."""
+    """The device, and the number of processes that decode. Decoding must not keep an accelerator waiting; on a CPU it
+    would compete with the network."""
     device, num_workers = str(find_device(arguments.device)), arguments.num_workers
     if num_workers is None:
         num_workers = 0 if device == "cpu" else min(8, os.cpu_count() or 1)

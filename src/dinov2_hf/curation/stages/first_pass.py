@@ -1,7 +1,7 @@
-"""Images read and decoded once, for all that is wanted of their pixels: facts, filters, and what an embedder takes.
+"""Reads and decodes images once, for everything that needs their pixels: facts, filters, and the input of an embedder.
 
 Loader workers read, decode and process a batch while the model runs over the one before. Large JPEG files are decoded
-smaller where nothing looks at all of their pixels.
+at a smaller size if nothing needs all of their pixels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,11 +31,11 @@ class ReadImage:
     """
     Attributes:
         row_id: of the image.
-        facts: `path`, and of an image that could be decoded `width`, `height`, `num_bytes` and the hashes.
-        reason: why it could not be; None: it could.
-        is_unreadable: it could not be read, so another time it may be.
-        image: the picture, where the caller wants it.
-        pixel_values: what the embedder takes, (1, ...), where a worker has made it.
+        facts: `path`; if the image could be decoded also `width`, `height`, `num_bytes`, `format` and the hashes.
+        reason: why it could not be decoded; None: it could.
+        is_unreadable: the file could not be read, and may be readable another time.
+        image: the picture, if the caller wants it.
+        pixel_values: the input of the embedder, (1, ...), if a worker has made it.
     """
 
     row_id: int
@@ -59,10 +59,10 @@ def read_images(
     """Read and decode images, in batches, in their order.
 
     Args:
-        is_reduced: decode large JPEG files smaller, see `pixels`.
-        num_workers: processes that do it. 0: this one.
-        process: makes what an embedder takes of a list of pictures, where the pictures are decoded.
-        keeps_images: pictures come with it; from other processes that takes time.
+        is_reduced: decode large JPEG files at a smaller size, see `pixels`.
+        num_workers: processes that read and decode. 0: this process does it.
+        process: makes the input of an embedder from a list of pictures, in the process that decodes them.
+        keeps_images: return the pictures too; from other processes that takes time.
     """
     loader = DataLoader(
         _Images(sources, row_ids, is_reduced),
@@ -115,7 +115,7 @@ class _Images(Dataset):
 
 
 def _shown_path(path: str | None) -> str | None:
-    """The name of a file for records: without the mark of a forbidden one, and without what signs an address."""
+    """The name of a file for records, without the mark of a forbidden file and without the signature of an address."""
     if path is None:
         return None
     path = outside_path(path) or path

@@ -1,7 +1,7 @@
-"""What an embedder gives for images that are in memory anyway: made in the first pass over them, found again later.
+"""Vectors that an embedder makes in the first pass over images, which are in memory then anyway.
 
-A shard of `ingest` holds them beside the facts of its images, with what decided them. They are a convenience of the
-stage that describes images: what is not here, or was made by another embedder, it makes itself.
+A shard of `ingest` holds them beside the facts of its images, with what they depend on. The stage that describes
+images takes them from there. It makes vectors itself if they are missing, or were made by another embedder.
 """
 
 import json
@@ -23,7 +23,7 @@ VECTORS, ROWS, DECIDED_BY = "first_vectors.npy", "first_rows.npy", "first_vector
 
 
 class FirstVectors:
-    """Vectors of images as they come.
+    """Makes vectors of images as they come.
 
     Args:
         embedder: takes RGB pictures.
@@ -39,13 +39,13 @@ class FirstVectors:
 
     @property
     def process(self) -> Callable:
-        """Makes what the model takes of a list of pictures."""
+        """Makes the input of the model from a list of pictures."""
         return self.embedder.extractor.image_processor
 
     def add(self, found: Sequence[tuple[int, ReadImage]]) -> None:
         """
         Args:
-            found: rows, and their images: pictures, or what `process` made of them.
+            found: rows and their images, as pictures or as what `process` made of them.
         """
         if not found:
             return
@@ -77,7 +77,7 @@ class FirstVectors:
 
 
 def first_vectors(folder: Path, decided_by: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(m,) rows and (m, D) vectors of a shard; none where there are none that were decided by this."""
+    """(m,) rows and (m, D) vectors of a shard; m is 0 if it has no vectors that depend on exactly this."""
     try:
         if json.loads((folder / DECIDED_BY).read_text()) == json.loads(json.dumps(decided_by)):
             return np.load(folder / ROWS), np.load(folder / VECTORS, mmap_mode="r")

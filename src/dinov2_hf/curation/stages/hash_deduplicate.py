@@ -1,4 +1,4 @@
-"""The second stage: repeated ids, equal files, and pictures of equal perceptual hashes go; one of them stays."""
+"""The second stage drops repeated ids, equal files, and pictures with equal perceptual hashes. One of each stays."""
 
 from collections.abc import Iterator
 
@@ -21,12 +21,13 @@ def hash_deduplicate(
 ) -> Iterator[Dropped]:  # fmt: skip
     """Write the row ids that are left: `uncurated.npy`, `curated.npy` and `benchmark.npy`.
 
-    `copies.npy`, (m, 2), has row ids of equal files and hashes of the pool, and of the image that stays for each: in
-    the order of the latter, the best copies of an image first. `to_embed.npy` and `copies_in_source.npy` are the same
-    of each source as if it were alone: whatever sources come, vectors are made of these, and stay.
+    `copies.npy`, (m, 2), has the row id of each image of the pool that repeats a file or a hash, and the row id of the
+    image that stays for it. It is sorted by the image that stays; the best copies of an image come first.
+    `to_embed.npy` and `copies_in_source.npy` hold the same for each source as if it were alone. Vectors are made of
+    these images, so they stay valid when other sources come.
 
-    Only the pool is deduplicated; ids must be unique within each role. What stays is the smallest row, or with
-    `representative: best_quality` the best picture.
+    Only the pool is deduplicated; ids must be unique within each role. The image with the smallest row id stays, or
+    the best picture with `representative: best_quality`.
     """
     sources, by_quality = curation.sources, representative == "best_quality"
     has_ids = any(source.id_column for source in sources.sources)
@@ -59,14 +60,14 @@ def hash_deduplicate(
 def _without_copies(
     table: pa.Table, has_ids: bool, equal_files: bool, distance: int | None
 ) -> tuple[np.ndarray, np.ndarray, list[Dropped]]:
-    """What is left of some images, given in the order of preference.
+    """The images that are left of some that are given in the order of preference.
 
     Args:
         equal_files: drop files of equal bytes.
-        distance: drop perceptual hashes that differ in so many bits; None: do not.
+        distance: drop images whose perceptual hashes differ in at most this many bits; None: do not.
 
     Returns:
-        (n,) row ids that are left, ascending, (m, 2) copies as of `_copies`, and what goes.
+        (n,) row ids that are left, ascending, (m, 2) copies as from `_copies`, and the images that go.
     """
     gone, copies = [], []
     if has_ids:
@@ -86,11 +87,12 @@ def _without_copies(
 
 
 def _copies(row_ids: np.ndarray, dropped: list[Dropped]) -> np.ndarray:
-    """(m, 2) copies and what stays for each.
+    """(m, 2) row ids of copies, and of the image that stays for each.
 
     Args:
         row_ids: of the pool, the best first.
-        dropped: for each copy another image; that of an equal file can be a copy of an equal hash itself.
+        dropped: names for each copy the image that it repeats. An image that an equal file repeats can itself be
+            dropped for an equal hash.
     """
     stays_for = {
         row: other for one in dropped for row, other in zip(one.row_ids.tolist(), one.others.tolist(), strict=True)
@@ -102,11 +104,11 @@ def _copies(row_ids: np.ndarray, dropped: list[Dropped]) -> np.ndarray:
 def _split(
     table: pa.Table, first: np.ndarray, reason: str, alike: np.ndarray | None = None
 ) -> tuple[pa.Table, Dropped]:
-    """What stays, and what goes, ascending.
+    """The rows that stay, and the images that go, ascending.
 
     Args:
-        first: (n,) the place of the first of its kind, for each row.
-        alike: (n,) similarity to that.
+        first: (n,) for each row, the place of the first of its kind.
+        alike: (n,) similarity to that one.
     """
     row_ids, stays = table["row_id"].to_numpy(), first == np.arange(len(first))
     gone = np.flatnonzero(~stays)

@@ -1,9 +1,9 @@
-"""Stages that make an index of vectors: trained once, filled in shards, merged.
+"""Stages that make an index of vectors: it is trained once, filled in shards, and merged.
 
-With each part of an index the exact neighbours of a sample of queries are found in that part. The merged index is
-tried on these, and so it is known how much of it a search must look at for the recall that is asked for.
+A shard that fills a part of an index also finds the exact neighbours of a sample of queries in that part. The merged
+index is tried on this sample, which tells how much of it a search must look at for the recall that is asked for.
 
-An exhaustive index is not kept on disk: it would be a copy of the vectors, and is made of them in a second.
+An exhaustive index is not kept on disk: it would be a copy of the vectors, and it is made from them in a second.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ from .stage import POOL, Stage, stage
 
 
 INDEX_FILE, SETTINGS_FILE, SAMPLE_FILE = "pool.faiss", "settings.json", "sample.npz"
-SEARCH_FILE = "search.json"  # what a search looks at, and finds of the sample
+SEARCH_FILE = "search.json"  # how much a search looks at, and what it finds of the sample
 ROWS_OF_PART = 1_000_000  # every part has all centroids in it, and takes half a minute
 
 
@@ -48,9 +48,10 @@ class OpenIndex:
     """A finished index.
 
     Attributes:
-        index, settings: how it is searched.
+        index: the index of faiss.
+        settings: how it is searched.
         held: the vectors in it.
-        first: of a part of the pool, the row of the pool that its first is.
+        first: the row of the pool at which a part of the pool begins.
     """
 
     index: faiss.Index
@@ -60,15 +61,15 @@ class OpenIndex:
 
 
 def open_index(curation: Curation, of: str) -> OpenIndex:
-    """An index of which there is one."""
+    """Open an index of a kind that has only one."""
     return _opened(curation, of, 0, pool_of(curation, of))
 
 
 def open_copies_indexes(curation: Curation, parts: Sequence[range]) -> Iterator[OpenIndex]:
-    """Those of the pool, one after the other.
+    """Open the indexes of the pool, one after the other.
 
     Args:
-        parts: the pieces in each, as of `searched_parts`.
+        parts: the pieces in each, as from `searched_parts`.
     """
     pool, rows = pool_of(curation, "copies"), rows_of_pieces(curation)
     starts = [group.start for group in index_groups(curation)]
@@ -87,7 +88,7 @@ def _opened(curation: Curation, of: str, number: int, held: UnitVectors, first: 
 
 
 def how_copies_are_searched(curation: Curation, parts: Sequence[range]) -> list[Any]:
-    """Plain values: the vectors of parts of the pool, and how much of their indexes is looked at."""
+    """Plain values: the vectors of parts of the pool, and how much of their indexes a search looks at."""
     starts = [group.start for group in index_groups(curation)]
     settings = [vars(_settings(curation, "copies", "merge", starts.index(part.start))) for part in parts]
     hashes = [hash_of_vectors(curation, part) for part in parts]
@@ -95,22 +96,22 @@ def how_copies_are_searched(curation: Curation, parts: Sequence[range]) -> list[
 
 
 def how_benchmarks_are_searched(curation: Curation) -> list[Any]:
-    """Plain values: the vectors of the benchmarks, and how much of their index is looked at."""
+    """Plain values: the vectors of the benchmarks, and how much of their index a search looks at."""
     hashes = [one for one in curation.checksums("embed", "benchmark.npy") if one is not None]
     return [hashes, vars(_settings(curation, "benchmarks", "merge", 0))]
 
 
 def searches(curation: Curation) -> Iterator[tuple[str, dict[str, Any]]]:
-    """For each index that is searched what it holds, and what its `search.json` says."""
+    """For each index that is searched, what it holds and what its `search.json` says."""
     for name, folder in curation.folders.items():
         if name.endswith("_merge_index"):
             for path in folder.files(SEARCH_FILE):
-                if path.exists():  # not of one that nothing is searched for in
+                if path.exists():  # an index in which nothing is searched has none
                     yield name.removesuffix("_merge_index"), json.loads(path.read_text())
 
 
 def _held(curation: Curation, of: str, number: int) -> UnitVectors:
-    """What one of the indexes `of` holds."""
+    """The vectors that one of the indexes `of` holds."""
     pool = pool_of(curation, of)
     if of != "copies":
         return pool
@@ -131,7 +132,7 @@ def _train(
     curation: Curation, shard: UnfinishedShard, *, of: str, index: str | None, index_memory_gb: float,
     index_probes: int | None, search_recall: float, seed: int,
 ) -> None:  # fmt: skip
-    """Choose the index, unless it is given for the pool; an inverted file is trained and saved."""
+    """Choose the index, unless the user gives one for the pool. Train and save it if it is an inverted file."""
     held, gpus = _held(curation, of, shard.rank), gpus_for_faiss(curation.arguments.device)
     is_given = index is not None and of != "benchmarks"
     if of == "survivors" and not len(crowded_survivors(curation)):
@@ -151,7 +152,7 @@ def _train(
 
 
 def _fill(curation: Curation, shard: UnfinishedShard, *, of: str, seed: int) -> None:
-    """Add a range of the pool to a copy of the trained index, and find what the sample has for neighbours in it."""
+    """Add a range of the pool to a copy of the trained index, and find the neighbours of the sample in that range."""
     number, part, num_parts = _parts(curation, of)[shard.rank]
     held = _held(curation, of, number)
     rows = shard_range(len(held), part, num_parts)
@@ -170,7 +171,7 @@ def _fill(curation: Curation, shard: UnfinishedShard, *, of: str, seed: int) -> 
 def _merge(
     curation: Curation, shard: UnfinishedShard, *, of: str, index_probes: int | None, search_recall: float, seed: int
 ) -> None:
-    """Merge the parts, and find out how much of the index must be looked at: `search.json`."""
+    """Merge the parts, and find out how much of the index a search must look at: `search.json`."""
     held, settings = _held(curation, of, shard.rank), _settings(curation, of, "train", shard.rank)
     shard.rows = len(held)
     facts: dict[str, Any] = {"images": len(held), "index": settings.factory}
@@ -193,7 +194,7 @@ def _merge(
 
 
 def _sample(parts: Sequence[Path], queries: UnitVectors, own_rows: np.ndarray | None) -> Sample:
-    """The queries whose neighbours were found in each part."""
+    """The queries, and their neighbours in all parts."""
     found = []
     for part in parts:
         with np.load(part / SAMPLE_FILE) as arrays:
@@ -203,7 +204,7 @@ def _sample(parts: Sequence[Path], queries: UnitVectors, own_rows: np.ndarray | 
 
 
 def _parts(curation: Curation, of: str) -> list[tuple[int, int, int]]:
-    """(number of the index, part of it, how many parts it has) of each shard that fills."""
+    """(number of the index, part of it, how many parts it has) for each shard that fills an index."""
     images = [curation.sources.rows_of("uncurated")]
     if of == "benchmarks":
         images = [0]
@@ -223,9 +224,9 @@ def _what_a_group_reads(curation: Curation, rank: int, *, filling: bool) -> byte
 
 
 def index_stages(of: str, step: str, needs: str, is_wanted) -> tuple[Stage, Stage, Stage]:
-    """The three stages of the index `of`, as of `pool_of`; `needs`: the stage that leaves what it holds.
+    """The three stages of the index `of`, see `pool_of`; `needs`: the stage that leaves what it holds.
 
-    Of "copies" there is one for each group of sources, which stays as it is when others come.
+    "copies" has an index for each group of sources. It stays as it is when other sources come.
     """
     names = [f"{of}_{verb}_index" for verb in ("train", "fill", "merge")]
     alike: dict[str, Any] = {"step": step, "is_wanted": is_wanted, "given": {"of": of}}

@@ -1,6 +1,6 @@
-"""The first stage: every image is read and decoded once, and gets a row of facts or a reason why not.
+"""The first stage reads and decodes every image once, and writes a row of facts, or the reason why the image goes.
 
-A shard is a piece of one source, and counts rows within it: what was read stays when other sources come or go.
+A shard is a piece of one source and counts rows within it, so what was read stays valid when other sources come or go.
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ IMAGES_SCHEMA = pa.schema(
     }
 )
 QUALITY_COLUMNS = ["width", "height", "num_bytes"]
-BATCH_SIZE = 32  # whose pictures are in memory together
+BATCH_SIZE = 32  # images whose pictures are in memory together
 
 
 def _what_decides(curation: Curation) -> dict[str, Any]:
@@ -65,10 +65,9 @@ def ingest(
     min_bytes: int | None, max_bytes: int | None, max_image_pixels: int | None, filters: list,
     nsfw_model: str | None, nsfw_label: str, nsfw_threshold: float,
 ) -> pa.Table:  # fmt: skip
-    """Read a piece of a source: `images.parquet` holds the facts of those kept, `scores.parquet` what filters said.
+    """Read a piece of a source: `images.parquet` has the facts of images that are kept, `scores.parquet` the scores.
 
-    Only the pool is filtered. Benchmark and curated images are decoded and hashed: they count, and are taken, as they
-    are.
+    Only the pool is filtered. Benchmark and curated images are decoded and hashed, and are used as they are.
     """
     arguments, sources = curation.arguments, curation.sources
     piece = curation.pieces[shard.rank]
@@ -137,17 +136,17 @@ def ingest(
 
 
 def quality_of(images: pa.Table) -> np.ndarray:
-    """What "best quality" goes by, (n,) float64: pixels, and among images of equally many the bytes of the file.
+    """What "best quality" compares, (n,) float64: the pixels, and the bytes of the file where these are equal.
 
     Args:
-        images: `QUALITY_COLUMNS` of them.
+        images: a table with `QUALITY_COLUMNS`.
     """
     pixels = images["width"].to_numpy().astype(np.float64) * images["height"].to_numpy()
     return pixels + images["num_bytes"].to_numpy() / 2**40
 
 
 def _vectors_to_make(curation: Curation, piece: Piece) -> FirstVectors | None:
-    """For the vectors of the images of a piece, if some are wanted that an embedder makes of RGB pictures."""
+    """Takes the vectors of the images of a piece; None if none are wanted that an embedder makes of RGB pictures."""
     arguments, role = curation.arguments, curation.sources.roles[piece.source]
     if role not in roles_of(curation, "embedder") or kind_of_embedder(arguments.copy_embedder) == "precomputed":
         return None
@@ -156,9 +155,9 @@ def _vectors_to_make(curation: Curation, piece: Piece) -> FirstVectors | None:
 
 
 def _how_to_read(arguments: CurationArguments, vectors: FirstVectors | None, *, reads_pixels: bool) -> dict[str, Any]:
-    """By how many processes images are read, and what comes from them."""
+    """How many processes read images, and what comes from them."""
     num_workers = workers_of(arguments)["num_workers"]
-    # What a model has put on a GPU cannot be used in other processes: then pictures come from them.
+    # What a model has put on a GPU cannot be used in other processes, so pictures come from them in that case.
     elsewhere = vectors is not None and num_workers > 0 and vectors.embedder.extractor.num_workers > 0
     return {
         "num_workers": num_workers,
@@ -174,7 +173,7 @@ def _with_rows(readable: list[tuple[dict, ReadImage]]) -> list[tuple[int, ReadIm
 def _worth_a_vector(
     readable: list[tuple[dict, ReadImage]], seen: set, arguments: CurationArguments
 ) -> list[tuple[int, ReadImage]]:
-    """Images but for copies of earlier ones, which `hash_deduplicate` drops; `seen` has what these have been."""
+    """The images without copies of earlier ones, which `hash_deduplicate` drops; `seen` has the earlier hashes."""
     chosen = []
     for facts, found in readable:
         of_image = set()

@@ -1,8 +1,8 @@
-"""In which parts the pool is searched for copies, so that what was found among earlier sources stays.
+"""The parts in which the pool is searched for copies, so that what was found among earlier sources stays valid.
 
-An image is compared with those of its own part and of the parts before it. So each pair is looked for, and a part
-that comes last changes nothing of the others. A part is what an index holds: a source, or a group of them. Where every
-pair is compared there is no index to learn, and each source is a part.
+An image is compared with the images of its own part and of the parts before it. So no pair is left out, and a part
+that is added last changes nothing in the others. A part is what one index holds: a source, or a group of sources. If
+every pair is compared there is no index to learn, and each source is a part.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from ..storage.manifests import hash_of
 
 
 def searches_exhaustively(curation: Curation) -> bool:
-    """Whether every pair of the pool is compared, as known before there are vectors."""
+    """Whether every pair of the pool is compared. This is known before there are vectors."""
     arguments = curation.arguments
     if arguments.index is not None:
         return arguments.index == "Flat"
@@ -29,9 +29,9 @@ def pieces_of_pool(curation: Curation) -> list[range]:
 
 
 def index_groups(curation: Curation) -> list[range]:
-    """The pieces of the pool that each index of it holds.
+    """The pieces of the pool that each of its indexes holds.
 
-    An index that the user names is one of the whole pool. An exhaustive search has one only in name.
+    An index that the user names holds the whole pool. An exhaustive search has an index only in name.
     """
     sources = pieces_of_pool(curation)
     if curation.arguments.index is not None or searches_exhaustively(curation):
@@ -41,14 +41,14 @@ def index_groups(curation: Curation) -> list[range]:
 
 
 def searched_parts(curation: Curation, piece: int) -> list[range]:
-    """The pieces that those of one are compared with, by index."""
+    """The pieces that one piece is compared with, by index."""
     if searches_exhaustively(curation):
         return [range(next(source.stop for source in pieces_of_pool(curation) if piece in source))]
     return [group for group in index_groups(curation) if group.start <= piece]
 
 
 def rows_of_pieces(curation: Curation) -> np.ndarray:
-    """(pieces of the pool + 1,) the first row of each among the vectors of the pool, and last their number."""
+    """(pieces of the pool + 1,) the first row of each piece among the vectors of the pool, and last their number."""
     store, folder = curation.pool_vectors(), curation.folders["embed"]
     rank_of = {path.name: rank for rank, path in enumerate(folder.shards())}
     counts = np.zeros(pieces_of_pool(curation)[-1].stop, np.int64)
@@ -58,7 +58,7 @@ def rows_of_pieces(curation: Curation) -> np.ndarray:
 
 
 def hash_of_vectors(curation: Curation, pieces: range) -> str:
-    """Of all vectors of some pieces of the pool, in their order."""
+    """The hash of all vectors of some pieces of the pool, in their order."""
     return hash_of(curation.checksums("embed", "uncurated.npy")[pieces.start : pieces.stop])
 
 

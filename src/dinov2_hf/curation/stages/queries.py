@@ -1,4 +1,4 @@
-"""What is searched for which images, and a sample of these, by which the recall of a search is measured."""
+"""What each index holds, which images are searched for in it, and a sample of these to measure the recall."""
 
 from collections.abc import Iterator
 
@@ -14,14 +14,14 @@ from ..storage.edge_files import load_edges
 
 
 def pool_of(curation: Curation, of: str) -> UnitVectors:
-    """What an index holds.
+    """The vectors that an index holds.
 
     Args:
         of: "copies" for the whole pool, "survivors" for what deduplication left of it, "benchmarks" for the evaluation
-            images, "retrieval" for what is left of the pool, by the embedder of retrieval.
+            images, "retrieval" for what is left of the pool, as vectors of the embedder of retrieval.
 
     Raises:
-        ValueError: there is no such image.
+        ValueError: no evaluation image could be read and embedded.
     """
     if of == "copies":
         return curation.pool_vectors()
@@ -45,14 +45,14 @@ def neighbors_wanted(arguments: CurationArguments, of: str) -> int:
 
 
 def floor_of(arguments: CurationArguments, of: str) -> float:
-    """From which cosine on the neighbours matter; -1: all do."""
+    """The cosine above which neighbours matter; -1: all of them do."""
     if of == "copies":
         return min(search_floor(arguments.deduplication_threshold), arguments.benchmark_threshold)
     return arguments.benchmark_threshold if of == "survivors" else -1.0
 
 
 def crowded_survivors(curation: Curation) -> np.ndarray:
-    """Rows of the pool that is left whose 64 neighbours may hide others that are left; see `crowded_rows`."""
+    """Rows that are left of the pool whose 64 neighbours may hide others that are left; see `crowded_rows`."""
     arguments, pool = curation.arguments, curation.pool_vectors()
     kept = np.zeros(len(pool), bool)
     kept[curation.left()[1]] = True
@@ -63,7 +63,7 @@ def crowded_survivors(curation: Curation) -> np.ndarray:
 
 
 def curated_queries(curation: Curation, mode: str) -> Iterator[tuple[int, np.ndarray, ChosenRows]]:
-    """(number of the source, its row ids, their vectors) of the curated sources of a way of retrieval."""
+    """(number of the source, its row ids, their vectors) of each curated source with this mode of retrieval."""
     store = curation.vectors(curation.retrieval_stage, "curated")
     ids = np.empty(0, np.int64) if store is None else store.ids
     for number, (role, source) in enumerate(curation.arguments.sources):
@@ -76,8 +76,7 @@ def curated_queries(curation: Curation, mode: str) -> Iterator[tuple[int, np.nda
 
 
 def sampled_queries(curation: Curation, of: str, held: UnitVectors, seed: int) -> tuple[ChosenRows, np.ndarray | None]:
-    """Some of the images that an index is searched for, and which of the rows that it holds they are; None: they are
-    others."""
+    """Some of the images that are searched for in an index, and their rows in that index; None: they are not in it."""
     if of == "copies":
         rows = _some(np.arange(len(held)), seed)
         return ChosenRows(held, rows), rows

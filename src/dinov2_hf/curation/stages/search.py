@@ -1,4 +1,4 @@
-"""Stages that find neighbours in shards of the queries."""
+"""Stages that find neighbours. Each shard searches for a part of the queries."""
 
 import json
 
@@ -44,16 +44,16 @@ def _what_copies_read(curation: Curation, piece: int) -> bytes:
     config=lambda curation: {"floor": floor_of(curation.arguments, "copies")},
 )
 def search_copies(curation: Curation, shard: UnfinishedShard, *, num_neighbors: int) -> None:
-    """Neighbours of a piece of the pool among its part and those before it, as in `pool_parts`: `edges.npz`, and
-    `nearest.npy`, the cosine of the nearest."""
+    """Find the neighbours of a piece of the pool in its part and in the parts before it, see `pool_parts`. It writes
+    `edges.npz`, and `nearest.npy` with the cosines of the nearest."""
     pool, bounds = pool_of(curation, "copies"), rows_of_pieces(curation)
     rows, threshold = range(*bounds[shard.rank : shard.rank + 2].tolist()), floor_of(curation.arguments, "copies")
     queries, found = RowRange(pool, rows.start, rows.stop), []
     for one in open_copies_indexes(curation, searched_parts(curation, shard.rank)) if rows else ():
         is_own = one.first <= rows.start < one.first + len(one.held)
-        k = min(num_neighbors, len(one.held) - is_own)  # a pool of 20 images is no mistake
+        k = min(num_neighbors, len(one.held) - is_own)  # a pool of 20 images is not a mistake
         if k:
-            # An exhaustive search knows every similarity; others read vectors only while they find copies.
+            # An exhaustive search knows every similarity; other searches read vectors only while they find copies.
             floor = -1.0 if one.settings.is_exact else threshold
             own_rows = np.arange(rows.start, rows.stop) - one.first if is_own else None
             neighbors = _search(curation, one, queries, k, range(len(rows)), floor=floor, own_rows=own_rows)
@@ -80,10 +80,10 @@ def _what_benchmarks_read(curation: Curation, piece: int) -> bytes:
     num_shards=pool_shards,
     reads=_what_benchmarks_read,
     is_wanted=lambda curation: bool(curation.arguments.benchmarks),
-    config=lambda curation: {"seed": curation.arguments.seed},  # of what the index was learned from
+    config=lambda curation: {"seed": curation.arguments.seed},  # of the rows that the index was trained on
 )
 def search_benchmarks(curation: Curation, shard: UnfinishedShard, *, benchmark_threshold: float) -> None:
-    """The nearest benchmark image of what is left of a piece of the pool: `edges.npz`."""
+    """Find the nearest benchmark image of each image that is left of a piece of the pool: `edges.npz`."""
     edges, nearest = Edges.joined([]), np.empty(0)
     left = _left_of_piece(curation, shard.rank)
     if len(left):
@@ -99,7 +99,7 @@ def search_benchmarks(curation: Curation, shard: UnfinishedShard, *, benchmark_t
 
 
 def _left_of_piece(curation: Curation, piece: int) -> np.ndarray:
-    """Rows of the pool, ascending."""
+    """The rows of the pool that are left of a piece, ascending."""
     first, stop = rows_of_pieces(curation)[piece : piece + 2]
     left = curation.left()[1]
     return np.sort(left[(left >= first) & (left < stop)])
@@ -115,8 +115,8 @@ def _left_of_piece(curation: Curation, piece: int) -> np.ndarray:
 def search_survivors(
     curation: Curation, shard: UnfinishedShard, *, num_neighbors: int, benchmark_threshold: float
 ) -> None:
-    """Neighbours among what deduplication left, of those that it may have hidden: an image with 64 copies had no place
-    for others among its 64 neighbours. `edges.npz`, in rows of the whole pool."""
+    """Find neighbours that copies may have hidden, among the images that deduplication left. An image with 64 copies
+    had no place for others among its 64 neighbours. `edges.npz` names rows of the whole pool."""
     rows, crowded = curation.left()[1], crowded_survivors(curation)
     part, edges = shard.rows_of(len(crowded)), Edges.joined([])
     if len(part):
@@ -140,12 +140,12 @@ def search_survivors(
 def search_curated_copies(
     curation: Curation, shard: UnfinishedShard, *, num_neighbors: int, deduplication_threshold: float
 ) -> None:
-    """Images of the whole pool that repeat a range of the curated images: `edges.npz`, from the pool to these."""
+    """Find images of the whole pool that repeat a range of the curated images: `edges.npz`, from the pool to these."""
     _, curated = curation.included_vectors()
     part = shard.rows_of(0 if curated is None else len(curated))
     edges = []
     for opened in open_copies_indexes(curation, index_groups(curation)) if part else ():
-        # Further copies are in the group of these.
+        # Further copies belong to the groups of those that are found.
         found = _edges_above(deduplication_threshold, curation, opened, curated, num_neighbors, part)
         edges.append(Edges(found.others, found.rows, found.similarities))
     edges = Edges.joined(edges)
@@ -162,7 +162,8 @@ def search_curated_copies(
     config=lambda curation: {"included": curation.arguments.included_names},
 )
 def search_leaks(curation: Curation, shard: UnfinishedShard, *, benchmark_threshold: float) -> None:
-    """The nearest benchmark image of a range of the curated images that go into the dataset: `edges.npz`."""
+    """Find the nearest benchmark image of each curated image in a range of those that go into the dataset:
+    `edges.npz`."""
     _, curated = curation.included_vectors()
     part = shard.rows_of(0 if curated is None else len(curated))
     edges, nearest = Edges.joined([]), np.empty(0)
@@ -185,8 +186,8 @@ def search_leaks(curation: Curation, shard: UnfinishedShard, *, benchmark_thresh
     config=lambda curation: {"modes": curation.arguments.modes_of_sources},
 )
 def search_retrieval(curation: Curation, shard: UnfinishedShard) -> None:
-    """Neighbours of a range of the images of each curated source: `<number of the source>.npz` (rows, similarities)
-    for those by sample."""
+    """Find the neighbours of a range of the images of each curated source that is retrieved by sample:
+    `<number of the source>.npz` (rows, similarities)."""
     opened = open_index(curation, "retrieval")
     for number, query_rows, queries in curated_queries(curation, "sample"):
         _, k = curation.arguments.retrieval_of(curation.sources.sources[number])
@@ -211,7 +212,8 @@ def _search(curation: Curation, opened: OpenIndex, queries: UnitVectors, k: int,
 def _edges_above(
     threshold: float, curation: Curation, opened: OpenIndex, queries: UnitVectors, k: int, part: range
 ) -> Edges:
-    """Of a range of the queries, to their neighbours above a threshold; an approximate search looks no further."""
+    """Edges from a range of the queries to their neighbours above a threshold. An approximate search looks no further
+    than the threshold."""
     floor = -1.0 if opened.settings.is_exact else threshold
     found = _search(curation, opened, queries, min(k, len(opened.held)), part, floor=floor)
     return neighbor_edges(found.in_a_whole(opened.first), threshold, start=part.start)

@@ -20,13 +20,13 @@ from .queries import curated_queries
 from .stage import POOL, image_shards, stage
 
 
-# Of the pool, for each cluster, to learn its centroid from.
+# Rows of the pool for each cluster, to learn its centroid from.
 TRAINING_ROWS_PER_CLUSTER = 256
 SELECTED_SCHEMA = pa.schema(
     {
         "row_id": pa.int64(),
         "times_retrieved": pa.int64(),
-        "retrieved_for": pa.list_(pa.int32()),  # numbers of the curated sources that brought it, ascending
+        "retrieved_for": pa.list_(pa.int32()),  # numbers of the curated sources for which it was retrieved, ascending
     }
 )
 
@@ -65,7 +65,7 @@ def kmeans(
 
 @stage("assign_clusters", needs=["kmeans"], step="retrieve", num_shards=image_shards, is_wanted=_by_cluster)
 def assign_clusters_of_pool(curation: Curation, shard: UnfinishedShard) -> None:
-    """The cluster of a range of the pool that is left: `clusters.npy`."""
+    """Find the cluster of each image in a range of the pool that is left: `clusters.npy`."""
     _, pool = curation.candidates()
     rows = shard.rows_of(len(pool))
     centroids = curation.array("kmeans", "centroids")
@@ -87,7 +87,7 @@ def retrieve(
     curation: Curation, shard: UnfinishedShard, *, min_similarity: float, min_cluster_queries: int,
     images_per_cluster: int, max_per_source: int, seed: int,
 ) -> Dropped:  # fmt: skip
-    """What all curated sources bring: `selected.parquet`, `pairs.parquet` (queries of the report), `report.json`."""
+    """Retrieve for all curated sources: `selected.parquet`, `pairs.parquet` (queries of the report), `report.json`."""
     pool_ids, _ = curation.candidates()
     retrievals: dict[int, Retrieval] = {}  # by the number of the source
     pairs, counts = [], []
@@ -149,7 +149,7 @@ def sample_hierarchy(
     curation: Curation, shard: UnfinishedShard, *, hierarchy: list[int], hierarchy_resamplings: int,
     kmeans_iterations: int, target_size: int, seed: int,
 ) -> Dropped | None:  # fmt: skip
-    """A balanced sample of the pool that is left: `selected.parquet`, `report.json`."""
+    """Draw a balanced sample of the pool that is left: `selected.parquet`, `report.json`."""
     pool_ids, pool = curation.candidates()
     if hierarchy[0] > len(pool):
         raise ValueError(
@@ -189,7 +189,7 @@ def sample_hierarchy(
     is_wanted=lambda curation: curation.arguments.how_selected == "all",
 )
 def select_all(curation: Curation, shard: UnfinishedShard) -> Dropped:
-    """All of the pool that is left: `selected.parquet`, `report.json`."""
+    """Select all of the pool that is left: `selected.parquet`, `report.json`."""
     pool_ids, _ = curation.left()
     report = {"how": "all", "unique": len(pool_ids), "multiset": len(pool_ids)}
     (shard.folder / "report.json").write_text(json.dumps(report, indent=1))

@@ -1,4 +1,4 @@
-"""What a stage of a curation is: a function, and what plan, report and records must know of it."""
+"""A stage of a curation: a function, and what the plan, the report and the records must know about it."""
 
 import hashlib
 import inspect
@@ -27,25 +27,25 @@ _MADE: dict[tuple[str, str], "Stage"] = {}
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A stage, and what plan, report and records must know of it. Pickled by the name of its module, which another
-    process imports.
+    """A stage, and what the plan, the report and the records must know about it. It is pickled by the name of its
+    module, which another process imports.
 
     Attributes:
-        name: of its folder, of `--stage`, and in records and report.
+        name: the name of its folder, for `--stage`, and in the records and the report.
         function: `function(curation, shard, *, ...)`, see `stage`.
-        title: of a stage that drops images: what those are that it leaves, as the report says it.
-        after: the stage that it follows, in a curation that names it in its recipe.
-        needs: stages whose files it reads, of those that there are; `POOL` is the last one that drops images.
-        step: what `--stage` runs it with beside its name.
-        writes_left: the stages that follow read from its own files which images it leaves.
-        collective: one shard, which all processes of a launch make together (`torch.distributed`).
-        num_shards: into how many it is split; `shard.rows_of(n)` is the part of one.
+        title: of a stage that drops images: what the report calls the images that it leaves.
+        after: the stage that it follows, in a curation whose recipe names it.
+        needs: stages whose files it reads, if the curation has them; `POOL` is the last stage that drops images.
+        step: the value of `--stage` that runs it, beside its name.
+        writes_left: its own files tell the stages that follow which images it leaves.
+        collective: it has one shard, which all processes of a launch make together (`torch.distributed`).
+        num_shards: the number of its shards; `shard.rows_of(n)` is the part of one.
         by_source: its shards are the `pieces` of the sources, and each depends on its source and on `reads` alone. So
             they stay when other sources come or go. They count rows within their source (`piece.rows`).
-        reads: of a shard, by its number: bytes that tell what it reads of stages that look at several sources. A stage
-            that has it keeps the shards that read the same, also where it is not by source.
+        reads: gives, for the number of a shard, bytes that tell what it reads of stages that look at several sources.
+            A stage that has `reads` keeps the shards that read the same, even if it is not by source.
         is_wanted: whether a curation has this stage.
-        config: what decides what it writes, beside what its function reads, as plain values.
+        config: plain values that decide what it writes, beside those that its function reads.
         given: keyword arguments that are fixed.
     """
 
@@ -76,7 +76,7 @@ class Stage:
         return {one.name: one for one in parameters if one.kind is one.KEYWORD_ONLY and one.name not in self.given}
 
     def values(self, arguments: CurationArguments, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of its `parameters`: of the recipe's fields, of `options`, or the function's defaults.
+        """The values of its `parameters`, from the recipe's fields, from `options`, or from the function's defaults.
 
         Raises:
             ValueError: there is no such option, or one that must be given is missing.
@@ -95,7 +95,7 @@ class Stage:
         return found
 
     def write(self, curation: Curation, values: Mapping[str, Any], shard: UnfinishedShard) -> None:
-        """Write a shard, with the records of what it drops, and of the pool what is left."""
+        """Write a shard, with the records of what it drops and with what is left of the pool."""
         found = self.function(curation, shard, **self.given, **values)
         if self.title is None or not shard.is_kept:
             return
@@ -105,10 +105,10 @@ class Stage:
         write_dropped((table for part in parts for table in curation.records(self.name, part)), shard.folder)
 
     def inputs(self, curation: Curation, known: Sequence[str], rank: int) -> str:
-        """The hash of all that a shard is made of, of a stage that keeps shards.
+        """The hash of everything that a shard is made of, for a stage that keeps shards.
 
         Args:
-            known: for each shard, what is known of that before any stage has run.
+            known: for each shard, what is known of it before any stage has run.
         """
         reads = b"" if self.reads is None else self.reads(curation, rank)
         return hashlib.blake2b(known[rank].encode() + reads, digest_size=8).hexdigest()
@@ -122,8 +122,8 @@ def stage(name: str, **facts: Any) -> Callable[[Callable], Stage]:
 
     The function writes files to `shard.folder` and sets `shard.rows`. Its keyword arguments are what it reads: fields
     of the recipe by their names, or options of its own, which the recipe gives with its name
-    (`stages: [{my_module:semdedup: {threshold: 0.9}}]`). A change of one makes the stage again. If it has a `title`,
-    it returns what it drops, `Dropped` or several; what it does not drop of the pool that was left is left after it.
+    (`stages: [{my_module:semdedup: {threshold: 0.9}}]`). The stage is made again when one of them changes. If it has a
+    `title`, the function returns what it drops, one `Dropped` or several. The rest of the pool is left after it.
 
     Args:
         name, facts: as in `Stage`.
@@ -138,7 +138,7 @@ def stage(name: str, **facts: Any) -> Callable[[Callable], Stage]:
 
 
 def image_shards(curation: Curation) -> int:
-    """As many shards as all stages that read images or vectors of all sources together."""
+    """The number of shards of every stage that reads images or vectors of all sources together."""
     return curation.num_shards
 
 
@@ -151,11 +151,14 @@ def find_stage(name: str) -> Stage:
     """The stage that a recipe names, as `package.module:function`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such stage.
     """
     found = NAMED_STAGES.find(name)
     if not isinstance(found, Stage):
-        raise ValueError(f"stages has {name!r}, which is no stage: put `@stage(...)` of dinov2_hf.curation above it.")
+        raise ValueError(
+            f"`stages` names {name!r}, which is a {type(found).__name__}, but must be a stage: put `@stage(...)` of"
+            " dinov2_hf.curation above the function."
+        )
     return found
 
 

@@ -1,7 +1,7 @@
-"""Images that take the place of a copy that has no vector: what `hash_deduplicate` dropped for it is not lost with it.
+"""Images that take the place of a copy without a vector, so that the picture that they share is not lost.
 
-Of equal files and equal perceptual hashes one image stays, before any vector is made. Where no vector can be made of
-that one (its file is gone, a precomputed vector is missing or not finite), the next of its copies is embedded.
+Of images with equal files or equal perceptual hashes, one stays before any vector is made. If no vector can be made of
+it (its file is gone, a precomputed vector is missing or not finite), the next of its copies is embedded.
 """
 
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from ..run_context import Curation
 
 
 FILE = "stand_ins.npy"
-# Each time so many times more copies of an image are tried: a thousand blank pictures are no thousand passes.
+# Each pass tries this many times more copies of an image, so a thousand blank pictures do not take a thousand passes.
 MORE_AT_ONCE = 4
-# Row ids in, and out: those that have a vector, and their vectors.
+# Takes row ids; returns those that have a vector, and their vectors.
 Embed = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def find_stand_ins(failed: np.ndarray, copies: np.ndarray, embed: Embed) -> tuple[np.ndarray, np.ndarray]:
-    """Embed copies of images that have no vector, until one has; the first that has one is taken.
+    """Embed copies of images that have no vector, and take the first copy that has one.
 
     Args:
         failed: (f,) row ids of images without a vector.
-        copies: (m, 2) row ids of a copy and of the image that stays for it, in the order of the latter; copies of one
-            image in the order of preference.
+        copies: (m, 2) row ids of a copy and of the image that stays for it, sorted by the latter; copies of one image
+            are in the order of preference.
         embed: makes the vectors.
 
     Returns:
@@ -58,7 +58,7 @@ def load_stand_ins(curation: Curation) -> np.ndarray:
 
 
 def amend_dropped(curation: Curation, table: pa.Table, stand_ins: np.ndarray) -> pa.Table:
-    """Records of `hash_deduplicate` without the images that came to stand in, and the others for those that stay.
+    """The records of `hash_deduplicate` without stand-ins. The others name a stand-in in place of one that failed.
 
     Args:
         table: of `DROPPED_SCHEMA`.
@@ -70,7 +70,7 @@ def amend_dropped(curation: Curation, table: pa.Table, stand_ins: np.ndarray) ->
     place = pc.index_in(table["duplicate_of"], pa.array(old, pa.string()))
     is_other = pc.is_valid(place)
     renamed = pc.if_else(is_other, pa.array(new, pa.string()).take(place.combine_chunks()), table["duplicate_of"])
-    # The similarity was that to the image that failed.
+    # The similarity was to the image that failed.
     similarity = pc.if_else(is_other, pa.scalar(None, pa.float32()), table["similarity"])
     for name, values in (("duplicate_of", renamed), ("similarity", similarity)):
         table = table.set_column(table.column_names.index(name), table.schema.field(name), values)
