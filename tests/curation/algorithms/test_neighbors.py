@@ -166,7 +166,7 @@ def test_the_choice_follows_the_memory():
     assert choose_index(10**6, 512).factory == "OPQ128_512,IVF2048,PQ128x4fs"
     assert choose_index(10**8, 512, memory_bytes=6e9).factory == "OPQ64_512,IVF16384,PQ64x4fs"
     assert choose_index(40_000, 512, memory_bytes=5e7).factory.startswith("OPQ")  # flat would take 8e7
-    with pytest.raises(ValueError, match="memory_bytes=1e\\+06 holds no index of 1000000 vectors"):
+    with pytest.raises(ValueError, match="memory_bytes=1e\\+06 is too little for an index of 1000000 vectors"):
         choose_index(10**6, 512, memory_bytes=1e6)
 
 
@@ -202,5 +202,5 @@ def test_bad_input_is_refused(tmp_path, vectors, trained, quantized):
     with pytest.raises(ValueError, match="num_probes=0"):
         IndexSettings("Flat", num_probes=0)
     (tmp_path / "damaged").write_bytes(b"IxFI")
-    with pytest.raises(ValueError, match="no readable faiss index"):
+    with pytest.raises(ValueError, match="not a readable faiss index"):
         load_index(tmp_path / "damaged")

@@ -24,7 +24,7 @@ from .neighbors import search
 from .unit_vectors import ArrayEmbeddings, UnitVectors, row_blocks, shard_range
 
 
-# Beyond, choosing spread-out first centroids, whose cost grows with K^2, takes longer than the rounds after it.
+# Beyond this number, choosing spread-out first centroids takes longer than the rounds: its cost grows with K^2.
 SPREAD_CLUSTERS = 1000
 _SPREAD_ROWS = 20  # for each cluster
 
@@ -60,11 +60,11 @@ def spherical_kmeans(
         vectors: the pool.
         num_clusters: K.
         num_iterations: rounds; 10 to 20 suffice.
-        training_rows: a uniform sample of so many rows is used in all rounds; None: all rows. 256 for each cluster
+        training_rows: size of the uniform sample of rows that all rounds use; None: all rows. 256 for each cluster
             are plenty.
-        seed: of the sample, the first centroids (k-means++ up to `SPREAD_CLUSTERS`, random rows beyond) and the
+        seed: for the sample, the first centroids (k-means++ up to `SPREAD_CLUSTERS`, random rows beyond) and the
             splits of large clusters.
-        gpus: that find the nearest centroids, from `gpus_for_faiss`.
+        gpus: the GPUs that find the nearest centroids, from `gpus_for_faiss`.
         progress: show a bar over all rounds.
 
     Raises:
@@ -91,7 +91,7 @@ def spherical_kmeans(
             for values in (sums, counts, total):
                 _sum_over_processes(values)
             objective.append(float(total[0] / chosen))
-            # Opposite vectors may cancel: their cluster keeps its centroid, as does an empty one until it is split.
+            # Opposite vectors may cancel. Their cluster keeps its centroid, and an empty one does until it is split.
             has_mean = np.linalg.norm(sums, axis=1) > 1e-6
             centroids[has_mean] = _unit(sums[has_mean])
             num_reassigned += reassign_centroids(counts, centroids, splits)
@@ -100,7 +100,7 @@ def spherical_kmeans(
 
 
 def _first_centroids(vectors, sample, num_rows, num_clusters, generator) -> np.ndarray:
-    """Rows far from each other where the clusters are few, else random ones."""
+    """Rows that are far from each other if there are few clusters, otherwise random rows."""
     is_spread = num_clusters <= SPREAD_CLUSTERS
     count = min(_SPREAD_ROWS * num_clusters, num_rows) if is_spread else num_clusters
     rows = np.sort(generator.choice(num_rows, count, replace=False))
@@ -136,7 +136,7 @@ def _is_distributed() -> bool:
 
 
 def _own_part(num_rows: int) -> range:
-    """The rows that are this process's."""
+    """The rows that this process works on."""
     if not _is_distributed():
         return range(num_rows)
     return shard_range(num_rows, distributed.get_rank(), distributed.get_world_size())
@@ -188,14 +188,14 @@ def assign_clusters(
 
 
 def assign_together(vectors: UnitVectors, centroids: np.ndarray, **options) -> tuple[np.ndarray, np.ndarray]:
-    """`assign_clusters` of all rows, shared between the processes of `torch.distributed`, which all get the whole."""
+    """`assign_clusters` of all rows. The processes of `torch.distributed` share the work, and all get the whole."""
     part = _own_part(len(vectors))
     clusters, similarities = np.zeros(len(vectors), np.int64), np.zeros(len(vectors), np.float32)
     clusters[part.start : part.stop], similarities[part.start : part.stop] = assign_clusters(
         vectors, centroids, start=part.start, stop=part.stop, **options
     )
     for values in (clusters, similarities):
-        _sum_over_processes(values)  # of the others' rows each process has zeros
+        _sum_over_processes(values)  # each process has zeros for the rows of the others
     return clusters, similarities
 
 

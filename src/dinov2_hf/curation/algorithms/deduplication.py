@@ -1,9 +1,9 @@
-"""Near copies: out of each group of them one stays, and none that resembles an evaluation image (paper, appendix A).
+"""Near copies: one of each group stays, and none that resembles an evaluation image (paper, appendix A).
 
-Rows are joined by edges where their similarity exceeds a threshold; connected components are the groups.
+An edge joins two rows whose similarity exceeds a threshold; connected components are the groups.
 
-* Self-deduplication: 64 neighbours, cosine above 0.6, one representative of each component stays.
-* Relative deduplication: cosine above 0.45, and a component that any reference image touches goes whole.
+* Self-deduplication: 64 neighbours, cosine above 0.6; one representative of each component stays.
+* Relative deduplication: cosine above 0.45; a whole component goes if a reference image touches it.
 
 A component may chain: A resembles B and B resembles C, but C does not resemble A. `deduplicate` counts such
 components, and can split them into stars, in which every dropped row resembles the one that stays.
@@ -73,7 +73,7 @@ def neighbor_edges(neighbors: Neighbors, threshold: float, *, start: int = 0) ->
 
 
 def crowded_rows(edges: Edges, kept: np.ndarray, num_neighbors: int, threshold: float) -> np.ndarray:
-    """The rows that may have further neighbours among those kept, which their full lists of neighbours hide.
+    """The rows whose full lists of neighbours may hide further neighbours among those that are kept.
 
     A list that is not full of rows above the threshold holds all of them.
 
@@ -90,7 +90,7 @@ def crowded_rows(edges: Edges, kept: np.ndarray, num_neighbors: int, threshold: 
 
 
 def checked_threshold(threshold: float) -> float:
-    """The threshold, or a ValueError where it is no cosine."""
+    """The threshold; raises ValueError if it is not a cosine."""
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold={threshold} must be a cosine similarity, in [-1, 1].")
     return threshold
@@ -142,21 +142,20 @@ def deduplicate(
 ) -> Deduplication:
     """Keep one row of each component of near copies.
 
-    The row with the smallest id stays; where `quality` is given, the row with the highest, and the smallest id among
-    equals. Both depend on the images only, not on shards or the order of the rows.
+    The row with the smallest id stays. If `quality` is given, the row with the highest quality stays, and among equals
+    the one with the smallest id. Both depend on the images only, not on shards or the order of the rows.
 
     Args:
         vectors: the pool, for the similarities between dropped and kept rows.
         edges: from all neighbour lists of the pool; those above `threshold` count.
         threshold: cosine that joins two rows (paper: 0.6).
-        ids: (n,) unique integers; the rows themselves where None.
+        ids: (n,) unique integers; None: the numbers of the rows.
         quality: (n,) any finite numbers, higher is better.
-        split_chains: in components where a row does not resemble the representative, keep a further representative
-            among the rows that do not, until every dropped row is more similar than `threshold` to the one that
-            stays for it.
+        split_chains: if rows of a component do not resemble its representative, keep a further representative among
+            these rows, until the similarity of every dropped row to the one that stays for it exceeds `threshold`.
 
     Raises:
-        ValueError: `threshold` is no cosine, or `ids` or `quality` are not one finite number for each row.
+        ValueError: `threshold` is not a cosine, or `ids` or `quality` are not one finite number for each row.
     """
     num_rows = len(vectors)
     edges = edges.above(threshold)
@@ -201,7 +200,7 @@ def _checked_order(num_rows: int, ids: np.ndarray | None, quality: np.ndarray | 
 
 
 def _representatives(rows: np.ndarray, components: np.ndarray, ids: np.ndarray, quality: np.ndarray) -> np.ndarray:
-    """For each of the rows, that of its component with the highest quality, among equals with the smallest id."""
+    """For each row, the row of its component with the highest quality, and among equals with the smallest id."""
     order = np.lexsort((ids[rows], -quality[rows].astype(np.float64), components[rows]))
     _, first, inverse = np.unique(components[rows[order]], return_index=True, return_inverse=True)
     representatives = np.empty_like(rows)
@@ -221,9 +220,9 @@ def pair_similarities(
 
 
 def _split_into_stars(vectors, members, star_of, threshold, representatives, similarities, chained) -> None:
-    """Give members that do not resemble their representative another one, in place.
+    """Give another representative to members that do not resemble theirs, in place.
 
-    In rounds: in every component, the most wanted of the rows that are left takes all left that resemble it.
+    In each round and component, the best of the rows that are left takes all the others that resemble it.
     """
     left = np.flatnonzero(chained)
     while len(left):
@@ -279,9 +278,9 @@ def deduplicate_against(
     *,
     threshold: float = 0.45,
 ) -> Deduplication:
-    """Drop every component of the pool that a reference image touches, whole.
+    """Drop every whole component of the pool that a reference image touches.
 
-    Edges between references would only join components that go anyway, so none are needed.
+    Edges between references would only join components that go anyway, so they are not needed.
 
     Args:
         vectors: the pool.
@@ -291,12 +290,12 @@ def deduplicate_against(
         threshold: cosine that joins (paper: 0.45).
 
     Returns:
-        `duplicate_of` is a row of `references`: for a row that itself resembles one, its most similar; for the
-        others of the component, the one with the strongest edge into it, whose similarity to them may be lower than
-        `threshold`.
+        `duplicate_of` is a row of `references`. A row that itself resembles a reference has the most similar one. The
+        other rows of the component have the reference with the strongest edge into it; its similarity to them may be
+        lower than `threshold`.
 
     Raises:
-        ValueError: `threshold` is no cosine, or an edge names a reference that does not exist.
+        ValueError: `threshold` is not a cosine, or an edge names a reference that does not exist.
     """
     num_rows = len(vectors)
     touching = reference_edges.above(threshold)
@@ -307,7 +306,7 @@ def deduplicate_against(
     edges = edges.above(threshold)
     components = connected_components(edges, num_rows)
 
-    # Falling similarity, then the smallest reference: the first of each row and of each component is taken.
+    # Sorted by falling similarity, then by reference: the first of each row and of each component is taken.
     order = np.lexsort((touching.others, -touching.similarities))
     rows, others = touching.rows[order], touching.others[order]
     reference_of_component = np.full(num_rows, -1, np.int64)

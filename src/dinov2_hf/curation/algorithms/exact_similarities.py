@@ -29,9 +29,8 @@ def exact_similarities(
         queries: (q, D) float32 of unit length.
         candidates: (q, c) rows of the pool, the best first.
         known: (q, c) bool: which of them count.
-        floor: above -1, candidates are looked at in rounds, each of twice as many, and a query is given up when a
-            round of its candidates has none from there on, which spares most of the reading where near copies are
-            rare.
+        floor: if it is above -1, candidates are looked at in rounds, each of twice as many as before. A query is given
+            up when no candidate of a round reaches the floor. This spares most of the reading if near copies are rare.
         first_round: candidates of the first round.
 
     Returns:

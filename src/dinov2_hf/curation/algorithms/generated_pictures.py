@@ -1,7 +1,8 @@
-"""Pictures that are generated, with edges and textures as photographs have them on the whole.
+"""Generated pictures, whose edges and textures resemble those of photographs on the whole.
 
-Dead leaves (shapes of a power law of sizes, each covering those before) give the edges of photographs (Lee, Mumford &
-Huang 2001), noise of a falling spectrum their textures. They stand for "any picture" where there are too few others.
+Dead leaves (shapes whose sizes follow a power law, each covering those before) give the edges of photographs (Lee,
+Mumford & Huang 2001). Noise with a falling spectrum gives their textures. These pictures stand for "any picture" if
+there are too few others.
 """
 
 import numpy as np
@@ -10,11 +11,11 @@ from PIL import Image, ImageDraw
 
 SIDE = 128
 NUM_LEAVES = 300
-SMALLEST, LARGEST = 0.0125, 0.5  # radii, of the side
+SMALLEST, LARGEST = 0.0125, 0.5  # radii, as shares of the side
 
 
 def generated_picture(seed: int) -> Image.Image:
-    """One of them, RGB, `SIDE` pixels square; the same for the same seed."""
+    """A generated picture, RGB, `SIDE` pixels square; the same for the same seed."""
     random = np.random.default_rng(seed)
     image = Image.new("RGB", (SIDE, SIDE), _colour(random))
     draw = ImageDraw.Draw(image)
@@ -35,7 +36,7 @@ def _colour(random: np.random.Generator) -> tuple[int, ...]:
 
 
 def _noise(random: np.random.Generator) -> np.ndarray:
-    """(SIDE, SIDE, 1) of variance 1, whose amplitude falls with a power of the frequency near 1."""
+    """(SIDE, SIDE, 1) noise of variance 1, whose amplitude falls with a power of the frequency near 1."""
     frequency = np.fft.fftfreq(SIDE)
     amplitude = np.maximum(np.hypot(frequency[:, None], frequency), 1 / SIDE) ** -random.uniform(0.8, 1.6)
     noise = np.fft.ifft2(np.fft.fft2(random.normal(size=(SIDE, SIDE))) * amplitude).real

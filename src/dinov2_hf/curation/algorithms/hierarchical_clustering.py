@@ -1,11 +1,11 @@
 """Hierarchical k-means with resampling, and balanced sampling from it: curation without a curated set.
 
-After Vo et al. 2024, "Automatic Data Curation for Self-Supervised Learning: A Clustering-Based Approach", from the
-text of the paper. Plain k-means spends its centroids where data is dense. Clustering the centroids again, level by
-level, and learning each level from the same number of rows of every cluster spreads them evenly over what there is,
-so a sample that draws evenly from the top downwards is balanced over concepts.
+It follows the text of Vo et al. 2024, "Automatic Data Curation for Self-Supervised Learning: A Clustering-Based
+Approach". Plain k-means spends its centroids where data is dense. Here the centroids are clustered again, level by
+level, and each level is learned from the same number of rows of every cluster. This spreads the centroids evenly over
+the data, so a sample that draws evenly from the top downwards is balanced over concepts.
 
-A departure: similarity is the cosine, where the paper's k-means is Euclidean.
+One thing differs: similarity is the cosine here, and Euclidean in the k-means of the paper.
 
 Shapes: `n` rows, `K_t` clusters of level t, levels from 1 (rows into `K_1`) to T.
 """
@@ -25,8 +25,8 @@ class Hierarchy:
     """A tree of clusters over the rows of a pool.
 
     Attributes:
-        centroids: of each level, (K_t, D) float32 of unit length.
-        parents: of each level, the cluster of each of its inputs: (n,) for rows, then (K_1,), (K_2,), ... int64.
+        centroids: for each level, (K_t, D) float32 of unit length.
+        parents: for each level, the cluster of each of its inputs: (n,) for rows, then (K_1,), (K_2,), ... int64.
     """
 
     centroids: list[np.ndarray]
@@ -61,9 +61,9 @@ def hierarchical_kmeans(
     Args:
         vectors: the pool.
         num_clusters: of each level, falling.
-        num_resamplings: times that each level is learned again from the rows nearest to its centroids; 0: plain
+        num_resamplings: how many times each level is learned again from the rows nearest to its centroids; 0: plain
             k-means at every level.
-        resampled_rows: how many nearest rows of each cluster it is learned from; all of a smaller cluster.
+        resampled_rows: the number of nearest rows of each cluster that it is learned from; all of a smaller cluster.
         num_iterations, training_rows, gpus: of `spherical_kmeans`; the sample is for level 1 only.
         seed: of all choices.
 
@@ -86,7 +86,7 @@ def hierarchical_kmeans(
         assigned, cosines = assign_together(inputs, found.centroids, **where)
         for step in range(num_resamplings):
             nearest = _nearest_of_each(assigned, cosines, count, resampled_rows)
-            # Where clusters are tiny there may be too few rows for another round.
+            # If clusters are tiny there may be too few rows for another round.
             if len(nearest) < count:
                 break
             found = spherical_kmeans(ChosenRows(inputs, nearest), count, seed=seed + step + 1, **options)
@@ -98,7 +98,7 @@ def hierarchical_kmeans(
 
 
 def _nearest_of_each(clusters: np.ndarray, similarities: np.ndarray, num_clusters: int, most: int) -> np.ndarray:
-    """The at most `most` rows of each cluster that are nearest to its centroid, in rising order of rows."""
+    """The rows of each cluster that are nearest to its centroid, `most` at most, in rising order of rows."""
     order = np.lexsort((-similarities, clusters))
     begins = np.searchsorted(clusters[order], np.arange(num_clusters))
     place = np.arange(len(order)) - begins[clusters[order]]
@@ -108,12 +108,12 @@ def _nearest_of_each(clusters: np.ndarray, similarities: np.ndarray, num_cluster
 def balanced_counts(capacities: np.ndarray, total: int, generator: np.random.Generator) -> np.ndarray:
     """Share a number between clusters as evenly as their sizes allow.
 
-    Every cluster gets the same count c, or all it has where that is less; c is the largest with a sum of at most
-    `total`, and what is left goes, one each, to clusters drawn among those that have more.
+    Every cluster gets the same count c, or all of its rows if it has fewer. c is the largest number for which the sum
+    is at most `total`. The rest goes to clusters that have more rows, one for each cluster that is drawn.
 
     Args:
         capacities: rows of each cluster.
-        total: to share; all rows where it is more.
+        total: the number to share; all rows if there are not as many.
 
     Returns:
         int64 counts with the sum min(total, capacities.sum()).
@@ -140,7 +140,7 @@ def balanced_sample(hierarchy: Hierarchy, num_rows: int, *, seed: int = 0) -> np
 
     Args:
         hierarchy: from `hierarchical_kmeans`.
-        num_rows: to draw; all where the pool has fewer.
+        num_rows: how many to draw; all if the pool has fewer.
         seed: of all draws.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Similarities and scores as a report shows them: a histogram, and exact counts of what it cannot show."""
+"""Similarities and scores for a report: a histogram, and exact counts of what the histogram cannot show."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,19 +11,19 @@ NUM_BINS = 200  # of cosines each is 0.01 wide
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many values are where.
+    """The number of values in each bin.
 
     Attributes:
         title: what the values are.
         unit: what has a value ("images").
-        label: what those beyond the threshold are, on its `side`, "above" or "below".
-        threshold: that decided; None: nothing was decided by it.
+        label: what the values beyond the threshold are, on its `side`, "above" or "below".
+        threshold: the threshold that decided; None: no threshold decided anything.
         low, high: the ends of the bins.
         bins: counts of the values that are known; those beyond an end are in the last bin.
-        above, below: how many exceed the threshold, and how many do not reach it. Counted one by one, since a
-            threshold may lie inside a bin.
+        above, below: how many exceed the threshold, and how many do not reach it. They are counted one by one, since
+            a threshold may lie inside a bin.
         unknown: how many are not known, since the search found nothing or stopped at its floor.
-        floor: the lowest similarity that the search looked for; None: it knows all.
+        floor: the lowest similarity that the search looked for; None: it knows all of them.
         quantity: what the values are called.
     """
 
@@ -63,8 +63,8 @@ def histogram(
     """Count values.
 
     Args:
-        values: of any shape, float; not finite where one is not known.
-        missing: further ones that are not known.
+        values: floats of any shape; a value that is not known is not finite.
+        missing: the number of further values that are not known.
         threshold, title, unit, label, side, low, high, floor, quantity: as in `Histogram`.
     """
     known = values[np.isfinite(values)]

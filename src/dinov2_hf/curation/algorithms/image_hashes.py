@@ -1,4 +1,4 @@
-"""Copies found without any network: the same bytes, or the same perceptual hash."""
+"""Finds copies without any network: the same bytes, or the same perceptual hash."""
 
 import hashlib
 
@@ -19,8 +19,8 @@ def content_hash(content: bytes) -> bytes:
 def perceptual_hash(image: Image.Image) -> np.uint64:
     """The DCT hash (pHash) of a picture: which of its 8 x 8 lowest frequencies lie above their median.
 
-    Equal, or different in few bits, for copies that were re-encoded or resized. A picture without any structure
-    (one colour) has the hash 0.
+    Copies that were re-encoded or resized have equal hashes, or hashes that differ in few bits. A picture without any
+    structure (one colour) has the hash 0.
     """
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float32)
     coefficients = dctn(grey, norm="ortho")[:8, :8].ravel()
@@ -31,31 +31,31 @@ def perceptual_hash(image: Image.Image) -> np.uint64:
 
 
 def first_of_equal(values: np.ndarray) -> np.ndarray:
-    """For each row the first row that has the same value.
+    """For each row, the first row that has the same value.
 
     Args:
         values: (n,) of any type that can be sorted.
 
     Returns:
-        (n,) int64; row i itself where its value is new.
+        (n,) int64; row i itself if its value is new.
     """
     _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
     return first[inverse].astype(np.int64)
 
 
 def first_similar_hash(hashes: np.ndarray, max_distance: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each row an earlier kept row whose hash differs in at most `max_distance` bits.
+    """For each row, an earlier kept row whose hash differs in at most `max_distance` bits.
 
-    Rows are taken in their order; one that is near to none of those kept is kept. So nothing is dropped that is far
-    from what stays, and chains do not grow.
+    Rows are taken in their order; a row is kept if it is not near to any kept row. So each dropped row is near to one
+    that stays, and chains do not grow.
 
     Args:
         hashes: (n,) uint64.
         max_distance: bits from 0 to 15.
 
     Returns:
-        (first, distance), each (n,) int64: the row kept in place of row i (itself where it is kept), and how many
-        bits differ.
+        (first, distance), each (n,) int64: the row kept in place of row i (itself if it is kept), and how many bits
+        differ.
 
     Raises:
         ValueError: `max_distance` is out of its range.
@@ -65,11 +65,11 @@ def first_similar_hash(hashes: np.ndarray, max_distance: int) -> tuple[np.ndarra
     if max_distance == 0 or len(hashes) < 2:
         first = first_of_equal(hashes)
         return first, np.zeros(len(hashes), dtype=np.int64)
-    # Equal hashes first: a pile of blank pictures would be a quadratic number of pairs.
+    # Equal hashes are joined first: many blank pictures would give a quadratic number of pairs.
     unique, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     order = np.argsort(first)
     codes = unique[order].view(np.uint8).reshape(-1, HASH_BITS // 8)
-    # Two hashes that differ in at most d bits are equal in one of d + 1 parts, so this index misses none.
+    # Two hashes that differ in at most d bits are equal in one of d + 1 parts, so this index misses no pair.
     index = faiss.IndexBinaryMultiHash(HASH_BITS, max_distance + 1, HASH_BITS // (max_distance + 1))
     index.add(codes)
     limits, distances, neighbours = index.range_search(codes, max_distance + 1)

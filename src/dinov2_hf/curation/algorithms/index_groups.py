@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 
 def grouped_by_size(sizes: Sequence[int]) -> list[range]:
-    """Neighbouring sources that have one index.
+    """Neighbouring sources that share an index.
 
-    A source begins a group of its own. While the group before it has no more rows, the two become one. So a group has
-    fewer rows than the one before, and a source that comes last leaves the larger groups as they are. Of n sources of
-    equal size there are at most log2(n) + 1 groups, and each has been made anew as often.
+    A source begins a group of its own. While the group before it does not have more rows, the two become one. So a
+    group has fewer rows than the one before, and a source that comes last leaves the larger groups as they are. n
+    sources of equal size have at most log2(n) + 1 groups, and the rows of each source were indexed as often at most.
 
     Args:
         sizes: rows of each source, in their order.

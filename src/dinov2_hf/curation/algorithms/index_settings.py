@@ -1,4 +1,4 @@
-"""Which faiss index a pool is searched with, and how much of it a query looks at."""
+"""The faiss index with which a pool is searched, and how much of it a query looks at."""
 
 import re
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import numpy as np
 from .faiss_gpus import GPU_CODES
 
 
-# Exhaustive search of 50,000 rows by all of them is 1.3e12 multiplications at a width of 512, about a minute of one
-# core and as much as learning an index; from here on it grows with the square.
+# An exhaustive search for the neighbours of 50,000 rows takes 1.3e12 multiplications at a width of 512. This is about
+# a minute on one core, and as much as learning an index; for more rows it grows with the square.
 FLAT_ROWS = 50_000
 TESTED_FACTORIES = (
     r"Flat",
@@ -27,8 +27,8 @@ class IndexSettings:
         num_probes: inverted lists that a query visits; None: a quarter of them, but at least 64 and at most 256.
         num_candidates: quantised candidates of a query that are ranked again; None: 8 for each neighbour asked for,
             but at least 128.
-        first_round: of these, those that are looked at before a query is given up, if none is above the floor of the
-            search; None: one for four neighbours, but at least 8.
+        first_round: candidates that are looked at first; a query is given up if none of them is above the floor of
+            the search. None: one for four neighbours, but at least 8.
     """
 
     factory: str
@@ -67,13 +67,13 @@ class IndexSettings:
         return self.factory.endswith("Flat")
 
     def candidates(self, k: int) -> int:
-        """How many rows the index is asked for, of a search for `k` neighbours."""
+        """How many rows the index is asked for in a search for `k` neighbours."""
         if self.is_exact:
             return k
         return max(k, self.num_candidates or max(8 * k, 128))
 
     def first_candidates(self, k: int) -> int:
-        """How many of them are looked at first, where there is a floor."""
+        """How many of them are looked at first, if there is a floor."""
         return self.first_round or max(k // 4, 8)
 
 
@@ -82,17 +82,17 @@ def choose_index(num_rows: int, width: int, memory_bytes: float = 8e9, *, for_gp
 
     Args:
         num_rows, width: of the pool.
-        memory_bytes: what the filled index may take in one process; of one that sees several GPUs, on all of them.
-        for_gpus: choose a form that faiss has on GPUs; it can also be searched without.
+        memory_bytes: what the filled index may take in one process; if the process sees several GPUs, on all of them.
+        for_gpus: choose a form that faiss has on GPUs; it can also be searched without GPUs.
 
     Returns:
-        Exhaustive search up to `FLAT_ROWS`; above, about 2 sqrt(n) lists of four-bit codes, one for 4
-        dimensions of a vector, or for 8, 16 or 32 where memory is short. (4 to 16 sqrt(n) are usual for eight-bit
-        codes, whose scan costs more beside finding the lists.) For GPUs eight-bit codes, one for 8, 16 or 32
+        Exhaustive search up to `FLAT_ROWS` rows. For more rows, about 2 sqrt(n) lists of four-bit codes, one for 4
+        dimensions of a vector, or for 8, 16 or 32 if memory is short. (4 to 16 sqrt(n) lists are usual for eight-bit
+        codes, whose scan costs more compared with finding the lists.) For GPUs, eight-bit codes, one for 8, 16 or 32
         dimensions or somewhat more, in numbers of `GPU_CODES`.
 
     Raises:
-        ValueError: nothing fits.
+        ValueError: no index fits.
     """
     if num_rows <= FLAT_ROWS and num_rows * width * 4 <= memory_bytes:
         return IndexSettings("Flat")
@@ -111,6 +111,6 @@ def choose_index(num_rows: int, width: int, memory_bytes: float = 8e9, *, for_gp
             return IndexSettings(f"{rotation},{coarse},PQ{num_codes}{'np' if for_gpus else 'x4fs'}")
     smallest = num_rows * (width / (32 if for_gpus else 64) + 8)
     raise ValueError(
-        f"memory_bytes={memory_bytes:.3g} holds no index of {num_rows} vectors of width {width}, whose smallest takes "
-        f"{smallest:.3g}: give more memory, or search the pool in parts."
+        f"memory_bytes={memory_bytes:.3g} is too little for an index of {num_rows} vectors of width {width}: the "
+        f"smallest takes {smallest:.3g}. Give more memory, or search the pool in parts."
     )

@@ -1,13 +1,13 @@
 """The nearest neighbours of every row by cosine, with faiss.
 
-Small pools are searched exhaustively. Larger ones take an inverted file over product-quantised vectors behind a
-learned rotation (IVF, PQ and OPQ), whose candidates are ranked again by the exact similarity: quantised similarities
-are biased, and the thresholds of deduplication mean exact ones (paper, appendix A: faiss with inverted file and
-product quantisation; its sizes are not published).
+Small pools are searched exhaustively. Larger ones use an inverted file over product-quantised vectors behind a learned
+rotation (IVF, PQ and OPQ). Its candidates are ranked again by the exact similarity: quantised similarities are biased,
+and the thresholds of deduplication mean exact ones (paper, appendix A: faiss with inverted file and product
+quantisation; its sizes are not published).
 
 An index is trained once, filled shard by shard, merged, and searched by ranges of queries, so that each step can be a
-task of its own. Vectors enter an inverted file with their row as their id; an `IndexIDMap` around one is not needed,
-and its ids do not survive a merge.
+task of its own. Vectors enter an inverted file with their row as their id. An `IndexIDMap` around it is not needed,
+and its ids would not survive a merge.
 
 Shapes: `n` rows of the pool, `q` queries, `k` neighbours, `D` width.
 """
@@ -35,20 +35,21 @@ class Neighbors:
     """The most similar rows of each query, best first.
 
     Attributes:
-        rows: (q, k) int64 rows of the pool; -1 where there are fewer.
-        similarities: (q, k) float32 exact cosines; -inf where there are fewer.
+        rows: (q, k) int64 rows of the pool; -1 in the places of a query with fewer neighbours.
+        similarities: (q, k) float32 exact cosines; -inf in these places.
     """
 
     rows: np.ndarray
     similarities: np.ndarray
 
     def in_a_whole(self, first: int) -> "Neighbors":
-        """The same in rows of a pool of which the one that was searched is a part, from row `first` on."""
+        """The same neighbours in rows of the whole pool, of which the part from row `first` on was searched."""
         return Neighbors(np.where(self.rows < 0, -1, self.rows + first), self.similarities)
 
 
 def nearest_of_parts(parts: Sequence[Neighbors], k: int) -> Neighbors:
-    """The `k` nearest of what was found in the parts of a pool, the best first; fewer where the parts have fewer."""
+    """The `k` nearest of the neighbours that were found in the parts of a pool, the best first; fewer if the parts
+    together have fewer."""
     rows = np.concatenate([part.rows for part in parts], axis=1)
     similarities = np.concatenate([part.similarities for part in parts], axis=1)
     order = np.lexsort((rows, -similarities))[:, :k]
@@ -63,14 +64,15 @@ def train_index(
     training_rows: int | None = None,
     gpus: Sequence[int] = (),
 ) -> faiss.Index:
-    """An empty index, its centroids and codes learned from a sample of the pool.
+    """An empty index, whose centroids and codes are learned from a sample of the pool.
 
     Args:
         vectors: the pool.
         settings: from `choose_index` or a user.
         seed: of the sample.
-        training_rows: of the sample; 40 for each list, at least 65,536, where None.
-        gpus: that the centroids of the lists are learned on, from `gpus_for_faiss`; the codes are learned on the CPU.
+        training_rows: the size of the sample; None: 40 for each list, and at least 65,536.
+        gpus: the GPUs on which the centroids of the lists are learned, from `gpus_for_faiss`; the codes are learned on
+            the CPU.
 
     Raises:
         ValueError: the pool, or the sample, has fewer rows than the index has lists, dimensions, or values of a code.
@@ -84,7 +86,7 @@ def train_index(
     least = settings.num_lists
     codes = faiss.downcast_index(index.index).pq if isinstance(index, faiss.IndexPreTransform) else None
     if codes is not None:
-        # Of fewer rows than dimensions faiss's rotation writes beyond its memory; codes need one for each value.
+        # With fewer rows than dimensions, faiss's rotation writes beyond its memory; codes need one for each value.
         least = max(least, codes.d, 2**codes.nbits)
     if training_rows < least:
         raise ValueError(
@@ -98,7 +100,7 @@ def train_index(
         lists.clustering_index = lists_on_gpus
     if codes is not None:
         rotation = faiss.downcast_VectorTransform(index.chain.at(0))
-        # Learned for the codes that follow: by itself faiss takes eight bits, 16 times the work of four.
+        # It is learned for the codes that follow: by itself faiss takes eight bits, 16 times the work of four.
         rotation_codes = faiss.ProductQuantizer(codes.d, codes.M, codes.nbits)
         rotation.pq = rotation_codes
         rotation.niter, rotation.niter_pq_0, rotation.max_train_points = 5, 10, 16_384
@@ -121,7 +123,7 @@ def add_rows(
 ) -> faiss.Index:
     """A copy of a trained empty index with the rows `start` to `stop` in it.
 
-    On GPUs it is filled in the first of them, where its form allows, and comes back in its CPU form.
+    If its form allows, it is filled on the first of the GPUs. It comes back in its CPU form.
 
     Raises:
         ValueError: `trained` already holds rows.
@@ -205,11 +207,11 @@ def search(
         settings: with which the index was made.
         start, stop: the range of queries, so that a search can be shared between tasks.
         floor: neighbours below this similarity are left out. A query is given up when a round of its candidates, best
-            first, has none above, which spares most of the reading where near copies are rare.
-        own_rows: (len(queries),) which rows of the pool the queries are, which are no neighbours of their own; None:
-            they are others.
-        gpus: from `gpus_for_faiss`; the index is shared out between them, where its form allows and at most
-            `MOST_CANDIDATES` are asked for.
+            first, has none above the floor. This spares most of the reading if near copies are rare.
+        own_rows: (len(queries),) which rows of the pool the queries are; a row is not its own neighbour. None: the
+            queries are not in the pool.
+        gpus: from `gpus_for_faiss`; they share the index, if its form allows and at most `MOST_CANDIDATES` are asked
+            for.
 
     Raises:
         ValueError: widths differ, the pool has fewer than `k` (other) rows, the index does not hold the pool, or
@@ -244,8 +246,8 @@ def search(
 def ready_to_search(
     index: faiss.Index, settings: IndexSettings, num_candidates: int, gpus: Sequence[int] = ()
 ) -> faiss.Index:
-    """The index with the number of lists to visit set; a copy on GPUs, where there are any and it can be searched
-    there for so many candidates."""
+    """The index, with the number of lists to visit set; a copy on GPUs, if there are any and they can search it for so
+    many candidates."""
     num_probes = settings.num_probes or 1
     if settings.num_lists:
         faiss.extract_index_ivf(index).nprobe = min(num_probes, settings.num_lists)
@@ -271,14 +273,14 @@ def _check_search(index, pool, queries, k, floor, is_own) -> None:
 
 
 def _best(candidates: np.ndarray, similarities: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k most similar candidates of each query in falling order, among equals the smallest row first."""
+    """The k most similar candidates of each query in falling order; among equals the smallest row comes first."""
     rows = np.full((len(candidates), k), -1, np.int64)
     best = np.full((len(candidates), k), -np.inf, np.float32)
-    some = np.flatnonzero((similarities > -np.inf).any(axis=1))  # few queries, where there is a floor
+    some = np.flatnonzero((similarities > -np.inf).any(axis=1))  # few queries, if there is a floor
     candidates, similarities = candidates[some], similarities[some]
     order = np.argpartition(-similarities, min(k, candidates.shape[1]) - 1, axis=1)[:, :k]
     last = np.take_along_axis(similarities, order, axis=1).min(axis=1, keepdims=True, initial=np.inf)
-    # Of equals that the k-th place parts, the partition takes any.
+    # If the k-th place separates equals, the partition takes any of them.
     parted = np.flatnonzero(((similarities >= last).sum(axis=1) > k) & (last[:, 0] > -np.inf))
     order[parted] = np.lexsort((candidates[parted], -similarities[parted]))[:, :k]
     candidates, similarities = (np.take_along_axis(array, order, axis=1) for array in (candidates, similarities))
@@ -290,14 +292,14 @@ def _best(candidates: np.ndarray, similarities: np.ndarray, k: int) -> tuple[np.
 
 
 def save_index(index: faiss.Index, path: str | os.PathLike) -> None:
-    """Write an index whole or not at all."""
+    """Write an index, whole or not at all."""
     with new_file(path, overwrite=True) as partial:
         faiss.write_index(index, str(partial))
 
 
 def load_index(path: str | os.PathLike) -> faiss.Index:
-    """Read what `save_index` wrote; raises ValueError where it is missing or damaged."""
+    """Read what `save_index` wrote; raises ValueError if it is missing or damaged."""
     try:
         return faiss.read_index(str(path))
     except RuntimeError as error:
-        raise ValueError(f"{str(path)!r} is no readable faiss index: make it again.") from error
+        raise ValueError(f"{str(path)!r} is not a readable faiss index: make it again.") from error

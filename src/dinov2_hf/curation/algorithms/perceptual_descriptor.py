@@ -1,17 +1,18 @@
 """A descriptor of pictures that needs no trained network, for finding copies.
 
-A picture is described by the statistics of its small parts, so that what leaves most parts alone (recompression,
+A picture is described by the statistics of its small parts. So a change that leaves most parts alone (recompression,
 rescaling, crops, mirroring, colours, borders, text over it, slight rotation) leaves most of the descriptor alone:
 
 1. One-coloured borders are trimmed, and the grey picture is brought to an area of 128 x 128 pixels.
 2. Patches of four sizes on a dense grid are described by histograms of gradient orientations, 4 x 4 cells of 8
    (as in SIFT: Lowe 2004), with square roots taken (Arandjelovic & Zisserman 2012). Flat patches weigh little.
 3. Each patch is mapped by random Fourier features (Rahimi & Recht 2007): the product of two maps is near 1 for equal
-   patches and near 0 for patches that are not alike. The sum over the patches, and over their mirror images, then
-   counts what two pictures share, wherever it lies. One half of the features sees a patch as it is, which bears
-   rotation and crops best; the other half sees what sets it apart from an even texture, which tells grass from sand.
-4. The mean over a sample of the pool is subtracted, and directions of much variance are toned down: what all pictures
-   of a pool have in common tells none of them apart.
+   patches and near 0 for patches that are not alike. The maps are summed over the patches and over their mirror
+   images. The product of two sums then counts what two pictures share, wherever it lies. One half of the features sees
+   a patch as it is, which bears rotation and crops best. The other half sees how it differs from an even texture,
+   which tells grass from sand.
+4. The mean over a sample of the pool is subtracted, and directions of much variance are toned down. What all pictures
+   of a pool have in common cannot tell them apart.
 
 Shapes: `P` patches of a picture, `D` width of the descriptor (512).
 """
@@ -32,17 +33,17 @@ from .pool_whitening import FEW_IMAGES, PoolWhitening
 
 
 WIDTH = 512
-SIDE = 128  # of a square picture of the area that all are brought to
+SIDE = 128  # all pictures are brought to the area of a square with this side
 PATCH_SIDES = (28, 44, 68, 96)
 STRIDE = 5
 CELLS = 4
 ORIENTATIONS = 8
-# Of exp(-sharpness * squared distance). Unlike patches are about 1 apart in square, those of a copy under 0.2; what
-# sets them apart from an even texture, brought to unit length, is 2 apart.
+# The factors in exp(-sharpness * squared distance). Unlike patches have a squared distance of about 1, those of a copy
+# under 0.2. What sets unlike patches apart from an even texture, brought to unit length, has a squared distance of 2.
 SHARPNESS = 8.0
 CONTRAST_SHARPNESS = 2.0
-LOW_CONTRAST = 0.3  # distance of a patch from the even texture that weighs half
-FLAT_GRADIENT = 0.02  # mean gradient (of grey in [0, 1]) of a patch that weighs half
+LOW_CONTRAST = 0.3  # a patch at this distance from the even texture weighs half
+FLAT_GRADIENT = 0.02  # a patch with this mean gradient (of grey in [0, 1]) weighs half
 
 
 class PerceptualDescriptor(PoolWhitening):
@@ -58,7 +59,7 @@ class PerceptualDescriptor(PoolWhitening):
         return _sums_of_generated_pictures()
 
     def describe(self, images: Iterable[Image.Image]) -> Tensor:
-        """(n, D) descriptors of RGB pictures; for few, without workers or progress."""
+        """(n, D) descriptors of a few RGB pictures, made without workers or progress."""
         return self(PatchSums()(list(images)))
 
 
@@ -68,10 +69,10 @@ def _sums_of_generated_pictures() -> Tensor:
 
 
 class PatchSums:
-    """Steps 1 to 3; in the data loader's workers, where there are any."""
+    """Steps 1 to 3; they run in the workers of the data loader, if there are any."""
 
     def __init__(self):
-        # One seed for all: descriptors of different runs and machines can be compared.
+        # The seed is always the same, so descriptors of different runs and machines can be compared.
         random = np.random.Generator(np.random.PCG64(0))
         size = (2, CELLS * CELLS * ORIENTATIONS, WIDTH // 2)
         sharpness = np.array([SHARPNESS, CONTRAST_SHARPNESS])[:, None, None]
@@ -79,8 +80,8 @@ class PatchSums:
         self.phases = torch.from_numpy(random.uniform(0, 2 * math.pi, (2, WIDTH // 2)).astype(np.float32))
 
     def __call__(self, images: list[Image.Image]) -> Tensor:
-        """(n, D) sums of unit length; of a picture without structure the zero vector."""
-        # Small operations: on one core 5 times faster than on the cores of a busy machine together.
+        """(n, D) sums of unit length; a picture without structure has the zero vector."""
+        # The operations are small: one core is 5 times faster than all cores of a busy machine together.
         num_threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -89,7 +90,7 @@ class PatchSums:
             torch.set_num_threads(num_threads)
 
     def sum_of_patches(self, image: Image.Image) -> Tensor:
-        """(D,) of one picture."""
+        """The sum of one picture, (D,)."""
         sums = summed_area(oriented_gradients(grey_picture(image)))
         patches = torch.cat([patches_of(sums, side) for side in PATCH_SIDES]).clamp(min=0)
         total = self._mapped(patches) + self._mapped(mirrored(patches))
@@ -114,7 +115,7 @@ class PatchSums:
 
 
 def grey_picture(image: Image.Image) -> Tensor:
-    """(h, w) in [0, 1] of about `SIDE` x `SIDE` pixels, borders trimmed, shape kept (up to 4 : 1)."""
+    """(h, w) in [0, 1], about `SIDE` x `SIDE` pixels: borders are trimmed, the shape is kept (up to 4 : 1)."""
     image = trim_borders(image.convert("RGB")).convert("L")
     ratio = min(4.0, max(0.25, image.width / image.height))
     width, height = round(SIDE * math.sqrt(ratio)), round(SIDE / math.sqrt(ratio))
@@ -123,7 +124,7 @@ def grey_picture(image: Image.Image) -> Tensor:
 
 
 def oriented_gradients(grey: Tensor) -> Tensor:
-    """(ORIENTATIONS, h, w): the gradient at each pixel, shared between the orientations that it is near to."""
+    """(ORIENTATIONS, h, w): the gradient at each pixel, shared between the orientations that are near to it."""
     smooth = F.avg_pool2d(grey[None, None], 3, stride=1, padding=1, count_include_pad=False)[0, 0]
     dx, dy = torch.zeros_like(smooth), torch.zeros_like(smooth)
     dx[:, 1:-1] = smooth[:, 2:] - smooth[:, :-2]
@@ -135,7 +136,7 @@ def oriented_gradients(grey: Tensor) -> Tensor:
 
 
 def summed_area(gradients: Tensor) -> Tensor:
-    """(ORIENTATIONS, h + 1, w + 1): sums over all pixels above and to the left, from which any box is 4 numbers."""
+    """(ORIENTATIONS, h + 1, w + 1): sums over all pixels above and to the left. The sum over a box needs 4 of them."""
     return F.pad(gradients.double().cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))
 
 

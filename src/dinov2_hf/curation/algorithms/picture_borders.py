@@ -4,12 +4,12 @@ import numpy as np
 from PIL import Image
 
 
-BORDER_SPREAD = 8  # grey levels within a row of pixels that is one colour, give or take compression
-BORDER_DRIFT = 12  # grey levels from the outermost row
+BORDER_SPREAD = 8  # grey levels by which pixels of a row of one colour vary, after compression
+BORDER_DRIFT = 12  # grey levels by which a row may differ from the outermost one
 
 
 def trim_borders(image: Image.Image) -> Image.Image:
-    """Without rows and columns of one colour at its edges, unless little would be left of it."""
+    """The picture without rows and columns of one colour at its edges, unless little would be left of it."""
     small = image.copy()
     small.thumbnail((256, 256), reducing_gap=3.0)
     pixels = np.asarray(small, dtype=np.float32)
@@ -26,7 +26,7 @@ def trim_borders(image: Image.Image) -> Image.Image:
 
 
 def _border(lines: np.ndarray) -> int:
-    """How many of the first lines (lines, pixels, 3) are all of one colour; mostly the first one is not."""
+    """How many of the first lines (lines, pixels, 3) have one colour; usually the first line has several."""
     colour = lines[0].mean(axis=0)
     for number, line in enumerate(lines):
         if line.std(axis=0).max() >= BORDER_SPREAD or np.abs(line.mean(axis=0) - colour).max() >= BORDER_DRIFT:

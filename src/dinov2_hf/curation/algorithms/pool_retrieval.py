@@ -2,10 +2,10 @@
 
 * By sample, for large datasets: the k nearest rows of each query image, k = 4 or 32.
 * By cluster, for small ones: the pool is clustered; clusters with more than 3 query images give 10,000 rows each, and
-  a dataset at most 1,000,000.
+  a dataset gets at most 1,000,000.
 
-A row that several queries or datasets bring counts each time in the paper's numbers, whose total of 142,109,386 is
-the plain sum over datasets. `combine` counts both ways.
+In the paper's numbers, a row counts each time that a query or a dataset retrieves it: the total of 142,109,386 is the
+plain sum over datasets. `combine` counts both ways.
 
 Shapes: `q` queries, `m` retrievals.
 """
@@ -21,12 +21,12 @@ from .neighbors import Neighbors
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What one curated dataset brings.
+    """The rows that one curated dataset retrieves.
 
     Attributes:
         rows: (m,) int64 rows of the pool, with repeats.
-        queries: (m,) int64 the query that brought each; -1 where a cluster did.
-        similarities: (m,) float32 cosine to the query; NaN where a cluster brought it.
+        queries: (m,) int64 the query that retrieved each row; -1 if a cluster did.
+        similarities: (m,) float32 cosine to the query; NaN if a cluster retrieved the row.
         report: counts, plain numbers.
     """
 
@@ -73,11 +73,11 @@ def retrieve_by_cluster(
     Args:
         members: the clusters of the pool.
         query_clusters: (q,) the cluster of each query image, by the same centroids.
-        min_queries: of a cluster that gives rows; the paper's "more than 3".
-        rows_per_cluster: most rows of one cluster; all of a smaller one (744M rows in 100,000 clusters are 7,440 in
-            the mean, so the paper's 10,000 can only be the most).
-        max_rows: most rows in all, chosen uniformly among those of all clusters.
-        seed: of the choices, which depend on nothing but it, the cluster and its rows.
+        min_queries: a cluster with fewer queries gives no rows; the paper's "more than 3".
+        rows_per_cluster: the most rows of one cluster; all of a smaller one (744M rows in 100,000 clusters are 7,440
+            on average, so the paper's 10,000 can only be a maximum).
+        max_rows: the most rows in all, chosen uniformly among those of all clusters.
+        seed: of the choices, which depend only on the seed, the cluster and its rows.
 
     Raises:
         ValueError: a count is below 1, or a query has a cluster that does not exist.
@@ -120,12 +120,12 @@ class CombinedRetrieval:
     """All datasets together.
 
     Attributes:
-        rows: (u,) int64 rows of the pool that any dataset brought, once each, in rising order.
-        multiplicity: (u,) int64 how often each was brought.
-        sources: (s,) int64 the datasets that brought each, by their place in the order given; those of row i are
+        rows: (u,) int64 rows of the pool that any dataset retrieved, once each, in rising order.
+        multiplicity: (u,) int64 how often each was retrieved.
+        sources: (s,) int64 the datasets that retrieved each row, by their place in the order given; those of row i are
             `sources[offsets[i] : offsets[i + 1]]`, each once, ascending.
         offsets: (u + 1,) int64.
-        report: `multiset` and `unique` counts, and by dataset what it brought and what no other did.
+        report: `multiset` and `unique` counts, and for each dataset what it retrieved, and what no other did.
     """
 
     rows: np.ndarray
@@ -136,7 +136,7 @@ class CombinedRetrieval:
 
 
 def combine(retrievals: dict[str, Retrieval]) -> CombinedRetrieval:
-    """The union of what several datasets bring, with the paper's count (repeats included) beside it."""
+    """The union of what several datasets retrieve, with the paper's count (repeats included) beside it."""
     all_rows = np.concatenate([np.empty(0, np.int64), *(retrieval.rows for retrieval in retrievals.values())])
     lengths = [len(retrieval.rows) for retrieval in retrievals.values()]
     rows, multiplicity = np.unique(all_rows, return_counts=True)

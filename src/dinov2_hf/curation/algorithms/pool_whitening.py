@@ -1,4 +1,4 @@
-"""The last step of descriptors: what all pictures of a pool have in common tells none of them apart.
+"""The last step of descriptors: it takes away what all pictures of a pool have in common, which tells none apart.
 
 The mean over a sample of the pool is subtracted, and directions of much variance are toned down.
 
@@ -14,13 +14,13 @@ FEW_IMAGES = 32  # generated pictures make up what is missing
 
 
 class PoolWhitening(nn.Module):
-    """From what an embedder gives for a picture to its descriptor.
+    """Turns what an embedder gives for a picture into its descriptor.
 
     Attributes:
         given_width: W.
         width: D; the directions of least variance in the pool are left out.
         toning: variances are raised to the power 1 - 2 * toning: 0 leaves them, 0.5 makes all equal.
-        most_toned: so many directions at most are toned down; those beyond count as the last of them does.
+        most_toned: at most this many directions are toned down; the others are scaled like the last of them.
         images_per_toned: images in the sample for each direction that is toned down. With too few of them copies in
             the sample would be driven apart as well.
         prior_images: images that count as much as the assumption of mean 0 and equal variances.
@@ -39,15 +39,15 @@ class PoolWhitening(nn.Module):
         self.projection = nn.Parameter(torch.eye(self.given_width)[:, -self.width :].clone(), requires_grad=False)
 
     def of_generated_pictures(self) -> Tensor:
-        """(FEW_IMAGES, W): what the embedder gives for pictures that stand for any."""
+        """(FEW_IMAGES, W): what the embedder gives for pictures that stand for any picture."""
         raise NotImplementedError
 
     def fit(self, given: Tensor) -> "PoolWhitening":
         """Learn the mean and the variances of a sample.
 
         Args:
-            given: (n, W) by the embedder, n >= 1. Of fewer than `FEW_IMAGES` the mean would be what these few have in
-                common: generated pictures make up their number, so that two photographs are not alike for being alone.
+            given: (n, W) by the embedder, n >= 1. The mean of fewer than `FEW_IMAGES` would be what these few have in
+                common. Generated pictures make up the number, so two photographs do not seem alike for being alone.
         """
         if len(given) < FEW_IMAGES:
             given = torch.cat([given, self.of_generated_pictures()[len(given) :].to(given)])
@@ -59,7 +59,7 @@ class PoolWhitening(nn.Module):
         prior = (given**2).sum(dim=1).mean() / self.given_width
         covariance += (1 - weight) * prior * torch.eye(self.given_width, dtype=torch.float64)
         variances, directions = torch.linalg.eigh(covariance)
-        # Directions that the sample hardly reaches would be blown up.
+        # Without a floor, directions that the sample hardly reaches would be blown up.
         num_toned = min(self.most_toned, max(2, len(given) // self.images_per_toned))
         floor = variances[-num_toned].clamp(min=1e-12)
         scales = (variances.clamp(min=floor) / floor) ** -self.toning
@@ -67,6 +67,6 @@ class PoolWhitening(nn.Module):
         return self
 
     def forward(self, given: Tensor) -> Tensor:
-        """(B, W) to (B, D) of unit length; of what is all zero the zero vector."""
+        """(B, W) to (B, D) of unit length; an input of zeros gives the zero vector."""
         centred = (given - self.mean) @ self.projection
         return F.normalize(centred, dim=-1) * (given.abs().amax(dim=-1, keepdim=True) > 0)

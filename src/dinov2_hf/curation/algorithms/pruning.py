@@ -1,11 +1,11 @@
-"""What to keep of each cluster of a pool: one of those that mean the same, or more where a concept is less simple.
+"""What to keep of each cluster of a pool: one of those that mean the same, or more of a concept that is less simple.
 
-After the papers: SemDeDup (Abbas et al. 2023, arXiv 2303.09540) and density-based pruning (Abbas et al. 2024,
+It follows the papers on SemDeDup (Abbas et al. 2023, arXiv 2303.09540) and density-based pruning (Abbas et al. 2024,
 "Effective pruning of web-scale datasets based on complexity of concept clusters", arXiv 2401.04578, tables 4 and 5).
 
-From the paper of density-based pruning is that clusters get shares by d_inter * d_intra, and that of a cluster the
-least typical stay. It takes 500 clusters for 280 million images and 100 for 120 million, and keeps 60 %, 40 % or 28 %
-of LAION. `NEAREST_CENTROIDS` and the defaults of `temperature`, `keep` and the number of clusters are our choice.
+In the paper on density-based pruning, clusters get shares by d_inter * d_intra, and the least typical images of a
+cluster stay. It takes 500 clusters for 280 million images and 100 for 120 million, and keeps 60 %, 40 % or 28 % of
+LAION. `NEAREST_CENTROIDS` and the defaults of `temperature`, `keep` and the number of clusters are our choice.
 
 Distances are 1 - cosine. Shapes: `n` rows, `K` clusters, `D` width.
 """
@@ -18,17 +18,18 @@ from .clustering import ClusterMembers
 from .unit_vectors import UnitVectors
 
 
-NEAREST_CENTROIDS = 20  # whose mean distance is the density around a cluster
+NEAREST_CENTROIDS = 20  # their mean distance tells the density around a cluster
 
 
 @dataclass(frozen=True)
 class SemanticDuplicates:
-    """Rows that mean what another means.
+    """Rows that mean the same as another row.
 
     Attributes:
         dropped: (d,) rows.
         duplicate_of: (d,) the most similar row that stays in their cluster.
-        nearest: (n,) float32 cosine of each row and the most similar one that stays before it; -inf for the first.
+        nearest: (n,) float32 cosine between each row and the most similar row before it that stays; -inf for the
+            first.
     """
 
     dropped: np.ndarray
@@ -39,12 +40,12 @@ class SemanticDuplicates:
 def semantic_duplicates(
     vectors: UnitVectors, members: ClusterMembers, typical: np.ndarray, threshold: float
 ) -> SemanticDuplicates:
-    """Keep of the rows of a cluster whose cosine exceeds the threshold the one that is least typical of it.
+    """Keep the least typical of those rows of a cluster whose cosine exceeds the threshold.
 
     Args:
         vectors: the pool.
         members: rows of each cluster.
-        typical: (n,) cosine of each row and its centroid.
+        typical: (n,) cosine between each row and its centroid.
         threshold: 1 - epsilon of the paper.
     """
     dropped, duplicate_of = [], []
@@ -70,7 +71,7 @@ def semantic_duplicates(
 def concept_complexity(centroids: np.ndarray, members: ClusterMembers, typical: np.ndarray) -> np.ndarray:
     """(K,) d_inter * d_intra: how far a cluster is from its neighbours, times how far its rows are from its centroid.
 
-    d_inter is the mean over the `NEAREST_CENTROIDS` nearest other centroids; of an empty cluster the product is 0.
+    d_inter is the mean over the `NEAREST_CENTROIDS` nearest other centroids; the product of an empty cluster is 0.
     """
     distances = 1 - centroids @ centroids.T
     np.fill_diagonal(distances, np.inf)
@@ -83,14 +84,15 @@ def concept_complexity(centroids: np.ndarray, members: ClusterMembers, typical: 
 def counts_by_complexity(complexity: np.ndarray, sizes: np.ndarray, total: int, temperature: float) -> np.ndarray:
     """How many rows of each cluster stay: near to softmax(complexity / temperature) * total, and no more than it has.
 
-    The paper's quadratic program: the counts x with sum `total` and min(1, size) <= x <= size that are nearest to
-    that. Its solution moves all by one number and clips them; here it is then rounded, the largest remainders up.
+    This is the paper's quadratic program: it finds the counts x with sum `total` and min(1, size) <= x <= size that
+    are nearest to that. Its solution moves all counts by one number and clips them. Here they are then rounded, those
+    with the largest remainders up.
 
     Args:
         complexity: (K,) from `concept_complexity`.
         sizes: (K,) rows.
         total: at least the number of clusters that are not empty, at most all rows.
-        temperature: above 0; the higher, the more even.
+        temperature: above 0; a higher one makes the counts more even.
     """
     weights = np.exp((complexity - complexity.max()) / temperature) * (sizes > 0)
     wanted, low = total * weights / weights.sum(), np.minimum(1, sizes)
@@ -110,7 +112,7 @@ def counts_by_complexity(complexity: np.ndarray, sizes: np.ndarray, total: int, 
 
 
 def least_typical(members: ClusterMembers, typical: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The rows farthest from their centroid, so many of each cluster, in rising order."""
+    """The `counts` rows of each cluster that are farthest from its centroid, in rising order."""
     kept = [np.empty(0, np.int64)]
     for cluster in np.flatnonzero(counts):
         rows = members[cluster]
@@ -119,6 +121,6 @@ def least_typical(members: ClusterMembers, typical: np.ndarray, counts: np.ndarr
 
 
 def effective_number(counts: np.ndarray) -> float:
-    """How many equally large clusters have the entropy of these: exp(-sum p log p); 0 of nothing."""
+    """How many equally large clusters have the entropy of these: exp(-sum p log p); 0 if there are no rows."""
     share = counts[counts > 0] / max(counts.sum(), 1)
     return float(np.exp(-(share * np.log(share)).sum())) if len(share) else 0.0

@@ -1,6 +1,6 @@
 """How much of an index a query must look at to find the share of its neighbours that is asked for.
 
-That depends on the vectors more than on their number, so it is measured: the neighbours of a sample of queries are
+This depends on the vectors more than on their number, so it is measured. The neighbours of a sample of queries are
 found exhaustively, and then by the index with more and more of its lists and candidates.
 
 Shapes: `q` queries of the sample, `k` neighbours, `c` candidates.
@@ -23,7 +23,7 @@ from .unit_vectors import UnitVectors, row_blocks
 SAMPLED_QUERIES = 1000
 FEWEST_PAIRS = 100
 FEWEST_CANDIDATES = 256  # to begin with
-# Of a cosine: of two rows that are equally near to a query either is its k-th neighbour.
+# Of a cosine: if two rows are equally near to a query, either counts as its k-th neighbour.
 TOLERANCE = 1e-5
 
 
@@ -33,8 +33,8 @@ class Recall:
 
     Attributes:
         asked, measured: in [0, 1].
-        pairs: of a query and its neighbour that were looked for.
-        queries: of the sample.
+        pairs: the number of pairs of a query and its neighbour that were looked for.
+        queries: the number of queries in the sample.
     """
 
     asked: float
@@ -46,7 +46,7 @@ class Recall:
 def exact_neighbors(
     pool: UnitVectors, queries: np.ndarray, k: int, start: int, stop: int, *, gpus: Sequence[int] = ()
 ) -> Neighbors:
-    """The `k` nearest rows among those from `start` to `stop`, by comparing with all of them."""
+    """The `k` nearest rows among those from `start` to `stop`; each query is compared with all of them."""
     flat = on_gpus(faiss.IndexFlatIP(pool.width), gpus[:1])
     nearest = faiss.ResultHeap(len(queries), k, keep_max=True)
     for first, end in row_blocks(start, stop):
@@ -59,7 +59,7 @@ def exact_neighbors(
 
 
 def without_own_rows(neighbors: Neighbors, own_rows: np.ndarray) -> Neighbors:
-    """One neighbour less of each query: the row that it is itself, or else the last."""
+    """The neighbours without one for each query: the query's own row, or the last one if that is not among them."""
     is_own = neighbors.rows == own_rows[:, None]
     is_own[~is_own.any(axis=1), -1] = True
     shape = (len(is_own), is_own.shape[1] - 1)
@@ -73,7 +73,8 @@ class Sample:
     Attributes:
         queries: of unit length.
         truth: (q, k) their neighbours.
-        own_rows: (q,) which rows of the pool they are, which are no neighbours of their own; None: they are no rows.
+        own_rows: (q,) which rows of the pool the queries are; a row is not its own neighbour. None: the queries are
+            not in the pool.
     """
 
     queries: UnitVectors
@@ -81,8 +82,8 @@ class Sample:
     own_rows: np.ndarray | None = None
 
     def lowest(self, floor: float) -> float:
-        """From which similarity on neighbours are to be found: a floor, or less if fewer than `FEWEST_PAIRS` are above
-        it, which say little."""
+        """The similarity from which neighbours are to be found: a floor, or less if fewer than `FEWEST_PAIRS` pairs
+        are above it, since so few say little."""
         known = np.sort(self.truth.similarities[self.truth.rows >= 0])[::-1][:FEWEST_PAIRS]
         return floor if not len(known) else min(floor, float(known[-1]))
 
@@ -98,18 +99,18 @@ def reach_recall(
     fixed_probes: bool = False,
     gpus: Sequence[int] = (),
 ) -> tuple[IndexSettings, Recall]:
-    """The least of an index that a query must look at.
+    """The smallest part of an index that a query must look at.
 
-    Of the neighbours that may be missed, lists that are not visited miss half, and candidates that are not ranked
-    again a quarter; a quarter is left for queries that are given up, and for the difference between the sample and
-    others.
+    Half of the neighbours that may be missed are allowed for lists that are not visited, and a quarter for candidates
+    that are not ranked again. A quarter is left for queries that are given up, and for the difference between the
+    sample and other queries.
 
     Args:
         index: holds the whole pool.
         sample: queries with their neighbours.
         settings: with which the index was made.
-        asked: the share of the neighbours that shall be found.
-        floor: of the search to come; only neighbours above it count.
+        asked: the share of the neighbours that a search must find.
+        floor: that of the search; only neighbours above it count.
         fixed_probes: visit as many lists as `settings` say.
 
     Returns:
@@ -137,7 +138,7 @@ def _least(
     index: faiss.Index, pool: UnitVectors, sample: Sample, settings: IndexSettings, counted: np.ndarray, asked: float,
     probes: list[int], most: int, gpus: Sequence[int],
 ) -> tuple[IndexSettings, bool]:  # fmt: skip
-    """The fewest lists, and then candidates, that are enough, and whether they are."""
+    """The fewest lists, and then the fewest candidates, that are enough; and whether they are enough."""
     curves: dict[int, np.ndarray] = {}
 
     def found_share(place: int) -> float:
@@ -152,14 +153,14 @@ def _least(
     if low not in curves:
         found_share(low)
     curve, goal = curves[low], 1 - 0.75 * (1 - asked)
-    # Where the lists miss too many, more candidates do not make up for it.
+    # If the lists miss too many, more candidates do not make up for it.
     enough = int(np.argmax(curve >= min(goal, curve[-1] * (1 - 0.25 * (1 - asked))))) + 1
     num_candidates = None if settings.is_exact else _in_steps(enough)
     return dataclasses.replace(settings, num_probes=probes[low], num_candidates=num_candidates), curve[-1] >= goal
 
 
 def _in_steps(count: int) -> int:
-    """The next of 16, 19, 23, 27, 32, ...: a sample that differs a little shall not change a search."""
+    """The next of 16, 19, 23, 27, 32, ..., so that a sample that differs a little does not change a search."""
     return next(step for exponent in range(64) if (step := round(16 * 2 ** (exponent / 4))) >= count)
 
 
@@ -174,7 +175,7 @@ def _numbers_of_lists(num_lists: int) -> Iterator[int]:
 
 
 def _lowest_counted(sample: Sample, counted: np.ndarray) -> np.ndarray:
-    """(q, 1) from which similarity on a row counts as one of a query's neighbours."""
+    """(q, 1) the similarity from which a row counts as a neighbour of a query."""
     lowest = np.where(counted, sample.truth.similarities, np.inf).min(axis=1, keepdims=True, initial=np.inf)
     return lowest - TOLERANCE
 
@@ -183,7 +184,7 @@ def _found_by_candidates(
     index: faiss.Index, pool: UnitVectors, sample: Sample, settings: IndexSettings, counted: np.ndarray,
     gpus: Sequence[int],
 ) -> np.ndarray:  # fmt: skip
-    """(c,) float64: the share of the counted neighbours that is among so many candidates of the index."""
+    """(c,) float64: the share of the counted neighbours among the first 1, 2, ..., c candidates of the index."""
     most = min(settings.candidates(counted.shape[1] + 1), MOST_CANDIDATES, len(pool))
     queries = sample.queries.read(0, len(sample.queries))
     scores, rows = ready_to_search(index, settings, most, gpus).search(queries, most)
@@ -200,7 +201,7 @@ def _measured(
     index: faiss.Index, pool: UnitVectors, sample: Sample, settings: IndexSettings, asked: float,
     counted: np.ndarray, floor: float, gpus: Sequence[int],
 ) -> Recall:  # fmt: skip
-    """What the search itself finds."""
+    """The recall of the search itself."""
     k = counted.shape[1]
     found = search(index, pool, sample.queries, k, settings, floor=floor, own_rows=sample.own_rows, gpus=gpus)
     wanted = counted.sum(axis=1)

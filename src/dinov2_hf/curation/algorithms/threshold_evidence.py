@@ -1,4 +1,4 @@
-"""What speaks for a threshold: how much other ones would drop, what they would drop wrongly, and pairs beside it."""
+"""Evidence for a threshold: what other thresholds would drop, what they would drop wrongly, and pairs beside it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,18 +15,18 @@ SHOWN_PAIRS = 6
 
 
 def other_thresholds(threshold: float) -> list[float]:
-    """Cosines around a threshold, rising, itself among them."""
+    """Cosines around a threshold, in rising order; the threshold is one of them."""
     found = [round(threshold + STEP * step, 6) for step in range(-STEPS_BELOW, STEPS_ABOVE + 1)]
     return [value for value in found if -1 <= value < 1]
 
 
 def search_floor(threshold: float) -> float:
-    """From which cosine on a search must keep pairs, so that the other thresholds can be compared."""
+    """The cosine from which a search must keep pairs, so that the other thresholds can be compared."""
     return other_thresholds(threshold)[0]
 
 
 def copies_at(edges: Edges, threshold: float) -> int:
-    """How many rows go at a threshold, where one of each component stays."""
+    """How many rows go at a threshold, if one of each component stays."""
     edges = edges.above(threshold)
     rows, numbers = np.unique(np.concatenate([edges.rows, edges.others]), return_inverse=True)
     if not len(rows):
@@ -39,13 +39,13 @@ def copies_at(edges: Edges, threshold: float) -> int:
 def threshold_table(
     thresholds: Sequence[float], dropped: Sequence[int], unlike: UnlikePairs | None, num_rows: int, num_others: int
 ) -> list[dict[str, Any]]:
-    """A row for each threshold: what would go, and what of that chance alone explains.
+    """A row for each threshold: how many images would go, and how many pairs chance alone explains.
 
     Args:
-        dropped: images that would go at each.
-        unlike: of the pool, or of pool and benchmark; None: not known.
+        dropped: the number of images that would go at each threshold.
+        unlike: pairs of the pool, or of pool and benchmark; None: they are not known.
         num_rows: of the pool.
-        num_others: that each image of it is compared with.
+        num_others: the number of images that each image of the pool is compared with.
     """
     table = []
     for threshold, count in zip(thresholds, dropped, strict=True):
@@ -72,7 +72,7 @@ def pairs_beside(edges: Edges, threshold: float) -> dict[str, Edges]:
 
 
 def each_pair_once(edges: Edges) -> Edges:
-    """Of pairs within one pool, which two neighbour lists can hold, one each."""
+    """One edge for each pair within a pool; two neighbour lists can hold the same pair."""
     ends = np.sort(np.stack([edges.rows, edges.others]), axis=0)
     _, first = np.unique(ends, axis=1, return_index=True)
     return Edges(ends[0, first], ends[1, first], edges.similarities[first])

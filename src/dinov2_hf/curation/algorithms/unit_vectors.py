@@ -1,4 +1,4 @@
-"""Rows of unit length, wherever they are: what every algorithm here reads.
+"""Rows of unit length, which every algorithm here reads, wherever they are stored.
 
 Shapes: `n` rows, `D` width.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 
-# 16 MiB of a width of 512 in single precision: large enough for fast matrix products, small beside any memory.
+# 16 MiB at a width of 512 in single precision: large enough for fast matrix products, and small for any memory.
 READ_ROWS = 8192
 
 
@@ -29,7 +29,7 @@ class UnitVectors(Protocol):
         """The given rows in the given order, (len(rows), D) float32."""
 
     def take_as_stored(self, rows: np.ndarray) -> np.ndarray:
-        """As `take`, in whatever precision they are stored, and of a length that is only near 1."""
+        """As `take`, but in the precision in which they are stored, and of a length that is only near 1."""
 
 
 class ArrayEmbeddings:
@@ -39,7 +39,7 @@ class ArrayEmbeddings:
         vectors: (n, D), brought to unit length in single precision.
 
     Raises:
-        ValueError: no matrix, or a row is zero or not finite.
+        ValueError: `vectors` is not a matrix, or a row is zero or not finite.
     """
 
     def __init__(self, vectors: np.ndarray):
@@ -100,7 +100,7 @@ class RowRange:
 
 
 def unit_rows(vectors: np.ndarray, name_of) -> np.ndarray:
-    """Bring (n, D) float32 rows to unit length in place; a row that has none is refused by name."""
+    """Bring (n, D) float32 rows to unit length in place; a row that is zero or not finite raises ValueError."""
     squares = np.empty((len(vectors), 1), np.float32)
     faiss.fvec_norms_L2sqr(faiss.swig_ptr(squares), faiss.swig_ptr(vectors), vectors.shape[1], len(vectors))
     bad = np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))

@@ -1,11 +1,11 @@
-"""How many pairs of unlike images exceed a threshold by chance: what a descriptor can carry, for the pool at hand.
+"""How many pairs of unlike images exceed a threshold by chance. This tells what a descriptor can do for a pool.
 
-Nearly all pairs of two images that deduplication left are unlike. Beyond the cosine that three in a thousand of them
-exceed, their excesses fall off exponentially (Pickands 1975; the scale is that of their median, which what
-deduplication cut off, or copies that it left, hardly move). So the tail is carried on to the threshold.
+Nearly all pairs of images that deduplication left are unlike. Three in a thousand of them exceed a certain cosine, and
+their excesses over it fall off exponentially (Pickands 1975). The scale comes from the median excess, which hardly
+changes by what deduplication cut off or by copies that it left. So the tail can be extended to the threshold.
 
-Of 1,000 photographs of different classes (perceptual descriptor) it expects 1.6 pairs above 0.6, where there are 4,
-and 28 above 0.45, where there are 33.
+For 1,000 photographs of different classes (perceptual descriptor) it expects 1.6 pairs above 0.6, and there are 4; it
+expects 28 above 0.45, and there are 33.
 """
 
 import math
@@ -18,8 +18,8 @@ from .unit_vectors import UnitVectors
 
 SAMPLED_ROWS = 1000
 TAIL_SHARE = 0.003
-TAIL_PAIRS = 20  # at least, to learn from
-FEWEST_PAIRS = 200  # less tell nothing of a tail
+TAIL_PAIRS = 20  # the fewest to learn from
+FEWEST_PAIRS = 200  # fewer tell nothing about a tail
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class UnlikePairs:
     """The distribution of the cosine of two unlike images.
 
     Attributes:
-        cosines: of sampled pairs, rising, up to where the tail begins.
-        tail_share: of the pairs that are in the tail.
-        start, scale: of the tail, an exponential.
-        num_pairs: that were looked at.
+        cosines: of sampled pairs, in rising order, up to where the tail begins.
+        tail_share: the share of the pairs that are in the tail.
+        start, scale: of the tail, which is an exponential.
+        num_pairs: the number of pairs that were looked at.
     """
 
     cosines: np.ndarray
@@ -40,7 +40,7 @@ class UnlikePairs:
     num_pairs: int
 
     def share_above(self, threshold: float) -> float:
-        """Of pairs of unlike images, those whose cosine exceeds the threshold, in [0, 1]."""
+        """The share of the pairs of unlike images whose cosine exceeds the threshold, in [0, 1]."""
         if threshold >= self.start:
             return self.tail_share * math.exp(-(threshold - self.start) / self.scale)
         below = np.searchsorted(self.cosines, threshold, side="right")
@@ -50,7 +50,7 @@ class UnlikePairs:
 def sample_unlike_pairs(
     vectors: UnitVectors, others: UnitVectors | None = None, *, seed: int = 0
 ) -> UnlikePairs | None:
-    """Learn it from a sample.
+    """Learn the distribution from a sample.
 
     Args:
         vectors: the pool without copies.
@@ -58,7 +58,7 @@ def sample_unlike_pairs(
         seed: of the sample of `SAMPLED_ROWS` rows of each.
 
     Returns:
-        None where there are fewer than `FEWEST_PAIRS` pairs.
+        None if there are fewer than `FEWEST_PAIRS` pairs.
     """
     if not len(vectors):
         return None
@@ -74,7 +74,7 @@ def sample_unlike_pairs(
     in_tail = max(TAIL_PAIRS, math.ceil(TAIL_SHARE * len(cosines)))
     start = float(cosines[-in_tail - 1])
     excess = float(np.median(cosines[-in_tail:])) - start
-    # Of equal vectors there is no tail: a scale of 0 would divide by 0.
+    # Equal vectors have no tail, and a scale of 0 would divide by 0.
     scale = max(excess / math.log(2), 1e-6)
     return UnlikePairs(cosines[:-in_tail], in_tail / len(cosines), start, scale, len(cosines))
 
