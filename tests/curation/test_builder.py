@@ -172,5 +172,5 @@ def test_a_dataset_on_the_hub_is_a_source(planted, hub, client):  # noqa: F811
 
 
 def test_only_the_hub_has_revisions(planted):
-    with pytest.raises(ValueError, match="pool' has revision='main', but is no dataset on the Hub: leave it out"):
+    with pytest.raises(ValueError, match="pool' has revision='main', but is not a dataset on the Hub: leave"):
         planted.curate(uncurated=[{"path": str(planted.folder / "pool"), "revision": "main"}])

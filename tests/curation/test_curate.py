@@ -222,7 +222,7 @@ def test_images_that_vanish_before_they_are_written_are_counted_once(planted, tm
     monkeypatch.setenv("FILE_TO_REMOVE", str(seven))
     filters = [f"{__name__}:RemovesSeven"]
     changes = {"uncurated": str(seven.parent), "accounting": "multiset", "filters": filters, "num_shards": 1}
-    with pytest.raises(ValueError, match="the image pool/7 cannot be read now .*No such file.*kept: run the"):
+    with pytest.raises(ValueError, match="the image pool/7 cannot be read now .*No such file.*kept. Run the"):
         planted.curate(**changes)
     shutil.copy2(planted.folder / "pool" / "007.png", seven)
     assert len(planted.curate(**changes).folders["build"].missing()) == 0

@@ -145,7 +145,7 @@ def test_files_that_do_not_fit(planted, tmp_path):
     parquet.write_table(pa.table({"row": ["a"], "features": [[1.0]]}), tmp_path / "text.parquet")
     with pytest.raises(ValueError, match="text.parquet' needs integers in the column 'row'"):
         embed("text.parquet", curated=[], benchmarks=[])
-    for name, message in (("broken.npy", "no readable .npy file"), ("broken.parquet", "no readable parquet file")):
+    for name, message in (("broken.npy", "not a readable .npy"), ("broken.parquet", "not a readable parquet")):
         (tmp_path / name).write_bytes(b"no")
         with pytest.raises(ValueError, match=f"{name}' is {message}"):
             embed(name)

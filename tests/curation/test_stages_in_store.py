@@ -272,7 +272,7 @@ def test_a_foreign_address_is_refused_and_untouched(folder, url, store):
         assert content(store, beside) == before
         assert not (folder / "out").exists()
 
-    refused("stages_url is .*, which holds beside, and was not written by dinov2_hf", stages_url=beside)
+    refused("stages_url is .*, which holds beside and was not written by dinov2_hf", stages_url=beside)
     refused("stages_url is 'stages', but must be an address, such as s3://bucket/stages", stages_url="stages")
     refused("in or around dataset_url", stages_url=url, dataset_url=f"{url}/dataset")
     refused("in or around the source", stages_url=f"{beside}/pool/stages", uncurated=f"{beside}/pool")

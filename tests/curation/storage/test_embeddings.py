@@ -147,7 +147,7 @@ def test_store_refuses_what_is_not_a_store(tmp_path, vectors):
     with pytest.raises(ValueError, match="9 ids and vectors of shape .10, 6. and type float64"):
         EmbeddingStore(tmp_path)
     (tmp_path / "0.npy").write_bytes(b"no array")
-    with pytest.raises(ValueError, match="no readable .npy"):
+    with pytest.raises(ValueError, match="not a readable .npy"):
         EmbeddingStore(tmp_path)
 
 

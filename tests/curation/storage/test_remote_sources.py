@@ -112,7 +112,7 @@ def test_a_list_names_files_below_its_root_only(tmp_path):
         "file:///etc/a.png",
     ]
     with pytest.raises(
-        ValueError, match=r"list.jsonl' names 4 files that do not lie below .*lists \(.*, `root` of the"
+        ValueError, match=r"list.jsonl' names 4 files that do not lie below .*lists \(.*, set `root` of the"
     ):
         opened(with_rows(*names))
     sources = opened({"path": with_rows(names[0], "elsewhere/001.png"), "root": str(tmp_path)})

@@ -62,7 +62,7 @@ def test_ids_and_further_columns(tmp_path):
     assert sources.column_features(["key"]) == {"key": datasets.Value("string")}
     with pytest.raises(ValueError, match="keep_columns has 'label', which is .*int64.* in 'first' but .*string"):
         sources.column_features(["label"])
-    with pytest.raises(ValueError, match="keep_columns has 'colour', which is a column of no source"):
+    with pytest.raises(ValueError, match="keep_columns has 'colour', but no source has such a column"):
         sources.column_features(["colour"])
 
 
@@ -172,5 +172,5 @@ def test_damaged_packed_files_are_named(tmp_path, name):
     content = (tmp_path / name).read_bytes()
     for damaged in (content[: len(content) // 2], b""):
         (tmp_path / name).write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"{name}' is no whole {'tar' if name == 'a.tar' else 'parquet file'}"):
+        with pytest.raises(ValueError, match=f"{name}' is not a whole {'tar' if name == 'a.tar' else 'parquet file'}"):
             OpenSources([("uncurated", read_source(str(tmp_path / name)))])

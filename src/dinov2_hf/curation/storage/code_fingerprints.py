@@ -1,4 +1,4 @@
-"""Whether code of the user's, which a recipe names, is that of an earlier run."""
+"""Tells whether the user's code that a recipe names is the code of an earlier run."""
 
 import hashlib
 import inspect
@@ -9,8 +9,8 @@ from ...named_objects import PATH, Registry
 
 
 def code_fingerprint(code: Any) -> str:
-    """Changes with any byte of the file that a function or class is in; of what is in none it is empty. What that file
-    imports is not looked at."""
+    """Changes with any byte of the file that a function or class is in; it is empty if there is no such file. Imports
+    of that file are not looked at."""
     try:
         file = inspect.getsourcefile(inspect.unwrap(code))
     except TypeError:  # built in, or neither a function nor a class
@@ -19,7 +19,7 @@ def code_fingerprint(code: Any) -> str:
 
 
 def fingerprint_of_named(registry: Registry, name: str) -> str:
-    """That of what `package.module:attribute` names; empty for names of the package."""
+    """The fingerprint of what `package.module:attribute` names; empty for names of the package."""
     if not PATH.fullmatch(name):
         return ""
     found = registry.find(name)

@@ -16,7 +16,7 @@ from .manifests import MANIFEST
 from .remote_dataset import SENT
 
 
-# Rows are written in groups of so many: readers hold a group in memory.
+# Rows are written in groups of this size, since readers hold a group in memory.
 ROW_GROUP_IMAGES = 100
 
 
@@ -43,8 +43,8 @@ class DatasetWriter:
     Args:
         folder: for the files.
         features: of the columns.
-        rows_per_file: in each file but the last.
-        name: of a file by its number.
+        rows_per_file: rows in each file but the last.
+        name: the format of a file's name, from its number.
         finished: called with each file when it is complete.
     """
 
@@ -85,7 +85,7 @@ class DatasetWriter:
             self._file = parquet.ParquetWriter(self._path, self.features.arrow_schema)
             self._files += 1
         columns = {name: [row[name] for row in self._rows] for name in self.features}
-        # Files are there as they are stored; encoding them would need the library of their kind.
+        # Files are kept as they are stored; encoding them would need the library for their kind.
         for name in (name for name, feature in self.features.items() if not holds_files(feature)):
             columns[name] = self.features.encode_column(columns[name], name)
         self._file.write_table(pa.table(columns, schema=self.features.arrow_schema))
@@ -106,7 +106,7 @@ def sent_files(curation: Curation) -> list[dict[str, Any]]:
 
 
 def content_fingerprint(curation: Curation) -> str:
-    """Tells datasets apart: changes with any byte of the files of all build shards."""
+    """Tells datasets apart: it changes with any byte of the files of all build shards."""
     digest = hashlib.blake2b(digest_size=8)
     for shard in curation.folders["build"].shards():
         files = json.loads((shard / MANIFEST).read_text())["files"]

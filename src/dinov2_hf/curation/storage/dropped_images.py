@@ -1,4 +1,4 @@
-"""The record of every image that was dropped: where, why, and for which other."""
+"""The record of every image that was dropped: where, why, and for which other image."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ DROPPED_SCHEMA = pa.schema(
     {
         "row_id": pa.int64(),
         "id": pa.string(),
-        "path": pa.string(),  # of the file, where the source has files
+        "path": pa.string(),  # of the file, if the source has files
         "source": pa.string(),
         "stage": pa.string(),
         "reason": pa.string(),
-        "duplicate_of": pa.string(),  # id of the image that it repeats, where that is the reason
+        "duplicate_of": pa.string(),  # id of the image that it repeats, if that is the reason
         "similarity": pa.float32(),  # to that image: cosine, or the share of equal bits of perceptual hashes
     }
 )
-# Tables of the records are read, made and written in parts of so many rows: their texts then stay far below the 2 GiB
-# of an Arrow array.
+# Tables of the records are read, made and written in parts of this many rows, so their texts stay far below the 2 GiB
+# that an Arrow array can hold.
 ROWS_AT_ONCE = 1_000_000
 
 
@@ -31,8 +31,8 @@ class Dropped:
     """Images that a stage drops, and why.
 
     Attributes:
-        row_ids: (m,) of images that were left before it.
-        reasons: one for all, or (m,) texts; what differs from image to image stands after a colon.
+        row_ids: (m,) of images that were left before the stage.
+        reasons: one text for all, or (m,) texts; what differs from image to image comes after a colon.
         others: (m,) row ids of the images that they repeat, if that is the reason.
         similarities: (m,) to these.
     """

@@ -17,7 +17,7 @@ def save_edges(edges: Edges, folder: Path) -> None:
 
 
 def load_edges(stage: StageFolder) -> Edges:
-    """Those of all shards."""
+    """The edges of all shards."""
     parts = []
     for path in stage.files(FILE):
         with np.load(path) as arrays:

@@ -1,8 +1,8 @@
 """The vectors of a pool of images: a folder of half-precision shards, read as memory maps.
 
 A shard is two files, `NAME.npy` with the vectors and `NAME.ids.npy` with the id of each row. The rows of a store are
-counted through its shards in the order of their names, so a row is a number in [0, n) that every later stage uses;
-ids come back in when results are written.
+counted through its shards in the order of their names. So a row is a number in [0, n), which every later stage uses.
+Ids are used again when results are written.
 
 Shapes: `n` rows in all shards, `D` width.
 """
@@ -18,22 +18,23 @@ from ...atomic_files import new_file
 from ..algorithms.unit_vectors import unit_rows
 
 
-OPEN_FILES = 65_536  # more than a process maps of a few stores of some thousand shards
+OPEN_FILES = 65_536  # more than a process maps for a few stores with some thousand shards
 
 
 def write_shard(folder: str | os.PathLike, name: str, vectors: np.ndarray, ids: Sequence[int]) -> None:
     """Write one shard, at unit length and in half precision; an older shard of this name is replaced.
 
-    The vectors come last, so a shard without ids is never seen. Half precision changes a cosine by less than 0.001.
+    The vectors are written last, so a shard without ids is never seen. Half precision changes a cosine by less than
+    0.001.
 
     Args:
         folder: of the store; made if missing.
-        name: of the shard, without ending; names sort in the order that the rows shall have.
+        name: of the shard, without ending; rows are in the order in which the names sort.
         vectors: (rows, D), floating point; each has a direction, see `problems_of`.
         ids: (rows,) unique integers.
 
     Raises:
-        ValueError: these are not such arrays, or a vector has no direction.
+        ValueError: the arrays do not have these shapes or types, or a vector has no direction.
     """
     vectors, ids = np.asarray(vectors), np.asarray(ids)
     _check(name, vectors, ids)
@@ -47,7 +48,7 @@ def write_shard(folder: str | os.PathLike, name: str, vectors: np.ndarray, ids: 
 
 
 def stored_form(vectors: np.ndarray) -> np.ndarray:
-    """(n, D) float16 of unit length; of what has this form already, the same numbers."""
+    """(n, D) float16 of unit length; vectors that have this form already keep their numbers."""
     return vectors if vectors.dtype == np.float16 else (vectors / _norms(vectors)[:, None]).astype(np.float16)
 
 
@@ -61,18 +62,18 @@ def _check(name: str, vectors: np.ndarray, ids: np.ndarray) -> None:
 
 
 def problems_of(vectors: np.ndarray) -> np.ndarray:
-    """Why each of (n, D) vectors has no direction, (n,) texts: "zero", "not finite", or "" where it has one."""
+    """Why each of (n, D) vectors has no direction, (n,) texts: "zero", "not finite", or "" if it has one."""
     norms = _norms(vectors)
     return np.select([~np.isfinite(norms), norms == 0], ["not finite", "zero"], default="")
 
 
 def _norms(vectors: np.ndarray) -> np.ndarray:
-    """(n,) float64: in double precision no square of a float32 overflows."""
+    """(n,) float64 lengths: in double precision no square of a float32 overflows."""
     return np.linalg.norm(vectors.astype(np.float64), axis=1)
 
 
 def _allow_open_files() -> None:
-    """Raise this process's limit of open files as far as it may: of the usual 1,024 a large store takes all."""
+    """Raise this process's limit of open files as far as allowed: a large store needs more than the usual 1,024."""
     try:
         import resource
     except ImportError:  # not on Windows, which has no such limit
@@ -84,20 +85,20 @@ def _allow_open_files() -> None:
 
 
 class EmbeddingStore:
-    """All shards of a folder as one sequence of unit vectors, of which only what is read is in memory.
+    """All shards of a folder as one sequence of unit vectors. Only what is read is in memory.
 
     Args:
         folder: of the shards.
-        pattern: of their names; hidden ones are passed over.
+        pattern: of their names; hidden shards are skipped.
 
     Attributes:
         width: of the vectors.
         shard_names: in the order of their rows.
-        offsets: (number of shards + 1,) the first row of each shard, and last the number of all rows.
+        offsets: (number of shards + 1,) the first row of each shard, and at the end the number of all rows.
 
     Raises:
         ValueError: there is no shard, a shard lacks its ids or has another number of them, or widths differ. Vectors
-            without a direction raise when they are read, repeated ids when `ids` is.
+            without a direction raise when they are read; repeated ids raise when `ids` is read.
     """
 
     def __init__(self, folder: str | os.PathLike, pattern: str = "*.npy"):
@@ -138,7 +139,7 @@ class EmbeddingStore:
         return ids
 
     def _ids(self, name: str) -> np.ndarray:
-        """The ids of a shard, as a memory map; not kept, since each map holds a file open."""
+        """The ids of a shard, as a memory map. It is not kept, since each map holds a file open."""
         path = self.folder / f"{name}.ids.npy"
         if not path.exists():
             raise ValueError(f"shard {name!r} lacks its ids, {path.name!r}.")
@@ -195,7 +196,7 @@ def _opened(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r")
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{str(path)!r} is no readable .npy file: {error}") from error
+        raise ValueError(f"{str(path)!r} is not a readable .npy file: {error}") from error
 
 
 def _in_single_precision(stored: np.ndarray) -> np.ndarray:

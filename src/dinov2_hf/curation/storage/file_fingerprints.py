@@ -1,4 +1,4 @@
-"""Whether files are those of an earlier run: by names, sizes and times, of what links lead to."""
+"""Tells whether files are those of an earlier run, by the names, sizes and times of what links lead to."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ ABSENT = (-1, -1)
 
 
 def file_fingerprint(path: str | None) -> str:
-    """Changes with name, size or time of a file, or of the files of a folder; of the name alone if it is neither."""
+    """Changes with the name, size or time of a file, or of the files in a folder; with the name alone otherwise."""
     if path is None:
         return ""
     root = Path(path).expanduser()
@@ -29,7 +29,7 @@ class FileStates:
     """Sizes and times of files, and of what links lead to, at one moment.
 
     Args:
-        files: paths; those of files that are not there count with their names, and so do URLs.
+        files: paths; only the names count for files that are not there, and for URLs.
 
     Attributes:
         files: each once, ascending.
@@ -51,7 +51,7 @@ class FileStates:
 
 
 def fingerprint_of(files: Iterable[str], states: np.ndarray, *names: str) -> str:
-    """Changes with one of some names, and with the name, size or time of a file.
+    """Changes with one of the names, and with the name, size or time of a file.
 
     Args:
         files: n names, in an order that does not change.
@@ -60,7 +60,7 @@ def fingerprint_of(files: Iterable[str], states: np.ndarray, *names: str) -> str
     digest = hashlib.blake2b(digest_size=8)
     for name in names:
         digest.update(f"{name}\n".encode())
-    numbers = memoryview(np.ascontiguousarray(states).reshape(-1))  # whose numbers are made one at a time
+    numbers = memoryview(np.ascontiguousarray(states).reshape(-1))  # it makes its numbers one at a time
     for file, size, time in zip(files, numbers[::2], numbers[1::2], strict=True):
         found = "absent" if (size, time) == ABSENT else f"{size} {time}"
         digest.update(f"{file} {found}\n".encode(errors="surrogateescape"))
@@ -78,8 +78,8 @@ def state_of(file: str) -> tuple[int, int]:
 
 def paths_below(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
     """
-    Paths of all files below a folder, as a folder of images is read, but for what file browsers leave; and of the
-    folders that they are in.
+    Paths of all files below a folder, as a folder of images is read, without what file browsers leave; and the paths
+    of their folders.
     """
     files, folders, _ = files_below(os.fspath(folder))
     files = [os.path.join(folder, file) for file in files if os.path.basename(file) not in LITTER]
@@ -98,5 +98,5 @@ def paths_in(chunks: Iterable[pa.Array]) -> Iterator[str]:
             yield from (path for path in chunk.to_pylist() if path is not None)
         elif pa.types.is_struct(chunk.type):
             content, paths = chunk.field("bytes"), chunk.field("path")
-            # Of rows that hold an image the path is only its name.
+            # If a row holds an image, the path is only its name.
             yield from (path for path in paths.filter(content.is_null()).to_pylist() if path is not None)

@@ -1,4 +1,4 @@
-"""The histogram of a stage: `histogram.json` in each shard, which the report shows whatever stage wrote it."""
+"""The histogram of a stage: `histogram.json` in each shard. The report shows it for every stage that writes it."""
 
 import json
 from dataclasses import asdict
@@ -17,6 +17,6 @@ def save_histogram(counts: Histogram, folder: Path) -> None:
 
 
 def load_histogram(stage: StageFolder) -> Histogram | None:
-    """That of all shards together; None of a stage that writes none."""
+    """The histogram of all shards together; None if the stage does not write one."""
     found = [Histogram(**json.loads(path.read_text())) for path in stage.files(FILE) if path.exists()]
     return sum_of_histograms(found) if found else None

@@ -22,15 +22,15 @@ class ImageSource:
     Args:
         path: see `source_loading`; a path, an address (s3://, gs://, hf://, https://) or a name on the Hub.
         name: in ids, tables and the report; by default the last part of the path.
-        split: as in `data.load_image_dataset`; by default all splits, one after the other. Copies of test images stay
-            in a dataset whose benchmarks were read in part.
-        config_name, image_column: as there.
-        revision: of a dataset on the Hub, a branch, tag or commit; by default its main branch.
-        root: of a list of images, the folder or address that all of them lie below; by default that of the list.
+        split: as in `data.load_image_dataset`; by default all splits, one after the other. If benchmarks are read only
+            in part, copies of the other test images stay in the dataset.
+        config_name, image_column: as in `data.load_image_dataset`.
+        revision: for a dataset on the Hub, a branch, tag or commit; by default its main branch.
+        root: for a list of images, the folder or address that all of them lie below; by default that of the list.
         id_column: the column of the images' ids, unique; by default, and where it is empty, the number of the row.
-        retrieval: of a curated source, "sample" (the paper's for more than a million images) or "cluster".
-        retrieval_num_neighbors: of a curated source, images to retrieve for each of its images ("sample").
-        include: of a curated source, whether its own images go into the dataset as they are.
+        retrieval: for a curated source, "sample" (the paper's for more than a million images) or "cluster".
+        retrieval_num_neighbors: for a curated source, images to retrieve for each of its images ("sample").
+        include: for a curated source, whether its own images go into the dataset as they are.
     """
 
     path: str
@@ -50,7 +50,7 @@ def read_source(value: str | Mapping[str, Any] | ImageSource) -> ImageSource:
     """A source from what a user wrote.
 
     Raises:
-        ValueError: for a field that there is not, no path, or a value that a field may not have.
+        ValueError: there is no such field, the path is missing, or a field has a value that it may not have.
     """
     if not isinstance(value, ImageSource):
         given = dict(value) if isinstance(value, Mapping) else {"path": value}

@@ -1,4 +1,4 @@
-"""What a stage has finished: one folder for each shard, which appears whole, with a manifest of what is in it.
+"""What a stage has finished: one folder for each shard, which appears whole, with a manifest of its files.
 
 ```
 stages/<stage>/stage.json                        the configuration that all shards of the stage share
@@ -6,12 +6,12 @@ stages/<stage>/shard-00003-of-00016/<files>
 stages/<stage>/shard-00003-of-00016/manifest.json   rows, and the size and checksum of every file
 ```
 
-A shard is written to a hidden folder beside its place and renamed, so a killed process, or a full disk, leaves either
-a finished shard or none. What else somebody keeps in these folders is theirs.
+A shard is written to a hidden folder beside its place and then renamed. So a killed process, or a full disk, leaves
+either a finished shard or none. Other files that somebody keeps in these folders are left alone.
 
 Some stages work on each source as if it were alone, or on earlier sources as if there were no later ones. When sources
-come or go, their shards are set aside under names that tell what they were made of (`kept-<hash>`), and the shards of
-the new run that are made of the same take them.
+come or go, the shards of these stages are set aside under names that tell what they were made of (`kept-<hash>`).
+Shards of the new run that are made of the same inputs take them.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from ..algorithms.unit_vectors import shard_range
 
 MANIFEST, STAGE_FILE = "manifest.json", "stage.json"
 KEPT = "kept-"
-# Shards, and what a killed process leaves of a shard or of `stage.json`; and what file browsers leave.
+# Shards, what a killed process leaves of a shard or of `stage.json`, and what file browsers leave.
 OWN_NAME = re.compile(
     rf"\.?shard-\d+-of-\d+(\.\w+)?|{KEPT}[0-9a-f]+|{re.escape(STAGE_FILE)}|\.{re.escape(STAGE_FILE)}\.\w+|"
     + "|".join(map(re.escape, LITTER))
@@ -47,12 +47,12 @@ class StageFolder:
 
     Args:
         path: `<output_dir>/stages/<stage>`.
-        num_shards: into how many the stage is split, at least 1.
+        num_shards: the number of shards of the stage, at least 1.
         config: what decides the content of the shards (plain values), for comparison with a later run.
-        title: of a stage that drops images, what those are that it leaves.
+        title: for a stage that drops images, what the images that it leaves are.
         thins: the pool that is left after it is in its `kept.npy`.
-        kept_by: of a stage whose shards serve a later run although sources have come or gone, what decides their
-            content beside what each is made of. Of other stages None.
+        kept_by: for a stage whose shards serve a later run although sources have come or gone: what decides their
+            content, beside what each is made of. None for other stages.
         by_source: its shards are pieces of sources, and count rows within their source.
     """
 
@@ -83,8 +83,8 @@ class StageFolder:
         """Make the folder, or check that it was made by the same configuration.
 
         Raises:
-            ValueError: it was made by another; the message names the fields, and how to go on. Or somebody else made
-                it.
+            ValueError: it was made by another configuration; the message names the fields, and how to go on. Or
+                somebody else made it.
         """
         refuse_links(self.path.parent, [self.name])
         if not (self.path / STAGE_FILE).exists() and foreign_files(self.path, also_shards=True):
@@ -101,14 +101,14 @@ class StageFolder:
             write_text(self.path / STAGE_FILE, json.dumps(record, indent=1, default=str))
 
     def record(self) -> bytes | None:
-        """What its `stage.json` says; None where there is none."""
+        """What its `stage.json` says; None if there is no such file."""
         return _content(self.path / STAGE_FILE)
 
     def refuse_changes(self, record: bytes | None, where: str, option: str) -> None:
         """
         Args:
             record: of an earlier run.
-            where, option: the place that it is in, and what chose it.
+            where, option: the place of the record, and the option that chose this place.
 
         Raises:
             ValueError: the stage was made by another configuration; the message names the fields, and how to go on.
@@ -122,18 +122,18 @@ class StageFolder:
             )
 
     def changes(self, record: bytes | None) -> list[str]:
-        """How the configuration in a record differs, a clause for each field; empty where it is equal or there is no
+        """How the configuration in a record differs, a clause for each field; empty if it is equal or there is no
         record."""
         found = self.differences(record)
         if found is None:
             return [f"what its damaged {STAGE_FILE} does not tell"]
-        if "sources" in found:  # of which the number of shards follows
+        if "sources" in found:  # the number of shards follows from them
             found.pop("num_shards", None)
         return [change_of(name, then, now) for name, (then, now) in found.items()]
 
     def differences(self, record: bytes | None) -> dict[str, tuple[Any, Any]] | None:
-        """The fields in which the configuration in a record differs, with their values then and now; None: it cannot
-        be read."""
+        """The fields in which the configuration in a record differs, with their values then and now; None if the
+        record cannot be read."""
         if record is None:
             return {}
         try:
@@ -160,8 +160,8 @@ class StageFolder:
         return self.kept_by is not None and made_by == hash_of(self.kept_by)
 
     def remove(self) -> None:
-        """Remove what the stage wrote with another configuration. Shards that it may still make alike are set aside,
-        for `UnfinishedShard.take_kept`."""
+        """Remove what the stage wrote with another configuration. Shards that the new run may need unchanged are set
+        aside for `UnfinishedShard.take_kept`."""
         if not self.keeps(self.record()):
             remove_stage(self.path)
             return
@@ -174,7 +174,7 @@ class StageFolder:
         (self.path / STAGE_FILE).unlink()
 
     def remove_kept(self) -> None:
-        """Remove what was set aside and is of no use any more, of a stage that is finished."""
+        """Remove what was set aside, if the stage is finished and does not need it any more."""
         kept = list(self.path.glob(f"{KEPT}*"))
         if kept and not self.absent():
             for path in kept:
@@ -182,7 +182,7 @@ class StageFolder:
                     shutil.rmtree(path)
 
     def missing(self, verify: bool = False) -> list[int]:
-        """The shards that are not finished: no manifest, another configuration, or a file that is gone or cut.
+        """The shards that are not finished: they have no manifest, another configuration, or a file is gone or cut.
 
         Args:
             verify: read every file and compare its checksum too.
@@ -190,12 +190,12 @@ class StageFolder:
         return [rank for rank in range(self.num_shards) if not self.is_finished(rank, verify)]
 
     def absent(self) -> list[int]:
-        """The shards that have no folder: one look at the stage, where `missing` reads every manifest."""
+        """The shards that have no folder. This takes one look at the stage, while `missing` reads every manifest."""
         present = {path.name for path in self.path.glob("shard-*")}
         return [rank for rank in range(self.num_shards) if self.shard(rank).name not in present]
 
     def checksums(self, name: str) -> list[str | None]:
-        """Of the file of this name of every shard; None where a shard has none."""
+        """The checksum of the file of this name in every shard; None if a shard does not have it."""
         manifests = [json.loads(path.read_text()) for path in self.files(MANIFEST)]
         return [manifest["files"].get(name, {}).get("checksum") for manifest in manifests]
 
@@ -204,7 +204,7 @@ class StageFolder:
         return sum(json.loads(path.read_text())["rows"] for path in self.files(MANIFEST) if path.exists())
 
     def seconds(self) -> float | None:
-        """That its shards took together; None of a stage of an earlier version, which did not note it."""
+        """The time that its shards took together; None for a stage of an earlier version, which did not note it."""
         found = [json.loads(path.read_text()).get("seconds") for path in self.files(MANIFEST)]
         return None if None in found else sum(found)
 
@@ -214,7 +214,7 @@ class StageFolder:
 
     @contextmanager
     def writing(self, rank: int) -> Iterator["UnfinishedShard"]:
-        """A hidden folder to write a shard to, which takes its place, with a manifest, when the block ends well.
+        """A hidden folder to write a shard to. When the block ends well, it takes the shard's place with a manifest.
 
         Raises:
             ValueError: the disk is full. What was finished before is kept.
@@ -236,7 +236,7 @@ class StageFolder:
             }  # fmt: skip
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
             folder.chmod(0o755)
-            put_in_place(folder, place)  # of a shard that `missing` found to be broken
+            put_in_place(folder, place)  # it may replace a shard that `missing` found to be broken
         except WRITE_ERRORS as error:
             if not is_disk_full(self.path, error):
                 raise
@@ -250,11 +250,11 @@ class StageFolder:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def manifest(self, rank: int) -> dict[str, Any] | None:
-        """That of a shard; None where there is none that can be read."""
+        """The manifest of a shard; None if it does not have one that can be read."""
         return read_manifest(_content(self.shard(rank) / MANIFEST))
 
     def is_finished(self, rank: int, verify: bool = False) -> bool:
-        """Whether a shard is there, by this configuration, with files of the right sizes (and checksums)."""
+        """Whether a shard of this configuration is there, with files of the right sizes (and checksums)."""
         manifest = self.manifest(rank)
         if manifest is None or manifest["config_hash"] != self.config_hash:
             return False
@@ -262,12 +262,12 @@ class StageFolder:
 
 
 def hash_of(values: Any) -> str:
-    """Of plain values."""
+    """The hash of plain values."""
     return hashlib.blake2b(json.dumps(values, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
 def _content(path: Path) -> bytes | None:
-    """Of a file; None where there is none."""
+    """The content of a file; None if there is no such file."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -275,7 +275,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def read_manifest(content: bytes | None) -> dict[str, Any] | None:
-    """What a manifest says; None where there is none that can be read."""
+    """What a manifest says; None if it is missing or cannot be read."""
     try:
         manifest = json.loads(content or b"")
         _ = manifest["config_hash"], manifest["rows"], manifest["files"].items()
@@ -285,7 +285,7 @@ def read_manifest(content: bytes | None) -> dict[str, Any] | None:
 
 
 def is_whole(shard: Path, files: Mapping[str, Mapping[str, Any]], verify: bool = False) -> bool:
-    """Whether the files that a manifest names are there, of the right sizes (and checksums)."""
+    """Whether the files that a manifest names are there, with the right sizes (and checksums)."""
     for name, record in files.items():
         path = shard / name
         if not path.exists() or path.stat().st_size != record["bytes"]:
@@ -296,7 +296,7 @@ def is_whole(shard: Path, files: Mapping[str, Mapping[str, Any]], verify: bool =
 
 
 def change_of(name: str, then: Any, now: Any) -> str:
-    """A clause for a value that differs; of sources, only what differs."""
+    """A clause for a value that differs; for sources, it names only what differs in them."""
     names = [[source["name"] for source in sources or ()] for sources in (then, now)] if name == "sources" else None
     if names and names[0] != names[1]:
         return f"the sources {', '.join(names[0])}, which are now {', '.join(names[1])}"
@@ -317,7 +317,7 @@ def foreign_files(stage_path: Path, *, also_shards: bool = False) -> list[str]:
     """Names in the folder of a stage that no stage wrote.
 
     Args:
-        also_shards: count shards too, of a folder that has no `stage.json`.
+        also_shards: count shards too, for a folder that has no `stage.json`.
     """
     names = sorted(path.name for path in stage_path.iterdir()) if stage_path.is_dir() else []
     return [name for name in names if not OWN_NAME.fullmatch(name) or (also_shards and name.startswith("shard-"))]
@@ -343,10 +343,10 @@ class UnfinishedShard:
 
     Attributes:
         rows: for its manifest.
-        is_kept: of a collective stage only the main process's is.
-        inputs: of a shard that can serve later runs, a hash of all that it is made of.
+        is_kept: in a collective stage, only the shard of the main process is kept.
+        inputs: for a shard that can serve later runs, a hash of everything that it is made of.
         known_files: records of files that an earlier run wrote.
-        seconds: that they took then; None: as many as since the shard was begun.
+        seconds: the time that they took then; None: the time since the shard was begun.
     """
 
     folder: Path
@@ -359,7 +359,7 @@ class UnfinishedShard:
     seconds: float | None = None
 
     def take_kept(self) -> bool:
-        """Take what an earlier run made of the same inputs, if that was set aside; returns whether it was."""
+        """Take what an earlier run made of the same inputs, if it was set aside. Returns whether it was."""
         kept = self.folder.parent / f"{KEPT}{self.inputs}"
         manifest = read_manifest(_content(kept / MANIFEST))
         if manifest is None or not is_whole(kept, manifest["files"]):
@@ -375,7 +375,7 @@ class UnfinishedShard:
         return f"{self.rank + 1}/{self.num_shards}"
 
     def rows_of(self, num_rows: int) -> range:
-        """The part of so many rows that is this shard's."""
+        """The part of `num_rows` rows that belongs to this shard."""
         return shard_range(num_rows, self.rank, self.num_shards)
 
 

@@ -1,8 +1,8 @@
-"""Image files without what they say of people and places: EXIF with GPS and previews, XMP, IPTC, comments, texts.
+"""Image files without what they say about people and places: EXIF with GPS and previews, XMP, IPTC, comments, texts.
 
 JPEG, PNG and WebP files lose those parts and keep all others byte for byte, so their pixels are the same. A picture
-that is stored on its side stays so and keeps its orientation, as the only EXIF tag. Other formats are written anew
-without loss. What follows the end of an image in its file (a second picture, a film) goes too.
+that is stored on its side stays as it is, and keeps its orientation as the only EXIF tag. Other formats are written
+anew without loss. What follows the end of an image in its file (a second picture, a film) is removed too.
 """
 
 import io
@@ -32,11 +32,11 @@ def without_metadata(content: bytes) -> bytes:
     """An image file without metadata, which decodes to the same pixels.
 
     Args:
-        content: a file that `decode_image` reads. Of animated images in other formats than PNG and WebP the first
-            frame stays, which is what `decode_image` reads of them.
+        content: a file that `decode_image` reads. Animated images in other formats than PNG and WebP keep only their
+            first frame, which is the frame that `decode_image` reads.
 
     Raises:
-        UndecodableImage: it must be written anew, and cannot be decoded.
+        UndecodableImage: it must be written anew, but cannot be decoded.
     """
     for signature, strip in ((b"\xff\xd8", _strip_jpeg), (PNG_SIGNATURE, _strip_png), (b"RIFF", _strip_webp)):
         if content.startswith(signature):
@@ -52,9 +52,9 @@ class _Unusual(Exception):
 
 
 def _orientation(content: bytes) -> int:
-    """2 to 8 where a picture must be turned or mirrored, by the same reader as in decoding; otherwise 1."""
+    """2 to 8 if a picture must be turned or mirrored, otherwise 1; it is read as in decoding."""
     if content.startswith(PNG_SIGNATURE) and not any(name in content for name in (b"eXIf", b"iTXt", b"tEXt", b"zTXt")):
-        return 1  # Pillow would decode all of the picture to find none
+        return 1  # Pillow would decode the whole picture to find that it has none
     with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as image:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     return found if found in range(2, 9) else 1
@@ -147,7 +147,7 @@ def _strip_webp(content: bytes, orientation: int) -> bytes:
 
 
 def _written_anew(content: bytes) -> bytes:
-    """The pixels in a new file: PNG, or TIFF where PNG has no such numbers (floats, 32 bits, CMYK)."""
+    """The pixels in a new file: PNG, or TIFF if PNG cannot hold them (floats, 32 bits, CMYK)."""
     try:
         image = turn_upright(open_image(content)).copy()
         image.info = {name: image.info[name] for name in ("icc_profile", "transparency") if name in image.info}

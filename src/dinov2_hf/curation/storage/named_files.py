@@ -1,8 +1,8 @@
 """Lists of images: tables whose rows name files by path or address, and which of them may be opened.
 
-A list is made by somebody, and a path in it is opened with the rights of its reader. So paths, and addresses of
-stores, lie below the folder of the list, or below the `root` that the user names. Addresses http:// and https:// need
-no rights of anybody, and may be any.
+Somebody else may have made a list, but a path in it is opened with the rights of its reader. So paths and addresses of
+stores must lie below the folder of the list, or below the `root` that the user names. Any http:// and https:// address
+is allowed, since it does not need anybody's rights.
 """
 
 import os
@@ -26,8 +26,8 @@ def rows_that_name_files(table: pa.Table, source: ImageSource, folder: str) -> t
 
     Args:
         table: the list, as it was read.
-        source: says the column, and the root.
-        folder: that the list lies in.
+        source: names the column and the root.
+        folder: the folder of the list.
 
     Raises:
         ValueError: there is no such column, or several could be it; or a row names what may not be opened.
@@ -40,8 +40,8 @@ def rows_that_name_files(table: pa.Table, source: ImageSource, folder: str) -> t
     if outside:
         raise ValueError(
             f"the list of images {source.path!r} names {len(outside)} files that do not lie below {root}"
-            f" ({some(map(without_secrets, outside[:3]))}): name the folder or address that all lie below, `root` of"
-            " the source, if they may be read."
+            f" ({some(map(without_secrets, outside[:3]))}): if they may be read, set `root` of the source to a folder"
+            " or address that all of them lie below."
         )
     column_of_files = pa.array([path or None for path in paths], pa.string())
     images = pa.StructArray.from_arrays([pa.nulls(len(table), pa.binary()), column_of_files], ["bytes", "path"])
@@ -64,14 +64,14 @@ def _column_of(table: pa.Table, source: ImageSource) -> str:
     if len(found) != 1 or found[0] not in texts:
         raise ValueError(
             f"the list of images {source.path!r} has the columns {', '.join(table.column_names)}, of which"
-            f" {' and '.join(found) if len(found) > 1 else 'none'} could name the images: name the one that does,"
-            " `image_column` of the source."
+            f" {' and '.join(found) if len(found) > 1 else 'none'} could name the images: set `image_column` of the"
+            " source to the one that does."
         )
     return found[0]
 
 
 def _placed(path: str, root: str) -> str | None:
-    """Where a file of a row is; None where it may not be opened."""
+    """Where the file of a row is; None if it may not be opened."""
     if path.startswith(("http://", "https://")):
         return path
     if is_url(root):

@@ -1,4 +1,4 @@
-"""Rows of parquet files, read where the files are, a row group at a time: nothing is copied."""
+"""Rows of parquet files. They are read where the files are, a row group at a time; nothing is copied."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -18,9 +18,9 @@ from ...data.reading.remote_files import open_url
 from ...data.reading.row_paths import confined, confined_value, holds_files, refuse_unreadable_files
 
 
-# Of a row group: its file, its number there, its first row that is read, how many are.
+# For each row group: its file, its number in the file, the first of its rows that is read, and how many are read.
 INDEX_SCHEMA = pa.schema({"file": pa.int32(), "group": pa.int32(), "first": pa.int64(), "rows": pa.int64()})
-READERS = 16  # of footers at once
+READERS = 16  # footers that are read at once
 
 
 @lru_cache(maxsize=4)
@@ -30,7 +30,7 @@ def _opened(file: str, process: int) -> parquet.ParquetFile:
 
 
 def index_of(files: Sequence[str]) -> tuple[pa.Table, datasets.Features]:
-    """What the footers of files tell.
+    """What the footers of files say.
 
     Args:
         files: paths or addresses, in the order of the rows.
@@ -67,7 +67,7 @@ def _footer(file: str) -> tuple[list[int], datasets.Features]:
             return counts, datasets.Features.from_arrow_schema(opened.schema_arrow)
     except Exception as error:  # clients of stores have no common class of errors
         raise ValueError(
-            f"{file!r} is no whole parquet file ({cause_of(error)}); get it again, or leave it out."
+            f"{file!r} is not a whole parquet file ({cause_of(error)}); get it again, or leave it out."
         ) from error
 
 
@@ -86,7 +86,7 @@ class ParquetRows:
     Args:
         files: paths or addresses.
         index: see `INDEX_SCHEMA`.
-        features: of the columns; one that a file does not have is empty there.
+        features: of the columns; a column is empty in files that do not have it.
         roots: where rows may name files, as in `row_paths`.
     """
 
@@ -100,7 +100,7 @@ class ParquetRows:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def file_numbers(self, rows: Sequence[int]) -> np.ndarray:
-        """Of each row, the number of its file."""
+        """The number of the file of each row."""
         return self._file[np.searchsorted(self._ends, rows, side="right")]
 
     def read(self, row: int, columns: Sequence[str]) -> dict[str, Any]:
@@ -127,14 +127,14 @@ class ParquetRows:
         return self._read[columns][1]
 
     def files_named(self, column: str) -> Iterator[datasets.Dataset]:
-        """The row groups, of one column, in which rows may name files in place of holding them."""
+        """The row groups of one column in which rows may name files in place of holding them."""
         for place in range(len(self._file)):
             if self._may_name_files(place, column):
                 table = self._table(place, (column,)).slice(int(self._first[place]), int(self._rows[place]))
                 yield confined(datasets.Dataset(InMemoryTable(table), fingerprint="row group"), self.roots)
 
     def _may_name_files(self, place: int, column: str) -> bool:
-        """By what the footer says of the `bytes` of the files; without reading them."""
+        """Whether rows may name files, by what the footer says about their `bytes`; these are not read."""
         if not holds_files(self.features[column]):
             return False
         metadata = _opened(self.files[self._file[place]], os.getpid()).metadata

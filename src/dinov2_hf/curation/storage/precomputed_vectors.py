@@ -20,12 +20,12 @@ class PrecomputedVectors:
     |---|---|
     | `vectors.npy` | row `row_id`: all sources in their order, uncurated, curated, benchmarks |
     | `vectors.parquet` with `id` | the row whose id is `<source>/<row>` (or `<source>/<value of id_column>`) |
-    | `vectors.parquet` with `row` | as `dinov2-hf features` writes; one source only |
+    | `vectors.parquet` with `row` | as `dinov2-hf features` writes it; one source only |
     | a folder | `<source>.npy` or `<source>.parquet` for each source, by rows of that source |
 
     Args:
         spec: the file or folder.
-        sources: to know names and numbers.
+        sources: for their names and numbers.
 
     Raises:
         ValueError: a file is missing or cannot be read, has no column of vectors or the wrong number of rows, or
@@ -40,7 +40,7 @@ class PrecomputedVectors:
                 self._array(path, len(rows))
 
     def _files(self) -> list[tuple[Path, range]]:
-        """The files that there are, and the row ids that each is of."""
+        """The files that exist, and the row ids that each file covers."""
         if not self.path.is_dir():
             return [(self.path, range(len(self.sources)))]
         names = [self.path / source.name for source in self.sources.sources]
@@ -48,7 +48,7 @@ class PrecomputedVectors:
         return [(found[0], self.sources.range_of(number)) for number, found in enumerate(files) if found]
 
     def vectors(self, row_ids: np.ndarray) -> tuple[list[int], np.ndarray, dict[int, str]]:
-        """(places, (n, D) float32 vectors, reasons): which of these images have one, and why the others have none."""
+        """(places, (n, D) float32 vectors, reasons): which of these images have a vector, and why others have none."""
         row_ids = np.asarray(row_ids)
         ids = [self.sources.image_id(int(row)) for row in row_ids]
         found: dict[int, np.ndarray] = {}
@@ -61,14 +61,14 @@ class PrecomputedVectors:
             if found[place].shape != found[places[0]].shape:
                 raise ValueError(
                     f"embedder {str(self.path)!r} has a vector of shape {found[place].shape} for {ids[place]!r}, but"
-                    f" one of {found[places[0]].shape} for {ids[places[0]]!r}: all must have one width."
+                    f" one of {found[places[0]].shape} for {ids[places[0]]!r}: all must have the same width."
                 )
         reasons = {place: "has no precomputed vector" for place in range(len(ids)) if place not in found}
         vectors = np.stack([found[place] for place in places]) if places else np.empty((0, 1))
         return places, vectors.astype(np.float32), reasons
 
     def _found(self, row_ids: np.ndarray, ids: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-        """(place among the ids, vector) of those that are there."""
+        """(place among the ids, vector) for the vectors that are there."""
         looked_at = np.zeros(len(row_ids), bool)
         for path, of_file in self._files():
             inside = (row_ids >= of_file.start) & (row_ids < of_file.stop)
@@ -102,7 +102,7 @@ class PrecomputedVectors:
                 f"embedder {str(path)!r} has the columns {names}, but {key!r} and one of {', '.join(VECTOR_COLUMNS)}"
                 " are needed."
             )
-        # Row groups whose range of keys holds none of those wanted are not read.
+        # Row groups that hold none of the wanted keys in their range are not read.
         try:
             table = parquet.read_table(
                 path, columns=[key, column], filters=[(key, ">=", min(place_of)), (key, "<=", max(place_of))]
@@ -121,7 +121,7 @@ class PrecomputedVectors:
         try:
             return parquet.read_schema(path).names
         except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"embedder {str(path)!r} is no readable parquet file: {error}") from None
+            raise ValueError(f"embedder {str(path)!r} is not a readable parquet file: {error}") from None
 
     @staticmethod
     def _array(path: Path, rows: int) -> np.ndarray:
@@ -129,7 +129,7 @@ class PrecomputedVectors:
         try:
             array = np.load(path, mmap_mode="r")
         except (ValueError, EOFError, OSError) as error:
-            raise ValueError(f"embedder {str(path)!r} is no readable .npy file of numbers: {error}") from None
+            raise ValueError(f"embedder {str(path)!r} is not a readable .npy file of numbers: {error}") from None
         if array.ndim != 2 or len(array) != rows:
             raise ValueError(f"embedder {str(path)!r} has the shape {array.shape}, but {rows} vectors are needed.")
         return array

@@ -1,4 +1,4 @@
-"""Image files and pictures as others may see them, in the dataset and in the report: no faces, no metadata."""
+"""Image files and pictures as others may see them in the dataset and in the report: without faces and metadata."""
 
 import io
 
@@ -15,7 +15,7 @@ JPEG_QUALITY = 95
 
 
 def load_face_blur(arguments: CurationArguments) -> FaceBlur | None:
-    """What blurs faces, if that is asked for."""
+    """The model that blurs faces, if the arguments ask for it."""
     if arguments.face_model is None:
         return None
     return FaceBlur(arguments.face_model, arguments.face_label, arguments.face_threshold, arguments.device)
@@ -24,21 +24,21 @@ def load_face_blur(arguments: CurationArguments) -> FaceBlur | None:
 def published_content(
     content: bytes, *, image_format: str | None, blur: FaceBlur | None, strip_metadata: bool
 ) -> bytes:
-    """An image file as the dataset is to hold it: the file as it is where nothing asks for more.
+    """An image file as the dataset will hold it: unchanged, unless an option asks for more.
 
     Args:
         content: the file.
-        image_format: "jpeg" or "webp" to encode it anew; None: only where it must be.
+        image_format: "jpeg" or "webp" to encode it anew; None: only if this is needed.
         blur: for faces.
         strip_metadata: see `metadata_stripping`.
 
     Raises:
-        UndecodableImage: it must be decoded, and cannot be.
+        UndecodableImage: it must be decoded, but cannot be.
     """
     if image_format is not None or blur is not None:
         image = decode_image(content)
         blurred = image if blur is None else blur(image)
-        # Of an animation only the first frame was looked at for faces.
+        # In an animation, only the first frame was looked at for faces.
         if image_format is not None or blurred is not image or _num_frames(content) > 1:
             return _encoded(blurred, image_format or "jpeg", JPEG_QUALITY)
     return without_metadata(content) if strip_metadata else content
@@ -49,7 +49,7 @@ def thumbnail(value: dict, side: int, blur: FaceBlur | None) -> bytes:
 
     Args:
         value: an undecoded image, `{"bytes", "path"}`.
-        side: the longer one, in pixels.
+        side: the longer side, in pixels.
         blur: for faces.
 
     Returns:

@@ -1,7 +1,7 @@
-"""The dataset in a store, such as s3://bucket/dataset: whose it is there, and how files get there.
+"""The dataset in a store, such as s3://bucket/dataset: whose it is, and how files get there.
 
-Each file is written here, sent as a whole when it is complete, and removed here. Nobody else's files are replaced, and
-of ours those of an earlier run go at the end.
+Each file is written on this machine, sent as a whole when it is complete, and then removed here. Files of others are
+not replaced. Files that an earlier run sent are removed at the end.
 """
 
 import hashlib
@@ -15,18 +15,18 @@ from ..arguments import CurationArguments
 from .remote_folder import RemoteFolder
 
 
-SENT = "sent.json"  # of a build shard: what it sent
+SENT = "sent.json"  # in a build shard: what it sent
 CARD = "README.md"
 
 
 class RemoteDataset(RemoteFolder):
     """
     Args:
-        arguments: of the curation to which the dataset belongs. Another with its `output_dir`, or its `stages_url`, is
-            the same.
+        arguments: of the curation to which the dataset belongs. A curation with the same `output_dir`, or the same
+            `stages_url`, counts as the same one.
 
     Raises:
-        ValueError: `dataset_url` is no address of a store that can be used here.
+        ValueError: `dataset_url` is not the address of a store that can be used here.
     """
 
     def __init__(self, arguments: CurationArguments):
@@ -38,10 +38,10 @@ class RemoteDataset(RemoteFolder):
 
     def refuse_foreign(self) -> None:
         """
-        That the folder is empty, or of this curation.
+        Check that the folder is empty, or belongs to this curation.
 
         Raises:
-            ValueError: it is not, or the store cannot be asked.
+            ValueError: it does not, or the store does not answer.
         """
         super().refuse_foreign()
         with self.asked("looked at"):
@@ -53,26 +53,26 @@ class RemoteDataset(RemoteFolder):
             )
 
     def mark(self) -> None:
-        """Say in the folder, before anything is sent to it, whose it is."""
+        """Write into the folder whose it is, before anything is sent to it."""
         with self.asked("written to"):
             marker = self.marker() or {}
             if marker.get("curation") != self.owners[-1]:
                 self._write_marker(marker.get("fingerprint"))
 
     def send(self, path: Path) -> None:
-        """Send a file to `data/`, in place of an earlier one of its name, and remove it here."""
+        """Send a file to `data/`, in place of an earlier file of its name, and remove it on this machine."""
         with self.asked("written to"):
             self.store.put_file(os.fspath(path), f"{self.root}/data/{path.name}")
         path.unlink()
 
     def finish(self, sent: Sequence[Mapping[str, Any]], card: Path, fingerprint: str) -> None:
-        """Write the card, unless it is that of the same dataset, and remove files of earlier runs.
+        """Write the card, unless the card of the same dataset is there, and remove files of earlier runs.
 
         Args:
             sent: `name` and `bytes` of each file.
 
         Raises:
-            ValueError: a file is missing there, or has another size; or the store cannot be used.
+            ValueError: a file is missing in the store or has another size, or the store cannot be used.
         """
         with self.asked("finished"):
             found = dict(self._data())

@@ -1,4 +1,4 @@
-"""Finished stages in a store, such as s3://bucket/stages, from which a curation goes on on another machine.
+"""Finished stages in a store, such as s3://bucket/stages, with which another machine can continue a curation.
 
 ```
 <stage>/stage.json                                        as on this machine
@@ -6,9 +6,10 @@
 <stage>/shard-<hash of all that it is made of>/...        of stages whose shards serve later runs
 ```
 
-The name of a shard there tells what is in it. So shards of two configurations never mix, and one that serves a later
-run stays where it is. A shard counts if it has a manifest, and all files have its sizes and checksums. What else
-somebody puts there is theirs, but for the folders of shards, which go whole.
+The name of a shard in the store tells what is in it. So shards of two configurations never mix, and a shard that
+serves a later run stays where it is. A shard counts if it has a manifest, and all files have the sizes and checksums
+of the manifest. Other files that somebody puts there are left alone, except in the folders of shards, which are
+removed whole.
 """
 
 import os
@@ -31,8 +32,8 @@ class RemoteStages(RemoteFolder):
         url: the address of the folder.
 
     Raises:
-        ValueError: it is no address of a store that can be used here. So do all methods, where the store cannot be
-            used.
+        ValueError: it is not the address of a store that can be used here. All methods raise it too, if the store
+            cannot be used.
     """
 
     def __init__(self, url: str):
@@ -42,7 +43,7 @@ class RemoteStages(RemoteFolder):
         return RemoteStages, (self.url,)
 
     def mark(self) -> None:
-        """Say in the folder, before anything is sent to it, what it holds."""
+        """Write into the folder what it holds, before anything is sent to it."""
         with self.asked("written to"):
             if self.marker() is None:
                 self.write_marker({})
@@ -57,7 +58,7 @@ class RemoteStages(RemoteFolder):
         return {name: record for name, record in found.items() if record is not None}
 
     def open(self, folder: StageFolder) -> None:
-        """As `StageFolder.open`, of what is there; the stage is open here.
+        """As `StageFolder.open`, for the stage in the store; the stage is already open on this machine.
 
         Raises:
             ValueError: it was made by another configuration.
@@ -71,7 +72,7 @@ class RemoteStages(RemoteFolder):
                 self.store.pipe_file(f"{self.root}/{place}", (folder.path / STAGE_FILE).read_bytes())
 
     def take(self, folder: StageFolder, shard: UnfinishedShard) -> bool:
-        """Fetch a shard that is finished there; returns whether it was. One that is damaged is none, and goes."""
+        """Fetch a shard that is finished in the store. Returns whether it was; a damaged shard is removed there."""
         place = self._place(folder, shard.rank, shard.inputs)
         with self.asked("read"):
             content = self.read(f"{place}/{MANIFEST}")
@@ -88,7 +89,7 @@ class RemoteStages(RemoteFolder):
         return False
 
     def _fetch(self, place: str, files: Mapping[str, Mapping[str, Any]], folder: Path) -> bool:
-        """The files that a manifest names; returns whether they are whole."""
+        """Fetch the files that a manifest names. Returns whether they are whole."""
         if not all(_is_inside(name) for name in files):
             return False
         try:
@@ -100,7 +101,7 @@ class RemoteStages(RemoteFolder):
         return is_whole(folder, files, verify=True)
 
     def send(self, folder: StageFolder, ranks: Iterable[int]) -> None:
-        """Send shards that are finished here, and are not there; the manifest of each comes last."""
+        """Send shards that are finished here and are not in the store. The manifest of each is sent last."""
         finished = {}
         for rank in ranks:
             manifest = folder.manifest(rank)
@@ -115,7 +116,7 @@ class RemoteStages(RemoteFolder):
                 sizes = {f"{place}/{name}": record["bytes"] for name, record in files.items()}
                 if f"{place}/{MANIFEST}" in found and all(found.get(name) == size for name, size in sizes.items()):
                     continue
-                # Files are overwritten, so none is removed but the manifest, without which the shard does not count.
+                # Files are overwritten, so only the manifest is removed. Without it the shard does not count.
                 self.remove_files([name for name in (f"{place}/{MANIFEST}",) if name in found])
                 for name in (*files, MANIFEST):
                     self.store.put_file(os.fspath(shard / name), f"{self.root}/{place}/{name}")
@@ -125,14 +126,14 @@ class RemoteStages(RemoteFolder):
 
         Args:
             stage: its name.
-            keeps: leave the shards that are named by what they are made of, for a later run to take.
+            keeps: leave the shards whose names tell what they are made of, since a later run may take them.
         """
         with self.asked("written to"):
             self._remove_shards(stage, lambda shard: keeps and "-of-" not in shard)
-            self.remove_files([f"{stage}/{STAGE_FILE}"])  # last, so that after a kill what differs is still known
+            self.remove_files([f"{stage}/{STAGE_FILE}"])  # last, so that the difference is still known after a kill
 
     def remove_unused(self, folder: StageFolder) -> None:
-        """Remove shards of earlier runs that are of no use any more, of a stage that is finished."""
+        """Remove shards of earlier runs that are not needed any more, if the stage is finished."""
         if not folder.absent():
             manifests = [folder.manifest(rank) or {} for rank in range(folder.num_shards)]
             used = {self._place(folder, rank, one.get("inputs", "")) for rank, one in enumerate(manifests)}
@@ -148,7 +149,7 @@ class RemoteStages(RemoteFolder):
         self.remove_files(going)
 
     def _place(self, folder: StageFolder, rank: int, inputs: str) -> str:
-        """Where a shard is there, by its number and, of one that serves later runs, by what it is made of."""
+        """Where a shard is in the store: by its number, or, if it serves later runs, by what it is made of."""
         return f"{folder.name}/" + (f"shard-{inputs}" if inputs else f"{folder.shard(rank).name}-{folder.config_hash}")
 
 

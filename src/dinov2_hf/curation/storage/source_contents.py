@@ -1,4 +1,4 @@
-"""What was read of a source, and what was not: splits, files by suffix, the column of the images."""
+"""What was read from a source and what was not: splits, files by suffix, the column of the images."""
 
 import json
 import os
@@ -14,9 +14,9 @@ def contents_of(sources: OpenSources, number: int) -> dict[str, Any]:
     """Plain values for the report.
 
     Returns:
-        `image_column`; `splits` that were read and `splits_not_read`, by name, with their rows (files, where rows are
-        not counted); `unread`, the number of files of each suffix that is not read; `left_out`, the number of files
-        beside the splits.
+        `image_column`; `splits` that were read and `splits_not_read`, by name, with their rows (with their files, if
+        rows are not counted); `unread`, the number of files of each suffix that is not read; `left_out`, the number of
+        files beside the splits.
     """
     source, listing = sources.sources[number], sources.listings[number]
     splits = (
@@ -35,7 +35,7 @@ def contents_of(sources: OpenSources, number: int) -> dict[str, Any]:
 
 
 def _splits_of(path: str, dataset: datasets.Dataset) -> dict[str, int]:
-    """Of what `datasets` has opened, the rows of each split."""
+    """The rows of each split of a dataset that `datasets` has opened."""
     record = os.path.join(path, "dataset_dict.json")
     if os.path.exists(record):
         with open(record) as file:

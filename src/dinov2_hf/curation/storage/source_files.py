@@ -1,4 +1,4 @@
-"""The files of a source, on this machine or in a store: what there is, and its sizes and times, looked at once."""
+"""The files of a source, on this machine or in a store: their names, sizes and times, looked at once."""
 
 import glob
 import os
@@ -19,12 +19,12 @@ from .file_fingerprints import state_of
 class SourceFiles:
     """
     Attributes:
-        root: the folder or address that they are in; names begin there.
+        root: the folder or address that they are in; names are relative to it.
         names: sorted.
-        states: (n, 2) int64, as `state_of`, or of a store as in `remote_files`.
+        states: (n, 2) int64, as `state_of`; for a store as in `remote_files`.
         is_folder: whether they are all files of a folder, which is read by the rule of `folders`.
         loops: links to a folder that they lie in.
-        dated: folders whose times change when a file comes or goes; None: nothing here tells that.
+        dated: folders whose times change when a file comes or goes; None: the time of no folder tells that.
     """
 
     root: str
@@ -47,7 +47,7 @@ class SourceFiles:
         return self.states[[place_of[name] for name in names]]
 
     def counted(self) -> list[int]:
-        """The places of those that count as a change; what file browsers leave does not."""
+        """The places of the files whose changes count; what file browsers leave does not count."""
         return [place for place, name in enumerate(self.names) if not name.endswith(LITTER)]
 
 
@@ -60,7 +60,7 @@ def files_of(path: str) -> SourceFiles | None:
     if is_url(path):
         return _remote(path)
     if os.path.isdir(path):
-        root = os.path.abspath(path)  # files' names would otherwise count from here, and those of rows from there
+        root = os.path.abspath(path)  # otherwise files would be named from here, and those of rows from there
         names, folders, loops = files_below(root)
         dated = [os.path.join(root, folder) for folder in folders]
         return SourceFiles(root, names, _local_states(root, names), True, loops, dated)

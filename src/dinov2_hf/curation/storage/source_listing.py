@@ -1,14 +1,14 @@
-"""What a source holds: looked at once, stored, and read by all processes of a curation.
+"""What a source holds. It is looked at once, stored, and read by all processes of a curation.
 
 ```
 listing/<number of the source>.arrow    its rows, or where they lie, and the size and time of each of its files
 ```
 
 Looking through a folder, or at the footers and headers of parquet files and tars, takes time that grows with all of
-the files, and a process that makes one shard needs a few of them. So the process that plans a curation looks, and the
-others map what it found into memory. A launch with a rank takes a listing as long as the folder, those below it,
-packed files and metadata are unchanged; of a store it takes it as it is. A shard looks at the files of its own rows
-(`OpenSources.refuse_changed`).
+the files, but a process that makes one shard needs only a few of them. So the process that plans a curation looks, and
+the others map what it found into memory. A launch with a rank takes a listing if the folder, the folders below it,
+packed files and metadata are unchanged. It takes the listing of a store as it is. A shard looks at the files of its
+own rows (`OpenSources.refuse_changed`).
 """
 
 import json
@@ -43,13 +43,13 @@ class ListedContent:
     """What was found in a source, beside its rows; plain values.
 
     Attributes:
-        kind: rows that name files, or the rows of packed files.
-        image_column: where the images are.
-        splits: files of each split, of those that a source may have.
-        unread: of how many files of which suffix nothing is read.
+        kind: "files" for rows that name files, otherwise the kind of the packed files.
+        image_column: the column of the images.
+        splits: the number of files of each split, if the source has splits.
+        unread: the number of files that are not read, by suffix.
         left_out: the number of files beside the splits.
-        files: packed files, paths or addresses.
-        roots: where rows of parquet files may name others.
+        files: paths or addresses of packed files.
+        roots: where files that rows of parquet files name may be.
     """
 
     kind: Literal["files", "parquet", "tar"]
@@ -67,9 +67,9 @@ class SourceListing:
 
     Attributes:
         content: what was found.
-        table: its rows, or the index of those of packed files (`parquet_rows`, `tar_rows`).
+        table: its rows, or the index of the rows of packed files (`parquet_rows`, `tar_rows`).
         features: the types of the columns.
-        states: (rows or packed files, 2) int64, bytes and time of change in nanoseconds of the file of each.
+        states: (rows or packed files, 2) int64, bytes and time of change in nanoseconds of each file.
         fingerprint: of all its files, see `file_fingerprints`.
         times: of its folders, packed files and metadata, by `times_of`; empty: nothing tells whether it has changed.
     """
@@ -88,7 +88,7 @@ class SourceListing:
             return ParquetRows(content.files, self.table, self.features, content.roots)
         if content.kind == "tar":
             return TarRows(content.files, self.table, self.features)
-        # With a fingerprint that is given, or `datasets` would read all rows to make one.
+        # A fingerprint is given, because `datasets` would read all rows to make one.
         info = datasets.DatasetInfo(features=self.features)
         return DatasetRows(datasets.Dataset(InMemoryTable(self.table), info=info, fingerprint=self.fingerprint))
 
@@ -111,14 +111,14 @@ class StoredListings:
     """Where the listings of a curation are.
 
     Attributes:
-        fingerprints: of the sources, in their order; None: those of now, as far as `is_current` tells.
+        fingerprints: of the sources, in their order; None: the current ones, as far as `is_current` tells.
     """
 
     folder: Path
     fingerprints: tuple[str, ...] | None = None
 
     def read(self, number: int, described: Mapping[str, Any]) -> SourceListing | None:
-        """The listing of a source; None where there is none of it as it is described, or it is out of date."""
+        """The listing of a source; None if there is no listing with this description, or it is out of date."""
         found = read_listing(self.folder, number, described)
         if found is None:
             return None
@@ -127,7 +127,7 @@ class StoredListings:
 
 
 def times_of(paths: Iterable[str]) -> bytes:
-    """JSON of when files and folders were changed, in nanoseconds, by path."""
+    """The times at which files and folders were changed, in nanoseconds, by path, as JSON."""
     found = {}
     for path in paths:
         try:
@@ -139,7 +139,7 @@ def times_of(paths: Iterable[str]) -> bytes:
 
 
 def write_listing(folder: Path, number: int, listing: SourceListing, described: Mapping[str, Any]) -> None:
-    """Store a listing, in place of an earlier one. Processes that have mapped that keep it.
+    """Store a listing, in place of an earlier one. Processes that have mapped the earlier one keep it.
 
     Args:
         described: plain values that tell what was listed.
@@ -172,7 +172,7 @@ def write_listing(folder: Path, number: int, listing: SourceListing, described: 
         with os.fdopen(handle, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
         os.chmod(partial, 0o666 & ~umask())
-        os.replace(partial, place)  # of launches that list the same at once, each puts the same there
+        os.replace(partial, place)  # launches that list at the same time put the same file there
     except BaseException as error:
         os.unlink(partial)
         if isinstance(error, WRITE_ERRORS) and is_disk_full(folder, error):
@@ -181,13 +181,13 @@ def write_listing(folder: Path, number: int, listing: SourceListing, described: 
 
 
 def read_listing(folder: Path, number: int, described: Mapping[str, Any]) -> SourceListing | None:
-    """The stored listing, as a memory map; None where there is none of what is described."""
+    """The stored listing, as a memory map; None if there is none with this description."""
     place = _place(folder, number)
     metadata = _metadata(place)
     if metadata is None:
         return None
     listed, times = json.loads(metadata[_LISTED]), metadata[_TIMES]
-    if listed["source"] != described or "content" not in listed:  # as earlier versions stored it
+    if listed["source"] != described or "content" not in listed:  # earlier versions stored it without
         return None
     table = pa.ipc.open_file(pa.memory_map(os.fspath(place))).read_all().replace_schema_metadata(None)
     content = ListedContent(**listed["content"])
@@ -212,7 +212,7 @@ def _place(folder: Path, number: int) -> Path:
 
 
 def _metadata(place: Path) -> dict[bytes, bytes] | None:
-    """The metadata of a listing's schema; None where there is no listing."""
+    """The metadata of a listing's schema; None if there is no listing."""
     try:
         with pa.ipc.open_file(os.fspath(place)) as reader:
             metadata = dict(reader.schema.metadata or {})

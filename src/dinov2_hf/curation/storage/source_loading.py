@@ -1,4 +1,4 @@
-"""From what a user names as a source to its rows: which files are its images, or hold them.
+"""Finds the rows of a source that a user names: which files are its images, or hold them.
 
 | files | rows |
 |---|---|
@@ -47,11 +47,10 @@ KINDS = {**KIND_OF_SUFFIX, **dict.fromkeys(MANIFEST_SUFFIXES, "manifest")}
 
 
 def look_through(source: ImageSource) -> SourceListing | None:
-    """What a source holds. None: `datasets` opens it, as it is of the Hub, or saved, or has configurations.
+    """What a source holds. None: `datasets` opens it, since it is on the Hub, was saved, or has configurations.
 
     Raises:
-        ValueError: it has no images or what is ambiguous, its files cannot be read, or there is no such split or
-            column.
+        ValueError: it has no images, it is ambiguous, its files cannot be read, or there is no such split or column.
     """
     path = os.path.expanduser(source.path)
     is_saved = any(os.path.exists(os.path.join(path, name)) for name in SAVED)
@@ -151,7 +150,7 @@ def _of_images(
 
 
 def _times(found: SourceFiles, files: Sequence[str] = ()) -> bytes:
-    """Of what tells whether anything but the files of rows has changed."""
+    """The times of everything that tells whether anything but the files of rows has changed."""
     if found.dated is None:
         return b""
     return times_of([] if is_url(found.root) else [*found.dated, *files])
@@ -194,7 +193,7 @@ def _of_split(source: ImageSource, kind: str, index: pa.Table) -> pa.Table:
     try:
         (part,) = datasets.ReadInstruction.from_spec(source.split).to_absolute({name: count})
     except (AssertionError, ValueError) as error:
-        raise ValueError(f"split is {source.split!r}, which is no split or slice of one ({error}).") from error
+        raise ValueError(f"split is {source.split!r}, which is not a split or a slice of one ({error}).") from error
     start, stop = part.from_ or 0, count if part.to is None else part.to
     return parquet_rows.sliced(index, start, stop) if kind == "parquet" else index.slice(start, stop - start)
 
@@ -214,7 +213,7 @@ def read_manifest(path: str) -> pa.Table:
 
 
 def _names_files(features: datasets.Features, image_column: str | None) -> bool:
-    """Whether rows name their images: the column of the images is of texts, or no other can be it."""
+    """Whether rows name their images: the column of the images holds texts, or only a column of texts can be it."""
     if image_column is not None:
         return features.get(image_column) == datasets.Value("string")
     try:

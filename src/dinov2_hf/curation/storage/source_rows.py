@@ -1,4 +1,4 @@
-"""The rows of a source, of which only what is asked for is read."""
+"""The rows of a source. Only what is asked for is read."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from ...data.reading.row_paths import refuse_unreadable_files, undecoded
 class SourceRows(Protocol):
     """
     Attributes:
-        features: the types of the columns; of the images `datasets.Image(decode=False)`.
+        features: the types of the columns; the type of the images is `datasets.Image(decode=False)`.
     """
 
     features: datasets.Features
@@ -22,16 +22,16 @@ class SourceRows(Protocol):
         """Columns of a row as they are stored: files are mappings of `bytes` and `path`.
 
         Raises:
-            OSError, pa.ArrowException: what reading gives.
-            UndecodableImage: it is known without reading that it is no image.
+            OSError, pa.ArrowException: reading fails.
+            UndecodableImage: it is known without reading that this is not an image.
         """
 
     def refuse_unreadable_files(self, column: str) -> None:
         """
-        That a column of files can be copied.
+        Check that a column of files can be copied.
 
         Raises:
-            ValueError: a row names a file that may not be read, or is missing.
+            ValueError: a row names a file that may not be read, or that is missing.
         """
 
 

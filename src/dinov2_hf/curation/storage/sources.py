@@ -1,6 +1,6 @@
-"""The images to curate, to retrieve for, and to keep away from: named sources in one numbering of rows.
+"""The images to curate, to retrieve for, and to keep away from: named sources whose rows are numbered together.
 
-Images stay where they are: stages refer to them by row, and only the finished dataset holds copies.
+Images stay where they are. Stages refer to them by row, and only the finished dataset holds copies.
 """
 
 import bisect
@@ -24,15 +24,15 @@ from .source_rows import DatasetRows, SourceRows
 
 
 class OpenSources:
-    """Sources opened, their rows numbered through: the number of an image is its `row_id` in all stages.
+    """Open sources, whose rows are numbered through: the number of an image is its `row_id` in all stages.
 
     Args:
         sources: (role, source) in the order of the numbering.
-        stored: where folders may have been listed before; other sources, and what is not there, is looked through.
+        stored: where folders may have been listed before; sources that are not listed there are looked through.
 
     Raises:
-        ValueError: a source cannot be loaded, holds no images, or lacks a column; or it has other fingerprints than
-            those stored.
+        ValueError: a source cannot be loaded, holds no images, or lacks a column; or its fingerprint is not the one
+            that was stored.
     """
 
     def __init__(self, sources: Sequence[tuple[str, ImageSource]], stored: StoredListings | None = None):
@@ -79,10 +79,10 @@ class OpenSources:
         return source, row_id - self.starts[source]
 
     def image(self, row_id: int) -> dict[str, Any]:
-        """The undecoded image, `{"bytes", "path"}`, of which one can be None.
+        """The undecoded image, `{"bytes", "path"}`; one of the two can be None.
 
         Raises:
-            UndecodableImage, UnreadableFile: as `read_image_file`, of files that hold images of many rows.
+            UndecodableImage, UnreadableFile: as `read_image_file`, for files that hold images of many rows.
         """
         source, row = self.locate(row_id)
         return self._read(source, row, (self.image_columns[source],))[self.image_columns[source]]
@@ -91,9 +91,9 @@ class OpenSources:
         return with_attempts(lambda: self.rows[source].read(row, columns))
 
     def image_id(self, row_id: int) -> str:
-        """`<source>/<row>`, or `<source>/<value of id_column>`; `<source>/row <row>` where that column is empty.
+        """`<source>/<row>`, or `<source>/<value of id_column>`; `<source>/row <row>` if that column is empty.
 
-        Images without an id are not one image: each gets an id of its own.
+        Images without an id are different images: each gets an id of its own.
         """
         source, row = self.locate(row_id)
         column = self.sources[source].id_column
@@ -102,7 +102,7 @@ class OpenSources:
         return f"{self.sources[source].name}/" + (f"row {row}" if is_missing else str(value))
 
     def values(self, row_id: int, columns: Sequence[str]) -> dict[str, Any]:
-        """The values of other columns; None where the source has no such column."""
+        """The values of other columns; None if the source has no such column."""
         source, row = self.locate(row_id)
         types = self.rows[source].features
         present = tuple(column for column in columns if column in types)
@@ -127,7 +127,7 @@ class OpenSources:
                 if column in rows.features
             }
             if not types:
-                raise ValueError(f"keep_columns has {column!r}, which is a column of no source.")
+                raise ValueError(f"keep_columns has {column!r}, but no source has such a column.")
             (first, feature), *others = types.items()
             for name, other in others:
                 if other != feature:
@@ -147,7 +147,7 @@ class OpenSources:
 
     @cached_property
     def fingerprints(self) -> tuple[str, ...]:
-        """Of the sources' files, as they were listed."""
+        """The fingerprints of the sources' files, as they were listed."""
         return tuple(
             known or _fingerprint(source, rows.dataset, column)
             for known, source, rows, column in zip(
@@ -156,7 +156,7 @@ class OpenSources:
         )
 
     def describe(self) -> list[dict[str, Any]]:
-        """What each source is, for comparison with a later run: the part of a configuration that sources are."""
+        """What each source is, for comparison with a later run: the sources' part of a configuration."""
         return [
             {
                 "name": source.name, "role": role, "rows": len(rows), "split": source.split,
@@ -169,7 +169,7 @@ class OpenSources:
         ]  # fmt: skip
 
     def store(self, folder: Path, *, is_sole_writer: bool) -> None:
-        """Store the listings, so that no other process of this curation looks through the sources."""
+        """Store the listings, so that other processes of this curation need not look through the sources."""
         self.stored = StoredListings(folder, self.fingerprints)
         if is_sole_writer:
             remove_partial(folder)
@@ -179,10 +179,10 @@ class OpenSources:
 
     def refuse_changed(self, row_ids: Iterable[int]) -> None:
         """
-        That the files of some rows are those that were listed. One that is gone is met when it is read.
+        Check that the files of some rows are those that were listed. A file that is gone is noticed when it is read.
 
         Raises:
-            ValueError: the size or the time of one is another.
+            ValueError: the size or the time of a file has changed.
         """
         rows_of_source: dict[int, list[int]] = {}
         for source, row in map(self.locate, row_ids):
@@ -192,7 +192,7 @@ class OpenSources:
             if listing is None:
                 continue
             for file, state in listing.files_of(rows):
-                # What a store says of a file comes with a request for each; every image is hashed when it is read.
+                # A store needs a request for each file, so these are not asked for; images are hashed when read.
                 if not is_url(file) and state_of(file) not in (state, ABSENT):
                     raise ValueError(
                         f"the file {file} of the source {self.sources[source].name!r} has changed since the source was"
@@ -200,7 +200,7 @@ class OpenSources:
                         " and says how to go on."
                     )
 
-    def __reduce__(self):  # a memory-mapped table has no other way to another process
+    def __reduce__(self):  # a memory-mapped table cannot go to another process
         return reopened, (tuple(zip(self.roles, self.sources, strict=True)), self.stored)
 
 
@@ -210,13 +210,13 @@ def _kept_open(sources: tuple[tuple[str, ImageSource], ...], stored: StoredListi
 
 
 def reopened(sources: tuple[tuple[str, ImageSource], ...], stored: StoredListings | None) -> OpenSources:
-    """Sources that another process opened. If it is known which they are, a process opens them once for all shards."""
+    """Sources that another process opened. If their fingerprints are known, they are opened once for all shards."""
     is_known = stored is not None and stored.fingerprints is not None
     return _kept_open(sources, stored) if is_known else OpenSources(sources, stored)
 
 
 def _load(source: ImageSource) -> datasets.Dataset:
-    """What `datasets` opens: of the Hub, saved, or with configurations."""
+    """A source that `datasets` opens: it is on the Hub, was saved, or has configurations."""
     path = os.path.expanduser(source.path)
     return load_image_dataset(
         path if os.path.exists(path) else source.path,
@@ -230,7 +230,8 @@ def _load(source: ImageSource) -> datasets.Dataset:
 def _check(source: ImageSource, rows: SourceRows, *, is_of_hub: bool) -> None:
     if source.revision is not None and not is_of_hub:
         raise ValueError(
-            f"the source {source.path!r} has revision={source.revision!r}, but is no dataset on the Hub: leave it out."
+            f"the source {source.path!r} has revision={source.revision!r}, but is not a dataset on the Hub: leave"
+            " revision out."
         )
     if len(rows) == 0:
         raise ValueError(f"the source {source.path!r} has no images.")
@@ -250,7 +251,7 @@ def _what_is_listed(source: ImageSource) -> dict[str, Any]:
 
 
 def _fingerprint(source: ImageSource, dataset: datasets.Dataset, image_column: str) -> str:
-    """Changes when files of a saved dataset change, or those that its rows name, or a Hub dataset its version."""
+    """Changes when files of a saved dataset change or files that its rows name, or the version of a Hub dataset."""
     path = os.path.expanduser(source.path)
     if not os.path.isdir(path):
         return dataset._fingerprint

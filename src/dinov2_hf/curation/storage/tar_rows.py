@@ -1,6 +1,6 @@
-"""Samples of WebDataset tars, read where the tars are, a file of a sample at a time: nothing is unpacked or copied.
+"""Samples of WebDataset tars. They are read where the tars are, one file at a time; nothing is unpacked or copied.
 
-The headers of a tar are read once, to know where its files lie. A sample is the files that follow each other under one
+The headers of a tar are read once, to know where its files lie. A sample consists of successive files with the same
 name; their suffixes are the columns.
 """
 
@@ -25,9 +25,9 @@ from ...data.reading.remote_files import filesystem_of, open_url
 from .source_files import counted_suffixes
 
 
-READERS = 16  # of tars at once
+READERS = 16  # tars that are read at once
 KEY, URL, IMAGE = "__key__", "__url__", "image"
-# Samples whose files tell the type of a column.
+# The number of samples whose files tell the type of a column.
 TELLING_SAMPLES = 5
 _PLACE = pa.struct({"offset": pa.int64(), "size": pa.int64()})
 
@@ -40,9 +40,9 @@ def index_of(tars: Sequence[str]) -> tuple[pa.Table, datasets.Features, Counter]
 
     Returns:
         A table of `file`, the number of the tar, `__key__`, and for each suffix a struct of `offset` and `size`, null
-        where a sample has no such file; the types of the columns; and the number of files of each suffix that belong
-        to no sample, such as hidden ones. Images of several suffixes are one column, `image`, if each sample has one
-        of them.
+        if a sample has no such file; the types of the columns; and the number of files of each suffix that belong to
+        no sample, such as hidden files. Images of several suffixes become one column, `image`, if each sample has at
+        most one of them.
 
     Raises:
         ValueError: a tar is damaged, compressed or cannot be read, or a sample has a file twice.
@@ -72,7 +72,7 @@ def index_of(tars: Sequence[str]) -> tuple[pa.Table, datasets.Features, Counter]
 
 
 def _samples_of(tar: str) -> tuple[list[tuple[str, dict[str, dict[str, int]]]], Counter]:
-    """Key of each sample, and by suffix where its files are; and the suffixes of files that are in none."""
+    """The key of each sample, and by suffix where its files are; and the suffixes of files that are in no sample."""
     samples: list[tuple[str, dict[str, dict[str, int]]]] = []
     unread: list[str] = []
     try:
@@ -90,7 +90,7 @@ def _samples_of(tar: str) -> tuple[list[tuple[str, dict[str, dict[str, int]]]], 
                 raise ValueError(f"its sample {key} has two files .{suffix}")
             files[suffix] = {"offset": member.offset_data, "size": member.size}
     except Exception as error:  # clients of stores have no common class of errors
-        raise ValueError(f"{tar!r} is no whole tar ({cause_of(error)}); get it again, or leave it out.") from error
+        raise ValueError(f"{tar!r} is not a whole tar ({cause_of(error)}); get it again, or leave it out.") from error
     return samples, counted_suffixes(unread)
 
 
@@ -100,13 +100,13 @@ def _members(tar: str) -> Iterator[tarfile.TarInfo]:
             yield from opened
         return
     store, path = filesystem_of(tar)
-    # In large blocks: between small files the whole tar passes by, which is faster than a request for each header.
+    # Large blocks read the whole tar if its files are small, which is faster than a request for each header.
     with store.open(path, "rb", cache_type="readahead") as file, tarfile.open(fileobj=file, mode="r:") as opened:
         yield from opened
 
 
 def _type_of(column: str, index: pa.Table, tars: Sequence[str]) -> Any:
-    """Of files that are no images, by the first samples."""
+    """The type of a column of files that are not images, by the first samples."""
     places = np.flatnonzero(index[column].is_valid().to_numpy(zero_copy_only=False))[:TELLING_SAMPLES].tolist()
     values = [
         _decoded(column, _content(tars[index["file"][row].as_py()], index[column][row].as_py())) for row in places
@@ -115,15 +115,15 @@ def _type_of(column: str, index: pa.Table, tars: Sequence[str]) -> Any:
 
 
 def _decoded(column: str, content: bytes) -> Any:
-    """The value of a file as WebDataset reads its suffix; what nobody knows stays bytes."""
+    """The value of a file, as WebDataset reads its suffix; files with unknown suffixes stay bytes."""
     suffix = column.split(".")[-1]
-    decode = None if suffix == "pth" else WebDataset.DECODERS.get(suffix)  # a program may be in such a file
+    decode = None if suffix == "pth" else WebDataset.DECODERS.get(suffix)  # such a file may contain a program
     return content if decode is None else decode(content)
 
 
 @lru_cache(maxsize=16)
 def _opened(tar: str, process: int) -> BinaryIO:
-    """A tar, kept open in this process: clients of stores do not work in a fork, and files share a place there."""
+    """A tar, kept open in this process: clients of stores do not work in a fork, and forked files share a position."""
     return open_url(tar) if is_url(tar) else open(tar, "rb")
 
 
@@ -150,7 +150,7 @@ class TarRows:
         return len(self.index)
 
     def file_numbers(self, rows: Sequence[int]) -> np.ndarray:
-        """Of each row, the number of its tar."""
+        """The number of the tar of each row."""
         return self.index["file"].take(rows).to_numpy()
 
     def read(self, row: int, columns: Sequence[str]) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class TarRows:
         if is_image:
             check_file_size(found["size"])
         content = _content(tar, found)
-        # The name of a file that is nowhere by itself; of which suffix it is, its content tells.
+        # The path names a file that does not exist by itself; the content tells its format.
         return (
             {"bytes": content, "path": f"{self._value(row, tar, KEY)}.{column}"}
             if is_image
