@@ -77,7 +77,7 @@ def find_model_folder(source: str | os.PathLike, parts: Sequence[str] = (MODEL,)
     """
     found = find_model(source, parts, folder_only=True)
     if isinstance(found, str):
-        raise ValueError(f"{found} is not a folder of this machine, but a model folder is needed.")
+        raise ValueError(f"{found} is not a folder on this machine, but a model folder is needed.")
     return found
 
 

@@ -98,7 +98,7 @@ def test_only_what_is_left_is_read_again(buffer_size):
 
 def test_other_data_than_before_is_an_error():
     position = take(30, StreamRows(stream(6), 3, 8))[-1].position
-    with pytest.raises(ValueError, match="cannot be entered where it was left .*, since the data or the version of"):
+    with pytest.raises(ValueError, match="cannot continue where it stopped .*, because the data or the version of"):
         take(20, StreamRows(stream(6).take(10), 3, 8), position)
-    with pytest.raises(ValueError, match="fewer rows for this worker than there were"):
+    with pytest.raises(ValueError, match="fewer rows for this worker than when"):
         take(20, StreamRows(stream(6), 3, 8), position._replace(rounds=100))

@@ -316,7 +316,7 @@ def test_a_planted_pickle_does_not_run(straight, launch, tmp_path, backend):
     flags = ["--clip_per_part", str(clips_per_part(backend)).lower(), "--resume_from_checkpoint", "latest"]
     resumed = launch(backend, tmp_path / "out", *flags)
     assert resumed.returncode != 0
-    assert f"step_0000012 is not read, as its {PLANTED[backend]} asks for" in resumed.printed
+    assert f"step_0000012 is not read, because its {PLANTED[backend]} asks for" in resumed.printed
     assert resumed.printed.count("error: ") == 2
     assert not planted.path.exists()
 

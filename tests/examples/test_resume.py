@@ -82,7 +82,7 @@ def test_a_planted_pickle_does_not_run(pretrain, recipe, images, out, tmp_path, 
     checkpoint = out / "checkpoints" / "step_0000002"
     torch.save(Planted(tmp_path / "it ran"), checkpoint / name)
     write_manifest(checkpoint)
-    sentence = f"step_0000002 is not read, as its {name} asks for .*reading it could run code"
+    sentence = f"step_0000002 is not read, because its {name} asks for .*Reading it could run code"
     refused(pretrain, recipe, images, out, *LATEST, sentence=sentence)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(checkpoint / name)

@@ -282,7 +282,7 @@ def test_weights_of_an_earlier_upload_do_not_stay(hub, client, model_folder, tmp
 
 def test_what_is_no_model_is_refused_before_the_hub_is_asked(hub, client, model_folder, tmp_path):
     assert "so it is not a model folder" in client(push, tmp_path, "ada/vits", {})
-    assert "is no folder of this machine" in client(push, "ada/model", "ada/vits", {})
+    assert "is not a folder on this machine" in client(push, "ada/model", "ada/vits", {})
     (tmp_path / "config.json").write_text('{"port": 80}')
     assert "its config.json has no `model_type`" in client(push, tmp_path, "ada/vits", {})
     assert "holds no folder of that name" in client(push, model_folder, "ada/vits", {"pretraining_model": True})

@@ -179,7 +179,7 @@ def test_fresh_heads_may_have_any_size():
 def test_what_is_no_source(tmp_path):
     with pytest.raises(ValueError, match="has no config.json, so it is not a model folder; name"):
         load_initial_model(str(tmp_path))
-    with pytest.raises(ValueError, match="No DINOv2Model can be read from nobody/nothing .no folder of this machine"):
+    with pytest.raises(ValueError, match="No DINOv2Model can be read from nobody/nothing .it is not a folder on this"):
         load_initial_model("nobody/nothing")
     with pytest.raises(ValueError, match="No DINOv2ForPreTraining can be read from nobody/nothing"):
         load_initial_model("nobody/nothing/pretraining_model")

@@ -62,8 +62,8 @@ def load_with_missing(
         )
     except UnpicklingError as error:
         raise ValueError(
-            f"The weights of {source} are a pickle that asks for more than tensors, or a damaged one, so they were not"
-            " read; save them as safetensors, where you trust them."
+            f"The weights of {source} are a pickle that asks for more than tensors or is damaged, so they were not"
+            " read. If you trust them, load them yourself and save them as safetensors."
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise ValueError(_why_not_read(source, model_class, error)) from error
@@ -152,4 +152,4 @@ def as_it_was_taken(source: str | Path) -> str:
     """What a message calls the source of a model: a misspelled path looks like an id on the Hub."""
     if Path(source).is_dir():
         return str(source)
-    return f"{source} (no folder of this machine, so it was taken for an id on the Hub)"
+    return f"{source} (it is not a folder on this machine, so it was taken for an id on the Hub)"

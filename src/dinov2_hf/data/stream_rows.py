@@ -99,8 +99,8 @@ class StreamRows:
                 value = held.pop(int(numbers[index]), None)
                 if value is None:
                     raise ValueError(
-                        "the data set has fewer rows for this worker than there were when the run was saved; give it"
-                        " the data that it had."
+                        "the data set has fewer rows for this worker than when the run was saved; resume with the data"
+                        " of that run."
                     )
                 position = StreamPosition(place + 1, position.pass_index, rounds, index + 1, *states[0])
                 yield StreamRow(place, value, position)
@@ -152,8 +152,8 @@ def _loading_state() -> Iterator[None]:
         yield
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(
-            f"the stream cannot be entered where it was left ({type(error).__name__}: {error}), since the data or the"
-            " version of `datasets` is another than then; take those that it had."
+            f"the run cannot continue where it stopped in the stream ({type(error).__name__}: {error}), because the"
+            " data or the version of `datasets` has changed since then; resume with the same data and version."
         ) from error
     finally:
         logger.setLevel(level)

@@ -60,7 +60,7 @@ def test_code_in_a_pickle_is_not_executed(form, tmp_path):
         path.write_bytes(pickle.dumps({"extra": Malicious(target)}, protocol=2))
     else:
         torch.save(checkpoint, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(ValueError, match=r"x\.pth was not loaded, since only tensors, numbers and texts are"):
+    with pytest.raises(ValueError, match=r"x\.pth was not loaded, because only tensors, numbers and texts are"):
         convert_from_original(path, tmp_path / "model")
     assert sorted(tmp_path.iterdir()) == [path]
 
@@ -95,9 +95,9 @@ def test_files_that_are_cut_off(kept, zipped, tmp_path):
     ("checkpoint", "message"),
     [
         (b"<html>404: not found</html>", "was not loaded|cannot be read"),
-        ([torch.zeros(1)], "holds a list and no state dict"),
-        (torch.zeros(3), "holds a Tensor and no state dict"),
-        ({1: torch.zeros(1)}, "holds a dict and no state dict"),
+        ([torch.zeros(1)], "holds a list, not a state dict"),
+        (torch.zeros(3), "holds a Tensor, not a state dict"),
+        ({1: torch.zeros(1)}, "holds a dict, not a state dict"),
         ({}, "no state dict of tensors .it is empty"),
         ({"teacher": {}}, "no state dict of tensors .it is empty"),
         ({"cls_token": torch.zeros(1), "epoch": 3}, "no state dict of tensors .`epoch` is a int"),
@@ -148,7 +148,7 @@ def test_a_file_that_is_not_there(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"blocks.1.attn.proj.bias": None}, r"holds no whole DINOv2 backbone: of 49 tensors .*proj\.bias` missing"),
+        ({"blocks.1.attn.proj.bias": None}, r"not hold a whole DINOv2 backbone: of 49 tensors .*proj\.bias` missing"),
         ({"head.weight": (3, 64)}, r"`head\.weight` unexpected"),
         ({"norm.weight": (63,)}, r"`norm\.weight` has shape \(63,\), but \(64,\) is expected"),
         ({"blocks.0.attn.qkv.weight": (190, 64)}, r"has shape \(190, 64\), but \(192, 64\) is expected"),

@@ -159,10 +159,10 @@ def read_tensors(path: Path) -> Mapping:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         unknown = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for `{unknown[1]}`" if unknown else "it is no pickle of tensors"
+        reason = f"it asks for `{unknown[1]}`" if unknown else "it is not a pickle of tensors"
         raise ValueError(
-            f"{path} was not loaded, since only tensors, numbers and texts are, and {reason}; save its state dict"
-            " alone, where you trust it."
+            f"{path} was not loaded, because only tensors, numbers and texts are read from a file, but {reason}. If"
+            " you trust it, load it yourself and save only its state dict."
         ) from None
     except OSError:
         raise
@@ -174,7 +174,7 @@ def read_tensors(path: Path) -> Mapping:
         ) from None
     if not isinstance(loaded, Mapping) or not all(isinstance(name, str) for name in loaded):
         raise ValueError(
-            f"{path} holds a {type(loaded).__name__} and no state dict; give a checkpoint of the original DINOv2."
+            f"{path} holds a {type(loaded).__name__}, not a state dict; give a checkpoint of the original DINOv2."
         )
     return loaded
 

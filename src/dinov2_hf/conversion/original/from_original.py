@@ -228,7 +228,7 @@ def _refuse_options_without_use(original: OriginalCheckpoint, backbone, depth_ra
 
 def _original_backbone(original: OriginalCheckpoint, **options) -> tuple[DINOv2Config, State, list[Choice]]:
     """Configuration and weights, in our names, of the backbone in a file of the original."""
-    with _said_of(f"{original.path} holds no whole DINOv2 backbone: "):
+    with _said_of(f"{original.path} does not hold a whole DINOv2 backbone: "):
         record = original.record.get("config", {})
         config, choices = backbone_config(original.backbone, **options, record=record)
     return config, backbone_from_original(with_layer_scale(original.backbone)), choices

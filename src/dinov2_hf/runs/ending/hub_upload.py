@@ -143,7 +143,9 @@ def _files_to_upload(folder: Path, pretraining_model: bool) -> dict[str, Path]:
     elif isinstance(find_model(folder, (MODEL, PRETRAINING_MODEL), folder_only=True), Path):
         files = _files_in(folder)
     else:
-        raise ValueError(f"{folder} is no folder of this machine; give a model folder or the output folder of a run.")
+        raise ValueError(
+            f"{folder} is not a folder on this machine; give a model folder or the output folder of a run."
+        )
     if pretraining_model:
         if not (_is_run(folder) and (folder / "pretraining_model" / "config.json").is_file()):
             raise ValueError(f"`pretraining_model` is asked for, but {folder} holds no folder of that name.")

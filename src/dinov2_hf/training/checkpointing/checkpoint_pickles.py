@@ -60,8 +60,9 @@ def refuse_code(checkpoint: Path) -> None:
             continue
         if complaint:
             raise ValueError(
-                f"{checkpoint} is not read, as its {path.relative_to(checkpoint)} {complaint}, which no checkpoint of"
-                " dinov2_hf has: reading it could run code; continue from another, of a source that you trust."
+                f"{checkpoint} is not read, because its {path.relative_to(checkpoint)} {complaint}. Reading it could"
+                " run code, and pickles in a checkpoint of dinov2_hf hold only data: continue from another checkpoint,"
+                " from a source that you trust."
             )
 
 
@@ -95,7 +96,7 @@ def _complaint_of_torch_file(path: Path) -> str | None:
     try:
         names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError):
-        return "is no file of torch.save"
+        return "is not a file of torch.save"
     unknown = sorted(names - {*NUMPY_NAMES, *DEEPSPEED_NAMES})
     return f"asks for {', '.join(unknown)}" if unknown else None
 
@@ -107,7 +108,7 @@ def _complaint_of_metadata(path: Path) -> str | None:
         except _UnknownName as error:
             return f"asks for {error}"
         except Exception:  # a damaged pickle can raise nearly anything
-            return "is no list of shards"
+            return "is not a list of shards"
     return None
 
 
