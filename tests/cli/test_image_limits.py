@@ -67,7 +67,7 @@ def test_features(photos, model, tmp_path, capfd):
     for name, (_, reason) in HOSTILE.items():
         assert reason in told
         assert f"cannot be decoded: {photos / 'a' / name}: " in told
-    assert "pipe.png is no regular file" in told
+    assert "pipe.png is not a regular file" in told
     run("features", model, "--data", photos, "--output", tmp_path / "g.npy", "--max_image_pixels", 8100)
     assert np.isfinite(np.load(tmp_path / "g.npy")).all(axis=1).sum() == 17
 

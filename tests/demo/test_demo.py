@@ -134,7 +134,7 @@ def hostile_files(folder: Path) -> dict[str, tuple[bytes, str]]:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)).save(whole, "png")
     return {
         "empty.png": (b"", "empty"),
-        "torn.png": (whole.getvalue()[:2000], "no picture that can be shown"),
+        "torn.png": (whole.getvalue()[:2000], "not a picture that can be shown"),
         "page.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>", "not an image in a format"),
         "text.jpg": (b"<b>not a picture</b>", "not an image in a format"),
         "bomb.png": (bomb(), "it has more pixels than the 50000000"),

@@ -31,7 +31,7 @@ class Distortion(NamedTuple):
     is_jittered: bool = False
     is_flipped: bool = False
     is_grey: bool = False
-    blur_sigma: float = 0.0  # in pixels; 0 is no blur
+    blur_sigma: float = 0.0  # in pixels; 0: no blur
     is_solarized: bool = False
 
 

@@ -172,7 +172,7 @@ class _Column:
                 image = decode_image(path) if path is not None else None
             except (UndecodableImage, OSError) as reason:
                 said = reason if isinstance(reason, UndecodableImage) else "the file cannot be read"
-                gr.Warning(f"This is no picture that can be shown: {escape(str(said))}.", title="Not opened")
+                gr.Warning(f"This is not a picture that can be shown: {escape(str(said))}.", title="Not opened")
                 return [gr.skip() for _ in outputs]
             return act(image, sight)
 

@@ -86,8 +86,8 @@ def test_a_change_in_a_store_changes_the_fingerprint():
     [
         ("memory://images-that-are-not-there", "has no files, or is not there"),
         ("memory://images/*.png", "has no files, or is not there"),
-        ("file:///etc", "give the path of a file of this machine itself"),
-        ("zip://a.png::memory://x.zip", "give the path of a file of this machine itself"),
+        ("file:///etc", "give the plain path of a file on this machine"),
+        ("zip://a.png::memory://x.zip", "give the plain path of a file on this machine"),
         ("nothing://x", "Protocol not known: nothing"),
     ],
 )

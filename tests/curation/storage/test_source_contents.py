@@ -89,7 +89,7 @@ def test_rows_that_name_files_outside_of_their_source_are_refused_by_name(tmp_pa
         assert dropped[row]["reason"] == (
             f"cannot be decoded: it names the file {name}, which lies outside of the folder of its dataset"
         )
-    assert "no regular file" in dropped[23]["reason"]
+    assert "not a regular file" in dropped[23]["reason"]
     content = b"".join(path.read_bytes() for path in curation.output_dir.glob("dataset/data/*"))
     assert private.read_bytes()[100:400] not in content
 

@@ -298,7 +298,7 @@ def test_a_damaged_file_is_named(folder, suffix, content, streaming):
             write_tar(folder / f"{name}.tar", [f"{i}.png" for i in range(3)], content=PNG * 20)
     damaged = folder / f"a.{suffix}"
     damaged.write_bytes(damaged.read_bytes()[:600] if content == "cut" else content)
-    with pytest.raises(ValueError, match=f"a.{suffix}' is no whole (parquet file|tar) "):
+    with pytest.raises(ValueError, match=f"a.{suffix}' is not a whole (parquet file|tar) "):
         load_image_dataset(str(folder), streaming=streaming)
 
 
@@ -332,10 +332,10 @@ def test_what_cannot_be_loaded_is_a_clear_error(folder, tmp_path):
         load_image_dataset(str(tmp_path / "missing"))
     with pytest.raises(ValueError, match="matches no file"):
         load_image_dataset(str(tmp_path / "*.parquet"))
-    with pytest.raises(ValueError, match="'someone/missing' is no path on this machine"):
+    with pytest.raises(ValueError, match="'someone/missing' is not a path on this machine"):
         load_image_dataset("someone/missing")
     write_files(folder, "a.csv")
-    with pytest.raises(ValueError, match="is no folder, parquet file or tar"):
+    with pytest.raises(ValueError, match="is not a folder, parquet file or tar"):
         load_image_dataset(str(folder / "a.csv"))
 
 

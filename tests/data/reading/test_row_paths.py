@@ -123,7 +123,7 @@ def test_files_of_any_kind_and_depth_are_confined(folder, private, feature, nest
     (folder / "own.txt").write_text("x")
     os.mkfifo(folder / "pipe")
     good = [{"bytes": b"x", "path": str(private)}, {"bytes": None, "path": "own.txt"}]
-    for bad, reason in ((str(private), "outside of the folder"), ("pipe", "no regular file")):
+    for bad, reason in ((str(private), "outside of the folder"), ("pipe", "not a regular file")):
         rows = [nested(value) for value in [*good, {"bytes": None, "path": bad}]]
         table = pa.table({"image": [{"bytes": PNG, "path": None}] * 3, "kept": rows}, schema=features.arrow_schema)
         parquet.write_table(table, folder / "train.parquet")
@@ -227,7 +227,7 @@ def test_two_slashes_make_no_address_of_a_path():
 def test_only_regular_files_are_read(tmp_path, decode):
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", "/dev/zero", tmp_path):
-        with pytest.raises(UndecodableImage, match="is no regular file|IsADirectoryError"):
+        with pytest.raises(UndecodableImage, match="is not a regular file|IsADirectoryError"):
             decode({"bytes": None, "path": str(path)})
 
 

@@ -69,7 +69,9 @@ def look_through(source: ImageSource) -> SourceListing | None:
     kinds = {KINDS.get(suffix) for suffix in counted_suffixes(found.names)} - {None}
     if len(kinds) != 1:
         what = (
-            f"files of {len(kinds)} kinds ({', '.join(sorted(kinds))})" if kinds else "no image, parquet file or tar"
+            f"files of {len(kinds)} kinds ({', '.join(sorted(kinds))})"
+            if kinds
+            else "not an image, parquet file or tar"
         )
         raise ValueError(
             f"the data set {source.path!r} is {what}; give a folder, images, .parquet or .tar files, a list of images"

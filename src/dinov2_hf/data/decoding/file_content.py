@@ -67,6 +67,6 @@ def _read_regular(path: str | os.PathLike) -> bytes:
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise UndecodableImage(f"{os.fspath(path)} is no regular file")
+            raise UndecodableImage(f"{os.fspath(path)} is not a regular file")
         check_file_size(status.st_size)
         return file.read()

@@ -36,7 +36,7 @@ def refuse_damaged(builder: str, files: Sequence[str]) -> None:
         except (*DAMAGE, OSError) as error:
             kind = "parquet file" if builder == "parquet" else "tar"
             raise ValueError(
-                f"{file!r} is no whole {kind} ({cause_of(error)}); get it again, or leave it out."
+                f"{file!r} is not a whole {kind} ({cause_of(error)}); get it again, or leave it out."
             ) from error
 
 

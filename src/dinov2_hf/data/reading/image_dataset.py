@@ -84,11 +84,11 @@ def load_image_dataset(
             dataset = datasets.load_dataset(path_or_name, config_name, split=split, **options)
         except (FileNotFoundError, ConnectionError) as error:
             raise ValueError(
-                f"the data set {path_or_name!r} is no path on this machine and could not be loaded from the Hub "
+                f"the data set {path_or_name!r} is not a path on this machine, and could not be loaded from the Hub "
                 f"({error})."
             ) from error
     else:
-        problem = "is no folder, parquet file or tar" if os.path.exists(path) else "does not exist"
+        problem = "is not a folder, parquet file or tar" if os.path.exists(path) else "does not exist"
         raise ValueError(
             f"the data set {path_or_name!r} {problem}; give a folder, a .parquet or .tar file, a glob of such files, "
             "or the name of a data set on the Hub."

@@ -48,7 +48,7 @@ def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     protocol = url.partition("://")[0].lower()
     if protocol in ("file", "local") or "::" in url:
-        raise ValueError(f"{url} is no address that is read: give the path of a file of this machine itself.")
+        raise ValueError(f"{url} is not an address that can be read: give the plain path of a file on this machine.")
     try:
         return fsspec.url_to_fs(url)
     except ImportError as error:
@@ -56,7 +56,7 @@ def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         extra = 'pip install "dinov2_hf[remote]"' if protocol[0] in "sgh" else f"pip install {package}"
         raise ValueError(f"{url} is read with {package}, which is not installed: {extra} ({error}).") from error
     except ValueError as error:
-        raise ValueError(f"{url} is no address that is read: {error}.") from error
+        raise ValueError(f"{url} is not an address that can be read: {error}.") from error
 
 
 def open_url(url: str) -> BinaryIO:

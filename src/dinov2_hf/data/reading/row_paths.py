@@ -103,7 +103,7 @@ def refuse_unreadable_files(dataset: datasets.Dataset, column: str) -> None:
         if outside is not None:
             reason = f"{outside}, which lies outside of the folder of its dataset"
         elif not is_url(path) and not os.path.isfile(path):
-            reason = f"{path}, which is missing or no regular file"
+            reason = f"{path}, which is missing or not a regular file"
         else:
             return path
         raise ValueError(f"the column {column!r} names the file {reason}; leave the column out.")
