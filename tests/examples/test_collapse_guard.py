@@ -118,8 +118,8 @@ def test_curves_reach_tensorboard(pretrain, recipe, images, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("wandb", "`report_to` is wandb, which is no tracker that is installed here; install its package"),
-        ("mlflow", "`report_to` is mlflow, which is no tracker that is installed here; install its package"),
+        ("wandb", "`report_to` is wandb, but this tracker is not installed here; install its package"),
+        ("mlflow", "`report_to` is mlflow, but this tracker is not installed here; install its package"),
         ("tensorbord", '`report_to` is "tensorbord"; it must be "none" or one of all, .*tensorboard'),
     ],
 )

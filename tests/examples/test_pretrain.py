@@ -256,7 +256,7 @@ MISTAKES = {
     "three global crops": (["--global_blur_probabilities", "0", "0", "0"], "`global_blur_probabilities` is"),
     "channels": (["--num_channels", "4"], "num_channels is 4"),
     "activation": (["--hidden_act", "glu"], '`hidden_act` is "glu"'),
-    "tracker": (["--report_to", "mlflow"], "`report_to` is mlflow, which is no tracker that is installed"),
+    "tracker": (["--report_to", "mlflow"], "`report_to` is mlflow, but this tracker is not installed"),
     "attention": (["--attn_implementation", "fast"], "fast"),
     "one class": (["--eval_data", "{one_class}", "--eval_bank_data", "{one_class}"], "has the one class"),
     "more images than there are": (["--per_device_train_batch_size", "64"], "64"),

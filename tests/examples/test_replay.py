@@ -170,7 +170,7 @@ def test_the_command_prints_it_and_refuses_in_a_sentence(pretrain, recipe, image
     call("replay", [str(kept), "--json"])
     passes = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["passes"]  # JSON has no NaN
     assert "nan" in [one["recorded"] for one in passes]
-    with pytest.raises(SystemExit, match=r"is no step that was kept: .*; name one of .*step_0000003\. A run with"):
+    with pytest.raises(SystemExit, match=r"is not a saved step: .*; name one of .*step_0000003\. A run with"):
         call("replay", [str(tmp_path / "out")])
     path = kept / "process_0.safetensors"
     path.write_bytes(path.read_bytes()[:1000])

@@ -71,5 +71,5 @@ def test_its_options(tmp_path, words, capsys):
 
 
 def test_a_function_that_is_no_protocol(words):
-    with pytest.raises(SystemExit, match="names detail:detail, which is no protocol: register the function"):
+    with pytest.raises(SystemExit, match="names detail:detail, which is not a protocol: register the function"):
         main([*words, "--protocol", "detail:detail"])

@@ -58,7 +58,7 @@ def evaluate_logistic_regression(
         log10_c_range: smallest and largest power of 10 that is tried for C, the inverse of the regularisation.
         num_cs: values of C that are tried, evenly spaced between the two as powers.
         validation_fraction: share of the training images that C is chosen on, between 0 and 1.
-        max_iterations: of L-BFGS, for each C. A fit may end there, which is no error.
+        max_iterations: of L-BFGS, for each C. It is not an error if a fit ends there.
         tolerance: of the gradient, at which a fit ends.
         seed: of the choice of the validation images.
         output_dir: a folder for the plot `logistic_regression.png`. None: no plot.

@@ -26,7 +26,7 @@ def new_figure(width: float, height: float):
 def save_figure(figure, path: str | os.PathLike, **options) -> Path:
     """Write `figure` to a PNG; missing folders are made, `options` are those of matplotlib's `savefig`.
 
-    All words in it are drawn as they are: a name of a class with a dollar sign is no formula.
+    All words in it are drawn as they are: the name of a class with a dollar sign is not a formula.
     """
     from matplotlib.text import Text
 

@@ -61,7 +61,7 @@ def _find_tracker(report_to: str) -> str | None:
     if report_to != "all" and report_to not in installed:
         extra = ' (pip install "dinov2_hf[tensorboard]")' if report_to == "tensorboard" else ""
         raise ValueError(
-            f"`report_to` is {report_to}, which is no tracker that is installed here; install its package{extra}, or"
+            f"`report_to` is {report_to}, but this tracker is not installed here; install its package{extra}, or"
             f" choose one of: {', '.join(['none', *installed])}."
         )
     return report_to

@@ -133,7 +133,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(state, caplog):
     with pytest.raises(ValueError, match="`crop_packing_2` was auto and is always, so the run would go on as another"):
         check_later(dict(state), {"crop_packing_2": "always"}, {"crop_packing_2": "auto"})
     check_later(state, later, later)
-    assert "`gone` was True, and is no option any more." in caplog.text
+    assert "`gone` was True, and is not an option any more." in caplog.text
     assert "gone" not in state["recipe"]
     assert state["recipe"]["crop_packing"] == "auto"
 

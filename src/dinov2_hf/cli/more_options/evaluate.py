@@ -67,7 +67,7 @@ def named_protocol(name: str) -> Named:
     one = PROTOCOLS.named(name)
     if not one.facts:
         raise ValueError(
-            f"`--protocol` names {name}, which is no protocol: register the function with"
+            f"`--protocol` names {name}, which is not a protocol: register the function with"
             " `@dinov2_hf.evaluation.protocol(name, task=..., metrics=...)`."
         )
     return one

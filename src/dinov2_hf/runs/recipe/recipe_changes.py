@@ -67,7 +67,7 @@ def check_recipe(
     of_checkpoint = {name: known[name] for name in now if name in known} | dict(sizes) | state.get("recipe", now)
     gone = [name for name in of_checkpoint if name not in now] if defaults else []
     for name in gone:
-        logger.warning("`%s` was %s, and is no option any more.", name, of_checkpoint.pop(name))
+        logger.warning("`%s` was %s, and is not an option any more.", name, of_checkpoint.pop(name))
     old, new = _flat(of_checkpoint), _flat(now)
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     kinds = {name: name.rpartition("/")[2] for name in changed}

@@ -172,8 +172,8 @@ def read_step(folder: Path) -> dict[str, Any]:
     found = [*kept_steps(folder), *kept_steps(folder / FOLDER)]
     names = f"; name one of {', '.join(map(str, found))}" if found else ""
     raise ValueError(
-        f"{folder} is no step that was kept: it has no {STEP} that can be read{names}. A run with"
-        f" --save_nonfinite_batch leaves such steps in {FOLDER}/ of its output folder."
+        f"{folder} is not a saved step: it has no {STEP} that can be read{names}. A run with --save_nonfinite_batch"
+        f" saves such steps in {FOLDER}/ of its output folder."
     )
 
 
