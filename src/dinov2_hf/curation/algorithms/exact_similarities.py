@@ -90,7 +90,7 @@ def _cosines_of_rows(
     squares, products = np.empty(len(rows), np.float32), np.empty(len(asking), np.float32)
     faiss.fvec_norms_L2sqr(faiss.swig_ptr(squares), faiss.swig_ptr(vectors), pool.width, len(rows))
     place = np.repeat(np.arange(len(rows)), counts)
-    # One pair after the other: matrix products round differently where there are more rows or fewer.
+    # One pair after the other: matrix products round differently for another number of rows.
     pointers = [faiss.swig_ptr(array) for array in (queries, asking, vectors, place, products)]
     faiss.pairwise_indexed_inner_product(pool.width, len(asking), *pointers)
     return products / np.sqrt(squares)[place]

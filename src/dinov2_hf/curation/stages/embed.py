@@ -61,7 +61,7 @@ class RowsOfSources(Sequence):
         return {"image": {"bytes": content, "path": None}}
 
     def why_not(self, place: int, reason: str) -> str:
-        """The reason why there is no picture at a place: its file cannot be read, or the reason that is given."""
+        """Why there is no picture at a place: the error of reading its file, or `reason` if the file can be read."""
         try:
             read_image_file(self.sources.image(int(self.row_ids[place])))
         except (UndecodableImage, UnreadableFile) as error:

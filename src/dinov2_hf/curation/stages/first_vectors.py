@@ -53,7 +53,7 @@ class FirstVectors:
         if found[0][1].pixel_values is not None:
             processed = [torch.from_numpy(image.pixel_values) for _, image in found]
         else:
-            # Images that keep their shapes, and so have batches of one, are processed alone too.
+            # Images that keep their shapes have batches of one, so they are processed alone too.
             parts = [found] if self.batch_size > 1 else [[one] for one in found]
             processed = [process_images(self.process, [image.image for _, image in part]) for part in parts]
             processed = [pixel_values for part in processed for pixel_values in part.split(1)]

@@ -136,7 +136,7 @@ def ingest(
 
 
 def quality_of(images: pa.Table) -> np.ndarray:
-    """What "best quality" compares, (n,) float64: the pixels, and the bytes of the file where these are equal.
+    """What "best quality" compares, (n,) float64: the pixels, and the bytes of the file if these are equal.
 
     Args:
         images: a table with `QUALITY_COLUMNS`.
