@@ -67,6 +67,16 @@ def test_it_is_the_backend_that_was_asked_for(straight, backend):
         assert fact.get("gradient_clipping", 0.3) == 0.3
 
 
+def test_processes_on_cpus_are_connected_by_any_launcher(launch, alone, tmp_path):
+    """Without `ACCELERATE_USE_CPU`, as of torchrun, Accelerate alone would let each of them train by itself."""
+    run = launch("ddp", tmp_path / "out", "--max_steps", "2", ACCELERATE_USE_CPU="false")
+    assert run.returncode == 0, run.printed
+    assert [(fact["distributed_type"], fact["num_processes"]) for fact in run.facts] == [("MULTI_CPU", 2)] * 2
+    expected, *_ = alone(True)
+    for record, wanted in zip(run.records("loss"), expected, strict=False):
+        assert record["loss"] == pytest.approx(wanted["loss"], rel=2e-5)
+
+
 @every_backend
 def test_it_equals_one_process_on_the_global_batch(straight, alone, backend):
     """Losses to 2e-5, gradient norms before clipping to 1e-4, and the weights after eleven steps of Adam to 1e-5."""
@@ -85,6 +95,11 @@ def test_it_equals_one_process_on_the_global_batch(straight, alone, backend):
     for name, value in after.items():
         torch.testing.assert_close(run.weights["after"][name], value, rtol=0, atol=1e-5)
         assert not torch.equal(value, before[name])
+
+
+def test_a_measurement_is_printed_by_one_process(straight):
+    printed = straight("ddp").printed
+    assert [printed.count(f"step {step}: k-NN") for step in (0, 12)] == [1, 1]
 
 
 @every_backend

@@ -245,7 +245,7 @@ class Run:
         note_measured(self.state, found)
         if pixels is not None:
             self.state["knn_pixels"] = pixels
-        for output in self.outputs:
+        for output in self.outputs if self.accelerator.is_main_process else ():
             output.say_measured(found, time.perf_counter() - start)
 
     def draw_pictures(self) -> None:

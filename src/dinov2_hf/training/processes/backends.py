@@ -170,10 +170,12 @@ def _check_launch(accelerator: Accelerator) -> None:
                 " `ACCELERATE_USE_CPU`, and for FSDP2 use a GPU."
             )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != launched:
+    # A process group may exist that Accelerate does not use.
+    connected = 1 if actual == DistributedType.NO else accelerator.num_processes
+    if connected != launched:
         raise ValueError(
-            f"{launched} processes were launched, but Accelerate connects {accelerator.num_processes} of them, so each"
-            " would train alone; without a GPU set ACCELERATE_USE_CPU=true."
+            f"{launched} processes were launched, but Accelerate connects {connected} of them, so each would train"
+            " alone; without a GPU set ACCELERATE_USE_CPU=true, and leave sharding out."
         )
 
 
