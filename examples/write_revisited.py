@@ -60,7 +60,7 @@ class DataOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str):
         if (module, name) not in READ_FROM_PICKLES:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no plain data")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, but only plain data is read")
         return super().find_class(module, name)
 
 
@@ -73,7 +73,8 @@ def read_ground_truth(path: Path) -> dict:
         raise SystemExit(f"error: {path} cannot be read: {error}.") from None
     if missing:
         raise SystemExit(
-            f"error: {path} has no {', '.join(missing)}: it is no ground truth of the revisited buildings."
+            f"error: {path} has no {', '.join(missing)}: it is not a ground truth of the revisited buildings;"
+            " give gnd_roxford5k.pkl or gnd_rparis6k.pkl."
         )
     return truth
 

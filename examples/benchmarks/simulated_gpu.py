@@ -72,7 +72,7 @@ class Costs(TorchDispatchMode):
 
     @property
     def other_seconds(self) -> float:
-        """Time of the kernels that are no products."""
+        """Time of the kernels that are not products."""
         return sum(self.other_bytes.values()) / BYTES_PER_SECOND
 
     def hold(self, *values) -> None:

@@ -65,7 +65,7 @@ def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path, protocol):
     assert result.stderr.endswith(
         "gnd.pkl cannot be read: it asks for "
         + ("__builtin__" if protocol == 2 else "builtins")
-        + ".exec, which is no plain data.\n"
+        + ".exec, but only plain data is read.\n"
     )
     assert not witness.exists()
     (tmp_path / "gnd.pkl").write_bytes(b"junk")
