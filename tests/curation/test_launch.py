@@ -8,7 +8,8 @@ from pyarrow import parquet
 from tests import forked_python
 
 
-def test_two_processes_of_accelerate(planted, tmp_path, free_port):
+def test_two_processes_of_torchrun(planted, tmp_path, free_port):
+    """On CPUs, of which the launcher tells Accelerate nothing. One of the processes alone would refuse the folder."""
     curated = {"path": str(planted.folder / "curated"), "retrieval": "cluster"}
     changes = {"curated": [curated], "num_clusters": 4, "min_cluster_queries": 0, "kmeans_iterations": 3}
     alone = planted.curate(**changes, output_dir=str(tmp_path / "alone"))
@@ -16,8 +17,7 @@ def test_two_processes_of_accelerate(planted, tmp_path, free_port):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({name: value for name, value in vars(arguments).items() if value is not None}))
     command = [
-        "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port),
+        "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port),
         "-m", "dinov2_hf.cli", "curate", "--config", str(recipe),
     ]  # fmt: skip
     done = forked_python.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
