@@ -1,6 +1,16 @@
 """The device that a user names for a network, checked before any work."""
 
+import os
+
 import torch
+
+
+def is_launched_on_cpus() -> bool:
+    """Whether a launcher started this process on a machine without an accelerator.
+
+    Accelerate connects such processes only if it is given `cpu=True`. Otherwise each of them works alone.
+    """
+    return "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
 
 
 def find_device(name: torch.device | str | None) -> torch.device:

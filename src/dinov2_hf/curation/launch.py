@@ -155,12 +155,12 @@ class _Launch:
     def __init__(self, rank: int | None, world_size: int | None, arguments: CurationArguments):
         self.rank, self.world_size, self.state, self.arguments = rank or 0, world_size or 1, None, arguments
         if rank is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            import torch
             from accelerate import PartialState
 
-            # Accelerate would not connect processes on CPUs that it is not told of. The others wait for hours for
-            # stages of one shard, such as components of a billion images.
-            self.state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+            from ..devices import is_launched_on_cpus
+
+            # The others wait for hours for stages of one shard, such as components of a billion images.
+            self.state = PartialState(cpu=is_launched_on_cpus(), timeout=timedelta(days=7))
             self.rank, self.world_size = self.state.process_index, self.state.num_processes
             if self.world_size != int(os.environ["WORLD_SIZE"]):
                 raise ValueError(

@@ -11,6 +11,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, parse_flag_from_env
 from transformers.utils import logging as transformers_logging
 
+from ..devices import is_launched_on_cpus
 from ..options import values_for
 from ..training.processes.backends import configure_backend, launch_settings
 from ..training.processes.distributed import choose_mixed_precision
@@ -30,8 +31,7 @@ def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerat
     is_sharded = any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")))
     mixed_precision = choose_mixed_precision(args.mixed_precision, launched, use_cpu, is_sharded)
     accelerator = Accelerator(
-        # Accelerate would not connect processes on CPUs that it is not told of. It shards on GPUs only.
-        cpu=not is_sharded and not torch.accelerator.is_available(),
+        cpu=not is_sharded and is_launched_on_cpus(),
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=mixed_precision,
         log_with=_find_tracker(args.report_to),
