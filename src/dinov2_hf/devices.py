@@ -1,4 +1,4 @@
-"""The device that a user names for a network, checked before any work."""
+"""The devices of this machine: the one that a user names, and whether launched processes have only the CPU."""
 
 import os
 

@@ -68,13 +68,13 @@ def write_features(
 
     `*.parquet`, and a folder that `datasets.load_from_disk` opens (a name without an ending), are tables with the
     columns `row` (the row of `dataset`, int64), the kept columns with their `datasets` types (a `ClassLabel` keeps its
-    names), and `features` (a list of fixed length, or `datasets.Array3D` for patch grids). Where the dataset knows the
+    names), and `features` (a list of fixed length, or `datasets.Array3D` for patch grids). If the dataset knows the
     names of its image files, the kept columns include `path` (str): the path of the file on this machine, or the name
-    that is stored with the bytes of the image. Tables leave out rows whose
-    image cannot be decoded. The metadata of the parquet schema (key `dinov2_hf`) and the description of the dataset
-    contain, as JSON, the model of the features and how they were taken. `Dataset.from_parquet`,
-    `load_dataset("parquet", ...)` and `load_from_disk` restore all types, and `.with_format("numpy")` gives patch
-    grids as (rows, h, w, D) arrays. A folder needs twice its size on the disk while it is written.
+    that is stored with the bytes of the image. Tables leave out rows whose image cannot be decoded. The metadata of
+    the parquet schema (key `dinov2_hf`) and the description of the dataset contain, as JSON, the model of the features
+    and how they were taken. `Dataset.from_parquet`, `load_dataset("parquet", ...)` and `load_from_disk` restore all
+    types, and `.with_format("numpy")` gives patch grids as (rows, h, w, D) arrays. A folder needs twice its size
+    on the disk while it is written.
 
     `*.npy` is one array (n, ...) in the order of the dataset. Open it with `numpy.load(..., mmap_mode="r")`. It cannot
     leave rows out: row i always belongs to row i of the dataset, and a row whose image cannot be decoded is NaN.

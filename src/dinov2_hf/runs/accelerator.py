@@ -31,7 +31,7 @@ def build_accelerator(args: PreTrainingArguments, output_dir: Path) -> Accelerat
     is_sharded = any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")))
     mixed_precision = choose_mixed_precision(args.mixed_precision, launched, use_cpu, is_sharded)
     accelerator = Accelerator(
-        cpu=not is_sharded and is_launched_on_cpus(),
+        cpu=not is_sharded and is_launched_on_cpus(),  # with it, Accelerate would make DDP of a sharded backend
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=mixed_precision,
         log_with=_find_tracker(args.report_to),

@@ -175,7 +175,7 @@ def _check_launch(accelerator: Accelerator) -> None:
     if connected != launched:
         raise ValueError(
             f"{launched} processes were launched, but Accelerate connects {connected} of them, so each would train"
-            " alone; without a GPU set ACCELERATE_USE_CPU=true, and leave sharding out."
+            " alone; start them with `accelerate launch` or torchrun."
         )
 
 
