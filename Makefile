@@ -22,10 +22,14 @@ PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist l
 test: .venv/installed
 	$(PYTEST)
 
-# What a change needs again and again: all but whole runs, launches, uploads, wheels, browsers and pages.
-SLOW_TESTS := demo distributed docs/test_snippets.py examples hub packaging transformers_suite
+# What a change needs again and again: all but whole runs, launches, uploads, exports, wheels, browsers and pages, and
+# all but the single tests that are marked `slow`.
+SLOW_TESTS := conversion/exports conversion/test_cards.py conversion/test_outputs.py \
+	$(addprefix curation/test_,builder.py cluster_executors.py curate.py increments.py launch.py stages_in_store.py stores.py) \
+	demo distributed docs/test_snippets.py examples fake_gpu hub packaging pretraining/test_compilation.py \
+	test_feature_files.py transformers_suite
 test-fast: .venv/installed
-	$(PYTEST) $(addprefix --ignore=tests/,$(SLOW_TESTS))
+	$(PYTEST) -m "not slow" $(addprefix --ignore=tests/,$(SLOW_TESTS))
 
 # A part of the tests, with the lowest versions that setup.py names, in an environment of their own.
 LOWEST := .venv-lowest

@@ -27,6 +27,7 @@ def test_stock_dinov2_is_still_stock(tmp_path):
     assert type(AutoModel.from_pretrained(tmp_path)) is Dinov2Model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_first", [True, False])
 def test_the_auto_classes_know_ours_whichever_is_imported_first(is_first):
     """And import a class when somebody asks for it."""

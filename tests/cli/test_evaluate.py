@@ -167,6 +167,7 @@ def test_every_option_of_a_protocol_is_explained(protocol):
         assert len(option.help) > 10, name
 
 
+@pytest.mark.slow
 def test_pictures(tmp_path, folder, data, capsys):
     images = []
     for number in range(2):

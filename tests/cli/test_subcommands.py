@@ -76,6 +76,7 @@ def test_convert_a_classifier(tmp_path, tiny_config, spread, folder):
     assert {answer["label"] for answer in answers} == {"cat", "dog", "eel"}
 
 
+@pytest.mark.slow
 def test_a_converted_depth_head_in_the_pipeline(tmp_path, folder, spread):
     """Images of any size: padded to patches on the way in, and cut on the way out."""
     config = DINOv2Config.from_pretrained(folder)
@@ -115,6 +116,7 @@ def test_export_to_transformers(tmp_path, capsys, folder):
         torch.testing.assert_close(stock(pixels).pooler_output, model(pixels).pooler_output, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_export_to_onnx(tmp_path, folder):
     onnxruntime = pytest.importorskip("onnxruntime")
     run("export", folder, "--format", "onnx", "--output_dir", tmp_path / "onnx")

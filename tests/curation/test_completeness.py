@@ -55,6 +55,7 @@ def test_an_image_that_is_kept_and_dropped_stops_the_run(planted):
         planted.curate()
 
 
+@pytest.mark.slow
 def test_a_lost_curated_image_stops_the_run_whether_included_or_not(planted):
     for include in (True, False):
         curation = planted.curate(include_curated=include, output_dir=str(planted.folder / str(include)))

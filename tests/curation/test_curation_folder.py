@@ -112,6 +112,7 @@ def test_an_edited_card_stays_until_there_is_another(planted, tmp_path):
     assert "license: mit" in card.read_text()
 
 
+@pytest.mark.slow
 def test_a_second_curation_of_one_folder_is_refused(planted, tmp_path):
     """A whole one beside any other. Launches that share a stage are not refused beside each other."""
     with sole_writer(tmp_path / "out"), pytest.raises(ValueError, match="out is being written by another process"):
@@ -125,6 +126,7 @@ def test_a_second_curation_of_one_folder_is_refused(planted, tmp_path):
     planted.curate()
 
 
+@pytest.mark.slow
 def test_two_commands_at_once(planted, tmp_path):
     """Of two that start together one does the work; the other ends with a sentence."""
     recipe = tmp_path / "recipe.yaml"

@@ -14,6 +14,7 @@ def ids(folder, cache) -> list[str]:
     return datasets.load_dataset(str(folder), split="train", cache_dir=str(cache))["id"][:]
 
 
+@pytest.mark.slow
 def test_two_datasets_of_one_name_are_not_mixed_up_in_one_cache(planted, tmp_path):
     """`load_dataset` knows a folder by its last name, the name of the configuration, and those of the files."""
     some, others = (tmp_path / name / "dataset" for name in "ab")

@@ -49,6 +49,7 @@ def of_the_original(picture) -> torch.Tensor:
     return torch.stack([statistics(transform(picture)) for _ in range(NUM_DRAWS)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [MultiCropTransform, DeviceMultiCropTransform], ids=["multi_crop", "device"])
 def test_statistics_of_crops(picture, of_the_original, kind):
     """Means within four standard errors, deviations within a fifth, and the quartiles as often on either side."""

@@ -149,6 +149,7 @@ def test_depth_is_learned_and_the_head_is_a_model(model, tmp_path, head):
         assert metrics[f"depth_{name}"] == pytest.approx(sum(one[name] for one in found) / 3, rel=1e-4), (name, value)
 
 
+@pytest.mark.slow
 def test_dpt_is_learned_and_loads(model, tmp_path):
     train, test = banded_images(8), banded_images(2, seed=1)
     options = {"head": "dpt", "fusion_hidden_size": 16, "output_dir": tmp_path, "learning_rate": 3e-3}

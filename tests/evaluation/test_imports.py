@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import dinov2_hf.evaluation
 from dinov2_hf.evaluation.protocols import PROTOCOLS
 
@@ -18,6 +20,7 @@ def test_every_protocol_is_public():
     assert not hasattr(dinov2_hf.evaluation, "evaluate_nothing")
 
 
+@pytest.mark.slow
 def test_a_protocol_is_imported_when_it_is_asked_for():
     code = """
 import sys

@@ -70,6 +70,7 @@ def test_flash_attention_without_an_accelerator_says_why(tmp_path, model):
         DINOv2Model.from_pretrained(tmp_path, attn_implementation="flash_attention_2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "head", [DINOv2Model, DINOv2ForImageClassification, DINOv2ForSemanticSegmentation, DINOv2ForDepthEstimation]
 )
@@ -84,6 +85,7 @@ def test_compiles_without_graph_breaks(tiny_config, spread, head):
             torch.testing.assert_close(outputs[name], expected[name], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_compiles_without_graph_breaks(tiny_config):
     """With stochastic depth, over several resolutions in one sequence."""
     tiny_config.drop_path_rate = 0.4

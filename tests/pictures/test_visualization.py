@@ -100,6 +100,7 @@ def test_a_wrong_token_count_is_named():
         patch_pca(model, torch.ones(1, 3, 16, 16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "bands", "columns"), [(1, 1, 1), (6, 1, 6), (12, 2, 6)])
 def test_the_png_shows_every_picture_over_its_colours(tmp_path, count, bands, columns):
     # Picture i is grey of a level of its own; its colours are a red of a level of its own.

@@ -149,6 +149,7 @@ def half_of_the_batch(rank: int, port: int, results) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(free_port):
     context = mp.get_context("spawn")
     results = context.Queue()

@@ -40,6 +40,7 @@ def half_of_the_images(rank: int, port: int, results) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(free_port):
     context = mp.get_context("spawn")
     results = context.Queue()

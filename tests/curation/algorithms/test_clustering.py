@@ -123,6 +123,7 @@ def _kmeans_of_a_rank(rank, world_size, port, folder):
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path, clustered, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     vectors, _ = clustered

@@ -123,6 +123,7 @@ def test_pictures_with_little_in_them(picture, describe):
     assert vector.norm().item() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_of_two_photographs_none_is_lost_and_a_turned_copy_is_found(tmp_path):
     photographs = [Image.fromarray(np.array(array)) for array in load_sample_images().images]
     pool = tmp_path / "pool"

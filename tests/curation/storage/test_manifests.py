@@ -228,6 +228,7 @@ def wait_to_be_ended(shard) -> None:
     time.sleep(600)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signal_number", "last_line"), [(signal.SIGINT, b"KeyboardInterrupt\n"), (signal.SIGKILL, b"")]
 )

@@ -173,6 +173,7 @@ def check(contents: list[bytes]) -> int:
     pytest.fail(f"file {at} {problem}: {contents[at][:4000].hex()}")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork") or not os.path.exists("/proc/self/statm"), reason="needs fork and /proc")
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "GIF", "WEBP", "BMP", "PPM", "JPEG2000", "AVIF", "NPY"])
 def test_damaged_files_are_decoded_within_bounds_or_refused(format):

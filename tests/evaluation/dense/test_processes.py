@@ -11,6 +11,7 @@ from tests import forked_python
 from tests.evaluation.dense.processes import measure
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(tiny_config, tmp_path, free_port):
     model = DINOv2Model(tiny_config).eval()
     model.save_pretrained(tmp_path / "model")

@@ -112,6 +112,7 @@ def statistics_of_one_process(rank: int, port: int, folder: str) -> None:
     accelerator.end_training()
 
 
+@pytest.mark.slow
 def test_two_processes_see_the_features_of_both(tmp_path, free_port):
     mp.spawn(statistics_of_one_process, (free_port, str(tmp_path)), nprocs=2)
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
