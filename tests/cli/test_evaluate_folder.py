@@ -215,3 +215,15 @@ def test_a_picture_that_cannot_be_written_costs_no_numbers(tmp_path, words, capl
     run(*words("knn"))
     assert results(tmp_path / "out")["knn"]["metrics"]
     assert "knn.png could not be drawn" in caplog.text
+
+
+def test_the_pixels_of_patches_are_the_baseline_of_segmentation(tmp_path, words):
+    """The images are bands of one colour, so the pixels of a patch tell its class."""
+    pixels = ("--baseline", "pixels")
+    run(*words("segmentation,patch_knn", *pixels, "--patch_knn_k", 5, data="masks_"))
+    found = results(tmp_path / "out")
+    assert found["patch_knn"]["metrics"]["patch_knn_miou"] > 0.9
+    assert 0 <= found["segmentation"]["metrics"]["segmentation_miou"] <= 1
+    answer = mistake(*words("segmentation,knn", *pixels, output="other", data="masks_"))
+    assert "those of patches for segmentation, but those of whole images for knn. Run them apart" in answer
+    assert not (tmp_path / "other").exists()

@@ -5,22 +5,24 @@ from typing import Any
 import torch
 
 from ..conversion.saved_models import load_network_and_processor
-from ..evaluation.baselines import PixelModel
+from ..evaluation.baselines import PatchPixelModel, PixelModel
+from ..evaluation.dense.patch_features import square_patch_size
 from ..feature_kinds import vision_part
 from ..model_source import find_model
 
 
-def load_backbone(model: str, baseline: str | None = None) -> tuple[torch.nn.Module, Any]:
+def load_backbone(model: str, baseline: str | None = None, *, of_patches: bool = False) -> tuple[torch.nn.Module, Any]:
     """A network without a head and its image processor.
 
     Args:
         model: as in `model_source.find_model`. `load_network` loads it; for a model of images and texts, only the part
             for images is used.
         baseline: "untrained": the same configuration with fresh weights (seed 0). "pixels": no network.
+        of_patches: whether "pixels" are those of patches as large as the network's, or those of the whole image.
 
     Raises:
-        ValueError: it cannot be loaded, its weights are missing or not finite, or it has no usable image processor or
-            one for another number of channels.
+        ValueError: it cannot be loaded, its weights are missing or not finite, it has no usable image processor or
+            one for another number of channels, or its patches are needed and it has none, or none that are square.
     """
     source = find_model(model)
     network, image_processor = load_network_and_processor(source)
@@ -35,7 +37,7 @@ def load_backbone(model: str, baseline: str | None = None) -> tuple[torch.nn.Mod
         torch.manual_seed(0)
         network = type(network)(network.config)
     elif baseline == "pixels":
-        network = PixelModel(num_channels)
+        network = PatchPixelModel(square_patch_size(network), num_channels) if of_patches else PixelModel(num_channels)
     return network, image_processor
 
 

@@ -35,6 +35,7 @@ from .more_options.evaluate import as_typed, flags_of, in_words_of_the_command, 
 
 # Where images are looked for in a collection, the queries may come from it.
 SEARCH_TASK = "image-feature-extraction"
+SEGMENTATION_TASK = "image-segmentation"
 SAME_ROWS = (
     "`--train_data` and `--eval_data` are the same rows, so this measures how well they are remembered, and says"
     " nothing about other images"
@@ -81,7 +82,8 @@ def evaluate(
         num_workers: processes that decode images.
         device: (default: the first accelerator, or the CPU).
         bf16: run the network under bf16 autocast.
-        baseline: measure the model's configuration with fresh weights, or the pixels, in its place.
+        baseline: measure the model's configuration with fresh weights, or the pixels, in its place; for segmentation,
+            the pixels of patches.
         keep_features: keep features in the output folder, for protocols that come later.
         update_card: write the results into the README of the model.
     """
@@ -100,6 +102,7 @@ def evaluate(
     refuse(ignored, f"`--protocol` is {','.join(protocols)}")
     eval_split = eval_split or evaluation_split(eval_data)
     data = {"train_data": train_data, "train_split": train_split, "eval_data": eval_data, "eval_split": eval_split}
+    of_patches = baseline == "pixels" and segment_images(protocols)
     model = str(find_model(model))
     check_output(output_dir, [train_data, eval_data, model], protocols)
     if update_card:
@@ -110,7 +113,7 @@ def evaluate(
     with processes.main_process_first():  # the others find the data in the cache of datasets
         columns = {"image_column": image_column, "video_column": options.get("video_column")}
         train_dataset, eval_dataset, column = load_datasets(functions, columns, **data)
-    network, image_processor = load_backbone(model, baseline)
+    network, image_processor = load_backbone(model, baseline, of_patches=of_patches)
     learns_what_it_measures = "image_column" in column and are_same_rows(
         train_dataset, eval_dataset, column["image_column"]
     )
@@ -194,6 +197,18 @@ def evaluate(
     let_gloo_finish(processes)
     processes.destroy_process_group()
     return found
+
+
+def segment_images(protocols: dict[str, Any]) -> bool:
+    """Whether protocols segment images, by the features of patches. `ValueError` if only some do."""
+    segmenting = [name for name, one in protocols.items() if one.facts["task"] == SEGMENTATION_TASK]
+    if segmenting and len(segmenting) < len(protocols):
+        others = [name for name in protocols if name not in segmenting]
+        raise ValueError(
+            f"`--baseline` is pixels: those of patches for {', '.join(segmenting)}, but those of whole images for"
+            f" {', '.join(others)}. Run them apart."
+        )
+    return bool(segmenting)
 
 
 def options_in_force(function: Callable, given: dict[str, Any]) -> dict[str, Any]:
