@@ -47,19 +47,21 @@ def test_costs_are_linear_in_depth():
     assert extrapolate("vits14_short", 12) == pytest.approx(measure("vits14_short", 12), rel=0.01)
 
 
-# What was reached. Before anything was done it was 33.6 GiB, 281 GB and 2,248 kernels; 47.5, 467, 5,056; 44.4, 371,
-# 8,365. Of what is wanted, at most 16, 30 and 38 GiB and half of the bytes, the bytes of the first and the memory of
-# the last two are there.
+# What was reached, and the memory that is wanted at most. Before anything was done it was 33.6 GiB, 281 GB and 2,248
+# kernels; 47.5, 467, 5,056; 44.4, 371, 8,365. Of half of the bytes, which is wanted too, only the first has it.
 BUDGETS = {
-    ("vits14_short", 12): (16.4, 136.2, 2600),
-    ("vitl16_imagenet1k_short", 24): (26.3, 252.9, 4696),
-    ("vitg14", 40, "--per_device_train_batch_size", "12"): (31.72, 242.5, 7402),
+    ("vits14_short", 12): (15.97, 134.7, 2568, 16),
+    ("vitl16_imagenet1k_short", 24): (25.99, 251.8, 4664, 30),
+    ("vitg14", 40, "--per_device_train_batch_size", "12"): (31.46, 242.2, 7370, 38),
 }
 
 
 @pytest.mark.parametrize("network", BUDGETS, ids=lambda network: network[0])
 def test_a_step_stays_within_its_budget(network):
-    for reached, budget in zip(extrapolate(*network), BUDGETS[network], strict=True):
+    *budgets, wanted_gib = BUDGETS[network]
+    found = extrapolate(*network)
+    assert found[0] <= wanted_gib
+    for reached, budget in zip(found, budgets, strict=True):
         assert reached <= 1.01 * budget
 
 

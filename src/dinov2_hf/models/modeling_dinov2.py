@@ -471,6 +471,7 @@ class DINOv2Model(DINOv2PreTrainedModel):
         crops: Sequence[torch.Tensor],
         masks: Sequence[torch.Tensor | None] | None = None,
         packed: bool | None = None,
+        norm: bool = True,
     ) -> list[torch.Tensor]:
         r"""
         Process several resolutions. The result equals one `forward` for each.
@@ -480,18 +481,20 @@ class DINOv2Model(DINOv2PreTrainedModel):
             masks: for each resolution `None` or `(n_i, N_i)` booleans, as `bool_masked_pos`.
             packed: run all resolutions as one sequence, which saves launches on an accelerator. `None`: on every
                 device except a CPU, where packed ViT-S steps took 0.99 to 1.13 of the time of separate passes.
+            norm: apply the final norm. A caller that needs few of the tokens can apply `layernorm` to these alone.
 
         Returns:
-            For each resolution the tokens after the final norm, `(n_i, 1 + R + N_i, D)`.
+            For each resolution the tokens `(n_i, 1 + R + N_i, D)`, after the final norm or before it.
         """
         masks = masks if masks is not None else [None] * len(crops)
         if not (packed if packed is not None else crops[0].device.type != "cpu"):
-            return [
-                self(crop, bool_masked_pos=mask).last_hidden_state for crop, mask in zip(crops, masks, strict=True)
+            tokens = [
+                self.encoder(self.embeddings(*pair)).last_hidden_state for pair in zip(crops, masks, strict=True)
             ]
+            return [self.layernorm(one) for one in tokens] if norm else tokens
         tokens, packing = pack_crops([self.embeddings(crop, mask) for crop, mask in zip(crops, masks, strict=True)])
         tokens = self.encoder(tokens, crop_packing=packing).last_hidden_state
-        return unpack_crops(self.layernorm(tokens), packing)
+        return unpack_crops(self.layernorm(tokens) if norm else tokens, packing)
 
 
 register_stock_keys(DINOv2Model.__name__)

@@ -64,14 +64,16 @@ class _CrossEntropy(torch.autograd.Function):
                 if not needs_gradient:
                     continue
                 gradient = probabilities.sub_(target).to(bottleneck.dtype)
+                del target, logits, probabilities  # before the products are made
                 weights = weights[:, None] / temperature
                 torch.mul(gradient @ student.prototypes, weights, out=bottleneck_gradient[rows])
                 weighted = (student.bottleneck[rows] * weights).to(bottleneck.dtype)
                 product = gradient.T @ weighted
+                del gradient
                 prototype_gradient = (
                     product.float() if prototype_gradient is None else prototype_gradient.add_(product)
                 )
-                del target, logits, probabilities, gradient, product  # before the buffers of the next rows are made
+                del product
         if needs_gradient:
             ctx.save_for_backward(bottleneck_gradient, prototype_gradient)
             ctx.dtypes = bottleneck.dtype, prototypes.dtype

@@ -80,7 +80,6 @@ class Views:
         ranks: the ranks that compute this student; `None` means all ranks.
         is_packed: as `packed` of `DINOv2Model.forward_crops`.
         student_cls, local_cls: CLS tokens of the global crops, `(G, B, D)`, and of the local ones, `(L, B, D)`.
-        student_patches: patch tokens of the global crops, `(G, B, h, w, D)`.
     """
 
     config: DINOv2PreTrainingConfig
@@ -100,12 +99,20 @@ class Views:
         images, masks = [crops.global_crops.flatten(0, 1)], [crops.bool_masked_pos]
         if len(crops.local_crops):
             images, masks = [*images, crops.local_crops.flatten(0, 1)], [*masks, None]
-        tokens, leading = network.forward_crops(images, masks, self.is_packed), crops.global_crops.shape[:2]
-        patches = patch_map(tokens[0], crops.global_crops, network.config).movedim(1, -1)
-        self.student_cls, self.student_patches = (seen.unflatten(0, leading) for seen in (tokens[0][:, 0], patches))
-        local_cls = tokens[1][:, 0] if len(tokens) > 1 else tokens[0][:0, 0]
-        self.local_cls = local_cls.unflatten(0, crops.local_crops.shape[:2])
+        # Terms read every CLS token but few patches: a tenth of all tokens, and only these pass the final norm.
+        tokens = network.forward_crops(images, masks, self.is_packed, norm=False)
+        self._patches_before_norm = patch_map(tokens[0], crops.global_crops, network.config).movedim(1, -1)
+        cls = network.layernorm(torch.cat([seen[:, 0] for seen in tokens]))
+        num_global = len(tokens[0])
+        self.student_cls = cls[:num_global].unflatten(0, crops.global_crops.shape[:2])
+        self.local_cls = cls[num_global:].unflatten(0, crops.local_crops.shape[:2])
         self._made_logits: tuple[LogitChunks, LogitChunks | None] | None = None
+
+    @property
+    def student_patches(self) -> torch.Tensor:
+        """Patch tokens of the global crops, `(G, B, h, w, D)`; each reading applies the final norm to all of them."""
+        patches = self.student.backbone.layernorm(self._patches_before_norm)
+        return patches.unflatten(0, self.crops.global_crops.shape[:2])
 
     @property
     def num_global_crops(self) -> int:
@@ -158,7 +165,8 @@ class Views:
             cls = torch.cat([self.student_cls.flatten(0, 1), self.local_cls.flatten(0, 1)])
             patches = None
             if "patches" in self.needs:
-                patches = self.student_patches.flatten(0, 3)[self.crops.masked_indices]
+                patches = self._patches_before_norm.flatten(0, 2)[self.crops.masked_indices]
+                patches = self.student.backbone.layernorm(patches)
             self._made_logits = self.student.project(cls if "cls" in self.needs else cls[:0], patches, self.chunk_size)
         return self._made_logits
 
