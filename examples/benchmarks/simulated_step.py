@@ -64,7 +64,7 @@ def simulate(args: PreTrainingArguments, config: DINOv2PreTrainingConfig, device
             model = DINOv2ForPreTraining._from_config(config, attn_implementation="sdpa").train()
         choose_trained(model.student.backbone, model.teacher.backbone, **values_for(choose_trained, args))
         recompute_blocks(model.student.backbone, args.gradient_checkpointing)
-        model.is_packed = True
+        model.is_packed, model.patch_chunk_size = True, args.patch_chunk_size
         groups = parameter_groups(
             model.student,
             layerwise_decay=args.layerwise_decay,
