@@ -406,6 +406,7 @@ def test_mae_is_loaded_with_all_its_patches(tmp_path, capsys, images, spread):
     np.testing.assert_allclose(features, tokens[:, 0].numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_interruption_is_one_line(tmp_path, folder):
     """Ctrl-C reaches all processes of the terminal's foreground, the workers as well."""
     pixels = np.zeros((400, 400, 3), dtype=np.uint8)

@@ -488,10 +488,9 @@ class DINOv2Model(DINOv2PreTrainedModel):
         """
         masks = masks if masks is not None else [None] * len(crops)
         if not (packed if packed is not None else crops[0].device.type != "cpu"):
-            tokens = [
-                self.encoder(self.embeddings(*pair)).last_hidden_state for pair in zip(crops, masks, strict=True)
-            ]
-            return [self.layernorm(one) for one in tokens] if norm else tokens
+            pairs = zip(crops, masks, strict=True)
+            encoded = [self.encoder(self.embeddings(crop, mask)).last_hidden_state for crop, mask in pairs]
+            return [self.layernorm(one) for one in encoded] if norm else encoded
         tokens, packing = pack_crops([self.embeddings(crop, mask) for crop, mask in zip(crops, masks, strict=True)])
         tokens = self.encoder(tokens, crop_packing=packing).last_hidden_state
         return unpack_crops(self.layernorm(tokens) if norm else tokens, packing)

@@ -127,6 +127,7 @@ def test_a_file_that_is_cut_short_by_a_full_disk_is_known(tmp_path, monkeypatch)
         run_stage(one)
 
 
+@pytest.mark.slow
 def test_a_killed_process_of_a_pool_is_a_sentence(tmp_path):
     one = stage(tmp_path, be_killed)
     with start_pool(2) as pool, pytest.raises(ValueError, match="a process of stage 'numbers' was killed"):
