@@ -196,15 +196,13 @@ class Objective:
     @torch.no_grad()
     def _signs_of_collapse(self, views: Views) -> dict[str, torch.Tensor]:
         """The values of `DINOv2ForPreTrainingOutput` that are not losses, from the network that could collapse."""
-        cls, patches = views.teacher.cls, views.teacher.patches
         if getattr(self.teacher_role, "frozen", False):
-            cls, patches = views.student_cls, views.student_patches
-        rows, columns = patches.shape[2:4]
+            cls, patches = views.student_cls[0], views.central_patches
+        else:
+            rows, columns = views.teacher.patches.shape[2:4]
+            cls, patches = views.teacher.cls[0], views.teacher.patches[0, :, rows // 2, columns // 2]
         # Clones, because views would keep all tokens in memory.
-        signs = {
-            "cls_features": cls[0].detach().clone(),
-            "patch_features": patches[0, :, rows // 2, columns // 2].detach().clone(),
-        }
+        signs = {"cls_features": cls.detach().clone(), "patch_features": patches.detach().clone()}
         if views.targets is None:
             return signs
         targets = views.targets.cls.flatten(0, 1)

@@ -115,6 +115,13 @@ class Views:
         return patches.unflatten(0, self.crops.global_crops.shape[:2])
 
     @property
+    def central_patches(self) -> torch.Tensor:
+        """The patch token at the centre of each image's first global crop, `(B, D)`."""
+        of_first_crop = self._patches_before_norm[: self.crops.global_crops.shape[1]]
+        rows, columns = of_first_crop.shape[1:3]
+        return self.student.backbone.layernorm(of_first_crop[:, rows // 2, columns // 2])
+
+    @property
     def num_global_crops(self) -> int:
         """All global crops of the step on this device, `G * B`."""
         return self.student_cls.shape[:2].numel()
