@@ -23,6 +23,7 @@ from pretraining_step import random_batch
 
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from dinov2_hf.options import values_for
+from dinov2_hf.pretraining.terms import with_first_weights
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
 from dinov2_hf.runs.recipe.recipe_parsing import parse_recipe
 from dinov2_hf.training.ema import update_ema
@@ -71,7 +72,8 @@ def main() -> None:
     module = accelerator.unwrap_model(model)
     torch.manual_seed(accelerator.process_index)
     batch = send_to_device(random_batch(args, config), accelerator.device)
-    now = build_schedules(peak_learning_rate=1e-4, **values_for(build_schedules, args)).at(args.warmup_steps)
+    values = values_for(build_schedules, args) | {"loss_terms": with_first_weights(args.loss_terms or {}, config)}
+    now = build_schedules(peak_learning_rate=1e-4, **values).at(args.warmup_steps)
     set_schedule(optimizer, now)
 
     seconds = []

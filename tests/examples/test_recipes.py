@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForPreTraining
 
 from dinov2_hf import recipe_files
 from dinov2_hf.options import values_for
+from dinov2_hf.pretraining.terms import with_first_weights
 from dinov2_hf.runs.distillation_arguments import DistillationArguments
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
 from dinov2_hf.runs.recipe.recipe_parsing import parse_recipe
@@ -223,9 +224,10 @@ def test_every_recipe_is_whole(path):
     elif "hidden_size" not in values:
         flags += ["--init_from", "a/run"]
     args, backbone, objective, *_ = parse_recipe(flags, *kinds)
-    DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone), **objective)
+    config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone), **objective)
     peak = scale_learning_rate(args.learning_rate, args.per_device_train_batch_size, args.learning_rate_scaling)
-    schedules = build_schedules(peak_learning_rate=peak, **values_for(build_schedules, args))
+    values = values_for(build_schedules, args) | {"loss_terms": with_first_weights(args.loss_terms or {}, config)}
+    schedules = build_schedules(peak_learning_rate=peak, **values)
     assert 0 < args.teacher_temperature_warmup_steps < args.max_steps
     assert schedules.at(args.freeze_backbone_steps + args.warmup_steps).backbone_learning_rate == pytest.approx(peak)
     assert "not yet measured" in path.read_text() or "docs/results.md" in path.read_text()

@@ -31,6 +31,16 @@ def test_a_line_of_the_recipe_adds_a_term(pretrain, capfd, monkeypatch):
     assert {"dino local", "koleo", "gram"} <= set(labels)
 
 
+def test_the_weight_of_koleo_may_change(pretrain):
+    run = pretrain("loss_terms: {koleo: {end: 0, steps: 1}}", "--koleo_loss_weight", "0.3")
+    first, second = (record for record in read_metrics(run / "metrics.jsonl") if "loss" in record)
+    assert (first["koleo_loss_weight"], second["koleo_loss_weight"]) == (0.3, 0)
+    assert "koleo_loss" not in second
+    for record in (first, second):
+        parts = sum(record[name] for name in ("dino_local_loss", "dino_global_loss", "ibot_loss"))
+        assert record["loss"] == pytest.approx(parts + 0.3 * record.get("koleo_loss", 0), rel=1e-5)
+
+
 def test_the_term_is_its_formula():
     from gram_anchoring import similarities
 
@@ -46,7 +56,8 @@ def test_the_term_is_its_formula():
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
-        ("{koleo: 0.5}", "`loss_terms` has koleo, whose weight is `koleo_loss_weight`; set that."),
+        ("{koleo: 0.5}", "`loss_terms` has koleo, whose weight is `koleo_loss_weight`; set that, and here only"),
+        ("{koleo: {start: 0.5, end: 0}}", "set that, and here only what it becomes, such as {end: 0, steps: 1000}."),
         ("{gram_anchoring:gram: 1.0}", "it has no 'gram'. Did you mean `gram_loss`?"),
         ("{gram_anchoring:gram_loss: much}", "`loss_terms` gives gram_anchoring:gram_loss the value much"),
         ("{gram_anchorin:gram_loss: 1}", "there is no module gram_anchorin among the installed packages"),

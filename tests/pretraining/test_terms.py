@@ -108,6 +108,8 @@ def test_names_that_metrics_could_not_tell_apart_are_refused():
         check_loss_terms({"test_parts_loss": 1, "test_parts": 1})
     with pytest.raises(ValueError, match="has ibot, whose weight is `ibot_loss_weight`"):
         check_loss_terms({"ibot": 1})
+    with pytest.raises(ValueError, match="has ibot, whose weight is `ibot_loss_weight`; set that.$"):
+        check_loss_terms({"ibot": {"end": 0}})  # its head would have no gradient at a weight of 0
     check_loss_terms({"kde": 0.1})
 
 

@@ -22,7 +22,9 @@ from .views import Views
 
 # `needs` says which logits a term reads, "cls" or "patches", and whether it reads the features of a "gram_teacher".
 # Heads that no term needs are not run. `weight` is the field of a configuration with the weight of the term. Other
-# terms have their weight in the recipe's `loss_terms`, together with their keywords.
+# terms have their weight in the recipe's `loss_terms`, together with their keywords. `may_change` is for a term of the
+# first kind without parameters, which would have no gradient at a weight of 0: `loss_terms` may say what its weight
+# becomes.
 TERMS = Registry("loss term")
 
 
@@ -46,7 +48,7 @@ def ibot(views: Views) -> torch.Tensor:
     )
 
 
-@TERMS.register("koleo", weight="koleo_loss_weight")
+@TERMS.register("koleo", weight="koleo_loss_weight", may_change=True)
 def koleo(views: Views) -> torch.Tensor:
     """Sum of the regulariser over the global crops."""
     groups = views.cls_in_groups(views.config.koleo_group_size)
@@ -133,20 +135,32 @@ def term_options(loss_terms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def with_first_weights(loss_terms: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """A recipe's `loss_terms`, where the schedule of a term with a weight in a field of `config` starts at that."""
+    found = dict(loss_terms)
+    for name, value in loss_terms.items():
+        field = TERMS.named(name).facts.get("weight")
+        if field is not None:
+            found[name] = {"start": getattr(config, field), **value}
+    return found
+
+
 BUILT_IN = tuple(TERMS.names())
 
 
 def check_loss_terms(loss_terms: Mapping[str, Any]) -> None:
     """
     Raises:
-        `ValueError`: a name of a recipe's `loss_terms` is not a term, has its weight in another field, or has the same
-            name in metrics as another term; or `term_options` refuses its options.
+        `ValueError`: a name of a recipe's `loss_terms` is not a term; has its weight in another field, and here more
+            than what it becomes; or has the same name in metrics as another. Or `term_options` refuses its options.
     """
     called: dict[str, str] = {loss_name(name): name for name in BUILT_IN}
-    for name in loss_terms:
-        field = TERMS.named(name).facts.get("weight")
-        if field is not None:
-            raise ValueError(f"`loss_terms` has {name}, whose weight is `{field}`; set that.")
+    for name, value in loss_terms.items():
+        facts = TERMS.named(name).facts
+        field, may_change = facts.get("weight"), facts.get("may_change", False)
+        if field and not (may_change and isinstance(value, Mapping) and not {"weight", "start"} & set(value)):
+            change = ", and here only what it becomes, such as {end: 0, steps: 1000}" if may_change else ""
+            raise ValueError(f"`loss_terms` has {name}, whose weight is `{field}`; set that{change}.")
         if called.get(loss_name(name), name) != name:
             raise ValueError(
                 f"`loss_terms` has {name}, which metrics would call {loss_name(name)}, as {called[loss_name(name)]};"

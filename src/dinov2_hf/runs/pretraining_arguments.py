@@ -147,8 +147,9 @@ class PreTrainingArguments:
     loss_terms: dict[str, Any] | None = argument(
         None,
         "Further loss terms and their weights: kde=0.05, gram_anchoring=2.0, or package.module:function=1.0. A weight"
-        " may be a schedule: {kind: linear, start: 0, end: 1, steps: 1000}. Keywords of a term stand beside it:"
-        " {weight: 0.1, concentration: 10}.",
+        " may be a schedule: {kind: linear, start: 0, end: 1, steps: 1000}; that of koleo starts at koleo_loss_weight,"
+        " as in koleo={end: 0, steps: 1000}. Keywords of a term stand beside its weight: {weight: 0.1, concentration:"
+        " 10}.",
     )
     gram_teacher: str | None = argument(
         None,

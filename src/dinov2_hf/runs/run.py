@@ -26,6 +26,7 @@ from ..models.image_processing_dinov2 import image_processor_of
 from ..options import values_for
 from ..output_folders import write_text
 from ..pretraining.compilation import check_compiler, compile_objective, without_compiling
+from ..pretraining.terms import with_first_weights
 from ..training.checkpointing.checkpoint_folders import CHECKPOINTS, list_checkpoints
 from ..training.checkpointing.checkpoints import CheckpointSaver, load_checkpoint
 from ..training.optimizer import build_optimizer
@@ -117,7 +118,10 @@ class Run:
         self.evaluations = Evaluations(args, self.dataset, plan.config.backbone_config)
         self.global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
         peak = scale_learning_rate(args.learning_rate, self.global_batch_size, args.learning_rate_scaling)
-        self.schedules = build_schedules(peak_learning_rate=peak, **values_for(build_schedules, args))
+        loss_terms = with_first_weights(args.loss_terms or {}, plan.config)
+        self.schedules = build_schedules(
+            peak_learning_rate=peak, **values_for(build_schedules, args) | {"loss_terms": loss_terms}
+        )
         self.state = start_state(args, num_processes, self.checkpoint)
         resume_launch(self.accelerator, self.state)
         self.num_images = None if args.streaming else len(self.dataset)
