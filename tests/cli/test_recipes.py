@@ -20,7 +20,7 @@ def listed(capsys):
 def test_every_recipe_is_listed(listed):
     found, said = listed
     assert list(found) == recipe_names() == sorted(path.stem for path in RECIPES.iterdir())
-    assert "  hardware:  2 CPU cores\n  time:      4 minutes" in said
+    assert "  hardware:  2 CPU cores\n  time:      5 minutes as two processes" in said
 
 
 @pytest.mark.parametrize("name", recipe_names())
