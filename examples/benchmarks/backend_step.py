@@ -23,9 +23,9 @@ from pretraining_step import random_batch
 
 from dinov2_hf import DINOv2Config, DINOv2ForPreTraining, DINOv2PreTrainingConfig
 from dinov2_hf.options import values_for
-from dinov2_hf.pretraining.terms import with_first_weights
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
 from dinov2_hf.runs.recipe.recipe_parsing import parse_recipe
+from dinov2_hf.runs.recipe.recipe_schedules import schedules_of
 from dinov2_hf.training.ema import update_ema
 from dinov2_hf.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_schedule
 from dinov2_hf.training.processes.backends import (
@@ -38,7 +38,6 @@ from dinov2_hf.training.processes.backends import (
 )
 from dinov2_hf.training.processes.distributed import choose_attention, choose_mixed_precision, end_run
 from dinov2_hf.training.processes.sharded_weights import num_parameters
-from dinov2_hf.training.schedules import build_schedules
 
 
 def main() -> None:
@@ -72,8 +71,7 @@ def main() -> None:
     module = accelerator.unwrap_model(model)
     torch.manual_seed(accelerator.process_index)
     batch = send_to_device(random_batch(args, config), accelerator.device)
-    values = values_for(build_schedules, args) | {"loss_terms": with_first_weights(args.loss_terms or {}, config)}
-    now = build_schedules(peak_learning_rate=1e-4, **values).at(args.warmup_steps)
+    now = schedules_of(args, config, peak_learning_rate=1e-4).at(args.warmup_steps)
     set_schedule(optimizer, now)
 
     seconds = []

@@ -11,12 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining
 
 from dinov2_hf import recipe_files
-from dinov2_hf.options import values_for
-from dinov2_hf.pretraining.terms import with_first_weights
 from dinov2_hf.runs.distillation_arguments import DistillationArguments
 from dinov2_hf.runs.pretraining_arguments import PreTrainingArguments
 from dinov2_hf.runs.recipe.recipe_parsing import parse_recipe
-from dinov2_hf.training.schedules import build_schedules, scale_learning_rate
+from dinov2_hf.runs.recipe.recipe_schedules import schedules_of
+from dinov2_hf.training.schedules import scale_learning_rate
 
 from .conftest import run_until_saved
 from .test_pretrain import assert_same_run, run, weights
@@ -226,8 +225,7 @@ def test_every_recipe_is_whole(path):
     args, backbone, objective, *_ = parse_recipe(flags, *kinds)
     config = DINOv2PreTrainingConfig(backbone_config=DINOv2Config(**backbone), **objective)
     peak = scale_learning_rate(args.learning_rate, args.per_device_train_batch_size, args.learning_rate_scaling)
-    values = values_for(build_schedules, args) | {"loss_terms": with_first_weights(args.loss_terms or {}, config)}
-    schedules = build_schedules(peak_learning_rate=peak, **values)
+    schedules = schedules_of(args, config, peak)
     assert 0 < args.teacher_temperature_warmup_steps < args.max_steps
     assert schedules.at(args.freeze_backbone_steps + args.warmup_steps).backbone_learning_rate == pytest.approx(peak)
     assert "not yet measured" in path.read_text() or "docs/results.md" in path.read_text()

@@ -26,14 +26,13 @@ from ..models.image_processing_dinov2 import image_processor_of
 from ..options import values_for
 from ..output_folders import write_text
 from ..pretraining.compilation import check_compiler, compile_objective, without_compiling
-from ..pretraining.terms import with_first_weights
 from ..training.checkpointing.checkpoint_folders import CHECKPOINTS, list_checkpoints
 from ..training.checkpointing.checkpoints import CheckpointSaver, load_checkpoint
 from ..training.optimizer import build_optimizer
 from ..training.processes.backends import COMPUTE_DTYPES, compute_precision, prepare, resume_launch
 from ..training.processes.distributed import choose_attention, end_run
 from ..training.run_stopped import bad_data_stops_run
-from ..training.schedules import build_schedules, scale_learning_rate
+from ..training.schedules import scale_learning_rate
 from .accelerator import build_accelerator
 from .description import describe_run
 from .ending.endings import end_in_words
@@ -47,6 +46,7 @@ from .recipe.objective_options import apply_objective_options
 from .recipe.recipe_changes import DATA_SIZES, check_recipe
 from .recipe.recipe_checks import check_groups
 from .recipe.recipe_parsing import options_of_run
+from .recipe.recipe_schedules import schedules_of
 from .recipe.resumed_recipe import RECIPE_FILE
 from .run_folder import claimed_folder, start_output_dir
 from .state import check_steps_left, find_data_position, note_measured, start_state
@@ -118,10 +118,7 @@ class Run:
         self.evaluations = Evaluations(args, self.dataset, plan.config.backbone_config)
         self.global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
         peak = scale_learning_rate(args.learning_rate, self.global_batch_size, args.learning_rate_scaling)
-        loss_terms = with_first_weights(args.loss_terms or {}, plan.config)
-        self.schedules = build_schedules(
-            peak_learning_rate=peak, **values_for(build_schedules, args) | {"loss_terms": loss_terms}
-        )
+        self.schedules = schedules_of(args, plan.config, peak)
         self.state = start_state(args, num_processes, self.checkpoint)
         resume_launch(self.accelerator, self.state)
         self.num_images = None if args.streaming else len(self.dataset)
